@@ -1,0 +1,1 @@
+"""Streamlit pages over the tuner's store, read-only."""

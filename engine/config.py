@@ -1,0 +1,368 @@
+"""The engine's configuration: frozen, composed, addressed by paths such as `cache.expert_bytes`.
+
+In: nested dicts or `path -> value` overlays. Out: EngineConfig, then by `resolve` a ResolvedConfig
+whose every automatic choice is made, with the memory it needs. Unknown keys are errors that name
+the nearest valid one. Pure: no torch, no clock, no machine access.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from engine.errors import ConfigError
+from engine.types import (
+    AllocationName,
+    Bits,
+    DirectName,
+    DtypeName,
+    EvictionName,
+    KernelName,
+    OrderName,
+    PlacementName,
+    PlanName,
+    PrecisionName,
+    PredictorName,
+    QueueName,
+    ScopeName,
+    SensitivityClass,
+    parse_size_bytes,
+)
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How many experts stay on the device, and which."""
+
+    expert_bytes: int | str = "auto"  # bytes, a share such as `25%`, or auto: all that fits
+    allocation: AllocationName = "uniform"
+    eviction: EvictionName = "lru"
+    scope: ScopeName = "layer"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PrefetchConfig:
+    """Which experts are fetched before the router asks for them."""
+
+    predictor: PredictorName = "none"
+    depth: int = 0
+    extra_experts: int = 0
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How records move."""
+
+    queue: QueueName = "two_priority"
+    chunk_bytes: int = 1 << 20
+    in_flight: int = 2
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """How many bits an expert gets."""
+
+    bits: Bits = 16
+    group_size: int = 64
+    scheme: PrecisionName = "uniform"
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Micro-batches that share each load, sequences in each, and the order of experts."""
+
+    count: int = 1
+    size: int = 1
+    order: OrderName = "ready_first"
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Who chooses micro-batches and depth."""
+
+    name: PlanName = "fixed"
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """How a prompt is cut."""
+
+    chunk_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Where experts are computed."""
+
+    name: PlacementName = "device"
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """The host tier between disk and device (0: none; on the CPU device it has no effect)."""
+
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class KvConfig:
+    """Room for keys and values, in tokens of one sequence."""
+
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class IoConfig:
+    """How the disk is read."""
+
+    threads: int = 2
+    direct: DirectName = "auto"
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Which kernels multiply: auto takes torch's int4/int8 where shapes allow and they win."""
+
+    name: KernelName = "auto"
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """The dtype of activations and of the dense weights."""
+
+    dtype: DtypeName = "bfloat16"
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """auto, cpu, cuda:0 or any device type that torch knows."""
+
+    name: str = "auto"
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """Hard limits in bytes; 0 means no limit was given."""
+
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything that decides how the engine runs a model."""
+
+    cache: CacheConfig = CacheConfig()
+    prefetch: PrefetchConfig = PrefetchConfig()
+    transfer: TransferConfig = TransferConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    batch: BatchConfig = BatchConfig()
+    plan: PlanConfig = PlanConfig()
+    prefill: PrefillConfig = PrefillConfig()
+    placement: PlacementConfig = PlacementConfig()
+    host: HostConfig = HostConfig()
+    kv: KvConfig = KvConfig()
+    io: IoConfig = IoConfig()
+    kernel: KernelConfig = KernelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    device: DeviceConfig = DeviceConfig()
+    budget: BudgetConfig = BudgetConfig()
+
+    def overlay(self, values: Mapping[str, Any]) -> EngineConfig:
+        """A copy with `path -> value` laid over it.
+
+        Text is converted to the field's type (`"4"` for bits, `"2MB"` for bytes). Raises
+        ConfigError naming the nearest path, or the allowed values.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for path, value in values.items():
+            section, name = _split_path(path)
+            if name.startswith("options."):
+                options = sections.setdefault(section, {}).setdefault(
+                    "options", dict(getattr(self, section).options)
+                )
+                options[name.removeprefix("options.")] = value
+            else:
+                sections.setdefault(section, {})[name] = value
+        built = {
+            section: dataclasses.replace(
+                getattr(self, section),
+                **{
+                    name: _convert(f"{section}.{name}", type(getattr(self, section)), name, value)
+                    for name, value in changes.items()
+                },
+            )
+            for section, changes in sections.items()
+        }
+        config = dataclasses.replace(self, **built)
+        _check_ranges(config)
+        return config
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain dict, complete."""
+        return dataclasses.asdict(self)
+
+    def flat(self) -> dict[str, Any]:
+        """`path -> value`, complete."""
+        return {
+            f"{section}.{name}": value
+            for section, values in self.to_dict().items()
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineConfig:
+        """Read a nested dict strictly."""
+        flat: dict[str, Any] = {}
+        for section, values in data.items():
+            if not isinstance(values, Mapping):
+                _split_path(f"{section}.")
+                raise ConfigError(f"'{section}' must be a group of settings, not {values!r}")
+            for name, value in values.items():
+                flat[f"{section}.{name}"] = value
+        return cls().overlay(flat)
+
+    def digest(self) -> str:
+        """Hash of the complete config, 16 hex digits."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_paths() -> tuple[str, ...]:
+    """Every valid path, sorted as declared."""
+    return tuple(EngineConfig().flat())
+
+
+SENSITIVITY: dict[str, SensitivityClass] = {
+    "cache.": "exact",
+    "prefetch.": "exact",
+    "transfer.": "exact",
+    "io.": "exact",
+    "host.": "exact",
+    "budget.": "exact",
+    "plan.": "exact",
+    "batch.order": "exact",
+    "batch.": "rounding",
+    "prefill.": "rounding",
+    "placement.": "rounding",
+    "kernel.": "lossy_static",
+    "device.": "lossy_static",
+    "compute.": "lossy_static",
+    "precision.": "lossy_static",
+    "kv.max_tokens": "exact",
+}
+
+
+def sensitivity(path: str) -> SensitivityClass:
+    """How far a setting can change outputs (the longest matching prefix decides)."""
+    matches = [prefix for prefix in SENSITIVITY if path.startswith(prefix)]
+    return SENSITIVITY[max(matches, key=len)]
+
+
+def _split_path(path: str) -> tuple[str, str]:
+    section, _, name = path.partition(".")
+    sections = {f.name: f for f in dataclasses.fields(EngineConfig)}
+    if section in sections:
+        names = {f.name for f in dataclasses.fields(getattr(EngineConfig(), section))}
+        if name in names or (name.startswith("options.") and "options" in names):
+            return section, name
+    nearest = difflib.get_close_matches(path, config_paths(), n=1, cutoff=0.0)
+    raise ConfigError(f"there is no setting '{path}'; the nearest is '{nearest[0]}'")
+
+
+def _convert(path: str, owner: type, name: str, value: Any) -> Any:
+    hint = typing.get_type_hints(owner)[name]
+    try:
+        return _convert_to(hint, value, sized=name.endswith("bytes"))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} = {value!r}: {error}") from None
+
+
+def _convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return _convert_choice(get_args(hint), value)
+    if origin is types.UnionType:  # int | str: bytes, a share or auto
+        if isinstance(value, str) and (value == "auto" or value.endswith("%")):
+            return _check_share(value)
+        return parse_size_bytes(value) if value not in (0, "0") else 0
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("write true or false")
+    if hint is int:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError("write a whole number")
+        if sized and isinstance(value, str) and value != "0":
+            return parse_size_bytes(value)
+        return _whole_number(value)
+    if hint is str:
+        return str(value)
+    if not isinstance(value, Mapping):
+        raise TypeError("write a group of options")
+    return dict(value)
+
+
+def _whole_number(value: Any) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("write a whole number") from None
+
+
+def _convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
+    for choice in allowed:
+        if value == choice or str(value) == str(choice):
+            return choice
+    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")
+
+
+def _check_share(text: str) -> str:
+    if text == "auto":
+        return text
+    try:
+        share = float(text[:-1])
+    except ValueError:
+        raise ValueError("write bytes, or a share such as 25%") from None
+    if not 0 < share <= 100:
+        raise ValueError("a share lies above 0% and at most at 100%")
+    return text
+
+
+_RANGES: dict[str, tuple[int, int]] = {
+    "prefetch.depth": (0, 4),
+    "prefetch.extra_experts": (0, 64),
+    "transfer.chunk_bytes": (4096, 1 << 30),
+    "transfer.in_flight": (1, 8),
+    "precision.group_size": (16, 128),
+    "batch.count": (1, 256),
+    "batch.size": (1, 256),
+    "prefill.chunk_tokens": (1, 1 << 16),
+    "host.bytes": (0, 1 << 62),
+    "kv.max_tokens": (2, 1 << 24),
+    "io.threads": (1, 32),
+    "budget.vram_bytes": (0, 1 << 62),
+    "budget.ram_bytes": (0, 1 << 62),
+    "budget.disk_bytes": (0, 1 << 62),
+}
+
+
+def _check_ranges(config: EngineConfig) -> None:
+    flat = config.flat()
+    for path, (low, high) in _RANGES.items():
+        if not low <= flat[path] <= high:
+            raise ConfigError(f"{path} = {flat[path]}: allowed is {low} to {high}")

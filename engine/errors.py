@@ -1,0 +1,96 @@
+"""The engine's errors; each says what was given, what was allowed and what to try.
+
+EngineError
+├── UsageError            what the user typed cannot be read (exit 2)
+│   └── ConfigError       an unknown or ill-typed config value
+├── ModelError            the checkpoint cannot be used (exit 1)
+│   ├── NotAModelError    no config.json, unknown id
+│   ├── DenseModelError   a model without experts
+│   ├── FamilyError       an MoE family outside transformers' experts interface
+│   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
+│   └── RemoteCodeError   the checkpoint wants its own code
+├── InfeasibleError       nothing fits the budget (exit 3, with the smallest that would)
+├── StorageError          disk full, read-only, unwritable
+├── PackError             an expert pack is torn or belongs to something else
+└── ProtocolError         a message between the tuner and the worker cannot be read
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from engine.types import FailureClass
+
+
+class EngineError(Exception):
+    """Base of everything that a user or a machine can cause."""
+
+    exit_code: ClassVar[int] = 1
+    failure: ClassVar[FailureClass] = "crash"
+
+
+class UsageError(EngineError):
+    """Something the user wrote cannot be read."""
+
+    exit_code = 2
+    failure = "usage"
+
+
+class ConfigError(UsageError):
+    """A config value is unknown or of the wrong type."""
+
+
+class ModelError(EngineError):
+    """The model cannot be used."""
+
+    failure = "model"
+
+
+class NotAModelError(ModelError):
+    """There is no model at this place."""
+
+
+class DenseModelError(ModelError):
+    """The model has no experts, so there is nothing to offload."""
+
+
+class FamilyError(ModelError):
+    """The family does not use transformers' experts interface."""
+
+
+class CheckpointError(ModelError):
+    """The weights are truncated, corrupt, inconsistent or in a refused format."""
+
+
+class RemoteCodeError(ModelError):
+    """The checkpoint brings its own code and nobody allowed it."""
+
+
+class InfeasibleError(EngineError):
+    """Nothing fits.
+
+    smallest_bytes: the smallest device budget that would fit this configuration, None if unknown.
+    """
+
+    exit_code = 3
+    failure = "does_not_fit"
+
+    def __init__(self, message: str, smallest_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest_bytes = smallest_bytes
+
+
+class StorageError(EngineError):
+    """A folder or file cannot be written or read."""
+
+    failure = "storage"
+
+
+class PackError(EngineError):
+    """An expert pack is torn, corrupt or made for something else."""
+
+    failure = "storage"
+
+
+class ProtocolError(EngineError):
+    """A protocol message cannot be read."""

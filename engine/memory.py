@@ -1,0 +1,134 @@
+"""The memory equation: what a configuration needs on the device, and what fits a budget.
+
+`resolve` makes every automatic choice of a config from model facts alone, so that the tuner can
+say "does not fit" before anything runs. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, InfeasibleError
+from engine.protocol import MemoryPlan, ModelFacts
+from engine.records import RECORD_ALIGN, record_layout, resolve_group_size, supported_bits
+from engine.types import format_bytes
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+# Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
+# measured on the reference machine (docs/lab.md, "memory equation").
+FIXED_WORKSPACE_BYTES = 24_000_000
+
+
+def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, MemoryPlan]:
+    """Make every automatic choice and check the budget.
+
+    Returns the complete config (expert_bytes in bytes, a group size that divides) and its memory.
+    Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
+    ConfigError where the model's shapes do not allow the precision.
+    """
+    config = _resolve_group(config, facts)
+    record = record_bytes(config, facts)
+    base = _base_plan(config, facts, record)
+    total_slots = facts.moe_layers * facts.experts
+    floor = minimum_slots(config, facts)
+    budget = config.budget.vram_bytes
+    smallest = base.total_bytes + floor * record
+    if budget and smallest > budget:
+        raise InfeasibleError(
+            f"{config.precision.bits}-bit experts with {config.batch.count} x {config.batch.size} "
+            f"sequences need at least {format_bytes(smallest)} ({smallest} bytes), the budget is "
+            f"{format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
+            smallest,
+        )
+    wanted = config.cache.expert_bytes
+    if wanted == "auto":
+        fitting = (budget - base.total_bytes) // record if budget else total_slots
+        slots = min(total_slots, fitting)
+    else:
+        slots = min(total_slots, _wanted_slots(wanted, total_slots, record))
+        if slots < floor:
+            raise InfeasibleError(
+                f"cache.expert_bytes = {wanted} holds {slots} experts of {record} bytes; this "
+                f"model needs at least {floor} slots ({format_bytes(floor * record)})",
+                smallest,
+            )
+    plan = _with_slots(base, slots, record)
+    if budget and plan.total_bytes > budget:
+        raise InfeasibleError(
+            f"cache.expert_bytes = {wanted} brings the total to {format_bytes(plan.total_bytes)}, "
+            f"the budget is {format_bytes(budget)}: lower cache.expert_bytes or raise the budget",
+            plan.total_bytes,
+        )
+    return config.overlay({"cache.expert_bytes": slots * record}), plan
+
+
+def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Padded bytes of one record at this config's precision."""
+    bits, group = config.precision.bits, config.precision.group_size
+    return record_layout(facts.parts, bits, group).size_bytes
+
+
+def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
+    """The fewest slots that run at all: one a layer, or two where all layers share them."""
+    shared = config.cache.scope == "shared" or config.cache.eviction == "none"
+    return 2 if shared else facts.moe_layers
+
+
+def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
+    """Uniform allocation: as even as whole slots allow, the remainder to the first layers."""
+    return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
+
+
+def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    bits = config.precision.bits
+    group = resolve_group_size(facts.parts, config.precision.group_size)
+    if bits not in supported_bits(facts.parts, config.precision.group_size):
+        allowed = ", ".join(map(str, supported_bits(facts.parts, 128)))
+        raise ConfigError(
+            f"precision.bits = {bits} does not suit this model's expert shapes with groups of at "
+            f"most {config.precision.group_size}; possible are {allowed}"
+        )
+    return config.overlay({"precision.group_size": group}) if group else config
+
+
+def _wanted_slots(wanted: int | str, total_slots: int, record: int) -> int:
+    if isinstance(wanted, str):
+        return int(total_slots * float(wanted.rstrip("%")) / 100 + 1e-9)
+    return wanted // record
+
+
+def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPlan:
+    width = DTYPE_BYTES[config.compute.dtype]
+    sequences = config.batch.count * config.batch.size
+    tokens = config.kv.max_tokens
+    chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
+    dense = facts.dense_bytes * width // 2
+    kv = facts.kv_bytes_per_token * width // 2 * tokens * sequences
+    expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
+    activations = chunk * width * (
+        facts.hidden_size * (8 + facts.experts_per_token) + 3 * expert_width
+    ) * max(1, config.batch.count // 2)
+    logits = 8 * facts.vocabulary * config.batch.size
+    dequantized = sum(p.elements for p in facts.parts) * width if config.precision.bits != 16 else 0
+    if config.precision.bits == 16 and width == 4:
+        dequantized = sum(p.elements for p in facts.parts) * 4
+    kv_growth = kv // max(1, facts.layers) * 2
+    return MemoryPlan(
+        slots=0,
+        slots_bytes=0,
+        dense_bytes=dense,
+        kv_bytes=kv,
+        workspace_bytes=activations + logits + dequantized + kv_growth + FIXED_WORKSPACE_BYTES,
+        staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
+    )
+
+
+def _with_slots(base: MemoryPlan, slots: int, record: int) -> MemoryPlan:
+    return MemoryPlan(
+        slots=slots,
+        slots_bytes=slots * record,
+        dense_bytes=base.dense_bytes,
+        kv_bytes=base.kv_bytes,
+        workspace_bytes=base.workspace_bytes,
+        staging_bytes=base.staging_bytes,
+    )

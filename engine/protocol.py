@@ -1,0 +1,178 @@
+"""What the tuner and an engine worker say to each other: JSON lines over an inherited socket.
+
+Tuner to worker: {"schema": 1, "id": n, "op": NAME, ...arguments}
+Worker to tuner, in any order:
+  {"schema": 1, "event": "heartbeat", "rss_bytes": n}                    once a second
+  {"schema": 1, "id": n, "event": "progress", "stage": s, "done": x, "total": y, ...}
+  {"schema": 1, "id": n, "event": "token", "text": s}                    generate only
+  {"schema": 1, "id": n, "ok": true, "result": {...}}                    the answer
+  {"schema": 1, "id": n, "ok": false, "error": {"class": FailureClass, "type": NAME,
+       "message": s, "exit_code": n, "smallest_bytes": n | null}}        the answer, failed
+
+One request is answered before the next is read. The worker ends when the socket closes (its
+parent died) or on `close`. Values only; the engine behind it is imported by engine.worker.
+
+| op | arguments | result |
+| --- | --- | --- |
+| open | model, device, trust_remote_code | {"facts": ModelFacts, "hardware": {...}, "runtime_bytes": n} |
+| configure | config (nested EngineConfig; `auto` and shares allowed) | {"config": resolved nested config, "memory": MemoryPlan} |
+| measure | workload (Workload), repeats, warm_up (bool), seed | Report |
+| evaluate | tasks [names or YAML paths], limit, seed, reference (bool: keep logits as the 16-bit reference for KLD) | QualityReport |
+| generate | prompt, chat (bool), max_tokens, temperature, top_p, seed | {"text", "tokens", "metrics"} |
+| pack | bits, group_size | {"path", "bytes", "records"} |
+| profile | (none) | MachineProfile |
+| parity | tokens | {"parity_max_abs_diff", "parity_max_abs_logit"} |
+| close | (none) | {} |
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.errors import ProtocolError
+from engine.records import Part, parts_from_json, parts_to_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model from its config and safetensors headers, without its weights.
+
+    dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
+    record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
+    together, by bits; kv_bytes_per_token: all layers at 16 bits, one sequence;
+    predictors: usable on this model.
+    """
+
+    id: str
+    path: str
+    revision: str
+    fingerprint: str
+    family: str
+    layers: int
+    moe_layers: int
+    experts: int
+    experts_per_token: int
+    hidden_size: int
+    vocabulary: int
+    max_positions: int
+    dense_bytes: int
+    parts: tuple[Part, ...]
+    record_bytes: dict[str, int]
+    expert_bytes: dict[str, int]
+    kv_bytes_per_token: int
+    predictors: tuple[str, ...]
+    has_tokenizer: bool
+    in_place_16: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {**asdict(self), "parts": parts_to_json(self.parts)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelFacts:
+        """Inverse of to_json."""
+        return cls(
+            **{
+                **data,
+                "parts": parts_from_json(data["parts"]),
+                "predictors": tuple(data["predictors"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory equation of one configuration, in bytes; the sum is what the budget bounds."""
+
+    slots: int
+    slots_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    staging_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything on the device."""
+        return (
+            self.slots_bytes
+            + self.dense_bytes
+            + self.kv_bytes
+            + self.workspace_bytes
+            + self.staging_bytes
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict, with the total."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Real text to run: see studies/workloads/.
+
+    prompts: raw texts or (chat) user messages; continuations: the texts that follow them, for
+    teacher forcing (empty: seeded sampling). sequences: how many are run in one repeat.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    continuations: tuple[str, ...] = ()
+    chat: bool = False
+    prompt_tokens: int = 64
+    output_tokens: int = 32
+    sequences: int = 4
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Workload:
+        """Inverse of to_json."""
+        return cls(
+            **{
+                **data,
+                "prompts": tuple(data["prompts"]),
+                "continuations": tuple(data["continuations"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """Measured speeds of this machine.
+
+    read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
+    one large copy; kernel_ms: of one expert-sized product, by `bits/tokens`.
+    """
+
+    read_bytes_per_s: dict[str, float]
+    memory_bytes_per_s: float
+    link_bytes_per_s: float | None
+    kernel_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One line, with the schema number."""
+    return (json.dumps({"schema": SCHEMA, **message}) + "\n").encode()
+
+
+def decode(line: bytes | str) -> dict[str, Any]:
+    """Read one line; ProtocolError if it is not a message of this schema."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        raise ProtocolError(f"not a protocol message: {line[:120]!r}") from None
+    if not isinstance(message, dict) or message.get("schema") != SCHEMA:
+        found = message.get("schema") if isinstance(message, dict) else type(message).__name__
+        raise ProtocolError(f"protocol schema {found}, this program speaks {SCHEMA}")
+    return message

@@ -1,0 +1,123 @@
+"""What the engine reports: metrics with intervals, samples, memory. Plain values, JSON in and out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure.
+
+    value: mean (or percentile); low, high: 95 % confidence bounds (equal to value when n = 1);
+    n: how many repeats or events stand behind it; estimate: n is too small for this percentile.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    estimate: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one repeat."""
+
+    metric: str
+    repeat: int
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """A fixed kernel and a fixed read timed beside a measurement, so that days can be compared."""
+
+    compute_ms: float
+    read_ms: float
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """Bytes on the device.
+
+    arena_bytes: expert slots; dense_bytes: weights that are always resident; kv_bytes: allocated KV;
+    peak_bytes: what the engine itself accounts for at its highest; external_peak_bytes: what an
+    outside reading saw beyond runtime_bytes (on the CPU: VmHWM since configure minus the baseline);
+    runtime_bytes: the baseline, taken after imports and one tiny forward.
+    """
+
+    arena_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    peak_bytes: int
+    external_peak_bytes: int
+    external_source: str
+    runtime_bytes: int
+    host_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one measurement."""
+
+    metrics: dict[str, Metric]
+    samples: tuple[Sample, ...]
+    memory: MemoryReading
+    sentinel: Sentinel
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Report:
+        """Inverse of to_json."""
+        return cls(
+            metrics={name: Metric(**value) for name, value in data["metrics"].items()},
+            samples=tuple(Sample(**sample) for sample in data["samples"]),
+            memory=MemoryReading(**data["memory"]),
+            sentinel=Sentinel(**data["sentinel"]),
+            environment=dict(data.get("environment", {})),
+        )
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One lm-eval metric: value, its standard error (None where lm-eval has none) and item count."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What lm-eval said of one configuration.
+
+    bits_per_byte: the mean over the rolling-likelihood task, or None when none was asked for.
+    kld_mean: nats a token against the 16-bit model in decode mode (None where not measured).
+    """
+
+    tasks: tuple[TaskResult, ...]
+    bits_per_byte: float | None
+    kld_mean: float | None
+    top1_agreement: float | None
+    seconds: float
+    engine_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> QualityReport:
+        """Inverse of to_json."""
+        rest = {key: value for key, value in data.items() if key != "tasks"}
+        return cls(tasks=tuple(TaskResult(**task) for task in data["tasks"]), **rest)

@@ -1,0 +1,73 @@
+"""Shared value types of the engine: ids, choices, units. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, NamedTuple, get_args
+
+Bits = Literal[16, 8, 4, 2]
+EvictionName = Literal["lru", "none"]
+PredictorName = Literal["none", "next_gate"]
+AllocationName = Literal["uniform"]
+ScopeName = Literal["layer", "shared"]
+QueueName = Literal["fifo", "two_priority"]
+OrderName = Literal["routed", "ready_first"]
+PlacementName = Literal["device"]
+PrecisionName = Literal["uniform"]
+PlanName = Literal["fixed"]
+KernelName = Literal["auto", "dequantize"]
+DtypeName = Literal["bfloat16", "float16", "float32"]
+DirectName = Literal["auto", "on", "off"]
+Phase = Literal["prefill", "decode"]
+FailureClass = Literal[
+    "does_not_fit",
+    "out_of_memory",
+    "timeout",
+    "crash",
+    "bad_output",
+    "interrupted",
+    "usage",
+    "model",
+    "storage",
+]
+SensitivityClass = Literal["exact", "rounding", "lossy_static", "lossy_on_miss"]
+
+BITS: tuple[Bits, ...] = get_args(Bits)
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*$", re.IGNORECASE)
+_PREFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class ExpertId(NamedTuple):
+    """One expert: its position among the MoE layers (not among all layers) and its index there."""
+
+    layer: int
+    index: int
+
+
+def parse_size_bytes(text: str | int) -> int:
+    """Read `8GB` (10^9), `8GiB` (2^30), `512MB` or plain bytes.
+
+    Raises ValueError with one sentence that says what is allowed.
+    """
+    match = _SIZE.match(str(text))
+    if match is None:
+        raise ValueError(
+            f"'{text}' is not a size: write a positive number with a unit, "
+            "such as 8GB (10^9 bytes), 8GiB (2^30), 512MB or plain bytes"
+        )
+    unit = match.group(2).lower()
+    base = 1024 if "i" in unit else 1000
+    size = math.floor(float(match.group(1)) * base ** _PREFIX[unit.rstrip("b").rstrip("i")])
+    if size <= 0:
+        raise ValueError(f"'{text}' is not a size: it must be above zero, such as 8GB or 512MB")
+    return size
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Decimal units for people: 1.5 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size_bytes) >= scale:
+            return f"{size_bytes / scale:.3g} {unit}" if size_bytes < 1e12 else f"{size_bytes / 1e9:.0f} GB"
+    return f"{size_bytes:.0f} B"
