@@ -105,9 +105,12 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     dense = facts.dense_bytes * width // 2
     kv = facts.kv_bytes_per_token * width // 2 * tokens * sequences
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
-    activations = chunk * width * (
-        facts.hidden_size * (8 + facts.experts_per_token) + 3 * expert_width
-    ) * max(1, config.batch.count // 2)
+    activations = (
+        chunk
+        * width
+        * (facts.hidden_size * (8 + facts.experts_per_token) + 3 * expert_width)
+        * max(1, config.batch.count // 2)
+    )
     logits = 8 * facts.vocabulary * config.batch.size
     dequantized = sum(p.elements for p in facts.parts) * width if config.precision.bits != 16 else 0
     if config.precision.bits == 16 and width == 4:

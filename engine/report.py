@@ -88,7 +88,7 @@ class Report:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One lm-eval metric: value, its standard error (None where lm-eval has none) and item count."""
+    """One lm-eval metric: value, standard error (None where lm-eval has none), items."""
 
     task: str
     metric: str

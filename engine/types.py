@@ -1,4 +1,4 @@
-"""Shared value types of the engine: ids, choices, units. Imports nothing but the standard library."""
+"""Shared value types of the engine: ids, choices, units. Standard library only."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _PREFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class ExpertId(NamedTuple):
-    """One expert: its position among the MoE layers (not among all layers) and its index there."""
+    """One expert: its layer among the MoE layers (not among all layers) and its number there."""
 
     layer: int
-    index: int
+    expert: int
 
 
 def parse_size_bytes(text: str | int) -> int:
@@ -59,7 +59,8 @@ def parse_size_bytes(text: str | int) -> int:
         )
     unit = match.group(2).lower()
     base = 1024 if "i" in unit else 1000
-    size = math.floor(float(match.group(1)) * base ** _PREFIX[unit.rstrip("b").rstrip("i")])
+    power = _PREFIX[unit.rstrip("b").rstrip("i")]
+    size = math.floor(float(match.group(1)) * float(base**power))
     if size <= 0:
         raise ValueError(f"'{text}' is not a size: it must be above zero, such as 8GB or 512MB")
     return size
@@ -69,5 +70,6 @@ def format_bytes(size_bytes: float) -> str:
     """Decimal units for people: 1.5 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size_bytes) >= scale:
-            return f"{size_bytes / scale:.3g} {unit}" if size_bytes < 1e12 else f"{size_bytes / 1e9:.0f} GB"
+            value = size_bytes / scale
+            return f"{value:.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
     return f"{size_bytes:.0f} B"

@@ -1,0 +1,307 @@
+"""Load any registered transformers MoE model without its experts.
+
+In: a folder. Out: LoadedModel, whose dense weights are resident, whose experts modules are empty
+shells that dispatch to this engine's hook, and whose experts can be read one by one. Peak memory is
+the dense weights plus one tensor. Must not know of slots, policies or devices' streams.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import initialization as transformers_initialization
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from engine.errors import (
+    CheckpointError,
+    DenseModelError,
+    FamilyError,
+    NotAModelError,
+    RemoteCodeError,
+)
+from engine.model.checkpoint import Checkpoint
+from engine.model.sources import ParameterSource, plan_sources
+from engine.records import Part
+from engine.types import ExpertId
+
+EXPERTS_IMPLEMENTATION = "expertune"
+_EXPERTS_ATTRIBUTES = ("has_gate", "has_bias", "is_transposed", "_is_expert_parallel")
+_MOE_WORDS = ("Expert", "MoE", "Moe", "Router", "SparseMLP")
+_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """One MoE layer: its experts shell, its router, and where its experts' weights come from."""
+
+    index: int
+    name: str
+    experts: nn.Module
+    router: nn.Module | None
+    count: int
+    parts: tuple[Part, ...]
+    sources: dict[str, ParameterSource]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model without its experts."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    config: Any
+    model: Any
+    layers: tuple[MoeLayer, ...]
+    dtype: torch.dtype
+
+    def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
+        """One expert's parameters as the module stores them, in the checkpoint's dtype."""
+        layer = self.layers[expert.layer]
+        tensors = {
+            part.name: layer.sources[part.name].convert_expert(
+                expert.expert, layer.count, self.checkpoint, self.model
+            )
+            for part in layer.parts
+        }
+        for part in layer.parts:
+            if tuple(tensors[part.name].shape) != part.shape:
+                raise CheckpointError(
+                    f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
+                    f"{tuple(tensors[part.name].shape)}, the model expects {part.shape}"
+                )
+        return tensors
+
+
+def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> LoadedModel:
+    """Build on `meta`, find the experts, load the dense weights.
+
+    Raises ModelError subclasses that name the family and say what to try.
+    """
+    checkpoint = Checkpoint(folder)
+    config = read_config(folder, checkpoint, trust_remote_code=trust_remote_code)
+    model = build_meta_model(config, folder, trust_remote_code=trust_remote_code)
+    shells = find_experts(model, config)
+    sources = plan_sources(model, checkpoint)
+    state_names = set(model.state_dict())
+    dtype_plan = model._get_dtype_plan(dtype)
+    layers = tuple(
+        _detach_experts(index, name, module, model, sources)
+        for index, (name, module) in enumerate(shells)
+    )
+    expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
+    _load_dense(model, checkpoint, sources, expert_names, dtype, dtype_plan)
+    _check_complete(model, folder, state_names - expert_names)
+    model.eval()
+    model.requires_grad_(False)
+    return LoadedModel(folder, checkpoint, config, model, layers, dtype)
+
+
+def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
+    """The transformers config; refuses unknown families, remote code and quantized checkpoints."""
+    family = checkpoint.config["model_type"]
+    own_code = "auto_map" in checkpoint.config
+    if family not in CONFIG_MAPPING and not own_code:
+        raise NotAModelError(
+            f"{folder}: transformers does not know the model family '{family}'; a newer "
+            "transformers may"
+        )
+    if own_code and family not in CONFIG_MAPPING and not trust_remote_code:
+        raise RemoteCodeError(
+            f"{folder} brings its own code for '{family}', which could do anything: read it, then "
+            "pass --trust-remote-code"
+        )
+    quantization = checkpoint.config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{folder} is quantized with {method}, which this version does not read: use the "
+            "16-bit checkpoint, or convert with from_pretrained(..., dtype=torch.bfloat16)"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a valid config: {error}") from None
+
+
+def build_meta_model(config: Any, folder: Path, *, trust_remote_code: bool) -> Any:
+    """The causal language model on the meta device: shapes, no memory."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            )
+    except ValueError as error:
+        if "sdpa" in str(error) or "scaled_dot_product" in str(error):
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    config, attn_implementation="eager", trust_remote_code=trust_remote_code
+                )
+        raise NotAModelError(
+            f"{folder} ({config.model_type}) is not a causal language model that transformers "
+            f"can build: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def find_experts(model: Any, config: Any) -> list[tuple[str, nn.Module]]:
+    """The experts modules that dispatch through transformers' experts interface, in order.
+
+    Raises FamilyError for an MoE model outside the interface, DenseModelError for a dense one.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if all(hasattr(module, attribute) for attribute in _EXPERTS_ATTRIBUTES)
+    ]
+    if found:
+        return found
+    family = config.model_type
+    class_names = {type(module).__name__ for module in model.modules() if module is not model}
+    if any(word in class_name for word in _MOE_WORDS for class_name in class_names):
+        raise FamilyError(
+            f"the MoE family '{family}' does not use transformers' experts interface, so its "
+            "experts cannot be offloaded one by one; families that do include qwen3_moe, mixtral, "
+            "olmoe, deepseek_v3 and gpt_oss"
+        )
+    raise DenseModelError(
+        f"'{family}' is a dense model: it has no experts to offload; give a Mixture-of-Experts "
+        "model such as Qwen3-30B-A3B"
+    )
+
+
+def find_router(model: Any, experts_name: str) -> nn.Module | None:
+    """The router beside an experts module: the sibling that owns the gate's weight."""
+    parent: nn.Module = model.get_submodule(experts_name.rpartition(".")[0])
+    siblings: dict[str, nn.Module] = dict(parent.named_children())
+    for name in ("gate", "router"):
+        if name in siblings:
+            return siblings[name]
+    for module in siblings.values():
+        if "Router" in type(module).__name__ or "Gate" in type(module).__name__:
+            return module
+    return None
+
+
+def _detach_experts(
+    index: int, name: str, module: nn.Module, model: Any, sources: dict[str, ParameterSource]
+) -> MoeLayer:
+    parameters = dict(module.named_parameters(recurse=False))
+    count = int(module.num_experts)  # type: ignore[arg-type]
+    own: dict[str, ParameterSource] = {}
+    parts = []
+    for part_name, parameter in parameters.items():
+        if parameter.shape[0] != count:
+            continue
+        source = sources.get(f"{name}.{part_name}")
+        if source is None:
+            raise CheckpointError(
+                f"the checkpoint lacks {name}.{part_name}: it is incomplete or of another version"
+            )
+        own[part_name] = source
+        shape = tuple(parameter.shape[1:])
+        transposed = bool(module.is_transposed) and len(shape) == 2
+        parts.append(Part(part_name, shape, transposed))
+        del module._parameters[part_name]
+    module.config._experts_implementation = EXPERTS_IMPLEMENTATION  # type: ignore[union-attr]
+    router = find_router(model, name)
+    return MoeLayer(index, name, module, router, count, tuple(parts), own)
+
+
+def _load_dense(
+    model: Any,
+    checkpoint: Checkpoint,
+    sources: dict[str, ParameterSource],
+    expert_names: set[str],
+    dtype: torch.dtype,
+    dtype_plan: dict[str, torch.dtype],
+) -> None:
+    for target, source in sources.items():
+        if target in expert_names:
+            continue
+        for name, tensor in source.convert(checkpoint.read, model).items():
+            _set_tensor(model, name, _cast(name, tensor, dtype, dtype_plan))
+    model.tie_weights()
+    _materialize_buffers(model)
+
+
+def _cast(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, dtype_plan: dict[str, torch.dtype]
+) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    wanted = dtype
+    for pattern, kept in dtype_plan.items():
+        if pattern in name:
+            wanted = kept
+    return tensor.to(wanted).contiguous()
+
+
+def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+        return
+    expected = owner._parameters[leaf].shape
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{name}: the checkpoint gives shape {tuple(tensor.shape)}, the config asks for "
+            f"{tuple(expected)}: config.json belongs to other weights"
+        )
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    owner._parameters[leaf] = parameter
+
+
+def _materialize_buffers(model: Any) -> None:
+    """Compute what no checkpoint stores (rotary frequencies): only modules that own such buffers."""
+    guard = transformers_initialization.guard_torch_init_functions()
+    with torch.no_grad(), guard:
+        for owner, module in _modules_with_owner(model, model):
+            missing = [
+                name
+                for name, buffer in module._buffers.items()
+                if buffer is not None and buffer.is_meta
+            ]
+            if missing:
+                for name in missing:
+                    buffer = module._buffers[name]
+                    assert buffer is not None
+                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                owner._init_weights(module)
+
+
+def _modules_with_owner(module: nn.Module, owner: Any) -> Iterator[tuple[Any, nn.Module]]:
+    if isinstance(module, PreTrainedModel):
+        owner = module
+    yield owner, module
+    for child in module.children():
+        yield from _modules_with_owner(child, owner)
+
+
+def _check_complete(model: Any, folder: Path, names: set[str]) -> None:
+    missing = [
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.is_meta and name in names
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors that the model needs, first {missing[0]}: "
+            "finish the download, or check that config.json belongs to these weights"
+        )
+
+
+def is_sixteen_bit(dtype: torch.dtype) -> bool:
+    """True for bf16 and fp16."""
+    return dtype in _SIXTEEN_BIT

@@ -1,0 +1,36 @@
+"""Least recently used; and its degenerate form that keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine.types import ExpertId
+
+
+class LruEviction:
+    """Evicts the expert whose last use lies furthest back."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self._clock = 0
+        self._last_use: dict[ExpertId, int] = {}
+
+    def use(self, expert: ExpertId) -> None:
+        """Stamp the expert with the next tick."""
+        self._clock += 1
+        self._last_use[expert] = self._clock
+
+    def forget(self, expert: ExpertId) -> None:
+        """Drop its stamp."""
+        self._last_use.pop(expert, None)
+
+    def victim(self, candidates: Collection[ExpertId]) -> ExpertId:
+        """The candidate with the oldest stamp."""
+        return min(candidates, key=lambda expert: self._last_use.get(expert, 0))
+
+
+class NoCacheEviction(LruEviction):
+    """Load on demand: every expert is dropped after the layer that used it (the `on_demand` row)."""
+
+    keeps = False
