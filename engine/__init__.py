@@ -1,3 +1,3 @@
-"""The offloading engine: runs Mixture-of-Experts models whose experts do not fit. Knows no tuning."""
+"""The offloading engine: runs MoE models whose experts do not fit. Knows nothing of tuning."""
 
 __version__ = "0.1.0"

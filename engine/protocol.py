@@ -14,15 +14,17 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 
 | op | arguments | result |
 | --- | --- | --- |
-| open | model, device, trust_remote_code | {"facts": ModelFacts, "hardware": {...}, "runtime_bytes": n} |
-| configure | config (nested EngineConfig; `auto` and shares allowed) | {"config": resolved nested config, "memory": MemoryPlan} |
-| measure | workload (Workload), repeats, warm_up (bool), seed | Report |
-| evaluate | tasks [names or YAML paths], limit, seed, reference (bool: keep logits as the 16-bit reference for KLD) | QualityReport |
-| generate | prompt, chat (bool), max_tokens, temperature, top_p, seed | {"text", "tokens", "metrics"} |
-| pack | bits, group_size | {"path", "bytes", "records"} |
+| open | model, device, trust_remote_code | facts (ModelFacts), hardware, runtime_bytes |
+| configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
+| measure | workload (Workload), repeats, warm_up, seed | Report |
+| evaluate | tasks (names or YAML paths), limit, seed, reference | QualityReport |
+| generate | prompt, chat, max_tokens, temperature, top_p, seed | text, tokens, metrics |
+| pack | bits, group_size | path, bytes, records |
 | profile | (none) | MachineProfile |
-| parity | tokens | {"parity_max_abs_diff", "parity_max_abs_logit"} |
-| close | (none) | {} |
+| parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
+| close | (none) | (empty) |
+
+`reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the engine reports: metrics with intervals, samples, memory. Plain values, JSON in and out."""
+"""What the engine reports: metrics with intervals, samples, memory. JSON and back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sentinel:
 class MemoryReading:
     """Bytes on the device.
 
-    arena_bytes: expert slots; dense_bytes: weights that are always resident; kv_bytes: allocated KV;
+    arena_bytes: expert slots; dense_bytes: weights that are always resident; kv_bytes: KV;
     peak_bytes: what the engine itself accounts for at its highest; external_peak_bytes: what an
     outside reading saw beyond runtime_bytes (on the CPU: VmHWM since configure minus the baseline);
     runtime_bytes: the baseline, taken after imports and one tiny forward.

@@ -1,0 +1,1 @@
+"""Devices behind one Protocol: cpu, and any accelerator type that torch knows."""

@@ -94,6 +94,12 @@ class Checkpoint:
             _read_exactly(entry.file, entry.offset + start * row_bytes, view)
         return tensor
 
+    def read_bytes(self, entry: TensorEntry) -> torch.Tensor:
+        """The bytes of an entry (which may be one expert's share of a tensor), uint8."""
+        tensor = torch.empty(entry.size_bytes, dtype=torch.uint8)
+        _read_exactly(entry.file, entry.offset, memoryview(tensor.numpy()))  # type: ignore[arg-type]
+        return tensor
+
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for file, header in self._headers:

@@ -264,7 +264,7 @@ def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
 
 
 def _materialize_buffers(model: Any) -> None:
-    """Compute what no checkpoint stores (rotary frequencies): only modules that own such buffers."""
+    """Compute what no checkpoint stores (rotary frequencies), in the modules that own it."""
     guard = transformers_initialization.guard_torch_init_functions()
     with torch.no_grad(), guard:
         for owner, module in _modules_with_owner(model, model):

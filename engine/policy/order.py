@@ -1,4 +1,4 @@
-"""In which order the experts of a layer pass are computed. Changes execution only, never results."""
+"""In which order the experts of a layer pass are computed. Changes no result."""
 
 from __future__ import annotations
 

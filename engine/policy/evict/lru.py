@@ -31,6 +31,6 @@ class LruEviction:
 
 
 class NoCacheEviction(LruEviction):
-    """Load on demand: every expert is dropped after the layer that used it (the `on_demand` row)."""
+    """Load on demand: every expert is dropped after the layer that used it."""
 
     keeps = False

@@ -1,0 +1,110 @@
+"""Any accelerator that torch knows (cuda, xpu, an out-of-tree type), through torch.accelerator.
+
+Copies run on their own stream from pinned staging buffers; events order them against compute, so
+the host blocks only where it reuses a staging buffer.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.device.base import Event
+from engine.device.pages import allocate_pages
+from engine.errors import InfeasibleError, UsageError
+from engine.types import format_bytes
+
+
+class AcceleratorDevice:
+    """Implements Device for torch.device types with streams and events.
+
+    name: such as `cuda:0` or `xpu`. Raises UsageError when torch has no such device here.
+    """
+
+    def __init__(self, name: str) -> None:
+        current = torch.accelerator.current_accelerator()
+        try:
+            self.torch_device = torch.device(name)
+        except RuntimeError:
+            raise UsageError(f"torch knows no device '{name}': try cpu or cuda:0") from None
+        if current is None or current.type != self.torch_device.type:
+            here = f"only {current.type} and cpu" if current else "only cpu"
+            raise UsageError(f"this machine has no device '{name}': torch sees {here}")
+        count = torch.accelerator.device_count()
+        index = self.torch_device.index or 0
+        if index >= count:
+            raise UsageError(f"there is no {name}: torch sees {count} such devices")
+        self.torch_device = torch.device(self.torch_device.type, index)
+        self.name = str(self.torch_device)
+        torch.accelerator.set_device_index(index)
+        self._copy_stream = torch.Stream(self.torch_device)
+
+    def allocate_arena(self, size_bytes: int) -> torch.Tensor:
+        """Device memory, [size_bytes] uint8."""
+        try:
+            return torch.zeros(size_bytes, dtype=torch.uint8, device=self.torch_device)
+        except torch.OutOfMemoryError:
+            raise InfeasibleError(
+                f"{self.name} cannot give {format_bytes(size_bytes)} for expert slots: close other "
+                "programs on it or lower cache.expert_bytes"
+            ) from None
+
+    def release_arena(self, arena: torch.Tensor) -> None:
+        """Wait until nothing uses it; compact() gives it back."""
+        self.synchronize()
+
+    def host_view(self, arena: torch.Tensor) -> memoryview | None:
+        """The host cannot write into it."""
+        return None
+
+    def allocate_staging(self, size_bytes: int) -> torch.Tensor:
+        """Pinned host memory, page-aligned; pageable where pinning fails (WSL limits it)."""
+        try:
+            pinned = torch.empty(size_bytes + 4096, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:
+            return allocate_pages(size_bytes)
+        start = -pinned.data_ptr() % 4096
+        return pinned[start : start + size_bytes]
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+        """Queue on the copy stream behind `after`."""
+        with self._copy_stream:
+            if after is not None:
+                self._copy_stream.wait_event(after)  # type: ignore[arg-type]
+            target.copy_(source, non_blocking=True)
+        return self._copy_stream.record_event()
+
+    def record(self) -> Event:
+        """An event on the current compute stream."""
+        return torch.accelerator.current_stream(self.torch_device).record_event()
+
+    def wait(self, event: Event) -> None:
+        """The compute stream waits for the event."""
+        stream = torch.accelerator.current_stream(self.torch_device)
+        stream.wait_event(event)  # type: ignore[arg-type]
+
+    def synchronize(self) -> None:
+        """Wait for all streams of the device."""
+        torch.accelerator.synchronize(self.torch_device)
+
+    def reset_peak(self) -> None:
+        """Reset torch's peak counter."""
+        torch.accelerator.reset_peak_memory_stats(self.torch_device)
+
+    def peak_bytes(self) -> int:
+        """torch's reserved peak plus what the context takes beside it.
+
+        The context is the device memory in use that torch has not reserved; on a shared device it
+        counts other programs too, so NVML's reading of this process is taken where there is one.
+        """
+        reserved = torch.accelerator.memory_reserved(self.torch_device)
+        peak = torch.accelerator.max_memory_reserved(self.torch_device)
+        free, total = torch.accelerator.get_memory_info(self.torch_device)
+        return int(peak + max(0, total - free - reserved))
+
+    def peak_source(self) -> str:
+        """How peak_bytes is read."""
+        return "torch reserved peak + context"
+
+    def compact(self) -> None:
+        """Empty torch's cache."""
+        torch.accelerator.empty_cache()

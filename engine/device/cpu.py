@@ -1,0 +1,86 @@
+"""The CPU as device: slots in RAM under a budget, the disk as the slow tier. A real offloading run.
+
+Copies are done when they return, so events are trivial; concurrency comes from I/O threads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.device import process_memory
+from engine.device.base import Event
+from engine.device.pages import allocate_pages, bytes_view
+from engine.errors import InfeasibleError
+from engine.types import format_bytes
+
+
+class DoneEvent:
+    """An event of a device that finishes work before it returns."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def query(self) -> bool:
+        """Always done."""
+        return True
+
+
+class CpuDevice:
+    """Implements Device over host memory."""
+
+    def __init__(self) -> None:
+        self.name = "cpu"
+        self.torch_device = torch.device("cpu")
+        self._can_reset = process_memory.reset_peak()
+
+    def allocate_arena(self, size_bytes: int) -> torch.Tensor:
+        """Touched pages, [size_bytes] uint8."""
+        try:
+            return allocate_pages(size_bytes)
+        except MemoryError:
+            raise InfeasibleError(
+                f"this machine cannot give {format_bytes(size_bytes)} of memory for expert slots: "
+                "lower cache.expert_bytes"
+            ) from None
+
+    def release_arena(self, arena: torch.Tensor) -> None:
+        """The pages go when the last view of them dies."""
+
+    def host_view(self, arena: torch.Tensor) -> memoryview | None:
+        """The arena itself: the disk is read straight into slots."""
+        return bytes_view(arena)
+
+    def allocate_staging(self, size_bytes: int) -> torch.Tensor:
+        """Touched pages, [size_bytes] uint8."""
+        return allocate_pages(size_bytes)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+        """A plain copy."""
+        target.copy_(source)
+        return DoneEvent()
+
+    def record(self) -> Event:
+        """Compute has run when it returns."""
+        return DoneEvent()
+
+    def wait(self, event: Event) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def reset_peak(self) -> None:
+        """Reset VmHWM."""
+        self._can_reset = process_memory.reset_peak()
+
+    def peak_bytes(self) -> int:
+        """VmHWM of this process since reset_peak."""
+        return process_memory.peak_resident_bytes()
+
+    def peak_source(self) -> str:
+        """VmHWM, reset at configure where the kernel allows it."""
+        return "VmHWM" if self._can_reset else "VmHWM (since the process started)"
+
+    def compact(self) -> None:
+        """Trim the allocator."""
+        process_memory.trim()

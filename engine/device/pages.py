@@ -1,0 +1,29 @@
+"""Page-aligned anonymous host memory as torch tensors, which O_DIRECT reads can fill."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import torch
+
+PAGE_BYTES = 4096
+
+
+def allocate_pages(size_bytes: int) -> torch.Tensor:
+    """Fresh touched memory, [size_bytes] uint8; freed when the last view of it dies.
+
+    Raises MemoryError when the system refuses.
+    """
+    try:
+        pages = mmap.mmap(-1, max(PAGE_BYTES, size_bytes), flags=mmap.MAP_PRIVATE)
+    except OSError as error:
+        raise MemoryError(f"cannot map {size_bytes} bytes: {error}") from None
+    array = np.frombuffer(pages, dtype=np.uint8, count=size_bytes)
+    array[::PAGE_BYTES] = 0  # the first touch is slow: not in a timed section
+    return torch.from_numpy(array)
+
+
+def bytes_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous uint8 host tensor, writable."""
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]

@@ -1,0 +1,44 @@
+"""This process's memory as the kernel sees it, for the CPU device and for baselines (Linux)."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def resident_bytes() -> int:
+    """Resident set size now."""
+    return _read_status("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """Resident set size at its highest since the last reset_peak."""
+    return _read_status("VmHWM")
+
+
+def reset_peak() -> bool:
+    """Start a new peak reading; False where the kernel does not allow it."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def trim() -> None:
+    """Collect garbage and return the allocator's free pages to the system."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _read_status(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no {field}")

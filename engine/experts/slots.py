@@ -1,0 +1,82 @@
+"""Device memory for experts: one arena of equal slots, each with room for one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.device.base import Device, Event
+from engine.experts.codec import MatrixView, RecordFormat, matrix_view, vector_view
+
+
+@dataclass(frozen=True)
+class ExpertView:
+    """Typed views of one slot: matrices and biases by parameter name."""
+
+    matrices: dict[str, MatrixView]
+    vectors: dict[str, torch.Tensor]
+
+
+class Slots:
+    """`count` slots in one preallocated arena. Nothing is allocated in the hot path."""
+
+    def __init__(self, device: Device, record: RecordFormat, count: int) -> None:
+        self.device = device
+        self.record = record
+        self.count = count
+        self.slot_bytes = record.size_bytes
+        self._arena: torch.Tensor | None = device.allocate_arena(count * record.size_bytes)
+        self._host = device.host_view(self._arena)
+        self._views: dict[int, ExpertView] = {}
+        self._free_events: dict[int, Event] = {}
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the whole arena."""
+        return self.count * self.slot_bytes
+
+    def bytes_of(self, slot: int, start: int, size_bytes: int) -> torch.Tensor:
+        """A byte range of a slot on the device, uint8 [size_bytes]."""
+        assert self._arena is not None
+        first = slot * self.slot_bytes + start
+        return self._arena[first : first + size_bytes]
+
+    def host_bytes_of(self, slot: int, start: int, size_bytes: int) -> memoryview | None:
+        """The same range as writable host memory, where the device is host memory."""
+        if self._host is None:
+            return None
+        first = slot * self.slot_bytes + start
+        return self._host[first : first + size_bytes]
+
+    def view(self, slot: int) -> ExpertView:
+        """Typed views of a slot (made once; they follow the slot's bytes)."""
+        view = self._views.get(slot)
+        if view is None:
+            raw = self.bytes_of(slot, 0, self.slot_bytes)
+            parts = self.record.parts
+            view = ExpertView(
+                {p.name: matrix_view(raw, self.record, p) for p in parts if p.kind == "matrix"},
+                {p.name: vector_view(raw, self.record, p) for p in parts if p.kind == "vector"},
+            )
+            self._views[slot] = view
+        return view
+
+    def mark_used(self, slot: int) -> None:
+        """Compute that reads this slot was queued: a later copy into it waits for that."""
+        self._free_events[slot] = self.device.record()
+
+    def free_event(self, slot: int) -> Event | None:
+        """When the last queued compute on this slot is done."""
+        return self._free_events.get(slot)
+
+    def close(self) -> None:
+        """Drop every view and give the arena back."""
+        self._views.clear()
+        self._free_events.clear()
+        if self._host is not None:
+            self._host.release()
+            self._host = None
+        if self._arena is not None:
+            self.device.release_arena(self._arena)
+            self._arena = None

@@ -1,0 +1,220 @@
+"""Moving records into slots: I/O threads that take one chunk of the queue's head at a time.
+
+Mechanism only: which transfer is urgent or stale is told by the residency. A transfer into a slot
+whose former transfer is still queued cancels that one first; a chunk that is being read is waited
+for. On a device that the host cannot write, a chunk is read into pinned staging and copied.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.device.base import Event
+from engine.device.pages import bytes_view
+from engine.errors import EngineError
+from engine.experts.disk import Extent
+from engine.experts.slots import Slots
+from engine.experts.store import ExpertStore
+from engine.policy.transfer import TransferQueue
+from engine.types import ExpertId
+
+
+@dataclass(eq=False)
+class Transfer:
+    """One record on its way into one slot. Fields are guarded by the engine's lock."""
+
+    expert: ExpertId
+    slot: int
+    demanded: bool
+    chunks: list[Extent]
+    issued: int = 0
+    running: int = 0
+    cancelled: bool = False
+    read: bool = False
+    error: Exception | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """No thread will touch its slot any more."""
+        return self.running == 0 and (self.cancelled or self.issued == len(self.chunks))
+
+
+@dataclass
+class TransferCounters:
+    """Totals since the last reset."""
+
+    demanded_bytes: int = 0
+    predicted_bytes: int = 0
+    read_seconds: float = 0.0
+
+
+class TransferEngine:
+    """Executes transfers with `threads` I/O threads, at most `in_flight` chunks at a time."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        store: ExpertStore,
+        queue: TransferQueue[Transfer],
+        *,
+        threads: int,
+        chunk_bytes: int,
+        in_flight: int,
+    ) -> None:
+        self._slots = slots
+        self._store = store
+        self._queue = queue
+        # chunk borders on O_DIRECT pages, so that only record ends are unaligned
+        self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
+        self._in_flight = in_flight
+        self._lock = threading.Condition()
+        self._by_slot: dict[int, Transfer] = {}
+        self._running = 0
+        self._closed = False
+        self.counters = TransferCounters()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"expert-io-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, expert: ExpertId, slot: int, *, demanded: bool) -> Transfer:
+        """Queue a record for a slot. Returns at once unless the slot is being written."""
+        transfer = Transfer(expert, slot, demanded, self._store.chunks(expert, self._chunk_bytes))
+        with self._lock:
+            former = self._by_slot.get(slot)
+            if former is not None and not former.finished:
+                self._cancel(former)
+            self._by_slot[slot] = transfer
+            self._queue.push(transfer, urgent=demanded)
+            self._lock.notify_all()
+        return transfer
+
+    def promote(self, transfer: Transfer) -> None:
+        """A predicted record is now demanded."""
+        with self._lock:
+            transfer.demanded = True
+            self._queue.promote(transfer)
+
+    def demote(self, transfer: Transfer) -> None:
+        """A predicted record was not wanted after all."""
+        with self._lock:
+            self._queue.demote(transfer)
+
+    def is_read(self, transfer: Transfer) -> bool:
+        """True once its bytes are in the slot, or queued into it on the device."""
+        return transfer.read
+
+    def wait(self, transfers: list[Transfer]) -> None:
+        """Block until one of them is read. Raises the error that stopped it."""
+        with self._lock:
+            while not any(t.read or t.error for t in transfers):
+                if self._closed:
+                    raise EngineError("the transfer engine was closed while it was waited for")
+                self._lock.wait(timeout=1.0)
+        for transfer in transfers:
+            if transfer.error is not None:
+                raise transfer.error
+
+    def drain(self) -> None:
+        """Block until the queue is empty and no chunk is running."""
+        with self._lock:
+            while len(self._queue) or self._running:
+                self._lock.wait(timeout=1.0)
+
+    def close(self) -> None:
+        """Stop the threads; queued transfers are dropped."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._by_slot.clear()
+
+    def _cancel(self, transfer: Transfer) -> None:
+        """Lock held. Afterwards no thread touches the transfer's slot."""
+        self._queue.remove(transfer)
+        transfer.cancelled = True
+        while transfer.running:
+            self._lock.wait()
+
+    def _work(self) -> None:
+        scratch = self._slots.device.allocate_staging(self._store.scratch_bytes())
+        staging = None
+        if self._slots.host_bytes_of(0, 0, 1) is None:
+            staging = self._slots.device.allocate_staging(self._store.record.size_bytes)
+        while (job := self._take()) is not None:
+            transfer, chunk = job
+            error: Exception | None = None
+            event: Event | None = None
+            started = time.perf_counter()
+            try:
+                event = self._move(transfer, chunk, scratch, staging)
+            except (EngineError, OSError) as caught:
+                error = caught
+            self._complete(transfer, chunk, event, error, time.perf_counter() - started)
+
+    def _take(self) -> tuple[Transfer, Extent] | None:
+        with self._lock:
+            while not self._closed:
+                transfer = self._queue.head() if self._running < self._in_flight else None
+                if transfer is not None:
+                    chunk = transfer.chunks[transfer.issued]
+                    transfer.issued += 1
+                    transfer.running += 1
+                    self._running += 1
+                    if transfer.issued == len(transfer.chunks):
+                        self._queue.remove(transfer)
+                    return transfer, chunk
+                self._lock.wait()
+        return None
+
+    def _move(
+        self, transfer: Transfer, chunk: Extent, scratch: torch.Tensor, staging: torch.Tensor | None
+    ) -> Event | None:
+        scratch_view = bytes_view(scratch)
+        target = self._slots.host_bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
+        if target is not None:
+            self._store.read(transfer.expert, chunk, target, scratch_view)
+            return None
+        assert staging is not None
+        source = staging[: chunk.size_bytes]
+        self._store.read(transfer.expert, chunk, bytes_view(source), scratch_view)
+        device_target = self._slots.bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
+        event = self._slots.device.copy(
+            device_target, source, self._slots.free_event(transfer.slot)
+        )
+        event.synchronize()  # the staging buffer is reused by this thread's next chunk
+        return event
+
+    def _complete(
+        self,
+        transfer: Transfer,
+        chunk: Extent,
+        event: Event | None,
+        error: Exception | None,
+        seconds: float,
+    ) -> None:
+        with self._lock:
+            transfer.running -= 1
+            self._running -= 1
+            self.counters.read_seconds += seconds
+            if transfer.demanded:
+                self.counters.demanded_bytes += chunk.size_bytes
+            else:
+                self.counters.predicted_bytes += chunk.size_bytes
+            if event is not None:
+                transfer.events.append(event)
+            if error is not None:
+                transfer.error = error
+                self._queue.remove(transfer)
+                transfer.cancelled = True
+            elif transfer.finished and not transfer.cancelled:
+                transfer.read = True
+            self._lock.notify_all()

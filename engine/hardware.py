@@ -1,0 +1,187 @@
+"""What this machine is: CPU, memory, disk and NVIDIA GPUs, read through psutil and NVML.
+
+In: the cache folder whose disk counts. Out: a frozen Hardware. A machine without a driver has no
+GPUs, a figure that a driver does not give is None. No torch: other accelerators are torch's to name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pynvml
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU; None where the driver does not say (as under WSL).
+
+    process_bytes: what this process holds on it, the CUDA context included.
+    """
+
+    index: int
+    name: str
+    uuid: str | None
+    total_bytes: int | None
+    free_bytes: int | None
+    pcie_generation: int | None
+    pcie_width: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    clock_mhz: int | None
+    memory_clock_mhz: int | None
+    process_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One machine at one moment."""
+
+    cpu: str
+    cores: int
+    threads: int
+    ram_bytes: int
+    ram_available_bytes: int
+    system: str
+    kernel: str
+    wsl: bool
+    disk_folder: str
+    disk_free_bytes: int
+    driver: str | None
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what does not change from day to day."""
+        lasting = {
+            "cpu": self.cpu,
+            "threads": self.threads,
+            "ram_gib": round(self.ram_bytes / 2**30),
+            "system": self.system,
+            "gpus": [[gpu.name, gpu.total_bytes] for gpu in self.gpus],
+        }
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict, with the fingerprint."""
+        return {
+            **asdict(self),
+            "gpus": [asdict(g) for g in self.gpus],
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Hardware:
+        """Inverse of to_json."""
+        rest = {key: value for key, value in data.items() if key != "fingerprint"}
+        return cls(**{**rest, "gpus": tuple(Gpu(**gpu) for gpu in data["gpus"])})
+
+
+def probe(disk_folder: Path | None = None) -> Hardware:
+    """Read this machine.
+
+    disk_folder: whose file system's free space counts (default: the home folder); it need not
+    exist yet. Takes some milliseconds, never raises for lack of a GPU.
+    """
+    folder = _existing(disk_folder or Path.home())
+    memory = psutil.virtual_memory()
+    driver, gpus = _probe_gpus()
+    release = platform.release()
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        threads=os.cpu_count() or 1,
+        ram_bytes=memory.total,
+        ram_available_bytes=memory.available,
+        system=platform.system(),
+        kernel=release,
+        wsl="microsoft" in release.lower(),
+        disk_folder=str(folder),
+        disk_free_bytes=shutil.disk_usage(folder).free,
+        driver=driver,
+        gpus=gpus,
+    )
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _probe_gpus() -> tuple[str | None, tuple[Gpu, ...]]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None, ()
+    try:
+        count = _read(pynvml.nvmlDeviceGetCount) or 0
+        gpus = [_read_gpu(index) for index in range(count)]
+        driver = _read(pynvml.nvmlSystemGetDriverVersion)
+        return driver, tuple(gpu for gpu in gpus if gpu is not None)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_gpu(index: int) -> Gpu | None:
+    device = _read(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
+    if device is None:
+        return None
+
+    def read(name: str, *arguments: Any) -> Any:
+        return _read(lambda: getattr(pynvml, name)(device, *arguments))
+
+    memory = read("nvmlDeviceGetMemoryInfo")
+    power_mw, limit_mw = read("nvmlDeviceGetPowerUsage"), read("nvmlDeviceGetEnforcedPowerLimit")
+    return Gpu(
+        index=index,
+        name=str(read("nvmlDeviceGetName") or "unnamed GPU"),
+        uuid=read("nvmlDeviceGetUUID"),
+        total_bytes=None if memory is None else int(memory.total),
+        free_bytes=None if memory is None else int(memory.free),
+        pcie_generation=read("nvmlDeviceGetCurrPcieLinkGeneration"),
+        pcie_width=read("nvmlDeviceGetCurrPcieLinkWidth"),
+        power_w=None if power_mw is None else power_mw / 1000,
+        power_limit_w=None if limit_mw is None else limit_mw / 1000,
+        clock_mhz=read("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
+        memory_clock_mhz=read("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        process_bytes=_process_bytes(read("nvmlDeviceGetComputeRunningProcesses")),
+    )
+
+
+def _process_bytes(processes: list[Any] | None) -> int | None:
+    """This process's share: 0 when the driver lists others only, None when it lists nothing."""
+    if processes is None:
+        return None
+    for process in processes:
+        if process.pid == os.getpid():
+            return None if process.usedGpuMemory is None else int(process.usedGpuMemory)
+    return 0
+
+
+def _read(call: Callable[[], T]) -> T | None:
+    """The figure, or None where this driver or card does not give it."""
+    try:
+        return call()
+    except pynvml.NVMLError:
+        return None

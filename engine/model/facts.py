@@ -1,0 +1,94 @@
+"""ModelFacts of a loaded model: sizes, families, what predictors it allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.errors import FamilyError
+from engine.model.loader import LoadedModel, is_sixteen_bit
+from engine.protocol import ModelFacts
+from engine.records import record_bytes_table
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
+    """Facts of this model. Raises FamilyError where layers' experts differ in shape."""
+    parts = model.layers[0].parts
+    for layer in model.layers:
+        if layer.parts != parts:
+            raise FamilyError(
+                f"'{model.config.model_type}' has experts of different shapes in different layers "
+                f"({layer.name}): this version needs equal ones"
+            )
+    text = model.config.get_text_config()
+    table = record_bytes_table(parts)
+    total = sum(layer.count for layer in model.layers)
+    return ModelFacts(
+        id=model_id,
+        path=str(model.folder),
+        revision=revision,
+        fingerprint=model.checkpoint.fingerprint,
+        family=model.config.model_type,
+        layers=text.num_hidden_layers,
+        moe_layers=len(model.layers),
+        experts=max(layer.count for layer in model.layers),
+        experts_per_token=_experts_per_token(text),
+        hidden_size=text.hidden_size,
+        vocabulary=text.vocab_size,
+        max_positions=int(getattr(text, "max_position_embeddings", 0) or 0),
+        dense_bytes=_dense_bytes(model),
+        parts=parts,
+        record_bytes={str(bits): size for bits, size in table.items()},
+        expert_bytes={str(bits): size * total for bits, size in table.items()},
+        kv_bytes_per_token=_kv_bytes_per_token(text),
+        predictors=_predictors(model),
+        has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
+        in_place_16=_stored_at_16_bits(model),
+    )
+
+
+def _dense_bytes(model: LoadedModel) -> int:
+    """Resident parameters and buffers, counted at 16 bits; tied weights once."""
+    seen: dict[int, int] = {}
+    tensors = [*model.model.parameters(), *model.model.buffers()]
+    for tensor in tensors:
+        seen[tensor.data_ptr()] = tensor.numel() * 2
+    return sum(seen.values())
+
+
+def _kv_bytes_per_token(text: Any) -> int:
+    """Keys and values of all layers for one token at 16 bits (an upper bound: layers without
+    attention and latent attention hold less)."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    latent = getattr(text, "kv_lora_rank", None)
+    if latent:
+        query = getattr(text, "qk_head_dim", None) or head
+        return int(text.num_hidden_layers * text.num_attention_heads * (query + head) * 2)
+    return int(text.num_hidden_layers * heads * head * 2 * 2)
+
+
+def _experts_per_token(text: Any) -> int:
+    for name in ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "num_experts_per_token"):
+        value = getattr(text, name, None)
+        if isinstance(value, list) and value:
+            return int(max(value))
+        if isinstance(value, int):
+            return value
+    return 1
+
+
+def _predictors(model: LoadedModel) -> tuple[str, ...]:
+    has_routers = all(layer.router is not None for layer in model.layers)
+    return ("none", "next_gate") if has_routers else ("none",)
+
+
+def _stored_at_16_bits(model: LoadedModel) -> bool:
+    return all(
+        is_sixteen_bit(model.checkpoint.tensors[key].dtype)
+        for layer in model.layers
+        for source in layer.sources.values()
+        for keys in source.keys.values()
+        for key in keys
+    )

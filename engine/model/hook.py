@@ -1,0 +1,97 @@
+"""The one hook: transformers' experts interface dispatches every MoE layer here.
+
+Each experts shell carries its port (set by `attach`); the registered function finds it there, so
+there is no global state and several models can be open at once. Routers get a pre-hook that shows
+their real arguments, and a later router can be called on them to score its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers.integrations.moe import ExpertsInterface
+
+from engine.model.loader import EXPERTS_IMPLEMENTATION, LoadedModel
+
+_PORT = "_expertune_port"
+
+
+class ExpertsPort(Protocol):
+    """What the runtime offers to the model's forward."""
+
+    def gate_entered(
+        self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        """The router of this MoE layer is about to run on these arguments."""
+
+    def gate_left(self, layer: int) -> None:
+        """The router is done."""
+
+    def experts(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """hidden [T, D], index [T, K] (= number of experts: skip), weights [T, K] -> [T, D]."""
+
+
+def attach(model: LoadedModel, port: ExpertsPort) -> list[RemovableHandle]:
+    """Route this model's experts and routers to `port`. Remove the handles to detach."""
+    ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _dispatch)
+    handles: list[RemovableHandle] = []
+    for layer in model.layers:
+        object.__setattr__(layer.experts, _PORT, (port, layer.index))
+        if layer.router is not None:
+            handles.extend(_watch_router(layer.router, layer.index, port))
+    return handles
+
+
+def detach(model: LoadedModel, handles: Sequence[RemovableHandle]) -> None:
+    """Undo attach."""
+    for handle in handles:
+        handle.remove()
+    for layer in model.layers:
+        layer.experts.__dict__.pop(_PORT, None)
+
+
+def router_choice(output: Any, count: int) -> list[list[int]]:
+    """The `count` best experts of each token from whatever a router returns, best first.
+
+    Routers return logits [T, E], or a tuple with logits or probabilities [T, E] in it, sometimes
+    only (indices, weights): then the chosen ones are all that is known.
+    """
+    tensors = [output] if isinstance(output, torch.Tensor) else list(output)
+    tensors = [t for t in tensors if isinstance(t, torch.Tensor) and t.dim() >= 2]
+    scores = [t for t in tensors if t.is_floating_point()]
+    widest = max(scores, key=lambda t: t.shape[-1], default=None)
+    indices = [t for t in tensors if not t.is_floating_point()]
+    if indices and (widest is None or indices[0].shape[-1] == widest.shape[-1]):
+        return indices[0].reshape(-1, indices[0].shape[-1])[:, :count].tolist()  # type: ignore[no-any-return]
+    if widest is None:
+        return []
+    flat = widest.reshape(-1, widest.shape[-1])  # [T, E]
+    best = flat.topk(min(count, flat.shape[-1]), dim=-1).indices  # [T, count]
+    return best.tolist()  # type: ignore[no-any-return]
+
+
+def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:
+    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        port.gate_entered(layer, arguments, keywords)
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        port.gate_left(layer)
+
+    return [
+        router.register_forward_pre_hook(before, with_kwargs=True),
+        router.register_forward_hook(after),
+    ]
+
+
+def _dispatch(
+    module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    port, layer = module.__dict__[_PORT]
+    out: torch.Tensor = port.experts(layer, hidden, index, weights)
+    return out

@@ -1,0 +1,49 @@
+"""Attributes wall time to what the engine is doing: exactly one activity at any time.
+
+switch() charges the time since the last switch to the activity that ends, so the parts sum to the
+span between start and stop; the caller compares that with its own wall clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Activity = Literal["compute", "transfer_wait", "disk_wait", "router", "dense", "policy", "other"]
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
+
+
+class PhaseClock:
+    """now: the clock, in seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._activity: Activity = "other"
+        self._since = now()
+        self.seconds: dict[Activity, float] = dict.fromkeys(ACTIVITIES, 0.0)
+
+    def reset(self) -> None:
+        """Forget all and start at `other`."""
+        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self._activity = "other"
+        self._since = self._now()
+
+    def switch(self, activity: Activity) -> Activity:
+        """The present activity ends here, `activity` begins. Returns the ended one."""
+        now = self._now()
+        ended = self._activity
+        self.seconds[ended] += now - self._since
+        self._since = now
+        self._activity = activity
+        return ended
+
+    @contextmanager
+    def during(self, activity: Activity) -> Iterator[None]:
+        """`activity` inside the block, the former one after it."""
+        former = self.switch(activity)
+        try:
+            yield
+        finally:
+            self.switch(former)
