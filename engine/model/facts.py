@@ -48,6 +48,16 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
     )
 
 
+def carries_state(text: Any) -> bool:
+    """Whether some layers carry a recurrent state instead of keys and values.
+
+    transformers continues such a state one token at a time only, so a prompt must then go through
+    in one piece.
+    """
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    return any(not kind.endswith("attention") or kind.startswith("linear") for kind in kinds)
+
+
 def _dense_bytes(model: LoadedModel) -> int:
     """Resident parameters and buffers, counted at 16 bits; tied weights once."""
     seen: dict[int, int] = {}

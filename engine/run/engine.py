@@ -30,7 +30,7 @@ from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.memory import resolve
-from engine.model.facts import describe
+from engine.model.facts import carries_state, describe
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.expert_cache import ExpertCache
@@ -130,7 +130,6 @@ class Engine:
             disk_budget_bytes=resolved.budget.disk_bytes,
             progress=(lambda done, total: progress("pack", done, total)) if progress else None,
         )
-        self.device.compact()
         self.device.reset_peak()
         self._build(resolved, memory, record, support)
         self.config, self.memory = resolved, memory
@@ -148,9 +147,10 @@ class Engine:
         Returns the logits of the last chunk's last `logits_to_keep` positions, [B, S', V] each.
         """
         assert self.config is not None
-        chunk = self.config.prefill.chunk_tokens
         prompts = [batch.tokens for batch in batches]
         length = max(prompt.shape[1] for prompt in prompts)
+        whole = carries_state(self.model.config.get_text_config())
+        chunk = length if whole else self.config.prefill.chunk_tokens
         logits: list[torch.Tensor] = []
         for start in range(0, length, chunk):
             for batch, prompt in zip(batches, prompts, strict=True):

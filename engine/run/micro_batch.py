@@ -54,11 +54,11 @@ def _forward(
         clock.switch("dense")
         output = model(
             input_ids=batch.tokens,
-            past_key_values=batch.kv,
+            cache=batch.kv,
             use_cache=True,
             logits_to_keep=logits_to_keep,
         )
-        batch.kv = output.past_key_values
+        batch.kv = output.cache
         batch.position += batch.tokens.shape[1]
         clock.switch("other")
         logits: torch.Tensor = output.logits

@@ -1,0 +1,1 @@
+"""Tests mirror the tree; fakes and tiny models stand beside them."""
