@@ -1,0 +1,259 @@
+"""An engine that computes nothing: engine.protocol over a socket, with made-up but lawful numbers.
+
+Run as `python fake_engine.py --fd N [--peer NAME]`. More cache is faster, fewer bits are faster and
+worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes it
+misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slow_s": s}.
+
+KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
+reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
+external reading passes the budget). `at` counts this op from 1, over all processes when `counter`
+names a file; without it the fault happens every time.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import memory, protocol
+from engine.config import EngineConfig
+from engine.errors import DenseModelError, EngineError, NotAModelError
+from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
+from engine.records import Part, record_bytes_table
+from engine.report import MemoryReading, Metric, QualityReport, Report, Sample, Sentinel, TaskResult
+
+PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
+LAYERS, EXPERTS = 4, 16
+BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 2: 2.4}
+
+
+def facts_of(model: str) -> ModelFacts:
+    """The same small model under every name."""
+    name = Path(model).name
+    if name == "dense":
+        raise DenseModelError(f"{model} has no experts: there is nothing to offload")
+    if name == "missing":
+        raise NotAModelError(f"there is no model {model}")
+    records = record_bytes_table(PARTS)
+    return ModelFacts(
+        id=name,
+        path=model,
+        revision="main",
+        fingerprint=hashlib.sha256(name.encode()).hexdigest()[:16],
+        family="fake_moe",
+        layers=LAYERS,
+        moe_layers=LAYERS,
+        experts=EXPERTS,
+        experts_per_token=2,
+        hidden_size=256,
+        vocabulary=512,
+        max_positions=2048,
+        dense_bytes=4_000_000,
+        parts=PARTS,
+        record_bytes={str(bits): size for bits, size in records.items()},
+        expert_bytes={str(bits): size * LAYERS * EXPERTS for bits, size in records.items()},
+        kv_bytes_per_token=2048,
+        predictors=("none", "next_gate"),
+        has_tokenizer=True,
+        in_place_16=True,
+    )
+
+
+class FakeEngine:
+    """The state behind the operations."""
+
+    def __init__(self, peer: str | None) -> None:
+        self.peer = peer
+        self.facts: ModelFacts | None = None
+        self.config = EngineConfig()
+        self.plan: MemoryPlan | None = None
+        self.over_budget = False
+        self.repeats = 0
+
+    def open(self, model: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
+        self.facts = facts_of(model)
+        return {"facts": self.facts.to_json(), "hardware": {}, "runtime_bytes": 300_000_000}
+
+    def configure(self, config: dict[str, Any]) -> dict[str, Any]:
+        assert self.facts is not None
+        self.config, self.plan = memory.resolve(EngineConfig.from_dict(config), self.facts)
+        return {"config": self.config.to_dict(), "memory": self.plan.to_json()}
+
+    def measure(
+        self, workload: dict[str, Any], repeats: int, warm_up: bool, seed: int
+    ) -> dict[str, Any]:
+        assert self.plan is not None
+        work = Workload.from_json(workload)
+        samples = []
+        for repeat in range(repeats):
+            self.repeats += 1
+            for (name, unit), value in self.figures(work, seed).items():
+                samples.append(Sample(name, repeat, value, unit))
+        last = {s.metric: s for s in samples}
+        total = self.plan.total_bytes
+        peak = total + 10_000_000 if not self.over_budget else self.config.budget.vram_bytes * 2
+        reading = MemoryReading(
+            self.plan.slots_bytes, self.plan.dense_bytes, self.plan.kv_bytes, total,
+            min(peak, total) if not self.over_budget else peak, "fake", 300_000_000, peak,
+        )  # fmt: skip
+        return Report(
+            metrics={n: Metric(s.value, s.value, s.value, 1, s.unit) for n, s in last.items()},
+            samples=tuple(samples),
+            memory=reading,
+            sentinel=Sentinel(2.0, 1.0),
+            environment={"engine": "fake"},
+        ).to_json()
+
+    def figures(self, work: Workload, seed: int) -> dict[tuple[str, str], float]:
+        """Lawful numbers with one percent of noise that repeats exactly."""
+        config, plan, facts = self.config, self.plan, self.facts
+        assert plan is not None
+        assert facts is not None
+        noise = random.Random(f"{config.digest()} {seed} {self.repeats}").uniform(0.99, 1.01)
+        share = plan.slots / (facts.moe_layers * facts.experts)
+        width = config.precision.bits / 16
+        compute_ms = (2 + 4 * width) * noise
+        disk_ms = 30 * width * (1 - share) ** 1.3 * (0.9 if config.prefetch.depth == 1 else 1.0)
+        disk_ms *= noise * (4.0 if self.peer else 1.0)
+        together = config.batch.count * config.batch.size
+        tpot_ms = (compute_ms + disk_ms) * together**0.4
+        tps = 1000 * together / tpot_ms
+        return {
+            ("output_tps", "tok/s"): tps,
+            ("decode_tps", "tok/s"): tps * 1.1,
+            ("tpot_ms", "ms"): tpot_ms,
+            ("ttft_ms", "ms"): 20 * tpot_ms,
+            ("expert_hit_rate", "ratio"): min(1.0, 0.1 + share * 0.9),
+            ("resident_share", "ratio"): share,
+            ("time_ms_per_token.compute", "ms"): compute_ms,
+            ("time_ms_per_token.disk_wait", "ms"): disk_ms,
+            ("time_ms_per_token.other", "ms"): 0.2,
+            ("stall_ms_per_token", "ms"): disk_ms,
+        }
+
+    def evaluate(
+        self, tasks: list[str], limit: int | None, seed: int, reference: bool
+    ) -> dict[str, Any]:
+        bits = self.config.precision.bits
+        value = BITS_PER_BYTE[bits]
+        tasks_done = tuple(
+            TaskResult(Path(task).stem, "bits_per_byte", value, None, limit or 100)
+            for task in tasks
+        )
+        kld = None if reference else (value - 1.5) / 3
+        return QualityReport(tasks_done, value, kld, 1.0 - (kld or 0.0), 0.01, 1000).to_json()
+
+    def generate(self, prompt: str, max_tokens: int, **_: Any) -> dict[str, Any]:
+        words = [f" word{n}" for n in range(max_tokens)]
+        return {"text": "".join(words), "tokens": list(range(max_tokens)),
+                "metrics": {"decode_tps": 100.0}}  # fmt: skip
+
+    def pack(self, bits: int, group_size: int) -> dict[str, Any]:
+        return {"path": "/packs/fake", "bytes": 1000, "records": LAYERS * EXPERTS}
+
+    def profile(self) -> dict[str, Any]:
+        return MachineProfile({"196608": 1e9}, 8e9, None, {"4/1": 0.1}).to_json()
+
+    def parity(self, tokens: int = 32) -> dict[str, Any]:
+        return {"parity_max_abs_diff": 1e-6, "parity_max_abs_logit": 12.0}
+
+
+def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) -> list[str]:
+    """The faults that strike this call."""
+    if "counter" in knobs:
+        path = Path(knobs["counter"])
+        counts = json.loads(path.read_text()) if path.exists() else {}
+    counts[operation] = counts.get(operation, 0) + 1
+    if "counter" in knobs:
+        path.write_text(json.dumps(counts))
+    return [
+        fault["kind"]
+        for fault in knobs.get("faults", [])
+        if fault["op"] == operation and fault.get("at", counts[operation]) == counts[operation]
+    ]
+
+
+def serve(connection: socket.socket, peer: str | None) -> None:
+    """Answer requests until the socket closes."""
+    knobs = json.loads(os.environ.get("EXPERTUNE_FAKE", "{}"))
+    engine, counts, beating = FakeEngine(peer), {}, threading.Event()
+    sending = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with sending:
+            connection.sendall(protocol.encode(message))
+
+    def beat() -> None:
+        while not beating.wait(knobs.get("heartbeat_s", 1.0)):
+            try:
+                send({"event": "heartbeat", "rss_bytes": 1})
+            except OSError:
+                os._exit(0)
+
+    threading.Thread(target=beat, daemon=True).start()
+    for line in connection.makefile("rb"):
+        message = protocol.decode(line)
+        operation, request_id = message.pop("op"), message.pop("id")
+        message.pop("schema")
+        if operation == "close":
+            send({"id": request_id, "ok": True, "result": {}})
+            return
+        time.sleep(knobs.get("slow_s", 0.0))
+        faults = faults_now(operation, knobs, counts)
+        if strike(faults, connection, beating):
+            continue
+        try:
+            if "error" in faults:
+                raise MemoryError("the fake engine found no memory")
+            engine.over_budget = "over_budget" in faults
+            result = getattr(engine, operation)(**message)
+            if "bad_output" in faults:
+                result["metrics"]["output_tps"]["value"] = 0.0
+            if operation == "generate":
+                for word in result["text"].split(" ")[1:]:
+                    send({"id": request_id, "event": "token", "text": f" {word}"})
+            send({"id": request_id, "event": "progress", "stage": operation, "done": 1, "total": 1})
+            send({"id": request_id, "ok": True, "result": result})
+        except (EngineError, MemoryError) as error:
+            send({"id": request_id, "ok": False, "error": {
+                "class": getattr(error, "failure", "out_of_memory"),
+                "type": type(error).__name__,
+                "message": str(error),
+                "exit_code": getattr(error, "exit_code", 1),
+                "smallest_bytes": getattr(error, "smallest_bytes", None),
+            }})  # fmt: skip
+
+
+def strike(faults: list[str], connection: socket.socket, beating: threading.Event) -> bool:
+    """Do what no engine should; True when the request must stay unanswered."""
+    if "crash" in faults:
+        os.write(2, b"the fake engine crashes as it was told\n")
+        os._exit(7)
+    if "kill" in faults:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "freeze" in faults:
+        beating.set()
+    if "garbage" in faults:
+        connection.sendall(b"this is not JSON\n")
+    return bool({"hang", "freeze", "garbage"} & set(faults))
+
+
+def main() -> None:
+    """Parse the arguments and serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--peer")
+    arguments = parser.parse_args()
+    with socket.socket(fileno=arguments.fd) as connection:
+        serve(connection, arguments.peer)
+
+
+if __name__ == "__main__":
+    main()

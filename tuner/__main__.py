@@ -1,0 +1,87 @@
+"""`tune`: runs the command, and turns what users and machines cause into one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from engine.errors import EngineError
+from tuner.errors import TunerError, WorkerError
+
+
+def main() -> None:
+    """The console command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Errors go to stderr, with --json as a document to stdout."""
+    if sys.platform == "win32":
+        sys.stderr.write("tune: native Windows is not supported; run it inside WSL2\n")
+        return 1
+    logging.basicConfig(
+        level=os.environ.get("EXPERTUNE_LOG", "WARNING").upper(),
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return _invoke(list(arguments))
+    except (TunerError, EngineError) as error:
+        return _fail(arguments, str(error), _exit_code(error), _smallest(error))
+    except typer.TyperException as error:
+        return _fail(arguments, _usage_text(error), 2)
+    except KeyboardInterrupt:
+        return _fail(arguments, "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(arguments, f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+    except Exception as error:  # noqa: BLE001  the CLI's main: a bug, said without a traceback
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        text = f"unexpected {type(error).__name__}: {error} (EXPERTUNE_LOG=debug shows where)"
+        return _fail(arguments, text, 1)
+
+
+def _invoke(arguments: list[str]) -> int:
+    from tuner.cli.app import app  # here, so that `import tuner.__main__` costs nothing
+
+    command = typer.main.get_command(app)
+    result = command.main(args=arguments, prog_name="tune", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(
+    arguments: Sequence[str], text: str, code: int, smallest_bytes: int | None = None
+) -> int:
+    if "--json" in arguments:
+        from tuner.cli.output import print_json
+
+        error = {"message": text, "exit_code": code, "smallest_bytes": smallest_bytes}
+        print_json({"error": error})
+    sys.stderr.write(f"tune: {text}\n")
+    return code
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, WorkerError):
+        return error.worker_exit_code
+    return int(getattr(error, "exit_code", 1))
+
+
+def _smallest(error: Exception) -> int | None:
+    found = getattr(error, "smallest_bytes", None)
+    return found if isinstance(found, int) else None
+
+
+def _usage_text(error: Exception) -> str:
+    describe = getattr(error, "format_message", None)
+    return str(describe() if callable(describe) else error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The `tune` command: each module parses, makes one library call and prints."""

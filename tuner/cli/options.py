@@ -1,0 +1,123 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.config import EngineConfig
+from engine.types import parse_size_bytes
+from tuner.errors import UsageError
+from tuner.folders import default_storage, resolve_model
+from tuner.runner import ENGINE_COMMAND, WorkerLimits
+from tuner.session import EngineSession, worker_factory
+from tuner.store.database import open_database, open_read_only
+from tuner.store.repository import Store
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A Hugging Face id, a local folder, or `demo`."),
+]
+Vram = Annotated[
+    str | None, typer.Option("--vram", help="Budget of the device: 8GB, 8GiB, 512MB or bytes.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda:0 or any device of torch.")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", help="sqlite:///FILE or postgresql://...; default: your own store."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+# Another engine behind the same protocol, as shell words.
+ENGINE_VARIABLE = "EXPERTUNE_ENGINE"
+PEERS_COMMAND = (sys.executable, "-m", "engine.peers")
+
+
+def read_size(option: str, text: str | None) -> int | None:
+    """Bytes, or None where nothing was given; UsageError with one sentence."""
+    if text is None:
+        return None
+    if "," in text:
+        raise UsageError(f"{option} {text}: this release tunes for one budget at a time")
+    try:
+        return parse_size_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def require_model(model: str | None) -> str:
+    """The model as the engine takes it; UsageError where none was given."""
+    if not model:
+        raise UsageError("no model was given: add --model (a folder, an id, or `demo`)")
+    return resolve_model(model)
+
+
+def portable_model(model: str | None) -> str | None:
+    """The model as it is kept: `demo` and ids as they are, folders as absolute paths."""
+    if model is None or model == "demo":
+        return model
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.exists() else model
+
+
+def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
+    """`path=value[,value...]` pairs by path; UsageError for what is no setting."""
+    settings: dict[str, list[Any]] = {}
+    for pair in pairs:
+        path, equals, values = pair.partition("=")
+        if not equals or not values:
+            raise UsageError(f"--set {pair}: write path=value, such as cache.expert_bytes=25%")
+        choices = values.split(",")
+        for choice in choices:
+            EngineConfig().overlay({path: choice})
+        settings[path] = list(choices)
+    return settings
+
+
+def engine_command() -> tuple[str, ...]:
+    """The engine's program: ours, or the one that EXPERTUNE_ENGINE names."""
+    other = os.environ.get(ENGINE_VARIABLE)
+    return tuple(shlex.split(other)) if other else ENGINE_COMMAND
+
+
+def peer_command(name: str) -> tuple[str, ...]:
+    """The program of a peer behind the same protocol."""
+    other = os.environ.get(ENGINE_VARIABLE)
+    return (*(shlex.split(other) if other else PEERS_COMMAND), "--peer", name)
+
+
+def open_session(
+    model: str,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    stall_s: float = 0.0,
+    command: tuple[str, ...] | None = None,
+) -> EngineSession:
+    """A session on the engine; nothing starts before its first use."""
+    limits = WorkerLimits(operation_s=stall_s)
+    return EngineSession(
+        model,
+        device or "auto",
+        trust_remote_code,
+        worker_factory(command or engine_command(), limits),
+    )
+
+
+def open_store(storage: str | None) -> Store:
+    """The store for writing."""
+    return Store(open_database(storage or default_storage()))
+
+
+def open_store_read_only(storage: str | None) -> Store:
+    """The store for reading."""
+    return Store(open_read_only(storage or default_storage()))

@@ -1,0 +1,74 @@
+"""What commands print: one JSON document, or tables for people. Errors as one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.report import Metric
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Exactly one JSON document on stdout; numbers that JSON does not know become null."""
+    json.dump(_plain(document), sys.stdout, indent=2, default=str, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def print_text(text: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_note(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout; columns that begin with `#` are aligned to the right."""
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left"
+        )
+    for row in rows:
+        table.add_row(*(format_cell(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def format_cell(cell: Any) -> str:
+    """For people: four digits, a dash for nothing."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return str(cell)
+
+
+def format_metric(metric: Metric | None) -> str:
+    """value ± half of the 95 % interval."""
+    if metric is None:
+        return "-"
+    if metric.n < 2:
+        return f"{metric.value:.4g}"
+    return f"{metric.value:.4g} ± {(metric.high - metric.low) / 2:.2g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

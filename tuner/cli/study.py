@@ -1,0 +1,302 @@
+"""`tune --model M --vram 8GB`: a study from nothing to an exported config."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import plotext
+import typer
+
+from engine.hardware import probe
+from tuner.cli import options
+from tuner.cli.output import format_metric, print_json, print_note, print_table, print_text
+from tuner.definition import StudyDefinition, load_definition
+from tuner.errors import InfeasibleStudyError, StudyError, UsageError
+from tuner.estimate import StudyPlan, plan_study
+from tuner.folders import cache_folder, resolve_model
+from tuner.front import Front
+from tuner.progress import choose_progress, format_duration
+from tuner.sampler import check_sampler
+from tuner.study import StudyResult, run_study, with_default_tasks
+
+STUDY = "Study"
+LIMITS = "Budget and limits"
+TEXT = "What is run"
+
+
+def study(
+    context: typer.Context,
+    model: options.Model = None,
+    vram: options.Vram = None,
+    ram: Annotated[
+        str | None, typer.Option(help="Budget of the host tier.", rich_help_panel=LIMITS)
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option(help="Budget of expert packs.", rich_help_panel=LIMITS)
+    ] = None,
+    device: options.Device = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--study", help="Its name; default: the model's.", rich_help_panel=STUDY),
+    ] = None,
+    storage: options.Storage = None,
+    definition: Annotated[
+        Path | None, typer.Option(help="A study YAML; options lie over it.", rich_help_panel=STUDY)
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many (default 24).", rich_help_panel=STUDY)
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds after which no trial starts.", rich_help_panel=STUDY),
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(help="Some of output_tps,tpot_ms,quality.", rich_help_panel=STUDY),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="auto, tpe, nsga2, random or grid.", rich_help_panel=STUDY)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=STUDY)] = None,
+    min_quality: Annotated[
+        float | None,
+        typer.Option(help="1 = as good as 16 bits, such as 0.98.", rich_help_panel=LIMITS),
+    ] = None,
+    max_ttft_ms: Annotated[
+        float | None, typer.Option(help="Longest time to first token.", rich_help_panel=LIMITS)
+    ] = None,
+    max_tpot_ms: Annotated[
+        float | None, typer.Option(help="Longest time per token.", rich_help_panel=LIMITS)
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Own prompts: .jsonl or .txt, one a line.", rich_help_panel=TEXT),
+    ] = None,
+    workload: Annotated[
+        Path | None, typer.Option(help="A workload YAML.", rich_help_panel=TEXT)
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--raw", help="With or without template.", rich_help_panel=TEXT),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="lm-eval tasks or their YAML files, by commas.", rich_help_panel=TEXT),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task.", rich_help_panel=TEXT)
+    ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only continue; fail if there is no such study.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan and estimate, then stop.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the recommended config goes.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Find the best way to run a Mixture-of-Experts model in your memory budget.
+
+    Example: tune --model demo --vram 60MB --trials 12
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if model is None and definition is None:
+        print_text(context.get_help())
+        raise typer.Exit(2)
+    wanted = load_definition(
+        definition,
+        {
+            "model": options.portable_model(model),
+            "device": device,
+            "name": name,
+            "trust_remote_code": trust_remote_code or None,
+            "budget": {
+                "vram_bytes": options.read_size("--vram", vram),
+                "ram_bytes": options.read_size("--ram", ram),
+                "disk_bytes": options.read_size("--disk", disk),
+            },
+            "workload": _absolute(workload),
+            "prompts": _absolute(prompts),
+            "chat": chat,
+            "objectives": _words(objectives),
+            "constraints": {
+                "min_quality": min_quality,
+                "max_ttft_ms": max_ttft_ms,
+                "max_tpot_ms": max_tpot_ms,
+            },
+            "quality": {"tasks": _task_paths(tasks), "limit": limit},
+            "trials": trials,
+            "timeout_s": timeout,
+            "sampler": _sampler(sampler),
+            "seed": seed,
+            "output": str(output) if output else None,
+        },
+    )
+    _run(wanted, storage, resume, dry_run, as_json)
+
+
+def _run(
+    wanted: StudyDefinition, storage: str | None, resume: bool, dry_run: bool, as_json: bool
+) -> None:
+    wanted = with_default_tasks(wanted)
+    model = resolve_model(wanted.model)
+    session = options.open_session(
+        model, wanted.device, wanted.trust_remote_code, wanted.stall_s
+    )
+    with session:
+        print_note(f"opening {wanted.model}")
+        plan = plan_study(wanted, session)
+        if dry_run:
+            _print_plan(plan, as_json)
+            return
+        print_note(_plan_line(plan))
+        store = options.open_store(storage)
+        if resume:
+            store.study(wanted.study_name)
+        _interrupt_on_terminate()
+        try:
+            result = run_study(
+                wanted, session, store, probe(cache_folder()), choose_progress()
+            )
+        except KeyboardInterrupt:
+            print_note(
+                f"interrupted: finished trials of study '{wanted.study_name}' are kept; the same "
+                "command continues it"
+            )
+            raise typer.Exit(130) from None
+        finally:
+            store.database.close()
+    if as_json:
+        print_json(_document(result))
+    else:
+        _print_result(result)
+    _check_found(result)
+
+
+def _check_found(result: StudyResult) -> None:
+    """Exit 1 or 3 when nothing can be recommended."""
+    if result.front.members:
+        return
+    states = result.study.trials_by_state
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    hint = f"see `tune show {result.study.name}`"
+    if set(states) <= {"INFEASIBLE"}:
+        needed = [t.memory.get("total_bytes") for t in result.trials if t.memory]
+        smallest = min((int(n) for n in needed if n), default=None)
+        raise InfeasibleStudyError(f"no trial fitted the budget ({counts}); {hint}", smallest)
+    raise StudyError(f"no trial ran to its end within the limits ({counts}); {hint}")
+
+
+def _print_result(result: StudyResult) -> None:
+    print_front(result.front)
+    plot_front(result.front)
+    if result.output:
+        print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
+        print_text(f"try it: tune run {result.output} --prompt 'Once upon a time'")
+
+
+def print_front(front: Front) -> None:
+    """The front as a table, the recommended trial marked."""
+    if not front.members:
+        return
+    knee = front.knee
+    names = list(knee.params)
+    rows = []
+    for trial in front.members:
+        mark = " *" if trial.id == knee.id else ""
+        figures = [
+            format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
+            for name in front.objectives
+        ]
+        params = [trial.params.get(name) for name in names]
+        rows.append([f"{trial.number}{mark}", *figures, *params])
+    columns = ["#trial", *(f"#{name}" for name in front.objectives), *names]
+    print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
+
+
+def plot_front(front: Front) -> None:
+    """A terminal plot of the first two objectives; nothing to see in fewer than two points."""
+    if len(front.members) < 2 or len(front.objectives) < 2:
+        return
+    x, y = front.objectives[0], front.objectives[-1]
+    others = [t for t in front.trials if t.feasible and x in t.scores and y in t.scores]
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(72, 18)
+    plotext.scatter([t.scores[x] for t in others], [t.scores[y] for t in others], marker=".")
+    plotext.scatter(
+        [t.scores[x] for t in front.members], [t.scores[y] for t in front.members], marker="o"
+    )
+    plotext.xlabel(x)
+    plotext.ylabel(y)
+    plotext.title("trials (.) and front (o)")
+    print_text(plotext.build())
+
+
+def _document(result: StudyResult) -> dict[str, Any]:
+    front = result.front
+    return {
+        "study": result.study.to_json(),
+        "trials": [trial.to_json() for trial in result.trials],
+        "front": [trial.to_json() for trial in front.members],
+        "recommended": front.knee.number if front.members else None,
+        "output": result.output,
+    }
+
+
+def _print_plan(plan: StudyPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_json())
+        return
+    rows = [[p.name, ", ".join(map(str, p.choices))] for p in plan.space.parameters]
+    print_table(f"Search space: {plan.space.size} points", ["setting", "choices"], rows)
+    print_text(_plan_line(plan))
+
+
+def _plan_line(plan: StudyPlan) -> str:
+    estimate = "unknown" if plan.estimate_s is None else format_duration(plan.estimate_s)
+    return (
+        f"{plan.model}: {plan.space.size} points, {plan.fitting} of {plan.checked} memory "
+        f"layouts fit; {plan.trials} trials, a rough {estimate}"
+    )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _task_paths(text: str | None) -> list[str] | None:
+    tasks = _words(text)
+    if tasks is None:
+        return None
+    for task in tasks:
+        if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
+            raise UsageError(f"--tasks: there is no file {task}")
+    return [str(Path(t).resolve()) if t.endswith((".yaml", ".yml")) else t for t in tasks]
+
+
+def _sampler(name: str | None) -> str | None:
+    if name is not None:
+        check_sampler(name)
+    return name
+
+
+def _interrupt_on_terminate() -> None:
+    """SIGTERM ends a study as Ctrl-C does, resumable."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)

@@ -1,0 +1,216 @@
+"""StudyDefinition: everything that a study was asked to do. From YAML, options laid over it.
+
+In: studies/*.yaml, command line options. Out: a frozen, complete StudyDefinition. It knows no
+model facts and no machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.protocol import Workload
+from engine.types import parse_size_bytes
+from tuner.errors import DefinitionError
+from tuner.folders import studies_folder
+from tuner.strict import Strict, load_yaml, read_strict
+from tuner.workload import load_workload, workload_from_prompts
+
+ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
+SamplerName = Literal["auto", "tpe", "nsga2", "random", "grid"]
+Value = str | int | float | bool
+
+
+class Budget(Strict):
+    """Hard limits in bytes; 0: none given. YAML may write 8GB."""
+
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> Any:
+        return parse_size_bytes(value) if isinstance(value, str) and value != "0" else value
+
+
+class Constraints(Strict):
+    """What a configuration must keep to be chosen."""
+
+    min_quality: float | None = Field(default=None, gt=0)
+    max_ttft_ms: float | None = Field(default=None, gt=0)
+    max_tpot_ms: float | None = Field(default=None, gt=0)
+
+
+class QualityTasks(Strict):
+    """lm-eval tasks (names, or paths of task YAML files) and how many items of each."""
+
+    tasks: list[str] = []
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Repeats(Strict):
+    """When a configuration is measured well enough: the 95 % half-width, between min and max."""
+
+    min: int = Field(default=3, ge=1)
+    max: int = Field(default=7, ge=1)
+    half_width: float = Field(default=0.05, gt=0)
+
+
+class StudyDefinition(Strict):
+    """A study.
+
+    engine: settings (paths) fixed for every trial; space: paths and the values to search, over
+    the default four; stall_s: an engine that makes no progress for so long is stopped (0: by
+    operation). workload: a workload YAML; prompts: a file of own prompts instead.
+    """
+
+    name: str = ""
+    model: str
+    device: str = "auto"
+    trust_remote_code: bool = False
+    budget: Budget = Budget()
+    workload: str = ""
+    prompts: str = ""
+    chat: bool | None = None
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    output_tokens: int | None = Field(default=None, ge=1)
+    sequences: int | None = Field(default=None, ge=1)
+    engine: dict[str, Value] = {}
+    space: dict[str, list[Value]] = {}
+    objectives: list[ObjectiveName] = ["output_tps", "tpot_ms", "quality"]
+    constraints: Constraints = Constraints()
+    quality: QualityTasks = QualityTasks()
+    trials: int = Field(default=24, ge=1)
+    timeout_s: float = Field(default=0.0, ge=0)
+    sampler: SamplerName = "auto"
+    seed: int = 0
+    repeats: Repeats = Repeats()
+    stall_s: float = Field(default=0.0, ge=0)
+    output: str = ""
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name one or more of output_tps, tpot_ms, quality, each once")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, Value]) -> dict[str, Value]:
+        return _check_paths(value)
+
+    @field_validator("space")
+    @classmethod
+    def _check_space(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for path, choices in value.items():
+            if not choices:
+                raise ValueError(f"'{path}' has no values to search")
+            for choice in choices:
+                _check_paths({path: choice})
+        return value
+
+    @property
+    def study_name(self) -> str:
+        """The given name, or the model's."""
+        return self.name or Path(self.model).name or "study"
+
+    @property
+    def output_path(self) -> Path:
+        """Where the recommended config goes."""
+        return Path(self.output or f"expertune-{self.study_name}.yaml")
+
+    def search_digest(self) -> str:
+        """Hash of what makes results comparable; a study of the same name must agree in it."""
+        free = {"name", "output", "trials", "timeout_s", "sampler", "seed", "stall_s"}
+        text = self.model_dump_json(exclude=free)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def load_workload(self) -> Workload:
+        """The workload that trials run."""
+        changes = {
+            "chat": self.chat,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "sequences": self.sequences,
+        }
+        if self.prompts:
+            return workload_from_prompts(Path(self.prompts), **changes)
+        path = Path(self.workload) if self.workload else default_workload()
+        return load_workload(path, **changes)
+
+
+def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefinition:
+    """The definition file with the command line's options laid over it.
+
+    options: nested as in the file; None means not given. Paths in a file are relative to it.
+    """
+    data: dict[str, Any] = {}
+    source = "the options"
+    if path is not None:
+        loaded = load_yaml(path)
+        if not isinstance(loaded, dict):
+            raise DefinitionError(f"{path} must hold keys and values, such as `model: demo`")
+        data, source = _anchor(loaded, path.parent), str(path)
+    merged = _lay_over(data, options)
+    if not merged.get("model"):
+        raise DefinitionError("no model was given: add --model (a folder, an id, or `demo`)")
+    return read_strict(StudyDefinition, merged, source)
+
+
+def default_workload() -> Path:
+    """The workload of a study that names none."""
+    return studies_folder() / "workloads" / "demo.yaml"
+
+
+def definition_json(definition: StudyDefinition) -> dict[str, Any]:
+    """JSON-ready and complete, as the store keeps it."""
+    data: dict[str, Any] = json.loads(definition.model_dump_json())
+    return data
+
+
+def _lay_over(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(data)
+    for key, value in options.items():
+        if isinstance(value, dict):
+            inner = merged.get(key)
+            laid = _lay_over(inner if isinstance(inner, dict) else {}, value)
+            if laid:
+                merged[key] = laid
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths in a definition file independent of where the command runs."""
+    data = dict(data)
+    for key in ("workload", "prompts"):
+        if isinstance(data.get(key), str):
+            data[key] = _beside(data[key], folder)
+    if isinstance(data.get("model"), str) and data["model"].startswith("."):
+        data["model"] = _beside(data["model"], folder)
+    quality = data.get("quality")
+    if isinstance(quality, dict) and isinstance(quality.get("tasks"), list):
+        tasks = [_beside(t, folder) if str(t).endswith(".yaml") else t for t in quality["tasks"]]
+        data["quality"] = {**quality, "tasks": tasks}
+    return data
+
+
+def _beside(name: Any, folder: Path) -> str:
+    return str((folder / str(name)).resolve())
+
+
+def _check_paths(values: dict[str, Value]) -> dict[str, Value]:
+    try:
+        EngineConfig().overlay(values)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return values

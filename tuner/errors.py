@@ -1,0 +1,78 @@
+"""The tuner's errors; each says what was given, what was allowed and what to try.
+
+TunerError               anything that a user or a machine can cause (exit 1)
+├── UsageError           what the user typed or wrote cannot be read (exit 2)
+│   ├── DefinitionError  a study definition, workload or policy file
+│   └── DeploymentError  a deployment YAML
+├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
+├── StoreError           the database cannot be opened, read or written
+├── StudyError           a study is missing, taken or belongs to something else
+└── WorkerError          an engine worker failed; carries the class of failure
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from engine.types import FailureClass
+
+
+class TunerError(Exception):
+    """Base of everything that a user or a machine can cause."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(TunerError):
+    """Something the user typed or wrote cannot be read."""
+
+    exit_code = 2
+
+
+class DefinitionError(UsageError):
+    """A study definition, a workload or a policy file cannot be read."""
+
+
+class DeploymentError(UsageError):
+    """A deployment YAML cannot be read."""
+
+
+class InfeasibleStudyError(TunerError):
+    """Nothing in the whole space fits.
+
+    smallest_bytes: the smallest device budget that would fit something, None if unknown.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, smallest_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest_bytes = smallest_bytes
+
+
+class StoreError(TunerError):
+    """The database cannot be opened, read or written."""
+
+
+class StudyError(TunerError):
+    """A study is missing, taken or belongs to something else."""
+
+
+class WorkerError(TunerError):
+    """An engine worker answered with an error, or died.
+
+    failure: the class; worker_exit_code: what the command should exit with;
+    smallest_bytes: for does_not_fit, the smallest budget that would fit.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        failure: FailureClass,
+        worker_exit_code: int = 1,
+        smallest_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.worker_exit_code = worker_exit_code
+        self.smallest_bytes = smallest_bytes

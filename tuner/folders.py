@@ -1,0 +1,73 @@
+"""Where things lie: the user's data folder, the demo model, policies, study definitions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from tuner.errors import StoreError, UsageError
+
+SOURCE = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """`$XDG_DATA_HOME/expertune`, created when missing.
+
+    Raises StoreError with one sentence if it cannot be created.
+    """
+    folder = Path(platformdirs.user_data_dir("expertune"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the data folder {folder} cannot be created ({error.strerror}): "
+            "set XDG_DATA_HOME to a folder that you may write"
+        ) from None
+    return folder
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/expertune`, where packs and profiles lie; it may not exist yet."""
+    return Path(platformdirs.user_cache_dir("expertune"))
+
+
+def default_storage() -> str:
+    """The URL of the user's own database."""
+    return f"sqlite:///{data_folder() / 'expertune.db'}"
+
+
+def studies_folder() -> Path:
+    """`studies/` beside the packages; UsageError where an installation has none."""
+    folder = Path(os.environ.get("EXPERTUNE_STUDIES", SOURCE / "studies"))
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {folder}: this installation came without studies/; clone the "
+            "source tree, or set EXPERTUNE_STUDIES to a folder with policies/ and workloads/"
+        )
+    return folder
+
+
+def resolve_model(name: str) -> str:
+    """Turn `demo` into its folder, a local folder into its absolute path, keep the rest.
+
+    What is neither is taken for a Hugging Face id, which the engine resolves.
+    """
+    if name == "demo":
+        folder = studies_folder() / "demo" / "model"
+        if not (folder / "config.json").is_file():
+            raise UsageError(
+                f"the demo model is not in {folder}: build it with `make demo-model`, or name "
+                "another model"
+            )
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return str(folder.resolve())
+    if name.startswith((".", "/", "~")):
+        raise UsageError(
+            f"there is no model folder {name}: give a folder with config.json, a Hugging Face id "
+            "or `demo`"
+        )
+    return name

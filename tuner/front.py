@@ -1,0 +1,92 @@
+"""Front: the trials worth choosing from, one a configuration, and the pick among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner import pareto
+from tuner.errors import StudyError, UsageError
+from tuner.store.snapshots import TrialSnapshot
+
+PICKS = {"throughput": "output_tps", "latency": "tpot_ms", "quality": "quality"}
+
+
+@dataclass(frozen=True)
+class Front:
+    """Non-dominated feasible trials, the fastest first. trials: all that the front came from."""
+
+    objectives: tuple[str, ...]
+    members: tuple[TrialSnapshot, ...]
+    trials: tuple[TrialSnapshot, ...]
+
+    @property
+    def knee(self) -> TrialSnapshot:
+        """The best compromise; the front must not be empty."""
+        return self.members[pareto.knee(self._vectors(), self._signs())]
+
+    def pick(self, wanted: str) -> TrialSnapshot:
+        """`knee`, `throughput`, `latency`, `quality`, or the number of any finished trial.
+
+        Raises StudyError when there is nothing to pick, UsageError for another word.
+        """
+        if wanted.isdigit():
+            return self._numbered(int(wanted))
+        if not self.members:
+            raise StudyError("no configuration of this study ran within its limits yet")
+        if wanted == "knee":
+            return self.knee
+        objective = PICKS.get(wanted)
+        if objective is None or objective not in self.objectives:
+            able = ["knee", *(p for p, o in PICKS.items() if o in self.objectives)]
+            raise UsageError(f"--pick {wanted}: write {', '.join(able)} or a trial's number")
+        sign = pareto.SIGNS[objective]
+        return max(self.members, key=lambda trial: sign * trial.scores[objective])
+
+    def hypervolume(self) -> float:
+        """Against the worst feasible figures seen, for watching a study grow."""
+        vectors = self._vectors()
+        if not vectors:
+            return 0.0
+        seen = [[t.scores[name] for name in self.objectives] for t in self.trials if t.feasible]
+        signs = self._signs()
+        reference = [
+            min(s * v[k] for v in seen) * s - s * 0.1 * abs(min(s * v[k] for v in seen))
+            for k, s in enumerate(signs)
+        ]
+        return pareto.hypervolume(vectors, reference, signs)
+
+    def _numbered(self, number: int) -> TrialSnapshot:
+        for trial in self.trials:
+            if trial.number == number:
+                if trial.state == "COMPLETE":
+                    return trial
+                raise StudyError(
+                    f"trial {number} is {trial.state}"
+                    + (f" ({trial.reason})" if trial.reason else "")
+                    + ": only a COMPLETE trial can be exported"
+                )
+        raise StudyError(f"this study has no trial {number}")
+
+    def _vectors(self) -> list[list[float]]:
+        return [[trial.scores[name] for name in self.objectives] for trial in self.members]
+
+    def _signs(self) -> list[int]:
+        return [pareto.SIGNS[name] for name in self.objectives]
+
+
+def build_front(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> Front:
+    """From all trials of a study; a configuration that was proposed twice counts once."""
+    first: dict[int, TrialSnapshot] = {}
+    for trial in trials:
+        measured = all(name in trial.scores for name in objectives)
+        if trial.feasible and measured and trial.configuration_id is not None:
+            first.setdefault(trial.configuration_id, trial)
+    candidates = list(first.values())
+    vectors = [[trial.scores[name] for name in objectives] for trial in candidates]
+    kept = pareto.front(vectors, [pareto.SIGNS[name] for name in objectives])
+    leading = objectives[0]
+    members = sorted(
+        (candidates[i] for i in kept), key=lambda t: -pareto.SIGNS[leading] * t.scores[leading]
+    )
+    return Front(tuple(objectives), tuple(members), tuple(trials))

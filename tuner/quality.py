@@ -1,0 +1,176 @@
+"""Quality: evaluated once for each key of what can change outputs, as a ratio to 16 bits.
+
+In: a resolved config. Out: a QualityResult from the store, or from the engine where the key is
+new. The `quality` of a config is bits per byte of the 16-bit model / bits per byte of the config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import memory
+from engine.config import EngineConfig, sensitivity
+from engine.errors import InfeasibleError
+from engine.report import QualityReport
+from tuner.definition import QualityTasks
+from tuner.errors import StudyError, WorkerError
+from tuner.runner import OnEvent
+from tuner.session import EngineSession
+from tuner.store.repository import Store
+from tuner.store.snapshots import QualityResult
+from tuner.strict import load_yaml
+
+# One setting of everything that is exact or only rounds, for every evaluation.
+CANONICAL: Mapping[str, Any] = {
+    "cache.expert_bytes": "auto",
+    "cache.eviction": "lru",
+    "prefetch.predictor": "none",
+    "prefetch.depth": 0,
+    "batch.count": 1,
+    "batch.size": 1,
+    "prefill.chunk_tokens": EngineConfig().prefill.chunk_tokens,
+}
+PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
+REFERENCE_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class QualityJudge:
+    """Answers how good a config is, asking the engine only what the store does not know."""
+
+    session: EngineSession
+    store: Store
+    model_id: int
+    tasks: QualityTasks
+    seed: int
+    base: EngineConfig
+
+    def reference(self, on_event: OnEvent | None = None) -> QualityResult:
+        """The 16-bit model, evaluated once for each model and tasks.
+
+        It may take more than the study's budget where 16 bits do not fit at all. Raises
+        StudyError when the tasks cannot be evaluated.
+        """
+        config = _within_reach(self.base.overlay({**CANONICAL, "precision.bits": 16}), self.session)
+        for attempt in range(1, REFERENCE_ATTEMPTS + 1):
+            try:
+                return self._result(config, on_event, reference=True)
+            except WorkerError as error:
+                lasting = error.failure not in ("crash", "timeout")
+                if lasting or attempt == REFERENCE_ATTEMPTS:
+                    raise StudyError(
+                        f"the 16-bit reference of {', '.join(self.tasks.tasks)} cannot be "
+                        f"evaluated ({error}); name other --tasks, or study speed alone with "
+                        "--objectives output_tps,tpot_ms"
+                    ) from None
+        raise AssertionError("the loop returns or raises")
+
+    def judge(self, config: EngineConfig, on_event: OnEvent | None = None) -> QualityResult:
+        """The quality of a resolved config, at the canonical setting."""
+        return self._result(config.overlay(CANONICAL), on_event, reference=False)
+
+    def _result(
+        self, config: EngineConfig, on_event: OnEvent | None, reference: bool
+    ) -> QualityResult:
+        depends_on = quality_dependencies(config, self.tasks, self.seed)
+        key = quality_key(depends_on)
+        known = self.store.quality(self.model_id, key)
+        if known is not None:
+            return known
+        self.session.configure(config)
+        report = self.session.evaluate(
+            tuple(self.tasks.tasks), self.tasks.limit, self.seed, reference, on_event
+        )
+        return self.store.keep_quality(self.model_id, key, depends_on, report)
+
+
+def quality_ratio(reference: QualityReport, report: QualityReport) -> float:
+    """1 = no loss. Without bits per byte: the mean task metric over the reference's."""
+    if reference.bits_per_byte and report.bits_per_byte:
+        return reference.bits_per_byte / report.bits_per_byte
+    wanted, got = _mean_metric(reference), _mean_metric(report)
+    if not wanted:
+        raise StudyError(
+            "these tasks give no bits per byte and no metric above zero at 16 bits, so that "
+            "quality cannot be compared: name other --tasks"
+        )
+    return got / wanted
+
+
+def quality_key(depends_on: Mapping[str, Any]) -> str:
+    """16 hex digits of all that can change what the tasks say."""
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -> dict[str, Any]:
+    """The settings that lose information, the tasks by content, and the versions."""
+    lossy = {
+        path: value
+        for path, value in config.flat().items()
+        if sensitivity(path).startswith("lossy")
+    }
+    if config.precision.bits == 16:
+        lossy.pop("precision.group_size")
+    return {
+        "config": lossy,
+        "tasks": [task_digest(task) for task in tasks.tasks],
+        "limit": tasks.limit,
+        "seed": seed,
+        "versions": package_versions(),
+    }
+
+
+def task_digest(task: str) -> str:
+    """A task's name, or for a YAML file the hash of it and of the files it names."""
+    path = Path(task)
+    if path.suffix not in (".yaml", ".yml"):
+        return task
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(json.dumps(load_yaml(path), sort_keys=True, default=str).encode())
+    for name in sorted(_named_files(load_yaml(path), path.parent)):
+        digest.update(name.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what computes; a package that is not installed is left out."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _within_reach(config: EngineConfig, session: EngineSession) -> EngineConfig:
+    try:
+        memory.resolve(config, session.facts)
+    except InfeasibleError as error:
+        return config.overlay({"budget.vram_bytes": error.smallest_bytes or 0})
+    return config
+
+
+def _mean_metric(report: QualityReport) -> float:
+    values = [result.value for result in report.tasks]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _named_files(data: Any, folder: Path) -> set[Path]:
+    if isinstance(data, dict):
+        return set().union(*(_named_files(value, folder) for value in data.values()))
+    if isinstance(data, list):
+        return set().union(*(_named_files(value, folder) for value in data))
+    if isinstance(data, str) and 0 < len(data) < 200:
+        path = folder / data
+        try:
+            return {path} if path.is_file() else set()
+        except OSError:
+            return set()
+    return set()

@@ -1,0 +1,199 @@
+"""EngineSession: a model kept open in a worker, and opened again in a new one after a death.
+
+In: what to open. Out: model facts, resolved configs, reports. It hides that processes die, not
+that a request failed: every failure is a WorkerError.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
+from engine.report import QualityReport, Report
+from tuner.errors import WorkerError
+from tuner.folders import data_folder
+from tuner.runner import EngineWorker, OnEvent, WorkerLimits
+
+StartWorker = Callable[[], EngineWorker]
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A config as the engine resolved it, with its memory equation."""
+
+    config: EngineConfig
+    memory: MemoryPlan
+
+
+@dataclass
+class EngineSession:
+    """One model on one device.
+
+    model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker
+    that is not started yet. A context manager: leaving it ends the worker.
+    """
+
+    model: str
+    device: str = "auto"
+    trust_remote_code: bool = False
+    start_worker: StartWorker = field(default_factory=lambda: worker_factory())
+    _worker: EngineWorker | None = field(default=None, init=False)
+    _facts: ModelFacts | None = field(default=None, init=False)
+    _configured: str | None = field(default=None, init=False)
+    hardware: dict[str, Any] = field(default_factory=dict, init=False)
+    runtime_bytes: int = field(default=0, init=False)
+
+    def __enter__(self) -> EngineSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._worker is None:
+            return
+        if kind is None:
+            self._worker.close()
+        else:
+            self._worker.kill()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model; opens it on first use."""
+        self._open()
+        assert self._facts is not None
+        return self._facts
+
+    def configure(self, config: EngineConfig) -> Configured:
+        """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
+        worker = self._open()
+        result = worker.request("configure", config=config.to_dict())
+        memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
+        return Configured(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
+
+    def measure(
+        self,
+        workload: Workload,
+        repeats: int = 1,
+        warm_up: bool = True,
+        seed: int = 0,
+        on_event: OnEvent | None = None,
+    ) -> Report:
+        """Measure what is configured; a report with impossible figures is bad_output."""
+        result = self._live().request(
+            "measure",
+            on_event=on_event,
+            workload=workload.to_json(),
+            repeats=repeats,
+            warm_up=warm_up,
+            seed=seed,
+        )
+        return self._checked(lambda: _check_report(Report.from_json(result)))
+
+    def evaluate(
+        self,
+        tasks: tuple[str, ...],
+        limit: int | None,
+        seed: int,
+        reference: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> QualityReport:
+        """Run lm-eval tasks on what is configured."""
+        result = self._live().request(
+            "evaluate",
+            on_event=on_event,
+            tasks=list(tasks),
+            limit=limit,
+            seed=seed,
+            reference=reference,
+        )
+        return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
+
+    def profile(self) -> MachineProfile:
+        """Measure this machine's speeds."""
+        return MachineProfile(**self._open().request("profile"))
+
+    def request(
+        self, operation: str, on_event: OnEvent | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Any other operation on the open model."""
+        return self._open().request(operation, on_event=on_event, **arguments)
+
+    def _live(self) -> EngineWorker:
+        if self._worker is None or not self._worker.alive:
+            raise WorkerError("nothing is configured: the engine worker was replaced", "crash")
+        return self._worker
+
+    def _open(self) -> EngineWorker:
+        if self._worker is not None and self._worker.alive:
+            return self._worker
+        worker = self.start_worker()
+        self._worker = worker
+        try:
+            worker.start()
+            result = worker.request(
+                "open",
+                model=self.model,
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
+            )
+            self._facts = ModelFacts.from_json(result["facts"])
+        except BaseException:
+            worker.kill()
+            raise
+        self.hardware = dict(result.get("hardware", {}))
+        self.runtime_bytes = int(result.get("runtime_bytes", 0))
+        return worker
+
+    def _checked(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (KeyError, TypeError, ValueError) as error:
+            if self._worker is not None:
+                self._worker.kill()
+            raise WorkerError(f"the engine's figures cannot be used: {error}", "bad_output") from None
+
+
+def worker_factory(
+    command: tuple[str, ...] | None = None, limits: WorkerLimits | None = None
+) -> StartWorker:
+    """Makes workers that log under the data folder; one file each."""
+
+    def build() -> EngineWorker:
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1_000_000:06d}"
+        worker = EngineWorker(_new_log(data_folder() / "logs", stamp))
+        if command is not None:
+            worker = replace(worker, command=command)
+        return worker if limits is None else replace(worker, limits=limits)
+
+    return build
+
+
+def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("worker-*.log"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return folder / f"worker-{stamp}.log"
+
+
+def _check_report(report: Report) -> Report:
+    for name, metric in report.metrics.items():
+        if not math.isfinite(metric.value):
+            raise ValueError(f"{name} is {metric.value}")
+    for name in ("output_tps", "tpot_ms"):
+        if name not in report.metrics:
+            raise ValueError(f"the report has no {name}")
+        if report.metrics[name].value <= 0:
+            raise ValueError(f"{name} is {report.metrics[name].value}, so nothing was generated")
+    return report
+
+
+def _check_quality(report: QualityReport) -> QualityReport:
+    if report.bits_per_byte is not None and not (
+        math.isfinite(report.bits_per_byte) and report.bits_per_byte > 0
+    ):
+        raise ValueError(f"bits per byte are {report.bits_per_byte}")
+    return report

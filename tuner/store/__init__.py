@@ -1,0 +1,1 @@
+"""The record of studies: SQLAlchemy tables, migrations, and functions that return frozen values."""

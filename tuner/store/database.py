@@ -1,0 +1,249 @@
+"""Opening the database: engine, migrations, one clear sentence for what can go wrong.
+
+In: a SQLAlchemy URL. Out: Database, whose `session()` is a transaction. SQLite runs in WAL mode;
+read-only opening never writes a byte, not even a migration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import exc
+from sqlalchemy.orm import Session
+
+from tuner.errors import StoreError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+VERSION_TABLE = "expertune_version"
+BUSY_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open store. url: as the user would write it."""
+
+    url: str
+    engine: sa.Engine
+    read_only: bool
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on an error.
+
+        Raises StoreError with one sentence for a locked, full or read-only database.
+        """
+        with explained(self.url), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+            if not self.read_only:
+                session.commit()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """Open for writing; creates and migrates what is missing."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        _check_folder(parsed)
+    with explained(url):
+        engine = _make_engine(parsed)
+        try:
+            version = _version(engine)
+            _check_version(version, url)
+            if version != _head():
+                _migrate(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+    return Database(url, engine, read_only=False)
+
+
+def open_read_only(url: str) -> Database:
+    """Open without writing; StoreError when there is no database of ours, or another version."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        path = Path(parsed.database or "")
+        if not path.is_file():
+            raise StoreError(
+                f"there is no database {path} yet: run a study first, or name another with --storage"
+            )
+        engine = _make_read_only_engine(path)
+    else:
+        engine = _make_engine(parsed)
+    with explained(url):
+        try:
+            version = _version(engine)
+            _check_version(version, url)
+            if version != _head():
+                raise StoreError(
+                    f"{_shown(url)} holds no studies of this version (found {version or 'none'}): "
+                    "a study run with this program brings it up to date"
+                )
+        except BaseException:
+            engine.dispose()
+            raise
+    return Database(url, engine, read_only=True)
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn what a driver says into one sentence for people."""
+    try:
+        yield
+    except (exc.SQLAlchemyError, sqlite3.Error) as error:
+        raise StoreError(_sentence(url, error)) from error
+
+
+def _sentence(url: str, error: Exception) -> str:
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    lower = text.lower()
+    causes = {
+        "locked": "is locked by another program: wait for it or end it, then run this again",
+        "is full": "cannot grow: the disk is full; free some space and run this again (finished "
+        "trials are kept)",
+        "readonly": "cannot be written: it or its folder is read-only; name another with --storage",
+        "unable to open": "cannot be opened: check that its folder exists and may be written",
+        "not a database": "is not a database: name another file with --storage",
+        "malformed": "is damaged: restore a copy, or name another file with --storage",
+        "i/o error": "cannot be read or written: the disk reports an error",
+    }
+    for sign, sentence in causes.items():
+        if sign in lower:
+            return f"the database {_shown(url)} {sentence}"
+    return f"the database {_shown(url)} does not answer as it should: {text}"
+
+
+def _shown(url: str) -> str:
+    with contextlib.suppress(exc.ArgumentError):
+        return sa.make_url(url).render_as_string(hide_password=True)
+    return url
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except exc.SQLAlchemyError:
+        raise StoreError(
+            f"'{url}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/name"
+        ) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise StoreError(f"--storage takes sqlite:/// or postgresql://, not {backend}")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise StoreError("--storage needs a file: write sqlite:///file.db")
+    if backend == "postgresql" and parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def _check_folder(parsed: sa.URL) -> None:
+    folder = Path(parsed.database or "").absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the folder {folder} of the database cannot be created: {error.strerror}"
+        ) from None
+
+
+def _make_engine(parsed: sa.URL) -> sa.Engine:
+    if parsed.get_backend_name() == "sqlite":
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    try:
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"PostgreSQL needs the module {error.name}: install expertune[postgres]"
+        ) from None
+
+
+def _make_read_only_engine(path: Path) -> sa.Engine:
+    def connect() -> sqlite3.Connection:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+        )
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        except sqlite3.OperationalError:
+            # A read-only folder cannot take the WAL's shared memory file; nobody can write
+            # there either, so the file will not change under us.
+            connection.close()
+            connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
+        return connection
+
+    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+    connection.isolation_level = None  # _begin_sqlite begins; the driver would leave DDL outside
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic())
+
+
+def _head() -> str:
+    head = _scripts().get_current_head()
+    assert head is not None
+    return head
+
+
+def _version(engine: sa.Engine) -> str | None:
+    """The version in the database; None for an empty one, or one with Optuna's tables only."""
+    with engine.connect() as connection:
+        names = set(sa.inspect(connection).get_table_names())
+        if VERSION_TABLE not in names:
+            if {"study", "trial", "sample"} & names:
+                raise StoreError(
+                    f"the database {_shown(str(engine.url))} holds tables of another program "
+                    "under our names: name another with --storage"
+                )
+            return None
+        rows = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).all()
+    return str(rows[0][0]) if rows else None
+
+
+def _check_version(version: str | None, url: str) -> None:
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if version is not None and version not in known:
+        raise StoreError(
+            f"the database {_shown(url)} has version '{version}', which this program does not "
+            f"know (it knows up to {_head()}): update expertune, or name another with --storage"
+        )
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = _alembic()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,24 @@
+"""Alembic's entry: runs our migrations on the connection that tuner.store.database hands over."""
+
+from alembic import context
+
+from tuner.store.tables import Base
+
+VERSION_TABLE = "expertune_version"
+
+
+def run() -> None:
+    """Run the migrations in one transaction, touching our tables only."""
+    ours = set(Base.metadata.tables)
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=Base.metadata,
+        version_table=VERSION_TABLE,
+        render_as_batch=True,
+        include_name=lambda name, kind, _: kind != "table" or name in ours,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

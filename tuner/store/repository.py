@@ -1,0 +1,427 @@
+"""Store: every question and every write that studies make, in and out as plain values.
+
+Each method is one short transaction, so that killing the program at any moment loses at most the
+running trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from engine.config import EngineConfig
+from engine.hardware import Hardware
+from engine.protocol import MemoryPlan, ModelFacts, Workload
+from engine.report import Metric, QualityReport, Report
+from tuner.definition import StudyDefinition, definition_json
+from tuner.errors import StudyError
+from tuner.statistics import interval
+from tuner.store.database import Database
+from tuner.store.snapshots import QualityResult, StudySnapshot, StudyState, TrialSnapshot, TrialState
+from tuner.store.tables import (
+    ConfigurationRow,
+    ExportRow,
+    MachineRow,
+    ModelRow,
+    QualityRow,
+    SampleRow,
+    SentinelRow,
+    StudyRow,
+    TrialRow,
+    now,
+)
+from tuner.workload import workload_hash
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """How a trial ended: what finish_trial writes."""
+
+    state: TrialState
+    failure: str | None = None
+    reason: str | None = None
+    scores: Mapping[str, float] | None = None
+    violations: Mapping[str, float] | None = None
+    memory: Mapping[str, Any] | None = None
+    configuration_id: int | None = None
+    quality_id: int | None = None
+    reference_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All samples of one configuration on one machine: values by metric, sentinels' means."""
+
+    values: Mapping[str, tuple[float, ...]]
+    units: Mapping[str, str]
+    sentinel: Mapping[str, float]
+
+    def metrics(self) -> dict[str, Metric]:
+        """Each metric's mean and interval."""
+        return {name: interval(values, self.units[name]) for name, values in self.values.items()}
+
+
+@dataclass(frozen=True)
+class Store:
+    """The record, over one open database."""
+
+    database: Database
+
+    def begin_study(
+        self,
+        definition: StudyDefinition,
+        facts: ModelFacts,
+        hardware: Hardware,
+        workload: Workload,
+    ) -> StudySnapshot:
+        """Create the study, or continue the one of this name.
+
+        Raises StudyError when the name belongs to another model, workload or question.
+        """
+        name, digest = definition.study_name, definition.search_digest()
+        with self.database.session() as session:
+            model_id = _model_id(session, facts)
+            machine_id = _machine_id(session, hardware)
+            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            if row is None:
+                row = StudyRow(
+                    name=name,
+                    model_id=model_id,
+                    machine_id=machine_id,
+                    workload=workload.to_json(),
+                    workload_hash=workload_hash(workload),
+                    search_digest=digest,
+                )
+                session.add(row)
+            else:
+                _check_same(session, row, model_id, machine_id, digest, workload)
+            row.definition = definition_json(definition)
+            row.state = "RUNNING"
+            row.parent_pid, row.parent_host = os.getpid(), socket.gethostname()
+            row.updated = now()
+        return self.study(name)
+
+    def set_study_state(self, study_id: int, state: StudyState) -> None:
+        """Note how the study stands."""
+        with self.database.session() as session:
+            session.execute(
+                update(StudyRow)
+                .where(StudyRow.id == study_id)
+                .values(state=state, updated=now(), parent_pid=None, parent_host=None)
+            )
+
+    def interrupt_running(self, study_id: int) -> tuple[int, ...]:
+        """Trials left RUNNING by a parent that died become INTERRUPTED; their numbers."""
+        with self.database.session() as session:
+            rows = session.scalars(
+                select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "RUNNING")
+            ).all()
+            for row in rows:
+                row.state, row.failure, row.finished = "INTERRUPTED", "interrupted", now()
+                row.reason = "the study's process ended while this trial ran"
+            return tuple(row.number for row in rows)
+
+    def start_trial(self, study_id: int, number: int, params: Mapping[str, Any]) -> int:
+        """A RUNNING row; its id."""
+        with self.database.session() as session:
+            row = TrialRow(study_id=study_id, number=number, state="RUNNING", params=dict(params))
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def finish_trial(self, trial_id: int, outcome: TrialOutcome) -> None:
+        """Write how it ended, and touch the study."""
+        with self.database.session() as session:
+            row = session.get_one(TrialRow, trial_id)
+            row.state, row.failure, row.reason = outcome.state, outcome.failure, outcome.reason
+            row.scores = dict(outcome.scores or {})
+            row.violations = dict(outcome.violations or {})
+            row.memory = dict(outcome.memory or {})
+            row.configuration_id = outcome.configuration_id
+            row.quality_id, row.reference_id = outcome.quality_id, outcome.reference_id
+            row.finished = now()
+            session.get_one(StudyRow, row.study_id).updated = now()
+
+    def keep_configuration(
+        self, model_id: int, work_hash: str, config: EngineConfig, plan: MemoryPlan
+    ) -> int:
+        """The row of this resolved config under this model and workload; its id."""
+        text = f"{model_id} {work_hash} {config.digest()}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        with self.database.session() as session:
+            row = session.scalar(select(ConfigurationRow).where(ConfigurationRow.hash == digest))
+            if row is None:
+                row = ConfigurationRow(
+                    hash=digest,
+                    model_id=model_id,
+                    workload_hash=work_hash,
+                    config=config.to_dict(),
+                    memory=plan.to_json(),
+                )
+                session.add(row)
+                session.flush()
+            return row.id
+
+    def add_samples(
+        self, configuration_id: int, machine_id: int, trial_id: int | None, report: Report
+    ) -> None:
+        """Every sample of a report with its sentinel; repeats are numbered on."""
+        with self.database.session() as session:
+            sentinel = SentinelRow(
+                machine_id=machine_id,
+                compute_ms=report.sentinel.compute_ms,
+                read_ms=report.sentinel.read_ms,
+            )
+            session.add(sentinel)
+            session.flush()
+            last = session.scalar(
+                select(func.max(SampleRow.repeat)).where(
+                    SampleRow.configuration_id == configuration_id
+                )
+            )
+            first = 0 if last is None else last + 1
+            session.add_all(
+                SampleRow(
+                    configuration_id=configuration_id,
+                    machine_id=machine_id,
+                    trial_id=trial_id,
+                    sentinel_id=sentinel.id,
+                    repeat=first + sample.repeat,
+                    metric=sample.metric,
+                    value=sample.value,
+                    unit=sample.unit,
+                )
+                for sample in report.samples
+            )
+
+    def pool(self, configuration_id: int, machine_id: int) -> Pool:
+        """All samples of one configuration; empty when there are none."""
+        with self.database.session() as session:
+            pools = _pools(session, [configuration_id], machine_id)
+        return pools.get(configuration_id, Pool({}, {}, {}))
+
+    def quality(self, model_id: int, key: str) -> QualityResult | None:
+        """What lm-eval said of this key, None where it was not asked yet."""
+        with self.database.session() as session:
+            row = session.scalar(
+                select(QualityRow).where(QualityRow.model_id == model_id, QualityRow.key == key)
+            )
+            return None if row is None else _quality_result(row)
+
+    def keep_quality(
+        self, model_id: int, key: str, depends_on: Mapping[str, Any], report: QualityReport
+    ) -> QualityResult:
+        """Write a new quality result."""
+        with self.database.session() as session:
+            row = QualityRow(
+                model_id=model_id, key=key, depends_on=dict(depends_on), report=report.to_json()
+            )
+            session.add(row)
+            session.flush()
+            return _quality_result(row)
+
+    def add_export(self, study_id: int, trial_id: int, pick: str, path: str, content: str) -> None:
+        """Note a deployment YAML that was written."""
+        with self.database.session() as session:
+            session.add(
+                ExportRow(
+                    study_id=study_id, trial_id=trial_id, pick=pick, path=path, content=content
+                )
+            )
+
+    def study_names(self) -> tuple[str, ...]:
+        """All names, the oldest first."""
+        with self.database.session() as session:
+            return tuple(session.scalars(select(StudyRow.name).order_by(StudyRow.id)))
+
+    def studies(self) -> tuple[StudySnapshot, ...]:
+        """Every study, the oldest first."""
+        with self.database.session() as session:
+            rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
+            return tuple(_study_snapshot(session, row) for row in rows)
+
+    def study(self, name: str) -> StudySnapshot:
+        """The study of this name; StudyError naming the others where there is none."""
+        with self.database.session() as session:
+            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            if row is not None:
+                return _study_snapshot(session, row)
+        names = self.study_names()
+        known = f"there are: {', '.join(names)}" if names else "there are none yet"
+        raise StudyError(f"there is no study '{name}'; {known}")
+
+    def trials(self, study: StudySnapshot) -> tuple[TrialSnapshot, ...]:
+        """Every trial of a study in order, with pooled metrics."""
+        with self.database.session() as session:
+            rows = session.scalars(
+                select(TrialRow).where(TrialRow.study_id == study.id).order_by(TrialRow.number)
+            ).all()
+            ids = {row.configuration_id for row in rows if row.configuration_id is not None}
+            pools = _pools(session, ids, study.machine_id)
+            configs = {
+                row.id: row.config
+                for row in session.scalars(
+                    select(ConfigurationRow).where(ConfigurationRow.id.in_(ids))
+                )
+            }
+            quality = {
+                row.id: QualityReport.from_json(row.report)
+                for row in session.scalars(
+                    select(QualityRow).where(QualityRow.model_id == study.model_id)
+                )
+            }
+            return tuple(_trial_snapshot(row, pools, configs, quality) for row in rows)
+
+
+def _model_id(session: Session, facts: ModelFacts) -> int:
+    row = session.scalar(select(ModelRow).where(ModelRow.fingerprint == facts.fingerprint))
+    if row is None:
+        row = ModelRow(
+            fingerprint=facts.fingerprint,
+            name=facts.id,
+            revision=facts.revision,
+            family=facts.family,
+        )
+        session.add(row)
+    row.facts = facts.to_json()
+    session.flush()
+    return row.id
+
+
+def _machine_id(session: Session, hardware: Hardware) -> int:
+    row = session.scalar(select(MachineRow).where(MachineRow.fingerprint == hardware.fingerprint))
+    if row is None:
+        row = MachineRow(fingerprint=hardware.fingerprint)
+        session.add(row)
+    row.description = hardware.to_json()
+    session.flush()
+    return row.id
+
+
+def _check_same(
+    session: Session,
+    row: StudyRow,
+    model_id: int,
+    machine_id: int,
+    digest: str,
+    workload: Workload,
+) -> None:
+    rename = "give this one another name with --study"
+    if row.model_id != model_id:
+        other = session.get_one(ModelRow, row.model_id)
+        raise StudyError(f"study '{row.name}' is of another model ({other.name}): {rename}")
+    if row.machine_id != machine_id:
+        raise StudyError(f"study '{row.name}' was measured on another machine: {rename}")
+    if row.workload_hash != workload_hash(workload):
+        raise StudyError(f"study '{row.name}' was measured with another workload: {rename}")
+    if row.search_digest != digest:
+        raise StudyError(
+            f"study '{row.name}' asked something else (budget, space, objectives, limits, tasks "
+            f"or repeats differ): {rename}, or repeat its options to continue it"
+        )
+
+
+def _study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
+    model = session.get_one(ModelRow, row.model_id)
+    machine = session.get_one(MachineRow, row.machine_id)
+    states = session.scalars(select(TrialRow.state).where(TrialRow.study_id == row.id)).all()
+    return StudySnapshot(
+        id=row.id,
+        name=row.name,
+        state=row.state,  # type: ignore[arg-type]  # written by this class only
+        model=model.name,
+        model_id=model.id,
+        model_fingerprint=model.fingerprint,
+        machine_id=machine.id,
+        machine=machine.description,
+        facts=model.facts,
+        definition=row.definition,
+        search_digest=row.search_digest,
+        workload=row.workload,
+        workload_hash=row.workload_hash,
+        trials=len(states),
+        trials_by_state=dict(Counter(states)),
+        parent_pid=row.parent_pid,
+        created=row.created,
+        updated=row.updated,
+    )
+
+
+def _pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Pool]:
+    query = (
+        select(
+            SampleRow.configuration_id,
+            SampleRow.metric,
+            SampleRow.value,
+            SampleRow.unit,
+            SampleRow.sentinel_id,
+        )
+        .where(SampleRow.configuration_id.in_(list(ids)), SampleRow.machine_id == machine_id)
+        .order_by(SampleRow.id)
+    )
+    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    units: dict[int, dict[str, str]] = defaultdict(dict)
+    sentinels: dict[int, set[int]] = defaultdict(set)
+    for configuration_id, metric, value, unit, sentinel_id in session.execute(query):
+        values[configuration_id][metric].append(value)
+        units[configuration_id][metric] = unit
+        sentinels[configuration_id].add(sentinel_id)
+    return {
+        configuration_id: Pool(
+            {name: tuple(found) for name, found in metrics.items()},
+            units[configuration_id],
+            _mean_sentinel(session, sentinels[configuration_id]),
+        )
+        for configuration_id, metrics in values.items()
+    }
+
+
+def _mean_sentinel(session: Session, ids: set[int]) -> dict[str, float]:
+    compute_ms, read_ms = session.execute(
+        select(func.avg(SentinelRow.compute_ms), func.avg(SentinelRow.read_ms)).where(
+            SentinelRow.id.in_(ids)
+        )
+    ).one()
+    return {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
+
+
+def _quality_result(row: QualityRow) -> QualityResult:
+    return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
+
+
+def _trial_snapshot(
+    row: TrialRow,
+    pools: Mapping[int, Pool],
+    configs: Mapping[int, dict[str, Any]],
+    quality: Mapping[int, QualityReport],
+) -> TrialSnapshot:
+    pool = pools.get(row.configuration_id or 0)
+    metrics = pool.metrics() if pool else {}
+    scores = dict(row.scores)
+    scores.update({name: metrics[name].value for name in scores if name in metrics})
+    return TrialSnapshot(
+        id=row.id,
+        number=row.number,
+        state=row.state,  # type: ignore[arg-type]  # written by Store only
+        failure=row.failure,
+        reason=row.reason,
+        params=row.params,
+        scores=scores,
+        violations=row.violations,
+        memory=row.memory,
+        configuration_id=row.configuration_id,
+        config=configs.get(row.configuration_id or 0),
+        metrics=metrics,
+        sentinel=pool.sentinel if pool else None,
+        quality=quality.get(row.quality_id or 0),
+        started=row.started,
+        finished=row.finished,
+    )

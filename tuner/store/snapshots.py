@@ -1,0 +1,111 @@
+"""Frozen values that the store hands out; nothing here can reach the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from engine.report import Metric, QualityReport
+
+TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED", "INTERRUPTED"]
+StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
+FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED")
+
+
+@dataclass(frozen=True)
+class StudySnapshot:
+    """A study as it stands."""
+
+    id: int
+    name: str
+    state: StudyState
+    model: str
+    model_id: int
+    model_fingerprint: str
+    machine_id: int
+    machine: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    definition: Mapping[str, Any]
+    search_digest: str
+    workload: Mapping[str, Any]
+    workload_hash: str
+    trials: int
+    trials_by_state: Mapping[str, int]
+    parent_pid: int | None
+    created: datetime
+    updated: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `tune studies --json`."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "trials": self.trials,
+            "trials_by_state": dict(self.trials_by_state),
+            "state": self.state,
+            "created": self.created.isoformat(),
+            "updated": self.updated.isoformat(),
+        }
+
+
+@dataclass(frozen=True)
+class QualityResult:
+    """One row of quality_result."""
+
+    id: int
+    key: str
+    report: QualityReport
+
+
+@dataclass(frozen=True)
+class TrialSnapshot:
+    """A trial with what was measured of its configuration, all its samples pooled.
+
+    metrics are pooled over every repeat of the configuration on the study's machine; scores hold
+    the objectives made of them; violations hold relative excesses over limits, feasible at <= 0.
+    """
+
+    id: int
+    number: int
+    state: TrialState
+    failure: str | None
+    reason: str | None
+    params: Mapping[str, Any]
+    scores: Mapping[str, float]
+    violations: Mapping[str, float]
+    memory: Mapping[str, Any]
+    configuration_id: int | None
+    config: Mapping[str, Any] | None
+    metrics: Mapping[str, Metric]
+    sentinel: Mapping[str, float] | None
+    quality: QualityReport | None
+    started: datetime
+    finished: datetime | None
+
+    @property
+    def feasible(self) -> bool:
+        """Measured to the end and within every limit."""
+        return self.state == "COMPLETE" and all(v <= 0 for v in self.violations.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of one trial in `tune show --json`."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "failure": self.failure,
+            "reason": self.reason,
+            "feasible": self.feasible,
+            "params": dict(self.params),
+            "scores": dict(self.scores),
+            "violations": dict(self.violations),
+            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "memory": dict(self.memory),
+            "quality": self.quality.to_json() if self.quality else None,
+            "config": dict(self.config) if self.config else None,
+            "sentinel": dict(self.sentinel) if self.sentinel else None,
+            "started": self.started.isoformat(),
+            "finished": self.finished.isoformat() if self.finished else None,
+        }

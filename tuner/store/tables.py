@@ -1,0 +1,190 @@
+"""The tables. Rows never leave this package: repository functions return snapshots."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def now() -> datetime:
+    """The present moment in UTC, as every table keeps it."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """All of our tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON, datetime: DateTime(timezone=True)}  # noqa: RUF012
+
+
+class ModelRow(Base):
+    """A checkpoint, by its fingerprint."""
+
+    __tablename__ = "model"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(512))
+    revision: Mapped[str] = mapped_column(String(128))
+    family: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class MachineRow(Base):
+    """A machine, by its fingerprint."""
+
+    __tablename__ = "machine"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), unique=True)
+    description: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class StudyRow(Base):
+    """A study; parent_* name the process that runs it, for people (the lock file decides)."""
+
+    __tablename__ = "study"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
+    state: Mapped[str] = mapped_column(String(16))
+    definition: Mapped[dict[str, Any]]
+    search_digest: Mapped[str] = mapped_column(String(16))
+    workload: Mapped[dict[str, Any]]
+    workload_hash: Mapped[str] = mapped_column(String(16))
+    parent_pid: Mapped[int | None]
+    parent_host: Mapped[str | None] = mapped_column(String(200))
+    created: Mapped[datetime] = mapped_column(default=now)
+    updated: Mapped[datetime] = mapped_column(default=now)
+
+
+class ConfigurationRow(Base):
+    """A resolved config of a model under a workload; samples belong to it, not to a trial."""
+
+    __tablename__ = "configuration"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    hash: Mapped[str] = mapped_column(String(16), unique=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    workload_hash: Mapped[str] = mapped_column(String(16))
+    config: Mapped[dict[str, Any]]
+    memory: Mapped[dict[str, Any]]
+
+
+class QualityRow(Base):
+    """What lm-eval said once for a quality key."""
+
+    __tablename__ = "quality_result"
+    __table_args__ = (UniqueConstraint("model_id", "key"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    key: Mapped[str] = mapped_column(String(16))
+    depends_on: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class TrialRow(Base):
+    """One proposal of the sampler and what became of it."""
+
+    __tablename__ = "trial"
+    __table_args__ = (UniqueConstraint("study_id", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
+    number: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    failure: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(Text)
+    params: Mapped[dict[str, Any]]
+    scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    violations: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    memory: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    configuration_id: Mapped[int | None] = mapped_column(ForeignKey("configuration.id"))
+    quality_id: Mapped[int | None] = mapped_column(ForeignKey("quality_result.id"))
+    reference_id: Mapped[int | None] = mapped_column(ForeignKey("quality_result.id"))
+    started: Mapped[datetime] = mapped_column(default=now)
+    finished: Mapped[datetime | None]
+
+
+class SentinelRow(Base):
+    """A fixed kernel and a fixed read, timed beside samples."""
+
+    __tablename__ = "sentinel"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
+    compute_ms: Mapped[float]
+    read_ms: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class SampleRow(Base):
+    """One metric of one repeat."""
+
+    __tablename__ = "sample"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"), index=True)
+    machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
+    trial_id: Mapped[int | None] = mapped_column(ForeignKey("trial.id"))
+    sentinel_id: Mapped[int] = mapped_column(ForeignKey("sentinel.id"))
+    repeat: Mapped[int]
+    metric: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float]
+    unit: Mapped[str] = mapped_column(String(16))
+
+
+class ExportRow(Base):
+    """A deployment YAML that was written."""
+
+    __tablename__ = "export"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trial.id"))
+    pick: Mapped[str] = mapped_column(String(32))
+    path: Mapped[str] = mapped_column(Text)
+    content: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class JobRow(Base):
+    """A study asked for through the service."""
+
+    __tablename__ = "job"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_name: Mapped[str] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(16))
+    request: Mapped[dict[str, Any]]
+    error: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(default=now)
+    updated: Mapped[datetime] = mapped_column(default=now)
+
+
+class TokenRow(Base):
+    """A bearer token of the service; only its hash is kept."""
+
+    __tablename__ = "token"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created: Mapped[datetime] = mapped_column(default=now)
+    revoked: Mapped[datetime | None]
+
+
+class TelemetryRow(Base):
+    """What a deployment reported of itself."""
+
+    __tablename__ = "telemetry"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    deployment: Mapped[str] = mapped_column(String(200))
+    payload: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=now, index=True)

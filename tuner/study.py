@@ -1,0 +1,262 @@
+"""A study from its first trial to its last, resumable at any moment.
+
+In: a definition, an open engine session, a store. Out: StudyResult. Optuna proposes, our tables
+are the record. The recommended config is on disk after every trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from engine.hardware import Hardware
+from engine.protocol import Workload
+from tuner import objective
+from tuner.definition import QualityTasks, StudyDefinition
+from tuner.errors import StoreError, StudyError
+from tuner.export import check_writable, render, write_atomically
+from tuner.folders import studies_folder
+from tuner.front import Front, build_front
+from tuner.lock import study_lock
+from tuner.progress import Progress
+from tuner.quality import QualityJudge
+from tuner.sampler import LEARN_FROM_PRUNED, build_sampler
+from tuner.session import EngineSession
+from tuner.space import SearchSpace, build_space
+from tuner.store.database import explained
+from tuner.store.repository import Store, TrialOutcome
+from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.trial import Judged, TrialRunner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How a study stands when its run ends. output: the recommended config, None without one."""
+
+    study: StudySnapshot
+    trials: tuple[TrialSnapshot, ...]
+    front: Front
+    output: str | None
+
+
+class FailedTrialError(Exception):
+    """Tells Optuna that a trial failed; the store knows why."""
+
+
+def run_study(
+    definition: StudyDefinition,
+    session: EngineSession,
+    store: Store,
+    hardware: Hardware,
+    progress: Progress,
+) -> StudyResult:
+    """Run, or continue, a study until its trials or its time are spent.
+
+    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken. On
+    KeyboardInterrupt the study is left resumable and the interrupt goes on.
+    """
+    check_writable(definition.output_path)
+    with study_lock(store.database.url, definition.study_name):
+        workload = definition.load_workload()
+        space = build_space(definition, session.facts, workload)
+        study = store.begin_study(definition, session.facts, hardware, workload)
+        run = _Run(definition, session, store, progress, workload, space, study)
+        try:
+            with progress.showing():
+                run.search()
+        except BaseException:
+            store.interrupt_running(study.id)
+            store.set_study_state(study.id, "INTERRUPTED")
+            raise
+        store.set_study_state(study.id, "FINISHED")
+        return run.result()
+
+
+def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
+    """Held-out text from studies/demo where quality is an objective and no task was named."""
+    if "quality" not in definition.objectives or definition.quality.tasks:
+        return definition
+    task = studies_folder() / "demo" / "tasks" / "demo_bpb.yaml"
+    if not task.is_file():
+        raise StudyError(
+            f"quality needs a task and the default {task} is missing: name one with --tasks, or "
+            "study speed alone with --objectives output_tps,tpot_ms"
+        )
+    limit = definition.quality.limit or 40
+    return definition.model_copy(
+        update={"quality": QualityTasks(tasks=[str(task)], limit=limit)}
+    )
+
+
+@dataclass
+class _Run:
+    definition: StudyDefinition
+    session: EngineSession
+    store: Store
+    progress: Progress
+    workload: Workload
+    space: SearchSpace
+    study: StudySnapshot
+    runner: TrialRunner | None = None
+
+    def search(self) -> None:
+        started_s = time.monotonic()
+        self.store.interrupt_running(self.study.id)
+        remaining = self.definition.trials - self._finished()
+        if remaining <= 0:
+            self._write_best()
+            return
+        self.runner = TrialRunner(
+            self.session,
+            self.store,
+            self.study,
+            self.definition,
+            self.workload,
+            self.space,
+            self._prepare_quality(),
+            self.progress.tell,
+        )
+        memory = self._open_optuna()
+        self._enqueue(memory)
+        timeout_s = self.definition.timeout_s
+        left_s = max(1.0, timeout_s - (time.monotonic() - started_s)) if timeout_s else None
+        with explained(self.store.database.url):
+            memory.optimize(
+                self._objective,
+                n_trials=remaining,
+                timeout=left_s,
+                catch=(FailedTrialError,),
+                callbacks=[self._after_trial],
+            )
+
+    def result(self) -> StudyResult:
+        study = self.store.study(self.study.name)
+        trials = self.store.trials(study)
+        front = build_front(trials, self.definition.objectives)
+        output = str(self.definition.output_path) if front.members else None
+        return StudyResult(study, trials, front, output)
+
+    def _finished(self) -> int:
+        counts = self.store.study(self.study.name).trials_by_state
+        return sum(counts.get(state, 0) for state in FINISHED_STATES)
+
+    def _prepare_quality(self) -> Judged | None:
+        if "quality" not in self.definition.objectives:
+            return None
+        self.progress.tell("evaluating the 16-bit reference")
+        judge = QualityJudge(
+            self.session,
+            self.store,
+            self.study.model_id,
+            self.definition.quality,
+            self.definition.seed,
+            self.space.base,
+        )
+        return Judged(judge, judge.reference(self._hear))
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "progress":
+            stage, done, total = event.get("stage"), event.get("done"), event.get("total")
+            self.progress.tell(f"{stage} {done}/{total}")
+
+    def _open_optuna(self) -> Any:
+        """The sampler's memory, in the same database; its trials left running are failed."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with explained(self.store.database.url), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = optuna.storages.RDBStorage(
+                self.store.database.engine.url.render_as_string(hide_password=False),
+                engine_kwargs=_engine_arguments(self.store.database.engine.url.drivername),
+            )
+            finished = self._finished()
+            memory = optuna.create_study(
+                storage=storage,
+                sampler=build_sampler(
+                    self.definition.sampler,
+                    self.definition.seed + finished,
+                    self.space,
+                    self.definition.trials,
+                ),
+                study_name=self.study.name,
+                directions=[objective.DIRECTIONS[name] for name in self.definition.objectives],
+                load_if_exists=True,
+            )
+            for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
+                memory.tell(trial.number, state=OptunaState.FAIL)
+        return memory
+
+    def _enqueue(self, memory: Any) -> None:
+        """The default config is trial 0; what was interrupted comes again."""
+        trials = self.store.trials(self.study)
+        known = [dict(t.params) for t in trials if t.state in FINISHED_STATES]
+        waiting = memory.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+        known += [dict(t.system_attrs.get("fixed_params", {})) for t in waiting]
+        lost = [dict(t.params) for t in trials if t.state == "INTERRUPTED"]
+        for point in [self.space.default(), *lost]:
+            if point not in known:
+                memory.enqueue_trial(point)
+                known.append(point)
+
+    def _objective(self, trial: Any) -> list[float]:
+        point = {p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters}
+        trial_id = self.store.start_trial(self.study.id, trial.number, point)
+        assert self.runner is not None
+        try:
+            outcome = self.runner.run(trial_id, point)
+        except BaseException as error:
+            words = "the disk or the database failed" if isinstance(error, StoreError) else "stopped"
+            lost = TrialOutcome("INTERRUPTED", "interrupted", f"{words} while this trial ran")
+            if not isinstance(error, StoreError):
+                self.store.finish_trial(trial_id, lost)
+            raise
+        self.store.finish_trial(trial_id, outcome)
+        return self._tell_sampler(trial, outcome)
+
+    def _tell_sampler(self, trial: Any, outcome: TrialOutcome) -> list[float]:
+        if outcome.state == "FAILED":
+            raise FailedTrialError(outcome.reason)
+        found = outcome.violations or {}
+        for name in objective.CONSTRAINTS:
+            trial.set_constraint(name, found.get(name, 0.0))
+        if outcome.state == "COMPLETE":
+            scores = outcome.scores or {}
+            return [scores[name] for name in self.definition.objectives]
+        if self.definition.sampler in LEARN_FROM_PRUNED:
+            raise optuna.TrialPruned(outcome.reason)
+        return [objective.WORST[name] for name in self.definition.objectives]
+
+    def _after_trial(self, memory: Any, trial: Any) -> None:
+        trials = self.store.trials(self.study)
+        front = build_front(trials, self.definition.objectives)
+        self._write_best(front)
+        done = [t for t in trials if t.state in FINISHED_STATES]
+        latest = next((t for t in trials if t.number == trial.number), None)
+        if latest is not None:
+            self.progress.trial_done(latest, front, len(done), self.definition.trials)
+        if _distinct(done) >= self.space.size:
+            memory.stop()
+
+    def _write_best(self, front: Front | None = None) -> None:
+        if front is None:
+            front = build_front(self.store.trials(self.study), self.definition.objectives)
+        if front.members:
+            study = self.store.study(self.study.name)
+            write_atomically(self.definition.output_path, render(study, front, front.knee))
+
+
+def _distinct(trials: Sequence[TrialSnapshot]) -> int:
+    return len({tuple(sorted((k, str(v)) for k, v in t.params.items())) for t in trials})
+
+
+def _engine_arguments(driver: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 30}} if driver.startswith("sqlite") else {}
+

@@ -1,0 +1,163 @@
+"""TrialRunner: one point of the space, run to an outcome. The trial boundary: nothing escapes it.
+
+In: a point. Out: TrialOutcome, with every sample already stored. What goes wrong becomes a state
+and a class of failure; only an interruption passes through.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import InfeasibleError
+from engine.protocol import Workload
+from engine.report import Report
+from engine.types import format_bytes
+from tuner import objective
+from tuner.definition import StudyDefinition
+from tuner.errors import StoreError, WorkerError
+from tuner.quality import QualityJudge, quality_ratio
+from tuner.session import Configured, EngineSession
+from tuner.space import Point, SearchSpace
+from tuner.statistics import relative_half_width
+from tuner.store.repository import Pool, Store, TrialOutcome
+from tuner.store.snapshots import QualityResult, StudySnapshot
+
+log = logging.getLogger(__name__)
+
+NOT_FITTING = ("does_not_fit", "out_of_memory")
+STEADY_METRICS = ("output_tps", "tpot_ms")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What quality needs in every trial: who judges, and the 16-bit reference."""
+
+    judge: QualityJudge
+    reference: QualityResult
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Runs points of one study. tell: hears in a few words what is being done."""
+
+    session: EngineSession
+    store: Store
+    study: StudySnapshot
+    definition: StudyDefinition
+    workload: Workload
+    space: SearchSpace
+    judged: Judged | None
+    tell: Callable[[str], None]
+
+    def run(self, trial_id: int, point: Point) -> TrialOutcome:
+        """Measure a point, evaluate its quality, score it."""
+        budget_bytes = self.definition.budget.vram_bytes
+        configuration_id: int | None = None
+        plan: Mapping[str, Any] = {}
+        try:
+            self.space.resolve(point)
+            self.tell("configuring")
+            configured = self.session.configure(self.space.config(point))
+            plan = configured.memory.to_json()
+            configuration_id = self._keep(configured)
+            pool, peak_bytes = self._measure(configuration_id, configured.config, trial_id)
+            plan = {**plan, "external_peak_bytes": peak_bytes}
+            quality = self._judge(configured.config)
+        except InfeasibleError as error:
+            return TrialOutcome(
+                "INFEASIBLE",
+                "does_not_fit",
+                str(error),
+                violations=objective.memory_violation(error.smallest_bytes, budget_bytes),
+            )
+        except WorkerError as error:
+            infeasible = error.failure in NOT_FITTING
+            return TrialOutcome(
+                "INFEASIBLE" if infeasible else "FAILED",
+                error.failure,
+                str(error),
+                violations=objective.memory_violation(error.smallest_bytes, budget_bytes)
+                if infeasible
+                else None,
+                memory=plan,
+                configuration_id=configuration_id,
+            )
+        except StoreError:
+            raise  # without a store there is nowhere to put an outcome
+        except Exception as error:  # noqa: BLE001  the trial boundary
+            log.exception("trial %s failed", trial_id)
+            return TrialOutcome("FAILED", "crash", f"{type(error).__name__}: {error}")
+        return self._score(pool, quality, plan, configuration_id)
+
+    def _keep(self, configured: Configured) -> int:
+        return self.store.keep_configuration(
+            self.study.model_id, self.study.workload_hash, configured.config, configured.memory
+        )
+
+    def _measure(
+        self, configuration_id: int, config: EngineConfig, trial_id: int
+    ) -> tuple[Pool, int]:
+        """At least one repeat, more until the interval is narrow; pooled with earlier ones."""
+        rule = self.definition.repeats
+        pool = self.store.pool(configuration_id, self.study.machine_id)
+        peak_bytes = 0
+        for done in range(rule.max):
+            count = len(pool.values.get("output_tps", ()))
+            if done and count >= rule.min and (count >= rule.max or self._steady(pool)):
+                break
+            self.tell(f"measuring, repeat {count + 1}")
+            report = self.session.measure(
+                self.workload, repeats=1, warm_up=done == 0, seed=self.definition.seed + count
+            )
+            peak_bytes = max(peak_bytes, report.memory.external_peak_bytes)
+            _check_budget(report, config)
+            self.store.add_samples(configuration_id, self.study.machine_id, trial_id, report)
+            pool = self.store.pool(configuration_id, self.study.machine_id)
+        return pool, peak_bytes
+
+    def _steady(self, pool: Pool) -> bool:
+        limit = self.definition.repeats.half_width
+        return all(relative_half_width(pool.values[name]) <= limit for name in STEADY_METRICS)
+
+    def _judge(self, config: EngineConfig) -> tuple[QualityResult, float] | None:
+        if self.judged is None:
+            return None
+        self.tell("evaluating quality")
+        result = self.judged.judge.judge(config)
+        return result, quality_ratio(self.judged.reference.report, result.report)
+
+    def _score(
+        self,
+        pool: Pool,
+        quality: tuple[QualityResult, float] | None,
+        plan: Mapping[str, Any],
+        configuration_id: int,
+    ) -> TrialOutcome:
+        metrics = pool.metrics()
+        ratio = quality[1] if quality else None
+        return TrialOutcome(
+            "COMPLETE",
+            scores=objective.scores(metrics, ratio, self.definition.objectives),
+            violations=objective.violations(metrics, ratio, self.definition.constraints),
+            memory=plan,
+            configuration_id=configuration_id,
+            quality_id=quality[0].id if quality else None,
+            reference_id=self.judged.reference.id if self.judged else None,
+        )
+
+
+def _check_budget(report: Report, config: EngineConfig) -> None:
+    """An outside reading above the budget makes the configuration infeasible."""
+    peak_bytes, budget_bytes = report.memory.external_peak_bytes, config.budget.vram_bytes
+    if budget_bytes and peak_bytes > budget_bytes:
+        raise WorkerError(
+            f"measured from outside ({report.memory.external_source}) it took "
+            f"{format_bytes(peak_bytes)} ({peak_bytes} bytes), the budget is "
+            f"{format_bytes(budget_bytes)} ({budget_bytes} bytes)",
+            "out_of_memory",
+            smallest_bytes=peak_bytes,
+        )
