@@ -1,7 +1,7 @@
 """What this machine is: CPU, memory, disk and NVIDIA GPUs, read through psutil and NVML.
 
 In: the cache folder whose disk counts. Out: a frozen Hardware. A machine without a driver has no
-GPUs, a figure that a driver does not give is None. No torch: other accelerators are torch's to name.
+GPUs, a figure that a driver does not give is None. No torch: it names other accelerators.
 """
 
 from __future__ import annotations

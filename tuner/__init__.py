@@ -1,1 +1,1 @@
-"""Studies over the engine: define, propose, run, score, keep, choose, hand over. Imports no torch."""
+"""The tuner: studies from a definition to an exported config. It never imports torch."""

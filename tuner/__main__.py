@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         return _fail(arguments, f"{error.filename or 'the system'}: {error.strerror or error}", 1)
-    except Exception as error:  # noqa: BLE001  the CLI's main: a bug, said without a traceback
+    except Exception as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         text = f"unexpected {type(error).__name__}: {error} (EXPERTUNE_LOG=debug shows where)"
         return _fail(arguments, text, 1)
@@ -55,9 +55,7 @@ def _invoke(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _fail(
-    arguments: Sequence[str], text: str, code: int, smallest_bytes: int | None = None
-) -> int:
+def _fail(arguments: Sequence[str], text: str, code: int, smallest_bytes: int | None = None) -> int:
     if "--json" in arguments:
         from tuner.cli.output import print_json
 

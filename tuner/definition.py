@@ -51,7 +51,7 @@ class Constraints(Strict):
 class QualityTasks(Strict):
     """lm-eval tasks (names, or paths of task YAML files) and how many items of each."""
 
-    tasks: list[str] = []
+    tasks: list[str] = Field(default=[])
     limit: int | None = Field(default=None, ge=1)
 
 
@@ -82,9 +82,9 @@ class StudyDefinition(Strict):
     prompt_tokens: int | None = Field(default=None, ge=1)
     output_tokens: int | None = Field(default=None, ge=1)
     sequences: int | None = Field(default=None, ge=1)
-    engine: dict[str, Value] = {}
-    space: dict[str, list[Value]] = {}
-    objectives: list[ObjectiveName] = ["output_tps", "tpot_ms", "quality"]
+    engine: dict[str, Value] = Field(default={})
+    space: dict[str, list[Value]] = Field(default={})
+    objectives: list[ObjectiveName] = Field(default=["output_tps", "tpot_ms", "quality"])
     constraints: Constraints = Constraints()
     quality: QualityTasks = QualityTasks()
     trials: int = Field(default=24, ge=1)

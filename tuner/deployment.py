@@ -50,7 +50,7 @@ class DeployedWorkload(Strict):
     output_tokens: int = Field(ge=1)
     sequences: int = Field(ge=1)
     prompts: list[str]
-    continuations: list[str] = []
+    continuations: list[str] = Field(default=[])
 
     def to_workload(self) -> Workload:
         """As the engine takes it."""

@@ -7,23 +7,33 @@ from dataclasses import dataclass
 
 from tuner import pareto
 from tuner.errors import StudyError, UsageError
-from tuner.store.snapshots import TrialSnapshot
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
+# Without --min-quality nobody is recommended a config that loses more than this of 16 bits.
+KNEE_MIN_QUALITY = 0.9
 PICKS = {"throughput": "output_tps", "latency": "tpot_ms", "quality": "quality"}
 
 
 @dataclass(frozen=True)
 class Front:
-    """Non-dominated feasible trials, the fastest first. trials: all that the front came from."""
+    """Non-dominated feasible trials, the fastest first.
+
+    trials: all that the front came from; knee_quality: the recommended one keeps at least this
+    quality, where any does.
+    """
 
     objectives: tuple[str, ...]
     members: tuple[TrialSnapshot, ...]
     trials: tuple[TrialSnapshot, ...]
+    knee_quality: float = KNEE_MIN_QUALITY
 
     @property
     def knee(self) -> TrialSnapshot:
-        """The best compromise; the front must not be empty."""
-        return self.members[pareto.knee(self._vectors(), self._signs())]
+        """The best compromise; members must not be empty."""
+        kept = [m for m in self.members if m.scores.get("quality", 1.0) >= self.knee_quality]
+        among = kept or list(self.members)
+        vectors = [[trial.scores[name] for name in self.objectives] for trial in among]
+        return among[pareto.knee(vectors, self._signs())]
 
     def pick(self, wanted: str) -> TrialSnapshot:
         """`knee`, `throughput`, `latency`, `quality`, or the number of any finished trial.
@@ -43,19 +53,6 @@ class Front:
         sign = pareto.SIGNS[objective]
         return max(self.members, key=lambda trial: sign * trial.scores[objective])
 
-    def hypervolume(self) -> float:
-        """Against the worst feasible figures seen, for watching a study grow."""
-        vectors = self._vectors()
-        if not vectors:
-            return 0.0
-        seen = [[t.scores[name] for name in self.objectives] for t in self.trials if t.feasible]
-        signs = self._signs()
-        reference = [
-            min(s * v[k] for v in seen) * s - s * 0.1 * abs(min(s * v[k] for v in seen))
-            for k, s in enumerate(signs)
-        ]
-        return pareto.hypervolume(vectors, reference, signs)
-
     def _numbered(self, number: int) -> TrialSnapshot:
         for trial in self.trials:
             if trial.number == number:
@@ -68,15 +65,25 @@ class Front:
                 )
         raise StudyError(f"this study has no trial {number}")
 
-    def _vectors(self) -> list[list[float]]:
-        return [[trial.scores[name] for name in self.objectives] for trial in self.members]
-
     def _signs(self) -> list[int]:
         return [pareto.SIGNS[name] for name in self.objectives]
 
 
-def build_front(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> Front:
-    """From all trials of a study; a configuration that was proposed twice counts once."""
+def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
+    """The front of a stored study, by its own objectives and limits."""
+    definition = study.definition
+    return build_front(
+        trials, definition["objectives"], definition["constraints"].get("min_quality")
+    )
+
+
+def build_front(
+    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
+) -> Front:
+    """From all trials of a study; a configuration that was proposed twice counts once.
+
+    min_quality: the user's own limit, in place of KNEE_MIN_QUALITY.
+    """
     first: dict[int, TrialSnapshot] = {}
     for trial in trials:
         measured = all(name in trial.scores for name in objectives)
@@ -89,4 +96,5 @@ def build_front(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> F
     members = sorted(
         (candidates[i] for i in kept), key=lambda t: -pareto.SIGNS[leading] * t.scores[leading]
     )
-    return Front(tuple(objectives), tuple(members), tuple(trials))
+    floor = KNEE_MIN_QUALITY if min_quality is None else min_quality
+    return Front(tuple(objectives), tuple(members), tuple(trials), floor)

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs, on stderr: one live line, or plain lines without a terminal."""
+"""What a person sees of a running study, on stderr: one live line, or plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.config import EngineConfig
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
@@ -21,6 +21,7 @@ from tuner.folders import data_folder
 from tuner.runner import EngineWorker, OnEvent, WorkerLimits
 
 StartWorker = Callable[[], EngineWorker]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class EngineSession:
     start_worker: StartWorker = field(default_factory=lambda: worker_factory())
     _worker: EngineWorker | None = field(default=None, init=False)
     _facts: ModelFacts | None = field(default=None, init=False)
-    _configured: str | None = field(default=None, init=False)
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
 
@@ -53,12 +53,15 @@ class EngineSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._worker is None:
-            return
         if kind is None:
-            self._worker.close()
-        else:
+            self.close()
+        elif self._worker is not None:
             self._worker.kill()
+
+    def close(self) -> None:
+        """End the worker; the next request would start another."""
+        if self._worker is not None:
+            self._worker.close()
 
     @property
     def facts(self) -> ModelFacts:
@@ -148,13 +151,15 @@ class EngineSession:
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
         return worker
 
-    def _checked(self, read: Callable[[], Any]) -> Any:
+    def _checked(self, read: Callable[[], T]) -> T:
         try:
             return read()
         except (KeyError, TypeError, ValueError) as error:
             if self._worker is not None:
                 self._worker.kill()
-            raise WorkerError(f"the engine's figures cannot be used: {error}", "bad_output") from None
+            raise WorkerError(
+                f"the engine's figures cannot be used: {error}", "bad_output"
+            ) from None
 
 
 def worker_factory(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engine import memory
 from engine.config import EngineConfig
@@ -26,7 +25,16 @@ DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR = "prefetch.predictor"
-_MEMORY_SECTIONS = ("cache.", "precision.", "batch.", "kv.", "prefill.", "compute.", "io.", "budget.")
+_MEMORY_SECTIONS = (
+    "cache.",
+    "precision.",
+    "batch.",
+    "kv.",
+    "prefill.",
+    "compute.",
+    "io.",
+    "budget.",
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,15 @@ class SearchSpace:
         )
         return {**best, **{name: wanted[name] for name in free}}
 
+    def precision_corners(self) -> list[dict[str, Choice]]:
+        """The default at each other precision, as far as it fits."""
+        default = self.default()
+        choices = next((p.choices for p in self.parameters if p.name == BITS), ())
+        corners = [{**default, BITS: bits} for bits in choices if bits != default[BITS]]
+        return [corner for corner in corners if self.fits(corner)]
 
-def base_config(
-    definition: StudyDefinition, facts: ModelFacts, workload: Workload
-) -> EngineConfig:
+
+def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> EngineConfig:
     """The settings that every trial shares: budget, device, room for the workload, own choices."""
     needed = workload.prompt_tokens + workload.output_tokens
     room = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
@@ -126,9 +139,7 @@ def base_config(
     )
 
 
-def build_space(
-    definition: StudyDefinition, facts: ModelFacts, workload: Workload
-) -> SearchSpace:
+def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> SearchSpace:
     """The default four, changed by the definition, without choices that never fit.
 
     Raises InfeasibleStudyError with the smallest budget when no point fits.

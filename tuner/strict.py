@@ -45,7 +45,7 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
 def read_strict(
     model: type[M], data: Any, source: str, error: type[UsageError] = DefinitionError
 ) -> M:
-    """Validate data as `model`; `error` with one sentence that names the place and what is allowed."""
+    """Validate data as `model`; `error` with one sentence naming the place and what is allowed."""
     if not isinstance(data, dict):
         raise error(f"{source} must hold keys and values, such as `{_first_key(model)}: ...`")
     try:

@@ -23,7 +23,7 @@ from tuner.definition import QualityTasks, StudyDefinition
 from tuner.errors import StoreError, StudyError
 from tuner.export import check_writable, render, write_atomically
 from tuner.folders import studies_folder
-from tuner.front import Front, build_front
+from tuner.front import Front, front_of
 from tuner.lock import study_lock
 from tuner.progress import Progress
 from tuner.quality import QualityJudge
@@ -36,6 +36,9 @@ from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
 from tuner.trial import Judged, TrialRunner
 
 log = logging.getLogger(__name__)
+
+# A study of fewer trials leaves all but the first to the sampler.
+CORNERS_FROM_TRIALS = 8
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,7 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
             "study speed alone with --objectives output_tps,tpot_ms"
         )
     limit = definition.quality.limit or 40
-    return definition.model_copy(
-        update={"quality": QualityTasks(tasks=[str(task)], limit=limit)}
-    )
+    return definition.model_copy(update={"quality": QualityTasks(tasks=[str(task)], limit=limit)})
 
 
 @dataclass
@@ -141,7 +142,7 @@ class _Run:
     def result(self) -> StudyResult:
         study = self.store.study(self.study.name)
         trials = self.store.trials(study)
-        front = build_front(trials, self.definition.objectives)
+        front = front_of(self.study, trials)
         output = str(self.definition.output_path) if front.members else None
         return StudyResult(study, trials, front, output)
 
@@ -195,25 +196,35 @@ class _Run:
         return memory
 
     def _enqueue(self, memory: Any) -> None:
-        """The default config is trial 0; what was interrupted comes again."""
+        """The default config is trial 0; what was interrupted comes again.
+
+        The sampler `auto` also begins with the default at every precision, since bits matter most.
+        """
         trials = self.store.trials(self.study)
         known = [dict(t.params) for t in trials if t.state in FINISHED_STATES]
         waiting = memory.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
         known += [dict(t.system_attrs.get("fixed_params", {})) for t in waiting]
         lost = [dict(t.params) for t in trials if t.state == "INTERRUPTED"]
-        for point in [self.space.default(), *lost]:
+        first = [self.space.default()]
+        if self.definition.sampler == "auto" and self.definition.trials >= CORNERS_FROM_TRIALS:
+            first += self.space.precision_corners()
+        for point in [*first, *lost]:
             if point not in known:
                 memory.enqueue_trial(point)
                 known.append(point)
 
     def _objective(self, trial: Any) -> list[float]:
-        point = {p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters}
+        point = {
+            p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters
+        }
         trial_id = self.store.start_trial(self.study.id, trial.number, point)
         assert self.runner is not None
         try:
             outcome = self.runner.run(trial_id, point)
         except BaseException as error:
-            words = "the disk or the database failed" if isinstance(error, StoreError) else "stopped"
+            words = (
+                "the disk or the database failed" if isinstance(error, StoreError) else "stopped"
+            )
             lost = TrialOutcome("INTERRUPTED", "interrupted", f"{words} while this trial ran")
             if not isinstance(error, StoreError):
                 self.store.finish_trial(trial_id, lost)
@@ -236,7 +247,7 @@ class _Run:
 
     def _after_trial(self, memory: Any, trial: Any) -> None:
         trials = self.store.trials(self.study)
-        front = build_front(trials, self.definition.objectives)
+        front = front_of(self.study, trials)
         self._write_best(front)
         done = [t for t in trials if t.state in FINISHED_STATES]
         latest = next((t for t in trials if t.number == trial.number), None)
@@ -247,7 +258,7 @@ class _Run:
 
     def _write_best(self, front: Front | None = None) -> None:
         if front is None:
-            front = build_front(self.store.trials(self.study), self.definition.objectives)
+            front = front_of(self.study, self.store.trials(self.study))
         if front.members:
             study = self.store.study(self.study.name)
             write_atomically(self.definition.output_path, render(study, front, front.knee))
@@ -259,4 +270,3 @@ def _distinct(trials: Sequence[TrialSnapshot]) -> int:
 
 def _engine_arguments(driver: str) -> dict[str, Any]:
     return {"connect_args": {"timeout": 30}} if driver.startswith("sqlite") else {}
-

@@ -88,7 +88,7 @@ class TrialRunner:
             )
         except StoreError:
             raise  # without a store there is nowhere to put an outcome
-        except Exception as error:  # noqa: BLE001  the trial boundary
+        except Exception as error:
             log.exception("trial %s failed", trial_id)
             return TrialOutcome("FAILED", "crash", f"{type(error).__name__}: {error}")
         return self._score(pool, quality, plan, configuration_id)

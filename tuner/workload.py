@@ -1,4 +1,4 @@
-"""Workload files: studies/workloads/*.yaml, prompts as .jsonl or .txt -> engine.protocol.Workload."""
+"""Workload files: YAML, and prompts as .jsonl or .txt -> engine.protocol.Workload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WorkloadFile(Strict):
 
     name: str
     prompts: str | list[str]
-    continuations: list[str] = []
+    continuations: list[str] = Field(default=[])
     chat: bool = False
     prompt_tokens: int = Field(default=64, ge=1)
     output_tokens: int = Field(default=32, ge=1)
@@ -54,7 +54,7 @@ def workload_from_prompts(path: Path, **changes: Any) -> Workload:
 
 
 def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts and continuations: .jsonl with `prompt` and maybe `continuation`, or .txt, one a line.
+    """Prompts and continuations: .jsonl with `prompt`, maybe `continuation`; or .txt, one a line.
 
     Continuations are () unless every line has one.
     """

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import study
+from tuner.cli import bench, dashboard, export, machine, plan, run, studies, study
 
 app = typer.Typer(
     name="tune",
-    no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.callback(invoke_without_command=True)(study.study)
+for command in (
+    studies.studies,
+    studies.show,
+    export.export,
+    run.run,
+    bench.bench,
+    plan.plan,
+    machine.profile,
+    machine.doctor,
+    machine.pack,
+    dashboard.dashboard,
+):
+    app.command()(command)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.config import EngineConfig
-from engine.types import parse_size_bytes
+from engine.types import BITS, parse_size_bytes
 from tuner.errors import UsageError
 from tuner.folders import default_storage, resolve_model
 from tuner.runner import ENGINE_COMMAND, WorkerLimits
@@ -121,3 +121,13 @@ def open_store(storage: str | None) -> Store:
 def open_store_read_only(storage: str | None) -> Store:
     """The store for reading."""
     return Store(open_read_only(storage or default_storage()))
+
+
+def read_bits(text: str) -> tuple[int, ...]:
+    """Precisions from `8,4`; UsageError naming what is allowed."""
+    found = []
+    for word in text.split(","):
+        if word.strip() not in {str(bits) for bits in BITS}:
+            raise UsageError(f"--bits {text}: allowed are {', '.join(map(str, BITS))}")
+        found.append(int(word))
+    return tuple(found)

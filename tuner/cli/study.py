@@ -7,17 +7,16 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import plotext
 import typer
 
 from engine.hardware import probe
 from tuner.cli import options
-from tuner.cli.output import format_metric, print_json, print_note, print_table, print_text
+from tuner.cli.front import plot_front, print_front
+from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition import StudyDefinition, load_definition
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.estimate import StudyPlan, plan_study
 from tuner.folders import cache_folder, resolve_model
-from tuner.front import Front
 from tuner.progress import choose_progress, format_duration
 from tuner.sampler import check_sampler
 from tuner.study import StudyResult, run_study, with_default_tasks
@@ -147,9 +146,7 @@ def _run(
 ) -> None:
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
-    session = options.open_session(
-        model, wanted.device, wanted.trust_remote_code, wanted.stall_s
-    )
+    session = options.open_session(model, wanted.device, wanted.trust_remote_code, wanted.stall_s)
     with session:
         print_note(f"opening {wanted.model}")
         plan = plan_study(wanted, session)
@@ -162,9 +159,7 @@ def _run(
             store.study(wanted.study_name)
         _interrupt_on_terminate()
         try:
-            result = run_study(
-                wanted, session, store, probe(cache_folder()), choose_progress()
-            )
+            result = run_study(wanted, session, store, probe(cache_folder()), choose_progress())
         except KeyboardInterrupt:
             print_note(
                 f"interrupted: finished trials of study '{wanted.study_name}' are kept; the same "
@@ -200,44 +195,6 @@ def _print_result(result: StudyResult) -> None:
     if result.output:
         print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
         print_text(f"try it: tune run {result.output} --prompt 'Once upon a time'")
-
-
-def print_front(front: Front) -> None:
-    """The front as a table, the recommended trial marked."""
-    if not front.members:
-        return
-    knee = front.knee
-    names = list(knee.params)
-    rows = []
-    for trial in front.members:
-        mark = " *" if trial.id == knee.id else ""
-        figures = [
-            format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
-            for name in front.objectives
-        ]
-        params = [trial.params.get(name) for name in names]
-        rows.append([f"{trial.number}{mark}", *figures, *params])
-    columns = ["#trial", *(f"#{name}" for name in front.objectives), *names]
-    print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
-
-
-def plot_front(front: Front) -> None:
-    """A terminal plot of the first two objectives; nothing to see in fewer than two points."""
-    if len(front.members) < 2 or len(front.objectives) < 2:
-        return
-    x, y = front.objectives[0], front.objectives[-1]
-    others = [t for t in front.trials if t.feasible and x in t.scores and y in t.scores]
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(72, 18)
-    plotext.scatter([t.scores[x] for t in others], [t.scores[y] for t in others], marker=".")
-    plotext.scatter(
-        [t.scores[x] for t in front.members], [t.scores[y] for t in front.members], marker="o"
-    )
-    plotext.xlabel(x)
-    plotext.ylabel(y)
-    plotext.title("trials (.) and front (o)")
-    print_text(plotext.build())
 
 
 def _document(result: StudyResult) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def open_read_only(url: str) -> Database:
         path = Path(parsed.database or "")
         if not path.is_file():
             raise StoreError(
-                f"there is no database {path} yet: run a study first, or name another with --storage"
+                f"there is no database {path} yet: run a study first, or name another "
+                "with --storage"
             )
         engine = _make_read_only_engine(path)
     else:
@@ -174,9 +175,7 @@ def _make_engine(parsed: sa.URL) -> sa.Engine:
 def _make_read_only_engine(path: Path) -> sa.Engine:
     def connect() -> sqlite3.Connection:
         uri = f"{path.absolute().as_uri()}?mode=ro"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-        )
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
         except sqlite3.OperationalError:

@@ -25,7 +25,13 @@ from tuner.definition import StudyDefinition, definition_json
 from tuner.errors import StudyError
 from tuner.statistics import interval
 from tuner.store.database import Database
-from tuner.store.snapshots import QualityResult, StudySnapshot, StudyState, TrialSnapshot, TrialState
+from tuner.store.snapshots import (
+    QualityResult,
+    StudySnapshot,
+    StudyState,
+    TrialSnapshot,
+    TrialState,
+)
 from tuner.store.tables import (
     ConfigurationRow,
     ExportRow,

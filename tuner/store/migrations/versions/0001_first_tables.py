@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = '0001'
+revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -11,184 +11,223 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
-    op.create_table('job',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('study_name', sa.String(length=200), nullable=False),
-    sa.Column('state', sa.String(length=16), nullable=False),
-    sa.Column('request', sa.JSON(), nullable=False),
-    sa.Column('error', sa.Text(), nullable=True),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.Column('updated', sa.DateTime(timezone=True), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_job'))
+    op.create_table(
+        "job",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_name", sa.String(length=200), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("request", sa.JSON(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
     )
-    op.create_table('machine',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('fingerprint', sa.String(length=64), nullable=False),
-    sa.Column('description', sa.JSON(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_machine')),
-    sa.UniqueConstraint('fingerprint', name=op.f('uq_machine_fingerprint'))
+    op.create_table(
+        "machine",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("description", sa.JSON(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_machine")),
+        sa.UniqueConstraint("fingerprint", name=op.f("uq_machine_fingerprint")),
     )
-    op.create_table('model',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('fingerprint', sa.String(length=64), nullable=False),
-    sa.Column('name', sa.String(length=512), nullable=False),
-    sa.Column('revision', sa.String(length=128), nullable=False),
-    sa.Column('family', sa.String(length=64), nullable=False),
-    sa.Column('facts', sa.JSON(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_model')),
-    sa.UniqueConstraint('fingerprint', name=op.f('uq_model_fingerprint'))
+    op.create_table(
+        "model",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=512), nullable=False),
+        sa.Column("revision", sa.String(length=128), nullable=False),
+        sa.Column("family", sa.String(length=64), nullable=False),
+        sa.Column("facts", sa.JSON(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model")),
+        sa.UniqueConstraint("fingerprint", name=op.f("uq_model_fingerprint")),
     )
-    op.create_table('telemetry',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('deployment', sa.String(length=200), nullable=False),
-    sa.Column('payload', sa.JSON(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_telemetry'))
+    op.create_table(
+        "telemetry",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("deployment", sa.String(length=200), nullable=False),
+        sa.Column("payload", sa.JSON(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_telemetry")),
     )
-    with op.batch_alter_table('telemetry', schema=None) as batch_op:
-        batch_op.create_index(batch_op.f('ix_telemetry_created'), ['created'], unique=False)
+    with op.batch_alter_table("telemetry", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_telemetry_created"), ["created"], unique=False)
 
-    op.create_table('token',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('name', sa.String(length=100), nullable=False),
-    sa.Column('hash', sa.String(length=64), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.Column('revoked', sa.DateTime(timezone=True), nullable=True),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_token')),
-    sa.UniqueConstraint('hash', name=op.f('uq_token_hash')),
-    sa.UniqueConstraint('name', name=op.f('uq_token_name'))
+    op.create_table(
+        "token",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revoked", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
+        sa.UniqueConstraint("hash", name=op.f("uq_token_hash")),
+        sa.UniqueConstraint("name", name=op.f("uq_token_name")),
     )
-    op.create_table('configuration',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('hash', sa.String(length=16), nullable=False),
-    sa.Column('model_id', sa.Integer(), nullable=False),
-    sa.Column('workload_hash', sa.String(length=16), nullable=False),
-    sa.Column('config', sa.JSON(), nullable=False),
-    sa.Column('memory', sa.JSON(), nullable=False),
-    sa.ForeignKeyConstraint(['model_id'], ['model.id'], name=op.f('fk_configuration_model_id_model')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_configuration')),
-    sa.UniqueConstraint('hash', name=op.f('uq_configuration_hash'))
+    op.create_table(
+        "configuration",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("hash", sa.String(length=16), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("workload_hash", sa.String(length=16), nullable=False),
+        sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("memory", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["model.id"], name=op.f("fk_configuration_model_id_model")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_configuration")),
+        sa.UniqueConstraint("hash", name=op.f("uq_configuration_hash")),
     )
-    op.create_table('quality_result',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('model_id', sa.Integer(), nullable=False),
-    sa.Column('key', sa.String(length=16), nullable=False),
-    sa.Column('depends_on', sa.JSON(), nullable=False),
-    sa.Column('report', sa.JSON(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.ForeignKeyConstraint(['model_id'], ['model.id'], name=op.f('fk_quality_result_model_id_model')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_quality_result')),
-    sa.UniqueConstraint('model_id', 'key', name=op.f('uq_quality_result_model_id'))
+    op.create_table(
+        "quality_result",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("key", sa.String(length=16), nullable=False),
+        sa.Column("depends_on", sa.JSON(), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["model.id"], name=op.f("fk_quality_result_model_id_model")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_quality_result")),
+        sa.UniqueConstraint("model_id", "key", name=op.f("uq_quality_result_model_id")),
     )
-    op.create_table('sentinel',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('machine_id', sa.Integer(), nullable=False),
-    sa.Column('compute_ms', sa.Double(), nullable=False),
-    sa.Column('read_ms', sa.Double(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.ForeignKeyConstraint(['machine_id'], ['machine.id'], name=op.f('fk_sentinel_machine_id_machine')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_sentinel'))
+    op.create_table(
+        "sentinel",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("machine_id", sa.Integer(), nullable=False),
+        sa.Column("compute_ms", sa.Double(), nullable=False),
+        sa.Column("read_ms", sa.Double(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["machine_id"], ["machine.id"], name=op.f("fk_sentinel_machine_id_machine")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sentinel")),
     )
-    op.create_table('study',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('name', sa.String(length=200), nullable=False),
-    sa.Column('model_id', sa.Integer(), nullable=False),
-    sa.Column('machine_id', sa.Integer(), nullable=False),
-    sa.Column('state', sa.String(length=16), nullable=False),
-    sa.Column('definition', sa.JSON(), nullable=False),
-    sa.Column('search_digest', sa.String(length=16), nullable=False),
-    sa.Column('workload', sa.JSON(), nullable=False),
-    sa.Column('workload_hash', sa.String(length=16), nullable=False),
-    sa.Column('parent_pid', sa.Integer(), nullable=True),
-    sa.Column('parent_host', sa.String(length=200), nullable=True),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.Column('updated', sa.DateTime(timezone=True), nullable=False),
-    sa.ForeignKeyConstraint(['machine_id'], ['machine.id'], name=op.f('fk_study_machine_id_machine')),
-    sa.ForeignKeyConstraint(['model_id'], ['model.id'], name=op.f('fk_study_model_id_model')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_study')),
-    sa.UniqueConstraint('name', name=op.f('uq_study_name'))
+    op.create_table(
+        "study",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("machine_id", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("definition", sa.JSON(), nullable=False),
+        sa.Column("search_digest", sa.String(length=16), nullable=False),
+        sa.Column("workload", sa.JSON(), nullable=False),
+        sa.Column("workload_hash", sa.String(length=16), nullable=False),
+        sa.Column("parent_pid", sa.Integer(), nullable=True),
+        sa.Column("parent_host", sa.String(length=200), nullable=True),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["machine_id"], ["machine.id"], name=op.f("fk_study_machine_id_machine")
+        ),
+        sa.ForeignKeyConstraint(["model_id"], ["model.id"], name=op.f("fk_study_model_id_model")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_study")),
+        sa.UniqueConstraint("name", name=op.f("uq_study_name")),
     )
-    op.create_table('trial',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('study_id', sa.Integer(), nullable=False),
-    sa.Column('number', sa.Integer(), nullable=False),
-    sa.Column('state', sa.String(length=16), nullable=False),
-    sa.Column('failure', sa.String(length=32), nullable=True),
-    sa.Column('reason', sa.Text(), nullable=True),
-    sa.Column('params', sa.JSON(), nullable=False),
-    sa.Column('scores', sa.JSON(), nullable=False),
-    sa.Column('violations', sa.JSON(), nullable=False),
-    sa.Column('memory', sa.JSON(), nullable=False),
-    sa.Column('configuration_id', sa.Integer(), nullable=True),
-    sa.Column('quality_id', sa.Integer(), nullable=True),
-    sa.Column('reference_id', sa.Integer(), nullable=True),
-    sa.Column('started', sa.DateTime(timezone=True), nullable=False),
-    sa.Column('finished', sa.DateTime(timezone=True), nullable=True),
-    sa.ForeignKeyConstraint(['configuration_id'], ['configuration.id'], name=op.f('fk_trial_configuration_id_configuration')),
-    sa.ForeignKeyConstraint(['quality_id'], ['quality_result.id'], name=op.f('fk_trial_quality_id_quality_result')),
-    sa.ForeignKeyConstraint(['reference_id'], ['quality_result.id'], name=op.f('fk_trial_reference_id_quality_result')),
-    sa.ForeignKeyConstraint(['study_id'], ['study.id'], name=op.f('fk_trial_study_id_study')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_trial')),
-    sa.UniqueConstraint('study_id', 'number', name=op.f('uq_trial_study_id'))
+    op.create_table(
+        "trial",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("failure", sa.String(length=32), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("params", sa.JSON(), nullable=False),
+        sa.Column("scores", sa.JSON(), nullable=False),
+        sa.Column("violations", sa.JSON(), nullable=False),
+        sa.Column("memory", sa.JSON(), nullable=False),
+        sa.Column("configuration_id", sa.Integer(), nullable=True),
+        sa.Column("quality_id", sa.Integer(), nullable=True),
+        sa.Column("reference_id", sa.Integer(), nullable=True),
+        sa.Column("started", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["configuration_id"],
+            ["configuration.id"],
+            name=op.f("fk_trial_configuration_id_configuration"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["quality_id"], ["quality_result.id"], name=op.f("fk_trial_quality_id_quality_result")
+        ),
+        sa.ForeignKeyConstraint(
+            ["reference_id"],
+            ["quality_result.id"],
+            name=op.f("fk_trial_reference_id_quality_result"),
+        ),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_trial_study_id_study")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_trial")),
+        sa.UniqueConstraint("study_id", "number", name=op.f("uq_trial_study_id")),
     )
-    with op.batch_alter_table('trial', schema=None) as batch_op:
-        batch_op.create_index(batch_op.f('ix_trial_study_id'), ['study_id'], unique=False)
+    with op.batch_alter_table("trial", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_trial_study_id"), ["study_id"], unique=False)
 
-    op.create_table('export',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('study_id', sa.Integer(), nullable=False),
-    sa.Column('trial_id', sa.Integer(), nullable=False),
-    sa.Column('pick', sa.String(length=32), nullable=False),
-    sa.Column('path', sa.Text(), nullable=False),
-    sa.Column('content', sa.Text(), nullable=False),
-    sa.Column('created', sa.DateTime(timezone=True), nullable=False),
-    sa.ForeignKeyConstraint(['study_id'], ['study.id'], name=op.f('fk_export_study_id_study')),
-    sa.ForeignKeyConstraint(['trial_id'], ['trial.id'], name=op.f('fk_export_trial_id_trial')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_export'))
+    op.create_table(
+        "export",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("trial_id", sa.Integer(), nullable=False),
+        sa.Column("pick", sa.String(length=32), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("content", sa.Text(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_export_study_id_study")),
+        sa.ForeignKeyConstraint(["trial_id"], ["trial.id"], name=op.f("fk_export_trial_id_trial")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_export")),
     )
-    op.create_table('sample',
-    sa.Column('id', sa.Integer(), nullable=False),
-    sa.Column('configuration_id', sa.Integer(), nullable=False),
-    sa.Column('machine_id', sa.Integer(), nullable=False),
-    sa.Column('trial_id', sa.Integer(), nullable=True),
-    sa.Column('sentinel_id', sa.Integer(), nullable=False),
-    sa.Column('repeat', sa.Integer(), nullable=False),
-    sa.Column('metric', sa.String(length=64), nullable=False),
-    sa.Column('value', sa.Double(), nullable=False),
-    sa.Column('unit', sa.String(length=16), nullable=False),
-    sa.ForeignKeyConstraint(['configuration_id'], ['configuration.id'], name=op.f('fk_sample_configuration_id_configuration')),
-    sa.ForeignKeyConstraint(['machine_id'], ['machine.id'], name=op.f('fk_sample_machine_id_machine')),
-    sa.ForeignKeyConstraint(['sentinel_id'], ['sentinel.id'], name=op.f('fk_sample_sentinel_id_sentinel')),
-    sa.ForeignKeyConstraint(['trial_id'], ['trial.id'], name=op.f('fk_sample_trial_id_trial')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_sample'))
+    op.create_table(
+        "sample",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("configuration_id", sa.Integer(), nullable=False),
+        sa.Column("machine_id", sa.Integer(), nullable=False),
+        sa.Column("trial_id", sa.Integer(), nullable=True),
+        sa.Column("sentinel_id", sa.Integer(), nullable=False),
+        sa.Column("repeat", sa.Integer(), nullable=False),
+        sa.Column("metric", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("unit", sa.String(length=16), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["configuration_id"],
+            ["configuration.id"],
+            name=op.f("fk_sample_configuration_id_configuration"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["machine_id"], ["machine.id"], name=op.f("fk_sample_machine_id_machine")
+        ),
+        sa.ForeignKeyConstraint(
+            ["sentinel_id"], ["sentinel.id"], name=op.f("fk_sample_sentinel_id_sentinel")
+        ),
+        sa.ForeignKeyConstraint(["trial_id"], ["trial.id"], name=op.f("fk_sample_trial_id_trial")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sample")),
     )
-    with op.batch_alter_table('sample', schema=None) as batch_op:
-        batch_op.create_index(batch_op.f('ix_sample_configuration_id'), ['configuration_id'], unique=False)
-
+    with op.batch_alter_table("sample", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_sample_configuration_id"), ["configuration_id"], unique=False
+        )
 
 
 def downgrade() -> None:
     """Undo."""
-    with op.batch_alter_table('sample', schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f('ix_sample_configuration_id'))
+    with op.batch_alter_table("sample", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_sample_configuration_id"))
 
-    op.drop_table('sample')
-    op.drop_table('export')
-    with op.batch_alter_table('trial', schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f('ix_trial_study_id'))
+    op.drop_table("sample")
+    op.drop_table("export")
+    with op.batch_alter_table("trial", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_trial_study_id"))
 
-    op.drop_table('trial')
-    op.drop_table('study')
-    op.drop_table('sentinel')
-    op.drop_table('quality_result')
-    op.drop_table('configuration')
-    op.drop_table('token')
-    with op.batch_alter_table('telemetry', schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f('ix_telemetry_created'))
+    op.drop_table("trial")
+    op.drop_table("study")
+    op.drop_table("sentinel")
+    op.drop_table("quality_result")
+    op.drop_table("configuration")
+    op.drop_table("token")
+    with op.batch_alter_table("telemetry", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_telemetry_created"))
 
-    op.drop_table('telemetry')
-    op.drop_table('model')
-    op.drop_table('machine')
-    op.drop_table('job')
+    op.drop_table("telemetry")
+    op.drop_table("model")
+    op.drop_table("machine")
+    op.drop_table("job")

@@ -1,0 +1,132 @@
+"""Configs, policies, settings and peers measured side by side, in interleaved rounds.
+
+In: rows to measure, a workload. Out: BenchResult with every metric pooled over the rounds and its
+ratio to the first row, round by round. A row that fails says why and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.protocol import Workload
+from engine.report import Metric, Report
+from tuner.errors import WorkerError
+from tuner.session import EngineSession
+from tuner.statistics import interval, paired_ratio
+
+RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """What to measure: a config on an engine. own_process: a peer, alive in its turns only."""
+
+    name: str
+    config: EngineConfig
+    session: EngineSession
+    own_process: bool = False
+
+
+@dataclass
+class RowResult:
+    """What was measured of a row. values: by metric, one a round; sentinels likewise."""
+
+    name: str
+    config: dict[str, Any]
+    memory: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    units: dict[str, str] = field(default_factory=dict)
+    sentinels: list[tuple[float, float]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    failure: str | None = None
+    smallest_bytes: int | None = None
+
+    def metrics(self) -> dict[str, Metric]:
+        """Means with intervals over the rounds."""
+        return {name: interval(found, self.units[name]) for name, found in self.values.items()}
+
+    def ratios(self, first: RowResult) -> dict[str, Metric]:
+        """This row over the first one, paired by round."""
+        found = {}
+        for name in RATIO_METRICS:
+            ratio = paired_ratio(self.values.get(name, ()), first.values.get(name, ()))
+            if ratio is not None:
+                found[name] = ratio
+        return found
+
+    def to_json(self, first: RowResult) -> dict[str, Any]:
+        """One row of `tune bench --json`."""
+        count = max(1, len(self.sentinels))
+        return {
+            "name": self.name,
+            "config": self.config,
+            "metrics": {name: asdict(metric) for name, metric in self.metrics().items()},
+            "ratio_to_first": {name: asdict(m) for name, m in self.ratios(first).items()},
+            "memory": self.memory,
+            "sentinel": {
+                "compute_ms": sum(s[0] for s in self.sentinels) / count,
+                "read_ms": sum(s[1] for s in self.sentinels) / count,
+            },
+            "environment": self.environment,
+            "error": self.error,
+        }
+
+
+def run_bench(
+    rows: Sequence[BenchRow],
+    workload: Workload,
+    rounds: int,
+    seed: int,
+    tell: Callable[[str], None],
+) -> list[RowResult]:
+    """Measure every row once a round: A B C, A B C, ..."""
+    results = [RowResult(row.name, row.config.to_dict()) for row in rows]
+    for number in range(rounds):
+        for row, result in zip(rows, results, strict=True):
+            if result.error is not None:
+                continue
+            tell(f"round {number + 1}/{rounds}: {row.name}")
+            try:
+                _measure(row, result, workload, seed + number)
+            except WorkerError as error:
+                result.error, result.failure = str(error), error.failure
+                result.smallest_bytes = error.smallest_bytes
+            finally:
+                if row.own_process:
+                    row.session.close()
+    return results
+
+
+def grid_rows(settings: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Every combination of the settings, named by what differs."""
+    several = [path for path, values in settings.items() if len(values) > 1]
+    found = []
+    for values in itertools.product(*settings.values()):
+        point = dict(zip(settings, values, strict=True))
+        found.append((" ".join(f"{path}={point[path]}" for path in several), point))
+    return found
+
+
+def _measure(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:
+    configured = row.session.configure(row.config)
+    result.config = configured.config.to_dict()
+    result.memory = configured.memory.to_json()
+    report = row.session.measure(workload, repeats=1, warm_up=True, seed=seed)
+    _add(result, report)
+
+
+def _add(result: RowResult, report: Report) -> None:
+    for sample in report.samples:
+        result.values[sample.metric].append(sample.value)
+        result.units[sample.metric] = sample.unit
+    result.sentinels.append((report.sentinel.compute_ms, report.sentinel.read_ms))
+    result.environment = report.environment
+    result.memory["external_peak_bytes"] = max(
+        report.memory.external_peak_bytes, result.memory.get("external_peak_bytes", 0)
+    )

@@ -1,0 +1,217 @@
+"""`tune bench`: configs, policies, settings and peers side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.config import EngineConfig
+from engine.hardware import probe
+from engine.protocol import Workload
+from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
+from tuner.cli import options
+from tuner.cli.output import format_metric, print_json, print_note, print_table
+from tuner.cli.report import write_report
+from tuner.definition import default_workload
+from tuner.deployment import Deployment, load_deployment
+from tuner.errors import InfeasibleStudyError, StudyError, UsageError
+from tuner.export import source_commit
+from tuner.folders import SOURCE, cache_folder, resolve_model
+from tuner.policies import load_policy
+from tuner.quality import package_versions
+from tuner.session import EngineSession
+from tuner.workload import load_workload, workload_from_prompts, workload_hash
+
+PEERS = ("transformers resident", "accelerate disk")
+SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
+
+
+def bench(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Deployment YAMLs.")
+    ] = None,
+    model: options.Model = None,
+    vram: options.Vram = None,
+    device: options.Device = None,
+    policies: Annotated[str | None, typer.Option(help="Named policies, by commas.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path=value[,value...]: one row a value."),
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Add other engines as rows.")] = False,
+    workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    sequences: Annotated[int | None, typer.Option(min=1)] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
+    seed: Annotated[int, typer.Option()] = 0,
+    report: Annotated[Path | None, typer.Option(help="A table in FILE.md or FILE.html.")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure several ways to run a model, interleaved, with intervals and ratios.
+
+    Example: tune bench --model demo --vram 60MB --policies on_demand,lru --set precision.bits=8,4
+    """
+    if report is not None and report.suffix not in (".md", ".html"):
+        raise UsageError(f"--report {report}: write a name that ends in .md or .html")
+    deployments = [load_deployment(path) for path in files or ()]
+    if model is None and not deployments:
+        raise UsageError("nothing to measure: name deployment files, or --model and --vram")
+    if model is None and (policies or settings or peers):
+        model = deployments[0].model.id
+    changes = {
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "sequences": sequences,
+    }
+    work = _workload(workload, prompts, deployments, changes)
+    sessions: dict[tuple[str, str], EngineSession] = {}
+
+    def session_of(source: str, where: str) -> EngineSession:
+        """One engine a model and device, shared by the rows that run on it."""
+        key = (resolve_model(source), where)
+        if key not in sessions:
+            sessions[key] = options.open_session(key[0], where, trust_remote_code)
+        return sessions[key]
+
+    rows = [
+        BenchRow(path.stem, found.config(), session_of(found.model.id, found.config().device.name))
+        for path, found in zip(files or (), deployments, strict=True)
+    ]
+    if model is not None:
+        base = _base(options.read_size("--vram", vram), device, work, deployments)
+        own = session_of(model, base.device.name)
+        rows += _own_rows(base, own, policies, settings or [], skip_default=bool(rows))
+        if peers:
+            rows += _peer_rows(base, resolve_model(model), trust_remote_code)
+    try:
+        results = run_bench(rows, work, repeats, seed, print_note)
+    finally:
+        for row in rows:
+            row.session.close()
+    document = _document(results, work, repeats, seed)
+    if report is not None:
+        write_report(report, document)
+    if as_json:
+        print_json(document)
+    else:
+        _print_rows(results)
+    _check_measured(results)
+
+
+def _workload(
+    workload: Path | None,
+    prompts: Path | None,
+    deployments: Sequence[Deployment],
+    changes: dict[str, Any],
+) -> Workload:
+    if prompts is not None:
+        return workload_from_prompts(prompts, **changes)
+    if workload is None and deployments:
+        given = {key: value for key, value in changes.items() if value is not None}
+        found = deployments[0].workload.to_workload()
+        return Workload.from_json({**found.to_json(), **given})
+    return load_workload(workload or default_workload(), **changes)
+
+
+def _base(
+    budget_bytes: int | None,
+    device: str | None,
+    work: Workload,
+    deployments: Sequence[Deployment],
+) -> EngineConfig:
+    if budget_bytes is None and deployments:
+        budget_bytes = deployments[0].budget.vram_bytes
+    room = max(EngineConfig().kv.max_tokens, work.prompt_tokens + work.output_tokens)
+    return EngineConfig().overlay(
+        {
+            "budget.vram_bytes": budget_bytes or 0,
+            "device.name": device or "auto",
+            "kv.max_tokens": room,
+        }
+    )
+
+
+def _own_rows(
+    base: EngineConfig,
+    session: EngineSession,
+    policies: str | None,
+    settings: list[str],
+    skip_default: bool,
+) -> list[BenchRow]:
+    named = [word.strip() for word in (policies or "").split(",") if word.strip()]
+    grid = grid_rows(options.read_settings(settings))
+    if not named and not settings and skip_default:
+        return []
+    rows = []
+    for policy in named or [""]:
+        over = load_policy(policy) if policy else {}
+        for label, point in grid:
+            name = " ".join(part for part in (policy, label) if part)
+            rows.append(BenchRow(name or "default", base.overlay({**over, **point}), session))
+    return rows
+
+
+def _peer_rows(base: EngineConfig, source: str, trust_remote_code: bool) -> list[BenchRow]:
+    return [
+        BenchRow(
+            peer,
+            base,
+            options.open_session(
+                source, base.device.name, trust_remote_code, command=options.peer_command(peer)
+            ),
+            own_process=True,
+        )
+        for peer in PEERS
+    ]
+
+
+def _document(results: list[RowResult], work: Workload, repeats: int, seed: int) -> dict[str, Any]:
+    return {
+        "rows": [result.to_json(results[0]) for result in results],
+        "machine": probe(cache_folder()).to_json(),
+        "provenance": {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": ["tune", *sys.argv[1:]],
+            "workload": work.name,
+            "workload_hash": workload_hash(work),
+            "prompt_tokens": work.prompt_tokens,
+            "output_tokens": work.output_tokens,
+            "sequences": work.sequences,
+            "repeats": repeats,
+            "seed": seed,
+            "versions": package_versions(),
+            "commit": source_commit(SOURCE),
+        },
+    }
+
+
+def _print_rows(results: list[RowResult]) -> None:
+    table = []
+    for result in results:
+        metrics = result.metrics()
+        ratio = result.ratios(results[0]).get("output_tps")
+        figures = [format_metric(metrics.get(name)) for name in SHOWN]
+        table.append([result.name, *figures, f"x {format_metric(ratio)}" if ratio else "-"])
+    columns = ["row", *(f"#{name}" for name in SHOWN), "#to the first"]
+    print_table("Means with 95 % intervals over interleaved rounds", columns, table)
+    for result in results:
+        if result.error is not None:
+            print_note(f"{result.name}: not measured: {result.error}")
+
+
+def _check_measured(results: list[RowResult]) -> None:
+    if any(result.error is None for result in results):
+        return
+    smallest = min((r.smallest_bytes for r in results if r.smallest_bytes), default=None)
+    words = "; ".join(f"{r.name}: {r.error}" for r in results)
+    if all(r.failure in ("does_not_fit", "out_of_memory") for r in results):
+        raise InfeasibleStudyError(f"no row fitted: {words}", smallest)
+    raise StudyError(f"no row could be measured: {words}")

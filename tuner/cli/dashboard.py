@@ -1,0 +1,39 @@
+"""`tune dashboard`: Streamlit on this machine, over the store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.output import print_note
+from tuner.errors import StudyError
+from tuner.folders import SOURCE, default_storage
+from tuner.store.database import open_read_only
+
+
+def dashboard(
+    storage: options.Storage = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+) -> None:
+    """Show the studies in a browser; reads the store only.
+
+    Example: tune dashboard --port 8600
+    """
+    url = storage or default_storage()
+    open_read_only(url).close()
+    app = SOURCE / "dashboard" / "app.py"
+    if not app.is_file():
+        raise StudyError(f"the dashboard is not installed: {app} is missing")
+    print_note(f"http://{host}:{port} (end it with Ctrl-C)")
+    command = [sys.executable, "-m", "streamlit", "run", str(app)]
+    command += ["--server.address", host, "--server.port", str(port), "--server.headless", "true"]
+    command += ["--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none"]
+    command += ["--", "--storage", url]
+    code = subprocess.call(command)
+    if code:
+        raise StudyError(f"the dashboard ended with code {code}: is port {port} taken?")

@@ -1,0 +1,69 @@
+"""`tune export`: a deployable config from a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.output import print_json, print_text
+from tuner.deployment import dump_deployment
+from tuner.errors import StoreError
+from tuner.export import build_deployment, check_format, write_atomically
+from tuner.front import front_of
+
+
+def export(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="Its name, see `tune studies`.")],
+    pick: Annotated[
+        str, typer.Option(help="knee, throughput, latency, quality or a trial's number.")
+    ] = "knee",
+    file_format: Annotated[str, typer.Option("--format", help="yaml.")] = "yaml",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; without it stdout.")
+    ] = None,
+    storage: options.Storage = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the config of a trial as a deployment YAML.
+
+    Example: tune export demo --pick throughput -o fast.yaml
+    """
+    check_format(file_format)
+    store = options.open_store_read_only(storage)
+    study = store.study(name)
+    front = front_of(study, store.trials(study))
+    trial = front.pick(pick)
+    deployment = build_deployment(study, front, trial)
+    text = dump_deployment(deployment)
+    if output is not None:
+        write_atomically(output, text)
+        _remember(storage, study.id, trial.id, pick, output, text)
+    if as_json:
+        document = deployment.model_dump(mode="json", by_alias=True)
+        print_json(
+            {
+                "study": name,
+                "trial": trial.number,
+                "path": str(output) if output else None,
+                "deployment": document,
+            }
+        )
+    elif output is None:
+        print_text(text.rstrip("\n"))
+    else:
+        print_text(f"trial {trial.number} of {name} written to {output}")
+
+
+def _remember(
+    storage: str | None, study_id: int, trial_id: int, pick: str, path: Path, text: str
+) -> None:
+    """A store that cannot be written does not stop an export."""
+    try:
+        store = options.open_store(storage)
+        store.add_export(study_id, trial_id, pick, str(path.resolve()), text)
+        store.database.close()
+    except StoreError:
+        return

@@ -1,0 +1,49 @@
+"""A front on the screen: a table with intervals and a plot made of characters."""
+
+from __future__ import annotations
+
+import plotext
+
+from tuner.cli.output import format_metric, print_table, print_text
+from tuner.front import Front
+
+PLOT_COLUMNS, PLOT_ROWS = 72, 18
+
+
+def print_front(front: Front) -> None:
+    """The front as a table, the recommended trial marked; nothing for an empty one."""
+    if not front.members:
+        return
+    knee = front.knee
+    names = list(knee.params)
+    rows = []
+    for trial in front.members:
+        mark = " *" if trial.id == knee.id else ""
+        figures = [
+            format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
+            for name in front.objectives
+        ]
+        rows.append([f"{trial.number}{mark}", *figures, *(trial.params.get(n) for n in names)])
+    columns = ["#trial", *(f"#{name}" for name in front.objectives), *names]
+    print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
+
+
+def plot_front(front: Front) -> None:
+    """Trials against the first and the last objective; nothing for fewer than two points."""
+    if len(front.members) < 2 or len(front.objectives) < 2:
+        return
+    x, y = front.objectives[0], front.objectives[-1]
+    others = [t for t in front.trials if t.feasible and {x, y} <= set(t.scores)]
+    figure = plotext.figure
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(PLOT_COLUMNS, PLOT_ROWS)
+    for trials, marker in ((others, "."), (front.members, "O")):
+        points = figure.signal(
+            [t.scores[x] for t in trials], [t.scores[y] for t in trials], marker=marker
+        )
+        figure.draw(points)
+    figure.title("trials (.) and front (O)")
+    figure.label(x, axis="x")
+    figure.label(y, axis="y")
+    print_text(plotext.uncolorize(str(figure.build())))

@@ -1,0 +1,72 @@
+"""`tune run`: generate text with a deployment file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.output import print_json, print_note
+from tuner.deployment import load_deployment
+from tuner.errors import DeploymentError
+from tuner.folders import resolve_model
+from tuner.runner import Event
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A deployment YAML.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to continue or answer.")],
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--raw", help="Default: as the file was measured.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+    model: options.Model = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Generate text with an exported config, streaming it.
+
+    Example: tune run expertune-demo.yaml --prompt 'Once upon a time'
+    """
+    deployment = load_deployment(file)
+    source = resolve_model(model or deployment.model.id)
+    config = deployment.config()
+    with options.open_session(source, config.device.name, trust_remote_code) as session:
+        found = session.facts.fingerprint
+        if found != deployment.model.fingerprint:
+            raise DeploymentError(
+                f"{file} was measured on a model with fingerprint {deployment.model.fingerprint}, "
+                f"{source} has {found}: name the right one with --model, or tune this one"
+            )
+        session.configure(config)
+        result = session.request(
+            "generate",
+            on_event=None if as_json else _print_token,
+            prompt=prompt,
+            chat=deployment.workload.chat if chat is None else chat,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    if as_json:
+        print_json(result)
+        return
+    sys.stdout.write("\n")
+    rate = result.get("metrics", {}).get("decode_tps")
+    if isinstance(rate, dict):
+        rate = rate.get("value")
+    count = len(result.get("tokens", ()))
+    print_note(f"{count} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
+
+
+def _print_token(event: Event) -> None:
+    if event.get("event") == "token":
+        sys.stdout.write(str(event.get("text", "")))
+        sys.stdout.flush()

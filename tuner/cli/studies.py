@@ -1,0 +1,110 @@
+"""`tune studies` and `tune show`: what the store holds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.front import plot_front, print_front
+from tuner.cli.output import print_json, print_table, print_text
+from tuner.front import Front, front_of
+from tuner.importance import importances
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+
+def studies(storage: options.Storage = None, as_json: options.Json = False) -> None:
+    """List the studies.
+
+    Example: tune studies --json
+    """
+    store = options.open_store_read_only(storage)
+    found = store.studies()
+    if as_json:
+        print_json({"studies": [study.to_json() for study in found]})
+        return
+    rows = [
+        [s.name, s.model, s.state, s.trials, _counts(s), f"{s.updated:%Y-%m-%d %H:%M}"]
+        for s in found
+    ]
+    print_table("", ["study", "model", "state", "#trials", "by state", "updated (UTC)"], rows)
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="Its name, see `tune studies`.")],
+    storage: options.Storage = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a study: its front, all trials, what mattered, what failed.
+
+    Example: tune show demo
+    """
+    store = options.open_store_read_only(storage)
+    study = store.study(name)
+    trials = store.trials(study)
+    front = front_of(study, trials)
+    weights = importances(trials, front.objectives)
+    if as_json:
+        print_json(_document(study, trials, front, weights))
+        return
+    print_text(
+        f"{study.name}: {study.model}, {study.state}, {study.trials} trials, {_counts(study)}"
+    )
+    print_front(front)
+    plot_front(front)
+    _print_trials(trials, front.objectives)
+    _print_importances(weights)
+    _print_failures(trials)
+
+
+def _document(
+    study: StudySnapshot,
+    trials: tuple[TrialSnapshot, ...],
+    front: Front,
+    weights: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    return {
+        "study": {
+            **study.to_json(),
+            "definition": dict(study.definition),
+            "machine": dict(study.machine),
+            "workload_hash": study.workload_hash,
+        },
+        "trials": [trial.to_json() for trial in trials],
+        "front": [trial.to_json() for trial in front.members],
+        "recommended": front.knee.number if front.members else None,
+        "importances": weights,
+    }
+
+
+def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]) -> None:
+    rows = [
+        [
+            trial.number,
+            trial.state if trial.feasible or trial.state != "COMPLETE" else "OUTSIDE LIMITS",
+            *(trial.scores.get(name) for name in objectives),
+            " ".join(f"{key}={value}" for key, value in trial.params.items()),
+        ]
+        for trial in trials
+    ]
+    columns = ["#trial", "state", *(f"#{name}" for name in objectives), "settings"]
+    print_table("Trials", columns, rows)
+
+
+def _print_importances(weights: dict[str, dict[str, float]]) -> None:
+    if not weights:
+        return
+    names = sorted({name for by_name in weights.values() for name in by_name})
+    rows = [[name, *(by_name.get(name) for by_name in weights.values())] for name in names]
+    print_table("Share of the variance explained", ["setting", *(f"#{o}" for o in weights)], rows)
+
+
+def _print_failures(trials: tuple[TrialSnapshot, ...]) -> None:
+    rows = [[t.number, t.failure, t.reason] for t in trials if t.failure is not None]
+    if rows:
+        print_table("Failures", ["#trial", "class", "reason"], rows)
+
+
+def _counts(study: StudySnapshot) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(study.trials_by_state.items()))

@@ -1,0 +1,40 @@
+"""Named policies: YAML overlays in studies/policies/, and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from tuner.errors import DefinitionError, UsageError
+from tuner.folders import studies_folder
+from tuner.strict import Strict, load_yaml, read_strict
+
+
+class PolicyFile(Strict):
+    """A policy: settings (paths) to lay over a config."""
+
+    description: str
+    engine: dict[str, Any]
+
+
+def policy_names() -> tuple[str, ...]:
+    """The policies of this installation."""
+    return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("*.yaml")))
+
+
+def load_policy(name: str) -> dict[str, Any]:
+    """The settings of a policy; UsageError naming the nearest where there is none."""
+    path = studies_folder() / "policies" / f"{name}.yaml"
+    if not path.is_file():
+        names = policy_names()
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"; the nearest is '{nearest[0]}'" if nearest else ""
+        raise UsageError(f"there is no policy '{name}'{hint} (there are: {', '.join(names)})")
+    policy = read_strict(PolicyFile, load_yaml(path), str(path))
+    try:
+        EngineConfig().overlay(policy.engine)
+    except ConfigError as error:
+        raise DefinitionError(f"{path}: {error}") from None
+    return policy.engine
