@@ -36,14 +36,14 @@ class DiskReader:
     """
 
     def __init__(self, files: Sequence[Path], direct: DirectName) -> None:
-        self._files = list(files)
-        self.direct = direct != "off" and probe_direct(self._files[0])
+        self.files = list(files)
+        self.direct = direct != "off" and probe_direct(self.files[0])
         if direct == "on" and not self.direct:
             raise CheckpointError(
-                f"{self._files[0].parent} does not allow O_DIRECT: set io.direct to auto or off"
+                f"{self.files[0].parent} does not allow O_DIRECT: set io.direct to auto or off"
             )
         flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0)
-        self._descriptors = [os.open(file, flags) for file in self._files]
+        self._descriptors = [os.open(file, flags) for file in self.files]
 
     def scratch_bytes(self, size_bytes: int) -> int:
         """Scratch that a read of this size may need when it is not aligned."""
@@ -86,7 +86,7 @@ class DiskReader:
         while done < needed:
             count = os.preadv(self._descriptors[file], [view[done:]], offset + done)
             if count == 0:
-                raise CheckpointError(f"{self._files[file]} ends early: it was truncated")
+                raise CheckpointError(f"{self.files[file]} ends early: it was truncated")
             done += count
             if done < needed and done % ALIGN and self.direct:
                 done = done // ALIGN * ALIGN  # O_DIRECT needs aligned restarts

@@ -47,6 +47,11 @@ class ExpertStore:
         """All experts, in order."""
         return list(self._extents)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold the records."""
+        return self._reader.files
+
     def scratch_bytes(self) -> int:
         """Host scratch that one reading thread needs."""
         return self._reader.scratch_bytes(self.record.size_bytes)

@@ -1,0 +1,1 @@
+"""Running a workload and saying what it took, with intervals."""

@@ -9,6 +9,13 @@ from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.protocol import ModelFacts
 from engine.records import record_bytes_table
 
+_CHOSEN_COUNTS = (
+    "num_experts_per_tok",
+    "moe_k",
+    "moe_topk",
+    "top_k_experts",
+    "num_experts_per_token",
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -80,7 +87,7 @@ def _kv_bytes_per_token(text: Any) -> int:
 
 
 def _experts_per_token(text: Any) -> int:
-    for name in ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "num_experts_per_token"):
+    for name in _CHOSEN_COUNTS:
         value = getattr(text, name, None)
         if isinstance(value, list) and value:
             return int(max(value))

@@ -68,12 +68,14 @@ def router_choice(output: Any, count: int) -> list[list[int]]:
     widest = max(scores, key=lambda t: t.shape[-1], default=None)
     indices = [t for t in tensors if not t.is_floating_point()]
     if indices and (widest is None or indices[0].shape[-1] == widest.shape[-1]):
-        return indices[0].reshape(-1, indices[0].shape[-1])[:, :count].tolist()  # type: ignore[no-any-return]
+        chosen: list[list[int]] = indices[0].reshape(-1, indices[0].shape[-1])[:, :count].tolist()
+        return chosen
     if widest is None:
         return []
     flat = widest.reshape(-1, widest.shape[-1])  # [T, E]
     best = flat.topk(min(count, flat.shape[-1]), dim=-1).indices  # [T, count]
-    return best.tolist()  # type: ignore[no-any-return]
+    ranked: list[list[int]] = best.tolist()
+    return ranked
 
 
 def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:

@@ -120,7 +120,7 @@ class Engine:
         self.release()
         if DTYPES[resolved.compute.dtype] != self.model.dtype:
             self.model = self._load(resolved.compute.dtype)
-        support = self._kernel_support(resolved)
+        support = self.kernel_support(resolved)
         record = self.record_format(resolved, support)
         self._store = open_store(
             self.model,
@@ -141,35 +141,41 @@ class Engine:
         layout = record_layout(parts, config.precision.bits, config.precision.group_size)
         return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
 
-    def prefill(self, batches: Sequence[MicroBatch], logits_to_keep: int = 1) -> list[torch.Tensor]:
-        """Run the micro-batches' tokens in chunks of prefill.chunk_tokens.
+    def prefill(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """Run the micro-batches' tokens (of equal length) in chunks of prefill.chunk_tokens.
 
-        Returns the logits of the last chunk's last `logits_to_keep` positions, [B, S', V] each.
+        Returns the logits of the last chunk's `keep` last positions, [B, keep, V] each.
         """
-        assert self.config is not None
         prompts = [batch.tokens for batch in batches]
         length = max(prompt.shape[1] for prompt in prompts)
-        whole = carries_state(self.model.config.get_text_config())
-        chunk = length if whole else self.config.prefill.chunk_tokens
+        chunk = self.chunk_tokens(length)
         logits: list[torch.Tensor] = []
         for start in range(0, length, chunk):
             for batch, prompt in zip(batches, prompts, strict=True):
                 batch.tokens = prompt[:, start : start + chunk]
-            logits = self.forward(batches, "prefill", logits_to_keep)
+            logits = self.forward(batches, "prefill")
         return logits
 
+    def chunk_tokens(self, length: int) -> int:
+        """How many tokens of a prompt of this length go through at once."""
+        assert self.config is not None, "configure first"
+        whole = carries_state(self.model.config.get_text_config())
+        return length if whole else self.config.prefill.chunk_tokens
+
     def forward(
-        self, batches: Sequence[MicroBatch], phase: Phase, logits_to_keep: int = 1
-    ) -> list[torch.Tensor]:
-        """One forward of all micro-batches together. Returns logits [B, S', V] of each."""
+        self,
+        batches: Sequence[MicroBatch],
+        phase: Phase,
+        consume: Callable[[int, torch.Tensor], Any] | None = None,
+    ) -> list[Any]:
+        """One forward of all micro-batches together: logits [B, keep, V] of each, or what
+        `consume` made of them."""
         assert self._runtime is not None, "configure first"
         self._runtime.phase = phase
         for batch in batches:
             batch.tokens = batch.tokens.to(self.device.torch_device)
         with torch.inference_mode():
-            return forward_together(
-                self.model.model, batches, self._runtime, self.clock, logits_to_keep
-            )
+            return forward_together(self.model.model, batches, self._runtime, self.clock, consume)
 
     def release(self) -> None:
         """Free everything of the present configuration but the dense weights."""
@@ -193,7 +199,7 @@ class Engine:
             model.model.to(self.device.torch_device)
         return model
 
-    def _kernel_support(self, config: EngineConfig) -> KernelSupport:
+    def kernel_support(self, config: EngineConfig) -> KernelSupport:
         if self.device.name != "cpu" or config.precision.bits == 16:
             return NO_KERNELS
         return probe_support(

@@ -10,6 +10,7 @@ not depend on what arrived first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,7 @@ class ExpertsRuntime:
         self._clock.switch("other")
         if len(calls) == 1:
             return [out]
-        return list(out.split([call.hidden.shape[0] for call in calls]))
+        return list(torch.tensor_split(out, _ends(calls)))
 
     def _demand(self, call: ExpertsCall) -> None:
         if self._open_layer < 0:
@@ -183,8 +184,14 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
+def _ends(calls: Sequence[ExpertsCall]) -> list[int]:
+    """Where each micro-batch but the last ends in the joined tokens."""
+    return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
+
+
 def _places_by_expert(flat: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
     """Positions in [T*K] of each expert's tokens, in routing order."""
     order = torch.argsort(flat, stable=True)
     sizes = torch.bincount(flat, minlength=count + 1).tolist()
-    return order.split(sizes)
+    ends = list(itertools.accumulate(sizes))
+    return torch.tensor_split(order, ends[:-1])

@@ -17,12 +17,13 @@ from engine.run.phase_clock import PhaseClock
 class MicroBatch:
     """Sequences of equal length that go through the model together.
 
-    tokens: the next input [B, S]; kv: transformers' cache, made by the model at its first forward.
+    tokens: the next input [B, S]; keep: of how many last positions logits are wanted (0: all);
+    kv: transformers' cache, made by the model at its first forward.
     """
 
     tokens: torch.Tensor
+    keep: int = 1
     kv: Any = None
-    position: int = 0
 
 
 def forward_together(
@@ -30,14 +31,16 @@ def forward_together(
     batches: Sequence[MicroBatch],
     runtime: ExpertsRuntime,
     clock: PhaseClock,
-    logits_to_keep: int = 1,
-) -> list[torch.Tensor]:
+    consume: Callable[[int, torch.Tensor], Any] | None = None,
+) -> list[Any]:
     """One forward of every micro-batch, sharing each expert load.
 
-    Returns the logits of the last `logits_to_keep` positions of each (0: all), [B, S', V].
+    Returns the logits [B, keep, V] of each; with `consume`, what consume(number, logits) made of
+    them as soon as each was done, so that the logits of all need not be held together.
     """
     workers = [
-        greenlet.greenlet(_forward(model, batch, clock, logits_to_keep)) for batch in batches
+        greenlet.greenlet(_forward(model, number, batch, clock, consume))
+        for number, batch in enumerate(batches)
     ]
     results: list[Any] = [worker.switch() for worker in workers]
     while any(isinstance(result, ExpertsCall) for result in results):
@@ -48,20 +51,22 @@ def forward_together(
 
 
 def _forward(
-    model: Any, batch: MicroBatch, clock: PhaseClock, logits_to_keep: int
-) -> Callable[[], torch.Tensor]:
-    def run() -> torch.Tensor:
+    model: Any,
+    number: int,
+    batch: MicroBatch,
+    clock: PhaseClock,
+    consume: Callable[[int, torch.Tensor], Any] | None,
+) -> Callable[[], Any]:
+    def run() -> Any:
         clock.switch("dense")
         output = model(
             input_ids=batch.tokens,
             cache=batch.kv,
             use_cache=True,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=batch.keep,
         )
         batch.kv = output.cache
-        batch.position += batch.tokens.shape[1]
         clock.switch("other")
-        logits: torch.Tensor = output.logits
-        return logits
+        return output.logits if consume is None else consume(number, output.logits)
 
     return run

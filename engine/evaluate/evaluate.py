@@ -1,0 +1,125 @@
+"""One evaluation of a configured engine: lm-eval's tasks, bits per byte, divergence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.report import QualityReport, TaskResult
+from engine.run.engine import Engine
+
+Progress = Callable[[str, int, int], None]
+_BITS_PER_BYTE = "bits_per_byte"
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    cache_folder: Path,
+    limit: int | None,
+    seed: int,
+    reference: bool,
+    progress: Progress | None = None,
+) -> QualityReport:
+    """Run the tasks. limit: items a task; reference: keep the distributions for later divergences.
+
+    Raises UsageError for unknown tasks or data that cannot be reached.
+    """
+    os.environ.setdefault("HF_DATASETS_CACHE", str(cache_folder / "datasets"))
+    from lm_eval.evaluator import simple_evaluate
+
+    from engine.evaluate.divergence import TOKENS, compare_with_reference, keep_reference
+    from engine.evaluate.language_model import EngineLanguageModel
+    from engine.evaluate.tasks import load_tasks
+
+    started = time.perf_counter()
+    configs, manager = load_tasks(list(tasks))
+    done = 0
+
+    def on_done(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("evaluate", done, 0)
+
+    model = EngineLanguageModel(engine, tokenizer, on_done)
+    try:
+        outcome = simple_evaluate(
+            model=model,
+            tasks=configs,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=200,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            log_samples=True,
+        )
+    except (ConnectionError, FileNotFoundError) as error:
+        raise UsageError(
+            f"the data of {', '.join(tasks)} cannot be reached ({error}): use local tasks, or "
+            "download the data set first"
+        ) from None
+    results = tuple(_task_results(outcome))
+    text = _rolling_text(outcome)
+    divergence = None
+    if text:
+        room = min(TOKENS, model.max_length - 1)
+        tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
+        if reference:
+            keep_reference(engine, tokens, cache_folder)
+        divergence = compare_with_reference(engine, tokens, cache_folder)
+    rolling = [r.value for r in results if r.metric == _BITS_PER_BYTE]
+    return QualityReport(
+        tasks=results,
+        bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
+        kld_mean=divergence.kld_mean if divergence else None,
+        top1_agreement=divergence.top1_agreement if divergence else None,
+        seconds=time.perf_counter() - started,
+        engine_tokens=model.scored_tokens,
+    )
+
+
+def _task_results(outcome: Any) -> list[TaskResult]:
+    rows = []
+    for task, values in outcome["results"].items():
+        n = outcome["n-samples"].get(task, {}).get("effective", 0)
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            if not filter_name:
+                continue
+            stderr = values.get(f"{metric}_stderr,{filter_name}")
+            rows.append(
+                TaskResult(
+                    task=task,
+                    metric=metric,
+                    value=float(value),
+                    stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                    n=int(n),
+                )
+            )
+    return rows
+
+
+def _rolling_text(outcome: Any) -> str:
+    """The texts of the first rolling-likelihood task, in order."""
+    for samples in outcome["samples"].values():
+        texts = [
+            sample["arguments"]["gen_args_0"]["arg_0"]
+            if isinstance(sample["arguments"], dict)
+            else sample["arguments"][0][0]
+            for sample in samples
+            if _BITS_PER_BYTE in sample
+        ]
+        if texts:
+            return "\n\n".join(texts)
+    return ""

@@ -1,0 +1,45 @@
+"""How fast this disk gives records of this size to this many threads, measured beside a run."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from engine.device.pages import allocate_pages, bytes_view
+from engine.experts.disk import Extent
+from engine.experts.store import ExpertStore
+from engine.types import ExpertId
+
+_BYTES = 96_000_000
+_MAX_RECORDS = 256
+
+
+def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> float:
+    """Bytes a second over a fixed spread of records, read by `threads` threads in chunks."""
+    experts = store.experts
+    count = max(threads, min(len(experts), _MAX_RECORDS, _BYTES // store.record.size_bytes))
+    stride = max(1, len(experts) // count)
+    chosen = experts[::stride][:count]
+    parts = [chosen[number::threads] for number in range(threads)]
+
+    def read_all(own: list[ExpertId]) -> int:
+        target = bytes_view(allocate_pages(store.record.size_bytes))
+        scratch = bytes_view(allocate_pages(store.scratch_bytes()))
+        total = 0
+        for expert in own:
+            for piece in store.chunks(expert, chunk_bytes):
+                total += _read(store, expert, piece, target, scratch)
+        return total
+
+    with ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        moved = sum(pool.map(read_all, parts))
+        return moved / (time.perf_counter() - started)
+
+
+def _read(
+    store: ExpertStore, expert: ExpertId, piece: Extent, target: memoryview, scratch: memoryview
+) -> int:
+    end = piece.record_offset + piece.size_bytes
+    store.read(expert, piece, target[piece.record_offset : end], scratch)
+    return piece.size_bytes

@@ -1,0 +1,220 @@
+"""Measure a configured engine on a workload: warm up, repeat, report.
+
+Every figure carries its unit and interval; the parts of a token's time sum to its wall time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.device import process_memory
+from engine.errors import EngineError
+from engine.measure.bandwidth import record_bandwidth
+from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
+from engine.measure.sentinel import measure_sentinel
+from engine.measure.statistics import mean_metric, percentile_metric
+from engine.measure.workload import pick
+from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
+from engine.run.engine import Engine
+from engine.run.phase_clock import ACTIVITIES
+
+MAX_WARM_UPS = 4
+_FLAT = 0.05
+Progress = Callable[[str, int, int], None]
+
+
+def measure(
+    engine: Engine,
+    sequences: list[Sequenced],
+    *,
+    output_tokens: int,
+    sequences_per_repeat: int,
+    repeats: int,
+    first_repeat: int,
+    warm_up: bool,
+    runtime_bytes: int,
+    progress: Progress | None = None,
+) -> Report:
+    """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
+
+    warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
+    baseline. Raises EngineError when a repeat generates nothing.
+    """
+    assert engine.config is not None
+    if output_tokens < 2:
+        raise EngineError("output_tokens must be at least 2 to time decoding")
+    warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
+    bandwidth = record_bandwidth(
+        engine.store, engine.config.io.threads, engine.config.transfer.chunk_bytes
+    )
+    sentinels: list[Sentinel] = []
+    rows: list[dict[str, tuple[float, str]]] = []
+    gaps: list[float] = []
+    timings: list[GroupTiming] = []
+    for repeat in range(first_repeat, first_repeat + repeats):
+        sentinels.append(measure_sentinel(engine.store.files[0]))
+        engine.residency.reset_counters()
+        own = run_pass(
+            engine, pick(sequences, sequences_per_repeat, repeat), output_tokens, seed=repeat
+        )
+        rows.append(_repeat_values(engine, own, output_tokens, bandwidth))
+        timings.extend(own)
+        gaps.extend(gap * 1e3 for timing in own for gap in timing.gaps_s)
+        if progress is not None:
+            progress("measure", repeat - first_repeat + 1, repeats)
+    metrics = _summary(rows, timings, gaps)
+    samples = tuple(
+        Sample(name, first_repeat + number, value, unit)
+        for number, row in enumerate(rows)
+        for name, (value, unit) in row.items()
+    )
+    sentinel = Sentinel(
+        compute_ms=min(s.compute_ms for s in sentinels),
+        read_ms=sorted(s.read_ms for s in sentinels)[len(sentinels) // 2],
+    )
+    environment = {
+        "warm_up_passes": warm_ups,
+        "record_bytes": engine.store.record.size_bytes,
+        "in_place": engine.store.in_place,
+        "o_direct": engine.store.direct,
+        "code_layout": engine.store.record.code_layout,
+        "forced_text": all(sequence.forced for sequence in sequences),
+    }
+    return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
+
+
+def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
+    """Our accounting beside what is seen from outside."""
+    assert engine.memory is not None
+    plan = engine.memory
+    external = engine.device.peak_bytes()
+    on_cpu = engine.device.name == "cpu"
+    return MemoryReading(
+        arena_bytes=plan.slots_bytes,
+        dense_bytes=plan.dense_bytes,
+        kv_bytes=plan.kv_bytes,
+        peak_bytes=plan.total_bytes,
+        external_peak_bytes=max(0, external - runtime_bytes) if on_cpu else external,
+        external_source=engine.device.peak_source(),
+        runtime_bytes=runtime_bytes,
+        host_peak_bytes=process_memory.peak_resident_bytes(),
+    )
+
+
+def _warm_up(
+    engine: Engine, sequences: list[Sequenced], output_tokens: int, per_repeat: int
+) -> int:
+    """Passes over other texts than the first repeats', until two in a row agree."""
+    assert engine.config is not None
+    group = engine.config.batch.count * engine.config.batch.size
+    former: tuple[float, float] | None = None
+    for number in range(MAX_WARM_UPS):
+        texts = pick(sequences[::-1], min(per_repeat, group), number)
+        engine.residency.reset_counters()
+        started = time.perf_counter()
+        run_pass(engine, texts, output_tokens, seed=-1 - number)
+        now = (time.perf_counter() - started, _hit_rate(engine, "decode"))
+        if former is not None:
+            slower = abs(now[0] / former[0] - 1)
+            if slower < _FLAT and abs(now[1] - former[1]) < _FLAT:
+                return number + 1
+        former = now
+    return MAX_WARM_UPS
+
+
+def _repeat_values(
+    engine: Engine, timings: Sequence[GroupTiming], output_tokens: int, bandwidth: float
+) -> dict[str, tuple[float, str]]:
+    sequences = sum(timing.sequences for timing in timings)
+    generated = sequences * output_tokens
+    decoded = sequences * (output_tokens - 1)
+    prefill_s = sum(timing.ttft_s for timing in timings)
+    decode_s = sum(timing.decode_s for timing in timings)
+    if generated == 0 or decode_s <= 0:
+        raise EngineError("the run generated no tokens: give the workload more sequences")
+    demanded = sum(timing.demanded_bytes for timing in timings)
+    moved = demanded + sum(timing.predicted_bytes for timing in timings)
+    parts = {
+        name: sum(timing.activities[name] for timing in timings) * 1e3 / decoded
+        for name in ACTIVITIES
+    }
+    values: dict[str, tuple[float, str]] = {
+        "output_tps": (generated / (prefill_s + decode_s), "tokens/s"),
+        "decode_tps": (decoded / decode_s, "tokens/s"),
+        "prefill_tps": (sum(t.prompt_tokens for t in timings) / prefill_s, "tokens/s"),
+        "ttft_ms": (prefill_s / len(timings) * 1e3, "ms"),
+        "tpot_ms": (decode_s / len(timings) / (output_tokens - 1) * 1e3, "ms"),
+        "e2e_ms": ((prefill_s + decode_s) / len(timings) * 1e3, "ms"),
+        "expert_hit_rate": (_hit_rate(engine, "decode"), "share"),
+        "expert_hit_rate.prefill": (_hit_rate(engine, "prefill"), "share"),
+        "disk_bytes_per_token": (moved / decoded, "bytes"),
+        "transfer_bytes_per_token": (moved / decoded, "bytes"),
+        "stall_ms_per_token": (parts["transfer_wait"] + parts["disk_wait"], "ms"),
+        "wall_ms_per_token": (decode_s * 1e3 / decoded, "ms"),
+        "overlap_ratio": (
+            max(_busy_seconds(timings), moved / bandwidth) / decode_s,
+            "share",
+        ),
+        "read_bytes_per_s": (bandwidth, "bytes/s"),
+        "resident_share": (_resident_share(engine), "share"),
+        "error_rate": (0.0, "share"),
+    }
+    values.update({f"time_ms_per_token.{name}": (ms, "ms") for name, ms in parts.items()})
+    values.update(_prefetch_values(engine))
+    return values
+
+
+def _busy_seconds(timings: Sequence[GroupTiming]) -> float:
+    waits = ("transfer_wait", "disk_wait")
+    return sum(
+        seconds
+        for timing in timings
+        for name, seconds in timing.activities.items()
+        if name not in waits
+    )
+
+
+def _prefetch_values(engine: Engine) -> dict[str, tuple[float, str]]:
+    counters = engine.residency.counters
+    if counters.predicted == 0:
+        return {}
+    values = {
+        "prefetch_precision": (counters.predicted_demanded / counters.predicted, "share"),
+        "prefetch_recall": (
+            counters.predicted_demanded / max(1, counters.predicted_layer_demand),
+            "share",
+        ),
+    }
+    if counters.prefetched_demanded:
+        in_time = counters.prefetched_in_time / counters.prefetched_demanded
+        values["prefetch_in_time"] = (in_time, "share")
+    return values
+
+
+def _hit_rate(engine: Engine, phase: Any) -> float:
+    counters = engine.residency.counters
+    lookups = counters.hits[phase] + counters.misses[phase]
+    return counters.hits[phase] / lookups if lookups else 0.0
+
+
+def _resident_share(engine: Engine) -> float:
+    assert engine.memory is not None
+    return engine.memory.slots / len(engine.store.experts)
+
+
+def _summary(
+    rows: Sequence[dict[str, tuple[float, str]]],
+    timings: Sequence[GroupTiming],
+    gaps_ms: Sequence[float],
+) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        own = [row[name] for row in rows if name in row]
+        metrics[name] = mean_metric([value for value, _ in own], own[0][1])
+    ttfts = [timing.ttft_s * 1e3 for timing in timings]
+    for percent in (50, 90, 95, 99):
+        metrics[f"itl_ms.p{percent}"] = percentile_metric(gaps_ms, percent, "ms")
+        metrics[f"ttft_ms.p{percent}"] = percentile_metric(ttfts, percent, "ms")
+    return metrics

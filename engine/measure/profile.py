@@ -1,0 +1,126 @@
+"""Speeds of this machine that decide a config: disk by record size, memory, kernels by tokens."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from engine.device.base import Device
+from engine.device.pages import allocate_pages, bytes_view
+from engine.errors import StorageError
+from engine.experts.codec import RecordFormat, encode, matrix_view
+from engine.experts.disk import DiskReader, Extent
+from engine.experts.kernels import KernelSupport, Multiplier, code_layout_for
+from engine.protocol import MachineProfile
+from engine.records import Part, record_layout
+from engine.types import Bits
+
+_FILE_BYTES = 128 << 20
+_RECORD_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
+_QUEUE_DEPTH = 2
+_ROWS = _COLUMNS = 1024
+_GROUP = 64
+
+
+def profile_machine(device: Device, folder: Path, support: KernelSupport) -> MachineProfile:
+    """Measure. folder: where the disk is tried (a file of 128 MiB, removed afterwards).
+
+    Raises StorageError when that file cannot be written.
+    """
+    return MachineProfile(
+        read_bytes_per_s=_disk_speeds(folder),
+        memory_bytes_per_s=_memory_speed(),
+        link_bytes_per_s=_link_speed(device) if device.name != "cpu" else None,
+        kernel_ms=_kernel_times(device, support),
+    )
+
+
+def _disk_speeds(folder: Path) -> dict[str, float]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".profile") as file:
+            block = os.urandom(1 << 20)
+            for _ in range(_FILE_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return {str(size): _read_speed(Path(file.name), size) for size in _RECORD_SIZES}
+    except OSError as error:
+        raise StorageError(f"{folder} cannot hold a test file of 128 MiB: {error}") from None
+
+
+def _read_speed(file: Path, size: int) -> float:
+    reader = DiskReader([file], "auto")
+    count = min(256, _FILE_BYTES // size)
+    stride = _FILE_BYTES // count // 4096 * 4096
+
+    def read_part(part: int) -> None:
+        target = bytes_view(allocate_pages(size))
+        scratch = bytes_view(allocate_pages(4096))
+        for number in range(part, count, _QUEUE_DEPTH):
+            # a stride that jumps about, so that read-ahead does not help
+            place = number * 7919 % count
+            reader.read(Extent(0, place * stride, 0, size), target, scratch)
+
+    with ThreadPoolExecutor(_QUEUE_DEPTH) as pool:
+        started = time.perf_counter()
+        list(pool.map(read_part, range(_QUEUE_DEPTH)))
+        seconds = time.perf_counter() - started
+    reader.close()
+    return count * size / seconds
+
+
+def _memory_speed() -> float:
+    source = torch.ones(64 << 20, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = _best(lambda: target.copy_(source))
+    return 2 * source.numel() / seconds
+
+
+def _link_speed(device: Device) -> float:
+    source = device.allocate_staging(32 << 20)
+    target = device.allocate_arena(32 << 20)
+
+    def copy() -> None:
+        device.copy(target, source, None).synchronize()
+
+    return source.numel() / _best(copy)
+
+
+def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
+    part = Part("weight", (_ROWS, _COLUMNS))
+    weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
+    times: dict[str, float] = {}
+    all_bits: tuple[Bits, ...] = (16, 8, 4, 2)
+    for bits in all_bits:
+        layout = record_layout((part,), bits, _GROUP)
+        record = RecordFormat((part,), layout, torch.bfloat16, code_layout_for(support))
+        data = encode({"weight": weight}, record).to(device.torch_device)
+        view = matrix_view(data, record, part)
+        multiply = Multiplier(bits, _GROUP, record.code_layout, support, "auto")
+        for tokens in (1, 4, 16, 64, 256):
+            x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16).to(device.torch_device)
+
+            def run(multiply: Multiplier = multiply, x: torch.Tensor = x) -> None:
+                multiply(x, view)  # noqa: B023 (called at once)
+                device.synchronize()
+
+            times[f"{bits}/{tokens}"] = _best(run) * 1e3
+    return times
+
+
+def _best(function: Callable[[], object], repeats: int = 7) -> float:
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,132 @@
+"""Text in, text out, on a configured engine: for `tune run` and deployments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.errors import InfeasibleError, UsageError
+from engine.run.engine import Engine
+from engine.run.micro_batch import MicroBatch
+from engine.run.sampling import Sampler, SamplingOptions
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out: text, token ids, seconds to the first token and in all."""
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    ttft_s: float
+    total_s: float
+
+
+def encode_prompt(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
+    """Token ids of a raw prompt, or of a user message in the model's own chat template."""
+    if not chat:
+        return list(tokenizer(prompt)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError("this model has no chat template: use --raw")
+    messages = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Any,
+    prompt_ids: list[int],
+    *,
+    max_tokens: int,
+    sampling: SamplingOptions,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """Generate until an end-of-sequence token or max_tokens.
+
+    on_text gets each piece of text as soon as it is whole characters. Raises InfeasibleError when
+    prompt and answer pass kv.max_tokens.
+    """
+    assert engine.config is not None
+    room = engine.config.kv.max_tokens
+    if not prompt_ids:
+        raise UsageError("the prompt is empty: write at least one word")
+    if len(prompt_ids) + 1 > room:
+        raise InfeasibleError(
+            f"the prompt has {len(prompt_ids)} tokens, kv.max_tokens is {room}: shorten it or use "
+            "a config with more room"
+        )
+    limit = min(max_tokens, room - len(prompt_ids))
+    started = time.perf_counter()
+    ids: list[int] = []
+    pieces = _TextPieces(tokenizer)
+    first = started
+    for token in _tokens(engine, prompt_ids, Sampler(sampling), limit):
+        if not ids:
+            first = time.perf_counter()
+        ids.append(token)
+        piece = pieces.push(token)
+        if piece and on_text is not None:
+            on_text(piece)
+    rest = pieces.finish()
+    if rest and on_text is not None:
+        on_text(rest)
+    now = time.perf_counter()
+    return Generation(pieces.text, tuple(ids), len(prompt_ids), first - started, now - started)
+
+
+def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int) -> Iterator[int]:
+    ends = end_tokens(engine)
+    batch = MicroBatch(torch.tensor([prompt_ids]))
+    logits = engine.prefill([batch])[0]
+    for number in range(limit):
+        token = int(sampler(logits[:, -1])[0])
+        if token in ends:
+            return
+        yield token
+        if number + 1 < limit:
+            batch.tokens = torch.tensor([[token]])
+            logits = engine.forward([batch], "decode")[0]
+
+
+def end_tokens(engine: Engine) -> frozenset[int]:
+    """All end-of-sequence ids that the checkpoint's generation config (or config) names."""
+    model = engine.model.model
+    for source in (getattr(model, "generation_config", None), model.config):
+        value = getattr(source, "eos_token_id", None)
+        if value is not None:
+            return frozenset(value if isinstance(value, list) else [value])
+    return frozenset()
+
+
+class _TextPieces:
+    """Turns a stream of tokens into a stream of text without splitting characters."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pending: list[int] = []
+        self.text = ""
+
+    def push(self, token: int) -> str:
+        self._pending.append(token)
+        text = self._decode()
+        if text.endswith("\ufffd"):
+            return ""
+        return self._take(text)
+
+    def finish(self) -> str:
+        return self._take(self._decode()) if self._pending else ""
+
+    def _decode(self) -> str:
+        return str(self._tokenizer.decode(self._pending, skip_special_tokens=True))
+
+    def _take(self, text: str) -> str:
+        self._pending = []
+        self.text += text
+        return text

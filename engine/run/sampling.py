@@ -1,0 +1,41 @@
+"""Choosing the next token: greedy, or seeded sampling with temperature and nucleus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """temperature 0 is greedy; top_p: the smallest nucleus with this probability (1: all)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Sampler:
+    """Draws from a generator of its own on the CPU, so that a seed repeats on every device."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        self._options = options
+        self._generator = torch.Generator().manual_seed(options.seed)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits: [B, V]. Returns token ids [B]."""
+        if self._options.temperature <= 0:
+            return logits.argmax(dim=-1)  # [B]
+        scaled = logits.float().cpu() / self._options.temperature
+        probabilities = torch.softmax(scaled, dim=-1)  # [B, V]
+        if self._options.top_p < 1:
+            probabilities = _keep_nucleus(probabilities, self._options.top_p)
+        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]  # [B]
+
+
+def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered)

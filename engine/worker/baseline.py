@@ -1,0 +1,46 @@
+"""What a worker holds before it holds a model: the baseline that budgets are counted from."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from engine.device import process_memory
+
+
+def settle_baseline() -> int:
+    """Import all that any request may need, run one tiny forward, and read the resident bytes.
+
+    The tiny forward starts torch's thread pool and loads its kernels, so that a model's first
+    forward does not pay for them. Returns bytes.
+    """
+    import lm_eval.evaluator
+    import lm_eval.tasks  # noqa: F401
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Qwen3MoeForCausalLM(config).to(dtype).eval()
+        with torch.inference_mode():
+            output = model(torch.zeros(1, 64, dtype=torch.long), use_cache=True)
+            model(torch.zeros(1, 1, dtype=torch.long), cache=output.cache, use_cache=True)
+        del model, output
+    square = torch.ones(512, 512)
+    for dtype in (torch.float32, torch.bfloat16):
+        (square.to(dtype) @ square.to(dtype)).sum()
+    del square
+    gc.collect()
+    process_memory.trim()
+    process_memory.reset_peak()
+    return process_memory.resident_bytes()

@@ -1,0 +1,246 @@
+"""What a worker can do: one method an operation of engine.protocol, values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config import EngineConfig
+from engine.device.registry import open_device
+from engine.errors import EngineError, ModelError, ProtocolError
+from engine.evaluate.evaluate import evaluate
+from engine.evaluate.parity import check_parity
+from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
+from engine.experts.pack import ensure_pack
+from engine.hardware import probe
+from engine.measure.measure import measure, memory_reading
+from engine.measure.profile import profile_machine
+from engine.measure.workload import tokenize
+from engine.memory import resolve
+from engine.model.checkpoint import locate
+from engine.protocol import Workload
+from engine.records import Part
+from engine.run.engine import Engine
+from engine.run.generate import encode_prompt, generate
+from engine.run.sampling import SamplingOptions
+from engine.worker.baseline import settle_baseline
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Operations:
+    """Holds at most one open engine.
+
+    cache_folder: packs, self-tests, references; emit: sends an event of the running request.
+    """
+
+    def __init__(self, cache_folder: Path, emit: Emit) -> None:
+        self._cache_folder = cache_folder
+        self._emit = emit
+        self._engine: Engine | None = None
+        self._tokenizer: Any = None
+        self._runtime_bytes = 0
+        self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
+            "open": self.open,
+            "configure": self.configure,
+            "measure": self.measure,
+            "evaluate": self.evaluate,
+            "generate": self.generate,
+            "pack": self.pack,
+            "profile": self.profile,
+            "parity": self.parity,
+            "close": self.close,
+        }
+
+    def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Dispatch. Raises ProtocolError for an unknown operation or argument."""
+        handler = self._handlers.get(operation)
+        if handler is None:
+            raise ProtocolError(
+                f"unknown operation '{operation}'; known are {', '.join(self._handlers)}"
+            )
+        try:
+            bound = handler
+            return bound(**arguments)
+        except TypeError as error:
+            if "argument" in str(error) and f"{handler.__name__}()" in str(error):
+                raise ProtocolError(f"{operation}: {error}") from None
+            raise
+
+    def open(
+        self,
+        model: str,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> dict[str, Any]:
+        """Load a model's dense part; its experts stay on disk."""
+        self.close()
+        location = locate(model, revision)
+        self._runtime_bytes = settle_baseline()
+        self._engine = Engine(
+            location.folder,
+            open_device(device),
+            self._cache_folder,
+            model_id=model,
+            revision=location.revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return {
+            "facts": self._engine.facts.to_json(),
+            "hardware": probe(self._cache_folder).to_json(),
+            "runtime_bytes": self._runtime_bytes,
+            "device": self._engine.device.name,
+        }
+
+    def configure(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Reconfigure in place; makes a missing pack first."""
+        resolved, memory = self._opened().configure(EngineConfig.from_dict(config), self._progress)
+        return {"config": resolved.to_dict(), "memory": memory.to_json()}
+
+    def measure(
+        self,
+        workload: dict[str, Any],
+        repeats: int = 1,
+        warm_up: bool = True,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Run repeats numbered from `seed`; the same number is the same texts."""
+        task = Workload.from_json(workload)
+        report = measure(
+            self._opened(),
+            tokenize(task, self._load_tokenizer()),
+            output_tokens=task.output_tokens,
+            sequences_per_repeat=task.sequences,
+            repeats=repeats,
+            first_repeat=seed,
+            warm_up=warm_up,
+            runtime_bytes=self._runtime_bytes,
+            progress=self._progress,
+        )
+        return report.to_json()
+
+    def evaluate(
+        self,
+        tasks: list[str],
+        limit: int | None = None,
+        seed: int = 0,
+        reference: bool = False,
+    ) -> dict[str, Any]:
+        """lm-eval on the configured engine."""
+        report = evaluate(
+            self._opened(),
+            self._load_tokenizer(),
+            tasks,
+            cache_folder=self._cache_folder,
+            limit=limit,
+            seed=seed,
+            reference=reference,
+            progress=self._progress,
+        )
+        return report.to_json()
+
+    def generate(
+        self,
+        prompt: str,
+        chat: bool = False,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Generate text; pieces are sent as token events."""
+        engine = self._opened()
+        tokenizer = self._load_tokenizer()
+        result = generate(
+            engine,
+            tokenizer,
+            encode_prompt(tokenizer, prompt, chat=chat),
+            max_tokens=max_tokens,
+            sampling=SamplingOptions(temperature, top_p, seed),
+            on_text=lambda text: self._emit({"event": "token", "text": text}),
+        )
+        memory = memory_reading(engine, self._runtime_bytes)
+        later = len(result.tokens) - 1
+        decode_s = result.total_s - result.ttft_s
+        return {
+            "text": result.text,
+            "tokens": list(result.tokens),
+            "metrics": {
+                "prompt_tokens": result.prompt_tokens,
+                "output_tokens": len(result.tokens),
+                "ttft_ms": result.ttft_s * 1e3,
+                "tpot_ms": decode_s / later * 1e3 if later > 0 else None,
+                "output_tps": len(result.tokens) / result.total_s,
+                "external_peak_bytes": memory.external_peak_bytes,
+            },
+        }
+
+    def pack(self, bits: int, group_size: int = 64) -> dict[str, Any]:
+        """Pack ahead of a run; resumes a torn pack."""
+        engine = self._opened()
+        config = EngineConfig().overlay(
+            {"precision.bits": bits, "precision.group_size": group_size}
+        )
+        resolved, _ = resolve(config, engine.facts)
+        record = engine.record_format(resolved, engine.kernel_support(resolved))
+        pack = ensure_pack(
+            self._cache_folder,
+            engine.model,
+            record,
+            progress=lambda done, total: self._progress("pack", done, total),
+        )
+        size = pack.records.stat().st_size
+        return {"path": str(pack.folder), "bytes": size, "records": len(pack.checksums)}
+
+    def profile(self) -> dict[str, Any]:
+        """Measure this machine (needs no model)."""
+        device = self._engine.device if self._engine else open_device("auto")
+        parts = (Part("weight", (1024, 1024)),)
+        support = NO_KERNELS
+        if device.name == "cpu":
+            support = probe_support(parts, 64, torch.bfloat16, self._cache_folder)
+        return {
+            **profile_machine(device, self._cache_folder, support).to_json(),
+            "code_layout": code_layout_for(support),
+            "hardware": probe(self._cache_folder).to_json(),
+        }
+
+    def parity(self, tokens: int = 16) -> dict[str, Any]:
+        """Compare with plain transformers in float32."""
+        result = check_parity(self._opened(), tokens)
+        return {
+            "parity_max_abs_diff": result.max_abs_diff,
+            "parity_max_abs_logit": result.max_abs_logit,
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Drop the model."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._tokenizer = None
+        return {}
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("no model is open: send open first")
+        return self._engine
+
+    def _load_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            facts = self._opened().facts
+            if not facts.has_tokenizer:
+                raise ModelError(
+                    f"{facts.id} has no tokenizer, so it cannot read text: put tokenizer.json "
+                    "beside its config.json"
+                )
+            self._tokenizer = AutoTokenizer.from_pretrained(facts.path, local_files_only=True)
+        return self._tokenizer
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self._emit({"event": "progress", "stage": stage, "done": done, "total": total})
