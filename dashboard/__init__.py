@@ -1,1 +1,1 @@
-"""Streamlit pages over the tuner's store, read-only."""
+"""The dashboard: Streamlit pages over the tuner's store, read-only."""

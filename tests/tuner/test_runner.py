@@ -15,7 +15,9 @@ from tuner.errors import WorkerError
 from tuner.runner import EngineWorker, WorkerLimits
 
 
-def make_worker(tmp_path: Path, limits: WorkerLimits | None = None, **knobs: object) -> EngineWorker:
+def make_worker(
+    tmp_path: Path, limits: WorkerLimits | None = None, **knobs: object
+) -> EngineWorker:
     return EngineWorker(
         tmp_path / "worker.log",
         command=(sys.executable, str(FAKE_ENGINE)),

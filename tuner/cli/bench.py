@@ -61,6 +61,8 @@ def bench(
     """
     if report is not None and report.suffix not in (".md", ".html"):
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
+    grid = grid_rows(options.read_settings(settings or []))
+    overlays = {name: load_policy(name) for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")
@@ -88,7 +90,8 @@ def bench(
     if model is not None:
         base = _base(options.read_size("--vram", vram), device, work, deployments)
         own = session_of(model, base.device.name)
-        rows += _own_rows(base, own, policies, settings or [], skip_default=bool(rows))
+        if overlays or settings or not rows:
+            rows += _own_rows(base, own, overlays, grid)
         if peers:
             rows += _peer_rows(base, resolve_model(model), trust_remote_code)
     try:
@@ -104,6 +107,10 @@ def bench(
     else:
         _print_rows(results)
     _check_measured(results)
+
+
+def _names(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _workload(
@@ -142,17 +149,11 @@ def _base(
 def _own_rows(
     base: EngineConfig,
     session: EngineSession,
-    policies: str | None,
-    settings: list[str],
-    skip_default: bool,
+    overlays: dict[str, dict[str, Any]],
+    grid: list[tuple[str, dict[str, Any]]],
 ) -> list[BenchRow]:
-    named = [word.strip() for word in (policies or "").split(",") if word.strip()]
-    grid = grid_rows(options.read_settings(settings))
-    if not named and not settings and skip_default:
-        return []
     rows = []
-    for policy in named or [""]:
-        over = load_policy(policy) if policy else {}
+    for policy, over in (overlays or {"": {}}).items():
         for label, point in grid:
             name = " ".join(part for part in (policy, label) if part)
             rows.append(BenchRow(name or "default", base.overlay({**over, **point}), session))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import threading
+from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from tuner.estimate import StudyPlan, plan_study
 from tuner.folders import cache_folder, resolve_model
 from tuner.progress import choose_progress, format_duration
 from tuner.sampler import check_sampler
+from tuner.store.repository import Store
 from tuner.study import StudyResult, run_study, with_default_tasks
 
 STUDY = "Study"
@@ -144,6 +147,8 @@ def study(
 def _run(
     wanted: StudyDefinition, storage: str | None, resume: bool, dry_run: bool, as_json: bool
 ) -> None:
+    if not wanted.budget.vram_bytes:
+        raise UsageError("no budget was given: add --vram, such as --vram 8GB")
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
     session = options.open_session(model, wanted.device, wanted.trust_remote_code, wanted.stall_s)
@@ -155,11 +160,12 @@ def _run(
             return
         print_note(_plan_line(plan))
         store = options.open_store(storage)
+        wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
         if resume:
             store.study(wanted.study_name)
-        _interrupt_on_terminate()
         try:
-            result = run_study(wanted, session, store, probe(cache_folder()), choose_progress())
+            with _terminate_interrupts():
+                result = run_study(wanted, session, store, probe(cache_folder()), choose_progress())
         except KeyboardInterrupt:
             print_note(
                 f"interrupted: finished trials of study '{wanted.study_name}' are kept; the same "
@@ -173,6 +179,15 @@ def _run(
     else:
         _print_result(result)
     _check_found(result)
+
+
+def _free_name(wanted: StudyDefinition, store: Store) -> str:
+    """The given name; else the model's, numbered when that study asked something else."""
+    if wanted.name:
+        return wanted.name
+    digests = {study.name: study.search_digest for study in store.studies()}
+    names = (f"{wanted.study_name}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
+    return next(n for n in names if digests.get(n, "") in ("", wanted.search_digest()))
 
 
 def _check_found(result: StudyResult) -> None:
@@ -249,11 +264,15 @@ def _sampler(name: str | None) -> str | None:
     return name
 
 
-def _interrupt_on_terminate() -> None:
+@contextlib.contextmanager
+def _terminate_interrupts() -> Iterator[None]:
     """SIGTERM ends a study as Ctrl-C does, resumable."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

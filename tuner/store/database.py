@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from tuner.errors import StoreError
+from tuner.errors import StoreError, UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
@@ -136,13 +136,13 @@ def _parse(url: str) -> sa.URL:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
     except exc.SQLAlchemyError:
-        raise StoreError(
+        raise UsageError(
             f"'{url}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/name"
         ) from None
     if backend not in ("sqlite", "postgresql"):
-        raise StoreError(f"--storage takes sqlite:/// or postgresql://, not {backend}")
+        raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {backend}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StoreError("--storage needs a file: write sqlite:///file.db")
+        raise UsageError("--storage needs a file: write sqlite:///file.db")
     if backend == "postgresql" and parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed

@@ -1,0 +1,1 @@
+"""Tests of the tuner, on an engine that computes nothing."""

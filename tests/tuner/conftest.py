@@ -1,0 +1,66 @@
+"""The command in this process, its data in a temporary folder, the fake engine behind it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.study import ENGINE, write_definition
+from tuner.__main__ import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
+Tune = Callable[..., Outcome]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with study.yaml and workload.yaml."""
+    monkeypatch.setenv("EXPERTUNE_ENGINE", ENGINE)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("EXPERTUNE_FAKE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_definition(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tune(folder: Path, capsys: pytest.CaptureFixture[str]) -> Tune:
+    """Run `tune` with these words."""
+
+    def invoke(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return invoke
+
+
+@pytest.fixture
+def misbehave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Tell the fake engine what to do wrong: faults as (kind, op, at)."""
+
+    def arrange(*faults: tuple[str, str, int], **knobs: object) -> None:
+        listed = [{"kind": kind, "op": op, "at": at} for kind, op, at in faults]
+        text = json.dumps({"faults": listed, "counter": str(folder / "counts.json"), **knobs})
+        monkeypatch.setenv("EXPERTUNE_FAKE", text)
+
+    return arrange

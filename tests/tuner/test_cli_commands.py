@@ -1,0 +1,240 @@
+"""Every command but the study: documents with the contract's keys, files, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tuner.conftest import Tune
+from tuner.deployment import load_deployment
+
+COMMANDS = (
+    "studies", "show", "export", "run", "bench", "plan", "profile", "doctor", "pack", "dashboard",
+)  # fmt: skip
+SMALL = ("--model", "m", "--vram", "45MB", "--workload", "workload.yaml")
+
+
+@pytest.fixture
+def study(tune: Tune, folder: Path) -> Path:
+    done = tune("--definition", "study.yaml", "--trials", "6")
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_an_example(tune: Tune, command: str):
+    done = tune(*command.split(), "--help")
+    assert done.code == 0
+    assert f"Example: tune {command}".strip() in " ".join(done.out.split())
+
+
+def test_only_finished_commands_are_offered(tune: Tune):
+    out = tune("--help").out
+    assert all(f"│ {command} " in out for command in COMMANDS)
+    for later in ("compare", "verify", "deploy", "trace", "replay", "service", "worker"):
+        assert f"│ {later} " not in out
+
+
+def test_studies_lists_them(tune: Tune, study: Path):
+    found = tune("studies", "--json").document["studies"]
+    assert [(s["name"], s["model"], s["trials"], s["state"]) for s in found] == [
+        ("small", "some-moe", 6, "FINISHED")
+    ]
+    assert "small" in tune("studies").out
+
+
+def test_show_has_study_trials_and_front(tune: Tune, study: Path):
+    document = tune("show", "small", "--json").document
+    assert document["study"]["name"] == "small"
+    assert len(document["trials"]) == 6
+    assert document["front"]
+    out = tune("show", "small").out
+    assert "Pareto front" in out
+    assert "Share of the variance explained" in out
+
+
+def test_reading_without_a_store_says_what_to_do(tune: Tune):
+    for words in (["studies"], ["show", "small"], ["export", "small"], ["dashboard"]):
+        done = tune(*words)
+        assert (done.code, "run a study first" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("pick", ["knee", "throughput", "latency", "quality", "0"])
+def test_export_picks(tune: Tune, study: Path, pick: str):
+    done = tune("export", "small", "--pick", pick, "-o", "picked.yaml", "--json")
+    assert done.code == 0, done.err
+    deployment = load_deployment(study / "picked.yaml")
+    assert deployment.provenance.trial == done.document["trial"]
+    front = tune("show", "small", "--json").document["front"]
+    if pick == "throughput":
+        best = max(t["scores"]["output_tps"] for t in front)
+        assert deployment.measured["output_tps"].value == pytest.approx(best)
+
+
+def test_export_without_a_file_prints_yaml(tune: Tune, study: Path):
+    assert yaml.safe_load(tune("export", "small").out)["schema"] == "expertune/v1"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--format", "vllm"], 2, "this release writes yaml"),
+        (["--pick", "best"], 2, "write knee, throughput, latency, quality or a trial"),
+        (["--pick", "99"], 1, "has no trial 99"),
+        (["-o", "absent/x.yaml"], 1, "cannot be written"),
+    ],
+)
+def test_export_refuses(tune: Tune, study: Path, words: list[str], code: int, says: str):
+    done = tune("export", "small", *words)
+    assert done.code == code
+    assert says in done.err
+
+
+def test_an_infeasible_trial_cannot_be_exported(tune: Tune, folder: Path, misbehave):
+    misbehave(("over_budget", "measure", 1))
+    tune("--definition", "study.yaml", "--trials", "2")
+    done = tune("export", "small", "--pick", "0")
+    assert done.code == 1
+    assert "trial 0 is INFEASIBLE" in done.err
+
+
+def test_run_streams_and_has_a_document(tune: Tune, study: Path):
+    words = ("run", "expertune-small.yaml", "--prompt", "hello", "--max-tokens", "3")
+    assert tune(*words).out == " word0 word1 word2\n"
+    assert tune(*words, "--json").document == {
+        "text": " word0 word1 word2", "tokens": [0, 1, 2], "metrics": {"decode_tps": 100.0},
+    }  # fmt: skip
+
+
+def test_run_refuses_another_models_config(tune: Tune, study: Path):
+    done = tune("run", "expertune-small.yaml", "--prompt", "p", "--model", "other")
+    assert done.code == 2
+    assert "fingerprint" in done.err
+
+
+def test_doctor_describes_machine_and_model(tune: Tune):
+    document = tune("doctor", "--model", "m", "--json").document
+    assert document["machine"]["threads"] >= 1
+    model = document["model"]
+    assert {
+        "family", "moe_layers", "experts", "experts_per_token", "dense_bytes", "expert_bytes",
+        "parity_max_abs_diff", "parity_max_abs_logit",
+    } <= set(model)  # fmt: skip
+    assert set(model["expert_bytes"]) == {"16", "8", "4", "2"}
+    assert model["parity_max_abs_diff"] == 1e-6
+    quick = tune("doctor", "--model", "m", "--no-parity", "--json").document["model"]
+    assert quick["parity_max_abs_diff"] is None
+    assert "model" not in tune("doctor", "--json").document
+
+
+def test_a_model_without_experts_is_refused(tune: Tune):
+    done = tune("doctor", "--model", "dense")
+    assert done.code == 1
+    assert "nothing to offload" in done.err
+
+
+def test_plan_shows_the_memory_equation(tune: Tune):
+    document = tune("plan", "--model", "m", "--vram", "45MB", "--json").document
+    rows = {row["bits"]: row for row in document["rows"]}
+    assert rows[4]["resident_share"] == 1.0
+    assert 0 < rows[16]["resident_share"] < 1
+    for row in rows.values():
+        assert row["total_bytes"] <= 45_000_000
+    assert "slots" in tune("plan", "--model", "m", "--vram", "45MB").out
+
+
+def test_plan_that_fits_nothing_names_the_smallest_budget(tune: Tune):
+    done = tune("plan", "--model", "m", "--vram", "5MB", "--json")
+    assert done.code == 3
+    smallest = str(done.document["error"]["smallest_bytes"])
+    assert tune("plan", "--model", "m", "--vram", smallest).code == 0
+
+
+def test_profile_and_pack_have_documents(tune: Tune):
+    assert (
+        tune("profile", "--model", "m", "--json").document["profile"]["memory_bytes_per_s"] == 8e9
+    )
+    packs = tune("pack", "--model", "m", "--bits", "8,4", "--json").document["packs"]
+    assert [pack["bits"] for pack in packs] == [8, 4]
+    assert tune("pack", "--model", "m", "--bits", "5").code == 2
+
+
+def test_bench_interleaves_policies(tune: Tune):
+    done = tune("bench", *SMALL, "--policies", "on_demand,lru,next_gate", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    assert [row["name"] for row in document["rows"]] == ["on_demand", "lru", "next_gate"]
+    for row in document["rows"]:
+        assert {"value", "low", "high", "n", "unit"} <= set(row["metrics"]["decode_tps"])
+        assert row["metrics"]["decode_tps"]["n"] == 3
+    configs = {row["name"]: row["config"] for row in document["rows"]}
+    assert configs["on_demand"]["cache"]["eviction"] == "none"
+    assert configs["next_gate"]["prefetch"]["depth"] == 1
+    assert {"machine", "provenance"} <= set(document)
+    order = [line for line in done.err.splitlines() if line.startswith("round")]
+    assert [line.split(": ")[1] for line in order] == ["on_demand", "lru", "next_gate"] * 3
+
+
+def test_bench_makes_a_row_of_each_value(tune: Tune):
+    done = tune("bench", *SMALL, "--set", "precision.bits=8,4", "--set", "batch.count=2", "--json")
+    rows = done.document["rows"]
+    assert [row["name"] for row in rows] == ["precision.bits=8", "precision.bits=4"]
+    assert all(row["config"]["batch"]["count"] == 2 for row in rows)
+    assert rows[1]["ratio_to_first"]["output_tps"]["value"] > 1
+
+
+def test_bench_adds_peers_and_config_files(tune: Tune, study: Path):
+    done = tune("bench", "expertune-small.yaml", "--peers", "--repeats", "2", "--json")
+    assert done.code == 0, done.err
+    names = [row["name"] for row in done.document["rows"]]
+    assert names == ["expertune-small", "transformers resident", "accelerate disk"]
+
+
+@pytest.mark.parametrize("name", ["r.md", "r.html"])
+def test_bench_writes_a_report(tune: Tune, folder: Path, name: str):
+    done = tune("bench", *SMALL, "--policies", "lru", "--repeats", "2", "--report", name)
+    assert done.code == 0, done.err
+    text = (folder / name).read_text()
+    assert "lru" in text
+    assert "Machine:" in text
+
+
+def test_a_row_that_fails_leaves_the_others(tune: Tune):
+    done = tune("bench", *SMALL, "--set", "cache.expert_bytes=100%,25%", "--json")
+    assert done.code == 0
+    first, second = done.document["rows"]
+    assert "the budget is 45 MB" in first["error"]
+    assert second["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ([], 2, "nothing to measure"),
+        ([*SMALL, "--policies", "lruu"], 2, "the nearest is 'lru'"),
+        ([*SMALL, "--set", "cache.expert_byte=1"], 2, "nearest is 'cache.expert_bytes'"),
+        ([*SMALL, "--set", "precision.bits"], 2, "write path=value"),
+        ([*SMALL, "--report", "r.pdf"], 2, ".md or .html"),
+        (["--model", "m", "--vram", "5MB", "--workload", "workload.yaml"], 3, "at least"),
+        (["absent.yaml"], 2, "cannot be read"),
+    ],
+)
+def test_bench_refuses(tune: Tune, words: list[str], code: int, says: str):
+    done = tune("bench", *words)
+    assert done.code == code
+    assert says in done.err
+
+
+def test_an_error_under_json_is_one_document(tune: Tune):
+    done = tune("show", "absent", "--json")
+    assert json.loads(done.out)["error"]["exit_code"] == 1
+
+
+def test_policies_need_the_studies_folder(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EXPERTUNE_STUDIES", str(folder / "absent"))
+    done = tune("bench", *SMALL, "--policies", "lru")
+    assert done.code == 2
+    assert "came without studies/" in done.err

@@ -1,0 +1,313 @@
+"""A study through the command, on the fake engine: to its end, interrupted, resumed, failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from tests.tuner.conftest import Tune
+from tuner.deployment import load_deployment
+
+
+def test_a_study_runs_from_nothing_to_an_exported_config(tune: Tune, folder: Path):
+    done = tune("--definition", "study.yaml", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    assert [trial["number"] for trial in document["trials"]] == list(range(6))
+    assert document["study"]["state"] == "FINISHED"
+    assert document["recommended"] in [trial["number"] for trial in document["front"]]
+    deployment = load_deployment(folder / "expertune-small.yaml")
+    assert deployment.provenance.trial == document["recommended"]
+    assert "trial 5" in done.err
+
+
+def test_people_get_a_table_and_where_the_config_is(tune: Tune):
+    done = tune("--definition", "study.yaml", "--output", "best.yaml")
+    assert done.code == 0, done.err
+    assert "Pareto front" in done.out
+    assert "written to best.yaml" in done.out
+
+
+def test_trial_0_is_the_default_config(tune: Tune):
+    first = tune("--definition", "study.yaml", "--trials", "1", "--json").document["trials"][0]
+    assert first["params"] == {
+        "cache.expert_bytes": "auto", "prefetch.depth": 0, "precision.bits": 16, "batch.count": 1,
+    }  # fmt: skip
+    assert first["scores"]["quality"] == 1.0
+
+
+def test_each_trial_is_measured_within_its_repeats(tune: Tune):
+    done = tune("--definition", "study.yaml", "--json")
+    for trial in done.document["trials"]:
+        if trial["state"] == "COMPLETE":
+            assert trial["metrics"]["output_tps"]["n"] >= 2
+            assert trial["sentinel"] == {"compute_ms": 2.0, "read_ms": 1.0}
+
+
+def test_the_same_command_continues_and_repeats_nothing(tune: Tune):
+    first = tune("--definition", "study.yaml", "--trials", "4", "--json").document["trials"]
+    again = tune("--definition", "study.yaml", "--trials", "6", "--json").document["trials"]
+    assert [t["started"] for t in again[:4]] == [t["started"] for t in first]
+    assert len(again) == 6
+    idle = tune("--definition", "study.yaml", "--trials", "6", "--json")
+    assert idle.document["trials"] == again
+
+
+def test_another_budget_without_a_name_is_another_study(tune: Tune, folder: Path):
+    text = (folder / "study.yaml").read_text().replace("name: small\n", "")
+    (folder / "study.yaml").write_text(text)
+    tune("--definition", "study.yaml", "--trials", "1")
+    done = tune("--definition", "study.yaml", "--trials", "1", "--vram", "46MB", "--json")
+    assert done.document["study"]["name"] == "some-moe-2"
+
+
+def test_resume_needs_a_study_to_continue(tune: Tune):
+    done = tune("--definition", "study.yaml", "--resume")
+    assert (done.code, "there is no study 'small'" in done.err) == (1, True)
+
+
+def test_a_name_of_another_model_is_refused(tune: Tune):
+    tune("--definition", "study.yaml", "--trials", "1")
+    done = tune("--definition", "study.yaml", "--model", "other-moe", "--trials", "1")
+    assert done.code == 1
+    assert "is of another model (some-moe)" in done.err
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
+def test_every_sampler_runs(tune: Tune, sampler: str):
+    done = tune("--definition", "study.yaml", "--sampler", sampler, "--json")
+    assert done.code == 0, done.err
+    assert done.document["study"]["trials"] == 6
+
+
+def test_a_small_grid_ends_when_every_point_was_measured(tune: Tune, folder: Path):
+    with (folder / "study.yaml").open("a") as file:
+        file.write("engine: {prefetch.depth: 0, batch.count: 1, cache.expert_bytes: auto}\n")
+    done = tune("--definition", "study.yaml", "--trials", "50", "--sampler", "grid", "--json")
+    assert done.code == 0, done.err
+    assert done.document["study"]["trials"] <= 5
+
+
+def test_what_does_not_fit_is_infeasible_and_optuna_learns_from_it(tune: Tune, folder: Path):
+    with (folder / "study.yaml").open("a") as file:
+        file.write("space: {cache.expert_bytes: ['100%', '75%']}\n")
+    done = tune("--definition", "study.yaml", "--trials", "12", "--json")
+    assert done.code == 0, done.err
+    infeasible = [t for t in done.document["trials"] if t["state"] == "INFEASIBLE"]
+    assert infeasible
+    for trial in infeasible:
+        assert trial["failure"] == "does_not_fit"
+        assert "the budget is 45 MB" in trial["reason"]
+    url = f"sqlite:///{folder / 'data' / 'expertune' / 'expertune.db'}"
+    memory = optuna.load_study(study_name="small", storage=url)
+    told = {t.number: t for t in memory.trials}
+    for trial in infeasible:
+        assert told[trial["number"]].state is TrialState.PRUNED
+        assert told[trial["number"]].constraints["memory"] > 0
+    assert set(told[0].constraints) == {"memory", "quality", "ttft", "tpot"}
+
+
+def test_limits_keep_configs_off_the_front(tune: Tune):
+    done = tune("--definition", "study.yaml", "--min-quality", "0.9", "--trials", "8", "--json")
+    assert done.code == 0, done.err
+    outside = [t for t in done.document["trials"] if t["violations"].get("quality", 0) > 0]
+    assert outside
+    assert all(t["state"] == "COMPLETE" and not t["feasible"] for t in outside)
+    assert all(t["scores"]["quality"] >= 0.9 for t in done.document["front"])
+
+
+def test_speed_alone_needs_no_tasks(tune: Tune):
+    done = tune("--definition", "study.yaml", "--objectives", "output_tps,tpot_ms", "--json")
+    assert done.code == 0, done.err
+    assert all("quality" not in t["scores"] for t in done.document["trials"])
+
+
+def test_quality_is_evaluated_once_for_each_precision(tune: Tune, misbehave, folder: Path):
+    misbehave()
+    done = tune("--definition", "study.yaml", "--trials", "12", "--json")
+    bits = {t["params"]["precision.bits"] for t in done.document["trials"] if t["scores"]}
+    assert json.loads((folder / "counts.json").read_text())["evaluate"] == len(bits | {16})
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "failure"),
+    [
+        (("crash", "measure", 3), "FAILED", "crash"),
+        (("kill", "measure", 3), "INFEASIBLE", "out_of_memory"),
+        (("error", "measure", 3), "INFEASIBLE", "out_of_memory"),
+        (("bad_output", "measure", 3), "FAILED", "bad_output"),
+        (("garbage", "measure", 3), "FAILED", "bad_output"),
+        (("over_budget", "measure", 3), "INFEASIBLE", "out_of_memory"),
+        (("crash", "configure", 3), "FAILED", "crash"),
+    ],
+)
+def test_a_failure_has_its_class_and_the_study_goes_on(
+    tune: Tune, misbehave, fault: tuple[str, str, int], state: str, failure: str
+):
+    misbehave(fault)
+    done = tune("--definition", "study.yaml", "--trials", "5", "--json")
+    assert done.code == 0, done.err
+    trials = done.document["trials"]
+    assert len(trials) == 5
+    bad = [t for t in trials if t["failure"] == failure and t["state"] == state]
+    assert len(bad) == 1
+    assert trials[-1]["state"] == "COMPLETE"
+
+
+def test_a_hang_is_a_timeout(tune: Tune, misbehave, folder: Path):
+    with (folder / "study.yaml").open("a") as file:
+        file.write("stall_s: 1\n")
+    misbehave(("hang", "measure", 1))
+    done = tune("--definition", "study.yaml", "--trials", "2", "--json")
+    assert done.document["trials"][0]["failure"] == "timeout"
+    assert done.document["trials"][1]["state"] == "COMPLETE"
+
+
+def test_a_measured_peak_above_the_budget_names_both_figures(tune: Tune, misbehave):
+    misbehave(("over_budget", "measure", 1))
+    trial = tune("--definition", "study.yaml", "--trials", "2", "--json").document["trials"][0]
+    assert "90000000 bytes" in trial["reason"]
+    assert "45000000 bytes" in trial["reason"]
+
+
+def test_nothing_fits_says_the_smallest_budget(tune: Tune):
+    done = tune("--definition", "study.yaml", "--vram", "5MB", "--json")
+    assert done.code == 3
+    smallest = done.document["error"]["smallest_bytes"]
+    assert tune("--definition", "study.yaml", "--vram", str(smallest), "--trials", "1").code == 0
+
+
+def test_dry_run_runs_no_trial(tune: Tune, folder: Path):
+    done = tune("--definition", "study.yaml", "--dry-run", "--json")
+    assert done.code == 0
+    assert done.document["plan"]["points"] > 1
+    assert not list(folder.glob("expertune-*.yaml"))
+    assert tune("studies").code == 1
+
+
+def test_a_folder_that_cannot_take_the_output_is_said_before_measuring(tune: Tune):
+    done = tune("--definition", "study.yaml", "--output", "absent/best.yaml")
+    assert done.code == 1
+    assert "there is no folder" in done.err
+    assert "trial 0" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--model", "m", "--vram", "8GBB"], 2, "'8GBB' is not a size"),
+        (["--model", "m", "--vram", "1GB,2GB"], 2, "one budget at a time"),
+        (["--model", "m"], 2, "no budget was given"),
+        (["--model", "./absent", "--vram", "1GB"], 1, "default"),
+        (["--definition", "absent.yaml"], 2, "cannot be read"),
+        (["--definition", "study.yaml", "--sampler", "gp"], 2, "torch"),
+        (["--definition", "study.yaml", "--sampler", "best"], 2, "write one of"),
+        (["--definition", "study.yaml", "--objectives", "speed"], 2, "objectives"),
+        (["--definition", "study.yaml", "--tasks", "absent.yaml"], 2, "no file absent.yaml"),
+        (["--definition", "study.yaml", "--prompts", "absent.txt"], 2, "cannot be read"),
+        (["--definition", "study.yaml", "--storage", "nowhere"], 2, "not a storage URL"),
+        (["--definition", "study.yaml", "--model", "dense"], 1, "no experts"),
+        (["--trails", "3"], 2, "No such option"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_its_exit_code(
+    tune: Tune,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    says: str,
+):
+    monkeypatch.setenv("EXPERTUNE_STUDIES", str(folder))
+    done = tune(*words)
+    assert (done.code, done.out) == (code, "")
+    assert says in done.err
+    assert "Traceback" not in done.err
+
+
+def start(folder: Path, *words: str, **knobs: object) -> subprocess.Popen[str]:
+    source = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "EXPERTUNE_FAKE": json.dumps(knobs), "PYTHONPATH": source}
+    command = [sys.executable, "-m", "tuner", "--definition", "study.yaml", *words]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for(text: str, process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    deadline = time.monotonic() + 60
+    for line in process.stderr:
+        if text in line:
+            return
+        assert time.monotonic() < deadline
+    raise AssertionError(f"the study ended before it said '{text}'")
+
+
+def test_kill_9_loses_at_most_the_running_trial(tune: Tune, folder: Path):
+    parent = start(folder, slow_s=0.15)
+    wait_for("trial 2:", parent)
+    parent.kill()
+    parent.communicate()
+    before = {t["number"]: t for t in tune("show", "small", "--json").document["trials"]}
+    assert load_deployment(folder / "expertune-small.yaml").provenance.study == "small"
+    done = tune("--definition", "study.yaml", "--json")
+    assert done.code == 0, done.err
+    trials = done.document["trials"]
+    for trial in trials:
+        old = before.get(trial["number"])
+        if old is not None and old["state"] != "RUNNING":
+            assert trial["started"] == old["started"]
+    finished = [t for t in trials if t["state"] != "INTERRUPTED"]
+    assert len(finished) == 6
+    assert not any(t["state"] == "RUNNING" for t in trials)
+    assert len(trials) - len(finished) <= 1
+
+
+def test_ctrl_c_leaves_a_study_that_continues(tune: Tune, folder: Path):
+    parent = start(folder, slow_s=0.15)
+    wait_for("trial 1:", parent)
+    parent.send_signal(signal.SIGINT)
+    _, err = parent.communicate(timeout=30)
+    assert parent.returncode == 130
+    assert "the same command continues it" in err
+    assert "Traceback" not in err
+    study = tune("show", "small", "--json").document["study"]
+    assert study["state"] == "INTERRUPTED"
+    assert tune("--definition", "study.yaml").code == 0
+
+
+def test_a_second_parent_is_refused_by_name(tune: Tune, folder: Path):
+    parent = start(folder, slow_s=0.3)
+    wait_for("trial 0:", parent)
+    done = tune("--definition", "study.yaml")
+    assert done.code == 1
+    assert f"study 'small' is already running (process {parent.pid})" in done.err
+    parent.kill()
+    parent.communicate()
+
+
+def test_the_best_config_is_on_disk_after_the_first_trial(tune: Tune, folder: Path):
+    parent = start(folder, slow_s=0.2)
+    wait_for("trial 0:", parent)
+    found = yaml.safe_load((folder / "expertune-small.yaml").read_text())
+    assert found["provenance"]["trial"] == 0
+    parent.kill()
+    parent.communicate()
+
+
+def test_a_timeout_ends_the_study_and_keeps_what_was_found(tune: Tune, misbehave):
+    misbehave(slow_s=0.2)
+    done = tune("--definition", "study.yaml", "--timeout", "2", "--trials", "500", "--json")
+    assert done.code == 0, done.err
+    assert 0 < done.document["study"]["trials"] < 500

@@ -1,0 +1,84 @@
+"""The search space: which choices there are, and what is said before anything runs."""
+
+from typing import Any
+
+import pytest
+
+from engine.protocol import ModelFacts, Workload
+from tests.fakes.fake_engine import facts_of
+from tuner.definition import StudyDefinition
+from tuner.errors import DefinitionError, InfeasibleStudyError
+from tuner.space import SearchSpace, build_space
+
+WORK = Workload("w", ("a", "b"), sequences=4)
+
+
+def space_of(
+    facts: ModelFacts | None = None, vram_bytes: int = 45_000_000, **fields: Any
+) -> SearchSpace:
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": vram_bytes}, **fields}
+    )
+    return build_space(definition, facts or facts_of("m"), WORK)
+
+
+def choices(space: SearchSpace) -> dict[str, tuple[Any, ...]]:
+    return {parameter.name: parameter.choices for parameter in space.parameters}
+
+
+def test_searches_the_four_settings_by_default():
+    found = choices(space_of())
+    assert list(found) == [
+        "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count",
+    ]  # fmt: skip
+    assert found["precision.bits"] == (16, 8, 4, 2)
+    assert "auto" in found["cache.expert_bytes"]
+
+
+def test_choices_that_never_fit_are_left_out():
+    found = choices(space_of(vram_bytes=34_000_000))
+    assert 16 not in found["precision.bits"]
+    assert 4 not in found["batch.count"]
+
+
+def test_nothing_fits_names_the_smallest_budget_and_that_budget_works():
+    with pytest.raises(InfeasibleStudyError) as caught:
+        space_of(vram_bytes=1_000_000)
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    assert space_of(vram_bytes=smallest).size > 0
+    with pytest.raises(InfeasibleStudyError):
+        space_of(vram_bytes=smallest - 1)
+
+
+def test_depth_and_predictor_are_one_decision():
+    space = space_of()
+    point = space.default()
+    assert space.config({**point, "prefetch.depth": 0}).prefetch.predictor == "none"
+    assert space.config({**point, "prefetch.depth": 2}).prefetch.predictor == "next_gate"
+
+
+def test_a_model_without_next_gate_searches_no_depth():
+    facts = facts_of("m")
+    blind = ModelFacts.from_json({**facts.to_json(), "predictors": ["none"]})
+    assert choices(space_of(blind))["prefetch.depth"] == (0,)
+
+
+def test_the_default_is_all_that_fits_at_the_most_bits_that_fit():
+    assert space_of().default() == {
+        "cache.expert_bytes": "auto", "prefetch.depth": 0, "precision.bits": 16, "batch.count": 1,
+    }  # fmt: skip
+    assert space_of(vram_bytes=34_000_000).default()["precision.bits"] == 8
+
+
+def test_the_definition_fixes_and_adds_settings():
+    found = choices(space_of(engine={"precision.bits": 4}, space={"io.threads": [1, 2]}))
+    assert "precision.bits" not in found
+    assert found["io.threads"] == (1, 2)
+
+
+def test_a_workload_longer_than_the_model_is_refused():
+    with pytest.raises(DefinitionError, match="2048"):
+        build_space(
+            StudyDefinition(model="m"), facts_of("m"), Workload("w", ("a",), prompt_tokens=5000)
+        )
