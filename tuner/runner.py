@@ -115,7 +115,7 @@ class EngineWorker:
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": _python_path(), **self.environment},
+                env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
             )
         self._socket = ours
         self._inbox = queue.SimpleQueue()
@@ -255,6 +255,13 @@ class EngineWorker:
         return f"; it last wrote: {' | '.join(tail)} (log: {self.log_path})" if tail else ""
 
 
+def python_path() -> str:
+    """This program's own import path, so that a worker finds the same packages."""
+    source = str(Path(__file__).resolve().parent.parent)
+    rest = os.environ.get("PYTHONPATH", "")
+    return f"{source}{os.pathsep}{rest}" if rest else source
+
+
 def _classify_end(code: int | None, malformed: str | None) -> tuple[FailureClass, str]:
     if malformed is not None:
         return "bad_output", f"wrote what is no message ({malformed})"
@@ -265,10 +272,3 @@ def _classify_end(code: int | None, malformed: str | None) -> tuple[FailureClass
     if code < 0:
         return "crash", f"died of {signal.Signals(-code).name}"
     return "crash", f"ended with code {code}"
-
-
-def _python_path() -> str:
-    """This program's own import path, so that a worker finds the same packages."""
-    source = str(Path(__file__).resolve().parent.parent)
-    rest = os.environ.get("PYTHONPATH", "")
-    return f"{source}{os.pathsep}{rest}" if rest else source

@@ -6,6 +6,7 @@ that a request failed: every failure is a WorkerError.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.config import EngineConfig
+from engine.errors import ConfigError
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
 from engine.report import QualityReport, Report
 from tuner.errors import WorkerError
@@ -74,8 +76,7 @@ class EngineSession:
         """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
         result = worker.request("configure", config=config.to_dict())
-        memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
-        return Configured(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
+        return self._checked(lambda: _read_configured(result))
 
     def measure(
         self,
@@ -117,7 +118,10 @@ class EngineSession:
 
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
-        return MachineProfile(**self._open().request("profile"))
+        result = self._open().request("profile")
+        known = {field.name for field in dataclasses.fields(MachineProfile)}
+        figures = {name: value for name, value in result.items() if name in known}
+        return self._checked(lambda: MachineProfile(**figures))
 
     def request(
         self, operation: str, on_event: OnEvent | None = None, **arguments: Any
@@ -143,7 +147,7 @@ class EngineSession:
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
             )
-            self._facts = ModelFacts.from_json(result["facts"])
+            self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
         except BaseException:
             worker.kill()
             raise
@@ -154,7 +158,7 @@ class EngineSession:
     def _checked(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             if self._worker is not None:
                 self._worker.kill()
             raise WorkerError(
@@ -182,6 +186,11 @@ def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
     for old in sorted(folder.glob("worker-*.log"))[:-keep]:
         old.unlink(missing_ok=True)
     return folder / f"worker-{stamp}.log"
+
+
+def _read_configured(result: dict[str, Any]) -> Configured:
+    memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
+    return Configured(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
 
 
 def _check_report(report: Report) -> Report:

@@ -64,6 +64,9 @@ class TrialRunner:
             configured = self.session.configure(self.space.config(point))
             plan = configured.memory.to_json()
             configuration_id = self._keep(configured)
+            known = self.store.known_infeasible(self.study.id, configuration_id)
+            if known is not None:
+                return known
             pool, peak_bytes = self._measure(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
             quality = self._judge(configured.config)

@@ -176,6 +176,27 @@ class Store:
                 session.flush()
             return row.id
 
+    def known_infeasible(self, study_id: int, configuration_id: int) -> TrialOutcome | None:
+        """How an earlier trial of this configuration showed that it does not fit, if one did."""
+        with self.database.session() as session:
+            row = session.scalar(
+                select(TrialRow).where(
+                    TrialRow.study_id == study_id,
+                    TrialRow.configuration_id == configuration_id,
+                    TrialRow.state == "INFEASIBLE",
+                )
+            )
+            if row is None:
+                return None
+            return TrialOutcome(
+                "INFEASIBLE",
+                row.failure,
+                f"as trial {row.number}: {row.reason}",
+                violations=row.violations,
+                memory=row.memory,
+                configuration_id=configuration_id,
+            )
+
     def add_samples(
         self, configuration_id: int, machine_id: int, trial_id: int | None, report: Report
     ) -> None:
