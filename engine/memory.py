@@ -16,7 +16,8 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
 # measured on the reference machine (docs/lab.md, "memory equation").
-FIXED_WORKSPACE_BYTES = 24_000_000
+FIXED_WORKSPACE_BYTES = 28_000_000
+_INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
 def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, MemoryPlan]:
@@ -115,13 +116,16 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     dequantized = sum(p.elements for p in facts.parts) * width if config.precision.bits != 16 else 0
     if config.precision.bits == 16 and width == 4:
         dequantized = sum(p.elements for p in facts.parts) * 4
+    index = _INDEX_BYTES_PER_TENSOR * facts.moe_layers * facts.experts * (len(facts.parts) + 1)
     kv_growth = kv // max(1, facts.layers) * 2
     return MemoryPlan(
         slots=0,
         slots_bytes=0,
         dense_bytes=dense,
         kv_bytes=kv,
-        workspace_bytes=activations + logits + dequantized + kv_growth + FIXED_WORKSPACE_BYTES,
+        workspace_bytes=(
+            activations + logits + dequantized + kv_growth + index + FIXED_WORKSPACE_BYTES
+        ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
 

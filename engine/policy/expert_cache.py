@@ -73,6 +73,7 @@ class ExpertCache:
         self._schedule: list[Step] = []
         self._demanded: dict[ExpertId, None] = {}
         self._deferred: list[ExpertId] = []
+        self._last_demand: dict[int, frozenset[ExpertId]] = {}
 
     def slot_of(self, expert: ExpertId) -> int | None:
         """The slot that holds (or will hold) this expert."""
@@ -111,7 +112,8 @@ class ExpertCache:
         for expert in fresh:
             if expert in pool.slots:
                 continue
-            slot = self._take_slot(pool, expert)
+            # Other micro-batches may still want what the last pass used: those victims wait.
+            slot = self._take_slot(pool, expert, spare=self._last_demand.get(self._layer, ()))
             if slot is None:
                 self._deferred.append(expert)
                 continue
@@ -120,20 +122,25 @@ class ExpertCache:
         return steps
 
     def finish(self) -> list[Step]:
-        """All micro-batches have arrived: place the deferred experts into slots that earlier
-        steps of this pass free, in waves."""
+        """All micro-batches have arrived: place the deferred experts, first into slots of experts
+        that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
         pool = self._pool(self._layer)
         steps: list[Step] = []
+        waves = 0
         for expert in self._deferred:
-            donor = self._schedule[len(steps)]
-            del pool.slots[donor.expert]
-            pool.eviction.forget(donor.expert)
-            pool.slots[expert] = donor.slot
-            pool.eviction.use(expert)
-            step = Step(expert, donor.slot, hit=False, after=donor.expert)
-            steps.append(step)
-            self._schedule.append(step)
+            slot = self._take_slot(pool, expert)
+            if slot is not None:
+                steps.append(Step(expert, slot, hit=False))
+            else:
+                donor = self._schedule[waves]
+                waves += 1
+                self._release(pool, donor.expert)
+                pool.slots[expert] = pool.free.pop()
+                pool.eviction.use(expert)
+                steps.append(Step(expert, donor.slot, hit=False, after=donor.expert))
+            self._schedule.append(steps[-1])
         self._deferred = []
+        self._last_demand[self._layer] = frozenset(self._demanded)
         return steps
 
     def end(self) -> None:
