@@ -2,9 +2,10 @@
 
 Letters: S tokens of a chunk, V vocabulary.
 
-Requests with the same input run once. Several inputs go through the model together as micro-batches,
-so that they share expert loads; logits are consumed chunk by chunk, within a byte budget, and never
-held for a whole batch.
+Requests with the same input run once. Several inputs go through the model together as
+micro-batches, so that they share expert loads; logits are consumed chunk by chunk, within a byte
+budget, and never held for a whole batch. Chunks are padded at their end to few distinct lengths,
+which changes no earlier position and keeps native kernel caches small.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from engine.experts.kernels import padded_length
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 
@@ -50,6 +52,7 @@ class _Job:
     members: list[tuple[int, Continuation]] = field(default_factory=list)
     done: int = 0
     end: int = 0
+    padding: int = 0
 
     @property
     def first_scored(self) -> int:
@@ -104,12 +107,14 @@ def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> 
         for job, batch in running:
             piece = job.tokens[job.done : job.done + chunk]
             job.end = job.done + len(piece)
-            batch.tokens = torch.tensor([piece])
-            batch.keep = max(1, min(len(piece), job.end - job.first_scored))
+            job.padding = padded_length(len(piece)) - len(piece)
+            batch.tokens = torch.tensor([[*piece, *[piece[-1]] * job.padding]])
+            batch.keep = max(1, min(len(piece), job.end - job.first_scored)) + job.padding
         jobs = [job for job, _ in running]
 
         def consume(number: int, logits: torch.Tensor, jobs: list[_Job] = jobs) -> None:
-            _read_scores(jobs[number], logits[0], scores)
+            job = jobs[number]
+            _read_scores(job, logits[0, : logits.shape[1] - job.padding], scores)
 
         engine.forward([batch for _, batch in running], "prefill", consume)
         for job in jobs:

@@ -108,18 +108,18 @@ class Multiplier:
 def _gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [T, K] @ weight [K, N], with T padded to few distinct sizes in reduced precision.
 
-    oneDNN compiles and keeps a kernel of about 0.4 MB for every new T (0.3 ms each, measured), which
-    would fill the budget while prompts of many lengths pass; float32 goes to another library.
+    oneDNN compiles and keeps a kernel of about 0.4 MB for every new T (0.3 ms each, measured),
+    which would fill the budget while prompts of many lengths pass; float32 goes to another library.
     """
     tokens = x.shape[0]
-    padded = _padded_tokens(tokens)
+    padded = padded_length(tokens)
     if padded == tokens or x.dtype == torch.float32 or x.device.type != "cpu":
         return x @ weight  # [T, N]
     x = functional.pad(x, (0, 0, 0, padded - tokens))  # [T', K]
     return (x @ weight)[:tokens]  # [T, N]
 
 
-def _padded_tokens(tokens: int) -> int:
+def padded_length(tokens: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     power = 1 << (tokens - 1).bit_length()
     return power * 3 // 4 if tokens <= power * 3 // 4 else power

@@ -88,9 +88,9 @@ class Residency:
         """Every demanded expert of this pass once, in the order of the policy. Ends the pass."""
         deferred = self._cache.finish()
         self._steps.extend(deferred)
-        for step in deferred:
-            if step.after is None:
-                self._start(step)
+        for late in deferred:
+            if late.after is None:
+                self._start(late)
         self._count()
         self._demote_stale()
         waiting = {step.after: step for step in deferred if step.after is not None}

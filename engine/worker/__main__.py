@@ -27,12 +27,14 @@ def main() -> int:
     import platformdirs
     import transformers
 
+    from engine.worker.operations import Operations
     from engine.worker.serve import Connection, serve
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     cache_folder = Path(platformdirs.user_cache_dir("expertune"))
-    serve(Connection(socket.socket(fileno=arguments.fd)), cache_folder)
+    connection = Connection(socket.socket(fileno=arguments.fd))
+    serve(connection, lambda emit: Operations(cache_folder, emit))
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,7 @@ def settle_baseline() -> int:
     import lm_eval.tasks  # noqa: F401
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    _load_small_data_set()
     config = Qwen3MoeConfig(
         vocab_size=64,
         hidden_size=64,
@@ -44,3 +47,14 @@ def settle_baseline() -> int:
     process_memory.trim()
     process_memory.reset_peak()
     return process_memory.resident_bytes()
+
+
+def _load_small_data_set() -> None:
+    """What evaluations load their items with comes with memory pools of its own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "one.jsonl"
+        path.write_text('{"text": "one"}\n')
+        datasets.load_dataset("json", data_files={"test": str(path)}, cache_dir=folder)

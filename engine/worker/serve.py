@@ -6,8 +6,8 @@ import os
 import socket
 import threading
 import traceback
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
@@ -15,9 +15,9 @@ from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError
 from engine.protocol import decode, encode
 from engine.types import FailureClass
-from engine.worker.operations import Operations
 
 HEARTBEAT_S = 1.0
+Emit = Callable[[dict[str, Any]], None]
 
 
 class Connection:
@@ -42,27 +42,32 @@ class Connection:
         return decode(line) if line else None
 
 
-def serve(connection: Connection, cache_folder: Path) -> None:
-    """Answer requests one by one."""
+class Runner(Protocol):
+    """Runs one operation; engine.worker.operations is one, a peer is another."""
+
+    def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The operation's result. Raises EngineError and whatever else goes wrong."""
+
+
+def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None:
+    """Answer requests one by one. make_runner gets the function that sends a request's events."""
     stop = threading.Event()
     threading.Thread(target=_beat, args=(connection, stop), daemon=True).start()
     current: dict[str, Any] = {"id": None}
-    operations = Operations(
-        cache_folder, lambda event: connection.send({"id": current["id"], **event})
-    )
+    runner = make_runner(lambda event: connection.send({"id": current["id"], **event}))
     while (request := connection.receive()) is not None:
         current["id"] = request.get("id")
         arguments = {k: v for k, v in request.items() if k not in ("schema", "id", "op")}
-        answer = _answer(operations, str(request.get("op")), arguments)
+        answer = _answer(runner, str(request.get("op")), arguments)
         connection.send({"id": current["id"], **answer})
         if request.get("op") == "close":
             break
     stop.set()
 
 
-def _answer(operations: Operations, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _answer(runner: Runner, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"ok": True, "result": operations.run(operation, arguments)}
+        return {"ok": True, "result": runner.run(operation, arguments)}
     except EngineError as error:
         smallest = error.smallest_bytes if isinstance(error, InfeasibleError) else None
         return _failure(error, error.failure, error.exit_code, smallest)

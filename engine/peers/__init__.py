@@ -1,0 +1,1 @@
+"""Other engines behind the worker protocol, on the same checkpoint, prompts and memory."""

@@ -1,0 +1,65 @@
+"""Bounding a peer's memory from outside: a memory cgroup of its own, page cache included.
+
+Works with cgroup v1 and v2, as a child of the process's own group; where that cannot be written the
+peer runs unbounded and its row says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_V1 = Path("/sys/fs/cgroup/memory")
+_V2 = Path("/sys/fs/cgroup")
+
+
+@contextlib.contextmanager
+def bounded_memory(limit_bytes: int) -> Iterator[str]:
+    """Move this process into a group of at most limit_bytes. Yields how memory is bounded."""
+    found = _own_group()
+    if found is None:
+        yield "not bounded: no memory cgroup"
+        return
+    parent, limit_name = found
+    group = parent / f"expertune-peer-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit_name).write_text(str(limit_bytes))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        yield f"not bounded: {error.strerror}"
+        return
+    try:
+        yield f"cgroup {limit_name}"
+    finally:
+        with contextlib.suppress(OSError):
+            (parent / "cgroup.procs").write_text(str(os.getpid()))
+            group.rmdir()
+
+
+def _own_group() -> tuple[Path, str] | None:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory" and _V1.is_dir():
+            own = _V1 / path.lstrip("/")
+            return (own if own.is_dir() else _V1), "memory.limit_in_bytes"
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers and (_V2 / "cgroup.controllers").is_file():
+            return _V2 / path.lstrip("/"), "memory.max"
+    return None
+
+
+def drop_page_cache(folder: Path) -> None:
+    """Forget cached pages of a folder's files: pages that others cached are free to a group."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
