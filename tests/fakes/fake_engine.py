@@ -153,7 +153,7 @@ class FakeEngine:
     def generate(self, prompt: str, max_tokens: int, **_: Any) -> dict[str, Any]:
         words = [f" word{n}" for n in range(max_tokens)]
         return {"text": "".join(words), "tokens": list(range(max_tokens)),
-                "metrics": {"decode_tps": 100.0}}  # fmt: skip
+                "metrics": {"output_tps": 100.0}}  # fmt: skip
 
     def pack(self, bits: int, group_size: int) -> dict[str, Any]:
         return {"path": "/packs/fake", "bytes": 1000, "records": LAYERS * EXPERTS}

@@ -1,27 +1,72 @@
 """Studies made with the fake engine, for tests that need one in a store."""
 
+import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from engine.config import EngineConfig
+from engine.memory import resolve
 from tests.fakes import FAKE_ENGINE
+from tests.fakes.fake_engine import facts_of
+from tuner.__main__ import run
 
 ENGINE = f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE_ENGINE))}"
 WORKLOAD = "name: tiny\nprompts: [one, two, three, four]\nprompt_tokens: 8\noutput_tokens: 8\n"
 DEFINITION = """\
 name: small
 model: some-moe
-budget: {vram_bytes: 45MB}
+budget: {{vram_bytes: {budget_bytes}}}
 workload: workload.yaml
-quality: {tasks: [a_task], limit: 5}
+quality: {{tasks: [a_task], limit: 5}}
 trials: 6
-repeats: {min: 2, max: 3}
+repeats: {{min: 2, max: 3}}
 """
 
 
-def write_definition(folder: Path, text: str = DEFINITION) -> Path:
+def budget_of(bits: int, share: str, batch_count: int = 1) -> int:
+    """The bytes that this share of the fake model's experts needs, by the memory equation."""
+    config = EngineConfig().overlay(
+        {"precision.bits": bits, "cache.expert_bytes": share, "batch.count": batch_count}
+    )
+    return resolve(config, facts_of("m"))[1].total_bytes
+
+
+# Room for nine tenths of the experts at 16 bits: some settings fit, some do not.
+BUDGET_BYTES = budget_of(16, "90%")
+# Room for a few experts at 8 bits, but for none at 16.
+TIGHT_BYTES = budget_of(8, "10%")
+
+
+def write_definition(folder: Path) -> Path:
     """study.yaml and workload.yaml in a folder; the definition's path."""
     (folder / "workload.yaml").write_text(WORKLOAD)
     path = folder / "study.yaml"
-    path.write_text(text)
+    path.write_text(DEFINITION.format(budget_bytes=BUDGET_BYTES))
     return path
+
+
+def make_study(folder: Path, faults: str = "{}") -> None:
+    """A finished study of five trials in a folder: its store under data/, its config beside."""
+    path = write_definition(folder)
+    with _environment(folder, faults):
+        output = str(folder / "expertune-small.yaml")
+        assert run(["--definition", str(path), "--trials", "5", "--output", output]) == 0
+
+
+@contextmanager
+def _environment(folder: Path, faults: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(
+        EXPERTUNE_ENGINE=ENGINE,
+        EXPERTUNE_FAKE=faults,
+        XDG_DATA_HOME=str(folder / "data"),
+        XDG_CACHE_HOME=str(folder / "cache"),
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,6 +1,7 @@
 """The command in this process, its data in a temporary folder, the fake engine behind it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.study import ENGINE, write_definition
+from tests.fakes.study import ENGINE, make_study, write_definition
 from tuner.__main__ import run
 
 
@@ -39,6 +40,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_definition(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study, made once; copy it, do not change it."""
+    made = tmp_path_factory.mktemp("finished")
+    make_study(made)
+    return made
+
+
+@pytest.fixture
+def study(folder: Path, finished: Path) -> Path:
+    """The working folder, with a finished study in it."""
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture

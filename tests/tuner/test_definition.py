@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.study import write_definition
+from tests.fakes.study import BUDGET_BYTES, write_definition
 from tuner.definition import load_definition
 from tuner.errors import DefinitionError
 
@@ -13,7 +13,7 @@ def test_options_lie_over_the_file(tmp_path: Path):
     path = write_definition(tmp_path)
     found = load_definition(path, {"trials": 99, "budget": {"vram_bytes": None}, "seed": None})
     assert found.trials == 99
-    assert found.budget.vram_bytes == 45_000_000
+    assert found.budget.vram_bytes == BUDGET_BYTES
 
 
 def test_paths_in_a_file_are_beside_it(tmp_path: Path):

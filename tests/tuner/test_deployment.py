@@ -7,7 +7,6 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.tuner.conftest import Tune
 from tuner.deployment import (
     SCHEMA_FILE,
     deployment_schema,
@@ -24,10 +23,8 @@ ORDER = [
 
 
 @pytest.fixture
-def exported(tune: Tune, folder: Path) -> Path:
-    done = tune("--definition", "study.yaml", "--trials", "6")
-    assert done.code == 0, done.err
-    return folder / "expertune-small.yaml"
+def exported(finished: Path) -> Path:
+    return finished / "expertune-small.yaml"
 
 
 def test_the_top_level_has_the_contracts_order(exported: Path):

@@ -6,6 +6,7 @@ import pytest
 
 from engine.protocol import ModelFacts, Workload
 from tests.fakes.fake_engine import facts_of
+from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
 from tuner.space import SearchSpace, build_space
@@ -14,7 +15,7 @@ WORK = Workload("w", ("a", "b"), sequences=4)
 
 
 def space_of(
-    facts: ModelFacts | None = None, vram_bytes: int = 45_000_000, **fields: Any
+    facts: ModelFacts | None = None, vram_bytes: int = BUDGET_BYTES, **fields: Any
 ) -> SearchSpace:
     definition = StudyDefinition.model_validate(
         {"model": "m", "budget": {"vram_bytes": vram_bytes}, **fields}
@@ -36,7 +37,7 @@ def test_searches_the_four_settings_by_default():
 
 
 def test_choices_that_never_fit_are_left_out():
-    found = choices(space_of(vram_bytes=34_000_000))
+    found = choices(space_of(vram_bytes=TIGHT_BYTES))
     assert 16 not in found["precision.bits"]
     assert 4 not in found["batch.count"]
 
@@ -68,7 +69,7 @@ def test_the_default_is_all_that_fits_at_the_most_bits_that_fit():
     assert space_of().default() == {
         "cache.expert_bytes": "auto", "prefetch.depth": 0, "precision.bits": 16, "batch.count": 1,
     }  # fmt: skip
-    assert space_of(vram_bytes=34_000_000).default()["precision.bits"] == 8
+    assert space_of(vram_bytes=TIGHT_BYTES).default()["precision.bits"] == 8
 
 
 def test_the_definition_fixes_and_adds_settings():

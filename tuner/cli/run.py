@@ -59,9 +59,7 @@ def run(
         print_json(result)
         return
     sys.stdout.write("\n")
-    rate = result.get("metrics", {}).get("decode_tps")
-    if isinstance(rate, dict):
-        rate = rate.get("value")
+    rate = result.get("metrics", {}).get("output_tps")
     count = len(result.get("tokens", ()))
     print_note(f"{count} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
 

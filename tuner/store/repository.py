@@ -364,7 +364,7 @@ def _study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         id=row.id,
         name=row.name,
         state=row.state,  # type: ignore[arg-type]  # written by this class only
-        model=model.name,
+        model=str(row.definition["model"]),
         model_id=model.id,
         model_fingerprint=model.fingerprint,
         machine_id=machine.id,
