@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import bench, dashboard, export, machine, plan, run, studies, study
+from tuner.cli import bench, dashboard, export, machine, pack, plan, run, studies, study
 
 app = typer.Typer(
     name="tune",
@@ -22,7 +22,7 @@ for command in (
     plan.plan,
     machine.profile,
     machine.doctor,
-    machine.pack,
+    pack.pack,
     dashboard.dashboard,
 ):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`tune doctor`, `tune profile` and `tune pack`: this machine, this model, its packs."""
+"""`tune doctor` and `tune profile`: this machine, and a model on it."""
 
 from __future__ import annotations
 
@@ -73,37 +73,6 @@ def profile(
         for key, spent_ms in measured.kernel_ms.items()
     ]
     print_table("Measured speeds", ["what", "#speed"], rows)
-
-
-def pack(
-    model: options.Model = None,
-    bits: Annotated[
-        str, typer.Option(help="Precisions by commas: 16, 8, 4, 2.", show_default=True)
-    ] = "4",
-    group_size: Annotated[int, typer.Option(help="Quantization group.")] = 64,
-    device: options.Device = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    as_json: options.Json = False,
-) -> None:
-    """Make the expert packs of a model ahead of time (a study makes what it needs).
-
-    Example: tune pack --model demo --bits 8,4
-    """
-    source = options.require_model(model)
-    wanted = options.read_bits(bits)
-    packs = []
-    with options.open_session(source, device, trust_remote_code) as session:
-        for width in wanted:
-            print_note(f"packing {width} bits")
-            result = session.request("pack", bits=width, group_size=group_size)
-            packs.append({"bits": width, **result})
-    if as_json:
-        print_json({"packs": packs})
-        return
-    rows = [
-        [p["bits"], p.get("records"), format_bytes(p.get("bytes", 0)), p["path"]] for p in packs
-    ]
-    print_table("Expert packs", ["#bits", "#records", "#size", "where"], rows)
 
 
 def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any]:

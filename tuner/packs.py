@@ -1,0 +1,53 @@
+"""The expert packs in the cache folder: list and remove. Making them is the engine's."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.errors import StoreError, UsageError
+
+
+@dataclass(frozen=True)
+class PackFolder:
+    """One pack. complete: False while it is being made, or where that was interrupted."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    complete: bool
+
+
+def list_packs(root: Path) -> tuple[PackFolder, ...]:
+    """Every pack below the cache folder, by name; none where the folder is missing."""
+    folders = sorted(path for path in (root / "packs").glob("*") if path.is_dir())
+    return tuple(
+        PackFolder(
+            folder.name,
+            folder,
+            sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+            (folder / "manifest.json").is_file(),
+        )
+        for folder in folders
+    )
+
+
+def remove_packs(root: Path, name: str) -> tuple[PackFolder, ...]:
+    """Remove the pack of this name, or `all`; what was removed.
+
+    Raises UsageError naming the nearest where there is no such pack.
+    """
+    packs = list_packs(root)
+    chosen = packs if name == "all" else tuple(pack for pack in packs if pack.name == name)
+    if not chosen and name != "all":
+        nearest = difflib.get_close_matches(name, [p.name for p in packs], n=1, cutoff=0.0)
+        hint = f"; the nearest is '{nearest[0]}'" if nearest else ", and no other"
+        raise UsageError(f"there is no pack '{name}'{hint}: see `tune pack --list`")
+    for pack in chosen:
+        try:
+            shutil.rmtree(pack.path)
+        except OSError as error:
+            raise StoreError(f"{pack.path} cannot be removed: {error.strerror}") from None
+    return chosen
