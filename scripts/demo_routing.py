@@ -1,7 +1,7 @@
 """Routing of the demo model: training losses and the locality measure.
 
-`routing_losses` keeps the experts in use and neighbouring tokens on the same ones; `lru_hit_rate`
-says how well they stayed there.
+`RouterLogits` reads the routers; `routing_losses` keeps the experts in use and neighbouring tokens
+on the same ones; `lru_hit_rate` says how well they stayed there.
 
 T tokens, K chosen experts a token, E experts.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Qwen3MoeForCausalLM
 
 
 class RoutingLosses(NamedTuple):
@@ -18,6 +19,25 @@ class RoutingLosses(NamedTuple):
 
     balance: Tensor
     reuse: Tensor
+
+
+class RouterLogits:
+    """Collect each layer's router logits [T, E] of the forward passes inside the block."""
+
+    def __init__(self, model: Qwen3MoeForCausalLM) -> None:
+        self.model = model
+
+    def __enter__(self) -> list[Tensor]:
+        logits: list[Tensor] = []
+        self.hooks = [
+            layer.mlp.gate.register_forward_hook(lambda _m, _i, out: logits.append(out[0]))
+            for layer in self.model.model.layers
+        ]
+        return logits
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
 
 def routing_losses(router_logits: list[Tensor], sequences: int, chosen: int) -> RoutingLosses:

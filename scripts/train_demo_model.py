@@ -13,7 +13,6 @@ B sequences of a batch, L length, T tokens, E experts.
 
 import datetime
 import json
-import math
 import os
 import shutil
 import time
@@ -32,16 +31,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from scripts.demo_corpus import collect
+from scripts.demo_evaluation import BOS, EOS, PAD, evaluate_model
 from scripts.demo_kernels import KERNELS_NAME, register_kernels
-from scripts.demo_routing import lru_hit_rate, routing_losses
+from scripts.demo_routing import RouterLogits, routing_losses
 
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 VOCABULARY = 4096
-RESIDENT_EXPERTS = 16
 HIT_RATE_BAND = (0.62, 0.68)
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -69,16 +67,6 @@ class Progress:
     tokens: int = 0
     decay_start_tokens: int | None = None
     reuse_weight: float = 0.01
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of the held-out text."""
-
-    bits_per_byte: float
-    hit_rate: float
-    hit_rate_by_layer: tuple[float, ...]
-    tokens: int
 
 
 @app.command()
@@ -169,7 +157,7 @@ def export(work: Work, out: Path, random: bool = False) -> None:
 @app.command()
 def evaluate(work: Work, model_dir: Path) -> None:
     """Print bits per byte and cache hit rates of an exported model on the whole held-out text."""
-    model = Qwen3MoeForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    model = _with_kernels(Qwen3MoeForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16))
     print(evaluate_model(model, work, length=512, batches=10**9, routed_texts=32))
 
 
@@ -207,45 +195,6 @@ def build_model() -> Qwen3MoeForCausalLM:
     return model
 
 
-@torch.no_grad()
-def evaluate_model(
-    model: Qwen3MoeForCausalLM, work: Path, length: int, batches: int, routed_texts: int
-) -> Evaluation:
-    """Measure bits per byte on windows of the held-out stream and LRU hit rates of some of them."""
-    stream = torch.from_numpy(np.load(work / "heldout.npy").astype(np.int64))
-    windows = stream[: len(stream) // length * length].view(-1, length)
-    if batches * 8 < len(windows):
-        windows = windows[:: len(windows) // (batches * 8)][: batches * 8]
-    sizes = token_bytes(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
-    nats, text_bytes = 0.0, 0
-    routes: list[list[Tensor]] = []
-    for ids in windows.split(8):  # type: ignore[no-untyped-call]
-        with _router_logits(model) as logits, torch.autocast("cpu", torch.bfloat16):
-            scores = model(ids, use_cache=False).logits[:, :-1]
-        targets = ids[:, 1:]
-        nats += float(
-            nn.functional.cross_entropy(
-                scores.flatten(0, 1).float(), targets.flatten(), reduction="sum"
-            )
-        )
-        text_bytes += int(sizes[targets].sum())
-        if len(routes) < routed_texts:
-            chosen = [layer.topk(8, dim=-1).indices.view(len(ids), length, 8) for layer in logits]
-            routes += [[layer[i] for layer in chosen] for i in range(len(ids))]
-    by_layer = tuple(
-        float(np.mean([lru_hit_rate(text[layer], RESIDENT_EXPERTS) for text in routes]))
-        for layer in range(len(routes[0]))
-    )
-    bits = nats / math.log(2) / text_bytes
-    return Evaluation(bits, float(np.mean(by_layer)), by_layer, windows.numel())
-
-
-def token_bytes(fast: PreTrainedTokenizerFast) -> Tensor:
-    """Count the bytes of text that each token stands for; special tokens count none."""
-    tokens = fast.convert_ids_to_tokens(range(len(fast)))
-    return torch.tensor([0 if t in (BOS, EOS, PAD) else len(t) for t in tokens])
-
-
 def rate_factor(progress: Progress, warmup_tokens: int, decay_tokens: int | None) -> float:
     """Return the learning rate's factor: linear warm-up, then flat, then linear decay to 0."""
     warm = min(1.0, (progress.tokens + 1) / warmup_tokens)
@@ -253,25 +202,6 @@ def rate_factor(progress: Progress, warmup_tokens: int, decay_tokens: int | None
         return warm
     done = (progress.tokens - progress.decay_start_tokens) / max(decay_tokens, 1)
     return warm * max(0.0, 1.0 - done)
-
-
-class _router_logits:  # noqa: N801
-    """Collect each layer's router logits [T, E] of the forward passes inside the block."""
-
-    def __init__(self, model: Qwen3MoeForCausalLM) -> None:
-        self.model = model
-
-    def __enter__(self) -> list[Tensor]:
-        logits: list[Tensor] = []
-        self.hooks = [
-            layer.mlp.gate.register_forward_hook(lambda _m, _i, out: logits.append(out[0]))
-            for layer in self.model.model.layers
-        ]
-        return logits
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def _train_process(rank: int, work: Path, recipe: Recipe) -> None:
@@ -283,11 +213,8 @@ def _train_process(rank: int, work: Path, recipe: Recipe) -> None:
         world_size=recipe.processes,
         timeout=datetime.timedelta(hours=6),
     )
-    register_kernels()
     torch.manual_seed(0)
-    model = build_model()
-    model.set_experts_implementation(KERNELS_NAME)
-    model.set_attn_implementation(KERNELS_NAME)
+    model = _with_kernels(build_model())
     optimizer = torch.optim.AdamW(
         _parameter_groups(model), lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True
     )
@@ -353,7 +280,7 @@ def _step(
     starts = rng.integers(0, len(stream) - recipe.length - 1, recipe.batch_tokens // recipe.length)
     rows = np.stack([stream[s : s + recipe.length + 1] for s in starts]).astype(np.int64)
     ids = torch.from_numpy(rows)  # [B, L + 1]
-    with _router_logits(model) as logits, torch.autocast("cpu", torch.bfloat16):
+    with RouterLogits(model) as logits, torch.autocast("cpu", torch.bfloat16):
         scores = model(ids[:, :-1], use_cache=False).logits  # [B, L, vocabulary]
     text = nn.functional.cross_entropy(scores.flatten(0, 1).float(), ids[:, 1:].flatten())
     routing = routing_losses(logits, len(ids), model.config.num_experts_per_tok)
@@ -410,6 +337,13 @@ def _save(
     }
     torch.save(state, work / "checkpoint.new")
     (work / "checkpoint.new").replace(work / "checkpoint.pt")
+
+
+def _with_kernels(model: Qwen3MoeForCausalLM) -> Qwen3MoeForCausalLM:
+    register_kernels()
+    model.set_experts_implementation(KERNELS_NAME)
+    model.set_attn_implementation(KERNELS_NAME)
+    return model
 
 
 def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
