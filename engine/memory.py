@@ -16,7 +16,7 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
 # measured on the reference machine (docs/lab.md, "memory equation").
-FIXED_WORKSPACE_BYTES = 28_000_000
+FIXED_WORKSPACE_BYTES = 34_000_000
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
@@ -117,6 +117,8 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     if config.precision.bits == 16 and width == 4:
         dequantized = sum(p.elements for p in facts.parts) * 4
     index = _INDEX_BYTES_PER_TENSOR * facts.moe_layers * facts.experts * (len(facts.parts) + 1)
+    matrix = max((p.elements for p in facts.parts if p.kind == "matrix"), default=0)
+    scratch = 4 * matrix * 2  # products of several tokens repack the weights
     kv_growth = kv // max(1, facts.layers) * 2
     return MemoryPlan(
         slots=0,
@@ -124,7 +126,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         dense_bytes=dense,
         kv_bytes=kv,
         workspace_bytes=(
-            activations + logits + dequantized + kv_growth + index + FIXED_WORKSPACE_BYTES
+            activations + logits + dequantized + kv_growth + index + scratch + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -30,8 +29,7 @@ def reset_peak() -> bool:
 
 
 def trim() -> None:
-    """Collect garbage and return the allocator's free pages to the system."""
-    gc.collect()
+    """Return the allocator's free pages to the system."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

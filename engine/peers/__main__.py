@@ -9,7 +9,6 @@ import sys
 
 from engine.worker.__main__ import NATIVE_SETTINGS
 
-
 PEERS = ("transformers resident", "accelerate disk")
 
 

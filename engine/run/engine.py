@@ -6,6 +6,7 @@ dense weights stay; slots, transfers, caches and counters are made anew.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from engine.experts.kernels import (
     Multiplier,
     code_layout_for,
     probe_support,
+    single_token_products,
 )
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
@@ -130,6 +132,7 @@ class Engine:
             disk_budget_bytes=resolved.budget.disk_bytes,
             progress=(lambda done, total: progress("pack", done, total)) if progress else None,
         )
+        self.device.compact()  # what packing left behind
         self.device.reset_peak()
         self._build(resolved, memory, record, support)
         self.config, self.memory = resolved, memory
@@ -174,8 +177,12 @@ class Engine:
         self._runtime.phase = phase
         for batch in batches:
             batch.tokens = batch.tokens.to(self.device.torch_device)
-        with torch.inference_mode():
+        with torch.inference_mode(), single_token_products(self._is_single_token(batches)):
             return forward_together(self.model.model, batches, self._runtime, self.clock, consume)
+
+    def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
+        reduced = self.device.name == "cpu" and self.model.dtype != torch.float32
+        return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
         """Free everything of the present configuration but the dense weights."""
@@ -189,6 +196,7 @@ class Engine:
             self._store.close()
         self._store = self._slots = self._transfers = self._residency = self._runtime = None
         self.config = self.memory = None
+        gc.collect()  # views of the arena may stand in reference cycles
         self.device.compact()
 
     close = release
