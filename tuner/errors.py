@@ -8,6 +8,7 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
 └── WorkerError          an engine worker failed; carries the class of failure
+    └── OverBudgetError  an outside reading of its memory passed the budget
 """
 
 from __future__ import annotations
@@ -76,3 +77,10 @@ class WorkerError(TunerError):
         self.failure = failure
         self.worker_exit_code = worker_exit_code
         self.smallest_bytes = smallest_bytes
+
+
+class OverBudgetError(WorkerError):
+    """What was measured from outside is more than the budget."""
+
+    def __init__(self, message: str, peak_bytes: int) -> None:
+        super().__init__(message, "out_of_memory", 3, peak_bytes)

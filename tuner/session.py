@@ -48,6 +48,8 @@ class EngineSession:
     start_worker: StartWorker = field(default_factory=lambda: worker_factory())
     _worker: EngineWorker | None = field(default=None, init=False)
     _facts: ModelFacts | None = field(default=None, init=False)
+    _configurations: int = field(default=0, init=False)
+    _tainted: bool = field(default=False, init=False)
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
 
@@ -66,6 +68,16 @@ class EngineSession:
             self._worker.close()
 
     @property
+    def fresh(self) -> bool:
+        """Whether the worker has done nothing but run one configuration since it was opened."""
+        return self._configurations <= 1 and not self._tainted
+
+    def refresh(self) -> None:
+        """End a worker that did other things than measure: what they left would be counted."""
+        if self._tainted:
+            self.close()
+
+    @property
     def facts(self) -> ModelFacts:
         """What is known of the model; opens it on first use."""
         self._open()
@@ -75,6 +87,7 @@ class EngineSession:
     def configure(self, config: EngineConfig) -> Configured:
         """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
+        self._configurations += 1
         result = worker.request("configure", config=config.to_dict())
         return self._checked(lambda: _read_configured(result))
 
@@ -106,6 +119,7 @@ class EngineSession:
         on_event: OnEvent | None = None,
     ) -> QualityReport:
         """Run lm-eval tasks on what is configured."""
+        self._tainted = True
         result = self._live().request(
             "evaluate",
             on_event=on_event,
@@ -119,6 +133,7 @@ class EngineSession:
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
         result = self._open().request("profile")
+        self._tainted = True
         known = {field.name for field in dataclasses.fields(MachineProfile)}
         figures = {name: value for name, value in result.items() if name in known}
         return self._checked(lambda: MachineProfile(**figures))
@@ -152,6 +167,7 @@ class EngineSession:
             worker.kill()
             raise
         self.hardware = dict(result.get("hardware", {}))
+        self._configurations, self._tainted = 0, False
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
         return worker
 

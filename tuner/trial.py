@@ -18,7 +18,7 @@ from engine.report import Report
 from engine.types import format_bytes
 from tuner import objective
 from tuner.definition import StudyDefinition
-from tuner.errors import StoreError, WorkerError
+from tuner.errors import OverBudgetError, StoreError, WorkerError
 from tuner.quality import QualityJudge, quality_ratio
 from tuner.session import Configured, EngineSession
 from tuner.space import Point, SearchSpace
@@ -61,13 +61,14 @@ class TrialRunner:
         try:
             self.space.resolve(point)
             self.tell("configuring")
+            self.session.refresh()
             configured = self.session.configure(self.space.config(point))
             plan = configured.memory.to_json()
             configuration_id = self._keep(configured)
             known = self.store.known_infeasible(self.study.id, configuration_id)
             if known is not None:
                 return known
-            pool, peak_bytes = self._measure(configuration_id, configured.config, trial_id)
+            pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
             quality = self._judge(configured.config)
         except InfeasibleError as error:
@@ -100,6 +101,20 @@ class TrialRunner:
         return self.store.keep_configuration(
             self.study.model_id, self.study.workload_hash, configured.config, configured.memory
         )
+
+    def _measure_fairly(
+        self, configuration_id: int, config: EngineConfig, trial_id: int
+    ) -> tuple[Pool, int]:
+        """Measure; what passed the budget in a used process gets a second chance in a new one."""
+        try:
+            return self._measure(configuration_id, config, trial_id)
+        except OverBudgetError:
+            if self.session.fresh:
+                raise
+        self.tell("measuring again in a fresh process")
+        self.session.close()
+        self.session.configure(config)
+        return self._measure(configuration_id, config, trial_id)
 
     def _measure(
         self, configuration_id: int, config: EngineConfig, trial_id: int
@@ -157,10 +172,9 @@ def _check_budget(report: Report, config: EngineConfig) -> None:
     """An outside reading above the budget makes the configuration infeasible."""
     peak_bytes, budget_bytes = report.memory.external_peak_bytes, config.budget.vram_bytes
     if budget_bytes and peak_bytes > budget_bytes:
-        raise WorkerError(
+        raise OverBudgetError(
             f"measured from outside ({report.memory.external_source}) it took "
             f"{format_bytes(peak_bytes)} ({peak_bytes} bytes), the budget is "
             f"{format_bytes(budget_bytes)} ({budget_bytes} bytes)",
-            "out_of_memory",
-            smallest_bytes=peak_bytes,
+            peak_bytes,
         )

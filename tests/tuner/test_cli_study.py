@@ -148,7 +148,6 @@ def test_quality_is_evaluated_once_for_each_precision(tune: Tune, misbehave, fol
         (("error", "measure", 3), "INFEASIBLE", "out_of_memory"),
         (("bad_output", "measure", 3), "FAILED", "bad_output"),
         (("garbage", "measure", 3), "FAILED", "bad_output"),
-        (("over_budget", "measure", 3), "INFEASIBLE", "out_of_memory"),
         (("crash", "configure", 3), "FAILED", "crash"),
     ],
 )
@@ -179,6 +178,20 @@ def test_a_measured_peak_above_the_budget_names_both_figures(tune: Tune, misbeha
     trial = tune("--definition", "study.yaml", "--trials", "2", "--json").document["trials"][0]
     assert f"{2 * BUDGET_BYTES} bytes" in trial["reason"]
     assert f"{BUDGET_BYTES} bytes" in trial["reason"]
+
+
+def test_a_peak_that_a_fresh_process_does_not_repeat_is_no_verdict(tune: Tune, misbehave):
+    misbehave(("over_budget", "measure", 4))
+    words = ("--definition", "study.yaml", "--objectives", "output_tps,tpot_ms")
+    trials = tune(*words, "--trials", "2", "--json").document["trials"]
+    assert {trial["state"] for trial in trials} == {"COMPLETE"}
+
+
+def test_a_peak_that_a_fresh_process_repeats_makes_it_infeasible(tune: Tune, misbehave):
+    misbehave(("over_budget", "measure", 4), ("over_budget", "measure", 5))
+    words = ("--definition", "study.yaml", "--objectives", "output_tps,tpot_ms")
+    trials = tune(*words, "--trials", "2", "--json").document["trials"]
+    assert [trial["state"] for trial in trials].count("INFEASIBLE") == 1
 
 
 def test_nothing_fits_says_the_smallest_budget(tune: Tune):
