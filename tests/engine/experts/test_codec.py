@@ -1,0 +1,119 @@
+"""Records: round trips, error bounds, kernels against the dequantized reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.experts.codec import RecordFormat, encode, matrix_view, vector_view
+from engine.experts.kernels import KernelSupport, Multiplier, padded_length, self_test
+from engine.experts.quantization import dequantize, quantize
+from engine.records import Part, record_layout, resolve_group_size, supported_bits
+
+shapes = st.tuples(st.sampled_from([16, 48, 64, 80, 128]), st.sampled_from([32, 64, 96, 160]))
+LAYOUTS: list[Any] = ["plain"]
+if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    LAYOUTS.append("torch_int4")
+
+
+def make_record(parts: tuple[Part, ...], bits: Any, code_layout: Any) -> RecordFormat:
+    layout = record_layout(parts, bits, resolve_group_size(parts, 64))
+    return RecordFormat(parts, layout, torch.bfloat16, code_layout)
+
+
+@given(shape=shapes, bits=st.sampled_from([8, 4, 2]), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_quantization_errs_by_at_most_half_a_step(
+    shape: tuple[int, int], bits: Any, seed: int
+) -> None:
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    quantized = quantize(weight, bits, 32)
+    error = (dequantize(quantized, bits, 32) - weight).abs()
+    if bits == 8:
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+        rounding = weight.abs().amax(dim=1, keepdim=True) * 2**-8
+    else:
+        grouped = weight.view(shape[0], -1, 32)
+        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+        step = (high - low) / ((1 << bits) - 1)
+        # scale and zero are kept in bf16: half an ulp of each, times the farthest code
+        rounding = (8 * step.abs() * 2 + torch.maximum(low.abs(), high.abs())) * 2**-8
+        error = error.view_as(grouped)
+    assert (error <= step / 2 + rounding + 1e-6).all()
+
+
+@pytest.mark.parametrize("code_layout", LAYOUTS)
+@pytest.mark.parametrize("transposed", [False, True])
+@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 2]), tokens=st.sampled_from([1, 3, 130]))
+@settings(max_examples=40, deadline=None)
+def test_products_agree_with_the_dequantized_reference(
+    code_layout: Any, transposed: bool, shape: tuple[int, int], bits: Any, tokens: int
+) -> None:
+    rows, columns = shape
+    generator = torch.Generator().manual_seed(rows + columns)
+    weight = torch.randn(rows, columns, generator=generator).to(torch.bfloat16)
+    stored = weight.t().contiguous() if transposed else weight
+    part = Part("w", tuple(stored.shape), transposed)
+    if bits not in supported_bits((part,)):
+        return
+    record = make_record((part,), bits, code_layout)
+    group = record.layout.group_size
+    if code_layout == "torch_int4" and bits in (4, 2) and group < 32:
+        return
+    view = matrix_view(encode({"w": stored}, record), record, part)
+    expected_weight = weight.float()
+    if bits != 16:
+        expected_weight = dequantize(quantize(weight, bits, group), bits, group)
+    x = torch.randn(tokens, columns, generator=generator).to(torch.bfloat16)
+    expected = x.float() @ expected_weight.t()
+    for name in ("auto", "dequantize"):
+        multiply = Multiplier(
+            bits, group, code_layout, KernelSupport(int4=True, int8=columns % 32 == 0), name
+        )
+        error = (multiply(x, view).float() - expected).abs().max() / expected.abs().max()
+        assert error < 0.02
+
+
+def test_biases_and_matrices_keep_their_bits_at_16() -> None:
+    parts = (Part("gate_up_proj", (64, 192), transposed=True), Part("gate_up_proj_bias", (192,)))
+    record = make_record(parts, 16, "plain")
+    tensors = {p.name: torch.randn(p.shape).to(torch.bfloat16) for p in parts}
+    data = encode(tensors, record)
+    assert torch.equal(matrix_view(data, record, parts[0]).codes, tensors["gate_up_proj"])
+    assert torch.equal(vector_view(data, record, parts[1]), tensors["gate_up_proj_bias"])
+
+
+@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 2]))
+def test_fields_are_aligned_and_do_not_overlap(shape: tuple[int, int], bits: Any) -> None:
+    parts = (Part("a", shape), Part("b", (shape[0],)), Part("c", shape[::-1]))
+    if bits not in supported_bits(parts):
+        return
+    layout = make_record(parts, bits, "plain").layout
+    end = 0
+    for field in layout.fields:
+        assert field.offset % 64 == 0
+        assert field.offset >= end
+        end = field.offset + field.size_bytes
+    assert layout.size_bytes % 4096 == 0
+    assert layout.size_bytes >= end
+
+
+def test_shapes_without_a_group_keep_16_and_8_bits() -> None:
+    assert supported_bits((Part("w", (40, 40)),)) == (16, 8)
+    assert resolve_group_size((Part("w", (64, 2880)),), 128) == 64
+
+
+def test_the_self_test_fails_a_kernel_on_shapes_it_does_not_take() -> None:
+    assert not self_test("int4", [(40, 64)], 32, "bfloat16")
+    assert not self_test("int4", [(64, 40)], 32, "bfloat16")
+
+
+@given(st.integers(1, 5000))
+def test_padding_is_at_most_a_half_and_gives_few_lengths(tokens: int) -> None:
+    padded = padded_length(tokens)
+    assert tokens <= padded <= max(tokens + 1, tokens * 3 // 2)
+    assert padded_length(padded) == padded

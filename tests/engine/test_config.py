@@ -1,0 +1,52 @@
+"""Configurations: overlays by path, strict reading, hashes."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config import EngineConfig, config_paths, sensitivity
+from engine.errors import ConfigError
+
+
+def test_an_overlay_converts_text_to_the_fields_type() -> None:
+    config = EngineConfig().overlay(
+        {"precision.bits": "4", "transfer.chunk_bytes": "2MB", "cache.expert_bytes": "25%"}
+    )
+    assert config.precision.bits == 4
+    assert config.transfer.chunk_bytes == 2_000_000
+    assert config.cache.expert_bytes == "25%"
+
+
+def test_a_dict_round_trips() -> None:
+    config = EngineConfig().overlay({"cache.options.decay": 0.9, "batch.count": 3})
+    assert EngineConfig.from_dict(config.to_dict()) == config
+    assert EngineConfig.from_dict(config.to_dict()).digest() == config.digest()
+
+
+def test_different_configs_have_different_digests() -> None:
+    assert EngineConfig().digest() != EngineConfig().overlay({"batch.count": 2}).digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("cache.expert_byte", 1, "cache.expert_bytes"),
+        ("precision.bits", 5, "allowed are 16, 8, 4, 2"),
+        ("cache.eviction", "lur", "did you mean lru"),
+        ("batch.count", 0, "allowed is 1 to 256"),
+        ("batch.count", 1.5, "whole number"),
+        ("cache.expert_bytes", "8GBB", "not a size"),
+        ("cache.expert_bytes", "140%", "at most at 100%"),
+        ("nonsense", 1, "the nearest is"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_what_is_allowed(path: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        EngineConfig().overlay({path: value})
+
+
+def test_every_path_has_a_sensitivity_class() -> None:
+    assert {sensitivity(path) for path in config_paths()} >= {"exact", "rounding", "lossy_static"}
+    assert sensitivity("batch.order") == "exact"
+    assert sensitivity("batch.count") == "rounding"
+    assert sensitivity("precision.bits") == "lossy_static"

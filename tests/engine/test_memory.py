@@ -1,0 +1,89 @@
+"""The memory equation: what fits, and the smallest budget that would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, InfeasibleError
+from engine.memory import minimum_slots, resolve, slots_by_layer
+from engine.protocol import ModelFacts
+from engine.records import Part, record_bytes_table
+
+PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))
+
+
+def make_facts(**changes: Any) -> ModelFacts:
+    table = record_bytes_table(PARTS)
+    values: dict[str, Any] = {
+        "id": "m",
+        "path": "/m",
+        "revision": "local",
+        "fingerprint": "f",
+        "family": "qwen3_moe",
+        "layers": 4,
+        "moe_layers": 4,
+        "experts": 16,
+        "experts_per_token": 2,
+        "hidden_size": 512,
+        "vocabulary": 1000,
+        "max_positions": 2048,
+        "dense_bytes": 10_000_000,
+        "parts": PARTS,
+        "record_bytes": {str(bits): size for bits, size in table.items()},
+        "expert_bytes": {str(bits): size * 64 for bits, size in table.items()},
+        "kv_bytes_per_token": 1000,
+        "predictors": ("none", "next_gate"),
+        "has_tokenizer": True,
+        "in_place_16": True,
+    }
+    return ModelFacts(**{**values, **changes})
+
+
+@given(st.integers(50_000_000, 400_000_000), st.sampled_from([16, 8, 4, 2]))
+def test_auto_fills_the_budget_and_never_passes_it(budget: int, bits: int) -> None:
+    facts = make_facts()
+    config = EngineConfig().overlay({"budget.vram_bytes": budget, "precision.bits": bits})
+    try:
+        resolved, plan = resolve(config, facts)
+    except InfeasibleError as error:
+        assert error.smallest_bytes is not None
+        assert error.smallest_bytes > budget
+        return
+    record = plan.slots_bytes // plan.slots
+    assert plan.total_bytes <= budget
+    assert plan.slots == 64 or plan.total_bytes + record > budget
+    assert resolved.cache.expert_bytes == plan.slots_bytes
+
+
+def test_the_smallest_budget_named_really_fits() -> None:
+    facts = make_facts()
+    config = EngineConfig().overlay({"budget.vram_bytes": 1_000_000})
+    with pytest.raises(InfeasibleError) as caught:
+        resolve(config, facts)
+    assert caught.value.smallest_bytes is not None
+    _, plan = resolve(config.overlay({"budget.vram_bytes": caught.value.smallest_bytes}), facts)
+    assert plan.slots == minimum_slots(config, facts)
+
+
+def test_a_share_counts_experts_at_the_runs_own_precision() -> None:
+    for bits in (16, 4):
+        config = EngineConfig().overlay({"cache.expert_bytes": "25%", "precision.bits": bits})
+        assert resolve(config, make_facts())[1].slots == 16
+
+
+def test_bits_that_the_shapes_forbid_are_refused() -> None:
+    odd = (Part("gate_up_proj", (80, 40)), Part("down_proj", (40, 40)))
+    with pytest.raises(ConfigError, match=r"precision\.bits = 4 does not suit"):
+        resolve(EngineConfig().overlay({"precision.bits": 4}), make_facts(parts=odd))
+
+
+@given(st.integers(1, 500), st.integers(1, 40))
+def test_uniform_slots_sum_up_and_differ_by_at_most_one(slots: int, layers: int) -> None:
+    shares = slots_by_layer(slots, layers)
+    assert sum(shares) == slots
+    assert max(shares) - min(shares) <= 1
