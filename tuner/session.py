@@ -81,7 +81,8 @@ class EngineSession:
     def facts(self) -> ModelFacts:
         """What is known of the model; opens it on first use."""
         self._open()
-        assert self._facts is not None
+        if self._facts is None:
+            raise WorkerError("the engine said nothing of the model", "bad_output")
         return self._facts
 
     def configure(self, config: EngineConfig) -> Configured:
@@ -162,7 +163,8 @@ class EngineSession:
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
             )
-            self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
+            if "facts" in result:  # a peer knows none
+                self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
         except BaseException:
             worker.kill()
             raise

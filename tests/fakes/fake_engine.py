@@ -79,11 +79,15 @@ class FakeEngine:
 
     def open(self, model: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
         self.facts = facts_of(model)
+        if self.peer:
+            return {"runtime_bytes": 300_000_000, "peer": self.peer}
         return {"facts": self.facts.to_json(), "hardware": {}, "runtime_bytes": 300_000_000}
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         assert self.facts is not None
         self.config, self.plan = memory.resolve(EngineConfig.from_dict(config), self.facts)
+        if self.peer:
+            return {"config": config, "memory": {"bound": "fake"}}
         return {"config": self.config.to_dict(), "memory": self.plan.to_json()}
 
     def measure(
@@ -95,7 +99,7 @@ class FakeEngine:
         for repeat in range(repeats):
             self.repeats += 1
             for (name, unit), value in self.figures(work, seed).items():
-                samples.append(Sample(name, repeat, value, unit))
+                samples.append(Sample(name, seed + repeat, value, unit))
         last = {s.metric: s for s in samples}
         total = self.plan.total_bytes
         peak = total + 10_000_000 if not self.over_budget else self.config.budget.vram_bytes * 2

@@ -214,7 +214,8 @@ class Store:
                     SampleRow.configuration_id == configuration_id
                 )
             )
-            first = 0 if last is None else last + 1
+            lowest = min((sample.repeat for sample in report.samples), default=0)
+            first = (0 if last is None else last + 1) - lowest
             session.add_all(
                 SampleRow(
                     configuration_id=configuration_id,
