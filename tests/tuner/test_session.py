@@ -1,0 +1,61 @@
+"""EngineSession: a model kept open across deaths, and figures that are checked."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.protocol import Workload
+from tests.fakes import FAKE_ENGINE
+from tuner.errors import WorkerError
+from tuner.runner import EngineWorker
+from tuner.session import EngineSession
+
+WORK = Workload("w", ("a",))
+
+
+def session_of(folder: Path, *faults: tuple[str, str, int]) -> EngineSession:
+    listed = [{"kind": kind, "op": op, "at": at} for kind, op, at in faults]
+    knobs = json.dumps({"faults": listed, "counter": str(folder / "counts.json")})
+
+    def start() -> EngineWorker:
+        return EngineWorker(
+            folder / "log",
+            command=(sys.executable, str(FAKE_ENGINE)),
+            environment={"EXPERTUNE_FAKE": knobs},
+        )
+
+    return EngineSession("m", start_worker=start)
+
+
+def test_a_dead_worker_is_replaced_and_the_model_opened_again(tmp_path: Path):
+    with session_of(tmp_path, ("crash", "measure", 1)) as session:
+        session.configure(EngineConfig())
+        with pytest.raises(WorkerError, match="ended with code 7"):
+            session.measure(WORK)
+        with pytest.raises(WorkerError, match="nothing is configured"):
+            session.measure(WORK)
+        session.configure(EngineConfig())
+        assert session.measure(WORK).metrics["output_tps"].value > 0
+
+
+def test_impossible_figures_are_bad_output(tmp_path: Path):
+    with session_of(tmp_path, ("bad_output", "measure", 1)) as session:
+        session.configure(EngineConfig())
+        with pytest.raises(WorkerError, match="nothing was generated") as caught:
+            session.measure(WORK)
+        assert caught.value.failure == "bad_output"
+
+
+def test_only_one_configuration_and_nothing_else_is_fresh(tmp_path: Path):
+    with session_of(tmp_path) as session:
+        session.configure(EngineConfig())
+        assert session.fresh
+        session.configure(EngineConfig())
+        assert not session.fresh
+        session.evaluate(("t",), 1, 0)
+        session.refresh()
+        session.configure(EngineConfig())
+        assert session.fresh
