@@ -41,6 +41,11 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
             f"{format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
             smallest,
         )
+    if config.budget.ram_bytes and config.host.bytes > config.budget.ram_bytes:
+        raise InfeasibleError(
+            f"host.bytes = {config.host.bytes} passes the RAM budget of "
+            f"{format_bytes(config.budget.ram_bytes)}: lower it or raise --ram"
+        )
     wanted = config.cache.expert_bytes
     if wanted == "auto":
         fitting = (budget - base.total_bytes) // record if budget else total_slots

@@ -20,6 +20,8 @@ class AcceleratorDevice:
     name: such as `cuda:0` or `xpu`. Raises UsageError when torch has no such device here.
     """
 
+    is_host_memory = False
+
     def __init__(self, name: str) -> None:
         current = torch.accelerator.current_accelerator()
         try:
@@ -98,6 +100,8 @@ class AcceleratorDevice:
         """
         reserved = torch.accelerator.memory_reserved(self.torch_device)
         peak = torch.accelerator.max_memory_reserved(self.torch_device)
+        if not hasattr(torch.accelerator, "get_memory_info"):  # torch 2.9
+            return int(peak)
         free, total = torch.accelerator.get_memory_info(self.torch_device)
         return int(peak + max(0, total - free - reserved))
 

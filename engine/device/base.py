@@ -26,6 +26,7 @@ class Device(Protocol):
 
     name: str
     torch_device: torch.device
+    is_host_memory: bool
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Touched device memory, [size_bytes] uint8, page-aligned where it is host memory.

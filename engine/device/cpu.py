@@ -28,6 +28,8 @@ class DoneEvent:
 class CpuDevice:
     """Implements Device over host memory."""
 
+    is_host_memory = True
+
     def __init__(self) -> None:
         self.name = "cpu"
         self.torch_device = torch.device("cpu")

@@ -4,8 +4,8 @@ Letters: S tokens of a chunk, V vocabulary.
 
 Requests with the same input run once. Several inputs go through the model together as
 micro-batches, so that they share expert loads; logits are consumed chunk by chunk, within a byte
-budget, and never held for a whole batch. Chunks are padded at their end to few distinct lengths,
-which changes no earlier position and keeps native kernel caches small.
+budget, and never held for a whole batch. The last chunks are padded at their end to few distinct
+lengths, which changes no earlier position and keeps native kernel caches small.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> 
         for job, batch in running:
             piece = job.tokens[job.done : job.done + chunk]
             job.end = job.done + len(piece)
-            job.padding = padded_length(len(piece)) - len(piece)
+            last = job.end == len(job.tokens)  # padding must not stand between two chunks
+            job.padding = padded_length(len(piece)) - len(piece) if last else 0
             batch.tokens = torch.tensor([[*piece, *[piece[-1]] * job.padding]])
             batch.keep = max(1, min(len(piece), job.end - job.first_scored)) + job.padding
         jobs = [job for job, _ in running]

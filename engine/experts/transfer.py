@@ -17,6 +17,7 @@ from engine.device.base import Event
 from engine.device.pages import bytes_view
 from engine.errors import EngineError
 from engine.experts.disk import Extent
+from engine.experts.host import HostTier
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.policy.transfer import TransferQueue
@@ -59,7 +60,7 @@ class TransferEngine:
     def __init__(
         self,
         slots: Slots,
-        store: ExpertStore,
+        store: ExpertStore | HostTier,
         queue: TransferQueue[Transfer],
         *,
         threads: int,
@@ -67,7 +68,7 @@ class TransferEngine:
         in_flight: int,
     ) -> None:
         self._slots = slots
-        self._store = store
+        self.source = store
         self._queue = queue
         # chunk borders on O_DIRECT pages, so that only record ends are unaligned
         self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
@@ -86,7 +87,7 @@ class TransferEngine:
 
     def submit(self, expert: ExpertId, slot: int, *, demanded: bool) -> Transfer:
         """Queue a record for a slot. Returns at once unless the slot is being written."""
-        transfer = Transfer(expert, slot, demanded, self._store.chunks(expert, self._chunk_bytes))
+        transfer = Transfer(expert, slot, demanded, self.source.chunks(expert, self._chunk_bytes))
         with self._lock:
             former = self._by_slot.get(slot)
             if former is not None and not former.finished:
@@ -145,10 +146,10 @@ class TransferEngine:
             self._lock.wait()
 
     def _work(self) -> None:
-        scratch = self._slots.device.allocate_staging(self._store.scratch_bytes())
+        scratch = self._slots.device.allocate_staging(self.source.scratch_bytes())
         staging = None
         if self._slots.host_bytes_of(0, 0, 1) is None:
-            staging = self._slots.device.allocate_staging(self._store.record.size_bytes)
+            staging = self._slots.device.allocate_staging(self.source.record.size_bytes)
         while (job := self._take()) is not None:
             transfer, chunk = job
             error: Exception | None = None
@@ -181,11 +182,11 @@ class TransferEngine:
         scratch_view = bytes_view(scratch)
         target = self._slots.host_bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
         if target is not None:
-            self._store.read(transfer.expert, chunk, target, scratch_view)
+            self.source.read(transfer.expert, chunk, target, scratch_view)
             return None
         assert staging is not None
         source = staging[: chunk.size_bytes]
-        self._store.read(transfer.expert, chunk, bytes_view(source), scratch_view)
+        self.source.read(transfer.expert, chunk, bytes_view(source), scratch_view)
         device_target = self._slots.bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
         event = self._slots.device.copy(
             device_target, source, self._slots.free_event(transfer.slot)

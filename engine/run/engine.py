@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
+from engine.experts.host import HostTier
 from engine.experts.kernels import (
     NO_KERNELS,
     KernelSupport,
@@ -229,7 +230,7 @@ class Engine:
         self._slots = Slots(self.device, record, memory.slots)
         self._transfers = TransferEngine(
             self._slots,
-            self._store,
+            self._host_tier(config, self._store) or self._store,
             QUEUES[config.transfer.queue](),
             threads=config.io.threads,
             chunk_bytes=config.transfer.chunk_bytes,
@@ -256,6 +257,12 @@ class Engine:
             self.clock,
         )
         self._handles = list(attach(self.model, self._runtime))
+
+    def _host_tier(self, config: EngineConfig, store: ExpertStore) -> HostTier | None:
+        """None where it is off, or where the device is host memory itself."""
+        if config.host.bytes < store.record.size_bytes or self.device.is_host_memory:
+            return None
+        return HostTier(store, self.device, config.host.bytes)
 
     def _on_wait(self, begins: bool) -> None:
         self.clock.switch("disk_wait" if begins else "policy")

@@ -51,8 +51,7 @@ def test_auto_fills_the_budget_and_never_passes_it(budget: int, bits: int) -> No
     try:
         resolved, plan = resolve(config, facts)
     except InfeasibleError as error:
-        assert error.smallest_bytes is not None
-        assert error.smallest_bytes > budget
+        assert (error.smallest_bytes or 0) > budget  # noqa: PT017 (either outcome is right)
         return
     record = plan.slots_bytes // plan.slots
     assert plan.total_bytes <= budget

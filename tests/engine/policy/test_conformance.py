@@ -175,7 +175,8 @@ def test_an_order_ends_with_every_step_run(name: Any, ready: set[int]) -> None:
     order = registry.ORDERS[name]()
     pending = [Step(ExpertId(0, index), index, hit=False) for index in range(6)]
     while pending:
-        step = order.next(pending, lambda s: s.slot in ready)
+        arrived = frozenset(ready)
+        step = order.next(pending, lambda s, arrived=arrived: s.slot in arrived)  # type: ignore[misc]
         if step is None:
             ready = ready | {min(s.slot for s in pending)}
             continue

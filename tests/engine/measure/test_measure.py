@@ -1,0 +1,112 @@
+"""A measurement's figures: the parts of a token's time sum up, counters agree, intervals hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from engine.config import EngineConfig
+from engine.errors import UsageError
+from engine.measure.measure import measure
+from engine.measure.statistics import mean_metric, percentile_metric
+from engine.measure.workload import pick, tokenize
+from engine.protocol import Workload
+from engine.report import Report
+from engine.run.engine import Engine
+from engine.run.phase_clock import PhaseClock
+from tests.engine.conftest import TEXT
+
+WORKLOAD = Workload(
+    "tiny",
+    prompts=tuple(TEXT[: 60 + start] for start in range(0, 60, 6)),
+    continuations=(TEXT,) * 10,
+    prompt_tokens=12,
+    output_tokens=6,
+    sequences=3,
+)
+
+
+def run(engine: Engine, folder: Path, **settings: object) -> Report:
+    engine.configure(EngineConfig().overlay({"kv.max_tokens": 64, **settings}))
+    return measure(
+        engine,
+        tokenize(WORKLOAD, AutoTokenizer.from_pretrained(folder)),
+        output_tokens=WORKLOAD.output_tokens,
+        sequences_per_repeat=WORKLOAD.sequences,
+        repeats=2,
+        first_repeat=0,
+        warm_up=True,
+        runtime_bytes=0,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_parts_of_a_tokens_time_sum_to_its_wall_time(
+    engine: Engine, tiny_folder: Path, count: int
+) -> None:
+    report = run(engine, tiny_folder, **{"batch.count": count, "cache.expert_bytes": "50%"})
+    parts = sum(m.value for n, m in report.metrics.items() if n.startswith("time_ms_per_token."))
+    wall = report.metrics["wall_ms_per_token"].value
+    assert parts == pytest.approx(wall, rel=0.02)
+    assert report.metrics["output_tps"].value > 0
+    assert {s.repeat for s in report.samples} == {0, 1}
+
+
+def test_without_a_cache_every_look_up_misses_and_with_room_for_all_none_does(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    cold = run(engine, tiny_folder, **{"cache.eviction": "none"})
+    warm = run(engine, tiny_folder, **{"cache.expert_bytes": "100%"})
+    assert cold.metrics["expert_hit_rate"].value == 0
+    assert cold.metrics["disk_bytes_per_token"].value > 0
+    assert warm.metrics["expert_hit_rate"].value == 1
+    assert warm.metrics["disk_bytes_per_token"].value == 0
+    assert warm.metrics["resident_share"].value == 1
+
+
+def test_predictions_are_counted(engine: Engine, tiny_folder: Path) -> None:
+    settings = {"prefetch.predictor": "next_gate", "prefetch.depth": 1, "cache.expert_bytes": "50%"}
+    report = run(engine, tiny_folder, **settings)
+    for name in ("prefetch_precision", "prefetch_recall"):
+        assert 0 < report.metrics[name].value <= 1
+
+
+def test_a_report_survives_json(engine: Engine, tiny_folder: Path) -> None:
+    report = run(engine, tiny_folder)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_repeats_take_other_texts_in_turn(tiny_folder: Path) -> None:
+    sequences = tokenize(WORKLOAD, AutoTokenizer.from_pretrained(tiny_folder))
+    assert pick(sequences, 3, 0) != pick(sequences, 3, 1)
+    assert pick(sequences, 3, 1) == pick(sequences, 3, 1)
+    with pytest.raises(UsageError, match="has no prompts"):
+        tokenize(Workload("none", prompts=()), AutoTokenizer.from_pretrained(tiny_folder))
+
+
+def test_an_interval_is_students() -> None:
+    metric = mean_metric([10.0, 12.0, 14.0], "ms")
+    assert metric.value == 12
+    assert metric.high - 12 == pytest.approx(4.303 * 2 / 3**0.5)
+    assert mean_metric([5.0], "ms").low == 5
+
+
+def test_a_percentile_of_few_events_is_marked_an_estimate() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert percentile_metric(values, 50, "ms").value == 50
+    assert not percentile_metric(values, 90, "ms").estimate
+    assert percentile_metric(values, 99, "ms").estimate
+
+
+def test_the_phase_clock_charges_every_moment_once() -> None:
+    times = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
+    clock = PhaseClock(lambda: next(times))
+    clock.switch("dense")
+    with clock.during("router"):
+        pass
+    clock.switch("other")
+    assert clock.seconds["other"] == 1
+    assert clock.seconds["dense"] == 2 + 4
+    assert clock.seconds["router"] == 3

@@ -1,0 +1,69 @@
+"""Generation: greedy and seeded sampling, streaming whole characters, limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.config import EngineConfig
+from engine.errors import InfeasibleError, UsageError
+from engine.run.engine import Engine
+from engine.run.generate import encode_prompt, generate
+from engine.run.sampling import Sampler, SamplingOptions
+from tests.engine.conftest import TEXT
+
+
+def test_greedy_text_equals_transformers_generate(engine: Engine, tiny_folder: Path) -> None:
+    engine.configure(EngineConfig().overlay({"compute.dtype": "float32", "kv.max_tokens": 80}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    ids = encode_prompt(tokenizer, TEXT[:40], chat=False)
+    pieces: list[str] = []
+    result = generate(
+        engine, tokenizer, ids, max_tokens=12, sampling=SamplingOptions(), on_text=pieces.append
+    )
+    reference = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    expected = reference.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+    own = expected[0, len(ids) :].tolist()
+    own = own[: own.index(2)] if 2 in own else own
+    assert list(result.tokens) == own
+    assert "".join(pieces) == result.text
+    assert result.prompt_tokens == len(ids)
+
+
+def test_a_seed_repeats_and_another_one_differs() -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+
+    def draw(seed: int) -> list[list[int]]:
+        sampler = Sampler(SamplingOptions(temperature=1.5, seed=seed))
+        return [sampler(logits).tolist() for _ in range(5)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_a_small_nucleus_is_greedy() -> None:
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(SamplingOptions(temperature=1.0, top_p=1e-6))
+    assert torch.equal(sampler(logits), logits.argmax(-1))
+
+
+def test_a_prompt_beyond_the_kv_room_is_refused_with_the_limit(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    engine.configure(EngineConfig().overlay({"kv.max_tokens": 8}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    with pytest.raises(InfeasibleError, match=r"kv\.max_tokens is 8"):
+        generate(engine, tokenizer, [3] * 9, max_tokens=1, sampling=SamplingOptions())
+    with pytest.raises(UsageError, match="prompt is empty"):
+        generate(engine, tokenizer, [], max_tokens=1, sampling=SamplingOptions())
+
+
+def test_the_models_own_chat_template_is_used(tiny_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    assert encode_prompt(tokenizer, "engine", chat=True) == tokenizer("engine\n")["input_ids"]
+    tokenizer.chat_template = None
+    with pytest.raises(UsageError, match="no chat template"):
+        encode_prompt(tokenizer, "engine", chat=True)
