@@ -23,7 +23,8 @@ from tuner.quality import QualityJudge, quality_ratio
 from tuner.session import Configured, EngineSession
 from tuner.space import Point, SearchSpace
 from tuner.statistics import relative_half_width
-from tuner.store.repository import Pool, Store, TrialOutcome
+from tuner.store.reading import Pool
+from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import QualityResult, StudySnapshot
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,11 @@ from sqlalchemy.orm import Session
 from engine.config import EngineConfig
 from engine.hardware import Hardware
 from engine.protocol import MemoryPlan, ModelFacts, Workload
-from engine.report import Metric, QualityReport, Report
+from engine.report import QualityReport, Report
 from tuner.definition import StudyDefinition, definition_json
 from tuner.errors import StudyError
-from tuner.statistics import interval
 from tuner.store.database import Database
+from tuner.store.reading import Pool, pools, quality_result, study_snapshot, trial_snapshot
 from tuner.store.snapshots import (
     QualityResult,
     StudySnapshot,
@@ -60,19 +59,6 @@ class TrialOutcome:
     configuration_id: int | None = None
     quality_id: int | None = None
     reference_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All samples of one configuration on one machine: values by metric, sentinels' means."""
-
-    values: Mapping[str, tuple[float, ...]]
-    units: Mapping[str, str]
-    sentinel: Mapping[str, float]
-
-    def metrics(self) -> dict[str, Metric]:
-        """Each metric's mean and interval."""
-        return {name: interval(values, self.units[name]) for name, values in self.values.items()}
 
 
 @dataclass(frozen=True)
@@ -233,8 +219,8 @@ class Store:
     def pool(self, configuration_id: int, machine_id: int) -> Pool:
         """All samples of one configuration; empty when there are none."""
         with self.database.session() as session:
-            pools = _pools(session, [configuration_id], machine_id)
-        return pools.get(configuration_id, Pool({}, {}, {}))
+            found = pools(session, [configuration_id], machine_id)
+        return found.get(configuration_id, Pool({}, {}, {}))
 
     def quality(self, model_id: int, key: str) -> QualityResult | None:
         """What lm-eval said of this key, None where it was not asked yet."""
@@ -242,7 +228,7 @@ class Store:
             row = session.scalar(
                 select(QualityRow).where(QualityRow.model_id == model_id, QualityRow.key == key)
             )
-            return None if row is None else _quality_result(row)
+            return None if row is None else quality_result(row)
 
     def keep_quality(
         self, model_id: int, key: str, depends_on: Mapping[str, Any], report: QualityReport
@@ -254,7 +240,7 @@ class Store:
             )
             session.add(row)
             session.flush()
-            return _quality_result(row)
+            return quality_result(row)
 
     def add_export(self, study_id: int, trial_id: int, pick: str, path: str, content: str) -> None:
         """Note a deployment YAML that was written."""
@@ -274,14 +260,14 @@ class Store:
         """Every study, the oldest first."""
         with self.database.session() as session:
             rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
-            return tuple(_study_snapshot(session, row) for row in rows)
+            return tuple(study_snapshot(session, row) for row in rows)
 
     def study(self, name: str) -> StudySnapshot:
         """The study of this name; StudyError naming the others where there is none."""
         with self.database.session() as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             if row is not None:
-                return _study_snapshot(session, row)
+                return study_snapshot(session, row)
         names = self.study_names()
         known = f"there are: {', '.join(names)}" if names else "there are none yet"
         raise StudyError(f"there is no study '{name}'; {known}")
@@ -293,7 +279,7 @@ class Store:
                 select(TrialRow).where(TrialRow.study_id == study.id).order_by(TrialRow.number)
             ).all()
             ids = {row.configuration_id for row in rows if row.configuration_id is not None}
-            pools = _pools(session, ids, study.machine_id)
+            pooled = pools(session, ids, study.machine_id)
             configs = {
                 row.id: row.config
                 for row in session.scalars(
@@ -306,7 +292,7 @@ class Store:
                     select(QualityRow).where(QualityRow.model_id == study.model_id)
                 )
             }
-            return tuple(_trial_snapshot(row, pools, configs, quality) for row in rows)
+            return tuple(trial_snapshot(row, pooled, configs, quality) for row in rows)
 
 
 def _model_id(session: Session, facts: ModelFacts) -> int:
@@ -355,101 +341,3 @@ def _check_same(
             f"study '{row.name}' asked something else (budget, space, objectives, limits, tasks "
             f"or repeats differ): {rename}, or repeat its options to continue it"
         )
-
-
-def _study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
-    model = session.get_one(ModelRow, row.model_id)
-    machine = session.get_one(MachineRow, row.machine_id)
-    states = session.scalars(select(TrialRow.state).where(TrialRow.study_id == row.id)).all()
-    return StudySnapshot(
-        id=row.id,
-        name=row.name,
-        state=row.state,  # type: ignore[arg-type]  # written by this class only
-        model=str(row.definition["model"]),
-        model_id=model.id,
-        model_fingerprint=model.fingerprint,
-        machine_id=machine.id,
-        machine=machine.description,
-        facts=model.facts,
-        definition=row.definition,
-        search_digest=row.search_digest,
-        workload=row.workload,
-        workload_hash=row.workload_hash,
-        trials=len(states),
-        trials_by_state=dict(Counter(states)),
-        parent_pid=row.parent_pid,
-        created=row.created,
-        updated=row.updated,
-    )
-
-
-def _pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Pool]:
-    query = (
-        select(
-            SampleRow.configuration_id,
-            SampleRow.metric,
-            SampleRow.value,
-            SampleRow.unit,
-            SampleRow.sentinel_id,
-        )
-        .where(SampleRow.configuration_id.in_(list(ids)), SampleRow.machine_id == machine_id)
-        .order_by(SampleRow.id)
-    )
-    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    units: dict[int, dict[str, str]] = defaultdict(dict)
-    sentinels: dict[int, set[int]] = defaultdict(set)
-    for configuration_id, metric, value, unit, sentinel_id in session.execute(query):
-        values[configuration_id][metric].append(value)
-        units[configuration_id][metric] = unit
-        sentinels[configuration_id].add(sentinel_id)
-    return {
-        configuration_id: Pool(
-            {name: tuple(found) for name, found in metrics.items()},
-            units[configuration_id],
-            _mean_sentinel(session, sentinels[configuration_id]),
-        )
-        for configuration_id, metrics in values.items()
-    }
-
-
-def _mean_sentinel(session: Session, ids: set[int]) -> dict[str, float]:
-    compute_ms, read_ms = session.execute(
-        select(func.avg(SentinelRow.compute_ms), func.avg(SentinelRow.read_ms)).where(
-            SentinelRow.id.in_(ids)
-        )
-    ).one()
-    return {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
-
-
-def _quality_result(row: QualityRow) -> QualityResult:
-    return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
-
-
-def _trial_snapshot(
-    row: TrialRow,
-    pools: Mapping[int, Pool],
-    configs: Mapping[int, dict[str, Any]],
-    quality: Mapping[int, QualityReport],
-) -> TrialSnapshot:
-    pool = pools.get(row.configuration_id or 0)
-    metrics = pool.metrics() if pool else {}
-    scores = dict(row.scores)
-    scores.update({name: metrics[name].value for name in scores if name in metrics})
-    return TrialSnapshot(
-        id=row.id,
-        number=row.number,
-        state=row.state,  # type: ignore[arg-type]  # written by Store only
-        failure=row.failure,
-        reason=row.reason,
-        params=row.params,
-        scores=scores,
-        violations=row.violations,
-        memory=row.memory,
-        configuration_id=row.configuration_id,
-        config=configs.get(row.configuration_id or 0),
-        metrics=metrics,
-        sentinel=pool.sentinel if pool else None,
-        quality=quality.get(row.quality_id or 0),
-        started=row.started,
-        finished=row.finished,
-    )

@@ -1,0 +1,139 @@
+"""From rows to frozen snapshots: what the repository's questions share. Reads, never writes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from engine.report import Metric, QualityReport
+from tuner.statistics import interval
+from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
+from tuner.store.tables import (
+    MachineRow,
+    ModelRow,
+    QualityRow,
+    SampleRow,
+    SentinelRow,
+    StudyRow,
+    TrialRow,
+)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All samples of one configuration on one machine: values by metric, sentinels' means."""
+
+    values: Mapping[str, tuple[float, ...]]
+    units: Mapping[str, str]
+    sentinel: Mapping[str, float]
+
+    def metrics(self) -> dict[str, Metric]:
+        """Each metric's mean and interval."""
+        return {name: interval(values, self.units[name]) for name, values in self.values.items()}
+
+
+def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
+    """A study with its model, machine and counts."""
+    model = session.get_one(ModelRow, row.model_id)
+    machine = session.get_one(MachineRow, row.machine_id)
+    states = session.scalars(select(TrialRow.state).where(TrialRow.study_id == row.id)).all()
+    return StudySnapshot(
+        id=row.id,
+        name=row.name,
+        state=row.state,  # type: ignore[arg-type]  # written by this class only
+        model=str(row.definition["model"]),
+        model_id=model.id,
+        model_fingerprint=model.fingerprint,
+        machine_id=machine.id,
+        machine=machine.description,
+        facts=model.facts,
+        definition=row.definition,
+        search_digest=row.search_digest,
+        workload=row.workload,
+        workload_hash=row.workload_hash,
+        trials=len(states),
+        trials_by_state=dict(Counter(states)),
+        parent_pid=row.parent_pid,
+        created=row.created,
+        updated=row.updated,
+    )
+
+
+def pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Pool]:
+    """All samples of these configurations on one machine, by configuration."""
+    query = (
+        select(
+            SampleRow.configuration_id,
+            SampleRow.metric,
+            SampleRow.value,
+            SampleRow.unit,
+            SampleRow.sentinel_id,
+        )
+        .where(SampleRow.configuration_id.in_(list(ids)), SampleRow.machine_id == machine_id)
+        .order_by(SampleRow.id)
+    )
+    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    units: dict[int, dict[str, str]] = defaultdict(dict)
+    sentinels: dict[int, set[int]] = defaultdict(set)
+    for configuration_id, metric, value, unit, sentinel_id in session.execute(query):
+        values[configuration_id][metric].append(value)
+        units[configuration_id][metric] = unit
+        sentinels[configuration_id].add(sentinel_id)
+    return {
+        configuration_id: Pool(
+            {name: tuple(found) for name, found in metrics.items()},
+            units[configuration_id],
+            _mean_sentinel(session, sentinels[configuration_id]),
+        )
+        for configuration_id, metrics in values.items()
+    }
+
+
+def _mean_sentinel(session: Session, ids: set[int]) -> dict[str, float]:
+    compute_ms, read_ms = session.execute(
+        select(func.avg(SentinelRow.compute_ms), func.avg(SentinelRow.read_ms)).where(
+            SentinelRow.id.in_(ids)
+        )
+    ).one()
+    return {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
+
+
+def quality_result(row: QualityRow) -> QualityResult:
+    """A row of quality_result as a value."""
+    return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
+
+
+def trial_snapshot(
+    row: TrialRow,
+    pools: Mapping[int, Pool],
+    configs: Mapping[int, dict[str, Any]],
+    quality: Mapping[int, QualityReport],
+) -> TrialSnapshot:
+    """A trial with the pooled metrics of its configuration."""
+    pool = pools.get(row.configuration_id or 0)
+    metrics = pool.metrics() if pool else {}
+    scores = dict(row.scores)
+    scores.update({name: metrics[name].value for name in scores if name in metrics})
+    return TrialSnapshot(
+        id=row.id,
+        number=row.number,
+        state=row.state,  # type: ignore[arg-type]  # written by Store only
+        failure=row.failure,
+        reason=row.reason,
+        params=row.params,
+        scores=scores,
+        violations=row.violations,
+        memory=row.memory,
+        configuration_id=row.configuration_id,
+        config=configs.get(row.configuration_id or 0),
+        metrics=metrics,
+        sentinel=pool.sentinel if pool else None,
+        quality=quality.get(row.quality_id or 0),
+        started=row.started,
+        finished=row.finished,
+    )
