@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest
