@@ -21,19 +21,25 @@ def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> floa
     stride = max(1, len(experts) // count)
     chosen = experts[::stride][:count]
     parts = [chosen[number::threads] for number in range(threads)]
+    buffers = [
+        (
+            bytes_view(allocate_pages(store.record.size_bytes)),
+            bytes_view(allocate_pages(store.scratch_bytes())),
+        )
+        for _ in parts
+    ]
 
-    def read_all(own: list[ExpertId]) -> int:
-        target = bytes_view(allocate_pages(store.record.size_bytes))
-        scratch = bytes_view(allocate_pages(store.scratch_bytes()))
-        total = 0
-        for expert in own:
-            for piece in store.chunks(expert, chunk_bytes):
-                total += _read(store, expert, piece, target, scratch)
-        return total
+    def read_all(number: int) -> int:
+        target, scratch = buffers[number]
+        return sum(
+            _read(store, expert, piece, target, scratch)
+            for expert in parts[number]
+            for piece in store.chunks(expert, chunk_bytes)
+        )
 
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()
-        moved = sum(pool.map(read_all, parts))
+        moved = sum(pool.map(read_all, range(threads)))
         return moved / (time.perf_counter() - started)
 
 

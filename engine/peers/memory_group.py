@@ -60,6 +60,7 @@ def drop_page_cache(folder: Path) -> None:
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
             try:
+                os.fsync(descriptor)  # pages that wait to be written cannot be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)

@@ -68,11 +68,11 @@ class TransformersPeer:
         if self._model is not None:
             return {"config": config.to_dict(), "memory": {"bound": self._bound}}
         options: dict[str, Any] = {"dtype": torch.bfloat16}
+        offload = self._cleanup.enter_context(tempfile.TemporaryDirectory())
         if self._name == "accelerate disk":
             self._budget_bytes = config.budget.vram_bytes
             if not self._budget_bytes:
                 raise UsageError("the peer 'accelerate disk' needs a budget: give --vram")
-            offload = self._cleanup.enter_context(tempfile.TemporaryDirectory())
             options |= {
                 "device_map": "auto",
                 "max_memory": {"cpu": self._resident_bytes()},
@@ -82,6 +82,7 @@ class TransformersPeer:
         process_memory.trim()
         if self._budget_bytes:
             drop_page_cache(self._folder)
+            drop_page_cache(Path(offload))
             bound = bounded_memory(self._budget_bytes + self._runtime_bytes)
             self._bound = self._cleanup.enter_context(bound)
         process_memory.reset_peak()

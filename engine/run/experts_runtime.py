@@ -123,16 +123,19 @@ class ExpertsRuntime:
     ) -> torch.Tensor:
         tokens, chosen = index.shape
         module = self._model.layers[layer].experts
-        flat = index.reshape(-1)  # [T*K]
-        places = _places_by_expert(flat, self._model.layers[layer].count)
         out = hidden.new_zeros(tokens * chosen, hidden.shape[1])  # [T*K, D]
-        single = tokens == 1
-        for expert, view in self._residency.steps():
-            self._clock.switch("compute")
-            place = places[expert.expert]
-            x = hidden if single else hidden[place // chosen]  # [t, D]
-            y = self._expert_output(module, view, x)
-            out[place] = y.to(out.dtype)
+        if tokens == 1:
+            row_of = {expert: row for row, expert in enumerate(index[0].tolist())}
+            for expert, view in self._residency.steps():
+                self._clock.switch("compute")
+                out[row_of[expert.expert]].copy_(self._expert_output(module, view, hidden)[0])
+        else:
+            places = _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
+            for expert, view in self._residency.steps():
+                self._clock.switch("compute")
+                place = places[expert.expert]
+                y = self._expert_output(module, view, hidden[place // chosen])  # [t, D]
+                out[place] = y.to(out.dtype)
         self._clock.switch("compute")
         out = out.view(tokens, chosen, -1) * weights.unsqueeze(-1).to(out.dtype)  # [T, K, D]
         return out.sum(dim=1).to(hidden.dtype)  # [T, D]

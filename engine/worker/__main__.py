@@ -9,10 +9,14 @@ import socket
 import sys
 from pathlib import Path
 
-# Read by native libraries when they load, so set before torch is imported. Waiting threads must
-# sleep: two busy processes whose threads spin slow each other a hundredfold (int4 product 44 us
-# against 6.8 ms, measured beside a training run). A kernel that oneDNN keeps costs about 0.4 MB.
-NATIVE_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# Read by native libraries when they load, so set before torch is imported (docs/adr/0002). One core
+# is left to the threads that read the disk. Waiting threads must sleep: two busy processes whose
+# threads spin slow each other a hundredfold. A kernel that oneDNN keeps costs about 0.4 MB.
+NATIVE_SETTINGS = {
+    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1)),
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+}
 
 
 def main() -> int:
