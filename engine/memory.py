@@ -20,6 +20,11 @@ FIXED_WORKSPACE_BYTES = 34_000_000
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
+# What a driver's context holds on an accelerator before any tensor: a figure commonly seen for CUDA,
+# not measured here.
+CONTEXT_BYTES = 500_000_000
+
+
 def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, MemoryPlan]:
     """Make every automatic choice and check the budget.
 
@@ -124,6 +129,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     index = _INDEX_BYTES_PER_TENSOR * facts.moe_layers * facts.experts * (len(facts.parts) + 1)
     matrix = max((p.elements for p in facts.parts if p.kind == "matrix"), default=0)
     scratch = 4 * matrix * 2  # products of several tokens repack the weights
+    context = 0 if config.device.name in ("cpu", "auto") else CONTEXT_BYTES
     kv_growth = kv // max(1, facts.layers) * 2
     return MemoryPlan(
         slots=0,
@@ -131,7 +137,14 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         dense_bytes=dense,
         kv_bytes=kv,
         workspace_bytes=(
-            activations + logits + dequantized + kv_growth + index + scratch + FIXED_WORKSPACE_BYTES
+            activations
+            + logits
+            + dequantized
+            + kv_growth
+            + index
+            + scratch
+            + context
+            + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )

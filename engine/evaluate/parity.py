@@ -49,7 +49,7 @@ def check_parity(engine: Engine, tokens: int) -> Parity:
             }
         )
     )
-    own = engine.prefill([MicroBatch(ids, keep=0)])[0].clone()
+    own = engine.prefill([MicroBatch(ids, keep=0)])[0].cpu()
     engine.release()
     reference = AutoModelForCausalLM.from_pretrained(facts.path, dtype=torch.float32).eval()
     with torch.inference_mode():
