@@ -20,8 +20,8 @@ FIXED_WORKSPACE_BYTES = 34_000_000
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
-# What a driver's context holds on an accelerator before any tensor: a figure commonly seen for CUDA,
-# not measured here.
+# What a driver's context holds on an accelerator before any tensor: commonly seen for CUDA, not
+# measured here.
 CONTEXT_BYTES = 500_000_000
 
 

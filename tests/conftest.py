@@ -1,0 +1,11 @@
+"""Settings for the whole test run, made before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+from engine.worker.__main__ import NATIVE_SETTINGS
+
+# As in a worker: threads that spin would make a busy machine crawl.
+for _name, _value in NATIVE_SETTINGS.items():
+    os.environ.setdefault(_name, _value)
