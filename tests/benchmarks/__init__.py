@@ -1,0 +1,1 @@
+"""Slow measurements on twins: `pytest -m slow tests/benchmarks` on a quiet machine."""
