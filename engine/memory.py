@@ -123,12 +123,11 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         * max(1, config.batch.count // 2)
     )
     logits = 8 * facts.vocabulary * config.batch.size
-    dequantized = sum(p.elements for p in facts.parts) * width if config.precision.bits != 16 else 0
-    if config.precision.bits == 16 and width == 4:
-        dequantized = sum(p.elements for p in facts.parts) * 4
     index = _INDEX_BYTES_PER_TENSOR * facts.moe_layers * facts.experts * (len(facts.parts) + 1)
     matrix = max((p.elements for p in facts.parts if p.kind == "matrix"), default=0)
     scratch = 4 * matrix * 2  # products of several tokens repack the weights
+    # One matrix at a time is dequantized: codes, one float32 copy, the result.
+    dequantized = matrix * (4 + 1 + width) if config.precision.bits != 16 or width == 4 else 0
     context = 0 if config.device.name in ("cpu", "auto") else CONTEXT_BYTES
     kv_growth = kv // max(1, facts.layers) * 2
     return MemoryPlan(

@@ -6,6 +6,8 @@ the host blocks only where it reuses a staging buffer.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from engine.device.base import Event
@@ -38,17 +40,19 @@ class AcceleratorDevice:
         self.torch_device = torch.device(self.torch_device.type, index)
         self.name = str(self.torch_device)
         torch.accelerator.set_device_index(index)
-        self._copy_stream = torch.Stream(self.torch_device)
+        self._local = threading.local()
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Device memory, [size_bytes] uint8."""
         try:
-            return torch.zeros(size_bytes, dtype=torch.uint8, device=self.torch_device)
+            arena = torch.zeros(size_bytes, dtype=torch.uint8, device=self.torch_device)
         except torch.OutOfMemoryError:
             raise InfeasibleError(
                 f"{self.name} cannot give {format_bytes(size_bytes)} for expert slots: close other "
                 "programs on it or lower cache.expert_bytes"
             ) from None
+        self.synchronize()  # copies on other streams must not overtake the zeros
+        return arena
 
     def release_arena(self, arena: torch.Tensor) -> None:
         """Wait until nothing uses it; compact() gives it back."""
@@ -69,11 +73,20 @@ class AcceleratorDevice:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
         """Queue on the copy stream behind `after`."""
-        with self._copy_stream:
+        stream = self._copy_stream()
+        with stream:
             if after is not None:
-                self._copy_stream.wait_event(after)  # type: ignore[arg-type]
+                stream.wait_event(after)  # type: ignore[arg-type]
             target.copy_(source, non_blocking=True)
-        return self._copy_stream.record_event()
+        return stream.record_event()
+
+    def _copy_stream(self) -> torch.Stream:
+        """One a thread: a stream as context manager is not shared between threads."""
+        if not hasattr(self._local, "stream"):
+            torch.accelerator.set_device_index(self.torch_device.index)
+            self._local.stream = torch.Stream(self.torch_device)
+        stream: torch.Stream = self._local.stream
+        return stream
 
     def record(self) -> Event:
         """An event on the current compute stream."""
@@ -95,8 +108,8 @@ class AcceleratorDevice:
     def peak_bytes(self) -> int:
         """torch's reserved peak plus what the context takes beside it.
 
-        The context is the device memory in use that torch has not reserved; on a shared device it
-        counts other programs too, so NVML's reading of this process is taken where there is one.
+        The context is the device memory in use that torch has not reserved; on a device that
+        other programs use too it counts them, so it is an upper bound.
         """
         reserved = torch.accelerator.memory_reserved(self.torch_device)
         peak = torch.accelerator.max_memory_reserved(self.torch_device)
@@ -107,8 +120,11 @@ class AcceleratorDevice:
 
     def peak_source(self) -> str:
         """How peak_bytes is read."""
-        return "torch reserved peak + context"
+        has_total = hasattr(torch.accelerator, "get_memory_info")
+        return "torch reserved peak + other memory in use" if has_total else "torch reserved peak"
 
     def compact(self) -> None:
-        """Empty torch's cache."""
+        """Empty torch's caches, the pinned one too where torch can."""
         torch.accelerator.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):
+            torch.accelerator.empty_host_cache()

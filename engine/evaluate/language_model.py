@@ -9,6 +9,7 @@ import torch
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.model import TemplateLM
 
+from engine.errors import UsageError
 from engine.evaluate.scoring import Continuation, score
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens, generate
@@ -108,7 +109,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             context, options = request.args
             stops = options.get("until") or []
             stops = [stops] if isinstance(stops, str) else list(stops)
-            room = int(options.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
+            wanted = int(options.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
+            room = max(1, min(wanted, self.max_length - 1))
             ids = self.tok_encode(context)[-(self.max_length - room) :]
             sampled = options.get("do_sample", False)
             temperature = float(options.get("temperature", 0.0)) if sampled else 0.0
@@ -134,6 +136,9 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         longest = self.max_length
         continuations = []
         for _, context, target in requests:
+            if not target:
+                raise UsageError("a task asks to score an empty text: its YAML is wrong")
+            context = context or [self.prefix_token_id]
             room = max(1, longest + 1 - len(target))
             continuations.append(Continuation(tuple(context[-room:]), tuple(target[:longest])))
         self.scored_tokens += sum(len(c.input) for c in continuations)

@@ -80,19 +80,23 @@ def score(
 
 
 def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Neighbours in length that fit the KV memory of this configuration together."""
+    """Neighbours in length that fit what the memory plan counts: KV, and activations of a chunk."""
     assert engine.config is not None
     config = engine.config
     room = config.kv.max_tokens * config.batch.count * config.batch.size
+    joint = config.prefill.chunk_tokens * config.batch.size * max(1, config.batch.count // 2)
     groups: list[list[_Job]] = []
-    used = 0
+    used = chunks = 0
     for job in jobs:
-        fits = groups and used + len(job.tokens) <= room and len(groups[-1]) < MAX_TOGETHER
-        if not fits:
+        length = padded_length(len(job.tokens))
+        chunk = min(length, engine.chunk_tokens(length))
+        fits = used + length <= room and chunks + chunk <= joint
+        if not groups or not fits or len(groups[-1]) == MAX_TOGETHER:
             groups.append([])
-            used = 0
+            used = chunks = 0
         groups[-1].append(job)
-        used += len(job.tokens)
+        used += length
+        chunks += chunk
     return groups
 
 

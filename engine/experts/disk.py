@@ -85,11 +85,12 @@ class DiskReader:
         done = 0
         while done < needed:
             count = os.preadv(self._descriptors[file], [view[done:]], offset + done)
-            if count == 0:
+            reached = done + count
+            if reached < needed and self.direct:
+                reached = reached // ALIGN * ALIGN  # O_DIRECT needs aligned restarts
+            if reached <= done:
                 raise CheckpointError(f"{self.files[file]} ends early: it was truncated")
-            done += count
-            if done < needed and done % ALIGN and self.direct:
-                done = done // ALIGN * ALIGN  # O_DIRECT needs aligned restarts
+            done = reached
 
 
 def probe_direct(file: Path) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,12 @@ from engine.types import ExpertId
 @dataclass
 class _Entry:
     slot: int
-    missing_bytes: int
+    size_bytes: int
+    present: dict[int, int] = field(default_factory=dict)  # bytes by offset in the record
+
+    @property
+    def whole(self) -> bool:
+        return sum(self.present.values()) == self.size_bytes
 
 
 class HostTier:
@@ -72,7 +77,7 @@ class HostTier:
         """From the slab where the whole record is there, else from the disk, kept for later."""
         with self._lock:
             entry = self._entries.get(expert)
-            if entry is not None and entry.missing_bytes == 0:
+            if entry is not None and entry.whole:
                 self._entries.move_to_end(expert)
                 self.hits += 1
                 _copy(target, self._range(entry.slot, piece))
@@ -81,17 +86,14 @@ class HostTier:
         with self._lock:
             self.misses += 1
             entry = self._entries.get(expert) or self._admit(expert)
-            if entry is not None and entry.missing_bytes:
+            if not entry.whole:
                 _copy(self._range(entry.slot, piece), target)
-                entry.missing_bytes -= piece.size_bytes
+                entry.present[piece.record_offset] = piece.size_bytes
 
-    def _admit(self, expert: ExpertId) -> _Entry | None:
-        """Lock held. A slot for a record that is being read, or None while all are filling."""
+    def _admit(self, expert: ExpertId) -> _Entry:
+        """Lock held. A slot for a record that is being read; the oldest leaves, whole or not."""
         if not self._free:
-            oldest = next((e for e, v in self._entries.items() if v.missing_bytes == 0), None)
-            if oldest is None:
-                return None
-            self._free.append(self._entries.pop(oldest).slot)
+            self._free.append(self._entries.popitem(last=False)[1].slot)
         size = sum(piece.size_bytes for piece in self._store.chunks(expert, 1 << 62))
         entry = _Entry(self._free.pop(), size)
         self._entries[expert] = entry

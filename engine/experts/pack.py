@@ -102,6 +102,7 @@ def ensure_pack(
         with _exclusive(folder):
             if (pack := open_pack(folder, model, record)) is not None:
                 return pack
+            _reclaim_finished(folder)
             _check_space(folder, total, disk_budget_bytes)
             _write_pack(folder, model, record, progress)
     pack = open_pack(folder, model, record)
@@ -165,6 +166,13 @@ def _write_pack(
     manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
     _write_atomically(folder / "manifest.json", json.dumps(manifest))
     journal.unlink()
+
+
+def _reclaim_finished(folder: Path) -> None:
+    """Records that were renamed just before a crash are resumed like unfinished ones."""
+    partial, records = folder / "records.partial", folder / "records.bin"
+    if records.is_file() and not partial.exists() and (folder / "journal.jsonl").is_file():
+        records.replace(partial)
 
 
 def _resume(

@@ -36,11 +36,12 @@ def dequantize(quantized: Quantized, bits: Bits, group_size: int) -> torch.Tenso
     """The plain inverse, float32 [N, K]: the oracle of every kernel."""
     codes = quantized.codes.float()
     if bits == 8:
-        return codes * quantized.scales.float()[:, None]
+        return codes.mul_(quantized.scales.float()[:, None])
     rows, columns = codes.shape
     scales = quantized.scales.float().permute(1, 0, 2)  # [N, G, 2]
-    grouped = codes.view(rows, columns // group_size, group_size) - 8  # [N, G, g]
-    return (grouped * scales[..., :1] + scales[..., 1:]).view(rows, columns)
+    grouped = codes.view(rows, columns // group_size, group_size)  # [N, G, g]
+    # In place: one float32 copy of the matrix is all the room it takes.
+    return grouped.sub_(8).mul_(scales[..., :1]).add_(scales[..., 1:]).view(rows, columns)
 
 
 def _quantize_rows(weight: torch.Tensor) -> Quantized:

@@ -38,6 +38,7 @@ class ExpertStore:
         self._reader = reader
         self._extents = extents
         self._unverified = dict(checksums)
+        self.bytes_read = 0
         self.record = record
         self.in_place = in_place
         self.direct = reader.direct
@@ -75,6 +76,7 @@ class ExpertStore:
     ) -> None:
         """Read one piece into target (len = piece.size_bytes). Raises PackError if corrupt."""
         self._reader.read(piece, target, scratch)
+        self.bytes_read += piece.size_bytes
         expected = self._unverified.get(expert)
         if expected is not None:
             if record_checksum(target) != expected:

@@ -8,7 +8,6 @@ for. On a device that the host cannot write, a chunk is read into pinned staging
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +50,11 @@ class TransferCounters:
 
     demanded_bytes: int = 0
     predicted_bytes: int = 0
-    read_seconds: float = 0.0
+
+    @property
+    def moved_bytes(self) -> int:
+        """All bytes that went into slots."""
+        return self.demanded_bytes + self.predicted_bytes
 
 
 class TransferEngine:
@@ -77,6 +80,7 @@ class TransferEngine:
         self._by_slot: dict[int, Transfer] = {}
         self._running = 0
         self._closed = False
+        self._broken: Exception | None = None
         self.counters = TransferCounters()
         self._threads = [
             threading.Thread(target=self._work, name=f"expert-io-{number}", daemon=True)
@@ -116,6 +120,8 @@ class TransferEngine:
         """Block until one of them is read. Raises the error that stopped it."""
         with self._lock:
             while not any(t.read or t.error for t in transfers):
+                if self._broken is not None:
+                    raise self._broken
                 if self._closed:
                     raise EngineError("the transfer engine was closed while it was waited for")
                 self._lock.wait(timeout=1.0)
@@ -126,7 +132,7 @@ class TransferEngine:
     def drain(self) -> None:
         """Block until the queue is empty and no chunk is running."""
         with self._lock:
-            while len(self._queue) or self._running:
+            while (len(self._queue) or self._running) and self._broken is None:
                 self._lock.wait(timeout=1.0)
 
     def close(self) -> None:
@@ -146,20 +152,25 @@ class TransferEngine:
             self._lock.wait()
 
     def _work(self) -> None:
-        scratch = self._slots.device.allocate_staging(self.source.scratch_bytes())
         staging = None
-        if self._slots.host_bytes_of(0, 0, 1) is None:
-            staging = self._slots.device.allocate_staging(self.source.record.size_bytes)
+        try:
+            scratch = self._slots.device.allocate_staging(self.source.scratch_bytes())
+            if self._slots.host_bytes_of(0, 0, 1) is None:
+                staging = self._slots.device.allocate_staging(self.source.record.size_bytes)
+        except Exception as caught:  # noqa: BLE001 (the border of a thread: the waiter raises it)
+            with self._lock:
+                self._broken = caught
+                self._lock.notify_all()
+            return
         while (job := self._take()) is not None:
             transfer, chunk = job
             error: Exception | None = None
             event: Event | None = None
-            started = time.perf_counter()
             try:
                 event = self._move(transfer, chunk, scratch, staging)
-            except (EngineError, OSError) as caught:
+            except Exception as caught:  # noqa: BLE001 (the border of a thread)
                 error = caught
-            self._complete(transfer, chunk, event, error, time.perf_counter() - started)
+            self._complete(transfer, chunk, event, error)
 
     def _take(self) -> tuple[Transfer, Extent] | None:
         with self._lock:
@@ -200,12 +211,10 @@ class TransferEngine:
         chunk: Extent,
         event: Event | None,
         error: Exception | None,
-        seconds: float,
     ) -> None:
         with self._lock:
             transfer.running -= 1
             self._running -= 1
-            self.counters.read_seconds += seconds
             if transfer.demanded:
                 self.counters.demanded_bytes += chunk.size_bytes
             else:

@@ -134,8 +134,8 @@ def _repeat_values(
     decode_s = sum(timing.decode_s for timing in timings)
     if generated == 0 or decode_s <= 0:
         raise EngineError("the run generated no tokens: give the workload more sequences")
-    demanded = sum(timing.demanded_bytes for timing in timings)
-    moved = demanded + sum(timing.predicted_bytes for timing in timings)
+    moved = sum(timing.transferred_bytes for timing in timings)
+    from_disk = sum(timing.disk_bytes for timing in timings)
     parts = {
         name: sum(timing.activities[name] for timing in timings) * 1e3 / decoded
         for name in ACTIVITIES
@@ -149,12 +149,12 @@ def _repeat_values(
         "e2e_ms": ((prefill_s + decode_s) / len(timings) * 1e3, "ms"),
         "expert_hit_rate": (_hit_rate(engine, "decode"), "share"),
         "expert_hit_rate.prefill": (_hit_rate(engine, "prefill"), "share"),
-        "disk_bytes_per_token": (moved / decoded, "bytes"),
+        "disk_bytes_per_token": (from_disk / decoded, "bytes"),
         "transfer_bytes_per_token": (moved / decoded, "bytes"),
         "stall_ms_per_token": (parts["transfer_wait"] + parts["disk_wait"], "ms"),
         "wall_ms_per_token": (decode_s * 1e3 / decoded, "ms"),
         "overlap_ratio": (
-            max(_busy_seconds(timings), moved / bandwidth) / decode_s,
+            max(_busy_seconds(timings), from_disk / bandwidth) / decode_s,
             "share",
         ),
         "read_bytes_per_s": (bandwidth, "bytes/s"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,7 +30,7 @@ class Sequenced:
 class GroupTiming:
     """Clock readings of one group of sequences that ran together, in seconds.
 
-    activities, *_bytes: of the decode part alone.
+    activities, *_bytes: of the decode part alone; disk_bytes leaves out what the host tier held.
     """
 
     sequences: int
@@ -38,8 +38,8 @@ class GroupTiming:
     ttft_s: float
     gaps_s: list[float] = field(default_factory=list)
     activities: dict[Activity, float] = field(default_factory=dict)
-    demanded_bytes: int = 0
-    predicted_bytes: int = 0
+    transferred_bytes: int = 0
+    disk_bytes: int = 0
 
     @property
     def decode_s(self) -> float:
@@ -77,7 +77,7 @@ def _run_group(
     engine.device.synchronize()
     previous = time.perf_counter()
     timing = GroupTiming(len(group), length * len(group), previous - started)
-    before = replace(engine.transfers.counters)
+    moved, read = engine.transfers.counters.moved_bytes, engine.store.bytes_read
     engine.clock.reset()
     for number in range(1, output_tokens):
         for batch, chosen in zip(batches, tokens, strict=True):
@@ -90,9 +90,8 @@ def _run_group(
         previous = now
     engine.clock.switch("other")
     timing.activities = dict(engine.clock.seconds)
-    after = engine.transfers.counters
-    timing.demanded_bytes = after.demanded_bytes - before.demanded_bytes
-    timing.predicted_bytes = after.predicted_bytes - before.predicted_bytes
+    timing.transferred_bytes = engine.transfers.counters.moved_bytes - moved
+    timing.disk_bytes = engine.store.bytes_read - read
     return timing
 
 

@@ -100,6 +100,7 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
     _load_dense(model, checkpoint, sources, expert_names, dtype, dtype_plan)
     _check_complete(model, folder, state_names - expert_names)
+    _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
     return LoadedModel(folder, checkpoint, config, model, layers, dtype)
@@ -231,7 +232,6 @@ def _load_dense(
         for name, tensor in source.convert(checkpoint.read, model).items():
             _set_tensor(model, name, _cast(name, tensor, dtype, dtype_plan))
     model.tie_weights()
-    _materialize_buffers(model)
 
 
 def _cast(
@@ -250,6 +250,7 @@ def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if leaf in owner._buffers:
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         owner._buffers[leaf] = tensor
         return
     expected = owner._parameters[leaf].shape

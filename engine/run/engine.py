@@ -122,6 +122,7 @@ class Engine:
         resolved, memory = resolve(config, self.facts)
         self.release()
         if DTYPES[resolved.compute.dtype] != self.model.dtype:
+            self._drop_weights()
             self.model = self._load(resolved.compute.dtype)
         support = self.kernel_support(resolved)
         record = self.record_format(resolved, support)
@@ -174,12 +175,20 @@ class Engine:
     ) -> list[Any]:
         """One forward of all micro-batches together: logits [B, keep, V] of each, or what
         `consume` made of them."""
-        assert self._runtime is not None, "configure first"
+        if self._runtime is None:
+            raise EngineError("the engine is not configured: call configure first")
         self._runtime.phase = phase
         for batch in batches:
             batch.tokens = batch.tokens.to(self.device.torch_device)
-        with torch.inference_mode(), single_token_products(self._is_single_token(batches)):
-            return forward_together(self.model.model, batches, self._runtime, self.clock, consume)
+        single = self._is_single_token(batches)
+        try:
+            with torch.inference_mode(), single_token_products(single):
+                return forward_together(
+                    self.model.model, batches, self._runtime, self.clock, consume
+                )
+        except BaseException:
+            self.release()  # a layer pass was left half done: only a new configure is safe
+            raise
 
     def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
         reduced = self.device.name == "cpu" and self.model.dtype != torch.float32
@@ -201,6 +210,12 @@ class Engine:
         self.device.compact()
 
     close = release
+
+    def _drop_weights(self) -> None:
+        """Free the dense weights before others are loaded, so that both are never held."""
+        self.model.model.to("meta")
+        gc.collect()
+        self.device.compact()
 
     def _load(self, dtype: str) -> LoadedModel:
         model = load_model(self._folder, DTYPES[dtype], trust_remote_code=self._trust)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
-from engine.errors import PackError, StorageError
+from engine.errors import EngineError, PackError, StorageError
 from engine.experts.codec import encode
 from engine.experts.kernels import NO_KERNELS
 from engine.experts.pack import ensure_pack, list_packs, open_pack, pack_folder
@@ -90,6 +90,11 @@ def test_a_corrupt_record_stops_the_run_and_says_what_to_do(engine: Engine) -> N
     engine.configure(config)
     with pytest.raises(PackError, match="corrupt: remove the pack"):
         engine.prefill([MicroBatch(torch.arange(3, 13)[None])])
+    with pytest.raises(EngineError, match="call configure first"):
+        engine.forward([MicroBatch(torch.tensor([[3]]))], "decode")
+    shutil.rmtree(records.parent)
+    engine.configure(config)
+    engine.prefill([MicroBatch(torch.arange(3, 13)[None])])
 
 
 def test_a_pack_of_something_else_is_not_taken(engine: Engine) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from engine.config import EngineConfig
 from engine.device.cpu import CpuDevice
-from engine.device.pages import bytes_view
+from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import CheckpointError
 from engine.experts.codec import encode
-from engine.experts.disk import Extent
+from engine.experts.disk import DiskReader, Extent
+from engine.experts.host import HostTier
 from engine.experts.kernels import NO_KERNELS
 from engine.experts.slots import Slots
 from engine.experts.store import open_store
@@ -128,3 +129,49 @@ def test_a_direct_and_a_buffered_read_give_the_same_bytes(engine: Engine) -> Non
         engine.configure(EngineConfig().overlay({"io.direct": direct, "kv.max_tokens": 32}))
         outcomes.append(engine.prefill([MicroBatch(prompt)])[0])
     assert torch.equal(*outcomes)
+
+
+def test_an_unforeseen_error_in_a_thread_reaches_the_waiter_too(parts: Any) -> None:
+    _, store, _, transfers = parts
+
+    def explode(*_: Any) -> None:
+        raise RuntimeError("driver")
+
+    healthy, store.read = store.read, explode
+    broken = transfers.submit(ExpertId(2, 2), 1, demanded=True)
+    with pytest.raises(RuntimeError, match="driver"):
+        transfers.wait([broken])
+    store.read = healthy
+    again = transfers.submit(ExpertId(2, 3), 1, demanded=True)
+    transfers.wait([again])
+    assert again.read
+
+
+def test_a_file_that_ends_early_is_an_error_and_no_loop(tmp_path: Any) -> None:
+    file = tmp_path / "short"
+    file.write_bytes(b"x" * 9000)
+    for direct in ("auto", "off"):
+        reader = DiskReader([file], direct)
+        target, scratch = (bytes_view(allocate_pages(32768)) for _ in range(2))
+        with pytest.raises(CheckpointError, match="ends early"):
+            reader.read(Extent(0, 0, 0, 16384), target[:16384], scratch)
+        reader.close()
+
+
+def test_a_host_tier_never_takes_a_record_for_whole_that_is_not(engine: Engine) -> None:
+    config, _ = resolve(EngineConfig(), engine.facts)
+    record = engine.record_format(config, NO_KERNELS)
+    store = open_store(engine.model, record, engine.cache_folder, "off")
+    tier = HostTier(store, CpuDevice(), 2 * record.size_bytes)
+    expert = ExpertId(0, 3)
+    expected = encode(engine.model.read_expert(expert), record).numpy().tobytes()
+    pieces = tier.chunks(expert, 4096)
+    target, scratch = (bytes_view(allocate_pages(tier.scratch_bytes())) for _ in range(2))
+    rounds = [pieces[:2], pieces[:2], pieces[:2], pieces, pieces]
+    for piece in (piece for wanted in rounds for piece in wanted):
+        view = target[: piece.size_bytes]
+        view[:] = bytes(piece.size_bytes)
+        tier.read(expert, piece, view, scratch)
+        assert bytes(view) == expected[piece.record_offset :][: piece.size_bytes]
+    assert tier.hits > 0
+    store.close()
