@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 VOCABULARY = 4096
-HIT_RATE_BAND = (0.62, 0.68)
+HIT_RATE_BAND = (0.70, 0.76)
 
 app = typer.Typer(add_completion=False, help=__doc__)
 Work = Annotated[Path, typer.Argument(help="folder that the stages share, outside the repository")]
