@@ -99,6 +99,7 @@ def bench(
     finally:
         for row in rows:
             row.session.close()
+    _check_measured(results)
     document = _document(results, work, repeats, seed)
     if report is not None:
         write_report(report, document)
@@ -106,7 +107,6 @@ def bench(
         print_json(document)
     else:
         _print_rows(results)
-    _check_measured(results)
 
 
 def _names(text: str | None) -> list[str]:
