@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from engine.evaluate.divergence import (
+    TOKENS,
+    Divergence,
+    compare_with_reference,
+    keep_reference,
+)
 from engine.report import QualityReport, TaskResult
 from engine.run.engine import Engine
 
@@ -31,15 +36,9 @@ def evaluate(
 
     Raises UsageError for unknown tasks or data that cannot be reached.
     """
-    os.environ.setdefault("HF_DATASETS_CACHE", str(cache_folder / "datasets"))
-    from lm_eval.evaluator import simple_evaluate
-
-    from engine.evaluate.divergence import TOKENS, compare_with_reference, keep_reference
     from engine.evaluate.language_model import EngineLanguageModel
-    from engine.evaluate.tasks import load_tasks
 
     started = time.perf_counter()
-    configs, manager = load_tasks(list(tasks))
     done = 0
 
     def on_done(count: int) -> None:
@@ -49,8 +48,28 @@ def evaluate(
             progress("evaluate", done, 0)
 
     model = EngineLanguageModel(engine, tokenizer, on_done)
+    outcome = _run_lm_eval(model, list(tasks), limit, seed)
+    results = tuple(_task_results(outcome))
+    divergence = _divergence(engine, model, _rolling_text(outcome), cache_folder, reference)
+    rolling = [r.value for r in results if r.metric == _BITS_PER_BYTE]
+    return QualityReport(
+        tasks=results,
+        bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
+        kld_mean=divergence.kld_mean if divergence else None,
+        top1_agreement=divergence.top1_agreement if divergence else None,
+        seconds=time.perf_counter() - started,
+        engine_tokens=model.scored_tokens,
+    )
+
+
+def _run_lm_eval(model: Any, tasks: list[str], limit: int | None, seed: int) -> Any:
+    from lm_eval.evaluator import simple_evaluate
+
+    from engine.evaluate.tasks import load_tasks
+
+    configs, manager = load_tasks(tasks)
     try:
-        outcome = simple_evaluate(
+        return simple_evaluate(
             model=model,
             tasks=configs,
             limit=limit,
@@ -67,24 +86,18 @@ def evaluate(
             f"the data of {', '.join(tasks)} cannot be reached ({error}): use local tasks, or "
             "download the data set first"
         ) from None
-    results = tuple(_task_results(outcome))
-    text = _rolling_text(outcome)
-    divergence = None
-    if text:
-        room = min(TOKENS, model.max_length - 1)
-        tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
-        if reference:
-            keep_reference(engine, tokens, cache_folder)
-        divergence = compare_with_reference(engine, tokens, cache_folder)
-    rolling = [r.value for r in results if r.metric == _BITS_PER_BYTE]
-    return QualityReport(
-        tasks=results,
-        bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
-        kld_mean=divergence.kld_mean if divergence else None,
-        top1_agreement=divergence.top1_agreement if divergence else None,
-        seconds=time.perf_counter() - started,
-        engine_tokens=model.scored_tokens,
-    )
+
+
+def _divergence(
+    engine: Engine, model: Any, text: str, cache_folder: Path, reference: bool
+) -> Divergence | None:
+    if not text:
+        return None
+    room = min(TOKENS, model.max_length - 1)
+    tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
+    if reference:
+        keep_reference(engine, tokens, cache_folder)
+    return compare_with_reference(engine, tokens, cache_folder)
 
 
 def _task_results(outcome: Any) -> list[TaskResult]:

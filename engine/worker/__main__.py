@@ -29,6 +29,9 @@ def main() -> int:
         os.environ.setdefault(name, value)
 
     import platformdirs
+
+    cache_folder = Path(platformdirs.user_cache_dir("expertune"))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(cache_folder / "datasets"))
     import transformers
 
     from engine.worker.operations import Operations
@@ -36,7 +39,6 @@ def main() -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    cache_folder = Path(platformdirs.user_cache_dir("expertune"))
     connection = Connection(socket.socket(fileno=arguments.fd))
     serve(connection, lambda emit: Operations(cache_folder, emit))
     return 0
