@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.errors import InfeasibleError
 from engine.memory import resolve
 from tests.fakes import FAKE_ENGINE
 from tests.fakes.fake_engine import facts_of
@@ -34,10 +35,20 @@ def budget_of(bits: int, share: str, batch_count: int = 1) -> int:
     return resolve(config, facts_of("m"))[1].total_bytes
 
 
+def smallest_budget(bits: int) -> int:
+    """The least that the fake model needs at these bits, by the memory equation."""
+    config = EngineConfig().overlay({"precision.bits": bits, "budget.vram_bytes": 1})
+    try:
+        resolve(config, facts_of("m"))
+    except InfeasibleError as error:
+        return error.smallest_bytes or 0
+    raise AssertionError("one byte cannot hold a model")
+
+
 # Room for nine tenths of the experts at 16 bits: some settings fit, some do not.
 BUDGET_BYTES = budget_of(16, "90%")
-# Room for a few experts at 8 bits, but for none at 16.
-TIGHT_BYTES = budget_of(8, "10%")
+# Too little for 16 bits by one byte; 8 bits fit.
+TIGHT_BYTES = smallest_budget(16) - 1
 
 
 def write_definition(folder: Path) -> Path:
