@@ -31,11 +31,6 @@ class Slots:
         self._views: dict[int, ExpertView] = {}
         self._free_events: dict[int, Event] = {}
 
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of the whole arena."""
-        return self.count * self.slot_bytes
-
     def bytes_of(self, slot: int, start: int, size_bytes: int) -> torch.Tensor:
         """A byte range of a slot on the device, uint8 [size_bytes]."""
         assert self._arena is not None

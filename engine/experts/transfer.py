@@ -112,10 +112,6 @@ class TransferEngine:
         with self._lock:
             self._queue.demote(transfer)
 
-    def is_read(self, transfer: Transfer) -> bool:
-        """True once its bytes are in the slot, or queued into it on the device."""
-        return transfer.read
-
     def wait(self, transfers: list[Transfer]) -> None:
         """Block until one of them is read. Raises the error that stopped it."""
         with self._lock:

@@ -161,7 +161,6 @@ def _repeat_values(
         "resident_share": (_resident_share(engine), "share"),
         # without limits on latency every finished request counts
         "goodput_rps": (sequences / (prefill_s + decode_s), "requests/s"),
-        "error_rate": (0.0, "share"),
     }
     values.update({f"time_ms_per_token.{name}": (ms, "ms") for name, ms in parts.items()})
     values.update(_prefetch_values(engine))

@@ -75,10 +75,6 @@ class ExpertCache:
         self._deferred: list[ExpertId] = []
         self._last_demand: dict[int, frozenset[ExpertId]] = {}
 
-    def slot_of(self, expert: ExpertId) -> int | None:
-        """The slot that holds (or will hold) this expert."""
-        return self._pool(expert.layer).slots.get(expert)
-
     def residents(self, layer: int) -> tuple[ExpertId, ...]:
         """All residents of this layer."""
         return tuple(e for e in self._pool(layer).slots if e.layer == layer)

@@ -63,8 +63,7 @@ class Operations:
                 f"unknown operation '{operation}'; known are {', '.join(self._handlers)}"
             )
         try:
-            bound = handler
-            return bound(**arguments)
+            return handler(**arguments)
         except TypeError as error:
             if "argument" in str(error) and f"{handler.__name__}()" in str(error):
                 raise ProtocolError(f"{operation}: {error}") from None
