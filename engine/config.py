@@ -25,6 +25,7 @@ from engine.types import (
     DtypeName,
     EvictionName,
     KernelName,
+    LowBits,
     OrderName,
     PlacementName,
     PlanName,
@@ -45,6 +46,7 @@ class CacheConfig:
 
     expert_bytes: int | str = "auto"  # bytes, a share such as `25%`, or auto: all that fits
     allocation: AllocationName = "uniform"
+    shallow_layers: int = -1  # for shallow_first; -1: Fate's 4 of 28, scaled
     eviction: EvictionName = "lru"
     scope: ScopeName = "layer"
     options: Options = field(default_factory=dict)
@@ -71,11 +73,18 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """How many bits an expert gets."""
+    """How many bits an expert gets. low_bits (0: none), t1, t2 and low_mass are for the schemes
+    that load some experts coarser; what such a run computes then depends on its cache."""
 
     bits: Bits = 16
     group_size: int = 64
     scheme: PrecisionName = "uniform"
+    low_bits: LowBits = 0
+    low_group_size: int = 32
+    t1: float = 0.6
+    t2: float = 0.9
+    low_mass: float = 0.3
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,12 @@ class PrefillConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where experts are computed."""
+    """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
+    the share host_share of the misses (host_split). Without effect where the device is the CPU."""
 
     name: PlacementName = "device"
+    host_tokens: int = 1
+    host_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -265,10 +277,36 @@ SENSITIVITY: dict[str, SensitivityClass] = {
 }
 
 
+ON_MISS: tuple[PrecisionName, ...] = ("popularity_mass", "gate_threshold")
+"""Schemes whose outputs depend on what happens to be resident."""
+
+_MISS_PATHS = ("cache.", "prefetch.", "transfer.", "batch.")
+
+
 def sensitivity(path: str) -> SensitivityClass:
     """How far a setting can change outputs (the longest matching prefix decides)."""
     matches = [prefix for prefix in SENSITIVITY if path.startswith(prefix)]
     return SENSITIVITY[max(matches, key=len)]
+
+
+def lossy_settings(config: EngineConfig) -> dict[str, Any]:
+    """Every setting that can change what this config computes beyond rounding, by path.
+
+    Where precision is decided on a miss, everything that decides what is a miss belongs to it;
+    settings that have no effect under the config's scheme are left out.
+    """
+    on_miss = config.precision.scheme in ON_MISS
+    found = {
+        path: value
+        for path, value in config.flat().items()
+        if sensitivity(path).startswith("lossy") or (on_miss and path.startswith(_MISS_PATHS))
+    }
+    if config.precision.bits == 16:
+        found.pop("precision.group_size")
+    if not on_miss:
+        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass", "options"):
+            found.pop(f"precision.{name}")
+    return found
 
 
 def _split_path(path: str) -> tuple[str, str]:
@@ -298,6 +336,8 @@ def _convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
         if isinstance(value, str) and (value == "auto" or value.endswith("%")):
             return _check_share(value)
         return parse_size_bytes(value) if value not in (0, "0") else 0
+    if hint is float:
+        return _number(value)
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -313,6 +353,13 @@ def _convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError("write a group of options")
     return dict(value)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("write a number") from None
 
 
 def _whole_number(value: Any) -> int:
@@ -343,7 +390,14 @@ def _check_share(text: str) -> str:
     return text
 
 
-_RANGES: dict[str, tuple[int, int]] = {
+_RANGES: dict[str, tuple[float, float]] = {
+    "cache.shallow_layers": (-1, 10_000),
+    "precision.low_group_size": (16, 128),
+    "precision.t1": (0.0, 1.0),
+    "precision.t2": (0.0, 1.0),
+    "precision.low_mass": (0.0, 1.0),
+    "placement.host_tokens": (0, 1 << 16),
+    "placement.host_share": (0.0, 1.0),
     "prefetch.depth": (0, 4),
     "prefetch.extra_experts": (0, 64),
     "transfer.chunk_bytes": (4096, 1 << 30),

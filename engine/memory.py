@@ -7,6 +7,7 @@ say "does not fit" before anything runs. Pure arithmetic.
 from __future__ import annotations
 
 from engine.config import EngineConfig
+from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.records import RECORD_ALIGN, record_layout, resolve_group_size, supported_bits
@@ -17,6 +18,7 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
 # measured on the reference machine (docs/lab.md, "memory equation").
 FIXED_WORKSPACE_BYTES = 34_000_000
+_STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
@@ -91,6 +93,14 @@ def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
 
 
 def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    if config.precision.low_bits:
+        low = resolve_group_size(facts.parts, config.precision.low_group_size)
+        if not low and config.precision.low_bits != 8:
+            raise ConfigError(
+                f"precision.low_bits = {config.precision.low_bits} does not suit this model's "
+                "expert shapes: set it to 8 or 0"
+            )
+        config = config.overlay({"precision.low_group_size": low}) if low else config
     bits = config.precision.bits
     group = resolve_group_size(facts.parts, config.precision.group_size)
     if bits not in supported_bits(facts.parts, config.precision.group_size):
@@ -128,7 +138,12 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     scratch = 4 * matrix * 2  # products of several tokens repack the weights
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
     dequantized = matrix * (4 + 1 + width) if config.precision.bits != 16 or width == 4 else 0
-    context = 0 if config.device.name in ("cpu", "auto") else CONTEXT_BYTES
+    on_host = config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
+    context = 0 if on_host else CONTEXT_BYTES
+    depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
+    stacks = (
+        facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
+    )
     kv_growth = kv // max(1, facts.layers) * 2
     return MemoryPlan(
         slots=0,
@@ -143,6 +158,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
             + index
             + scratch
             + context
+            + stacks
             + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),

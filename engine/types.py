@@ -7,15 +7,27 @@ import re
 from typing import Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 2]
-EvictionName = Literal["lru", "none"]
-PredictorName = Literal["none", "next_gate"]
-AllocationName = Literal["uniform"]
+LowBits = Literal[0, 8, 4, 2]
+EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
+PredictorName = Literal[
+    "none",
+    "repeat_last",
+    "popularity",
+    "next_gate",
+    "correlation",
+    "activation_path",
+    "expert_map",
+    "mlp",
+    "pregate",
+    "oracle",
+]
+AllocationName = Literal["uniform", "shallow_first", "by_misses", "by_profile"]
 ScopeName = Literal["layer", "shared"]
 QueueName = Literal["fifo", "two_priority"]
-OrderName = Literal["routed", "ready_first"]
-PlacementName = Literal["device"]
-PrecisionName = Literal["uniform"]
-PlanName = Literal["fixed"]
+OrderName = Literal["routed", "popularity", "ready_first", "hot_first"]
+PlacementName = Literal["device", "host_below", "host_split"]
+PrecisionName = Literal["uniform", "popularity_mass", "gate_threshold"]
+PlanName = Literal["fixed", "io_compute"]
 KernelName = Literal["auto", "dequantize"]
 DtypeName = Literal["bfloat16", "float16", "float32"]
 DirectName = Literal["auto", "on", "off"]

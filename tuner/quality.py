@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import memory
-from engine.config import EngineConfig, sensitivity
+from engine.config import EngineConfig, lossy_settings
 from engine.errors import InfeasibleError
 from engine.report import QualityReport
 from tuner.definition import QualityTasks
@@ -110,13 +110,7 @@ def quality_key(depends_on: Mapping[str, Any]) -> str:
 
 def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -> dict[str, Any]:
     """The settings that lose information, the tasks by content, and the versions."""
-    lossy = {
-        path: value
-        for path, value in config.flat().items()
-        if sensitivity(path).startswith("lossy")
-    }
-    if config.precision.bits == 16:
-        lossy.pop("precision.group_size")
+    lossy = lossy_settings(config)
     return {
         "config": lossy,
         "tasks": [task_digest(task) for task in tasks.tasks],

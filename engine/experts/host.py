@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from engine.device.base import Device
-from engine.device.pages import bytes_view
+from engine.device.pages import allocate_pages, bytes_view
+from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
 from engine.experts.disk import Extent
 from engine.experts.store import ExpertStore
@@ -28,6 +31,7 @@ class _Entry:
     slot: int
     size_bytes: int
     present: dict[int, int] = field(default_factory=dict)  # bytes by offset in the record
+    lent: int = 0
 
     @property
     def whole(self) -> bool:
@@ -63,6 +67,63 @@ class HostTier:
         """The files behind the tier."""
         return self._store.files
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether every record has room."""
+        return self.count == len(self._store.experts)
+
+    def fill(self) -> None:
+        """Read as many records as there is room for, in order."""
+        scratch = bytes_view(allocate_pages(self.scratch_bytes()))
+        for expert in self._store.experts[: self.count]:
+            with self.lend(expert, scratch):
+                pass
+
+    @contextmanager
+    def lend(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
+        """The whole record in host memory, uint8 [record bytes], which stays while it is lent.
+
+        scratch: of scratch_bytes. Reads it from the disk where it is missing.
+        """
+        with self._lock:
+            entry = self._entries.get(expert) or self._admit(expert)
+            entry.lent += 1
+        try:
+            self._complete(expert, entry, scratch)
+            first = entry.slot * self.record.size_bytes
+            yield self._slab[first : first + self.record.size_bytes]
+        finally:
+            with self._lock:
+                entry.lent -= 1
+
+    def lend_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
+        """A piece of a record that is wholly here, as the slab's own memory; None where it is not.
+
+        Give it back with `give_back`.
+        """
+        with self._lock:
+            entry = self._entries.get(expert)
+            if entry is None or not entry.whole:
+                return None
+            entry.lent += 1
+            self._entries.move_to_end(expert)
+            self.hits += 1
+            first = entry.slot * self.record.size_bytes + piece.record_offset
+            return self._slab[first : first + piece.size_bytes]
+
+    def give_back(self, expert: ExpertId) -> None:
+        """The piece that was lent is no longer read."""
+        with self._lock:
+            self._entries[expert].lent -= 1
+
+    def _complete(self, expert: ExpertId, entry: _Entry, scratch: memoryview) -> None:
+        if entry.whole:
+            return
+        for piece in self._store.chunks(expert, 1 << 62):
+            self._store.read(expert, piece, self._range(entry.slot, piece), scratch)
+        with self._lock:
+            entry.present = {0: entry.size_bytes}
+
     def scratch_bytes(self) -> int:
         """Scratch that one reading thread needs."""
         return self._store.scratch_bytes()
@@ -86,14 +147,18 @@ class HostTier:
         with self._lock:
             self.misses += 1
             entry = self._entries.get(expert) or self._admit(expert)
-            if not entry.whole:
+            if not entry.whole:  # pieces of one record always have the same borders
                 _copy(self._range(entry.slot, piece), target)
                 entry.present[piece.record_offset] = piece.size_bytes
 
     def _admit(self, expert: ExpertId) -> _Entry:
-        """Lock held. A slot for a record that is being read; the oldest leaves, whole or not."""
+        """Lock held. A slot for a record that is being read; the oldest that is not lent leaves,
+        whole or not."""
         if not self._free:
-            self._free.append(self._entries.popitem(last=False)[1].slot)
+            oldest = next((e for e, entry in self._entries.items() if not entry.lent), None)
+            if oldest is None:
+                raise EngineError("every record of the host tier is in use: raise host.bytes")
+            self._free.append(self._entries.pop(oldest).slot)
         size = sum(piece.size_bytes for piece in self._store.chunks(expert, 1 << 62))
         entry = _Entry(self._free.pop(), size)
         self._entries[expert] = entry

@@ -1,130 +1,146 @@
-"""The facade over cache decisions, slots and transfers: who wants an expert borrows it here.
+"""The facade over decisions, slots and transfers: who wants an expert borrows it here.
 
-One layer pass: begin, predict (any time), demand for each micro-batch, then steps() yields each
-demanded expert with its views, valid until the next is asked for.
+It passes the events of a forward pass to the policy and executes what that decides. One layer pass:
+gate_entered (any number), routed for each micro-batch, layer_routed, then device_steps() yields
+each expert that the device computes with its views, valid until the next is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from engine.experts.slots import ExpertView, Slots
 from engine.experts.transfer import Transfer, TransferEngine
-from engine.policy.expert_cache import ExpertCache, Step
+from engine.policy.expert_cache import ON_HOST, Fetch, Step
+from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
 from engine.policy.order import Order
-from engine.types import ExpertId, Phase
+from engine.policy.view import GateView, PassStart, Routing
+from engine.types import Bits, ExpertId
 
 
 @dataclass
-class CacheCounters:
-    """Look-ups and predictions since the last reset, by phase."""
+class ArrivalCounters:
+    """Prefetches that turned out demanded, and how many of them had arrived by then."""
 
-    hits: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
-    misses: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
-    predicted: int = 0
-    predicted_demanded: int = 0
-    prefetched: int = 0
-    prefetched_in_time: int = 0
-    prefetched_demanded: int = 0
-    predicted_layer_demand: int = 0
+    demanded: int = 0
+    in_time: int = 0
 
 
 class Residency:
-    """Keeps the experts that the cache decided on in slots, and lends them.
+    """Keeps the experts that the policy decided on in slots, and lends them.
 
-    on_wait: called with True before blocking on the disk and with False after it, so that the
+    on_wait: called with True before blocking on a transfer and with False after it, so that the
     caller can attribute the time.
     """
 
     def __init__(
         self,
-        cache: ExpertCache,
+        policy: ExpertPolicy,
         slots: Slots,
         transfers: TransferEngine,
         order: Order,
         on_wait: Callable[[bool], None],
     ) -> None:
-        self._cache = cache
+        self.policy = policy
         self._slots = slots
         self._transfers = transfers
         self._order = order
         self._on_wait = on_wait
         self._in_slot: dict[int, Transfer] = {}
-        self._steps: list[Step] = []
         self._layer = -1
-        self._phase: Phase = "decode"
-        self._predicted: dict[int, dict[int, None]] = {}
+        self._steps: list[Step] = []
+        self._deferred: list[Step] = []
         self._prefetching: dict[int, list[Transfer]] = {}
-        self.counters = CacheCounters()
+        self.arrivals = ArrivalCounters()
 
-    def begin(self, layer: int, phase: Phase) -> None:
-        """Start the pass of one MoE layer."""
-        self._cache.begin(layer)
-        self._layer, self._phase = layer, phase
-        self._steps = []
+    @property
+    def counters(self) -> PolicyCounters:
+        """Look-ups and predictions since the last reset."""
+        return self.policy.counters
 
-    def predict(self, layer: int, experts: Iterable[int]) -> None:
-        """Hints for a later layer: fetch what is not resident, behind all demands."""
-        wanted = list(experts)
-        known = self._predicted.setdefault(layer, {})
-        known.update(dict.fromkeys(wanted))
-        for fetch in self._cache.prefetch(layer, wanted):
-            transfer = self._transfers.submit(fetch.expert, fetch.slot, demanded=False)
-            self._in_slot[fetch.slot] = transfer
-            self._prefetching.setdefault(layer, []).append(transfer)
-            self.counters.prefetched += 1
+    def begin_pass(self, start: PassStart) -> None:
+        """A forward pass begins."""
+        self._fetch(self.policy.begin_pass(start))
 
-    def demand(self, experts: Iterable[int]) -> None:
-        """One micro-batch's routing is known (experts in routing order): misses start at once."""
-        steps = self._cache.demand(experts)
+    def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> None:
+        """A router is about to run: hints for later layers queue behind all demands."""
+        self._fetch(self.policy.gate_entered(layer, micro_batch, view))
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
+        """One micro-batch's routing is known: its misses start at once."""
+        if self._layer < 0:
+            self._layer, self._steps = layer, []
+        steps = self.policy.routed(layer, micro_batch, routing)
         self._settle_predictions(steps)
         for step in steps:
-            if not step.hit:
+            if not step.hit and step.slot != ON_HOST:
                 self._start(step)
         self._steps.extend(steps)
 
-    def steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
-        """Every demanded expert of this pass once, in the order of the policy. Ends the pass."""
-        deferred = self._cache.finish()
-        self._steps.extend(deferred)
-        for late in deferred:
+    def layer_routed(self) -> None:
+        """All micro-batches are routed."""
+        self._deferred, fetches = self.policy.layer_routed()
+        self._steps.extend(self._deferred)
+        for late in self._deferred:
             if late.after is None:
                 self._start(late)
-        self._count()
         self._demote_stale()
-        waiting = {step.after: step for step in deferred if step.after is not None}
-        pending = list(self._steps)
+        self._fetch(fetches)
+
+    def host_steps(self) -> Sequence[Step]:
+        """What the host computes in this layer pass."""
+        return [step for step in self._steps if step.slot == ON_HOST]
+
+    def device_steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
+        """Every expert that the device computes once, in the order of the policy. Ends the pass."""
+        waiting = {step.after: step for step in self._deferred if step.after is not None}
+        held_back = set(waiting.values())
+        pending = [s for s in self._steps if s.slot != ON_HOST and s not in held_back]
         while pending:
-            step = self._order.next(pending, self._is_ready)
+            step = self._order.next(pending, self._is_ready, self.policy.tokens)
             if step is None:
-                self._wait([s for s in pending if s.after not in waiting])
+                self._wait(pending)
                 continue
             if not self._is_ready(step):
                 self._wait([step])
             pending.remove(step)
             self._arrive(step)
-            yield step.expert, self._slots.view(step.slot)
+            yield step.expert, self._slots.view(step.slot, step.bits)
             self._slots.mark_used(step.slot)
             follower = waiting.pop(step.expert, None)
             if follower is not None:
                 self._start(follower)
-        self._cache.end()
+                pending.append(follower)
+        self.policy.computed()
         self._layer = -1
+
+    def end_pass(self) -> None:
+        """The forward pass is done."""
+        self.policy.end_pass()
 
     def reset_counters(self) -> None:
         """Start counting anew."""
-        self.counters = CacheCounters()
+        self.policy.reset_counters()
+        self.arrivals = ArrivalCounters()
+
+    def _fetch(self, fetches: Sequence[Fetch]) -> None:
+        for fetch in fetches:
+            self._load(fetch.expert, fetch.slot, fetch.bits, demanded=False)
+            transfer = self._in_slot[fetch.slot]
+            self._prefetching.setdefault(fetch.expert.layer, []).append(transfer)
 
     def _start(self, step: Step) -> None:
-        transfer = self._transfers.submit(step.expert, step.slot, demanded=True)
-        self._in_slot[step.slot] = transfer
+        self._load(step.expert, step.slot, step.bits, demanded=True)
+
+    def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
+        self._in_slot[slot] = self._transfers.submit(expert, slot, bits, demanded=demanded)
 
     def _is_ready(self, step: Step) -> bool:
         transfer = self._in_slot.get(step.slot)
         return transfer is not None and transfer.expert == step.expert and transfer.read
 
-    def _wait(self, steps: list[Step]) -> None:
+    def _wait(self, steps: Sequence[Step]) -> None:
         transfers = [
             t
             for s in steps
@@ -141,7 +157,7 @@ class Residency:
         for event in self._in_slot[step.slot].events:
             self._slots.device.wait(event)
 
-    def _settle_predictions(self, steps: list[Step]) -> None:
+    def _settle_predictions(self, steps: Sequence[Step]) -> None:
         """Raise the transfers that turned out demanded, and note which came in time."""
         prefetching = self._prefetching.get(self._layer, [])
         for step in steps:
@@ -152,22 +168,15 @@ class Residency:
             if not in_time:
                 self._transfers.promote(transfer)
             if transfer in prefetching:
-                self.counters.prefetched_demanded += 1
-                self.counters.prefetched_in_time += in_time
+                self.arrivals.demanded += 1
+                self.arrivals.in_time += in_time
 
     def _demote_stale(self) -> None:
+        """What was predicted for this layer and is not wanted goes behind all others."""
+        prefetching = self._prefetching.pop(self._layer, [])
+        if not prefetching:
+            return
         demanded = {step.expert for step in self._steps}
-        for transfer in self._prefetching.pop(self._layer, []):
+        for transfer in prefetching:
             if transfer.expert not in demanded and not transfer.read:
                 self._transfers.demote(transfer)
-
-    def _count(self) -> None:
-        hits = sum(step.hit for step in self._steps)
-        self.counters.hits[self._phase] += hits
-        self.counters.misses[self._phase] += len(self._steps) - hits
-        predicted = self._predicted.pop(self._layer, None)
-        if predicted is not None:
-            demanded = {step.expert.expert for step in self._steps}
-            self.counters.predicted += len(predicted)
-            self.counters.predicted_demanded += len(demanded & predicted.keys())
-            self.counters.predicted_layer_demand += len(demanded)

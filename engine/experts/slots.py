@@ -1,34 +1,54 @@
-"""Device memory for experts: one arena of equal slots, each with room for one record."""
+"""Device memory for experts: one arena of equal slots, each with room for one record.
+
+A slot is as large as the largest record of the run and may hold a record of any of its precisions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from engine.device.base import Device, Event
 from engine.experts.codec import MatrixView, RecordFormat, matrix_view, vector_view
+from engine.types import Bits
 
 
 @dataclass(frozen=True)
 class ExpertView:
-    """Typed views of one slot: matrices and biases by parameter name."""
+    """Typed views of one record: matrices and biases by parameter name."""
 
+    bits: Bits
     matrices: dict[str, MatrixView]
     vectors: dict[str, torch.Tensor]
 
 
-class Slots:
-    """`count` slots in one preallocated arena. Nothing is allocated in the hot path."""
+def expert_view(raw: torch.Tensor, record: RecordFormat) -> ExpertView:
+    """Views into the bytes of one record, uint8 [at least record bytes]."""
+    raw = raw[: record.size_bytes]
+    parts = record.parts
+    return ExpertView(
+        record.layout.bits,
+        {p.name: matrix_view(raw, record, p) for p in parts if p.kind == "matrix"},
+        {p.name: vector_view(raw, record, p) for p in parts if p.kind == "vector"},
+    )
 
-    def __init__(self, device: Device, record: RecordFormat, count: int) -> None:
+
+class Slots:
+    """`count` slots in one preallocated arena. Nothing is allocated in the hot path.
+
+    records: the formats that a slot may hold, by bits.
+    """
+
+    def __init__(self, device: Device, records: Mapping[Bits, RecordFormat], count: int) -> None:
         self.device = device
-        self.record = record
+        self.records = dict(records)
         self.count = count
-        self.slot_bytes = record.size_bytes
-        self._arena: torch.Tensor | None = device.allocate_arena(count * record.size_bytes)
+        self.slot_bytes = max(record.size_bytes for record in records.values())
+        self._arena: torch.Tensor | None = device.allocate_arena(count * self.slot_bytes)
         self._host = device.host_view(self._arena)
-        self._views: dict[int, ExpertView] = {}
+        self._views: dict[tuple[int, Bits], ExpertView] = {}
         self._free_events: dict[int, Event] = {}
 
     def bytes_of(self, slot: int, start: int, size_bytes: int) -> torch.Tensor:
@@ -44,17 +64,12 @@ class Slots:
         first = slot * self.slot_bytes + start
         return self._host[first : first + size_bytes]
 
-    def view(self, slot: int) -> ExpertView:
+    def view(self, slot: int, bits: Bits) -> ExpertView:
         """Typed views of a slot (made once; they follow the slot's bytes)."""
-        view = self._views.get(slot)
+        view = self._views.get((slot, bits))
         if view is None:
-            raw = self.bytes_of(slot, 0, self.slot_bytes)
-            parts = self.record.parts
-            view = ExpertView(
-                {p.name: matrix_view(raw, self.record, p) for p in parts if p.kind == "matrix"},
-                {p.name: vector_view(raw, self.record, p) for p in parts if p.kind == "vector"},
-            )
-            self._views[slot] = view
+            view = expert_view(self.bytes_of(slot, 0, self.slot_bytes), self.records[bits])
+            self._views[slot, bits] = view
         return view
 
     def mark_used(self, slot: int) -> None:

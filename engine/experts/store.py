@@ -49,6 +49,11 @@ class ExpertStore:
         return list(self._extents)
 
     @property
+    def all_bytes(self) -> int:
+        """All records together, padded."""
+        return len(self._extents) * self.record.size_bytes
+
+    @property
     def files(self) -> Sequence[Path]:
         """The files that hold the records."""
         return self._reader.files

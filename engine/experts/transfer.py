@@ -8,6 +8,7 @@ for. On a device that the host cannot write, a chunk is read into pinned staging
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,9 @@ from engine.experts.host import HostTier
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.policy.transfer import TransferQueue
-from engine.types import ExpertId
+from engine.types import Bits, ExpertId
+
+Source = ExpertStore | HostTier
 
 
 @dataclass(eq=False)
@@ -29,6 +32,7 @@ class Transfer:
 
     expert: ExpertId
     slot: int
+    bits: Bits
     demanded: bool
     chunks: list[Extent]
     issued: int = 0
@@ -63,7 +67,7 @@ class TransferEngine:
     def __init__(
         self,
         slots: Slots,
-        store: ExpertStore | HostTier,
+        sources: Mapping[Bits, Source],
         queue: TransferQueue[Transfer],
         *,
         threads: int,
@@ -71,7 +75,7 @@ class TransferEngine:
         in_flight: int,
     ) -> None:
         self._slots = slots
-        self.source = store
+        self.sources = dict(sources)
         self._queue = queue
         # chunk borders on O_DIRECT pages, so that only record ends are unaligned
         self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
@@ -89,9 +93,10 @@ class TransferEngine:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, expert: ExpertId, slot: int, *, demanded: bool) -> Transfer:
+    def submit(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> Transfer:
         """Queue a record for a slot. Returns at once unless the slot is being written."""
-        transfer = Transfer(expert, slot, demanded, self.source.chunks(expert, self._chunk_bytes))
+        chunks = self.sources[bits].chunks(expert, self._chunk_bytes)
+        transfer = Transfer(expert, slot, bits, demanded, chunks)
         with self._lock:
             former = self._by_slot.get(slot)
             if former is not None and not former.finished:
@@ -150,9 +155,11 @@ class TransferEngine:
     def _work(self) -> None:
         staging = None
         try:
-            scratch = self._slots.device.allocate_staging(self.source.scratch_bytes())
+            scratch = self._slots.device.allocate_staging(
+                max(source.scratch_bytes() for source in self.sources.values())
+            )
             if self._slots.host_bytes_of(0, 0, 1) is None:
-                staging = self._slots.device.allocate_staging(self.source.record.size_bytes)
+                staging = self._slots.device.allocate_staging(self._slots.slot_bytes)
         except Exception as caught:  # noqa: BLE001 (the border of a thread: the waiter raises it)
             with self._lock:
                 self._broken = caught
@@ -186,19 +193,27 @@ class TransferEngine:
     def _move(
         self, transfer: Transfer, chunk: Extent, scratch: torch.Tensor, staging: torch.Tensor | None
     ) -> Event | None:
-        scratch_view = bytes_view(scratch)
+        source = self.sources[transfer.bits]
         target = self._slots.host_bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
         if target is not None:
-            self.source.read(transfer.expert, chunk, target, scratch_view)
+            source.read(transfer.expert, chunk, target, bytes_view(scratch))
             return None
+        lent = source.lend_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
+        if lent is not None:
+            try:
+                return self._copy(transfer, chunk, lent)
+            finally:
+                source.give_back(transfer.expert)  # type: ignore[union-attr]
         assert staging is not None
-        source = staging[: chunk.size_bytes]
-        self.source.read(transfer.expert, chunk, bytes_view(source), scratch_view)
-        device_target = self._slots.bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
-        event = self._slots.device.copy(
-            device_target, source, self._slots.free_event(transfer.slot)
-        )
-        event.synchronize()  # the staging buffer is reused by this thread's next chunk
+        piece = staging[: chunk.size_bytes]
+        source.read(transfer.expert, chunk, bytes_view(piece), bytes_view(scratch))
+        return self._copy(transfer, chunk, piece)
+
+    def _copy(self, transfer: Transfer, chunk: Extent, piece: torch.Tensor) -> Event:
+        """Host memory into the slot; done with `piece` when it returns."""
+        target = self._slots.bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
+        event = self._slots.device.copy(target, piece, self._slots.free_event(transfer.slot))
+        event.synchronize()  # the piece is reused, or may leave the host tier, right after
         return event
 
     def _complete(

@@ -90,13 +90,14 @@ def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
     assert engine.memory is not None
     plan = engine.memory
     external = engine.device.peak_bytes()
-    on_cpu = engine.device.name == "cpu"
+    on_cpu = engine.device.torch_device.type == "cpu"
+    host_tier = engine.live.host_tier_bytes if on_cpu else 0
     return MemoryReading(
         arena_bytes=plan.slots_bytes,
         dense_bytes=plan.dense_bytes,
         kv_bytes=plan.kv_bytes,
         peak_bytes=plan.total_bytes,
-        external_peak_bytes=max(0, external - runtime_bytes) if on_cpu else external,
+        external_peak_bytes=max(0, external - runtime_bytes - host_tier) if on_cpu else external,
         external_source=engine.device.peak_source(),
         runtime_bytes=runtime_bytes,
         host_peak_bytes=process_memory.peak_resident_bytes(),
@@ -188,8 +189,9 @@ def _prefetch_values(engine: Engine) -> dict[str, tuple[float, str]]:
             "share",
         ),
     }
-    if counters.prefetched_demanded:
-        in_time = counters.prefetched_in_time / counters.prefetched_demanded
+    arrivals = engine.residency.arrivals
+    if arrivals.demanded:
+        in_time = arrivals.in_time / arrivals.demanded
         values["prefetch_in_time"] = (in_time, "share")
     return values
 

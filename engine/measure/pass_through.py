@@ -77,7 +77,7 @@ def _run_group(
     engine.device.synchronize()
     previous = time.perf_counter()
     timing = GroupTiming(len(group), length * len(group), previous - started)
-    moved, read = engine.transfers.counters.moved_bytes, engine.store.bytes_read
+    moved, read = engine.transfers.counters.moved_bytes, engine.live.disk_bytes
     engine.clock.reset()
     for number in range(1, output_tokens):
         for batch, chosen in zip(batches, tokens, strict=True):
@@ -91,7 +91,7 @@ def _run_group(
     engine.clock.switch("other")
     timing.activities = dict(engine.clock.seconds)
     timing.transferred_bytes = engine.transfers.counters.moved_bytes - moved
-    timing.disk_bytes = engine.store.bytes_read - read
+    timing.disk_bytes = engine.live.disk_bytes - read
     return timing
 
 

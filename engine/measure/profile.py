@@ -36,7 +36,7 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
     return MachineProfile(
         read_bytes_per_s=_disk_speeds(folder),
         memory_bytes_per_s=_memory_speed(),
-        link_bytes_per_s=_link_speed(device) if device.name != "cpu" else None,
+        link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
         kernel_ms=_kernel_times(device, support),
     )
 

@@ -28,8 +28,8 @@ class ExpertsPort(Protocol):
     ) -> None:
         """The router of this MoE layer is about to run on these arguments."""
 
-    def gate_left(self, layer: int) -> None:
-        """The router is done."""
+    def gate_left(self, layer: int, output: Any) -> None:
+        """The router is done; output: whatever it returned."""
 
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
@@ -78,12 +78,28 @@ def router_choice(output: Any, count: int) -> list[list[int]]:
     return ranked
 
 
+def router_probabilities(output: Any) -> torch.Tensor | None:
+    """Probabilities of all experts [T, E] from whatever a router returns, None where it does not
+    say. Logits go through a softmax; scores between 0 and 1 are scaled to sum to 1."""
+    tensors = [output] if isinstance(output, torch.Tensor) else list(output)
+    scores = [t for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    scores = [t for t in scores if t.dim() >= 2]
+    widest = max(scores, key=lambda t: t.shape[-1], default=None)
+    narrow = min((t.shape[-1] for t in tensors if isinstance(t, torch.Tensor)), default=0)
+    if widest is None or (len(tensors) > 1 and widest.shape[-1] == narrow):
+        return None
+    flat = widest.reshape(-1, widest.shape[-1]).float()  # [T, E]
+    if flat.min() >= 0 and flat.max() <= 1:
+        return flat / flat.sum(dim=-1, keepdim=True).clamp_min(1e-9)
+    return flat.softmax(dim=-1)
+
+
 def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         port.gate_entered(layer, arguments, keywords)
 
     def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        port.gate_left(layer)
+        port.gate_left(layer, output)
 
     return [
         router.register_forward_pre_hook(before, with_kwargs=True),

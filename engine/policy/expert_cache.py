@@ -9,54 +9,76 @@ One layer pass: begin(layer), demand(...) once for each micro-batch, finish(), e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.policy.evict.base import Eviction
-from engine.types import ExpertId
+from engine.policy.precision import Wanted
+from engine.types import Bits, ExpertId
+
+ON_HOST = -1
+_EVERYTHING_HIGH: Wanted = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One expert of the current layer pass.
 
-    hit: it was resident (perhaps still on its way); after: the expert of an earlier step whose
-    slot it takes over once that has been computed (None: the slot is free now).
+    slot: where it lies on the device, ON_HOST where the host computes it; bits: of the record; hit:
+    it was resident (perhaps still on its way); after: the expert of an earlier step whose slot it
+    takes over once that has been computed (None: the slot is free now).
     """
 
     expert: ExpertId
     slot: int
+    bits: Bits
     hit: bool
     after: ExpertId | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """A decided prefetch: load `expert` into `slot`."""
 
     expert: ExpertId
     slot: int
+    bits: Bits
+
+
+@dataclass(slots=True)
+class _Resident:
+    slot: int
+    bits: Bits
 
 
 @dataclass
 class _Pool:
     free: list[int]
     eviction: Eviction
-    slots: dict[ExpertId, int] = field(default_factory=dict)
+    residents: dict[ExpertId, _Resident] = field(default_factory=dict)
 
     @property
     def capacity(self) -> int:
-        return len(self.free) + len(self.slots)
+        return len(self.free) + len(self.residents)
 
 
 class ExpertCache:
     """Slots in one pool a layer, or in one pool for all.
 
-    slots_by_layer: slots of each MoE layer (layer scope), or a single number (shared scope).
+    slots_by_layer: slots of each MoE layer (layer scope), or a single number (shared scope);
+    eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
+    hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
+    can be (HOBBIT's mask, ScratchPipe's hold mask).
     """
 
     def __init__(
-        self, slots_by_layer: Sequence[int], eviction: Callable[[], Eviction], *, layers: int
+        self,
+        slots_by_layer: Sequence[int],
+        eviction: Callable[[], Eviction],
+        *,
+        layers: int,
+        high: Bits = 16,
+        hold_predicted: bool = False,
     ) -> None:
         if len(slots_by_layer) not in (1, layers):
             raise ValueError(f"{len(slots_by_layer)} pools for {layers} layers")
@@ -69,27 +91,55 @@ class ExpertCache:
             self._pools.append(_Pool(free, eviction()))
             first += count
         self.slots = first
+        self._high = high
+        self._hold = hold_predicted
         self._layer = -1
         self._schedule: list[Step] = []
         self._demanded: dict[ExpertId, None] = {}
         self._deferred: list[ExpertId] = []
+        self._wanted: dict[int, Bits | None] = {}
         self._last_demand: dict[int, frozenset[ExpertId]] = {}
+        self._predicted: dict[int, frozenset[ExpertId]] = {}
+
+    def begin_sequences(self) -> None:
+        """New sequences begin."""
+        for pool in self._pools:
+            pool.eviction.begin_sequences()
 
     def residents(self, layer: int) -> tuple[ExpertId, ...]:
         """All residents of this layer."""
-        return tuple(e for e in self._pool(layer).slots if e.layer == layer)
+        return tuple(e for e in self._pool(layer).residents if e.layer == layer)
+
+    def holds(self, layer: int, experts: Iterable[int]) -> bool:
+        """Whether all of them are resident."""
+        residents = self._pool(layer).residents
+        return all(ExpertId(layer, expert) in residents for expert in experts)
 
     def begin(self, layer: int) -> None:
         """Start a layer pass."""
         assert self._layer < 0, "the former layer pass was not ended"
         self._layer = layer
         self._schedule, self._deferred = [], []
-        self._demanded = {}
+        self._demanded, self._wanted = {}, {}
+        self._pool(layer).eviction.begin_layer(layer)
 
-    def demand(self, indices: Iterable[int]) -> list[Step]:
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """Those that are neither resident nor demanded before in this pass."""
+        residents = self._pool(self._layer).residents
+        experts = [(index, ExpertId(self._layer, index)) for index in indices]
+        return [i for i, e in experts if e not in residents and e not in self._demanded]
+
+    def demand(
+        self,
+        indices: Iterable[int],
+        wanted: Wanted = _EVERYTHING_HIGH,
+        on_host: Collection[int] = (),
+    ) -> list[Step]:
         """The router of one micro-batch chose these experts (in routing order).
 
-        Returns the new steps that have a slot; what found none is deferred to finish().
+        wanted: their precisions; on_host: those that the host computes if they are missing. Returns
+        the new steps that have a slot or run on the host; what found no slot is deferred to
+        finish(); what is to be skipped has no step.
         """
         pool = self._pool(self._layer)
         fresh = [
@@ -98,23 +148,36 @@ class ExpertCache:
             if expert not in self._demanded
         ]
         self._demanded.update(dict.fromkeys(fresh))
+        if wanted:
+            self._wanted.update(wanted)
         steps: list[Step] = []
+        missing: list[ExpertId] = []
         for expert in fresh:
-            slot = pool.slots.get(expert)
-            if slot is not None:
-                pool.eviction.use(expert)
-                steps.append(Step(expert, slot, hit=True))
-        self._schedule.extend(steps)
-        for expert in fresh:
-            if expert in pool.slots:
+            resident = pool.residents.get(expert)
+            bits = wanted.get(expert.expert, self._high)
+            if resident is None:
+                missing.append(expert)
+            elif bits is None or resident.bits >= bits:
+                pool.eviction.use(expert, high=bits == self._high)
+                steps.append(Step(expert, resident.slot, resident.bits, hit=True))
+            else:  # too coarse: loaded again into its own slot
+                resident.bits = bits
+                pool.eviction.use(expert, high=bits == self._high)
+                steps.append(Step(expert, resident.slot, bits, hit=False))
+        for expert in missing:
+            bits = wanted.get(expert.expert, self._high)
+            if bits is None:
+                continue
+            if expert.expert in on_host:
+                steps.append(Step(expert, ON_HOST, bits, hit=False))
                 continue
             # Other micro-batches may still want what the last pass used: those victims wait.
-            slot = self._take_slot(pool, expert, spare=self._last_demand.get(self._layer, ()))
+            slot = self._take_slot(pool, expert, bits, spare=self._last_demand.get(self._layer, ()))
             if slot is None:
                 self._deferred.append(expert)
                 continue
-            steps.append(Step(expert, slot, hit=False))
-            self._schedule.append(steps[-1])
+            steps.append(Step(expert, slot, bits, hit=False))
+        self._schedule.extend(steps)
         return steps
 
     def finish(self) -> list[Step]:
@@ -122,48 +185,66 @@ class ExpertCache:
         that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
         pool = self._pool(self._layer)
         steps: list[Step] = []
-        waves = 0
+        donors = (step for step in self._schedule if step.slot != ON_HOST)
         for expert in self._deferred:
-            slot = self._take_slot(pool, expert)
+            bits = self._wanted.get(expert.expert, self._high) or self._high
+            slot = self._take_slot(pool, expert, bits)
             if slot is not None:
-                steps.append(Step(expert, slot, hit=False))
+                steps.append(Step(expert, slot, bits, hit=False))
             else:
-                donor = self._schedule[waves]
-                waves += 1
+                donor = next(donors)
                 self._release(pool, donor.expert)
-                pool.slots[expert] = pool.free.pop()
-                pool.eviction.use(expert)
-                steps.append(Step(expert, donor.slot, hit=False, after=donor.expert))
+                pool.residents[expert] = _Resident(pool.free.pop(), bits)
+                pool.eviction.insert(expert, high=bits == self._high)
+                steps.append(Step(expert, donor.slot, bits, hit=False, after=donor.expert))
             self._schedule.append(steps[-1])
         self._deferred = []
         self._last_demand[self._layer] = frozenset(self._demanded)
+        self._predicted.pop(self._layer, None)
         return steps
 
     def end(self) -> None:
         """The layer pass is computed: nothing is pinned any more."""
         pool = self._pool(self._layer)
         if not pool.eviction.keeps:
-            for expert in [e for e in self._demanded if e in pool.slots]:
+            for expert in [e for e in pool.residents if e.layer == self._layer]:
                 self._release(pool, expert)
         self._demanded = {}
         self._layer = -1
 
-    def prefetch(self, layer: int, indices: Iterable[int]) -> list[Fetch]:
+    def prefetch(
+        self,
+        layer: int,
+        indices: Iterable[int],
+        wanted: Wanted = _EVERYTHING_HIGH,
+        scores: Mapping[int, float] | None = None,
+    ) -> list[Fetch]:
         """Predicted experts of a later layer, best first. Residents are touched, the others take
-        slots as far as unpinned ones can be had."""
+        slots as far as unpinned ones can be had.
+
+        wanted: precisions other than high; scores: of each expert where the predictor has them.
+        """
         pool = self._pool(layer)
-        wanted = [ExpertId(layer, index) for index in dict.fromkeys(indices)][: pool.capacity]
-        fetches = []
-        for expert in wanted:
-            if expert in pool.slots:
+        experts = [ExpertId(layer, i) for i in dict.fromkeys(indices)][: pool.capacity]
+        if self._hold:
+            self._predicted[layer] = frozenset(experts) | self._predicted.get(layer, frozenset())
+        missing = []
+        for expert in experts:
+            if expert in pool.residents:
                 pool.eviction.use(expert)
-        for expert in wanted:
-            if expert in pool.slots:
-                continue
-            slot = self._take_slot(pool, expert, spare=wanted)
+                if scores:
+                    pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+            else:
+                missing.append(expert)
+        fetches = []
+        for expert in missing:
+            bits = wanted.get(expert.expert, self._high) or self._high
+            slot = self._take_slot(pool, expert, bits, spare=experts)
             if slot is None:
                 break
-            fetches.append(Fetch(expert, slot))
+            if scores:
+                pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+            fetches.append(Fetch(expert, slot, bits))
         return fetches
 
     def check_integrity(self) -> None:
@@ -171,26 +252,29 @@ class ExpertCache:
         seen: list[int] = []
         for pool in self._pools:
             seen.extend(pool.free)
-            seen.extend(pool.slots.values())
+            seen.extend(resident.slot for resident in pool.residents.values())
         assert sorted(seen) == list(range(self.slots)), f"slots lost or doubled: {sorted(seen)}"
 
     def _pool(self, layer: int) -> _Pool:
         return self._pools[layer if len(self._pools) > 1 else 0]
 
     def _take_slot(
-        self, pool: _Pool, expert: ExpertId, spare: Iterable[ExpertId] = ()
+        self, pool: _Pool, expert: ExpertId, bits: Bits, spare: Iterable[ExpertId] = ()
     ) -> int | None:
         if not pool.free:
             kept = set(spare)
-            candidates = [e for e in pool.slots if e not in self._demanded and e not in kept]
+            candidates = [e for e in pool.residents if e not in self._demanded and e not in kept]
+            if self._hold and candidates:
+                held = frozenset().union(*self._predicted.values())
+                candidates = [e for e in candidates if e not in held] or candidates
             if not candidates:
                 return None
-            self._release(pool, pool.eviction.victim(candidates))
+            self._release(pool, pool.eviction.victim(candidates, expert))
         slot = pool.free.pop()
-        pool.slots[expert] = slot
-        pool.eviction.use(expert)
+        pool.residents[expert] = _Resident(slot, bits)
+        pool.eviction.insert(expert, high=bits == self._high)
         return slot
 
     def _release(self, pool: _Pool, expert: ExpertId) -> None:
-        pool.free.append(pool.slots.pop(expert))
+        pool.free.append(pool.residents.pop(expert).slot)
         pool.eviction.forget(expert)

@@ -1,27 +1,110 @@
-"""How many bits an expert gets, by why it is loaded."""
+"""How many bits an expert gets, by why it is loaded.
+
+Two precisions at most: high (precision.bits) and low (precision.low_bits). A resident record of a
+higher precision than wanted serves; of a lower one it does not and is loaded again into its slot.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from engine.types import Bits, ExpertId
+from engine.policy.view import Need, Routing
+from engine.types import Bits, Phase
 
-Purpose = Literal["resident", "prefetch", "miss"]
+Wanted = Mapping[int, Bits | None]
+"""Bits by expert of one layer; None: skip the expert if it is missing. Absent: high."""
 
 
 class PrecisionPolicy(Protocol):
-    """Chooses a record's precision; None means: skip this expert (a lossy decision)."""
+    """Chooses the precision of what is loaded."""
 
-    def bits(self, expert: ExpertId, purpose: Purpose) -> Bits | None:
-        """Bits of this expert for this purpose."""
+    high: Bits
+    needs: frozenset[Need]
+
+    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+        """What the demanded experts of one micro-batch need at the least."""
+
+    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+        """What predicted experts (best first) come as; scores: shares of tokens, or ()."""
 
 
 class UniformPrecision:
     """The same bits for every expert and purpose."""
 
-    def __init__(self, bits: Bits) -> None:
-        self._bits = bits
+    needs: frozenset[Need] = frozenset()
 
-    def bits(self, expert: ExpertId, purpose: Purpose) -> Bits:
-        """Always the configured bits."""
-        return self._bits
+    def __init__(self, high: Bits) -> None:
+        self.high = high
+
+    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+        """Always high."""
+        return {}
+
+    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+        """Always high."""
+        return {}
+
+
+class PopularityMass:
+    """Fate (arXiv 2502.12224): in prefill the least popular predicted experts, up to `low_mass` of
+    the predicted token mass, come as low, and so does every miss; decode is high throughout, but
+    for misses where `decode_miss_low` says otherwise (as in the authors' port)."""
+
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, high: Bits, low: Bits, low_mass: float, decode_miss_low: bool) -> None:
+        self.high = high
+        self._low = low
+        self._mass = low_mass
+        self._decode_miss_low = decode_miss_low
+
+    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+        """Low for all in prefill."""
+        if phase == "decode" and not self._decode_miss_low:
+            return {}
+        return dict.fromkeys((e for row in routing.experts for e in row), self._low)
+
+    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+        """From the least popular upward, low while the sum of scores stays within the mass."""
+        if phase == "decode" or not scores:
+            return {}
+        room = self._mass * sum(scores)
+        wanted: dict[int, Bits | None] = {}
+        for expert, score in zip(reversed(experts), reversed(scores), strict=True):
+            room -= score
+            if room < 0:
+                break
+            wanted[expert] = self._low
+        return wanted
+
+
+class GateThreshold:
+    """HOBBIT (arXiv 2411.01433), on a miss only: a token's experts by normalised gate weight, s_i
+    the sum of the weights before i: s <= t1 high, t1 < s <= t2 low, above t2 skipped. With several
+    tokens an expert gets the best that any of them asks for."""
+
+    needs: frozenset[Need] = frozenset({"weights"})
+
+    def __init__(self, high: Bits, low: Bits, t1: float, t2: float) -> None:
+        self.high = high
+        self._low = low
+        self._t1, self._t2 = t1, t2
+
+    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+        """High, low or skip for each demanded expert."""
+        assert routing.weights is not None, "declared in needs"
+        best: dict[int, int] = {}
+        for experts, weights in zip(routing.experts, routing.weights.tolist(), strict=True):
+            ranked = sorted(zip(weights, experts, strict=False), key=lambda pair: -pair[0])
+            total = sum(weight for weight, _ in ranked) or 1.0
+            before = 0.0
+            for weight, expert in ranked:
+                grade = 2 if before <= self._t1 else 1 if before <= self._t2 else 0
+                best[expert] = max(grade, best.get(expert, 0))
+                before += weight / total
+        return {e: (None, self._low, self.high)[grade] for e, grade in best.items()}
+
+    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+        """High: only a miss is loaded low."""
+        return {}

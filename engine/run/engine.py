@@ -19,31 +19,27 @@ from engine.config import EngineConfig
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
-from engine.experts.host import HostTier
 from engine.experts.kernels import (
     NO_KERNELS,
     KernelSupport,
-    Multiplier,
     code_layout_for,
     probe_support,
     single_token_products,
 )
 from engine.experts.residency import Residency
-from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.memory import resolve
 from engine.model.facts import carries_state, describe
-from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel, load_model
-from engine.policy.expert_cache import ExpertCache
-from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PLANS, PREDICTORS, QUEUES
+from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.records import record_layout
-from engine.run.experts_runtime import ExpertsRuntime
+from engine.run.experts_runtime import RoutingRecorder
+from engine.run.live import LiveConfiguration
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.phase_clock import PhaseClock
-from engine.types import Phase
+from engine.types import Bits, Phase
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {
@@ -79,35 +75,39 @@ class Engine:
         self._trust = trust_remote_code
         self.model: LoadedModel = self._load("bfloat16")
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
-        self.config: EngineConfig | None = None
-        self.memory: MemoryPlan | None = None
-        self._store: ExpertStore | None = None
-        self._slots: Slots | None = None
-        self._transfers: TransferEngine | None = None
-        self._residency: Residency | None = None
-        self._runtime: ExpertsRuntime | None = None
-        self._handles: list[Any] = []
+        self._live: LiveConfiguration | None = None
+
+    @property
+    def live(self) -> LiveConfiguration:
+        """The parts of the present configuration."""
+        if self._live is None:
+            raise EngineError("the engine is not configured: call configure first")
+        return self._live
+
+    @property
+    def config(self) -> EngineConfig | None:
+        """The present configuration, resolved."""
+        return None if self._live is None else self._live.config
+
+    @property
+    def memory(self) -> MemoryPlan | None:
+        """Its memory."""
+        return None if self._live is None else self._live.memory
 
     @property
     def residency(self) -> Residency:
         """The experts of the present configuration."""
-        if self._residency is None:
-            raise EngineError("the engine is not configured: call configure first")
-        return self._residency
+        return self.live.residency
 
     @property
     def transfers(self) -> TransferEngine:
         """The transfers of the present configuration."""
-        if self._transfers is None:
-            raise EngineError("the engine is not configured: call configure first")
-        return self._transfers
+        return self.live.transfers
 
     @property
     def store(self) -> ExpertStore:
-        """The disk tier of the present configuration."""
-        if self._store is None:
-            raise EngineError("the engine is not configured: call configure first")
-        return self._store
+        """The disk tier of the present configuration, at its own precision."""
+        return self.live.store
 
     def configure(
         self, config: EngineConfig, progress: Progress | None = None
@@ -124,33 +124,56 @@ class Engine:
         if DTYPES[resolved.compute.dtype] != self.model.dtype:
             self._drop_weights()
             self.model = self._load(resolved.compute.dtype)
-        support = self.kernel_support(resolved)
-        record = self.record_format(resolved, support)
-        self._store = open_store(
-            self.model,
-            record,
-            self.cache_folder,
-            resolved.io.direct,
-            disk_budget_bytes=resolved.budget.disk_bytes,
-            progress=(lambda done, total: progress("pack", done, total)) if progress else None,
-        )
+        supports = {bits: self.kernel_support(resolved, bits) for bits in _precisions(resolved)}
+        stores = {
+            bits: open_store(
+                self.model,
+                self.record_format(resolved, support, bits),
+                self.cache_folder,
+                resolved.io.direct,
+                disk_budget_bytes=resolved.budget.disk_bytes,
+                progress=(lambda done, total: progress("pack", done, total)) if progress else None,
+            )
+            for bits, support in supports.items()
+        }
         self.device.compact()  # what packing left behind
         self.device.reset_peak()
-        self._build(resolved, memory, record, support)
-        self.config, self.memory = resolved, memory
+        self._live = LiveConfiguration(
+            self.model,
+            self.facts,
+            self.device,
+            resolved,
+            memory,
+            stores,
+            supports,
+            self.clock,
+            self.cache_folder,
+        )
         return resolved, memory
 
-    def record_format(self, config: EngineConfig, support: KernelSupport) -> RecordFormat:
-        """The bytes of one record under this (resolved) config."""
+    def record_format(
+        self, config: EngineConfig, support: KernelSupport, bits: Bits | None = None
+    ) -> RecordFormat:
+        """The bytes of one record under this (resolved) config, at its own or its low bits."""
         parts = self.facts.parts
-        layout = record_layout(parts, config.precision.bits, config.precision.group_size)
+        bits = bits or config.precision.bits
+        layout = record_layout(parts, bits, _group_size(config, bits))
         return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
+
+    def record(self, recorder: RoutingRecorder | None) -> None:
+        """Let a recorder see all routing from now on; None: no longer."""
+        self.live.runtime.record(recorder)
+
+    def begin_sequences(self) -> None:
+        """What comes next are new sequences (prefill says so itself)."""
+        self.live.runtime.begin_sequences()
 
     def prefill(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
         """Run the micro-batches' tokens (of equal length) in chunks of prefill.chunk_tokens.
 
         Returns the logits of the last chunk's `keep` last positions, [B, keep, V] each.
         """
+        self.begin_sequences()
         prompts = [batch.tokens for batch in batches]
         length = max(prompt.shape[1] for prompt in prompts)
         chunk = self.chunk_tokens(length)
@@ -175,38 +198,28 @@ class Engine:
     ) -> list[Any]:
         """One forward of all micro-batches together: logits [B, keep, V] of each, or what
         `consume` made of them."""
-        if self._runtime is None:
-            raise EngineError("the engine is not configured: call configure first")
-        self._runtime.phase = phase
+        runtime = self.live.runtime
+        runtime.phase = phase
         for batch in batches:
             batch.tokens = batch.tokens.to(self.device.torch_device)
         single = self._is_single_token(batches)
         try:
             with torch.inference_mode(), single_token_products(single):
-                return forward_together(
-                    self.model.model, batches, self._runtime, self.clock, consume
-                )
+                return forward_together(self.model.model, batches, runtime, self.clock, consume)
         except BaseException:
             self.release()  # a layer pass was left half done: only a new configure is safe
             raise
 
     def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
-        reduced = self.device.name == "cpu" and self.model.dtype != torch.float32
+        reduced = self.device.torch_device.type == "cpu" and self.model.dtype != torch.float32
         return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
         """Free everything of the present configuration but the dense weights."""
-        detach(self.model, self._handles)
-        self._handles = []
-        if self._transfers is not None:
-            self._transfers.close()
-        if self._slots is not None:
-            self._slots.close()
-        if self._store is not None:
-            self._store.close()
-        self._store = self._slots = self._transfers = self._residency = self._runtime = None
-        self.config = self.memory = None
-        gc.collect()  # views of the arena may stand in reference cycles
+        if self._live is not None:
+            self._live.close()
+        self._live = None
+        gc.collect()
         self.device.compact()
 
     close = release
@@ -219,68 +232,32 @@ class Engine:
 
     def _load(self, dtype: str) -> LoadedModel:
         model = load_model(self._folder, DTYPES[dtype], trust_remote_code=self._trust)
-        if self.device.name != "cpu":
+        if self.device.torch_device.type != "cpu":
             model.model.to(self.device.torch_device)
         return model
 
-    def kernel_support(self, config: EngineConfig) -> KernelSupport:
-        if self.device.name != "cpu" or config.precision.bits == 16:
+    def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
+        """Which of torch's packed kernels hold for this config's (or these) bits here."""
+        bits = bits or config.precision.bits
+        if self.device.torch_device.type != "cpu" or bits == 16:
             return NO_KERNELS
         return probe_support(
             self.facts.parts,
-            config.precision.group_size,
+            _group_size(config, bits),
             DTYPES[config.compute.dtype],
             self.cache_folder,
         )
 
-    def _build(
-        self, config: EngineConfig, memory: MemoryPlan, record: RecordFormat, support: KernelSupport
-    ) -> None:
-        layers = self.facts.moe_layers
-        eviction = EVICTIONS[config.cache.eviction]
-        shared = config.cache.scope == "shared" or not eviction().keeps
-        allocation = ALLOCATIONS[config.cache.allocation]()
-        pools = (memory.slots,) if shared else allocation.allocate(memory.slots, layers)
-        assert self._store is not None
-        self._slots = Slots(self.device, record, memory.slots)
-        self._transfers = TransferEngine(
-            self._slots,
-            self._host_tier(config, self._store) or self._store,
-            QUEUES[config.transfer.queue](),
-            threads=config.io.threads,
-            chunk_bytes=config.transfer.chunk_bytes,
-            in_flight=config.transfer.in_flight,
-        )
-        self._residency = Residency(
-            ExpertCache(pools, eviction, layers=layers),
-            self._slots,
-            self._transfers,
-            ORDERS[config.batch.order](),
-            self._on_wait,
-        )
-        self._runtime = ExpertsRuntime(
-            self.model,
-            self._residency,
-            Multiplier(
-                config.precision.bits,
-                config.precision.group_size,
-                record.code_layout,
-                support,
-                config.kernel.name,
-            ),
-            PREDICTORS[config.prefetch.predictor](config, self.facts),
-            self.clock,
-        )
-        self._handles = list(attach(self.model, self._runtime))
 
-    def _host_tier(self, config: EngineConfig, store: ExpertStore) -> HostTier | None:
-        """None where it is off, or where the device is host memory itself."""
-        if config.host.bytes < store.record.size_bytes or self.device.is_host_memory:
-            return None
-        return HostTier(store, self.device, config.host.bytes)
+def _precisions(config: EngineConfig) -> tuple[Bits, ...]:
+    """All precisions that a run may load."""
+    high, low = config.precision.bits, config.precision.low_bits
+    return (high, low) if low and config.precision.scheme != "uniform" else (high,)
 
-    def _on_wait(self, begins: bool) -> None:
-        self.clock.switch("disk_wait" if begins else "policy")
+
+def _group_size(config: EngineConfig, bits: Bits) -> int:
+    own = bits == config.precision.bits
+    return config.precision.group_size if own else config.precision.low_group_size
 
 
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:

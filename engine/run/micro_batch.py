@@ -38,6 +38,7 @@ def forward_together(
     Returns the logits [B, keep, V] of each; with `consume`, what consume(number, logits) made of
     them as soon as each was done, so that the logits of all need not be held together.
     """
+    runtime.begin_pass([batch.tokens for batch in batches])
     workers = [
         greenlet.greenlet(_forward(model, number, batch, clock, consume))
         for number, batch in enumerate(batches)
@@ -47,6 +48,7 @@ def forward_together(
         assert all(isinstance(result, ExpertsCall) for result in results), "micro-batches diverged"
         outputs = runtime.compute(results)
         results = [worker.switch(output) for worker, output in zip(workers, outputs, strict=True)]
+    runtime.end_pass()
     return results
 
 

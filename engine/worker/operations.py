@@ -200,7 +200,7 @@ class Operations:
         device = self._engine.device if self._engine else open_device("auto")
         parts = (Part("weight", (1024, 1024)),)
         support = NO_KERNELS
-        if device.name == "cpu":
+        if device.torch_device.type == "cpu":
             support = probe_support(parts, 64, torch.bfloat16, self._cache_folder)
         return {
             **profile_machine(device, self._cache_folder, support).to_json(),

@@ -59,7 +59,7 @@ def test_a_host_tier_that_holds_all_is_read_from_memory_the_second_time(
     engine.configure(
         EngineConfig().overlay({"cache.eviction": "none", "host.bytes": 10**9, "kv.max_tokens": 64})
     )
-    tier = engine.transfers.source
+    tier = engine.transfers.sources[16]
     assert isinstance(tier, HostTier)
     engine.prefill([MicroBatch(PROMPT)])
     misses = tier.misses

@@ -1,7 +1,7 @@
 """The eviction contract.
 
-An Eviction keeps its own bookkeeping of residents, told through use/forget, and picks victims. It
-sees the logical clock only: calls come in routing order at gate events, never in order of arrival.
+An Eviction keeps its own bookkeeping of one pool of slots and picks victims. It sees the logical
+clock only: calls come in routing order at gate events, never in order of arrival.
 """
 
 from __future__ import annotations
@@ -13,16 +13,31 @@ from engine.types import ExpertId
 
 
 class Eviction(Protocol):
-    """Decides the victim among the evictable residents of one pool of slots."""
+    """Decides the victim among the evictable residents of one pool."""
 
     keeps: bool
     """False: nothing outlives the layer pass that demanded it."""
 
-    def use(self, expert: ExpertId) -> None:
-        """The expert was demanded or inserted (a prefetch counts as a use)."""
+    def begin_sequences(self) -> None:
+        """New sequences begin."""
+
+    def begin_layer(self, layer: int) -> None:
+        """The pass of this layer begins (of any layer that shares the pool)."""
+
+    def use(self, expert: ExpertId, *, high: bool = True) -> None:
+        """A resident was demanded or predicted again (a prefetch counts as a use).
+
+        high: it is wanted at the high precision."""
+
+    def insert(self, expert: ExpertId, *, high: bool = True) -> None:
+        """The expert was given a slot."""
+
+    def expect(self, expert: ExpertId, score: float) -> None:
+        """A predictor gave this resident a score in [0, 1]."""
 
     def forget(self, expert: ExpertId) -> None:
-        """The expert left."""
+        """The expert left its slot (it may come back)."""
 
-    def victim(self, candidates: Collection[ExpertId]) -> ExpertId:
-        """One of `candidates` (never empty, all resident and unpinned)."""
+    def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
+        """One of `candidates` (never empty, all resident and unpinned) to make room for
+        `incoming`."""

@@ -16,16 +16,30 @@ class LruEviction:
         self._clock = 0
         self._last_use: dict[ExpertId, int] = {}
 
-    def use(self, expert: ExpertId) -> None:
+    def begin_sequences(self) -> None:
+        """Recency outlives sequences."""
+
+    def begin_layer(self, layer: int) -> None:
+        """Layers do not matter."""
+
+    def use(self, expert: ExpertId, *, high: bool = True) -> None:
         """Stamp the expert with the next tick."""
         self._clock += 1
         self._last_use[expert] = self._clock
+
+    def insert(self, expert: ExpertId, *, high: bool = True) -> None:
+        """Counts as a use."""
+        self._clock += 1
+        self._last_use[expert] = self._clock
+
+    def expect(self, expert: ExpertId, score: float) -> None:
+        """Scores do not matter."""
 
     def forget(self, expert: ExpertId) -> None:
         """Drop its stamp."""
         self._last_use.pop(expert, None)
 
-    def victim(self, candidates: Collection[ExpertId]) -> ExpertId:
+    def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
         """The candidate with the oldest stamp."""
         return min(candidates, key=lambda expert: self._last_use.get(expert, 0))
 

@@ -7,42 +7,42 @@ picks much of what it will pick (Fate, arXiv 2502.12224; HOBBIT, 2411.01433, sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from engine.policy.predict.base import Prediction, Scorer
+from engine.policy.predict.base import Prediction
+from engine.policy.predict.none import NoPredictor
+from engine.policy.view import GateView, Need
 
 
-class NextGatePredictor:
+class NextGatePredictor(NoPredictor):
     """Union over tokens of the top-(k + extra) experts of each of the next `depth` layers, the
-    most often chosen first.
+    most often chosen first; scores are shares of tokens.
 
     layers: MoE layers of the model; experts_per_token: k.
     """
 
-    needs_gate_input = True
+    needs: frozenset[Need] = frozenset({"top_experts"})
 
     def __init__(self, layers: int, experts_per_token: int, depth: int, extra: int) -> None:
         self._layers = layers
         self._count = experts_per_token + extra
         self._depth = depth
 
-    def predict(self, layer: int, scorer: Scorer) -> list[Prediction]:
-        """One prediction for each of the next layers that exists."""
+    def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> Iterator[Prediction]:
+        """One prediction for each of the next layers that exists, lazily."""
         last = min(layer + self._depth, self._layers - 1)
-        return [
-            Prediction(target, rank_by_count(scorer.top_experts(target, self._count)))
-            for target in range(layer + 1, last + 1)
-        ]
-
-    def observe(self, layer: int, experts: Sequence[Sequence[int]]) -> None:
-        """Keeps no statistics."""
+        for target in range(layer + 1, last + 1):
+            yield rank_by_count(target, view.top_experts(target, self._count))
 
 
-def rank_by_count(choices: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def rank_by_count(layer: int, choices: Sequence[Sequence[int]]) -> Prediction:
     """Experts by how many tokens chose them; ties by better rank, then by index."""
+    if len(choices) == 1:
+        return Prediction(layer, tuple(choices[0]), (1.0,) * len(choices[0]))
     counts = Counter(expert for choice in choices for expert in choice)
     best_rank: dict[int, int] = {}
     for choice in choices:
         for rank, expert in enumerate(choice):
             best_rank[expert] = min(rank, best_rank.get(expert, rank))
-    return tuple(sorted(counts, key=lambda e: (-counts[e], best_rank[e], e)))
+    experts = tuple(sorted(counts, key=lambda e: (-counts[e], best_rank[e], e)))
+    return Prediction(layer, experts, tuple(counts[e] / len(choices) for e in experts))

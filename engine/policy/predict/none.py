@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from engine.policy.predict.base import Prediction, Scorer
+from engine.policy.predict.base import Prediction
+from engine.policy.view import GateView, Need, PassStart, Routing
 
 
 class NoPredictor:
     """Predicts nothing."""
 
-    needs_gate_input = False
+    needs: frozenset[Need] = frozenset()
 
-    def predict(self, layer: int, scorer: Scorer) -> list[Prediction]:
+    def begin_sequences(self) -> None:
+        """Keeps nothing."""
+
+    def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
         """Always empty."""
-        return []
+        return ()
 
-    def observe(self, layer: int, experts: Sequence[Sequence[int]]) -> None:
+    def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> Iterable[Prediction]:
+        """Always empty."""
+        return ()
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
         """Nothing to learn."""
+
+    def layer_routed(self, layer: int) -> Iterable[Prediction]:
+        """Always empty."""
+        return ()
+
+    def end_pass(self) -> None:
+        """Keeps nothing."""

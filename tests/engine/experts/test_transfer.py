@@ -58,10 +58,10 @@ def parts(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Any]:
     config, _ = resolve(EngineConfig(), engine.facts)
     record = engine.record_format(config, NO_KERNELS)
     store = SlowStore(open_store(engine.model, record, engine.cache_folder, "auto"), seed=1)
-    slots = Slots(CpuDevice(), record, SLOTS)
+    slots = Slots(CpuDevice(), {16: record}, SLOTS)
     transfers = TransferEngine(
         slots,
-        store,  # type: ignore[arg-type]
+        {16: store},  # type: ignore[dict-item]
         QUEUES[request.param](),
         threads=3,
         chunk_bytes=4096,
@@ -83,7 +83,7 @@ def test_the_last_submitted_record_is_what_a_slot_holds(parts: Any) -> None:
     for _ in range(150):
         expert = ExpertId(dice.randrange(3), dice.randrange(8))
         slot = dice.randrange(SLOTS)
-        transfer = transfers.submit(expert, slot, demanded=dice.random() < 0.5)
+        transfer = transfers.submit(expert, slot, 16, demanded=dice.random() < 0.5)
         last[slot] = transfer
         action = dice.random()
         if action < 0.2:
@@ -100,7 +100,7 @@ def test_the_last_submitted_record_is_what_a_slot_holds(parts: Any) -> None:
 
 def test_each_chunk_of_an_undisturbed_record_is_read_once(parts: Any) -> None:
     _, store, _, transfers = parts
-    submitted = [transfers.submit(ExpertId(0, i), i, demanded=False) for i in range(SLOTS)]
+    submitted = [transfers.submit(ExpertId(0, i), i, 16, demanded=False) for i in range(SLOTS)]
     for transfer in submitted:
         transfers.wait([transfer])
     transfers.drain()
@@ -111,11 +111,11 @@ def test_each_chunk_of_an_undisturbed_record_is_read_once(parts: Any) -> None:
 def test_a_failed_read_reaches_the_waiter_and_the_engine_goes_on(parts: Any) -> None:
     _, store, _, transfers = parts
     store.fail.add(ExpertId(1, 1))
-    broken = transfers.submit(ExpertId(1, 1), 0, demanded=True)
+    broken = transfers.submit(ExpertId(1, 1), 0, 16, demanded=True)
     with pytest.raises(CheckpointError, match="injected"):
         transfers.wait([broken])
     store.fail.clear()
-    again = transfers.submit(ExpertId(1, 1), 0, demanded=True)
+    again = transfers.submit(ExpertId(1, 1), 0, 16, demanded=True)
     transfers.wait([again])
     assert again.read
 
@@ -138,11 +138,11 @@ def test_an_unforeseen_error_in_a_thread_reaches_the_waiter_too(parts: Any) -> N
         raise RuntimeError("driver")
 
     healthy, store.read = store.read, explode
-    broken = transfers.submit(ExpertId(2, 2), 1, demanded=True)
+    broken = transfers.submit(ExpertId(2, 2), 1, 16, demanded=True)
     with pytest.raises(RuntimeError, match="driver"):
         transfers.wait([broken])
     store.read = healthy
-    again = transfers.submit(ExpertId(2, 3), 1, demanded=True)
+    again = transfers.submit(ExpertId(2, 3), 1, 16, demanded=True)
     transfers.wait([again])
     assert again.read
 

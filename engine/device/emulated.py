@@ -1,0 +1,109 @@
+"""A device that is not here: RAM as its memory, a link of limited rate and latency into it.
+
+The same engine runs on it with RAM as host tier. The CPU computes at its own speed; link and host
+memory are slowed by the profile's factor, so that their ratio to compute is the real machine's. Its
+figures are labelled emulated.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.device.base import Event
+from engine.device.cpu import CpuDevice, DoneEvent
+from engine.emulation import PREFIX, EmulatedMachine
+
+
+class Link:
+    """One queue of transfers: each takes latency + bytes / rate, behind those before it.
+
+    now, sleep: the clock.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        latency_s: float,
+        now: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate = bytes_per_s
+        self._latency = latency_s
+        self._now = now
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def carry(self, size_bytes: int, copy: Callable[[], object]) -> None:
+        """Run `copy` and return when the link would be done with size_bytes."""
+        asked = self._now()
+        with self._lock:
+            begin = max(asked, self._free_at)
+            copy()
+            self._free_at = begin + self._latency + size_bytes / self._rate
+            rest = self._free_at - self._now()
+            if rest > 0:
+                self._sleep(rest)
+
+
+class EmulatedDevice:
+    """Implements Device: the CPU's memory behind a slow link."""
+
+    is_host_memory = False
+
+    def __init__(self, machine: EmulatedMachine) -> None:
+        self.machine = machine
+        self.name = f"{PREFIX}{machine.name}"
+        self._cpu = CpuDevice()
+        self.torch_device = self._cpu.torch_device
+        self._link = Link(machine.slowed_link_bytes_per_s, machine.slowed_link_latency_s)
+
+    def allocate_arena(self, size_bytes: int) -> torch.Tensor:
+        """Touched pages, [size_bytes] uint8."""
+        return self._cpu.allocate_arena(size_bytes)
+
+    def release_arena(self, arena: torch.Tensor) -> None:
+        """The pages go when the last view of them dies."""
+
+    def host_view(self, arena: torch.Tensor) -> memoryview | None:
+        """None: bytes come over the link only."""
+        return None
+
+    def allocate_staging(self, size_bytes: int) -> torch.Tensor:
+        """Touched pages, [size_bytes] uint8."""
+        return self._cpu.allocate_staging(size_bytes)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+        """Over the link; done when it returns."""
+        self._link.carry(source.numel(), lambda: target.copy_(source))
+        return DoneEvent()
+
+    def record(self) -> Event:
+        """Compute has run when it returns."""
+        return DoneEvent()
+
+    def wait(self, event: Event) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def reset_peak(self) -> None:
+        """Reset VmHWM."""
+        self._cpu.reset_peak()
+
+    def peak_bytes(self) -> int:
+        """VmHWM of this process since reset_peak, the host tier included."""
+        return self._cpu.peak_bytes()
+
+    def peak_source(self) -> str:
+        """How peak_bytes is read."""
+        return f"{self._cpu.peak_source()} less the host tier, emulated"
+
+    def compact(self) -> None:
+        """Trim the allocator."""
+        self._cpu.compact()

@@ -1,0 +1,190 @@
+"""The policy of a run: predictor, cache, precision and placement together, one object.
+
+In: the events of engine.policy.view. Out: steps to run and fetches to start. The engine executes
+them with real bytes, the replay with simulated ones; every decision is made here, so both decide
+alike. Holds no bytes, no torch, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, Step
+from engine.policy.future import Future
+from engine.policy.place import Placement
+from engine.policy.precision import PrecisionPolicy
+from engine.policy.predict.base import Prediction, Predictor
+from engine.policy.view import GateView, Need, PassStart, Routing
+from engine.types import Phase
+
+StartFetches = Callable[[int, list[Fetch]], None]
+
+
+@dataclass
+class PolicyCounters:
+    """Look-ups and predictions since the last reset, by phase. hits + misses = look-ups;
+    skipped and on_host are among the misses; *_by_layer: both phases together."""
+
+    hits: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
+    misses: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
+    skipped: int = 0
+    on_host: int = 0
+    low: int = 0
+    predicted: int = 0
+    predicted_demanded: int = 0
+    predicted_layer_demand: int = 0
+    prefetched: int = 0
+    hits_by_layer: Counter[int] = field(default_factory=Counter)
+    misses_by_layer: Counter[int] = field(default_factory=Counter)
+
+
+class ExpertPolicy:
+    """Composes the mechanisms that decide.
+
+    stop_at_miss: predictions of one event end at the first layer with a missing expert (HOBBIT);
+    limit: at most so many fetches a prediction, 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        cache: ExpertCache,
+        predictor: Predictor,
+        precision: PrecisionPolicy,
+        placement: Placement,
+        future: Future,
+        *,
+        stop_at_miss: bool = False,
+        limit: int = 0,
+    ) -> None:
+        self.cache = cache
+        self.future = future
+        self._predictor = predictor
+        self._precision = precision
+        self._placement = placement
+        self._stop_at_miss = stop_at_miss
+        self._limit = limit
+        self._phase: Phase = "decode"
+        self._layer = -1
+        self._steps: list[Step] = []
+        self._looked_up: dict[int, None] = {}
+        self._predicted: dict[int, dict[int, None]] = {}
+        self.tokens: Counter[int] = Counter()
+        self.needs: frozenset[Need] = predictor.needs | precision.needs
+        self.watches_gate = bool(predictor.needs & {"top_experts", "gate_input"})
+        self.counters = PolicyCounters()
+
+    @property
+    def uses_host(self) -> bool:
+        """Whether some experts may be computed on the host."""
+        return self._placement.uses_host
+
+    def begin_sequences(self) -> None:
+        """New sequences begin."""
+        self.cache.begin_sequences()
+        self._predictor.begin_sequences()
+
+    def begin_pass(self, start: PassStart) -> list[Fetch]:
+        """A forward pass begins. Returns the fetches it starts."""
+        self._phase = start.phase
+        self.future.begin_pass()
+        return self._follow(self._predictor.begin_pass(start))
+
+    def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> list[Fetch]:
+        """A router is about to run (only told where watches_gate)."""
+        return self._follow(self._predictor.gate_entered(layer, micro_batch, view))
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> list[Step]:
+        """One micro-batch's routing is known. Returns the steps that have a place."""
+        if self._layer < 0:
+            self._layer = layer
+            self.cache.begin(layer)
+            self.future.begin_layer(layer)
+            self._steps, self._looked_up = [], {}
+            self.tokens = Counter()
+        self._predictor.routed(layer, micro_batch, routing)
+        tokens = Counter(expert for row in routing.experts for expert in row)
+        self.tokens.update(tokens)
+        self._looked_up.update(dict.fromkeys(tokens))
+        wanted = self._precision.demanded(self._phase, routing)
+        on_host: frozenset[int] = frozenset()
+        if self._placement.uses_host:
+            missing = self.cache.missing(tokens)
+            on_host = self._placement.on_host([(e, tokens[e]) for e in missing])
+        steps = self.cache.demand(tokens, wanted, on_host)
+        self._steps.extend(steps)
+        return steps
+
+    def layer_routed(self) -> tuple[list[Step], list[Fetch]]:
+        """All micro-batches are routed. Returns the steps that got their place only now, and the
+        fetches that start behind all demands."""
+        steps = self.cache.finish()
+        self._steps.extend(steps)
+        self._count()
+        fetches = self._follow(self._predictor.layer_routed(self._layer))
+        return steps, fetches
+
+    def computed(self) -> None:
+        """The layer's experts are computed."""
+        self.cache.end()
+        self._layer = -1
+
+    def end_pass(self) -> None:
+        """The forward pass is done."""
+        self._predictor.end_pass()
+
+    def reset_counters(self) -> None:
+        """Start counting anew."""
+        self.counters = PolicyCounters()
+
+    def _follow(self, predictions: Iterable[Prediction]) -> list[Fetch]:
+        fetches: list[Fetch] = []
+        for prediction in predictions:
+            layer, experts = prediction.layer, prediction.experts
+            if not experts:
+                continue
+            self._predicted.setdefault(layer, {}).update(dict.fromkeys(experts))
+            complete = not self._stop_at_miss or self.cache.holds(layer, experts)
+            if self._limit:
+                experts = self._limited(layer, experts)
+            scores = prediction.scores
+            fetches += self.cache.prefetch(
+                layer,
+                experts,
+                self._precision.predicted(self._phase, experts, scores),
+                dict(zip(experts, scores, strict=False)) if scores else None,
+            )
+            if not complete:
+                break
+        self.counters.prefetched += len(fetches)
+        return fetches
+
+    def _limited(self, layer: int, experts: tuple[int, ...]) -> tuple[int, ...]:
+        """Predicted residents, and the best `limit` of the others."""
+        room = self._limit
+        kept = []
+        for expert in experts:
+            if not self.cache.holds(layer, (expert,)):
+                room -= 1
+                if room < 0:
+                    continue
+            kept.append(expert)
+        return tuple(kept)
+
+    def _count(self) -> None:
+        counters, phase, layer = self.counters, self._phase, self._layer
+        hits = sum(step.hit for step in self._steps)
+        lookups = len(self._looked_up)
+        counters.hits[phase] += hits
+        counters.misses[phase] += lookups - hits
+        counters.hits_by_layer[layer] += hits
+        counters.misses_by_layer[layer] += lookups - hits
+        counters.skipped += lookups - len(self._steps)
+        counters.on_host += sum(step.slot == ON_HOST for step in self._steps)
+        counters.low += sum(step.bits != self._precision.high for step in self._steps)
+        predicted = self._predicted.pop(layer, None)
+        if predicted is not None:
+            counters.predicted += len(predicted)
+            counters.predicted_demanded += len(self._looked_up.keys() & predicted.keys())
+            counters.predicted_layer_demand += lookups

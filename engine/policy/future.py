@@ -1,0 +1,63 @@
+"""Known future demands: what the oracle predictor and Belady's eviction look at.
+
+Filled from a trace of the very run that follows; empty, it knows nothing and says so.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from engine.trace import Trace
+from engine.types import ExpertId
+
+NEVER = 1 << 60
+
+
+class Future:
+    """Demands by position; position = pass * layers + layer, moved on by the policy's driver."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.position = -1
+        self._pass = -1
+        self._uses: dict[ExpertId, list[int]] = {}
+        self._demands: list[tuple[int, ...]] = []
+
+    @property
+    def known(self) -> bool:
+        """Whether a trace was loaded."""
+        return bool(self._demands)
+
+    def load(self, trace: Trace) -> None:
+        """Know the demands of this trace, from its first pass on."""
+        self.position = self._pass = -1
+        self._uses, self._demands = {}, []
+        for number in range(len(trace.passes)):
+            for layer in range(self.layers):
+                wanted = tuple(sorted(trace.demands(number, layer)))
+                for expert in wanted:
+                    self._uses.setdefault(ExpertId(layer, expert), []).append(len(self._demands))
+                self._demands.append(wanted)
+
+    def begin_pass(self) -> None:
+        """The next pass begins: before its first layer."""
+        self._pass += 1
+        self.position = self._pass * self.layers - 1
+
+    def begin_layer(self, layer: int) -> None:
+        """This layer of the present pass is being routed."""
+        self.position = self._pass * self.layers + layer
+
+    def next_use(self, expert: ExpertId) -> int:
+        """Position of the first demand behind the present one; NEVER where there is none."""
+        uses = self._uses.get(expert, ())
+        place = bisect_right(uses, self.position)
+        return uses[place] if place < len(uses) else NEVER
+
+    def upcoming(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
+        """(layer, experts) of the next `steps` layer passes."""
+        first = self.position + 1
+        return [
+            (position % self.layers, self._demands[position])
+            for position in range(first, min(first + steps, len(self._demands)))
+        ]

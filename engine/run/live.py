@@ -1,0 +1,213 @@
+"""The live parts of one configuration: stores, tiers, slots, transfers, policy, runtime.
+
+Built by the engine at configure and closed as a whole; nothing of it outlives the configuration.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from concurrent.futures import Future as Pending
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.device.base import Device
+from engine.device.emulated import EmulatedDevice
+from engine.errors import ConfigError
+from engine.experts.codec import RecordFormat
+from engine.experts.host import HostTier
+from engine.experts.host_compute import HostCompute
+from engine.experts.kernels import KernelSupport, Multiplier
+from engine.experts.residency import Residency
+from engine.experts.slots import Slots
+from engine.experts.store import ExpertStore
+from engine.experts.transfer import Source, TransferEngine
+from engine.model.gates import GateStack
+from engine.model.hook import attach, detach
+from engine.model.loader import LoadedModel
+from engine.policy.context import PolicyContext
+from engine.policy.future import Future
+from engine.policy.registry import ORDERS, QUEUES, build_policy
+from engine.policy.view import Floats
+from engine.protocol import MemoryPlan, ModelFacts
+from engine.run.experts_runtime import ExpertsRuntime, expert_output
+from engine.run.phase_clock import PhaseClock
+from engine.trace import Trace, load_trace
+from engine.types import Bits
+
+
+class LiveConfiguration:
+    """Everything that one resolved config needs beside the dense weights.
+
+    stores: the disk tier by bits (closed with this); supports: kernels by bits.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        facts: ModelFacts,
+        device: Device,
+        config: EngineConfig,
+        memory: MemoryPlan,
+        stores: Mapping[Bits, ExpertStore],
+        supports: Mapping[Bits, KernelSupport],
+        clock: PhaseClock,
+        cache_folder: Path,
+    ) -> None:
+        self.config = config
+        self.memory = memory
+        self.stores = dict(stores)
+        self._model = model
+        self._device = device
+        self._clock = clock
+        self._threads: ThreadPoolExecutor | None = None
+        records = {bits: store.record for bits, store in self.stores.items()}
+        self.tiers = self._open_tiers()
+        self.slots = Slots(device, records, memory.slots)
+        sources: dict[Bits, Source] = {**self.stores, **self.tiers}
+        self.transfers = TransferEngine(
+            self.slots,
+            sources,
+            QUEUES[config.transfer.queue](),
+            threads=config.io.threads,
+            chunk_bytes=config.transfer.chunk_bytes,
+            in_flight=config.transfer.in_flight,
+        )
+        multipliers = {bits: _multiplier(config, records[bits], supports[bits]) for bits in records}
+        self.host = self._open_host(multipliers)
+        future = Future(facts.moe_layers)
+        history, learned = load_history(config), load_learned(config, facts, cache_folder)
+        context = PolicyContext(config, facts, future, history, learned, self._submit)
+        self.policy = build_policy(context, memory.slots, host_compute=self.host is not None)
+        self.residency = Residency(
+            self.policy,
+            self.slots,
+            self.transfers,
+            ORDERS[config.batch.order](),
+            self._on_wait,
+        )
+        gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
+        self.runtime = ExpertsRuntime(model, self.residency, multipliers, gates, clock, self.host)
+        self._handles: list[Any] = list(attach(model, self.runtime))
+
+    @property
+    def store(self) -> ExpertStore:
+        """The disk tier of the run's own precision."""
+        return self.stores[self.config.precision.bits]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Read from the disk since configure."""
+        return sum(store.bytes_read for store in self.stores.values())
+
+    @property
+    def host_tier_bytes(self) -> int:
+        """Held by the host tier."""
+        return sum(tier.count * tier.record.size_bytes for tier in self.tiers.values())
+
+    def close(self) -> None:
+        """Stop threads, free slots and tiers, close files."""
+        detach(self._model, self._handles)
+        self.transfers.close()
+        if self.host is not None:
+            self.host.close()
+        if self._threads is not None:
+            self._threads.shutdown()
+        self.slots.close()
+        for store in self.stores.values():
+            store.close()
+        self.tiers.clear()
+        gc.collect()  # views of the arena may stand in reference cycles
+
+    def _open_tiers(self) -> dict[Bits, HostTier]:
+        """A tier for each precision that has room; on an emulated machine one that holds all.
+
+        None on a device that is host memory itself: it would hold every record twice.
+        """
+        if self._device.is_host_memory:
+            return {}
+        emulated = isinstance(self._device, EmulatedDevice)
+        if emulated and not self.config.host.bytes:
+            tiers = {b: HostTier(s, self._device, s.all_bytes) for b, s in self.stores.items()}
+            for tier in tiers.values():
+                tier.fill()
+            return tiers
+        total = sum(store.all_bytes for store in self.stores.values())
+        rooms = {
+            bits: self.config.host.bytes * store.all_bytes // total
+            for bits, store in self.stores.items()
+        }
+        return {
+            bits: HostTier(store, self._device, rooms[bits])
+            for bits, store in self.stores.items()
+            if rooms[bits] >= store.record.size_bytes
+        }
+
+    def _open_host(self, multipliers: Mapping[Bits, Multiplier]) -> HostCompute | None:
+        """Only where host and device are two memories, the host holds records, and an expert needs
+        nothing else that lies on the device."""
+        elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
+        wanted = self.config.placement.name != "device"
+        if not wanted or elsewhere or set(self.tiers) != set(self.stores):
+            return None
+        rate = None
+        if isinstance(self._device, EmulatedDevice):
+            rate = self._device.machine.slowed_host_bytes_per_s
+        return HostCompute(self.tiers, multipliers, expert_output, rate)
+
+    def _submit(self, work: Any) -> Pending[Any]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, thread_name_prefix="expert-predictor")
+        return self._threads.submit(work)
+
+    def _on_wait(self, begins: bool) -> None:
+        waiting = "transfer_wait" if self._host_holds_all() else "disk_wait"
+        self._clock.switch(waiting if begins else "policy")  # type: ignore[arg-type]
+
+    def _host_holds_all(self) -> bool:
+        return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
+
+
+def load_history(config: EngineConfig) -> Trace | None:
+    """The trace that policies start their statistics from: `prefetch.options.trace`, else
+    `cache.options.trace`."""
+    path = config.prefetch.options.get("trace") or config.cache.options.get("trace")
+    return load_trace(Path(str(path))) if path else None
+
+
+def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> dict[str, Floats]:
+    """Arrays of trained predictors: `prefetch.options.weights`, else what lies beside the packs.
+
+    Raises ConfigError where the named file cannot be read.
+    """
+    named = config.prefetch.options.get("weights")
+    path = Path(str(named)) if named else learned_path(facts, cache_folder)
+    if not named and not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
+            "scripts/train_predictor.py"
+        ) from None
+
+
+def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
+    """Where a model's trained predictors lie."""
+    return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
+
+
+def _multiplier(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Multiplier:
+    return Multiplier(
+        record.layout.bits,
+        record.layout.group_size,
+        record.code_layout,
+        support,
+        config.kernel.name,
+    )

@@ -1,0 +1,121 @@
+"""A routing trace: what every MoE layer chose in every forward pass, and what predictors need.
+
+Letters: N tokens of all passes in order, L MoE layers, K chosen experts, E experts of a layer,
+H look-ahead distances, M look-ahead experts, D hidden.
+
+Recorded by the engine, read by replay, oracle and predictors. A value: numpy arrays on disk as one
+compressed .npz; no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import StorageError
+from engine.types import Phase
+
+TRACE_VERSION = 1
+_ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
+
+
+@dataclass(frozen=True)
+class TracePass:
+    """One forward pass.
+
+    group: number of the group of sequences that ran together; tokens: of each micro-batch;
+    first: its first row in the trace's arrays.
+    """
+
+    group: int
+    phase: Phase
+    tokens: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All passes of a workload.
+
+    experts: [N, L, K], -1 where a router chose fewer; weights: gate weights [N, L, K];
+    probabilities: [N, L, E] or None; look_ahead: best experts of router l + 1 + h on the gate input
+    of layer l, [N, L, H, M] (-1 where there is no such layer) or None; embeddings: [N, D] or None;
+    gate_inputs: [N, L, D] or None; facts: model fingerprint, workload and so on.
+    """
+
+    passes: tuple[TracePass, ...]
+    experts: NDArray[np.int16]
+    weights: NDArray[np.float16]
+    probabilities: NDArray[np.float16] | None
+    look_ahead: NDArray[np.int16] | None
+    embeddings: NDArray[np.float16] | None
+    gate_inputs: NDArray[np.float16] | None
+    facts: dict[str, Any]
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return int(self.experts.shape[1])
+
+    def micro_batches(self, number: int) -> Iterator[slice]:
+        """The rows of each micro-batch of a pass."""
+        first = self.passes[number].first
+        for tokens in self.passes[number].tokens:
+            yield slice(first, first + tokens)
+            first += tokens
+
+    def chosen(self, rows: slice, layer: int) -> list[list[int]]:
+        """The experts of each token, as the router gave them, without sentinels."""
+        found: list[list[int]] = self.experts[rows, layer].tolist()
+        return [[e for e in row if e >= 0] for row in found]
+
+    def demands(self, number: int, layer: int) -> frozenset[int]:
+        """All experts that a pass demands of a layer."""
+        item = self.passes[number]
+        block = self.experts[item.first : item.first + sum(item.tokens), layer]
+        return frozenset(int(e) for e in np.unique(block) if e >= 0)
+
+    def save(self, path: Path) -> None:
+        """Write atomically. Raises StorageError."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        table = [[p.group, p.phase, list(p.tokens), p.first] for p in self.passes]
+        header = json.dumps({"version": TRACE_VERSION, "passes": table, "facts": self.facts})
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                np.savez_compressed(stream, header=np.array(header), **arrays)
+            partial.replace(path)
+        except OSError as error:
+            raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from None
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a trace. Raises StorageError where it is missing, no trace, or of another version."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            arrays = {name: file.get(name) for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as caught:
+        raise StorageError(
+            f"{path} cannot be read as a trace ({type(caught).__name__}): record one with "
+            "`tune trace`"
+        ) from None
+    if header["version"] != TRACE_VERSION:
+        raise StorageError(
+            f"{path} is a trace of version {header['version']}, this release reads "
+            f"{TRACE_VERSION}: record it again with `tune trace`"
+        )
+    passes = tuple(
+        TracePass(group, phase, tuple(tokens), first)
+        for group, phase, tokens, first in header["passes"]
+    )
+    assert arrays["experts"] is not None
+    return Trace(passes=passes, facts=header["facts"], **arrays)
