@@ -11,7 +11,7 @@ from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.records import RECORD_ALIGN, record_layout, resolve_group_size, supported_bits
-from engine.types import format_bytes
+from engine.types import Bits, format_bytes
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -78,6 +78,13 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
 def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Padded bytes of one record at this config's precision."""
     bits, group = config.precision.bits, config.precision.group_size
+    return record_layout(facts.parts, bits, group).size_bytes
+
+
+def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
+    """Padded bytes of one record of a resolved config, at its own or its low bits."""
+    own = bits == config.precision.bits
+    group = config.precision.group_size if own else config.precision.low_group_size
     return record_layout(facts.parts, bits, group).size_bytes
 
 

@@ -44,7 +44,7 @@ class TracePass:
 class Trace:
     """All passes of a workload.
 
-    experts: [N, L, K], -1 where a router chose fewer; weights: gate weights [N, L, K];
+    experts: [N, L, K], -1 where a router chose fewer; weights: of the gate, [N, L, K] or None;
     probabilities: [N, L, E] or None; look_ahead: best experts of router l + 1 + h on the gate input
     of layer l, [N, L, H, M] (-1 where there is no such layer) or None; embeddings: [N, D] or None;
     gate_inputs: [N, L, D] or None; facts: model fingerprint, workload and so on.
@@ -52,7 +52,7 @@ class Trace:
 
     passes: tuple[TracePass, ...]
     experts: NDArray[np.int16]
-    weights: NDArray[np.float16]
+    weights: NDArray[np.float16] | None
     probabilities: NDArray[np.float16] | None
     look_ahead: NDArray[np.int16] | None
     embeddings: NDArray[np.float16] | None

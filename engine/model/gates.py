@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from engine.model.hook import router_choice
 from engine.model.loader import LoadedModel
+from engine.policy.view import Floats
 
 _TRIED_TOKENS = 32
 
@@ -84,11 +85,11 @@ class RouterView:
             return []
         return router_choice(router(*self._arguments, **self._keywords), count)
 
-    def gate_input(self) -> Any:
+    def gate_input(self) -> Floats:
         """See GateView: the router's first tensor argument as float32 numpy [T, D]."""
         hidden = _first_tensor(self._arguments, self._keywords)
         assert hidden is not None, "a router without a tensor argument"
-        return hidden.reshape(-1, hidden.shape[-1]).float().cpu().numpy()  # [T, D]
+        return as_traced(hidden.reshape(-1, hidden.shape[-1]))  # [T, D]
 
     def _rank(self, count: int) -> list[list[list[int]]]:
         """[S][T][count] for all stacked layers at once."""
@@ -101,6 +102,14 @@ class RouterView:
         best = logits.topk(min(count, self._experts), dim=-1).indices  # [T, S, count]
         ranked: list[list[list[int]]] = best.transpose(0, 1).tolist()  # [S][T][count]
         return ranked
+
+
+def as_traced(tensor: torch.Tensor) -> Floats:
+    """float32 numpy, rounded as traces keep it: replay and engine decide on equal numbers."""
+    limit = torch.finfo(torch.float16).max
+    kept = tensor.float().clamp(-limit, limit).half().float().cpu()
+    array: Floats = kept.numpy()
+    return array
 
 
 def _stack(weights: Sequence[torch.Tensor]) -> torch.Tensor:

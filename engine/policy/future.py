@@ -6,6 +6,7 @@ Filled from a trace of the very run that follows; empty, it knows nothing and sa
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from engine.trace import Trace
 from engine.types import ExpertId
@@ -28,11 +29,11 @@ class Future:
         """Whether a trace was loaded."""
         return bool(self._demands)
 
-    def load(self, trace: Trace) -> None:
-        """Know the demands of this trace, from its first pass on."""
+    def load(self, trace: Trace, passes: Iterable[int] | None = None) -> None:
+        """Know the demands of this trace's passes (or of these numbers), from the first on."""
         self.position = self._pass = -1
         self._uses, self._demands = {}, []
-        for number in range(len(trace.passes)):
+        for number in range(len(trace.passes)) if passes is None else passes:
             for layer in range(self.layers):
                 wanted = tuple(sorted(trace.demands(number, layer)))
                 for expert in wanted:

@@ -23,7 +23,7 @@ from engine.experts.host_compute import HostCompute
 from engine.experts.kernels import Multiplier
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
-from engine.model.gates import GateStack, RouterView
+from engine.model.gates import GateStack, RouterView, as_traced
 from engine.model.hook import router_probabilities
 from engine.model.loader import LoadedModel
 from engine.policy.view import Need, PassStart, Routing
@@ -104,7 +104,7 @@ class ExpertsRuntime:
         if "embeddings" in self._needs:
             table = self._model.model.get_input_embeddings()
             rows = [table(batch.reshape(-1)) for batch in tokens]
-            embeddings = torch.cat(rows).float().cpu().numpy()  # [T, D]
+            embeddings = as_traced(torch.cat(rows))  # [T, D]
         start = PassStart(self.phase, tuple(batch.numel() for batch in tokens), embeddings)
         self._arrived = 0
         if self._recorder is not None:
@@ -188,7 +188,7 @@ class ExpertsRuntime:
             choices = [[e for e in choice if e < count] for choice in choices]
         routing = Routing(
             choices,
-            weights.float().cpu().numpy() if "weights" in self._needs else None,
+            as_traced(weights) if "weights" in self._needs else None,
             self._take_probabilities(),
         )
         if self._recorder is not None:
@@ -198,7 +198,7 @@ class ExpertsRuntime:
 
     def _take_probabilities(self) -> Any:
         found, self._probabilities = self._probabilities, None
-        return None if found is None else found.cpu().numpy()  # [t, E]
+        return None if found is None else as_traced(found)  # [t, E]
 
     def _run_experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor

@@ -1,0 +1,118 @@
+"""Recording a routing trace while the engine runs. Routing does not depend on exact policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.model.gates import RouterView
+from engine.policy.view import Integers, Need, PassStart, Routing
+from engine.protocol import ModelFacts
+from engine.trace import Trace, TracePass
+
+LOOK_AHEAD_LAYERS = 4
+LOOK_AHEAD_EXTRA = 4  # beyond the k that a token takes
+
+
+class TraceRecorder:
+    """Implements RoutingRecorder.
+
+    gate_inputs: keep what each router reads too (2 D bytes a token and layer), which predictors
+    are trained on; lean: keep the chosen experts only.
+    """
+
+    def __init__(self, facts: ModelFacts, *, gate_inputs: bool = False, lean: bool = False) -> None:
+        self._facts = facts
+        self._keep_inputs = gate_inputs
+        needs: set[Need] = set()
+        if not lean:
+            needs |= {"weights", "probabilities", "embeddings"}
+            if "next_gate" in facts.predictors:
+                needs.add("top_experts")
+            if gate_inputs:
+                needs.add("gate_input")
+        self.needs = frozenset(needs)
+        self._group = -1
+        self._tokens = 0
+        self._passes: list[TracePass] = []
+        layers = facts.moe_layers
+        self._experts: list[list[Any]] = [[] for _ in range(layers)]
+        self._weights: list[list[Any]] = [[] for _ in range(layers)]
+        self._probabilities: list[list[Any]] = [[] for _ in range(layers)]
+        self._ahead: list[list[Any]] = [[] for _ in range(layers)]
+        self._inputs: list[list[Any]] = [[] for _ in range(layers)]
+        self._embeddings: list[Any] = []
+
+    def begin_sequences(self) -> None:
+        """A new group begins."""
+        self._group += 1
+
+    def begin_pass(self, start: PassStart) -> None:
+        """Note the pass and its tokens' embeddings."""
+        self._passes.append(TracePass(max(0, self._group), start.phase, start.tokens, self._tokens))
+        self._tokens += sum(start.tokens)
+        if start.embeddings is not None:
+            self._embeddings.append(start.embeddings.astype(np.float16))
+
+    def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
+        """Note what later routers would choose here."""
+        if "top_experts" in self.needs:
+            self._ahead[layer].append(self._look_ahead(layer, micro_batch, view))
+        if self._keep_inputs:
+            self._inputs[layer].append(np.asarray(view.gate_input()).astype(np.float16))
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
+        """Note the choice."""
+        self._experts[layer].append(_table(routing.experts, self._facts.experts_per_token))
+        if routing.weights is not None:
+            self._weights[layer].append(routing.weights.astype(np.float16))
+        if routing.probabilities is not None:
+            self._probabilities[layer].append(routing.probabilities.astype(np.float16))
+
+    def trace(self, **facts: Any) -> Trace:
+        """What was recorded. facts: kept beside the model's."""
+        experts = _stack(self._experts)
+        assert experts is not None, "nothing was recorded"
+        return Trace(
+            passes=tuple(self._passes),
+            experts=experts,
+            weights=_stack(self._weights),
+            probabilities=_stack(self._probabilities),
+            look_ahead=_stack(self._ahead),
+            embeddings=np.concatenate(self._embeddings) if self._embeddings else None,
+            gate_inputs=_stack(self._inputs),
+            facts={
+                "model": self._facts.id,
+                "fingerprint": self._facts.fingerprint,
+                "experts": self._facts.experts,
+                **facts,
+            },
+        )
+
+    def _look_ahead(self, layer: int, micro_batch: int, view: RouterView) -> Integers:
+        """[t, H, M], -1 where there is no such layer."""
+        tokens = self._passes[-1].tokens[micro_batch]
+        count = min(self._facts.experts, self._facts.experts_per_token + LOOK_AHEAD_EXTRA)
+        block = np.full((tokens, LOOK_AHEAD_LAYERS, count), -1, dtype=np.int16)
+        for ahead in range(min(LOOK_AHEAD_LAYERS, self._facts.moe_layers - layer - 1)):
+            block[:, ahead] = _table(view.top_experts(layer + 1 + ahead, count), count)
+        return block
+
+
+def _table(rows: Sequence[Sequence[int]], width: int) -> Integers:
+    """[T][at most width] -> [T, width], -1 where a row is shorter."""
+    if all(len(row) == width for row in rows):
+        return np.array(rows, dtype=np.int16).reshape(len(rows), width)
+    out = np.full((len(rows), width), -1, dtype=np.int16)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row[:width]
+    return out
+
+
+def _stack(layers: Sequence[Sequence[Any]]) -> Any:
+    """[L][calls][t, ...] -> [N, L, ...]; None where some layer noted nothing."""
+    if not all(layers):
+        return None
+    return np.stack([np.concatenate(calls) for calls in layers], axis=1)

@@ -1,0 +1,295 @@
+"""Replay: a config over a trace and a profile, as a discrete-event simulation.
+
+In: what the engine would run. Out: the metrics that the engine would report, predicted. Decisions
+are the engine's own (ExpertPolicy); only time is simulated.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from engine.config import EngineConfig
+from engine.memory import record_bytes_of, resolve
+from engine.policy.context import PolicyContext
+from engine.policy.expert_cache import ON_HOST, Fetch, Step
+from engine.policy.expert_policy import ExpertPolicy
+from engine.policy.future import Future
+from engine.policy.registry import ORDERS, QUEUES, build_policy
+from engine.policy.view import Floats
+from engine.protocol import ModelFacts
+from engine.timings import ModelTimings, at
+from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
+from engine.replay.walk import walk
+from engine.trace import Trace, TracePass
+from engine.types import Bits, ExpertId, Phase
+
+
+@dataclass
+class PassTime:
+    """One simulated pass: seconds by activity, bytes moved."""
+
+    number: int
+    group: int
+    phase: Phase
+    tokens: int
+    seconds: float = 0.0
+    activities: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    moved_bytes: float = 0.0
+
+
+@dataclass
+class Replay:
+    """What a replay found. times: of each pass in order."""
+
+    config: EngineConfig
+    policy: ExpertPolicy
+    times: list[PassTime]
+    in_time: int
+    prefetched_demanded: int
+
+    def metrics(self, passes: Iterable[int] | None = None) -> dict[str, float]:
+        """The engine's metrics over these passes (all by default); a group of sequences counts
+        from its first prefill pass to its last decode pass."""
+        chosen = None if passes is None else frozenset(passes)
+        times = [t for t in self.times if chosen is None or t.number in chosen]
+        prefill = [t for t in times if t.phase == "prefill"]
+        decode = [t for t in times if t.phase == "decode"]
+        groups = {t.group for t in times}
+        prefill_s = sum(t.seconds for t in prefill)
+        decode_s = sum(t.seconds for t in decode)
+        decoded = sum(t.tokens for t in decode)
+        sequences = _sequences(decode, groups)
+        found: dict[str, float] = {}
+        if prefill_s:
+            found["prefill_tps"] = sum(t.tokens for t in prefill) / prefill_s
+            found["ttft_ms"] = prefill_s / len(groups) * 1e3
+        if decoded:
+            steps = len(decode) / len(groups)
+            found["decode_tps"] = decoded / decode_s
+            found["output_tps"] = (decoded + sequences) / (prefill_s + decode_s)
+            found["tpot_ms"] = decode_s / len(groups) / steps * 1e3
+            found["transfer_bytes_per_token"] = sum(t.moved_bytes for t in decode) / decoded
+            parts: dict[str, float] = defaultdict(float)
+            for time in decode:
+                for name, seconds in time.activities.items():
+                    parts[name] += seconds
+            for name, seconds in parts.items():
+                found[f"time_ms_per_token.{name}"] = seconds * 1e3 / decoded
+            found["stall_ms_per_token"] = found.get("time_ms_per_token.wait", 0.0)
+        counters = self.policy.counters
+        for phase, name in (("decode", "expert_hit_rate"), ("prefill", "expert_hit_rate.prefill")):
+            hits, misses = counters.hits[phase], counters.misses[phase]  # type: ignore[index]
+            found[name] = hits / (hits + misses) if hits + misses else 0.0
+        if counters.predicted:
+            found["prefetch_precision"] = counters.predicted_demanded / counters.predicted
+            demand = max(1, counters.predicted_layer_demand)
+            found["prefetch_recall"] = counters.predicted_demanded / demand
+        if self.prefetched_demanded:
+            found["prefetch_in_time"] = self.in_time / self.prefetched_demanded
+        return found
+
+
+def replay(
+    config: EngineConfig,
+    facts: ModelFacts,
+    trace: Trace,
+    profile: ModelTimings,
+    *,
+    history: Trace | None = None,
+    learned: dict[str, Floats] | None = None,
+    warm: Iterable[int] = (),
+) -> Replay:
+    """Run a config over a trace.
+
+    history: what policies start their statistics from; warm: numbers of passes that come first and
+    whose look-ups are not counted. Raises InfeasibleError where the config does not fit, UsageError
+    where the trace lacks what its policies need.
+    """
+    resolved, memory = resolve(config, facts)
+    future = Future(facts.moe_layers)
+    context = PolicyContext(resolved, facts, future, history, learned or {})
+    has_host = bool(profile.host_expert_s)
+    policy = build_policy(context, memory.slots, host_compute=has_host)
+    clock = _Clock(resolved, facts, profile, policy)
+    first = sorted(warm)
+    if first:
+        walk(trace, policy, clock, first)
+        policy.reset_counters()
+        clock.reset_arrivals()
+    rest = [n for n in range(len(trace.passes)) if n not in set(first)]
+    future.load(trace, rest)
+    walk(trace, policy, clock, rest)
+    return Replay(resolved, policy, clock.times, clock.in_time, clock.prefetched_demanded)
+
+
+class _Clock:
+    """Implements Listener: gives every decision its time."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        facts: ModelFacts,
+        profile: ModelTimings,
+        policy: ExpertPolicy,
+    ) -> None:
+        self._profile = profile
+        self._policy = policy
+        self._order = ORDERS[config.batch.order]()
+        self._transfers = SimulatedTransfers(
+            profile.medium,
+            QUEUES[config.transfer.queue](),
+            workers=min(config.io.threads, config.transfer.in_flight),
+            chunk_bytes=config.transfer.chunk_bytes,
+        )
+        bits_used: list[Bits] = [config.precision.bits]
+        if config.precision.low_bits:
+            bits_used.append(config.precision.low_bits)
+        self._record = {bits: record_bytes_of(config, facts, bits) for bits in bits_used}
+        self._now = 0.0
+        self._host_free = 0.0
+        self._moved = 0.0
+        self._in_slot: dict[int, SimulatedTransfer] = {}
+        self._prefetching: dict[int, list[SimulatedTransfer]] = defaultdict(list)
+        self._steps: list[Step] = []
+        self._tokens = 0
+        self._started = 0.0
+        self.in_time = self.prefetched_demanded = 0
+        self.times: list[PassTime] = []
+
+    def reset_arrivals(self) -> None:
+        """Count arrivals anew."""
+        self.in_time = self.prefetched_demanded = 0
+
+    def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
+        """Predictions for its first layers start, then what a pass costs beside its layers."""
+        tokens = sum(item.tokens)
+        self.times.append(PassTime(number, item.group, item.phase, tokens))
+        self._started = self._now
+        self._fetch(fetches)
+        self._spend("other", at(self._profile.pass_s, tokens))
+
+    def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
+        """The layer's dense part, then scores, then the router."""
+        self._spend("dense", at(self._profile.dense_s, tokens))
+        if self._policy.watches_gate:
+            self._spend("policy", self._profile.score_s)
+        self._fetch(fetches)
+        self._spend("router", at(self._profile.router_s, tokens))
+
+    def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
+        """Misses start; what was predicted is raised."""
+        if not self._steps:
+            self._tokens = 0
+        self._tokens += tokens
+        self._spend("policy", self._profile.policy_s)
+        prefetching = self._prefetching[layer]
+        for step in steps:
+            if step.slot == ON_HOST:
+                continue
+            if not step.hit:
+                self._load(step.expert, step.slot, step.bits, demanded=True)
+                continue
+            transfer = self._in_slot.get(step.slot)
+            if transfer is None:
+                continue
+            arrived = self._transfers.is_ready(self._now, transfer)
+            if not arrived:
+                self._transfers.promote(self._now, transfer)
+            if transfer in prefetching:
+                self.prefetched_demanded += 1
+                self.in_time += arrived
+        self._steps.extend(steps)
+
+    def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
+        """Compute the layer: what is there first or as the order says."""
+        for step in steps:
+            if step.after is None:
+                self._load(step.expert, step.slot, step.bits, demanded=True)
+        self._steps.extend(steps)
+        self._demote(layer)
+        self._fetch(fetches)
+        self._spend("compute", at(self._profile.layer_s, self._tokens))
+        host_done = self._start_host()
+        waiting = {step.after: step for step in steps if step.after is not None}
+        held_back = set(waiting.values())
+        pending = [s for s in self._steps if s.slot != ON_HOST and s not in held_back]
+        while pending:
+            chosen = self._order.next(pending, self._is_ready, self._policy.tokens)
+            if chosen is None or not self._is_ready(chosen):
+                self._wait(pending if chosen is None else [chosen])
+                if chosen is None:
+                    continue
+            pending.remove(chosen)
+            count = self._policy.tokens[chosen.expert.expert]
+            self._spend("compute", at(self._profile.expert_s[chosen.bits], count))
+            follower = waiting.pop(chosen.expert, None)
+            if follower is not None:
+                self._load(follower.expert, follower.slot, follower.bits, demanded=True)
+                pending.append(follower)
+        if host_done > self._now:
+            self.times[-1].activities["compute"] += host_done - self._now
+            self._now = host_done
+        self._steps = []
+
+    def end_pass(self) -> None:
+        """Close the books of the pass."""
+        self._transfers.advance(self._now)
+        time = self.times[-1]
+        time.seconds = self._now - self._started
+        time.moved_bytes = self._transfers.moved_bytes - self._moved
+        self._moved = self._transfers.moved_bytes
+
+    def _spend(self, activity: str, seconds: float) -> None:
+        if self._profile.contention != 1.0 and seconds > 0:
+            share = self._transfers.moving_share(self._now, self._now + seconds)
+            seconds *= 1 + (self._profile.contention - 1) * share
+        self.times[-1].activities[activity] += seconds
+        self._now += seconds
+
+    def _wait(self, steps: Sequence[Step]) -> None:
+        until = self._transfers.wait(self._now, [self._in_slot[s.slot] for s in steps])
+        until += self._profile.wake_s
+        self.times[-1].activities["wait"] += until - self._now
+        self._now = until
+
+    def _start_host(self) -> float:
+        """When the host is done with its experts of this layer pass."""
+        done = 0.0
+        for step in self._steps:
+            if step.slot == ON_HOST:
+                count = self._policy.tokens[step.expert.expert]
+                begin = max(self._now, self._host_free)
+                curve = self._profile.host_expert_s[step.bits]
+                done = self._host_free = begin + at(curve, count)
+        return done
+
+    def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
+        size = self._record[bits]
+        self._in_slot[slot] = self._transfers.submit(
+            self._now, expert, slot, size, demanded=demanded
+        )
+
+    def _fetch(self, fetches: Sequence[Fetch]) -> None:
+        for fetch in fetches:
+            self._load(fetch.expert, fetch.slot, fetch.bits, demanded=False)
+            self._prefetching[fetch.expert.layer].append(self._in_slot[fetch.slot])
+
+    def _demote(self, layer: int) -> None:
+        prefetching = self._prefetching.pop(layer, [])
+        if not prefetching:
+            return
+        demanded = {step.expert for step in self._steps}
+        for transfer in prefetching:
+            if transfer.expert not in demanded and transfer.ready_at is None:
+                self._transfers.demote(self._now, transfer)
+
+    def _is_ready(self, step: Step) -> bool:
+        return self._transfers.is_ready(self._now, self._in_slot[step.slot])
+
+
+def _sequences(decode: Sequence[PassTime], groups: set[int]) -> int:
+    """Sequences of all groups: tokens of each group's first decode pass."""
+    first = {group: next((t.tokens for t in decode if t.group == group), 0) for group in groups}
+    return sum(first.values())

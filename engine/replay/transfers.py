@@ -1,0 +1,159 @@
+"""Simulated transfers: the engine's queues and chunks over a medium, on a simulated clock.
+
+Mirrors engine.experts.transfer: threads take one chunk of the queue's head at a time, at most
+`in_flight` at once; a slot that is given away cancels what is queued for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.policy.transfer import TransferQueue
+from engine.timings import Medium
+from engine.types import ExpertId
+
+
+@dataclass(eq=False)
+class SimulatedTransfer:
+    """One record on its way. ready_at: when its last chunk arrived, None before."""
+
+    expert: ExpertId
+    demanded: bool
+    chunks: int
+    chunk_bytes: float
+    issued: int = 0
+    arrived: int = 0
+    cancelled: bool = False
+    ready_at: float | None = None
+
+
+@dataclass
+class _Moving:
+    transfer: SimulatedTransfer
+    rest_bytes: float
+
+
+class SimulatedTransfers:
+    """Advances lazily: nothing happens until somebody asks for a later time.
+
+    workers: chunks that can be in flight; record_bytes are cut into chunks of chunk_bytes.
+    """
+
+    def __init__(
+        self,
+        medium: Medium,
+        queue: TransferQueue[SimulatedTransfer],
+        *,
+        workers: int,
+        chunk_bytes: int,
+    ) -> None:
+        self._medium = medium
+        self._queue = queue
+        self._workers = workers
+        self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
+        self._moving: list[_Moving] = []
+        self._by_slot: dict[int, SimulatedTransfer] = {}
+        self._now = 0.0
+        self.moved_bytes = 0.0
+        self.busy_s = 0.0
+
+    def submit(
+        self, now: float, expert: ExpertId, slot: int, size_bytes: int, *, demanded: bool
+    ) -> SimulatedTransfer:
+        """Queue a record for a slot at this time."""
+        self.advance(now)
+        former = self._by_slot.get(slot)
+        if former is not None and former.ready_at is None:
+            self._queue.remove(former)
+            former.cancelled = True
+        count = max(1, -(-size_bytes // self._chunk_bytes))
+        transfer = SimulatedTransfer(expert, demanded, count, size_bytes / count)
+        self._by_slot[slot] = transfer
+        self._queue.push(transfer, urgent=demanded)
+        return transfer
+
+    def promote(self, now: float, transfer: SimulatedTransfer) -> None:
+        """A prediction is now demanded."""
+        self.advance(now)
+        transfer.demanded = True
+        self._queue.promote(transfer)
+
+    def demote(self, now: float, transfer: SimulatedTransfer) -> None:
+        """A prediction was stale."""
+        self.advance(now)
+        self._queue.demote(transfer)
+
+    def is_ready(self, now: float, transfer: SimulatedTransfer) -> bool:
+        """Whether it had arrived by then."""
+        self.advance(now)
+        return transfer.ready_at is not None
+
+    def wait(self, now: float, transfers: Sequence[SimulatedTransfer]) -> float:
+        """When the first of them is there."""
+        self.advance(now)
+        self._run(lambda: any(t.ready_at is not None for t in transfers), None)
+        assert any(t.ready_at is not None for t in transfers), "waiting for what was cancelled"
+        return max(now, self._now)
+
+    def moving_share(self, since: float, until: float) -> float:
+        """Share of a span in which something moved, if nothing else is submitted (1 or less)."""
+        if until <= since:
+            return 0.0
+        before = self.busy_s
+        self.advance(until)
+        return min(1.0, (self.busy_s - before) / (until - since))
+
+    def advance(self, until: float) -> None:
+        """Let everything happen up to this time."""
+        if until > self._now:
+            self._run(lambda: False, until)
+            self._now = max(self._now, until)
+
+    def _run(self, done: Callable[[], bool], until: float | None) -> None:
+        while not done():
+            self._fill()
+            if not self._moving:
+                return
+            speeds = self._speeds()
+            spans = [m.rest_bytes / s for m, s in zip(self._moving, speeds, strict=True) if s > 0]
+            span = min(spans)
+            if until is not None and self._now + span > until:
+                span = until - self._now
+                self._progress(span, speeds)
+                self._now = until
+                return
+            self._progress(span, speeds)
+            self._now += span
+            self._arrive()
+
+    def _speeds(self) -> list[float]:
+        count = len(self._moving)
+        if self._medium.sharing == "queued":
+            return [self._medium.rate(1)] + [0.0] * (count - 1)
+        return [self._medium.rate(count) / count] * count
+
+    def _progress(self, span: float, speeds: Sequence[float]) -> None:
+        self.busy_s += span
+        for moving, speed in zip(self._moving, speeds, strict=True):
+            moving.rest_bytes -= span * speed
+
+    def _fill(self) -> None:
+        while len(self._moving) < self._workers:
+            transfer = self._queue.head()
+            if transfer is None:
+                return
+            transfer.issued += 1
+            if transfer.issued == transfer.chunks:
+                self._queue.remove(transfer)
+            cost = transfer.chunk_bytes + self._medium.chunk_s * self._medium.rate(1)
+            self._moving.append(_Moving(transfer, cost))
+
+    def _arrive(self) -> None:
+        for moving in [m for m in self._moving if m.rest_bytes <= 1e-6]:
+            self._moving.remove(moving)
+            transfer = moving.transfer
+            transfer.arrived += 1
+            self.moved_bytes += transfer.chunk_bytes
+            if transfer.arrived == transfer.chunks and not transfer.cancelled:
+                transfer.ready_at = self._now

@@ -1,0 +1,137 @@
+"""Showing a trace to a policy, event by event, as the engine would.
+
+In: a trace, a policy, a listener. The listener hears what the policy decided; who only counts
+look-ups needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from engine.errors import UsageError
+from engine.policy.expert_cache import Fetch, Step
+from engine.policy.expert_policy import ExpertPolicy
+from engine.policy.view import Floats, PassStart, Routing
+from engine.trace import Trace, TracePass
+
+
+class Listener(Protocol):
+    """Executes decisions, or only counts them."""
+
+    def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
+        """The pass of this number begins."""
+
+    def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
+        """The router of a layer is about to run for one micro-batch."""
+
+    def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
+        """One micro-batch is routed."""
+
+    def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
+        """All micro-batches are routed: the layer is computed now."""
+
+    def end_pass(self) -> None:
+        """The pass is done."""
+
+
+class Nobody:
+    """Listens to nothing."""
+
+    def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
+        """Ignored."""
+
+    def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
+        """Ignored."""
+
+    def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
+        """Ignored."""
+
+    def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
+        """Ignored."""
+
+    def end_pass(self) -> None:
+        """Ignored."""
+
+
+class TraceView:
+    """Implements GateView from what the trace kept."""
+
+    def __init__(self, trace: Trace, rows: slice, layer: int) -> None:
+        self._trace = trace
+        self._rows = rows
+        self._layer = layer
+
+    def top_experts(self, layer: int, count: int) -> Sequence[Sequence[int]]:
+        """See GateView. UsageError where the trace was recorded without look-ahead."""
+        kept = self._trace.look_ahead
+        ahead = layer - self._layer - 1
+        if kept is None or ahead >= kept.shape[2] or count > kept.shape[3]:
+            raise UsageError(
+                f"this trace does not hold the best {count} experts {ahead + 1} layers ahead: "
+                "lower prefetch.depth or prefetch.extra_experts, or record it anew"
+            )
+        found: list[list[int]] = kept[self._rows, self._layer, ahead, :count].tolist()
+        return found
+
+    def gate_input(self) -> Floats:
+        """See GateView. UsageError where the trace was recorded without gate inputs."""
+        if self._trace.gate_inputs is None:
+            raise UsageError(
+                "this trace holds no gate inputs: record it with `tune trace --gate-inputs`"
+            )
+        block: Floats = self._trace.gate_inputs[self._rows, self._layer].astype(np.float32)
+        return block
+
+
+def walk(
+    trace: Trace,
+    policy: ExpertPolicy,
+    listener: Listener | None = None,
+    passes: Iterable[int] | None = None,
+) -> None:
+    """Show the trace's passes (all, or these numbers) to the policy in the engine's order."""
+    heard = listener or Nobody()
+    group = -1
+    for number in range(len(trace.passes)) if passes is None else passes:
+        item = trace.passes[number]
+        if item.group != group:
+            group = item.group
+            policy.begin_sequences()
+        rows = list(trace.micro_batches(number))
+        heard.begin_pass(number, item, policy.begin_pass(_start(trace, item)))
+        for layer in range(trace.layers):
+            for micro_batch, part in enumerate(rows):
+                tokens = part.stop - part.start
+                if policy.watches_gate:
+                    view = TraceView(trace, part, layer)
+                    heard.gate_entered(layer, tokens, policy.gate_entered(layer, micro_batch, view))
+                else:
+                    heard.gate_entered(layer, tokens, ())
+                routing = _routing(trace, policy, part, layer)
+                heard.routed(layer, tokens, policy.routed(layer, micro_batch, routing))
+            heard.layer_routed(layer, *policy.layer_routed())
+            policy.computed()
+        policy.end_pass()
+        heard.end_pass()
+
+
+def _start(trace: Trace, item: TracePass) -> PassStart:
+    embeddings = None
+    if trace.embeddings is not None:
+        last = item.first + sum(item.tokens)
+        embeddings = trace.embeddings[item.first : last].astype(np.float32)
+    return PassStart(item.phase, item.tokens, embeddings)
+
+
+def _routing(trace: Trace, policy: ExpertPolicy, rows: slice, layer: int) -> Routing:
+    weights = probabilities = None
+    if "weights" in policy.needs:
+        if trace.weights is None:
+            raise UsageError("this trace holds no gate weights: record it with `tune trace`")
+        weights = trace.weights[rows, layer].astype(np.float32)
+    if "probabilities" in policy.needs and trace.probabilities is not None:
+        probabilities = trace.probabilities[rows, layer].astype(np.float32)
+    return Routing(trace.chosen(rows, layer), weights, probabilities)

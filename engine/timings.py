@@ -1,0 +1,110 @@
+"""How long the parts of a forward pass take for one model on one machine: what replay and plans use.
+
+Measured by the worker's `calibrate` once for a model, machine and device, or derived from an
+emulated machine's published figures. Values only; JSON and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Curve = Mapping[int, float]
+"""Seconds by number of tokens, measured at some of them."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Where records come from: the disk, or the link from the host tier.
+
+    bytes_per_s: of all chunks in flight together, by their number; chunk_s: what each chunk costs
+    beside its bytes; sharing: chunks in flight share the rate (a disk), or are served one after
+    the other (a link).
+    """
+
+    bytes_per_s: Mapping[int, float]
+    chunk_s: float
+    sharing: Literal["shared", "queued"]
+
+    def rate(self, in_flight: int) -> float:
+        """Bytes a second of all together; the nearest measured number where this was not."""
+        known = sorted(self.bytes_per_s)
+        nearest = min(known, key=lambda n: (abs(n - in_flight), n))
+        return self.bytes_per_s[nearest]
+
+
+@dataclass(frozen=True)
+class ModelTimings:
+    """Times of one model on one device, in seconds.
+
+    dense_s, router_s: of one layer and micro-batch, by its tokens; layer_s: gathering and summing
+    of one layer pass, by tokens of all micro-batches; expert_s: of one expert, by bits, then by
+    its tokens; host_expert_s: likewise on the host, empty where there is none; policy_s: of one
+    layer and micro-batch without a predictor; score_s: of asking routers ahead at one gate; pass_s:
+    of a whole pass, beside its layers, by tokens; wake_s: from a chunk's arrival to compute;
+    contention: how much slower compute runs while chunks are moving (1: not at all).
+    """
+
+    model: str
+    device: str
+    medium: Medium
+    dense_s: Curve
+    router_s: Curve
+    layer_s: Curve
+    expert_s: Mapping[int, Curve]
+    pass_s: Curve
+    policy_s: float
+    score_s: float
+    wake_s: float
+    contention: float = 1.0
+    host_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelTimings:
+        """Inverse of to_json (JSON turns number keys into text)."""
+        values = dict(data)
+        medium = dict(values["medium"])
+        medium["bytes_per_s"] = _curve(medium["bytes_per_s"])
+        values["medium"] = Medium(**medium)
+        for name in ("dense_s", "router_s", "layer_s", "pass_s"):
+            values[name] = _curve(values[name])
+        for name in ("expert_s", "host_expert_s"):
+            values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
+        return cls(**values)
+
+
+def at(curve: Curve, tokens: int) -> float:
+    """Seconds at this number of tokens: between measured ones by a line, beyond them by the slope
+    of the last two (never below the nearest measured)."""
+    known = sorted(curve)
+    if not known:
+        return 0.0
+    place = bisect_left(known, tokens)
+    if place < len(known) and known[place] == tokens:
+        return curve[tokens]
+    if place == 0 or len(known) == 1:
+        return curve[known[0] if place == 0 else known[-1]]
+    low, high = (known[place - 1], known[place]) if place < len(known) else (known[-2], known[-1])
+    slope = (curve[high] - curve[low]) / (high - low)
+    found = curve[low] + slope * (tokens - low)
+    return max(found, curve[high]) if tokens > high else found
+
+
+def scaled(curve: Curve, factor: float) -> dict[int, float]:
+    """Every time multiplied."""
+    return {tokens: seconds * factor for tokens, seconds in curve.items()}
+
+
+def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
+    found = {int(key): float(value) for key, value in data.items()}
+    assert all(math.isfinite(value) for value in found.values())
+    return found
