@@ -1,4 +1,4 @@
-"""How long the parts of a forward pass take for one model on one machine: what replay and plans use.
+"""How long the parts of a forward pass take for one model on one machine: for replay and plans.
 
 Measured by the worker's `calibrate` once for a model, machine and device, or derived from an
 emulated machine's published figures. Values only; JSON and back.
@@ -7,11 +7,15 @@ emulated machine's published figures. Values only; JSON and back.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from engine.errors import StorageError
 
 Curve = Mapping[int, float]
 """Seconds by number of tokens, measured at some of them."""
@@ -80,6 +84,24 @@ class ModelTimings:
         for name in ("expert_s", "host_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
         return cls(**values)
+
+
+def timings_path(folder: Path, machine: str, model: str, device: str) -> Path:
+    """Where timings are kept. folder: the cache folder; machine, model: fingerprints."""
+    return folder / "timings" / machine / f"{model}-{device.replace(':', '-')}.json"
+
+
+def load_timings(path: Path) -> ModelTimings | None:
+    """Kept timings, None where there are none. StorageError where the file is no such thing."""
+    if not path.is_file():
+        return None
+    try:
+        return ModelTimings.from_json(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise StorageError(
+            f"{path} holds no timings of this release ({type(error).__name__}): measure them "
+            "again with `tune profile`"
+        ) from None
 
 
 def at(curve: Curve, tokens: int) -> float:

@@ -19,7 +19,7 @@ from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.order import HotFirstOrder, Order, PopularityOrder, ReadyFirstOrder, RoutedOrder
 from engine.policy.place import DevicePlacement, HostBelow, HostSplit, Placement
-from engine.policy.plan import FixedPlan, Plan
+from engine.policy.plan import FixedPlan, IoComputePlan, Plan
 from engine.policy.precision import (
     GateThreshold,
     PopularityMass,
@@ -73,7 +73,10 @@ PLACEMENTS: dict[PlacementName, Callable[[PolicyContext], Placement]] = {
     "host_below": lambda context: HostBelow(context.config.placement.host_tokens),
     "host_split": lambda context: HostSplit(1.0 - context.config.placement.host_share),
 }
-PLANS: dict[PlanName, Callable[[], Plan]] = {"fixed": FixedPlan}
+PLANS: dict[PlanName, Callable[[], Plan]] = {
+    "fixed": FixedPlan,
+    "io_compute": IoComputePlan,
+}
 
 
 def _popularity_mass(context: PolicyContext) -> PrecisionPolicy:

@@ -19,9 +19,9 @@ from engine.policy.future import Future
 from engine.policy.registry import ORDERS, QUEUES, build_policy
 from engine.policy.view import Floats
 from engine.protocol import ModelFacts
-from engine.timings import ModelTimings, at
 from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
 from engine.replay.walk import walk
+from engine.timings import ModelTimings, at
 from engine.trace import Trace, TracePass
 from engine.types import Bits, ExpertId, Phase
 

@@ -29,9 +29,11 @@ from engine.experts.kernels import (
 from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
+from engine.hardware import probe
 from engine.memory import resolve
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
+from engine.policy.plan import Planned
 from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.records import record_layout
@@ -39,6 +41,7 @@ from engine.run.experts_runtime import RoutingRecorder
 from engine.run.live import LiveConfiguration
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.phase_clock import PhaseClock
+from engine.timings import ModelTimings, load_timings, timings_path
 from engine.types import Bits, Phase
 
 Progress = Callable[[str, int, int], None]
@@ -75,6 +78,7 @@ class Engine:
         self._trust = trust_remote_code
         self.model: LoadedModel = self._load("bfloat16")
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
+        self.planned: Planned | None = None
         self._live: LiveConfiguration | None = None
 
     @property
@@ -112,13 +116,15 @@ class Engine:
     def configure(
         self, config: EngineConfig, progress: Progress | None = None
     ) -> tuple[EngineConfig, MemoryPlan]:
-        """Make the engine run this config. Returns it resolved, with its memory.
+        """Make the engine run this config. Returns it resolved, with its memory; `planned` says
+        what its plan decided and why.
 
         Raises InfeasibleError before anything is allocated. A pack that is missing is made first
         (progress: stage, done, total).
         """
         config = replace(config, device=replace(config.device, name=self.device.name))
-        config = PLANS[config.plan.name]().plan(config, None)
+        self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
+        config = self.planned.config
         resolved, memory = resolve(config, self.facts)
         self.release()
         if DTYPES[resolved.compute.dtype] != self.model.dtype:
@@ -235,6 +241,12 @@ class Engine:
         if self.device.torch_device.type != "cpu":
             model.model.to(self.device.torch_device)
         return model
+
+    def _timings(self) -> ModelTimings | None:
+        machine = probe(self.cache_folder).fingerprint
+        return load_timings(
+            timings_path(self.cache_folder, machine, self.facts.fingerprint, self.device.name)
+        )
 
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
         """Which of torch's packed kernels hold for this config's (or these) bits here."""

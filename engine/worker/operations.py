@@ -16,9 +16,12 @@ from engine.evaluate.parity import check_parity
 from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
 from engine.experts.pack import ensure_pack
 from engine.hardware import probe
+from engine.measure.calibrate import calibrate
 from engine.measure.measure import measure, memory_reading
+from engine.measure.pass_through import run_pass
 from engine.measure.profile import profile_machine
-from engine.measure.workload import tokenize
+from engine.measure.recording import TraceRecorder
+from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
 from engine.model.checkpoint import locate
 from engine.protocol import Workload
@@ -26,6 +29,7 @@ from engine.records import Part
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
+from engine.types import BITS
 from engine.worker.baseline import settle_baseline
 
 Emit = Callable[[dict[str, Any]], None]
@@ -52,6 +56,8 @@ class Operations:
             "pack": self.pack,
             "profile": self.profile,
             "parity": self.parity,
+            "trace": self.trace,
+            "calibrate": self.calibrate,
             "close": self.close,
         }
 
@@ -207,6 +213,54 @@ class Operations:
             "code_layout": code_layout_for(support),
             "hardware": probe(self._cache_folder).to_json(),
         }
+
+    def trace(
+        self,
+        path: str,
+        workload: dict[str, Any],
+        repeats: int = 1,
+        seed: int = 0,
+        gate_inputs: bool = False,
+    ) -> dict[str, Any]:
+        """Record the routing of repeats numbered from `seed` on the configured engine."""
+        engine = self._opened()
+        task = Workload.from_json(workload)
+        texts = tokenize(task, self._load_tokenizer())
+        recorder = TraceRecorder(engine.facts, gate_inputs=gate_inputs)
+        engine.record(recorder)
+        for repeat in range(seed, seed + repeats):
+            own = pick(texts, task.sequences, repeat)
+            run_pass(engine, own, task.output_tokens, seed=repeat)
+            self._progress("trace", repeat - seed + 1, repeats)
+        engine.record(None)
+        found = recorder.trace(
+            workload=task.name,
+            repeats=repeats,
+            seed=seed,
+            output_tokens=task.output_tokens,
+            model_facts=engine.facts.to_json(),
+        )
+        found.save(Path(path))
+        return {
+            "path": path,
+            "bytes": Path(path).stat().st_size,
+            "passes": len(found.passes),
+            "tokens": int(found.experts.shape[0]),
+        }
+
+    def calibrate(
+        self, config: dict[str, Any], workload: dict[str, Any], bits: list[int]
+    ) -> dict[str, Any]:
+        """Time the parts of this model's passes: ModelTimings."""
+        task = Workload.from_json(workload)
+        timings = calibrate(
+            self._opened(),
+            tokenize(task, self._load_tokenizer()),
+            EngineConfig.from_dict(config),
+            [one for one in BITS if one in bits],
+            self._progress,
+        )
+        return timings.to_json()
 
     def parity(self, tokens: int = 16) -> dict[str, Any]:
         """Compare with plain transformers in float32."""

@@ -1,0 +1,358 @@
+"""Measuring the parts of this model's forward passes on this machine: ModelTimings.
+
+What can be timed alone is (experts by tokens, reads by chunks in flight); the rest comes from the
+engine's own clock over real passes. What cannot be separated (how much the disk slows down while
+compute runs, and the other way round) is fitted: the replay of three calibration runs must take as
+long as they took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from engine.config import EngineConfig
+from engine.device.emulated import EmulatedDevice
+from engine.errors import InfeasibleError
+from engine.experts.host_compute import HostCompute
+from engine.experts.kernels import Multiplier
+from engine.measure.bandwidth import record_bandwidth
+from engine.measure.pass_through import Sequenced, run_pass
+from engine.measure.recording import TraceRecorder
+from engine.replay.simulate import replay
+from engine.run.engine import Engine
+from engine.run.experts_runtime import expert_output
+from engine.run.micro_batch import MicroBatch
+from engine.run.phase_clock import Activity
+from engine.timings import Medium, ModelTimings, at, scaled
+from engine.trace import Trace
+from engine.types import Bits, Phase
+
+EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+DECODE_SIZES = (1, 2, 4)
+PREFILL_TOKENS = (16, 64, 128)
+DECODE_PASSES = 12
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _PassClock:
+    """One timed pass: seconds by activity, tokens of each expert by layer."""
+
+    tokens: int
+    seconds: dict[Activity, float]
+    counts: list[list[int]]
+
+
+def calibrate(
+    engine: Engine,
+    sequences: Sequence[Sequenced],
+    base: EngineConfig,
+    bits: Sequence[Bits],
+    progress: Progress | None = None,
+) -> ModelTimings:
+    """Measure. sequences: real text of at least a few prompts with what follows them; base: budget
+    and io settings of the runs that will be predicted; bits: precisions to time.
+
+    Takes about a minute a precision. Raises InfeasibleError where nothing of it fits.
+    """
+    steps = 3 * len(bits) + 1
+    done = itertools.count(1)
+
+    def tell() -> None:
+        if progress is not None:
+            progress("calibrate", next(done), steps)
+
+    expert_s: dict[int, dict[int, float]] = {}
+    host_s: dict[int, dict[int, float]] = {}
+    for one in bits:
+        _configure(engine, base, {"precision.bits": one})
+        expert_s[one] = _time_experts(engine)
+        host_s[one] = _time_host(engine, base, one)
+        tell()
+    first = bits[0]
+    _configure(engine, base, {"precision.bits": first})
+    passes = list(_clocked_passes(engine, sequences))
+    timings = _from_passes(engine, passes, expert_s, first)
+    tell()
+    timings = replace(
+        timings,
+        score_s=_time_scores(engine, sequences, base, first, timings.policy_s),
+        host_expert_s={b: curve for b, curve in host_s.items() if curve},
+    )
+    runs = []
+    for one in bits:
+        runs += list(_calibration_runs(engine, sequences, base, one))
+        tell()
+    medium = _time_medium(engine, base, first)
+    return _fit(replace(timings, medium=medium), engine, runs)
+
+
+def _configure(engine: Engine, base: EngineConfig, overlay: dict[str, Any]) -> EngineConfig:
+    """As much cache as fits, nothing predicted, one sequence."""
+    plain = {
+        "cache.expert_bytes": "auto",
+        "cache.eviction": "lru",
+        "cache.scope": "layer",
+        "cache.allocation": "uniform",
+        "prefetch.predictor": "none",
+        "prefetch.depth": 0,
+        "precision.scheme": "uniform",
+        "placement.name": "device",
+        "plan.name": "fixed",
+        "batch.count": 1,
+        "batch.size": 1,
+    }
+    resolved, _ = engine.configure(base.overlay({**plain, **overlay}))
+    return resolved
+
+
+def _time_experts(engine: Engine) -> dict[int, float]:
+    """Seconds of one expert by tokens, each time another one, so that its weights come from
+    memory and not from a processor cache."""
+    live = engine.live
+    record = live.store.record
+    bits = record.layout.bits
+    multiply = Multiplier(
+        bits,
+        record.layout.group_size,
+        record.code_layout,
+        engine.kernel_support(live.config, bits),
+        live.config.kernel.name,
+    )
+    module = engine.model.layers[0].experts
+    views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
+    turn = itertools.cycle(views)
+
+    def run(x: torch.Tensor) -> None:
+        expert_output(module, multiply, next(turn), x)
+        engine.device.synchronize()
+
+    return _time_by_tokens(engine, run)
+
+
+def _time_host(engine: Engine, base: EngineConfig, bits: Bits) -> dict[int, float]:
+    """Seconds of one expert on the host by tokens; empty where device and host are one."""
+    if engine.device.is_host_memory:
+        return {}
+    try:
+        _configure(engine, base, {"precision.bits": bits, "placement.name": "host_below"})
+    except InfeasibleError:
+        return {}
+    host = engine.live.host
+    if host is None:
+        return {}
+    module = engine.model.layers[0].experts
+    turn = itertools.cycle(engine.live.store.experts)
+    return _time_by_tokens(engine, lambda x: _run_on_host(host, module, next(turn), bits, x))
+
+
+def _run_on_host(host: HostCompute, module: Any, expert: Any, bits: Bits, x: torch.Tensor) -> None:
+    host.submit(module, expert, bits, x).result()
+
+
+def _time_by_tokens(engine: Engine, run: Callable[[torch.Tensor], None]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    hidden = engine.facts.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for tokens in EXPERT_TOKENS:
+            x = torch.randn(tokens, hidden, generator=generator)
+            x = x.to(engine.device.torch_device, engine.model.dtype)
+            run(x)
+            seconds: list[float] = []
+            while len(seconds) < 9 and (len(seconds) < 3 or sum(seconds) < 0.3):
+                started = time.perf_counter()
+                run(x)
+                seconds.append(time.perf_counter() - started)
+            found[tokens] = statistics.median(seconds)
+    return found
+
+
+def _clocked_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[_PassClock]:
+    """Prefill chunks and decode passes of several sizes, timed by the engine's clock."""
+    text = [token for s in sequences for token in (*s.prompt, *s.forced)]
+    for tokens in PREFILL_TOKENS:
+        for number in range(4):
+            start = number * tokens % max(1, len(text) - tokens)
+            batch = MicroBatch(torch.tensor([text[start : start + tokens]]))
+            clocked = _clocked(engine, [batch], "prefill")
+            if number:  # the first one warms caches and kernels
+                yield clocked
+    for size in DECODE_SIZES:
+        rows = [text[start::7][: DECODE_PASSES + 9] for start in range(size)]
+        batch = MicroBatch(torch.tensor([row[:8] for row in rows]))
+        engine.prefill([batch])
+        for number in range(min(DECODE_PASSES, min(map(len, rows)) - 9)):
+            batch.tokens = torch.tensor([[row[8 + number]] for row in rows])
+            clocked = _clocked(engine, [batch], "decode")
+            if number > 1:
+                yield clocked
+
+
+def _clocked(engine: Engine, batches: list[MicroBatch], phase: Phase) -> _PassClock:
+    recorder = TraceRecorder(engine.facts, lean=True)
+    engine.record(recorder)
+    engine.device.synchronize()
+    engine.clock.reset()
+    engine.forward(batches, phase)
+    engine.device.synchronize()
+    engine.clock.switch("other")
+    seconds = dict(engine.clock.seconds)
+    engine.record(None)
+    trace = recorder.trace()
+    counts = [
+        [int(n) for n in torch.bincount(torch.from_numpy(trace.experts[:, layer].ravel()).long())]
+        for layer in range(trace.layers)
+    ]
+    return _PassClock(trace.experts.shape[0], seconds, counts)
+
+
+def _from_passes(
+    engine: Engine,
+    passes: Sequence[_PassClock],
+    expert_s: dict[int, dict[int, float]],
+    bits: Bits,
+) -> ModelTimings:
+    layers = engine.facts.moe_layers
+    sizes = sorted({item.tokens for item in passes})
+
+    def median(name: Activity, tokens: int) -> float:
+        return statistics.median(p.seconds[name] for p in passes if p.tokens == tokens)
+
+    def gathering(item: _PassClock) -> float:
+        known = sum(at(expert_s[bits], n) for layer in item.counts for n in layer if n)
+        return (item.seconds["compute"] - known) / layers
+
+    return ModelTimings(
+        model=engine.facts.fingerprint,
+        device=engine.device.name,
+        medium=Medium({1: 1.0}, 0.0, "shared"),
+        dense_s={n: median("dense", n) / layers for n in sizes},
+        router_s={n: median("router", n) / layers for n in sizes},
+        layer_s={
+            n: statistics.median(gathering(p) for p in passes if p.tokens == n) for n in sizes
+        },
+        expert_s=expert_s,
+        pass_s={n: median("other", n) for n in sizes},
+        policy_s=median("policy", min(sizes)) / layers,
+        score_s=0.0,
+        wake_s=0.0,
+    )
+
+
+def _time_scores(
+    engine: Engine,
+    sequences: Sequence[Sequenced],
+    base: EngineConfig,
+    bits: Bits,
+    policy_s: float,
+) -> float:
+    """What asking the next router costs at one gate, at one token."""
+    if "next_gate" not in engine.facts.predictors:
+        return 0.0
+    overlay = {"precision.bits": bits, "prefetch.predictor": "next_gate", "prefetch.depth": 1}
+    _configure(engine, base, overlay)
+    batch = MicroBatch(torch.tensor([sequences[0].prompt[:8]]))
+    engine.prefill([batch])
+    seconds = []
+    for token in (*sequences[0].prompt[8:], *sequences[0].forced)[:DECODE_PASSES]:
+        batch.tokens = torch.tensor([[token]])
+        seconds.append(_clocked(engine, [batch], "decode").seconds["policy"])
+    spent = statistics.median(seconds[1:]) / engine.facts.moe_layers
+    return max(0.0, spent - policy_s)
+
+
+@dataclass(frozen=True)
+class _CalibrationRun:
+    """A run that the fit must reproduce: its trace, its config, its seconds of decoding."""
+
+    config: EngineConfig
+    trace: Trace
+    decode_s: float
+    warm: int
+
+
+def _calibration_runs(
+    engine: Engine, sequences: Sequence[Sequenced], base: EngineConfig, bits: Bits
+) -> Iterator[_CalibrationRun]:
+    """On demand, and with a third of the experts in slots."""
+    for overlay in ({"cache.eviction": "none"}, {"cache.expert_bytes": "33%"}):
+        try:
+            config = _configure(engine, base, {"precision.bits": bits, **overlay})
+        except InfeasibleError:
+            continue
+        recorder = TraceRecorder(engine.facts, lean=True)
+        engine.record(recorder)
+        output_tokens = min(12, max(2, min(len(s.forced) for s in sequences)))
+        run_pass(engine, sequences[:1], output_tokens, seed=0)
+        warm = len(recorder.trace().passes)
+        timed = run_pass(engine, sequences[1:3], output_tokens, seed=0)
+        engine.record(None)
+        yield _CalibrationRun(config, recorder.trace(), sum(t.decode_s for t in timed), warm)
+
+
+def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
+    """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
+    if isinstance(engine.device, EmulatedDevice):
+        machine = engine.device.machine
+        rate = {1: machine.slowed_link_bytes_per_s}
+        return Medium(rate, machine.slowed_link_latency_s, "queued")
+    config = _configure(engine, base, {"precision.bits": bits})
+    chunk = config.transfer.chunk_bytes
+    depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
+    speeds = {
+        depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
+        for depth in depths
+    }
+    return Medium(speeds, 0.0, "shared")
+
+
+def _fit(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun]) -> ModelTimings:
+    """Choose the medium's speed under load and the contention so that the runs' replays take as
+    long as they took (least squares of log ratios over a grid, refined once)."""
+    emulated = timings.medium.sharing == "queued"
+    speeds = [1.0] if emulated else [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3]
+    contentions = [1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5]
+    best = timings
+    error = float("inf")
+    for round_number in range(2):
+        for speed, contention in itertools.product(speeds, contentions):
+            candidate = _under_load(timings, speed, contention)
+            found = _error(candidate, engine, runs)
+            if found < error:
+                best, error = candidate, found
+                chosen = (speed, contention)
+        if round_number == 0:
+            spread = [0.94, 0.97, 1.0, 1.03, 1.06]
+            speeds = [1.0] if emulated else [chosen[0] * f for f in spread]
+            contentions = [max(1.0, chosen[1] * f) for f in spread]
+    notes = {
+        "fit_rms_log_ratio": (error / max(1, len(runs))) ** 0.5,
+        "medium_speed_under_load": chosen[0],
+        "calibration_runs": len(runs),
+    }
+    return replace(best, notes=notes)
+
+
+def _under_load(timings: ModelTimings, speed: float, contention: float) -> ModelTimings:
+    rates = scaled(timings.medium.bytes_per_s, speed)
+    medium = Medium(rates, timings.medium.chunk_s, timings.medium.sharing)
+    return replace(timings, medium=medium, contention=contention)
+
+
+def _error(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun]) -> float:
+    total = 0.0
+    for run in runs:
+        found = replay(run.config, engine.facts, run.trace, timings, warm=range(run.warm))
+        timed = [t for t in found.times if t.phase == "decode" and t.number >= run.warm]
+        decode_s = sum(t.seconds for t in timed)
+        total += math.log(decode_s / run.decode_s) ** 2
+    return total
