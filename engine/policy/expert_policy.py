@@ -146,15 +146,12 @@ class ExpertPolicy:
                 continue
             self._predicted.setdefault(layer, {}).update(dict.fromkeys(experts))
             complete = not self._stop_at_miss or self.cache.holds(layer, experts)
+            scores = dict(zip(experts, prediction.scores, strict=True)) if prediction.scores else {}
             if self._limit:
                 experts = self._limited(layer, experts)
-            scores = prediction.scores
-            fetches += self.cache.prefetch(
-                layer,
-                experts,
-                self._precision.predicted(self._phase, experts, scores),
-                dict(zip(experts, scores, strict=False)) if scores else None,
-            )
+            ranked = [scores[expert] for expert in experts] if scores else ()
+            wanted = self._precision.predicted(self._phase, experts, ranked)
+            fetches += self.cache.prefetch(layer, experts, wanted, scores)
             if not complete:
                 break
         self.counters.prefetched += len(fetches)

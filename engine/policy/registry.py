@@ -11,12 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.errors import ConfigError
-from engine.policy.allocate import Allocation, UniformAllocation
+from engine.policy.allocate import (
+    Allocation,
+    MissAllocation,
+    ProfileAllocation,
+    ShallowFirstAllocation,
+    UniformAllocation,
+)
 from engine.policy.context import PolicyContext
+from engine.policy.evict.arc import ArcEviction
 from engine.policy.evict.base import Eviction
+from engine.policy.evict.belady import BeladyEviction
+from engine.policy.evict.lfu import LfuEviction
 from engine.policy.evict.lru import LruEviction, NoCacheEviction
+from engine.policy.evict.p_freq import ProbabilityFrequencyEviction
+from engine.policy.evict.weighted import WeightedEviction, read_weights
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
+from engine.policy.options import choice, flag, number, whole
 from engine.policy.order import HotFirstOrder, Order, PopularityOrder, ReadyFirstOrder, RoutedOrder
 from engine.policy.place import DevicePlacement, HostBelow, HostSplit, Placement
 from engine.policy.plan import FixedPlan, IoComputePlan, Plan
@@ -26,9 +38,17 @@ from engine.policy.precision import (
     PrecisionPolicy,
     UniformPrecision,
 )
+from engine.policy.predict.activation_path import ActivationPathPredictor
 from engine.policy.predict.base import Predictor
+from engine.policy.predict.correlation import CorrelationPredictor
+from engine.policy.predict.expert_map import ExpertMapPredictor
+from engine.policy.predict.mlp import MlpPredictor
 from engine.policy.predict.next_gate import NextGatePredictor
 from engine.policy.predict.none import NoPredictor
+from engine.policy.predict.oracle import OraclePredictor
+from engine.policy.predict.popularity import PopularityPredictor
+from engine.policy.predict.pregate import PregatePredictor
+from engine.policy.predict.repeat_last import RepeatLastPredictor
 from engine.policy.transfer import FifoQueue, TransferQueue, TwoPriorityQueue
 from engine.types import (
     AllocationName,
@@ -45,9 +65,26 @@ from engine.types import (
 EVICTIONS: dict[EvictionName, Callable[[PolicyContext], Eviction]] = {
     "lru": lambda context: LruEviction(),
     "none": lambda context: NoCacheEviction(),
+    "lfu": lambda context: LfuEviction(
+        number(context.config.cache.options, "cache.options.decay", 0.9, 0.01, 1.0)
+    ),
+    "arc": lambda context: ArcEviction(
+        coarse=choice(
+            context.config.cache.options, "cache.options.arc_step", ("textbook", "coarse")
+        )
+        == "coarse"
+    ),
+    "hobbit": lambda context: WeightedEviction(
+        read_weights(context.config.cache.options), context.layers
+    ),
+    "p_freq": lambda context: ProbabilityFrequencyEviction(),
+    "belady": lambda context: BeladyEviction(context.future),
 }
 ALLOCATIONS: dict[AllocationName, Callable[[PolicyContext], Allocation]] = {
     "uniform": lambda context: UniformAllocation(),
+    "shallow_first": lambda context: ShallowFirstAllocation(context.config.cache.shallow_layers),
+    "by_misses": lambda context: MissAllocation(context.history),
+    "by_profile": lambda context: ProfileAllocation(context.history),
 }
 PREDICTORS: dict[PredictorName, Callable[[PolicyContext], Predictor]] = {
     "none": lambda context: NoPredictor(),
@@ -57,6 +94,16 @@ PREDICTORS: dict[PredictorName, Callable[[PolicyContext], Predictor]] = {
         context.config.prefetch.depth,
         context.config.prefetch.extra_experts,
     ),
+    "repeat_last": lambda context: RepeatLastPredictor(
+        context.layers, context.config.prefetch.depth
+    ),
+    "popularity": PopularityPredictor,
+    "correlation": CorrelationPredictor,
+    "activation_path": ActivationPathPredictor,
+    "expert_map": ExpertMapPredictor,
+    "mlp": MlpPredictor,
+    "pregate": PregatePredictor,
+    "oracle": lambda context: OraclePredictor(context.future, context.config.prefetch.depth),
 }
 ORDERS: dict[OrderName, Callable[[], Order]] = {
     "routed": RoutedOrder,
@@ -125,7 +172,7 @@ def build_policy(context: PolicyContext, slots: int, *, host_compute: bool) -> E
         lambda: make_eviction(context),
         layers=context.layers,
         high=config.precision.bits,
-        hold_predicted=bool(config.cache.options.get("hold_predicted", False)),
+        hold_predicted=flag(config.cache.options, "cache.options.hold_predicted"),
     )
     return ExpertPolicy(
         cache,
@@ -133,6 +180,6 @@ def build_policy(context: PolicyContext, slots: int, *, host_compute: bool) -> E
         PRECISIONS[config.precision.scheme](context),
         PLACEMENTS[config.placement.name if host_compute else "device"](context),
         context.future,
-        stop_at_miss=bool(config.prefetch.options.get("stop_at_miss", False)),
-        limit=int(config.prefetch.options.get("limit", 0)),
+        stop_at_miss=flag(config.prefetch.options, "prefetch.options.stop_at_miss"),
+        limit=whole(config.prefetch.options, "prefetch.options.limit", 0, 0, 10_000),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.none import NoPredictor
@@ -39,10 +40,10 @@ def rank_by_count(layer: int, choices: Sequence[Sequence[int]]) -> Prediction:
     """Experts by how many tokens chose them; ties by better rank, then by index."""
     if len(choices) == 1:
         return Prediction(layer, tuple(choices[0]), (1.0,) * len(choices[0]))
-    counts = Counter(expert for choice in choices for expert in choice)
+    counts = Counter(chain.from_iterable(choices))
     best_rank: dict[int, int] = {}
-    for choice in choices:
-        for rank, expert in enumerate(choice):
-            best_rank[expert] = min(rank, best_rank.get(expert, rank))
+    columns = list(zip_longest(*choices, fillvalue=-1))
+    for rank in reversed(range(len(columns))):  # the best one is written last
+        best_rank.update(dict.fromkeys(columns[rank], rank))
     experts = tuple(sorted(counts, key=lambda e: (-counts[e], best_rank[e], e)))
     return Prediction(layer, experts, tuple(counts[e] / len(choices) for e in experts))

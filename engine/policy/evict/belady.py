@@ -1,0 +1,30 @@
+"""Belady's rule: the farthest next use leaves. A bound, for runs whose routing was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine.policy.evict.lru import LruEviction
+from engine.policy.future import Future
+from engine.types import ExpertId
+
+
+class BeladyEviction(LruEviction):
+    """Evicts the expert whose next demand lies farthest ahead (Belady, 1966; ScratchPipe, arXiv
+    2205.04702, does so where the next accesses are known). Where no future is known: LRU."""
+
+    def __init__(self, future: Future) -> None:
+        super().__init__()
+        self._future = future
+
+    @property
+    def informed(self) -> bool:
+        """Whether a future is known; False: this is LRU."""
+        return self._future.known
+
+    def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
+        """The candidate with the farthest next demand; among equals the least recent."""
+        if not self._future.known:
+            return super().victim(candidates, incoming)
+        next_use, last_use = self._future.next_use, self._last_use
+        return max(candidates, key=lambda e: (next_use(e), -last_use.get(e, 0)))

@@ -1,0 +1,56 @@
+"""Least frequently used, with counts that fade."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from engine.types import ExpertId
+
+
+class LfuEviction:
+    """Evicts the expert with the smallest decayed number of uses.
+
+    decay: what a count keeps from one pass of its layer to the next; 1 never forgets. Counts
+    outlive the stay in a slot (an expert that returns is not new) and sequences.
+
+    Lazy: the logarithm of a count falls by the same amount a pass for all experts of a layer, so a
+    use stores the logarithm as of pass 0 and nothing is touched in between.
+    """
+
+    keeps = True
+
+    def __init__(self, decay: float) -> None:
+        self._fall = -math.log(decay)
+        self._passes: dict[int, int] = {}
+        self._keys: dict[ExpertId, float] = {}
+
+    def begin_sequences(self) -> None:
+        """Frequency outlives sequences."""
+
+    def begin_layer(self, layer: int) -> None:
+        """One pass of this layer."""
+        self._passes[layer] = self._passes.get(layer, 0) + 1
+
+    def use(self, expert: ExpertId, *, high: bool = True) -> None:
+        """One more."""
+        age = self._passes.get(expert.layer, 0) * self._fall
+        count = math.exp(self._keys.get(expert, -math.inf) - age) + 1.0
+        self._keys[expert] = math.log(count) + age
+
+    def insert(self, expert: ExpertId, *, high: bool = True) -> None:
+        """Counts as a use."""
+        self.use(expert)
+
+    def expect(self, expert: ExpertId, score: float) -> None:
+        """Scores do not matter."""
+
+    def forget(self, expert: ExpertId) -> None:
+        """Its count stays."""
+
+    def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
+        """The candidate with the smallest count now; among equals the first."""
+        if len(self._passes) <= 1:
+            return min(candidates, key=self._keys.__getitem__)
+        age = {layer: passes * self._fall for layer, passes in self._passes.items()}
+        return min(candidates, key=lambda e: self._keys[e] - age.get(e.layer, 0.0))

@@ -1,0 +1,37 @@
+"""Predict exactly, from a recorded trace of the very run: the bound of every predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from engine.policy.future import Future
+from engine.policy.predict.base import Prediction
+from engine.policy.predict.none import NoPredictor
+from engine.policy.view import PassStart
+
+
+class OraclePredictor(NoPredictor):
+    """The demands of the next `depth` layer passes, across the border of passes. Where no future is
+    known it predicts nothing."""
+
+    def __init__(self, future: Future, depth: int) -> None:
+        self._future = future
+        self._depth = min(depth, future.layers - 1) if future.layers > 1 else 0
+        self._first = min(depth, future.layers)
+
+    @property
+    def informed(self) -> bool:
+        """Whether a future is known."""
+        return self._future.known
+
+    def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
+        """The first layers of this pass."""
+        return self._predict(self._first)
+
+    def layer_routed(self, layer: int) -> Iterable[Prediction]:
+        """The layer passes that follow."""
+        return self._predict(self._depth)
+
+    def _predict(self, steps: int) -> Iterator[Prediction]:
+        for layer, experts in self._future.upcoming(steps):
+            yield Prediction(layer, experts, (1.0,) * len(experts))
