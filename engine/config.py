@@ -117,7 +117,7 @@ class PlacementConfig:
 
     name: PlacementName = "device"
     host_tokens: int = 1
-    host_share: float = 0.5
+    host_share: float | str = "auto"  # auto: by the rates measured while both run
 
 
 @dataclass(frozen=True)
@@ -332,6 +332,8 @@ def _convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     origin = get_origin(hint)
     if origin is Literal:
         return _convert_choice(get_args(hint), value)
+    if origin is types.UnionType and float in get_args(hint):
+        return "auto" if value == "auto" else _number(value)
     if origin is types.UnionType:  # int | str: bytes, a share or auto
         if isinstance(value, str) and (value == "auto" or value.endswith("%")):
             return _check_share(value)
@@ -398,7 +400,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "precision.low_mass": (0.0, 1.0),
     "placement.host_tokens": (0, 1 << 16),
     "placement.host_share": (0.0, 1.0),
-    "prefetch.depth": (0, 4),
+    "prefetch.depth": (0, 8),
     "prefetch.extra_experts": (0, 64),
     "transfer.chunk_bytes": (4096, 1 << 30),
     "transfer.in_flight": (1, 8),
@@ -418,5 +420,5 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _check_ranges(config: EngineConfig) -> None:
     flat = config.flat()
     for path, (low, high) in _RANGES.items():
-        if not low <= flat[path] <= high:
+        if flat[path] != "auto" and not low <= flat[path] <= high:
             raise ConfigError(f"{path} = {flat[path]}: allowed is {low} to {high}")

@@ -17,9 +17,16 @@ from typing import Any
 import yaml
 
 from engine.errors import UsageError
+from engine.protocol import ModelFacts
+from engine.timings import Medium, ModelTimings
 from engine.types import parse_size_bytes
 
 PREFIX = "emulated:"
+
+_CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+_LAUNCH_S = 5e-6  # a kernel launch, as commonly seen
+_READBACK_S = 15e-6  # chosen experts back to the host, one synchronisation a layer
+_HOST_FLOPS = 1e12  # a desktop processor in 16 bits
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,49 @@ class EmulatedMachine:
     def slowed_host_bytes_per_s(self) -> float:
         """As the emulated device runs it."""
         return self.host_bytes_per_s / self.slow_down
+
+
+def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimings:
+    """Timings of a model on the real machine from its published figures: a roofline.
+
+    Weights are read once a pass and multiplied at the device's dense rate; each layer pays a launch
+    cost for every product (_LAUNCH_S, an assumption). What comes of it is predicted, not measured.
+    """
+    layers = facts.moe_layers
+    dense_layer = facts.dense_bytes / max(1, facts.layers)
+    rate, flops = machine.device_bytes_per_s, machine.device_flops
+
+    def work(weight_bytes: float, bits: int, tokens: int, bandwidth: float, peak: float) -> float:
+        operations = 2 * (weight_bytes * 8 / bits) * tokens
+        return max(weight_bytes / bandwidth, operations / peak)
+
+    expert_s = {
+        int(bits): {n: 3 * _LAUNCH_S + work(size, int(bits), n, rate, flops) for n in _CURVE_TOKENS}
+        for bits, size in facts.record_bytes.items()
+    }
+    host_s = {
+        int(bits): {
+            n: work(size, int(bits), n, machine.host_bytes_per_s, _HOST_FLOPS)
+            for n in _CURVE_TOKENS
+        }
+        for bits, size in facts.record_bytes.items()
+    }
+    dense_s = {n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS}
+    return ModelTimings(
+        model=facts.fingerprint,
+        device=f"{PREFIX}{machine.name}",
+        medium=Medium({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued"),
+        dense_s={n: seconds * facts.layers / layers for n, seconds in dense_s.items()},
+        router_s=dict.fromkeys(_CURVE_TOKENS, 2 * _LAUNCH_S),
+        layer_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
+        expert_s=expert_s,
+        pass_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
+        policy_s=_READBACK_S,
+        score_s=2 * _LAUNCH_S,
+        wake_s=_LAUNCH_S,
+        host_expert_s=host_s,
+        notes={"predicted": "from published figures, not measured"},
+    )
 
 
 def machine_folder() -> Path:

@@ -91,6 +91,17 @@ def timings_path(folder: Path, machine: str, model: str, device: str) -> Path:
     return folder / "timings" / machine / f"{model}-{device.replace(':', '-')}.json"
 
 
+def save_timings(timings: ModelTimings, path: Path) -> None:
+    """Write atomically. Raises StorageError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(timings.to_json(), indent=1))
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"timings cannot be kept in {path}: {error.strerror}") from None
+
+
 def load_timings(path: Path) -> ModelTimings | None:
     """Kept timings, None where there are none. StorageError where the file is no such thing."""
     if not path.is_file():

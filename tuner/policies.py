@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from pydantic import Field
+
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from tuner.errors import DefinitionError, UsageError
@@ -12,11 +14,31 @@ from tuner.folders import studies_folder
 from tuner.strict import Strict, load_yaml, read_strict
 
 
+class Published(Strict):
+    """A ratio that a paper reports.
+
+    over: the policy it is measured against, or settings laid over this policy instead (the same
+    without one of its mechanisms); setting: the authors' hardware and models.
+    """
+
+    metric: str
+    over: str | dict[str, Any]
+    ratio: float
+    setting: str
+
+
 class PolicyFile(Strict):
-    """A policy: settings (paths) to lay over a config."""
+    """A policy: settings (paths) to lay over a config.
+
+    paper: where the method comes from; trained: the predictor whose arrays must have been learned
+    for the model first; published: what its authors report.
+    """
 
     description: str
     engine: dict[str, Any]
+    paper: str | None = None
+    trained: str | None = None
+    published: list[Published] = Field(default=[])
 
 
 def policy_names() -> tuple[str, ...]:
@@ -24,8 +46,8 @@ def policy_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("*.yaml")))
 
 
-def load_policy(name: str) -> dict[str, Any]:
-    """The settings of a policy; UsageError naming the nearest where there is none."""
+def load_policy(name: str) -> PolicyFile:
+    """A policy by name; UsageError naming the nearest where there is none."""
     path = studies_folder() / "policies" / f"{name}.yaml"
     if not path.is_file():
         names = policy_names()
@@ -37,4 +59,4 @@ def load_policy(name: str) -> dict[str, Any]:
         EngineConfig().overlay(policy.engine)
     except ConfigError as error:
         raise DefinitionError(f"{path}: {error}") from None
-    return policy.engine
+    return policy

@@ -36,6 +36,8 @@ OPERATION_LIMIT_S: Mapping[str, float] = {
     "measure": 900.0,
     "evaluate": 1800.0,
     "pack": 3600.0,
+    "trace": 900.0,
+    "calibrate": 900.0,
     "close": 5.0,
 }
 

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.config import ON_MISS
 from engine.device import process_memory
 from engine.errors import EngineError
 from engine.measure.bandwidth import record_bandwidth
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
+from engine.measure.recording import TraceRecorder
 from engine.measure.sentinel import measure_sentinel
 from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick
+from engine.replay.bound import best_hits
 from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
 from engine.run.engine import Engine
 from engine.run.phase_clock import ACTIVITIES
@@ -45,6 +48,8 @@ def measure(
     assert engine.config is not None
     if output_tokens < 2:
         raise EngineError("output_tokens must be at least 2 to time decoding")
+    recorder = TraceRecorder(engine.facts, lean=True)
+    engine.record(recorder)
     warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
     bandwidth = record_bandwidth(
         engine.store, engine.config.io.threads, engine.config.transfer.chunk_bytes
@@ -55,11 +60,17 @@ def measure(
     timings: list[GroupTiming] = []
     for repeat in range(first_repeat, first_repeat + repeats):
         sentinels.append(measure_sentinel(engine.store.files[0]))
+        texts = pick(sequences, sequences_per_repeat, repeat)
+        if engine.needs_future:
+            foresee(engine, texts, output_tokens, repeat)
+            engine.record(recorder)
         engine.residency.reset_counters()
-        own = run_pass(
-            engine, pick(sequences, sequences_per_repeat, repeat), output_tokens, seed=repeat
-        )
-        rows.append(_repeat_values(engine, own, output_tokens, bandwidth))
+        first_pass = recorder.passes
+        own = run_pass(engine, texts, output_tokens, seed=repeat)
+        row = _repeat_values(engine, own, output_tokens, bandwidth)
+        decoded = len(texts) * (output_tokens - 1)
+        row.update(_bound_values(engine, recorder, first_pass, decoded, row))
+        rows.append(row)
         timings.extend(own)
         gaps.extend(gap * 1e3 for timing in own for gap in timing.gaps_s)
         if progress is not None:
@@ -81,7 +92,12 @@ def measure(
         "o_direct": engine.store.direct,
         "code_layout": engine.store.record.code_layout,
         "forced_text": all(sequence.forced for sequence in sequences),
+        "inactive": list(engine.live.inactive),
+        "notes": list(engine.live.policy.notes),
+        "lossy": engine.live.config.precision.scheme in ON_MISS,
+        "plan": engine.planned.reason if engine.planned else None,
     }
+    engine.record(None)
     return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
 
 
@@ -102,6 +118,40 @@ def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
         runtime_bytes=runtime_bytes,
         host_peak_bytes=process_memory.peak_resident_bytes(),
     )
+
+
+def foresee(engine: Engine, texts: Sequence[Sequenced], output_tokens: int, seed: int) -> None:
+    """Run the texts untimed and tell the policy what they will demand: exact policies do not
+    change routing, and what is sampled is sampled by seed."""
+    recorder = TraceRecorder(engine.facts, lean=True)
+    engine.record(recorder)
+    run_pass(engine, texts, output_tokens, seed=seed)
+    engine.record(None)
+    engine.live.policy.future.load(recorder.trace())
+
+
+def _bound_values(
+    engine: Engine,
+    recorder: TraceRecorder,
+    first_pass: int,
+    decoded: int,
+    row: dict[str, tuple[float, str]],
+) -> dict[str, tuple[float, str]]:
+    """The best hit rate at these slots and this scope, and the bytes that even it would move."""
+    live = engine.live
+    if live.config.precision.scheme in ON_MISS:
+        return {}  # mixed sizes: the bound does not hold
+    pools = live.policy.cache.slots_by_pool
+    bound = best_hits(recorder.trace(), pools, range(first_pass, recorder.passes))
+    best = bound.hit_rate("decode")
+    values: dict[str, tuple[float, str]] = {"oracle_hit_rate": (best, "share")}
+    missed = bound.lookups["decode"] - bound.hits["decode"]
+    least = missed * live.store.record.size_bytes / decoded
+    values["oracle_bytes_per_token"] = (least, "bytes")
+    moved, _ = row["transfer_bytes_per_token"]
+    if moved:
+        values["policy_ratio"] = (least / moved, "share")
+    return values
 
 
 def _warm_up(

@@ -45,6 +45,11 @@ class TraceRecorder:
         self._inputs: list[list[Any]] = [[] for _ in range(layers)]
         self._embeddings: list[Any] = []
 
+    @property
+    def passes(self) -> int:
+        """How many were recorded so far."""
+        return len(self._passes)
+
     def begin_sequences(self) -> None:
         """A new group begins."""
         self._group += 1

@@ -101,6 +101,16 @@ class ExpertCache:
         self._last_demand: dict[int, frozenset[ExpertId]] = {}
         self._predicted: dict[int, frozenset[ExpertId]] = {}
 
+    @property
+    def shared(self) -> bool:
+        """Whether one pool serves all layers."""
+        return len(self._pools) == 1
+
+    @property
+    def slots_by_pool(self) -> tuple[int, ...]:
+        """Slots of each pool."""
+        return tuple(pool.capacity for pool in self._pools)
+
     def begin_sequences(self) -> None:
         """New sequences begin."""
         for pool in self._pools:
@@ -134,10 +144,13 @@ class ExpertCache:
         indices: Iterable[int],
         wanted: Wanted = _EVERYTHING_HIGH,
         on_host: Collection[int] = (),
+        *,
+        more_to_come: bool = False,
     ) -> list[Step]:
         """The router of one micro-batch chose these experts (in routing order).
 
-        wanted: their precisions; on_host: those that the host computes if they are missing. Returns
+        wanted: their precisions; on_host: those that the host computes if they are missing;
+        more_to_come: other micro-batches are still to be routed in this layer pass. Returns
         the new steps that have a slot or run on the host; what found no slot is deferred to
         finish(); what is to be skipped has no step.
         """
@@ -164,6 +177,8 @@ class ExpertCache:
                 resident.bits = bits
                 pool.eviction.use(expert, high=bits == self._high)
                 steps.append(Step(expert, resident.slot, bits, hit=False))
+        # Other micro-batches may still want what the last pass used: those victims wait.
+        spare = self._last_demand.get(self._layer, ()) if more_to_come else ()
         for expert in missing:
             bits = wanted.get(expert.expert, self._high)
             if bits is None:
@@ -171,8 +186,7 @@ class ExpertCache:
             if expert.expert in on_host:
                 steps.append(Step(expert, ON_HOST, bits, hit=False))
                 continue
-            # Other micro-batches may still want what the last pass used: those victims wait.
-            slot = self._take_slot(pool, expert, bits, spare=self._last_demand.get(self._layer, ()))
+            slot = self._take_slot(pool, expert, bits, spare)
             if slot is None:
                 self._deferred.append(expert)
                 continue

@@ -66,6 +66,7 @@ class ExpertPolicy:
         self._stop_at_miss = stop_at_miss
         self._limit = limit
         self._phase: Phase = "decode"
+        self._micro_batches = 1
         self._layer = -1
         self._steps: list[Step] = []
         self._looked_up: dict[int, None] = {}
@@ -76,9 +77,15 @@ class ExpertPolicy:
         self.counters = PolicyCounters()
 
     @property
-    def uses_host(self) -> bool:
-        """Whether some experts may be computed on the host."""
-        return self._placement.uses_host
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this run's figures must know of its policies."""
+        found = []
+        fallback = getattr(self._predictor, "fallback", None)
+        if fallback:
+            found.append(str(fallback))
+        if self.future.known:
+            found.append("the future is known: this text was routed before, untimed")
+        return tuple(found)
 
     def begin_sequences(self) -> None:
         """New sequences begin."""
@@ -88,6 +95,7 @@ class ExpertPolicy:
     def begin_pass(self, start: PassStart) -> list[Fetch]:
         """A forward pass begins. Returns the fetches it starts."""
         self._phase = start.phase
+        self._micro_batches = len(start.tokens)
         self.future.begin_pass()
         return self._follow(self._predictor.begin_pass(start))
 
@@ -112,7 +120,8 @@ class ExpertPolicy:
         if self._placement.uses_host:
             missing = self.cache.missing(tokens)
             on_host = self._placement.on_host([(e, tokens[e]) for e in missing])
-        steps = self.cache.demand(tokens, wanted, on_host)
+        more = micro_batch + 1 < self._micro_batches
+        steps = self.cache.demand(tokens, wanted, on_host, more_to_come=more)
         self._steps.extend(steps)
         return steps
 

@@ -118,12 +118,19 @@ QUEUES: dict[QueueName, Callable[[], TransferQueue[Any]]] = {
 PLACEMENTS: dict[PlacementName, Callable[[PolicyContext], Placement]] = {
     "device": lambda context: DevicePlacement(),
     "host_below": lambda context: HostBelow(context.config.placement.host_tokens),
-    "host_split": lambda context: HostSplit(1.0 - context.config.placement.host_share),
+    "host_split": lambda context: HostSplit(1.0 - _host_share(context)),
 }
 PLANS: dict[PlanName, Callable[[], Plan]] = {
     "fixed": FixedPlan,
     "io_compute": IoComputePlan,
 }
+
+
+def _host_share(context: PolicyContext) -> float:
+    share = context.config.placement.host_share
+    if share == "auto":
+        raise ConfigError("placement.host_share = auto was not resolved: give a number from 0 to 1")
+    return float(share)
 
 
 def _popularity_mass(context: PolicyContext) -> PrecisionPolicy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.config import EngineConfig
 from engine.memory import record_bytes_of, resolve
@@ -16,6 +16,7 @@ from engine.policy.context import PolicyContext
 from engine.policy.expert_cache import ON_HOST, Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
+from engine.policy.plan import host_share
 from engine.policy.registry import ORDERS, QUEUES, build_policy
 from engine.policy.view import Floats
 from engine.protocol import ModelFacts
@@ -111,6 +112,10 @@ def replay(
     future = Future(facts.moe_layers)
     context = PolicyContext(resolved, facts, future, history, learned or {})
     has_host = bool(profile.host_expert_s)
+    if has_host and resolved.placement.host_share == "auto":
+        share = host_share(resolved, facts, profile)
+        resolved = resolved.overlay({"placement.host_share": share})
+        context = replace(context, config=resolved)
     policy = build_policy(context, memory.slots, host_compute=has_host)
     clock = _Clock(resolved, facts, profile, policy)
     first = sorted(warm)

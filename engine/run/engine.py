@@ -170,6 +170,12 @@ class Engine:
         """Let a recorder see all routing from now on; None: no longer."""
         self.live.runtime.record(recorder)
 
+    @property
+    def needs_future(self) -> bool:
+        """Whether the present policies decide by what will be demanded."""
+        config = self.live.config
+        return config.prefetch.predictor == "oracle" or config.cache.eviction == "belady"
+
     def begin_sequences(self) -> None:
         """What comes next are new sequences (prefill says so itself)."""
         self.live.runtime.begin_sequences()

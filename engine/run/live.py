@@ -6,6 +6,7 @@ Built by the engine at configure and closed as a whole; nothing of it outlives t
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future as Pending
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.config import EngineConfig
 from engine.device.base import Device
@@ -37,7 +39,10 @@ from engine.protocol import MemoryPlan, ModelFacts
 from engine.run.experts_runtime import ExpertsRuntime, expert_output
 from engine.run.phase_clock import PhaseClock
 from engine.trace import Trace, load_trace
-from engine.types import Bits
+from engine.types import Bits, ExpertId
+
+_SPLIT_RECORDS = 32
+_SPLIT_LIMIT_S = 5.0
 
 
 class LiveConfiguration:
@@ -79,6 +84,9 @@ class LiveConfiguration:
         )
         multipliers = {bits: _multiplier(config, records[bits], supports[bits]) for bits in records}
         self.host = self._open_host(multipliers)
+        if self.host is not None and config.placement.host_share == "auto":
+            share = measure_host_share(self.host, self.transfers, self.slots.count, model)
+            config = self.config = config.overlay({"placement.host_share": share})
         future = Future(facts.moe_layers)
         history, learned = load_history(config), load_learned(config, facts, cache_folder)
         context = PolicyContext(config, facts, future, history, learned, self._submit)
@@ -98,6 +106,27 @@ class LiveConfiguration:
     def store(self) -> ExpertStore:
         """The disk tier of the run's own precision."""
         return self.stores[self.config.precision.bits]
+
+    @property
+    def inactive(self) -> tuple[str, ...]:
+        """Settings of this config whose mechanism has no effect here, each with its reason."""
+        found = []
+        if self.config.placement.name != "device" and self.host is None:
+            found.append(
+                f"placement.name = {self.config.placement.name}: inactive, device and host are one "
+                "memory here"
+                if self._device.is_host_memory
+                else f"placement.name = {self.config.placement.name}: inactive, the host tier has "
+                "no room for records"
+            )
+        if self.config.host.bytes and not self.tiers:
+            found.append("host.bytes: inactive, the device is host memory itself")
+        if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
+            found.append(
+                f"cache.allocation = {self.config.cache.allocation}: inactive, all layers "
+                "share their slots"
+            )
+        return tuple(found)
 
     @property
     def disk_bytes(self) -> int:
@@ -170,6 +199,33 @@ class LiveConfiguration:
 
     def _host_holds_all(self) -> bool:
         return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
+
+
+def measure_host_share(
+    host: HostCompute, transfers: TransferEngine, slots: int, model: LoadedModel
+) -> float:
+    """Share of the misses that the host should compute: c / (p + c), p records moved and c records
+    computed a second, both measured while both run (MoNDE's split as FreeToken states it)."""
+    layer = model.layers[0]
+    count = min(slots, layer.count, _SPLIT_RECORDS)
+    bits = min(transfers.sources)  # the same records on both sides
+    x = torch.zeros(1, model.config.get_text_config().hidden_size, dtype=model.dtype)
+    started = time.perf_counter()
+    experts = [ExpertId(0, number) for number in range(count)]
+    computed = [host.submit(layer.experts, expert, bits, x) for expert in experts]
+    moved = [
+        transfers.submit(expert, slot, bits, demanded=True) for slot, expert in enumerate(experts)
+    ]
+    while True:
+        host_done = sum(pending.done() for pending in computed)
+        link_done = sum(transfer.read for transfer in moved)
+        if count in (host_done, link_done) or time.perf_counter() - started > _SPLIT_LIMIT_S:
+            break
+        time.sleep(0.001)
+    for pending in computed:
+        pending.cancel()
+    transfers.drain()
+    return (host_done + 0.5) / (host_done + link_done + 1.0)
 
 
 def load_history(config: EngineConfig) -> Trace | None:

@@ -22,12 +22,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import memory, protocol
 from engine.config import EngineConfig
 from engine.errors import DenseModelError, EngineError, NotAModelError
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
 from engine.records import Part, record_bytes_table
 from engine.report import MemoryReading, Metric, QualityReport, Report, Sample, Sentinel, TaskResult
+from engine.timings import Medium, ModelTimings
+from engine.trace import Trace, TracePass
 
 PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
@@ -164,6 +168,43 @@ class FakeEngine:
 
     def profile(self) -> dict[str, Any]:
         return MachineProfile({"196608": 1e9}, 8e9, None, {"4/1": 0.1}).to_json()
+
+    def trace(
+        self, path: str, workload: dict[str, Any], repeats: int, seed: int, gate_inputs: bool
+    ) -> dict[str, Any]:
+        assert self.facts is not None
+        dice = np.random.default_rng(seed)
+        tokens = [(8,), *[(1,)] * 6] * repeats
+        starts = np.cumsum([0, *[sum(sizes) for sizes in tokens]])
+        passes = tuple(
+            TracePass(n // 7, "prefill" if n % 7 == 0 else "decode", sizes, int(first))
+            for n, (sizes, first) in enumerate(zip(tokens, starts[:-1], strict=True))
+        )
+        ranked = dice.permuted(np.tile(np.arange(EXPERTS), (int(starts[-1]), LAYERS, 1)), axis=-1)
+        experts = ranked[:, :, :2].astype(np.int16)
+        facts = {"model_facts": self.facts.to_json()}
+        found = Trace(passes, experts, None, None, None, None, None, facts)
+        found.save(Path(path))
+        return {"path": path, "bytes": 1, "passes": len(passes), "tokens": int(starts[-1])}
+
+    def calibrate(
+        self, config: dict[str, Any], workload: dict[str, Any], bits: list[int]
+    ) -> dict[str, Any]:
+        assert self.facts is not None
+        curve = {1: 1e-3, 16: 2e-3}
+        return ModelTimings(
+            model=self.facts.fingerprint,
+            device="cpu",
+            medium=Medium({1: 1e9, 2: 1.5e9}, 0.0, "shared"),
+            dense_s=curve,
+            router_s=curve,
+            layer_s=curve,
+            expert_s=dict.fromkeys(bits, curve),
+            pass_s=curve,
+            policy_s=1e-4,
+            score_s=1e-4,
+            wake_s=0.0,
+        ).to_json()
 
     def parity(self, tokens: int = 32) -> dict[str, Any]:
         return {"parity_max_abs_diff": 1e-6, "parity_max_abs_logit": 12.0}

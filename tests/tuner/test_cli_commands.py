@@ -12,6 +12,7 @@ from tuner.deployment import load_deployment
 
 COMMANDS = (
     "studies", "show", "export", "run", "bench", "plan", "profile", "doctor", "pack", "dashboard",
+    "trace", "replay",
 )  # fmt: skip
 BUDGET = str(BUDGET_BYTES)
 SMALL = ("--model", "m", "--vram", BUDGET, "--workload", "workload.yaml")
@@ -27,7 +28,7 @@ def test_help_has_an_example(tune: Tune, command: str):
 def test_only_finished_commands_are_offered(tune: Tune):
     out = tune("--help").out
     assert all(f"│ {command} " in out for command in COMMANDS)
-    for later in ("compare", "verify", "deploy", "trace", "replay", "service", "worker"):
+    for later in ("compare", "verify", "deploy", "service", "worker"):
         assert f"│ {later} " not in out
 
 
@@ -153,6 +154,49 @@ def test_profile_and_pack_have_documents(tune: Tune):
     packs = tune("pack", "--model", "m", "--bits", "8,4", "--json").document["packs"]
     assert [pack["bits"] for pack in packs] == [8, 4]
     assert tune("pack", "--model", "m", "--bits", "5").code == 2
+
+
+def test_profile_keeps_the_timings_of_a_model(tune: Tune):
+    document = tune("profile", "--model", "m", "--bits", "16,4", "--json").document
+    assert document["timings"]["expert_s"].keys() == {"16", "4"}
+    assert Path(document["timings_path"]).is_file()
+    assert "timings" not in tune("profile", "--model", "m", "--no-timings", "--json").document
+
+
+def test_a_trace_is_replayed_with_the_timings_that_profile_kept(tune: Tune, folder: Path):
+    traced = ("trace", "--model", "m", "--workload", "workload.yaml", "-o", "routing.npz")
+    assert tune(*traced, "--json").document["passes"] == 28
+    done = tune("replay", "routing.npz", "--policies", "on_demand,lru", "--json")
+    assert done.code == 2
+    assert "tune profile" in done.err
+    assert tune("profile", "--model", "m", "--json").code == 0
+    grid = ("--policies", "on_demand,lru", "--set", "cache.expert_bytes=25%,75%")
+    done = tune("replay", "routing.npz", *grid, "--json")
+    assert done.code == 0, done.err
+    rows = {row["name"]: row["predicted"] for row in done.document["rows"]}
+    assert len(rows) == 4
+    few, many = (rows[f"lru cache.expert_bytes={share}"] for share in ("25%", "75%"))
+    assert rows["on_demand cache.expert_bytes=25%"]["expert_hit_rate"] == 0
+    assert 0 < few["expert_hit_rate"] < many["expert_hit_rate"] <= many["oracle_hit_rate"]
+    assert few["output_tps"] < many["output_tps"]
+    assert done.document["label"] == "predicted"
+
+
+def test_published_figures_of_a_machine_predict_without_any_measurement(tune: Tune, folder: Path):
+    tune("trace", "--model", "m", "--workload", "workload.yaml", "-o", "routing.npz", "--json")
+    done = tune("replay", "routing.npz", "--device", "predicted:laptop_8gb", "--policies", "lru")
+    assert done.code == 0, done.err
+    assert "nothing was run" in done.out
+    unknown = tune("replay", "routing.npz", "--device", "predicted:laptop_9gb")
+    assert unknown.code == 2
+    assert "laptop_8gb" in unknown.err
+
+
+def test_what_is_no_trace_is_refused(tune: Tune, folder: Path):
+    (folder / "no.npz").write_text("nothing")
+    done = tune("replay", "no.npz")
+    assert done.code == 1
+    assert "tune trace" in done.err
 
 
 def test_bench_interleaves_policies(tune: Tune):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import bench, dashboard, export, machine, pack, plan, run, studies, study
+from tuner.cli import bench, dashboard, export, machine, pack, plan, run, studies, study, trace
 
 app = typer.Typer(
     name="tune",
@@ -22,6 +22,8 @@ for command in (
     plan.plan,
     machine.profile,
     machine.doctor,
+    trace.trace,
+    trace.replay,
     pack.pack,
     dashboard.dashboard,
 ):

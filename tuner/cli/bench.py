@@ -62,7 +62,7 @@ def bench(
     if report is not None and report.suffix not in (".md", ".html"):
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
     grid = grid_rows(options.read_settings(settings or []))
-    overlays = {name: load_policy(name) for name in _names(policies)}
+    overlays = {name: load_policy(name).engine for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from engine.config import EngineConfig
 from engine.hardware import Hardware, probe
+from engine.protocol import Workload
+from engine.timings import ModelTimings, save_timings, timings_path
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.definition import default_workload
 from tuner.folders import cache_folder
 from tuner.session import EngineSession
+from tuner.workload import load_workload
 
 
 def doctor(
@@ -44,21 +50,39 @@ def doctor(
 
 def profile(
     model: options.Model = None,
+    vram: options.Vram = None,
     device: options.Device = None,
+    bits: Annotated[str, typer.Option(help="Precisions to time, by commas.")] = "16,4",
+    timings: Annotated[
+        bool, typer.Option("--timings/--no-timings", help="Time this model's passes too.")
+    ] = True,
+    workload: Annotated[Path | None, typer.Option(help="A workload YAML: real text.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure this machine's speeds at a model's record sizes.
+    """Measure this machine's speeds, and how long the parts of a model's passes take.
 
-    Example: tune profile --model demo --json
+    The timings are kept for `tune replay` and for plans. Example: tune profile --model demo --json
     """
     source = options.require_model(model)
     hardware = probe(cache_folder())
     with options.open_session(source, device, trust_remote_code) as session:
         print_note("measuring reads, copies and kernels")
         measured = session.profile()
+        timed = None
+        if timings:
+            print_note("timing this model's passes: about a minute a precision")
+            work = load_workload(workload or default_workload())
+            timed = _calibrate(session, vram, work, options.read_bits(bits))
+    kept = None
+    if timed is not None:
+        kept = timings_path(cache_folder(), hardware.fingerprint, timed.model, timed.device)
+        save_timings(timed, kept)
     if as_json:
-        print_json({"machine": hardware.to_json(), "profile": measured.to_json()})
+        document: dict[str, Any] = {"machine": hardware.to_json(), "profile": measured.to_json()}
+        if timed is not None:
+            document |= {"timings": timed.to_json(), "timings_path": str(kept)}
+        print_json(document)
         return
     _print_machine(hardware)
     rows = [
@@ -69,10 +93,41 @@ def profile(
     if measured.link_bytes_per_s is not None:
         rows.append(["host to device", f"{format_bytes(measured.link_bytes_per_s)}/s"])
     rows += [
-        [f"expert product, {key} (bits/tokens)", f"{spent_ms:.3f} ms"]
+        [f"1024 x 1024 product, {key} (bits/tokens)", f"{spent_ms:.3f} ms"]
         for key, spent_ms in measured.kernel_ms.items()
     ]
+    if timed is not None:
+        rows += _timing_rows(timed)
     print_table("Measured speeds", ["what", "#speed"], rows)
+    if kept is not None:
+        print_text(f"timings kept in {kept}")
+
+
+def _calibrate(
+    session: EngineSession, vram: str | None, work: Workload, bits: tuple[int, ...]
+) -> ModelTimings:
+    room = max(work.prompt_tokens + work.output_tokens, 256)
+    budget = options.read_size("--vram", vram) or 0
+    base = EngineConfig().overlay({"budget.vram_bytes": budget, "kv.max_tokens": room})
+    result = session.request(
+        "calibrate", config=base.to_dict(), workload=work.to_json(), bits=list(bits)
+    )
+    return ModelTimings.from_json(result)
+
+
+def _timing_rows(timed: ModelTimings) -> list[list[str]]:
+    rows = [["dense part of a layer, 1 token", f"{timed.dense_s[1] * 1e3:.3f} ms"]]
+    for bits, curve in timed.expert_s.items():
+        rows += [
+            [f"one expert, {bits} bits, {n} tokens", f"{curve[n] * 1e3:.3f} ms"] for n in (1, 16)
+        ]
+    rates = timed.medium.bytes_per_s
+    rows += [
+        [f"records under load, {n} chunks in flight", f"{format_bytes(rate)}/s"]
+        for n, rate in sorted(rates.items())
+    ]
+    rows.append(["compute slows down beside transfers", f"{timed.contention:.2f} times"])
+    return rows
 
 
 def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any]:

@@ -73,7 +73,12 @@ def make_context(
     if future is not None:
         known.load(future)
     return PolicyContext(
-        EngineConfig().overlay({path.replace("__", "."): v for path, v in overlay.items()}),
+        EngineConfig().overlay(
+            {
+                "placement.host_share": 0.5,
+                **{path.replace("__", "."): value for path, value in overlay.items()},
+            }
+        ),
         make_facts(
             layers=layers,
             moe_layers=layers,

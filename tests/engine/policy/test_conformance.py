@@ -42,6 +42,7 @@ MIXED: dict[str, Any] = {"precision__bits": 8, "precision__low_bits": 2}
         (types.OrderName, registry.ORDERS),
         (types.QueueName, registry.QUEUES),
         (types.PlacementName, registry.PLACEMENTS),
+        (types.PlanName, registry.PLANS),
         (types.PrecisionName, registry.PRECISIONS),
         (types.PredictorName, registry.PREDICTORS),
     ],
@@ -407,7 +408,8 @@ def test_residents_are_computed_before_they_give_way_to_waves() -> None:
     cache.finish()
     cache.end()
     cache.begin(0)
-    steps = [*cache.demand([2, 3]), *cache.demand([0, 1]), *cache.finish()]
+    first = cache.demand([2, 3], more_to_come=True)
+    steps = [*first, *cache.demand([0, 1]), *cache.finish()]
     cache.end()
     assert [step.expert.expert for step in steps if step.hit] == [0, 1]
 

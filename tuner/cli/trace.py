@@ -1,0 +1,172 @@
+"""`tune trace` and `tune replay`: record routing; replay policies over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.config import EngineConfig
+from engine.trace import load_trace
+from engine.types import format_bytes
+from tuner.bench import grid_rows
+from tuner.cli import options
+from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.definition import default_workload
+from tuner.folders import cache_folder
+from tuner.policies import load_policy
+from tuner.replay import (
+    ReplayRow,
+    facts_of,
+    load_learned_arrays,
+    replay_configs,
+    timings_for,
+)
+from tuner.workload import load_workload, workload_from_prompts, workload_hash
+
+SHOWN = ("output_tps", "decode_tps", "prefill_tps", "expert_hit_rate", "oracle_hit_rate",
+         "stall_ms_per_token")  # fmt: skip
+
+
+def trace(
+    model: options.Model = None,
+    vram: options.Vram = None,
+    device: options.Device = None,
+    workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    sequences: Annotated[int | None, typer.Option(min=1)] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds over the workload.")] = 4,
+    seed: Annotated[int, typer.Option(help="Number of the first round.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="path=value: how the engine runs meanwhile.")
+    ] = None,
+    gate_inputs: Annotated[
+        bool, typer.Option("--gate-inputs", help="Keep what routers read, to train predictors.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Record what every MoE layer routes while a workload runs.
+
+    Example: tune trace --model demo --repeats 4 -o demo-trace.npz
+    """
+    source = options.require_model(model)
+    changes = {
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "sequences": sequences,
+    }
+    task = (
+        workload_from_prompts(prompts, **changes)
+        if prompts is not None
+        else load_workload(workload or default_workload(), **changes)
+    )
+    with options.open_session(source, device, trust_remote_code) as session:
+        facts = session.facts
+        room = max(task.prompt_tokens + task.output_tokens, 64)
+        overlay: dict[str, Any] = {
+            "budget.vram_bytes": options.read_size("--vram", vram) or 0,
+            "kv.max_tokens": room,
+        }
+        (point,) = [point for _, point in grid_rows(options.read_settings(settings or []))][:1]
+        session.configure(EngineConfig().overlay({**overlay, **point}))
+        name = f"{facts.fingerprint}-{workload_hash(task)}-{seed}-{repeats}.npz"
+        path = (output or cache_folder() / "traces" / name).resolve()
+        print_note(f"recording {repeats} rounds of {task.sequences} sequences")
+        found = session.request(
+            "trace",
+            path=str(path),
+            workload=task.to_json(),
+            repeats=repeats,
+            seed=seed,
+            gate_inputs=gate_inputs,
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_text(f"{path}: {found['tokens']} tokens, {format_bytes(found['bytes'])}")
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="Made by `tune trace`.")],
+    vram: options.Vram = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda:0, emulated:<machine> as profiled, or predicted:<machine>."),
+    ] = "cpu",
+    timings: Annotated[
+        Path | None, typer.Option(help="Timings that `tune profile` wrote elsewhere.")
+    ] = None,
+    policies: Annotated[str | None, typer.Option(help="Named policies, by commas.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path=value[,value...]: one row a value."),
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="Another trace that statistics start from.")
+    ] = None,
+    warm_groups: Annotated[
+        int, typer.Option(min=0, help="Groups of sequences that come first uncounted.")
+    ] = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Predict what policies would do, from a trace and timings, in seconds. Nothing is run.
+
+    Example: tune replay demo-trace.npz --device predicted:laptop_8gb --policies on_demand,lru
+    """
+    recorded = load_trace(file)
+    facts = facts_of(recorded)
+    found = timings_for(facts, device, timings)
+    base: dict[str, Any] = {
+        "budget.vram_bytes": options.read_size("--vram", vram) or 0,
+        "device.name": found.device,
+        "kv.max_tokens": _longest(recorded),
+    }
+    if history is not None:
+        base["cache.options.trace"] = str(history)
+    configs = {}
+    names = [word.strip() for word in (policies or "").split(",") if word.strip()]
+    for name in names or [""]:
+        overlay = load_policy(name).engine if name else {}
+        for label, point in grid_rows(options.read_settings(settings or [])):
+            key = " ".join(part for part in (name, label) if part) or "default"
+            configs[key] = EngineConfig().overlay({**base, **overlay, **point})
+    rows = replay_configs(
+        configs,
+        facts,
+        recorded,
+        found,
+        learned=load_learned_arrays(facts),
+        history=load_trace(history) if history is not None else None,
+        warm_groups=warm_groups,
+    )
+    if as_json:
+        document = {"rows": [row.to_json() for row in rows], "timings": found.to_json()}
+        print_json({**document, "label": "predicted", "trace": str(file)})
+    else:
+        _print_rows(rows, found.device)
+
+
+def _longest(recorded: Any) -> int:
+    """Tokens of the longest sequence of a trace."""
+    lengths: dict[int, int] = {}
+    for item in recorded.passes:
+        lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)
+    return max(64, *lengths.values())
+
+
+def _print_rows(rows: list[ReplayRow], device: str) -> None:
+    table = [
+        [row.name, *(row.metrics.get(name) for name in SHOWN), f"{row.seconds:.2f} s"]
+        for row in rows
+        if row.error is None
+    ]
+    columns = ["row", *(f"#{name}" for name in SHOWN), "#replayed in"]
+    print_table(f"Predicted for {device}, nothing was run", columns, table)
+    for row in rows:
+        if row.error is not None:
+            print_note(f"{row.name}: {row.error}")
