@@ -195,7 +195,7 @@ class FakeEngine:
         return ModelTimings(
             model=self.facts.fingerprint,
             device="cpu",
-            medium=Medium({1: 1e9, 2: 1.5e9}, 0.0, "shared"),
+            medium=Medium({1: 5e7, 2: 7e7}, 0.0, "shared"),
             dense_s=curve,
             router_s=curve,
             layer_s=curve,
