@@ -15,6 +15,7 @@ from pathlib import Path
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
+_PREFIX = "expertune-peer-"
 
 
 @contextlib.contextmanager
@@ -25,7 +26,8 @@ def bounded_memory(further_bytes: int) -> Iterator[str]:
         yield "not bounded: no memory cgroup"
         return
     parent, limit_name, usage_name = found
-    group = parent / f"expertune-peer-{os.getpid()}"
+    _remove_abandoned(parent)
+    group = parent / f"{_PREFIX}{os.getpid()}"
     try:
         group.mkdir()
         (group / "cgroup.procs").write_text(str(os.getpid()))
@@ -45,6 +47,14 @@ def _leave(group: Path, parent: Path) -> None:
     with contextlib.suppress(OSError):
         (parent / "cgroup.procs").write_text(str(os.getpid()))
         group.rmdir()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Groups of peers that were killed, so could not remove them."""
+    for group in parent.glob(f"{_PREFIX}*"):
+        if not Path("/proc", group.name.removeprefix(_PREFIX)).exists():
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
 
 def _own_group() -> tuple[Path, str, str] | None:

@@ -45,6 +45,9 @@ def test_show_has_study_trials_and_front(tune: Tune, study: Path):
     assert document["study"]["name"] == "small"
     assert len(document["trials"]) == 5
     assert document["front"]
+    qualities = [trial["quality"] for trial in document["trials"] if trial["quality"]]
+    assert qualities
+    assert all("prefill_kld_mean" in quality for quality in qualities)
     out = tune("show", "small").out
     assert "Pareto front" in out
     assert "Share of the variance explained" in out
