@@ -12,6 +12,7 @@ from typing import Any
 from engine.device import process_memory
 from engine.errors import EngineError
 from engine.measure.bandwidth import record_bandwidth
+from engine.measure.energy import EnergyMeter
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.sentinel import measure_sentinel
 from engine.measure.statistics import mean_metric, percentile_metric
@@ -35,12 +36,14 @@ def measure(
     first_repeat: int,
     warm_up: bool,
     runtime_bytes: int,
+    meter: EnergyMeter | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
 
     warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline. Raises EngineError when a repeat generates nothing.
+    baseline; meter: counts energy, where something does. Raises EngineError when a repeat generates
+    nothing.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -56,10 +59,17 @@ def measure(
     for repeat in range(first_repeat, first_repeat + repeats):
         sentinels.append(measure_sentinel(engine.store.files[0]))
         engine.residency.reset_counters()
+        energy_j = meter.joules() if meter else 0.0
         own = run_pass(
             engine, pick(sequences, sequences_per_repeat, repeat), output_tokens, seed=repeat
         )
+        energy_j = meter.joules() - energy_j if meter else 0.0
         rows.append(_repeat_values(engine, own, output_tokens, bandwidth))
+        if energy_j > 0:  # prefill included; a counter that stands still counts nothing
+            rows[-1]["energy_j_per_token"] = (
+                energy_j / (sum(timing.sequences for timing in own) * output_tokens),
+                "J",
+            )
         timings.extend(own)
         gaps.extend(gap * 1e3 for timing in own for gap in timing.gaps_s)
         if progress is not None:
@@ -80,6 +90,7 @@ def measure(
         "in_place": engine.store.in_place,
         "o_direct": engine.store.direct,
         "code_layout": engine.store.record.code_layout,
+        "energy_source": meter.source if meter else None,
         "forced_text": all(sequence.forced for sequence in sequences),
     }
     return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)

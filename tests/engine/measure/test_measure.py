@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from engine.config import EngineConfig
 from engine.errors import UsageError
+from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick, tokenize
@@ -28,7 +29,9 @@ WORKLOAD = Workload(
 )
 
 
-def run(engine: Engine, folder: Path, **settings: object) -> Report:
+def run(
+    engine: Engine, folder: Path, meter: EnergyMeter | None = None, **settings: object
+) -> Report:
     engine.configure(EngineConfig().overlay({"kv.max_tokens": 64, **settings}))
     return measure(
         engine,
@@ -39,6 +42,7 @@ def run(engine: Engine, folder: Path, **settings: object) -> Report:
         first_repeat=0,
         warm_up=True,
         runtime_bytes=0,
+        meter=meter,
     )
 
 
@@ -110,3 +114,33 @@ def test_the_phase_clock_charges_every_moment_once() -> None:
     assert clock.seconds["other"] == 1
     assert clock.seconds["dense"] == 2 + 4
     assert clock.seconds["router"] == 3
+
+
+class SteppingMeter:
+    """Moves by the same joules at each reading."""
+
+    source = "a test"
+
+    def __init__(self, step_j: float) -> None:
+        self._step_j = step_j
+        self._total_j = 0.0
+
+    def joules(self) -> float:
+        self._total_j += self._step_j
+        return self._total_j
+
+
+def test_energy_is_shared_among_the_tokens_of_all_sequences(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    report = run(engine, tiny_folder, SteppingMeter(36.0), **{"batch.count": 3})
+    tokens = WORKLOAD.sequences * WORKLOAD.output_tokens
+    assert report.metrics["energy_j_per_token"].value == pytest.approx(36.0 / tokens)
+    assert report.environment["energy_source"] == "a test"
+
+
+@pytest.mark.parametrize("meter", [None, SteppingMeter(0.0)])
+def test_a_counter_that_is_not_there_or_stands_still_gives_no_figure(
+    engine: Engine, tiny_folder: Path, meter: EnergyMeter | None
+) -> None:
+    assert "energy_j_per_token" not in run(engine, tiny_folder, meter).metrics
