@@ -42,8 +42,9 @@ def measure(
     """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
 
     warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline; meter: counts energy, where something does. Raises EngineError when a repeat generates
-    nothing.
+    baseline; meter: counts energy, where something does. Sequences whose logits become NaN count in
+    error_rate, and in the hit rates, but in nothing else. Raises EngineError when there are no
+    sequences or all of them fail.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -64,16 +65,23 @@ def measure(
             engine, pick(sequences, sequences_per_repeat, repeat), output_tokens, seed=repeat
         )
         energy_j = meter.joules() - energy_j if meter else 0.0
-        rows.append(_repeat_values(engine, own, output_tokens, bandwidth))
-        if energy_j > 0:  # prefill included; a counter that stands still counts nothing
-            rows[-1]["energy_j_per_token"] = (
-                energy_j / (sum(timing.sequences for timing in own) * output_tokens),
-                "J",
-            )
-        timings.extend(own)
-        gaps.extend(gap * 1e3 for timing in own for gap in timing.gaps_s)
+        done = [timing for timing in own if not timing.failed]
+        rows.append(_error_rate(own))
+        if done or not own:
+            rows[-1] |= _repeat_values(engine, done, output_tokens, bandwidth)
+        if energy_j > 0 and len(done) == len(own):  # a counter that stands still counts nothing
+            tokens = sum(timing.sequences for timing in own) * output_tokens
+            rows[-1]["energy_j_per_token"] = (energy_j / tokens, "J")
+        timings.extend(done)
+        gaps.extend(gap * 1e3 for timing in done for gap in timing.gaps_s)
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
+    if not timings:
+        raise EngineError(
+            f"every sequence failed: with compute.dtype {engine.config.compute.dtype} and "
+            f"precision.bits {engine.config.precision.bits} the logits are NaN; try compute.dtype "
+            "bfloat16 or float32, or more bits"
+        )
     metrics = _summary(rows, timings, gaps)
     samples = tuple(
         Sample(name, first_repeat + number, value, unit)
@@ -133,6 +141,11 @@ def _warm_up(
                 return number + 1
         former = now
     return MAX_WARM_UPS
+
+
+def _error_rate(timings: Sequence[GroupTiming]) -> dict[str, tuple[float, str]]:
+    failed = sum(timing.sequences for timing in timings if timing.failed)
+    return {"error_rate": (failed / max(1, sum(t.sequences for t in timings)), "share")}
 
 
 def _repeat_values(
