@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make.
-.PHONY: setup demo test check fix slow clean
+.PHONY: setup demo test check fix slow peers clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or chaos"
+
+peers: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers]"
+	$(BIN)/python -m pytest -m peers
 
 check: $(READY)
 	$(BIN)/ruff check .

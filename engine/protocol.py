@@ -33,12 +33,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from engine.errors import ProtocolError
 from engine.records import Part, parts_from_json, parts_to_json
 
 SCHEMA = 1
+# Other engines behind the same messages: `python -m engine.peers --peer NAME`.
+PeerName = Literal[
+    "transformers resident", "accelerate disk", "llama.cpp mmap", "llama.cpp resident"
+]
+PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class QualityReport:
     """What lm-eval said of one configuration.
 
     bits_per_byte: the mean over the rolling-likelihood task, or None when none was asked for.
-    kld_mean: nats a token against the 16-bit model in decode mode (None where not measured).
+    kld_mean, top1_agreement: nats a token and share of equal best tokens against the 16-bit model
+    in decode mode; prefill_*: the same in prefill mode. None where not measured.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -111,6 +112,8 @@ class QualityReport:
     top1_agreement: float | None
     seconds: float
     engine_tokens: int
+    prefill_kld_mean: float | None = None
+    prefill_top1_agreement: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

@@ -109,6 +109,8 @@ class DeployedQuality(Strict):
     reference_bits_per_byte: float | None
     kld_mean: float | None
     top1_agreement: float | None
+    prefill_kld_mean: float | None = None
+    prefill_top1_agreement: float | None = None
     tasks: list[DeployedTask]
 
 

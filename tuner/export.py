@@ -150,6 +150,8 @@ def _quality(trial: TrialSnapshot) -> DeployedQuality | None:
         reference_bits_per_byte=None if bits_per_byte is None else value * bits_per_byte,
         kld_mean=report.kld_mean,
         top1_agreement=report.top1_agreement,
+        prefill_kld_mean=report.prefill_kld_mean,
+        prefill_top1_agreement=report.prefill_top1_agreement,
         tasks=[DeployedTask(**asdict(result)) for result in report.tasks],
     )
 

@@ -16,6 +16,7 @@ from engine.evaluate.divergence import (
 )
 from engine.report import QualityReport, TaskResult
 from engine.run.engine import Engine
+from engine.types import Phase
 
 Progress = Callable[[str, int, int], None]
 _BITS_PER_BYTE = "bits_per_byte"
@@ -50,15 +51,19 @@ def evaluate(
     model = EngineLanguageModel(engine, tokenizer, on_done)
     outcome = _run_lm_eval(model, list(tasks), limit, seed)
     results = tuple(_task_results(outcome))
-    divergence = _divergence(engine, model, _rolling_text(outcome), cache_folder, reference)
+    text = _rolling_text(outcome)
+    decode = _divergence(engine, model, text, cache_folder, reference, "decode")
+    prefill = _divergence(engine, model, text, cache_folder, reference, "prefill")
     rolling = [r.value for r in results if r.metric == _BITS_PER_BYTE]
     return QualityReport(
         tasks=results,
         bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
-        kld_mean=divergence.kld_mean if divergence else None,
-        top1_agreement=divergence.top1_agreement if divergence else None,
+        kld_mean=decode.kld_mean if decode else None,
+        top1_agreement=decode.top1_agreement if decode else None,
         seconds=time.perf_counter() - started,
         engine_tokens=model.scored_tokens,
+        prefill_kld_mean=prefill.kld_mean if prefill else None,
+        prefill_top1_agreement=prefill.top1_agreement if prefill else None,
     )
 
 
@@ -89,15 +94,15 @@ def _run_lm_eval(model: Any, tasks: list[str], limit: int | None, seed: int) -> 
 
 
 def _divergence(
-    engine: Engine, model: Any, text: str, cache_folder: Path, reference: bool
+    engine: Engine, model: Any, text: str, cache_folder: Path, reference: bool, phase: Phase
 ) -> Divergence | None:
     if not text:
         return None
     room = min(TOKENS, model.max_length - 1)
     tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
     if reference:
-        keep_reference(engine, tokens, cache_folder)
-    return compare_with_reference(engine, tokens, cache_folder)
+        keep_reference(engine, tokens, cache_folder, phase)
+    return compare_with_reference(engine, tokens, cache_folder, phase)
 
 
 def _task_results(outcome: Any) -> list[TaskResult]:

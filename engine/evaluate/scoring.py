@@ -79,6 +79,16 @@ def score(
     return scores
 
 
+def scored_chunk(engine: Engine, length: int) -> int:
+    """Tokens of a chunk of a text this long, all of whose logits are wanted.
+
+    Whole texts stay whole where the model cannot continue a chunk.
+    """
+    share = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
+    chunk = engine.chunk_tokens(length)
+    return chunk if chunk == length else min(chunk, share)
+
+
 def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
     """Neighbours in length that fit what the memory plan counts: KV, and activations of a chunk."""
     assert engine.config is not None
@@ -102,9 +112,7 @@ def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
 
 def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> None:
     longest = max(len(job.tokens) for job in group)
-    share = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
-    chunk = engine.chunk_tokens(longest)
-    chunk = chunk if chunk == longest else min(chunk, share)
+    chunk = scored_chunk(engine, longest)
     batches = [MicroBatch(torch.empty(1, 0, dtype=torch.long)) for _ in group]
     running = list(zip(group, batches, strict=True))
     while running:

@@ -13,6 +13,7 @@ from engine.config import ON_MISS
 from engine.device import process_memory
 from engine.errors import EngineError
 from engine.measure.bandwidth import record_bandwidth
+from engine.measure.energy import EnergyMeter
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.sentinel import measure_sentinel
@@ -38,12 +39,15 @@ def measure(
     first_repeat: int,
     warm_up: bool,
     runtime_bytes: int,
+    meter: EnergyMeter | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
 
     warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline. Raises EngineError when a repeat generates nothing.
+    baseline; meter: counts energy, where something does. Sequences whose logits become NaN count in
+    error_rate, and in the hit rates, but in nothing else. Raises EngineError when there are no
+    sequences or all of them fail.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -66,15 +70,29 @@ def measure(
             engine.record(recorder)
         engine.residency.reset_counters()
         first_pass = recorder.passes
+        energy_j = meter.joules() if meter else 0.0
         own = run_pass(engine, texts, output_tokens, seed=repeat)
-        row = _repeat_values(engine, own, output_tokens, bandwidth)
-        decoded = len(texts) * (output_tokens - 1)
-        row.update(_bound_values(engine, recorder, first_pass, decoded, row))
+        energy_j = meter.joules() - energy_j if meter else 0.0
+        done = [timing for timing in own if not timing.failed]
+        row = _error_rate(own)
+        if done or not own:
+            row |= _repeat_values(engine, done, output_tokens, bandwidth)
+        if len(done) == len(own):
+            decoded = len(texts) * (output_tokens - 1)
+            row |= _bound_values(engine, recorder, first_pass, decoded, row)
+            if energy_j > 0:  # a counter that stands still counts nothing
+                row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
         rows.append(row)
-        timings.extend(own)
-        gaps.extend(gap * 1e3 for timing in own for gap in timing.gaps_s)
+        timings.extend(done)
+        gaps.extend(gap * 1e3 for timing in done for gap in timing.gaps_s)
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
+    if not timings:
+        raise EngineError(
+            f"every sequence failed: with compute.dtype {engine.config.compute.dtype} and "
+            f"precision.bits {engine.config.precision.bits} the logits are NaN; try compute.dtype "
+            "bfloat16 or float32, or more bits"
+        )
     metrics = _summary(rows, timings, gaps)
     samples = tuple(
         Sample(name, first_repeat + number, value, unit)
@@ -91,6 +109,7 @@ def measure(
         "in_place": engine.store.in_place,
         "o_direct": engine.store.direct,
         "code_layout": engine.store.record.code_layout,
+        "energy_source": meter.source if meter else None,
         "forced_text": all(sequence.forced for sequence in sequences),
         "inactive": list(engine.live.inactive),
         "notes": list(engine.live.policy.notes),
@@ -173,6 +192,11 @@ def _warm_up(
                 return number + 1
         former = now
     return MAX_WARM_UPS
+
+
+def _error_rate(timings: Sequence[GroupTiming]) -> dict[str, tuple[float, str]]:
+    failed = sum(timing.sequences for timing in timings if timing.failed)
+    return {"error_rate": (failed / max(1, sum(t.sequences for t in timings)), "share")}
 
 
 def _repeat_values(

@@ -31,6 +31,7 @@ class GroupTiming:
     """Clock readings of one group of sequences that ran together, in seconds.
 
     activities, *_bytes: of the decode part alone; disk_bytes leaves out what the host tier held.
+    failed: the logits became NaN, so that nothing was generated.
     """
 
     sequences: int
@@ -40,6 +41,7 @@ class GroupTiming:
     activities: dict[Activity, float] = field(default_factory=dict)
     transferred_bytes: int = 0
     disk_bytes: int = 0
+    failed: bool = False
 
     @property
     def decode_s(self) -> float:
@@ -73,6 +75,9 @@ def _run_group(
     engine.device.synchronize()
     started = time.perf_counter()
     logits = engine.prefill(batches)
+    if _has_nan(logits):
+        return GroupTiming(len(group), length * len(group), 0.0, failed=True)
+    forced = all(len(sequence.forced) >= output_tokens for sequence in group)
     tokens = [_next(m, rows, 0, sampler) for m, rows in zip(members, logits, strict=True)]
     engine.device.synchronize()
     previous = time.perf_counter()
@@ -83,6 +88,8 @@ def _run_group(
         for batch, chosen in zip(batches, tokens, strict=True):
             batch.tokens = chosen[:, None]
         logits = engine.forward(batches, "decode")
+        if not forced and _has_nan(logits):
+            break  # nothing can be sampled from them
         tokens = [_next(m, rows, number, sampler) for m, rows in zip(members, logits, strict=True)]
         engine.device.synchronize()
         now = time.perf_counter()
@@ -92,7 +99,12 @@ def _run_group(
     timing.activities = dict(engine.clock.seconds)
     timing.transferred_bytes = engine.transfers.counters.moved_bytes - moved
     timing.disk_bytes = engine.live.disk_bytes - read
+    timing.failed = _has_nan(logits)
     return timing
+
+
+def _has_nan(logits: Sequence[torch.Tensor]) -> bool:
+    return any(bool(rows[:, -1].isnan().any()) for rows in logits)
 
 
 def _next(

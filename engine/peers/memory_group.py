@@ -1,7 +1,9 @@
 """Bounding a peer's memory from outside: a memory cgroup of its own, page cache included.
 
-Works with cgroup v1 and v2, as a child of the process's own group; where that cannot be written the
-peer runs unbounded and its row says so.
+What a process held before it moved stays charged to the group that it came from, so a limit in the
+new group counts only what comes later: a budget beyond a baseline. Works with cgroup v1 and v2, as
+a child of the process's own group; where that cannot be written the peer runs unbounded and its row
+says so.
 """
 
 from __future__ import annotations
@@ -13,44 +15,60 @@ from pathlib import Path
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
+_PREFIX = "expertune-peer-"
 
 
 @contextlib.contextmanager
-def bounded_memory(limit_bytes: int) -> Iterator[str]:
-    """Move this process into a group of at most limit_bytes. Yields how memory is bounded."""
+def bounded_memory(further_bytes: int) -> Iterator[str]:
+    """Let this process take at most further_bytes from now on. Yields how memory is bounded."""
     found = _own_group()
     if found is None:
         yield "not bounded: no memory cgroup"
         return
-    parent, limit_name = found
-    group = parent / f"expertune-peer-{os.getpid()}"
+    parent, limit_name, usage_name = found
+    _remove_abandoned(parent)
+    group = parent / f"{_PREFIX}{os.getpid()}"
     try:
         group.mkdir()
-        (group / limit_name).write_text(str(limit_bytes))
         (group / "cgroup.procs").write_text(str(os.getpid()))
+        charged_bytes = int((group / usage_name).read_text())
+        (group / limit_name).write_text(str(charged_bytes + further_bytes))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        _leave(group, parent)
         yield f"not bounded: {error.strerror}"
         return
     try:
         yield f"cgroup {limit_name}"
     finally:
-        with contextlib.suppress(OSError):
-            (parent / "cgroup.procs").write_text(str(os.getpid()))
-            group.rmdir()
+        _leave(group, parent)
 
 
-def _own_group() -> tuple[Path, str] | None:
+def _leave(group: Path, parent: Path) -> None:
+    with contextlib.suppress(OSError):
+        (parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Groups of peers that were killed, so could not remove them."""
+    for group in parent.glob(f"{_PREFIX}*"):
+        if not Path("/proc", group.name.removeprefix(_PREFIX)).exists():
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
+def _own_group() -> tuple[Path, str, str] | None:
+    """This process's group, and the files there that hold the limit and what is charged."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory" and _V1.is_dir():
             own = _V1 / path.lstrip("/")
-            return (own if own.is_dir() else _V1), "memory.limit_in_bytes"
+            where = own if own.is_dir() else _V1
+            return where, "memory.limit_in_bytes", "memory.usage_in_bytes"
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers and (_V2 / "cgroup.controllers").is_file():
-            return _V2 / path.lstrip("/"), "memory.max"
+            return _V2 / path.lstrip("/"), "memory.max", "memory.current"
     return None
 
 

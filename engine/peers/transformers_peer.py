@@ -8,27 +8,22 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config import EngineConfig
 from engine.device import process_memory
-from engine.errors import EngineError, UsageError
+from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.measure.pass_through import Sequenced
-from engine.measure.sentinel import measure_sentinel
-from engine.measure.statistics import mean_metric
-from engine.measure.workload import pick, tokenize
 from engine.model.checkpoint import Checkpoint, locate
+from engine.peers.measurement import PeerMeasurement, SequenceTiming
 from engine.peers.memory_group import bounded_memory, drop_page_cache
-from engine.protocol import Workload
-from engine.report import MemoryReading, Report, Sample
+from engine.protocol import PeerName
+from engine.types import format_bytes
 from engine.worker.baseline import settle_baseline
-
-PeerName = Literal["transformers resident", "accelerate disk"]
 
 
 class TransformersPeer:
@@ -83,7 +78,13 @@ class TransformersPeer:
         if self._budget_bytes:
             drop_page_cache(self._folder)
             drop_page_cache(Path(offload))
-            bound = bounded_memory(self._budget_bytes + self._runtime_bytes)
+            held_bytes = process_memory.resident_bytes() - self._runtime_bytes
+            if held_bytes >= self._budget_bytes:
+                raise InfeasibleError(
+                    f"accelerate holds {format_bytes(held_bytes)} after loading, the budget is "
+                    f"{format_bytes(self._budget_bytes)}: give more memory"
+                )
+            bound = bounded_memory(self._budget_bytes - held_bytes)
             self._bound = self._cleanup.enter_context(bound)
         process_memory.reset_peak()
         return {"config": config.to_dict(), "memory": {"bound": self._bound}}
@@ -98,47 +99,17 @@ class TransformersPeer:
     def _measure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         if self._model is None:
             raise EngineError("configure first")
-        workload = Workload.from_json(arguments["workload"])
-        first = int(arguments.get("seed", 0))
-        sequences = tokenize(workload, self._tokenizer)
-        file = next(iter(sorted(self._folder.glob("*.safetensors"))))
-        if arguments.get("warm_up", True):
-            self._pass(pick(sequences[::-1], 1, 0), min(4, workload.output_tokens))
-        rows = [
-            self._pass(pick(sequences, workload.sequences, repeat), workload.output_tokens)
-            for repeat in range(first, first + int(arguments.get("repeats", 1)))
-        ]
-        units = {"output_tps": "tokens/s", "decode_tps": "tokens/s", "prefill_tps": "tokens/s"}
-        metrics = {
-            name: mean_metric([row[name] for row in rows], units.get(name, "ms"))
-            for name in rows[0]
-        }
-        samples = tuple(
-            Sample(name, first + number, value, units.get(name, "ms"))
-            for number, row in enumerate(rows)
-            for name, value in row.items()
+        measurement = PeerMeasurement(
+            run=self._sequence,
+            tokenizer=self._tokenizer,
+            sentinel_file=min(self._folder.glob("*.safetensors")),
+            runtime_bytes=self._runtime_bytes,
+            bound=self._bound,
         )
         environment = {"peer": self._name, "memory": self._bound}
-        memory = self._memory()
-        return Report(metrics, samples, memory, measure_sentinel(file), environment).to_json()
+        return measurement.report(arguments, environment).to_json()
 
-    def _pass(self, sequences: Sequence[Sequenced], output_tokens: int) -> dict[str, float]:
-        prefill_s = decode_s = 0.0
-        for sequence in sequences:
-            ttft, decode = self._sequence(sequence, output_tokens)
-            prefill_s += ttft
-            decode_s += decode
-        count = len(sequences)
-        return {
-            "output_tps": count * output_tokens / (prefill_s + decode_s),
-            "decode_tps": count * (output_tokens - 1) / decode_s,
-            "prefill_tps": sum(len(s.prompt) for s in sequences) / prefill_s,
-            "ttft_ms": prefill_s / count * 1e3,
-            "tpot_ms": decode_s / count / (output_tokens - 1) * 1e3,
-        }
-
-    def _sequence(self, sequence: Sequenced, output_tokens: int) -> tuple[float, float]:
-        """Seconds to the first token and for the others."""
+    def _sequence(self, sequence: Sequenced, output_tokens: int) -> SequenceTiming:
         started = time.perf_counter()
         tokens = torch.tensor([sequence.prompt])
         cache = None
@@ -152,17 +123,4 @@ class TransformersPeer:
                 tokens = torch.tensor([[forced]])
                 if number == 0:
                     first = time.perf_counter()
-        return first - started, time.perf_counter() - first
-
-    def _memory(self) -> MemoryReading:
-        peak = process_memory.peak_resident_bytes()
-        return MemoryReading(
-            arena_bytes=0,
-            dense_bytes=0,
-            kv_bytes=0,
-            peak_bytes=0,
-            external_peak_bytes=max(0, peak - self._runtime_bytes),
-            external_source=f"VmHWM; {self._bound}",
-            runtime_bytes=self._runtime_bytes,
-            host_peak_bytes=peak,
-        )
+        return SequenceTiming(first - started, time.perf_counter() - first)

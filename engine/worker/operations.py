@@ -17,6 +17,7 @@ from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
 from engine.experts.pack import ensure_pack
 from engine.hardware import probe
 from engine.measure.calibrate import calibrate
+from engine.measure.energy import open_energy_meter
 from engine.measure.measure import measure, memory_reading
 from engine.measure.pass_through import run_pass
 from engine.measure.profile import profile_machine
@@ -115,8 +116,9 @@ class Operations:
     ) -> dict[str, Any]:
         """Run repeats numbered from `seed`; the same number is the same texts."""
         task = Workload.from_json(workload)
+        engine = self._opened()
         report = measure(
-            self._opened(),
+            engine,
             tokenize(task, self._load_tokenizer()),
             output_tokens=task.output_tokens,
             sequences_per_repeat=task.sequences,
@@ -124,6 +126,7 @@ class Operations:
             first_repeat=seed,
             warm_up=warm_up,
             runtime_bytes=self._runtime_bytes,
+            meter=open_energy_meter(engine.device.torch_device),
             progress=self._progress,
         )
         return report.to_json()

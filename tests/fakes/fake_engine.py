@@ -156,7 +156,8 @@ class FakeEngine:
             for task in tasks
         )
         kld = None if reference else (value - 1.5) / 3
-        return QualityReport(tasks_done, value, kld, 1.0 - (kld or 0.0), 0.01, 1000).to_json()
+        report = QualityReport(tasks_done, value, kld, 1.0 - (kld or 0.0), 0.01, 1000, kld, 1.0)
+        return report.to_json()
 
     def generate(self, prompt: str, max_tokens: int, **_: Any) -> dict[str, Any]:
         words = [f" word{n}" for n in range(max_tokens)]

@@ -1,6 +1,7 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ def test_show_has_study_trials_and_front(tune: Tune, study: Path):
     assert document["study"]["name"] == "small"
     assert len(document["trials"]) == 5
     assert document["front"]
+    qualities = [trial["quality"] for trial in document["trials"] if trial["quality"]]
+    assert qualities
+    assert all("prefill_kld_mean" in quality for quality in qualities)
     out = tune("show", "small").out
     assert "Pareto front" in out
     assert "Share of the variance explained" in out
@@ -223,11 +227,23 @@ def test_bench_makes_a_row_of_each_value(tune: Tune):
     assert rows[1]["ratio_to_first"]["output_tps"]["value"] > 1
 
 
-def test_bench_adds_peers_and_config_files(tune: Tune, study: Path):
+PEERS_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
+LLAMA_CPP = ["llama.cpp mmap", "llama.cpp resident"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_bench_adds_peers_and_config_files(
+    tune: Tune, study: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+):
+    monkeypatch.setattr(
+        "tuner.cli.bench.find_spec", lambda name: ModuleSpec(name, None) if installed else None
+    )
     done = tune("bench", "expertune-small.yaml", "--peers", "--repeats", "2", "--json")
     assert done.code == 0, done.err
     names = [row["name"] for row in done.document["rows"]]
-    assert names == ["expertune-small", "transformers resident", "accelerate disk"]
+    peers = PEERS_WITHOUT_EXTRA + (LLAMA_CPP if installed else [])
+    assert names == ["expertune-small", *peers]
+    assert ("pip install 'expertune[peers]'" in done.err) is not installed
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.html"])

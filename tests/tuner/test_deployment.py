@@ -41,6 +41,15 @@ def test_a_round_trip_changes_nothing(exported: Path):
     assert dump_deployment(parse_deployment(text)) == text
 
 
+def test_a_file_without_prefill_figures_is_read(exported: Path):
+    data = yaml.safe_load(exported.read_text())
+    del data["quality"]["prefill_kld_mean"], data["quality"]["prefill_top1_agreement"]
+    quality = parse_deployment(yaml.safe_dump(data, sort_keys=False)).quality
+    assert quality is not None
+    assert quality.prefill_kld_mean is None
+    jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
+
+
 def test_the_shipped_schema_is_the_codes():
     shipped = json.loads(SCHEMA_FILE.read_text())
     assert shipped == deployment_schema(), "run scripts/write_deployment_schema.py"

@@ -80,3 +80,9 @@ def test_without_bits_per_byte_the_task_metrics_compare():
 def test_tasks_that_say_nothing_are_refused():
     with pytest.raises(StudyError, match="name other --tasks"):
         quality_ratio(report(None, 0.0), report(None, 0.0))
+
+
+def test_a_stored_report_without_prefill_figures_is_read():
+    kept = report(1.5).to_json()
+    del kept["prefill_kld_mean"], kept["prefill_top1_agreement"]
+    assert QualityReport.from_json(kept) == report(1.5)

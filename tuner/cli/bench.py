@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from engine.config import EngineConfig
 from engine.hardware import probe
-from engine.protocol import Workload
+from engine.protocol import PEERS, PeerName, Workload
 from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.output import format_metric, print_json, print_note, print_table
@@ -27,7 +28,7 @@ from tuner.quality import package_versions
 from tuner.session import EngineSession
 from tuner.workload import load_workload, workload_from_prompts, workload_hash
 
-PEERS = ("transformers resident", "accelerate disk")
+PEERS_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
 
 
@@ -170,8 +171,19 @@ def _peer_rows(base: EngineConfig, source: str, trust_remote_code: bool) -> list
             ),
             own_process=True,
         )
-        for peer in PEERS
+        for peer in _installed_peers()
     ]
+
+
+def _installed_peers() -> tuple[PeerName, ...]:
+    """The peers whose packages are here; says on stderr which are not and what would add them."""
+    if all(find_spec(package) is not None for package in PEERS_EXTRA):
+        return PEERS
+    print_note(
+        "without llama.cpp: its rows need the extra 'peers' "
+        "(pip install 'expertune[peers]', or `make peers` in the source tree)"
+    )
+    return tuple(peer for peer in PEERS if not peer.startswith("llama.cpp"))
 
 
 def _document(results: list[RowResult], work: Workload, repeats: int, seed: int) -> dict[str, Any]:

@@ -87,6 +87,10 @@ def test_lm_eval_runs_on_the_engine_and_quality_falls_with_bits(
     assert reports[16].kld_mean == pytest.approx(0, abs=1e-6)
     assert reports[16].top1_agreement == 1
     assert 0 < reports[4].kld_mean < reports[2].kld_mean
+    assert reports[16].prefill_kld_mean == pytest.approx(0, abs=1e-6)
+    assert reports[16].prefill_top1_agreement == 1
+    assert 0 < reports[4].prefill_kld_mean < reports[2].prefill_kld_mean
+    assert 0 < reports[2].prefill_top1_agreement < 1
     assert reports[16].bits_per_byte != reports[2].bits_per_byte
     assert reports[16].engine_tokens > 0
 

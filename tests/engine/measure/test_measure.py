@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from engine.config import EngineConfig
-from engine.errors import UsageError
+from engine.errors import EngineError, UsageError
+from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
+from engine.measure.pass_through import Sequenced
 from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick, tokenize
 from engine.protocol import Workload
@@ -28,7 +31,9 @@ WORKLOAD = Workload(
 )
 
 
-def run(engine: Engine, folder: Path, **settings: object) -> Report:
+def run(
+    engine: Engine, folder: Path, meter: EnergyMeter | None = None, **settings: object
+) -> Report:
     engine.configure(EngineConfig().overlay({"kv.max_tokens": 64, **settings}))
     return measure(
         engine,
@@ -39,6 +44,7 @@ def run(engine: Engine, folder: Path, **settings: object) -> Report:
         first_repeat=0,
         warm_up=True,
         runtime_bytes=0,
+        meter=meter,
     )
 
 
@@ -110,3 +116,78 @@ def test_the_phase_clock_charges_every_moment_once() -> None:
     assert clock.seconds["other"] == 1
     assert clock.seconds["dense"] == 2 + 4
     assert clock.seconds["router"] == 3
+
+
+class SteppingMeter:
+    """Moves by the same joules at each reading."""
+
+    source = "a test"
+
+    def __init__(self, step_j: float) -> None:
+        self._step_j = step_j
+        self._total_j = 0.0
+
+    def joules(self) -> float:
+        self._total_j += self._step_j
+        return self._total_j
+
+
+def test_energy_is_shared_among_the_tokens_of_all_sequences(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    report = run(engine, tiny_folder, SteppingMeter(36.0), **{"batch.count": 3})
+    tokens = WORKLOAD.sequences * WORKLOAD.output_tokens
+    assert report.metrics["energy_j_per_token"].value == pytest.approx(36.0 / tokens)
+    assert report.environment["energy_source"] == "a test"
+
+
+@pytest.mark.parametrize("meter", [None, SteppingMeter(0.0)])
+def test_a_counter_that_is_not_there_or_stands_still_gives_no_figure(
+    engine: Engine, tiny_folder: Path, meter: EnergyMeter | None
+) -> None:
+    assert "energy_j_per_token" not in run(engine, tiny_folder, meter).metrics
+
+
+POISON = 299
+CLEAN = Sequenced((5, 6, 7, 8), (9, 10, 11, 12))
+BAD = {
+    "in the prompt": Sequenced((5, POISON, 7, 8), (9, 10, 11, 12)),
+    "in the forced text": Sequenced((5, 6, 7, 8), (9, POISON, 11, 12)),
+    "before sampling": Sequenced((5, POISON, 7, 8), ()),
+}
+
+
+def run_poisoned(engine: Engine, sequences: list[Sequenced]) -> Report:
+    """One token's embedding is NaN, as an overflow of float16 would be."""
+    engine.configure(EngineConfig().overlay({"kv.max_tokens": 64}))
+    with torch.no_grad():
+        engine.model.model.get_input_embeddings().weight[POISON] = float("nan")
+    return measure(
+        engine,
+        sequences,
+        output_tokens=4,
+        sequences_per_repeat=len(sequences),
+        repeats=2,
+        first_repeat=0,
+        warm_up=False,
+        runtime_bytes=0,
+    )
+
+
+@pytest.mark.parametrize("where", BAD)
+def test_sequences_that_become_nan_are_errors_and_nothing_else(engine: Engine, where: str) -> None:
+    report = run_poisoned(engine, [CLEAN, BAD[where], CLEAN, CLEAN])
+    assert report.metrics["error_rate"].value == 0.25
+    assert report.metrics["ttft_ms.p50"].n == 6
+    finished = report.metrics["goodput_rps"].value
+    assert report.metrics["output_tps"].value == pytest.approx(4 * finished)
+    assert all(metric.value == metric.value for metric in report.metrics.values())
+
+
+def test_no_sequence_fails_where_all_logits_are_numbers(engine: Engine) -> None:
+    assert run_poisoned(engine, [CLEAN]).metrics["error_rate"].value == 0
+
+
+def test_a_measurement_where_every_sequence_fails_raises(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"every sequence failed: .* try compute.dtype"):
+        run_poisoned(engine, [BAD["in the prompt"]])

@@ -1,6 +1,6 @@
-/* A libnvidia-ml.so.1 with two cards, for tests of engine/hardware.py through the real bindings.
- * Card 0 answers everything; card 1 is like a card under WSL: power, link and processes are
- * NOT_SUPPORTED. FAKE_NVML_INIT_FAILS makes the driver refuse to start. */
+/* A libnvidia-ml.so.1 with two cards, for tests through the real bindings.
+ * Card 0 answers everything; card 1 is like a card under WSL: power, energy, link and
+ * processes are NOT_SUPPORTED. FAKE_NVML_INIT_FAILS makes the driver refuse to start. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -42,6 +42,18 @@ int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return SUCCESS; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, device_t **device) {
   if (index > 1) return INVALID_ARGUMENT;
   *device = &devices[index];
+  return SUCCESS;
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, device_t **device) {
+  int index = strcmp(uuid, "GPU-b") == 0;
+  if (!index && strcmp(uuid, "GPU-a")) return INVALID_ARGUMENT;
+  *device = &devices[index];
+  return SUCCESS;
+}
+int nvmlDeviceGetTotalEnergyConsumption(device_t *device, unsigned long long *millijoules) {
+  static unsigned long long counted = 1000000;
+  if (device->index == 1) return NOT_SUPPORTED;
+  *millijoules = counted += 2500;
   return SUCCESS;
 }
 int nvmlDeviceGetName(device_t *device, char *text, unsigned int size) {
