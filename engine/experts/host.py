@@ -63,6 +63,11 @@ class HostTier:
         return self._store.record
 
     @property
+    def experts(self) -> Sequence[ExpertId]:
+        """All experts of the store behind it, in order."""
+        return self._store.experts
+
+    @property
     def files(self) -> Sequence[Path]:
         """The files behind the tier."""
         return self._store.files

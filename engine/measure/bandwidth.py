@@ -1,17 +1,49 @@
-"""How fast this disk gives records of this size to this many threads, measured beside a run."""
+"""How fast records of this size come from where they lie, measured beside a run: from the disk, or
+over the link from the host tier."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.experts.disk import Extent
+from engine.experts.host import HostTier
 from engine.experts.store import ExpertStore
 from engine.types import ExpertId
 
 _BYTES = 96_000_000
 _MAX_RECORDS = 256
+_LINK_BYTES = 24_000_000
+
+
+def link_bandwidth(device: Device, tier: HostTier, threads: int, chunk_bytes: int) -> float:
+    """Bytes a second from the host tier into the device, `threads` copies of a chunk at a time."""
+    size = tier.record.size_bytes
+    arena = device.allocate_arena(threads * size)
+    experts = tier.experts[: max(threads, min(tier.count, _LINK_BYTES // size))]
+
+    def copy_all(number: int) -> int:
+        moved = 0
+        for expert in experts[number::threads]:
+            for piece in tier.chunks(expert, chunk_bytes):
+                source = tier.lend_piece(expert, piece)
+                if source is None:
+                    continue
+                first = number * size + piece.record_offset
+                target = arena[first : first + piece.size_bytes]
+                device.copy(target, source, None).synchronize()
+                tier.give_back(expert)
+                moved += piece.size_bytes
+        return moved
+
+    with ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        moved = sum(pool.map(copy_all, range(threads)))
+        seconds = time.perf_counter() - started
+    device.release_arena(arena)
+    return moved / seconds
 
 
 def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> float:

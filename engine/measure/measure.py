@@ -12,7 +12,7 @@ from typing import Any
 from engine.config import ON_MISS
 from engine.device import process_memory
 from engine.errors import EngineError
-from engine.measure.bandwidth import record_bandwidth
+from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.energy import EnergyMeter
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
@@ -55,9 +55,7 @@ def measure(
     recorder = TraceRecorder(engine.facts, lean=True)
     engine.record(recorder)
     warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
-    bandwidth = record_bandwidth(
-        engine.store, engine.config.io.threads, engine.config.transfer.chunk_bytes
-    )
+    bandwidth = _bandwidth(engine)
     sentinels: list[Sentinel] = []
     rows: list[dict[str, tuple[float, str]]] = []
     gaps: list[float] = []
@@ -139,6 +137,17 @@ def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
     )
 
 
+def _bandwidth(engine: Engine) -> float:
+    """Bytes a second from where this configuration's records come from."""
+    live = engine.live
+    transfer = live.config.transfer
+    threads = min(live.config.io.threads, transfer.in_flight)
+    if live.host_holds_all:
+        tier = live.tiers[live.config.precision.bits]
+        return link_bandwidth(engine.device, tier, threads, transfer.chunk_bytes)
+    return record_bandwidth(engine.store, threads, transfer.chunk_bytes)
+
+
 def foresee(engine: Engine, texts: Sequence[Sequenced], output_tokens: int, seed: int) -> None:
     """Run the texts untimed and tell the policy what they will demand: exact policies do not
     change routing, and what is sampled is sampled by seed."""
@@ -211,6 +220,7 @@ def _repeat_values(
         raise EngineError("the run generated no tokens: give the workload more sequences")
     moved = sum(timing.transferred_bytes for timing in timings)
     from_disk = sum(timing.disk_bytes for timing in timings)
+    carried = moved if engine.live.host_holds_all else from_disk
     parts = {
         name: sum(timing.activities[name] for timing in timings) * 1e3 / decoded
         for name in ACTIVITIES
@@ -229,7 +239,7 @@ def _repeat_values(
         "stall_ms_per_token": (parts["transfer_wait"] + parts["disk_wait"], "ms"),
         "wall_ms_per_token": (decode_s * 1e3 / decoded, "ms"),
         "overlap_ratio": (
-            max(_busy_seconds(timings), from_disk / bandwidth) / decode_s,
+            max(_busy_seconds(timings), carried / bandwidth) / decode_s,
             "share",
         ),
         "read_bytes_per_s": (bandwidth, "bytes/s"),

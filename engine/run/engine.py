@@ -155,7 +155,7 @@ class Engine:
             self.clock,
             self.cache_folder,
         )
-        return resolved, memory
+        return self._live.config, memory
 
     def record_format(
         self, config: EngineConfig, support: KernelSupport, bits: Bits | None = None

@@ -194,10 +194,12 @@ class LiveConfiguration:
         return self._threads.submit(work)
 
     def _on_wait(self, begins: bool) -> None:
-        waiting = "transfer_wait" if self._host_holds_all() else "disk_wait"
+        waiting = "transfer_wait" if self.host_holds_all else "disk_wait"
         self._clock.switch(waiting if begins else "policy")  # type: ignore[arg-type]
 
-    def _host_holds_all(self) -> bool:
+    @property
+    def host_holds_all(self) -> bool:
+        """Whether the host tier has room for every record, so that transfers come from it."""
         return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
 
 

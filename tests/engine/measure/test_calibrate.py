@@ -1,0 +1,41 @@
+"""Calibration on a tiny model: every part is timed, and its replays take as long as the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.device.registry import open_device
+from engine.measure import calibrate as calibration
+from engine.measure.calibrate import calibrate
+from engine.measure.pass_through import Sequenced
+from engine.run.engine import Engine
+from engine.timings import ModelTimings, load_timings, save_timings
+
+SEQUENCES = [
+    Sequenced(tuple(range(3 + n, 67 + n)), tuple(range(80 + n, 100 + n))) for n in range(4)
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulated:laptop_8gb"])
+def test_every_part_is_timed(
+    device: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "EXPERT_TOKENS", (1, 4, 16, 128))
+    engine = Engine(tiny_folder, open_device(device), tmp_path / "cache")
+    timings = calibrate(engine, SEQUENCES, EngineConfig().overlay({"kv.max_tokens": 256}), [16, 4])
+    engine.close()
+    assert timings.device == device
+    assert set(timings.expert_s) == {16, 4}
+    assert all(value > 0 for value in timings.dense_s.values())
+    assert timings.contention >= 1
+    assert bool(timings.host_expert_s) == device.startswith("emulated")
+    assert timings.medium.sharing == ("queued" if device.startswith("emulated") else "shared")
+    assert timings.notes["calibration_runs"] == 4
+    path = tmp_path / "timings" / "here.json"
+    save_timings(timings, path)
+    assert load_timings(path) == timings
+    assert ModelTimings.from_json(json.loads(path.read_text())) == timings

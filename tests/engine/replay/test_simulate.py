@@ -1,0 +1,163 @@
+"""Simulated time: media, queues, preemption; and what a replay reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import EngineConfig
+from engine.policy.registry import QUEUES
+from engine.replay.bound import best_hits
+from engine.replay.simulate import replay
+from engine.replay.transfers import SimulatedTransfers
+from engine.timings import Medium, ModelTimings, at
+from engine.types import ExpertId
+from tests.engine.policy.made import make_trace
+from tests.engine.test_memory import make_facts
+
+SHARED = Medium({1: 1000.0, 2: 1000.0}, 0.0, "shared")
+QUEUED = Medium({1: 1000.0}, 0.5, "queued")
+A, B, C = (ExpertId(0, index) for index in range(3))
+
+
+def simulated(medium: Medium, queue: str = "two_priority", workers: int = 1) -> SimulatedTransfers:
+    return SimulatedTransfers(medium, QUEUES[queue](), workers=workers, chunk_bytes=4096)  # type: ignore[index]
+
+
+def test_a_record_takes_its_bytes_over_the_rate() -> None:
+    moving = simulated(SHARED)
+    transfer = moving.submit(1.0, A, 0, 8192, demanded=True)
+    assert moving.wait(1.0, [transfer]) == pytest.approx(1.0 + 8.192)
+
+
+def test_a_link_adds_its_latency_to_every_chunk() -> None:
+    moving = simulated(QUEUED)
+    transfer = moving.submit(0.0, A, 0, 8192, demanded=True)
+    assert moving.wait(0.0, [transfer]) == pytest.approx(8.192 + 2 * 0.5)
+
+
+def test_a_demand_overtakes_a_prediction_at_the_next_chunk() -> None:
+    moving = simulated(SHARED)
+    predicted = moving.submit(0.0, A, 0, 40960, demanded=False)
+    moving.advance(1.0)  # the first chunk is on its way
+    demanded = moving.submit(1.0, B, 1, 4096, demanded=True)
+    assert moving.wait(1.0, [demanded]) == pytest.approx(2 * 4.096)
+    assert moving.wait(9.0, [predicted]) == pytest.approx(11 * 4.096)
+
+
+def test_first_in_first_out_makes_the_demand_wait() -> None:
+    moving = simulated(SHARED, "fifo")
+    moving.submit(0.0, A, 0, 40960, demanded=False)
+    demanded = moving.submit(1.0, B, 1, 4096, demanded=True)
+    assert moving.wait(1.0, [demanded]) == pytest.approx(11 * 4.096)
+
+
+def test_a_slot_that_is_given_away_cancels_what_was_coming() -> None:
+    moving = simulated(SHARED)
+    first = moving.submit(0.0, A, 0, 40960, demanded=True)
+    second = moving.submit(0.0, B, 0, 4096, demanded=True)
+    assert moving.wait(0.0, [second]) < 40
+    moving.advance(1000.0)
+    assert first.ready_at is None
+
+
+@given(
+    jobs=st.lists(
+        st.tuples(st.floats(0, 5), st.integers(1, 50_000), st.booleans()), min_size=1, max_size=12
+    ),
+    queue=st.sampled_from(sorted(QUEUES)),
+    medium=st.sampled_from([SHARED, QUEUED]),
+    workers=st.integers(1, 3),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_record_arrives_once_and_no_byte_is_lost(
+    jobs: list[tuple[float, int, bool]], queue: Any, medium: Medium, workers: int
+) -> None:
+    moving = simulated(medium, queue, workers)
+    now, transfers = 0.0, []
+    for slot, (gap, size, demanded) in enumerate(jobs):
+        now += gap
+        transfers.append(moving.submit(now, ExpertId(0, slot), slot, size, demanded=demanded))
+    total = sum(size for _, size, _ in jobs)
+    moving.advance(now + total + 100.0 * len(jobs))
+    assert all(t.ready_at is not None and t.arrived == t.chunks for t in transfers)
+    assert moving.moved_bytes == pytest.approx(total)
+    assert max(t.ready_at or 0 for t in transfers) >= total / 1000.0
+
+
+def timings(bytes_per_s: float) -> ModelTimings:
+    curve = {1: 1e-3, 64: 4e-3}
+    return ModelTimings(
+        model="m",
+        device="cpu",
+        medium=Medium({1: bytes_per_s}, 0.0, "shared"),
+        dense_s=curve,
+        router_s=curve,
+        layer_s=curve,
+        expert_s={16: curve},
+        pass_s=curve,
+        policy_s=1e-4,
+        score_s=1e-4,
+        wake_s=0.0,
+    )
+
+
+def small_replay(speed: float, **overlay: Any) -> Any:
+    rows = [[[0, 1], [2, 3]], [[0, 2], [2, 3]], [[4, 1], [5, 3]], [[0, 1], [2, 3]]]
+    trace = make_trace(rows, tokens=[(1,)] * 4)
+    facts = make_facts(layers=2, moe_layers=2, experts=8, experts_per_token=2)
+    config = EngineConfig().overlay({"cache.expert_bytes": "50%", **overlay})
+    return replay(config, facts, trace, timings(speed)), trace
+
+
+def test_parts_of_the_time_sum_to_it() -> None:
+    found, _ = small_replay(1e6)
+    for item in found.times:
+        assert sum(item.activities.values()) == pytest.approx(item.seconds)
+    metrics = found.metrics()
+    assert metrics["stall_ms_per_token"] > 0
+
+
+def test_a_faster_disk_and_more_slots_are_never_slower() -> None:
+    few = {"cache.expert_bytes": "25%"}
+    slow, _ = small_replay(1e5, **few)
+    fast, _ = small_replay(1e7, **few)
+    assert sum(t.seconds for t in fast.times) < sum(t.seconds for t in slow.times)
+    everything, _ = small_replay(1e5, **{"cache.expert_bytes": "100%"})
+    assert sum(t.seconds for t in everything.times) < sum(t.seconds for t in slow.times)
+
+
+def test_no_policy_hits_more_than_the_bound() -> None:
+    found, trace = small_replay(1e6)
+    bound = best_hits(trace, found.policy.cache.slots_by_pool)
+    assert found.policy.counters.hits["decode"] <= bound.hits["decode"]
+    assert bound.lookups["decode"] == sum(
+        len(trace.demands(n, layer)) for n in range(4) for layer in range(2)
+    )
+
+
+@given(stream=st.lists(st.integers(0, 4), min_size=1, max_size=9), slots=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_the_bound_is_what_an_exhaustive_search_finds(stream: list[int], slots: int) -> None:
+    trace = make_trace([[[expert]] for expert in stream], tokens=[(1,)] * len(stream))
+
+    def most(position: int, kept: frozenset[int]) -> int:
+        if position == len(stream):
+            return 0
+        wanted = stream[position]
+        both = kept | {wanted}
+        choices = [both] if len(both) <= slots else [both - {e} for e in both]
+        return (wanted in kept) + max(most(position + 1, choice) for choice in choices)
+
+    assert best_hits(trace, (slots,)).hits["decode"] == most(0, frozenset())
+
+
+def test_times_between_measured_ones_lie_on_a_line_and_beyond_them_do_not_fall() -> None:
+    curve = {1: 1.0, 3: 2.0, 5: 1.5}
+    assert at(curve, 2) == pytest.approx(1.5)
+    assert at(curve, 3) == 2.0
+    assert at(curve, 100) == 1.5
+    assert at({}, 4) == 0.0
