@@ -93,18 +93,20 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         for bits, size in facts.record_bytes.items()
     }
     dense_s = {n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS}
+    link = Medium({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued")
     return ModelTimings(
         model=facts.fingerprint,
         device=f"{PREFIX}{machine.name}",
-        medium=Medium({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued"),
+        media=dict.fromkeys(expert_s, link),
         dense_s={n: seconds * facts.layers / layers for n, seconds in dense_s.items()},
         router_s=dict.fromkeys(_CURVE_TOKENS, 2 * _LAUNCH_S),
-        layer_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
+        layer_s={bits: dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S) for bits in expert_s},
         expert_s=expert_s,
         pass_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
-        policy_s=_READBACK_S,
+        policy_s=dict.fromkeys(_CURVE_TOKENS, _READBACK_S),
         score_s=2 * _LAUNCH_S,
         wake_s=_LAUNCH_S,
+        contention=dict.fromkeys(expert_s, 1.0),
         host_expert_s=host_s,
         notes={"predicted": "from published figures, not measured"},
     )

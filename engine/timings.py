@@ -45,26 +45,27 @@ class Medium:
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
-    dense_s, router_s: of one layer and micro-batch, by its tokens; layer_s: gathering and summing
-    of one layer pass, by tokens of all micro-batches; expert_s: of one expert, by bits, then by
-    its tokens; host_expert_s: likewise on the host, empty where there is none; policy_s: of one
-    layer and micro-batch without a predictor; score_s: of asking routers ahead at one gate; pass_s:
-    of a whole pass, beside its layers, by tokens; wake_s: from a chunk's arrival to compute;
-    contention: how much slower compute runs while chunks are moving (1: not at all).
+    media: where records come from, by their bits; dense_s, router_s: of one layer and micro-batch,
+    by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
+    micro-batches; expert_s: of one expert, by bits, then by its tokens; host_expert_s: likewise on
+    the host, empty where there is none; policy_s: of one layer and micro-batch without a predictor,
+    by its tokens; score_s: of asking routers ahead at one gate; pass_s: of a whole pass, beside its
+    layers, by tokens; wake_s: from a chunk's arrival to compute; contention: how much slower
+    compute runs while chunks are moving (1: not at all), by bits.
     """
 
     model: str
     device: str
-    medium: Medium
+    media: Mapping[int, Medium]
     dense_s: Curve
     router_s: Curve
-    layer_s: Curve
+    layer_s: Mapping[int, Curve]
     expert_s: Mapping[int, Curve]
     pass_s: Curve
-    policy_s: float
+    policy_s: Curve
     score_s: float
     wake_s: float
-    contention: float = 1.0
+    contention: Mapping[int, float]
     host_expert_s: Mapping[int, Curve] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,12 +77,13 @@ class ModelTimings:
     def from_json(cls, data: Mapping[str, Any]) -> ModelTimings:
         """Inverse of to_json (JSON turns number keys into text)."""
         values = dict(data)
-        medium = dict(values["medium"])
-        medium["bytes_per_s"] = _curve(medium["bytes_per_s"])
-        values["medium"] = Medium(**medium)
-        for name in ("dense_s", "router_s", "layer_s", "pass_s"):
+        values["media"] = {
+            int(bits): Medium(**{**medium, "bytes_per_s": _curve(medium["bytes_per_s"])})
+            for bits, medium in values["media"].items()
+        }
+        for name in ("dense_s", "router_s", "policy_s", "pass_s", "contention"):
             values[name] = _curve(values[name])
-        for name in ("expert_s", "host_expert_s"):
+        for name in ("expert_s", "layer_s", "host_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
         return cls(**values)
 

@@ -12,9 +12,9 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -39,6 +39,7 @@ EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DECODE_SIZES = (1, 2, 4)
 PREFILL_TOKENS = (16, 64, 128)
 DECODE_PASSES = 12
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,29 +71,43 @@ def calibrate(
         if progress is not None:
             progress("calibrate", next(done), steps)
 
-    expert_s: dict[int, dict[int, float]] = {}
-    host_s: dict[int, dict[int, float]] = {}
+    parts = []
     for one in bits:
         _configure(engine, base, {"precision.bits": one})
-        expert_s[one] = _time_experts(engine)
-        host_s[one] = _time_host(engine, base, one)
+        curve = _time_experts(engine)
+        passes = list(_clocked_passes(engine, sequences))
+        own = _from_passes(engine, passes, curve, one)
         tell()
-    first = bits[0]
-    _configure(engine, base, {"precision.bits": first})
-    passes = list(_clocked_passes(engine, sequences))
-    timings = _from_passes(engine, passes, expert_s, first)
+        host = _time_host(engine, base, one)
+        medium = _time_medium(engine, base, one)
+        own = replace(own, media={one: medium}, host_expert_s={one: host} if host else {})
+        tell()
+        runs = list(_calibration_runs(engine, sequences, base, one))
+        parts.append(_fit(own, engine, runs, one))
+        tell()
+    whole = _joined(parts)
+    score_s = _time_scores(engine, sequences, base, bits[-1], at(whole.policy_s, 1))
     tell()
-    timings = replace(
-        timings,
-        score_s=_time_scores(engine, sequences, base, first, timings.policy_s),
-        host_expert_s={b: curve for b, curve in host_s.items() if curve},
+    return replace(whole, score_s=score_s)
+
+
+def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
+    """Timings of each precision as one. What does not depend on bits is taken from the last: the
+    fewest bits disturb the rest least."""
+    last = parts[-1]
+    return replace(
+        last,
+        media=_merged(part.media for part in parts),
+        layer_s=_merged(part.layer_s for part in parts),
+        expert_s=_merged(part.expert_s for part in parts),
+        host_expert_s=_merged(part.host_expert_s for part in parts),
+        contention=_merged(part.contention for part in parts),
+        notes={str(bits): dict(part.notes) for part in parts for bits in part.expert_s},
     )
-    runs = []
-    for one in bits:
-        runs += list(_calibration_runs(engine, sequences, base, one))
-        tell()
-    medium = _time_medium(engine, base, first)
-    return _fit(replace(timings, medium=medium), engine, runs)
+
+
+def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
+    return {bits: value for one in maps for bits, value in one.items()}
 
 
 def _configure(engine: Engine, base: EngineConfig, overlay: dict[str, Any]) -> EngineConfig:
@@ -131,8 +146,29 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
     turn = itertools.cycle(views)
 
+    generator = torch.Generator().manual_seed(1)
+    chosen = engine.facts.experts_per_token
+    rows = max(EXPERT_TOKENS)
+    out = torch.zeros(
+        rows * chosen,
+        engine.facts.hidden_size,
+        dtype=engine.model.dtype,
+        device=engine.device.torch_device,
+    )
+    places = {
+        n: torch.randperm(rows * chosen, generator=generator)[:n].sort().values.to(out.device)
+        for n in EXPERT_TOKENS
+    }
+
     def run(x: torch.Tensor) -> None:
-        expert_output(module, multiply, next(turn), x)
+        """As the runtime does it: gather the tokens, multiply, scatter the results."""
+        view, tokens = next(turn), x.shape[0]
+        if tokens == 1:
+            out[0].copy_(expert_output(module, multiply, view, x)[0])
+        else:
+            place = places[tokens]
+            y = expert_output(module, multiply, view, out[place // chosen])
+            out[place] = y.to(out.dtype)
         engine.device.synchronize()
 
     return _time_by_tokens(engine, run)
@@ -218,7 +254,7 @@ def _clocked(engine: Engine, batches: list[MicroBatch], phase: Phase) -> _PassCl
 def _from_passes(
     engine: Engine,
     passes: Sequence[_PassClock],
-    expert_s: dict[int, dict[int, float]],
+    expert_s: dict[int, float],
     bits: Bits,
 ) -> ModelTimings:
     layers = engine.facts.moe_layers
@@ -228,23 +264,26 @@ def _from_passes(
         return statistics.median(p.seconds[name] for p in passes if p.tokens == tokens)
 
     def gathering(item: _PassClock) -> float:
-        known = sum(at(expert_s[bits], n) for layer in item.counts for n in layer if n)
+        known = sum(at(expert_s, n) for layer in item.counts for n in layer if n)
         return (item.seconds["compute"] - known) / layers
 
     return ModelTimings(
         model=engine.facts.fingerprint,
         device=engine.device.name,
-        medium=Medium({1: 1.0}, 0.0, "shared"),
+        media={},
         dense_s={n: median("dense", n) / layers for n in sizes},
         router_s={n: median("router", n) / layers for n in sizes},
         layer_s={
-            n: statistics.median(gathering(p) for p in passes if p.tokens == n) for n in sizes
+            bits: {
+                n: statistics.median(gathering(p) for p in passes if p.tokens == n) for n in sizes
+            }
         },
-        expert_s=expert_s,
+        expert_s={bits: expert_s},
         pass_s={n: median("other", n) for n in sizes},
-        policy_s=median("policy", min(sizes)) / layers,
+        policy_s={n: median("policy", n) / layers for n in sizes},
         score_s=0.0,
         wake_s=0.0,
+        contention={bits: 1.0},
     )
 
 
@@ -283,8 +322,9 @@ class _CalibrationRun:
 def _calibration_runs(
     engine: Engine, sequences: Sequence[Sequenced], base: EngineConfig, bits: Bits
 ) -> Iterator[_CalibrationRun]:
-    """On demand, and with a third of the experts in slots."""
-    for overlay in ({"cache.eviction": "none"}, {"cache.expert_bytes": "33%"}):
+    """On demand, and with some of the experts in slots."""
+    shares = ({"cache.expert_bytes": "25%"}, {"cache.expert_bytes": "50%"})
+    for overlay in ({"cache.eviction": "none"}, *shares):
         try:
             config = _configure(engine, base, {"precision.bits": bits, **overlay})
         except InfeasibleError:
@@ -315,25 +355,25 @@ def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
     return Medium(speeds, 0.0, "shared")
 
 
-def _fit(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun]) -> ModelTimings:
+def _fit(
+    timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun], bits: Bits
+) -> ModelTimings:
     """Choose the medium's speed under load and the contention so that the runs' replays take as
-    long as they took (least squares of log ratios over a grid, refined once)."""
-    emulated = timings.medium.sharing == "queued"
-    speeds = [1.0] if emulated else [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3]
-    contentions = [1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5]
-    best = timings
-    error = float("inf")
-    for round_number in range(2):
+    long as they took (least squares of log ratios over a grid, refined twice)."""
+    emulated = timings.media[bits].sharing == "queued"
+    speeds = [1.0] if emulated else [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5]
+    contentions = [1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0]
+    best, error, chosen = timings, float("inf"), (1.0, 1.0)
+    for spread in (0.0, 0.05, 0.02):
+        if spread:
+            steps = [1 - 2 * spread, 1 - spread, 1.0, 1 + spread, 1 + 2 * spread]
+            speeds = [1.0] if emulated else [chosen[0] * step for step in steps]
+            contentions = sorted({max(1.0, chosen[1] * step) for step in steps})
         for speed, contention in itertools.product(speeds, contentions):
-            candidate = _under_load(timings, speed, contention)
+            candidate = _under_load(timings, bits, speed, contention)
             found = _error(candidate, engine, runs)
             if found < error:
-                best, error = candidate, found
-                chosen = (speed, contention)
-        if round_number == 0:
-            spread = [0.94, 0.97, 1.0, 1.03, 1.06]
-            speeds = [1.0] if emulated else [chosen[0] * f for f in spread]
-            contentions = [max(1.0, chosen[1] * f) for f in spread]
+                best, error, chosen = candidate, found, (speed, contention)
     notes = {
         "fit_rms_log_ratio": (error / max(1, len(runs))) ** 0.5,
         "medium_speed_under_load": chosen[0],
@@ -342,10 +382,10 @@ def _fit(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun])
     return replace(best, notes=notes)
 
 
-def _under_load(timings: ModelTimings, speed: float, contention: float) -> ModelTimings:
-    rates = scaled(timings.medium.bytes_per_s, speed)
-    medium = Medium(rates, timings.medium.chunk_s, timings.medium.sharing)
-    return replace(timings, medium=medium, contention=contention)
+def _under_load(timings: ModelTimings, bits: Bits, speed: float, contention: float) -> ModelTimings:
+    medium = timings.media[bits]
+    slowed = replace(medium, bytes_per_s=scaled(medium.bytes_per_s, speed))
+    return replace(timings, media={bits: slowed}, contention={bits: contention})
 
 
 def _error(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun]) -> float:

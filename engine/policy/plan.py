@@ -88,7 +88,7 @@ def host_share(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -
     """Share of the misses that the host computes: c / (p + c) with the link's rate p and the
     host's rate c, in records a second, one token each."""
     record = record_bytes_of(config, facts, config.precision.bits)
-    moved = timings.medium.rate(config.transfer.in_flight) / record
+    moved = timings.media[config.precision.bits].rate(config.transfer.in_flight) / record
     computed = 1.0 / at(timings.host_expert_s[config.precision.bits], 1)
     return computed / (moved + computed)
 
@@ -120,6 +120,6 @@ def _layer_times(
     missing = demanded * (1 - resident)
     each = max(1, round(tokens * chosen / max(1.0, demanded)))
     dense = count * (at(timings.dense_s, size) + at(timings.router_s, size))
-    work = dense + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s, tokens)
-    rate = timings.medium.rate(min(resolved.io.threads, resolved.transfer.in_flight))
+    work = dense + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)
+    rate = timings.media[bits].rate(min(resolved.io.threads, resolved.transfer.in_flight))
     return work, missing * record_bytes_of(resolved, facts, bits) / rate

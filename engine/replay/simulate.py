@@ -142,8 +142,9 @@ class _Clock:
         self._profile = profile
         self._policy = policy
         self._order = ORDERS[config.batch.order]()
+        self._bits = config.precision.bits
+        self._slower = profile.contention[self._bits]
         self._transfers = SimulatedTransfers(
-            profile.medium,
             QUEUES[config.transfer.queue](),
             workers=min(config.io.threads, config.transfer.in_flight),
             chunk_bytes=config.transfer.chunk_bytes,
@@ -188,7 +189,7 @@ class _Clock:
         if not self._steps:
             self._tokens = 0
         self._tokens += tokens
-        self._spend("policy", self._profile.policy_s)
+        self._spend("policy", at(self._profile.policy_s, tokens))
         prefetching = self._prefetching[layer]
         for step in steps:
             if step.slot == ON_HOST:
@@ -215,7 +216,7 @@ class _Clock:
         self._steps.extend(steps)
         self._demote(layer)
         self._fetch(fetches)
-        self._spend("compute", at(self._profile.layer_s, self._tokens))
+        self._spend("compute", at(self._profile.layer_s[self._bits], self._tokens))
         host_done = self._start_host()
         waiting = {step.after: step for step in steps if step.after is not None}
         held_back = set(waiting.values())
@@ -247,9 +248,9 @@ class _Clock:
         self._moved = self._transfers.moved_bytes
 
     def _spend(self, activity: str, seconds: float) -> None:
-        if self._profile.contention != 1.0 and seconds > 0:
+        if self._slower != 1.0 and seconds > 0:
             share = self._transfers.moving_share(self._now, self._now + seconds)
-            seconds *= 1 + (self._profile.contention - 1) * share
+            seconds *= 1 + (self._slower - 1) * share
         self.times[-1].activities[activity] += seconds
         self._now += seconds
 
@@ -273,7 +274,7 @@ class _Clock:
     def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
         size = self._record[bits]
         self._in_slot[slot] = self._transfers.submit(
-            self._now, expert, slot, size, demanded=demanded
+            self._now, expert, slot, size, self._profile.media[bits], demanded=demanded
         )
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:

@@ -19,6 +19,7 @@ class SimulatedTransfer:
     """One record on its way. ready_at: when its last chunk arrived, None before."""
 
     expert: ExpertId
+    medium: Medium
     demanded: bool
     chunks: int
     chunk_bytes: float
@@ -37,18 +38,16 @@ class _Moving:
 class SimulatedTransfers:
     """Advances lazily: nothing happens until somebody asks for a later time.
 
-    workers: chunks that can be in flight; record_bytes are cut into chunks of chunk_bytes.
+    workers: chunks that can be in flight; records are cut into chunks of chunk_bytes.
     """
 
     def __init__(
         self,
-        medium: Medium,
         queue: TransferQueue[SimulatedTransfer],
         *,
         workers: int,
         chunk_bytes: int,
     ) -> None:
-        self._medium = medium
         self._queue = queue
         self._workers = workers
         self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
@@ -59,16 +58,23 @@ class SimulatedTransfers:
         self.busy_s = 0.0
 
     def submit(
-        self, now: float, expert: ExpertId, slot: int, size_bytes: int, *, demanded: bool
+        self,
+        now: float,
+        expert: ExpertId,
+        slot: int,
+        size_bytes: int,
+        medium: Medium,
+        *,
+        demanded: bool,
     ) -> SimulatedTransfer:
-        """Queue a record for a slot at this time."""
+        """Queue a record for a slot at this time; medium: where it comes from."""
         self.advance(now)
         former = self._by_slot.get(slot)
         if former is not None and former.ready_at is None:
             self._queue.remove(former)
             former.cancelled = True
         count = max(1, -(-size_bytes // self._chunk_bytes))
-        transfer = SimulatedTransfer(expert, demanded, count, size_bytes / count)
+        transfer = SimulatedTransfer(expert, medium, demanded, count, size_bytes / count)
         self._by_slot[slot] = transfer
         self._queue.push(transfer, urgent=demanded)
         return transfer
@@ -129,9 +135,10 @@ class SimulatedTransfers:
 
     def _speeds(self) -> list[float]:
         count = len(self._moving)
-        if self._medium.sharing == "queued":
-            return [self._medium.rate(1)] + [0.0] * (count - 1)
-        return [self._medium.rate(count) / count] * count
+        media = [moving.transfer.medium for moving in self._moving]
+        if media[0].sharing == "queued":
+            return [media[0].rate(1)] + [0.0] * (count - 1)
+        return [medium.rate(count) / count for medium in media]
 
     def _progress(self, span: float, speeds: Sequence[float]) -> None:
         self.busy_s += span
@@ -146,7 +153,8 @@ class SimulatedTransfers:
             transfer.issued += 1
             if transfer.issued == transfer.chunks:
                 self._queue.remove(transfer)
-            cost = transfer.chunk_bytes + self._medium.chunk_s * self._medium.rate(1)
+            medium = transfer.medium
+            cost = transfer.chunk_bytes + medium.chunk_s * medium.rate(1)
             self._moving.append(_Moving(transfer, cost))
 
     def _arrive(self) -> None:

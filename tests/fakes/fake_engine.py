@@ -196,15 +196,16 @@ class FakeEngine:
         return ModelTimings(
             model=self.facts.fingerprint,
             device="cpu",
-            medium=Medium({1: 5e7, 2: 7e7}, 0.0, "shared"),
+            media=dict.fromkeys(bits, Medium({1: 5e7, 2: 7e7}, 0.0, "shared")),
             dense_s=curve,
             router_s=curve,
-            layer_s=curve,
+            layer_s=dict.fromkeys(bits, curve),
             expert_s=dict.fromkeys(bits, curve),
             pass_s=curve,
-            policy_s=1e-4,
+            policy_s={1: 1e-4},
             score_s=1e-4,
             wake_s=0.0,
+            contention=dict.fromkeys(bits, 1.0),
         ).to_json()
 
     def parity(self, tokens: int = 32) -> dict[str, Any]:

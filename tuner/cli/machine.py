@@ -121,12 +121,13 @@ def _timing_rows(timed: ModelTimings) -> list[list[str]]:
         rows += [
             [f"one expert, {bits} bits, {n} tokens", f"{curve[n] * 1e3:.3f} ms"] for n in (1, 16)
         ]
-    rates = timed.medium.bytes_per_s
-    rows += [
-        [f"records under load, {n} chunks in flight", f"{format_bytes(rate)}/s"]
-        for n, rate in sorted(rates.items())
-    ]
-    rows.append(["compute slows down beside transfers", f"{timed.contention:.2f} times"])
+    for bits, medium in timed.media.items():
+        rows += [
+            [f"{bits}-bit records under load, {n} chunks in flight", f"{format_bytes(rate)}/s"]
+            for n, rate in sorted(medium.bytes_per_s.items())
+        ]
+        slower = timed.contention[bits]
+        rows.append([f"compute beside {bits}-bit transfers", f"{slower:.2f} times slower"])
     return rows
 
 

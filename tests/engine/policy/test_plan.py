@@ -20,15 +20,16 @@ def timings(bytes_per_s: float, **changes: Any) -> ModelTimings:
     made = ModelTimings(
         model="m",
         device="cpu",
-        medium=Medium({1: bytes_per_s}, 0.0, "shared"),
+        media={16: Medium({1: bytes_per_s}, 0.0, "shared")},
         dense_s=CURVE,
         router_s={1: 0.0},
-        layer_s={1: 0.0},
+        layer_s={16: {1: 0.0}},
         expert_s={16: {1: 1e-4, 64: 1e-4}},
         pass_s={1: 0.0},
-        policy_s=0.0,
+        policy_s={1: 0.0},
         score_s=0.0,
         wake_s=0.0,
+        contention={16: 1.0},
     )
     return dataclasses.replace(made, **changes)
 

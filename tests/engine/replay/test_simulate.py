@@ -23,42 +23,42 @@ QUEUED = Medium({1: 1000.0}, 0.5, "queued")
 A, B, C = (ExpertId(0, index) for index in range(3))
 
 
-def simulated(medium: Medium, queue: str = "two_priority", workers: int = 1) -> SimulatedTransfers:
-    return SimulatedTransfers(medium, QUEUES[queue](), workers=workers, chunk_bytes=4096)  # type: ignore[index]
+def simulated(queue: str = "two_priority", workers: int = 1) -> SimulatedTransfers:
+    return SimulatedTransfers(QUEUES[queue](), workers=workers, chunk_bytes=4096)  # type: ignore[index]
 
 
 def test_a_record_takes_its_bytes_over_the_rate() -> None:
-    moving = simulated(SHARED)
-    transfer = moving.submit(1.0, A, 0, 8192, demanded=True)
+    moving = simulated()
+    transfer = moving.submit(1.0, A, 0, 8192, SHARED, demanded=True)
     assert moving.wait(1.0, [transfer]) == pytest.approx(1.0 + 8.192)
 
 
 def test_a_link_adds_its_latency_to_every_chunk() -> None:
-    moving = simulated(QUEUED)
-    transfer = moving.submit(0.0, A, 0, 8192, demanded=True)
+    moving = simulated()
+    transfer = moving.submit(0.0, A, 0, 8192, QUEUED, demanded=True)
     assert moving.wait(0.0, [transfer]) == pytest.approx(8.192 + 2 * 0.5)
 
 
 def test_a_demand_overtakes_a_prediction_at_the_next_chunk() -> None:
-    moving = simulated(SHARED)
-    predicted = moving.submit(0.0, A, 0, 40960, demanded=False)
+    moving = simulated()
+    predicted = moving.submit(0.0, A, 0, 40960, SHARED, demanded=False)
     moving.advance(1.0)  # the first chunk is on its way
-    demanded = moving.submit(1.0, B, 1, 4096, demanded=True)
+    demanded = moving.submit(1.0, B, 1, 4096, SHARED, demanded=True)
     assert moving.wait(1.0, [demanded]) == pytest.approx(2 * 4.096)
     assert moving.wait(9.0, [predicted]) == pytest.approx(11 * 4.096)
 
 
 def test_first_in_first_out_makes_the_demand_wait() -> None:
-    moving = simulated(SHARED, "fifo")
-    moving.submit(0.0, A, 0, 40960, demanded=False)
-    demanded = moving.submit(1.0, B, 1, 4096, demanded=True)
+    moving = simulated("fifo")
+    moving.submit(0.0, A, 0, 40960, SHARED, demanded=False)
+    demanded = moving.submit(1.0, B, 1, 4096, SHARED, demanded=True)
     assert moving.wait(1.0, [demanded]) == pytest.approx(11 * 4.096)
 
 
 def test_a_slot_that_is_given_away_cancels_what_was_coming() -> None:
-    moving = simulated(SHARED)
-    first = moving.submit(0.0, A, 0, 40960, demanded=True)
-    second = moving.submit(0.0, B, 0, 4096, demanded=True)
+    moving = simulated()
+    first = moving.submit(0.0, A, 0, 40960, SHARED, demanded=True)
+    second = moving.submit(0.0, B, 0, 4096, SHARED, demanded=True)
     assert moving.wait(0.0, [second]) < 40
     moving.advance(1000.0)
     assert first.ready_at is None
@@ -76,11 +76,13 @@ def test_a_slot_that_is_given_away_cancels_what_was_coming() -> None:
 def test_every_record_arrives_once_and_no_byte_is_lost(
     jobs: list[tuple[float, int, bool]], queue: Any, medium: Medium, workers: int
 ) -> None:
-    moving = simulated(medium, queue, workers)
+    moving = simulated(queue, workers)
     now, transfers = 0.0, []
     for slot, (gap, size, demanded) in enumerate(jobs):
         now += gap
-        transfers.append(moving.submit(now, ExpertId(0, slot), slot, size, demanded=demanded))
+        transfers.append(
+            moving.submit(now, ExpertId(0, slot), slot, size, medium, demanded=demanded)
+        )
     total = sum(size for _, size, _ in jobs)
     moving.advance(now + total + 100.0 * len(jobs))
     assert all(t.ready_at is not None and t.arrived == t.chunks for t in transfers)
@@ -93,15 +95,16 @@ def timings(bytes_per_s: float) -> ModelTimings:
     return ModelTimings(
         model="m",
         device="cpu",
-        medium=Medium({1: bytes_per_s}, 0.0, "shared"),
+        media={16: Medium({1: bytes_per_s}, 0.0, "shared")},
         dense_s=curve,
         router_s=curve,
-        layer_s=curve,
+        layer_s={16: curve},
         expert_s={16: curve},
         pass_s=curve,
-        policy_s=1e-4,
+        policy_s={1: 1e-4},
         score_s=1e-4,
         wake_s=0.0,
+        contention={16: 1.0},
     )
 
 
