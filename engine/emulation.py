@@ -104,6 +104,7 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         expert_s=expert_s,
         pass_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
         policy_s=dict.fromkeys(_CURVE_TOKENS, _READBACK_S),
+        submit_s=2 * _LAUNCH_S,
         score_s=2 * _LAUNCH_S,
         wake_s=_LAUNCH_S,
         contention=dict.fromkeys(expert_s, 1.0),

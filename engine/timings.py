@@ -49,9 +49,9 @@ class ModelTimings:
     by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
     micro-batches; expert_s: of one expert, by bits, then by its tokens; host_expert_s: likewise on
     the host, empty where there is none; policy_s: of one layer and micro-batch without a predictor,
-    by its tokens; score_s: of asking routers ahead at one gate; pass_s: of a whole pass, beside its
-    layers, by tokens; wake_s: from a chunk's arrival to compute; contention: how much slower
-    compute runs while chunks are moving (1: not at all), by bits.
+    by its tokens; submit_s: of starting one transfer; score_s: of asking routers ahead at one gate;
+    pass_s: of a whole pass, beside its layers, by tokens; wake_s: from a chunk's arrival to compute;
+    contention: how much slower compute runs while chunks are moving (1: not at all), by bits.
     """
 
     model: str
@@ -63,6 +63,7 @@ class ModelTimings:
     expert_s: Mapping[int, Curve]
     pass_s: Curve
     policy_s: Curve
+    submit_s: float
     score_s: float
     wake_s: float
     contention: Mapping[int, float]

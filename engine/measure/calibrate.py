@@ -30,7 +30,7 @@ from engine.replay.simulate import replay
 from engine.run.engine import Engine
 from engine.run.experts_runtime import expert_output
 from engine.run.micro_batch import MicroBatch
-from engine.run.phase_clock import Activity
+from engine.run.phase_clock import ACTIVITIES, Activity
 from engine.timings import Medium, ModelTimings, at, scaled
 from engine.trace import Trace
 from engine.types import Bits, Phase
@@ -281,6 +281,7 @@ def _from_passes(
         expert_s={bits: expert_s},
         pass_s={n: median("other", n) for n in sizes},
         policy_s={n: median("policy", n) / layers for n in sizes},
+        submit_s=0.0,
         score_s=0.0,
         wake_s=0.0,
         contention={bits: 1.0},
@@ -311,12 +312,17 @@ def _time_scores(
 
 @dataclass(frozen=True)
 class _CalibrationRun:
-    """A run that the fit must reproduce: its trace, its config, its seconds of decoding."""
+    """A run that the fit must reproduce: its trace and config, its seconds of prefill, of decoding
+    and of decoding without waits; what policy took of it, and how many records moved."""
 
     config: EngineConfig
     trace: Trace
-    decode_s: float
     warm: int
+    prefill_s: float
+    decode_s: float
+    busy_s: float
+    policy_s: float
+    moved_records: float
 
 
 def _calibration_runs(
@@ -333,10 +339,23 @@ def _calibration_runs(
         engine.record(recorder)
         output_tokens = min(12, max(2, min(len(s.forced) for s in sequences)))
         run_pass(engine, sequences[:1], output_tokens, seed=0)
-        warm = len(recorder.trace().passes)
+        warm = recorder.passes
         timed = run_pass(engine, sequences[1:3], output_tokens, seed=0)
         engine.record(None)
-        yield _CalibrationRun(config, recorder.trace(), sum(t.decode_s for t in timed), warm)
+        decode_s = sum(t.decode_s for t in timed)
+        activities = {name: sum(t.activities[name] for t in timed) for name in ACTIVITIES}
+        waits_s = activities["disk_wait"] + activities["transfer_wait"]
+        moved_bytes = sum(t.transferred_bytes for t in timed)
+        yield _CalibrationRun(
+            config=config,
+            trace=recorder.trace(),
+            warm=warm,
+            prefill_s=sum(t.ttft_s for t in timed),
+            decode_s=decode_s,
+            busy_s=decode_s - waits_s,
+            policy_s=activities["policy"],
+            moved_records=moved_bytes / engine.store.record.size_bytes,
+        )
 
 
 def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
@@ -359,7 +378,13 @@ def _fit(
     timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun], bits: Bits
 ) -> ModelTimings:
     """Choose the medium's speed under load and the contention so that the runs' replays take as
-    long as they took (least squares of log ratios over a grid, refined twice)."""
+    long as they took, with the same share of waits (least squares of log ratios over a grid,
+    refined twice). What starting a transfer costs comes from the run that starts most of them."""
+    most = max(runs, key=lambda run: run.moved_records)
+    passes = sum(item.phase == "decode" for item in most.trace.passes[most.warm :])
+    plain_s = passes * engine.facts.moe_layers * at(timings.policy_s, 1)
+    submit_s = max(0.0, most.policy_s - plain_s) / max(1.0, most.moved_records)
+    timings = replace(timings, submit_s=submit_s)
     emulated = timings.media[bits].sharing == "queued"
     speeds = [1.0] if emulated else [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5]
     contentions = [1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0]
@@ -375,7 +400,7 @@ def _fit(
             if found < error:
                 best, error, chosen = candidate, found, (speed, contention)
     notes = {
-        "fit_rms_log_ratio": (error / max(1, len(runs))) ** 0.5,
+        "fit_rms_log_ratio": (error / max(1, 3 * len(runs))) ** 0.5,
         "medium_speed_under_load": chosen[0],
         "calibration_runs": len(runs),
     }
@@ -392,7 +417,12 @@ def _error(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun
     total = 0.0
     for run in runs:
         found = replay(run.config, engine.facts, run.trace, timings, warm=range(run.warm))
-        timed = [t for t in found.times if t.phase == "decode" and t.number >= run.warm]
-        decode_s = sum(t.seconds for t in timed)
+        timed = [t for t in found.times if t.number >= run.warm]
+        decode = [t for t in timed if t.phase == "decode"]
+        decode_s = sum(t.seconds for t in decode)
+        busy_s = decode_s - sum(t.activities["wait"] for t in decode)
+        prefill_s = sum(t.seconds for t in timed if t.phase == "prefill")
         total += math.log(decode_s / run.decode_s) ** 2
+        total += math.log(busy_s / run.busy_s) ** 2
+        total += math.log(prefill_s / run.prefill_s) ** 2
     return total

@@ -273,6 +273,7 @@ class _Clock:
 
     def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
         size = self._record[bits]
+        self._spend("policy", self._profile.submit_s)
         self._in_slot[slot] = self._transfers.submit(
             self._now, expert, slot, size, self._profile.media[bits], demanded=demanded
         )

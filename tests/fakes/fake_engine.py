@@ -203,6 +203,7 @@ class FakeEngine:
             expert_s=dict.fromkeys(bits, curve),
             pass_s=curve,
             policy_s={1: 1e-4},
+            submit_s=0.0,
             score_s=1e-4,
             wake_s=0.0,
             contention=dict.fromkeys(bits, 1.0),

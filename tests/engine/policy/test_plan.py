@@ -27,6 +27,7 @@ def timings(bytes_per_s: float, **changes: Any) -> ModelTimings:
         expert_s={16: {1: 1e-4, 64: 1e-4}},
         pass_s={1: 0.0},
         policy_s={1: 0.0},
+        submit_s=0.0,
         score_s=0.0,
         wake_s=0.0,
         contention={16: 1.0},

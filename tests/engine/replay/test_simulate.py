@@ -102,6 +102,7 @@ def timings(bytes_per_s: float) -> ModelTimings:
         expert_s={16: curve},
         pass_s=curve,
         policy_s={1: 1e-4},
+        submit_s=0.0,
         score_s=1e-4,
         wake_s=0.0,
         contention={16: 1.0},
