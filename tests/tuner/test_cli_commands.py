@@ -223,6 +223,24 @@ def test_bench_makes_a_row_of_each_value(tune: Tune):
     assert rows[1]["ratio_to_first"]["output_tps"]["value"] > 1
 
 
+def test_bench_takes_policies_apart(tune: Tune):
+    words = ("--policies", "lru,best", "--ablate", "--set", "batch.count=2,1", "--repeats", "1")
+    document = tune("bench", *SMALL, *words, "--json").document
+    rows = {row["name"]: row for row in document["rows"]}
+    lacks = ("", " without predict", " without evict", " without transfer")
+    counts = (2, 1)
+    expected = [f"lru batch.count={count}" for count in counts]
+    expected.insert(1, "lru without batch batch.count=2")
+    for count in counts:
+        expected += [f"best{lack} batch.count={count}" for lack in lacks]
+        expected += ["best without batch batch.count=2"] if count > 1 else []
+    assert list(rows) == expected
+    without = rows["best without evict batch.count=2"]
+    assert (without["policy"], without["without"]) == ("best", "evict")
+    assert without["config"]["cache"]["eviction"] == "lru"
+    assert without["config"]["prefetch"]["predictor"] == "next_gate"
+
+
 def test_bench_adds_peers_and_config_files(tune: Tune, study: Path):
     done = tune("bench", "expertune-small.yaml", "--peers", "--repeats", "2", "--json")
     assert done.code == 0, done.err
@@ -255,6 +273,7 @@ def test_a_row_that_fails_leaves_the_others(tune: Tune):
         ([*SMALL, "--set", "cache.expert_byte=1"], 2, "nearest is 'cache.expert_bytes'"),
         ([*SMALL, "--set", "precision.bits"], 2, "write path=value"),
         ([*SMALL, "--report", "r.pdf"], 2, ".md or .html"),
+        ([*SMALL, "--ablate"], 2, "name some with --policies"),
         (["--model", "m", "--vram", "5MB", "--workload", "workload.yaml"], 3, "at least"),
         (["absent.yaml"], 2, "cannot be read"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from engine.config import EngineConfig
 from engine.hardware import probe
 from engine.protocol import Workload
+from tuner.ablation import ablate
 from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.output import format_metric, print_json, print_note, print_table
@@ -22,7 +23,7 @@ from tuner.deployment import Deployment, load_deployment
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.export import source_commit
 from tuner.folders import SOURCE, cache_folder, resolve_model
-from tuner.policies import load_policy
+from tuner.policies import PolicyFile, load_policy
 from tuner.quality import package_versions
 from tuner.session import EngineSession
 from tuner.workload import load_workload, workload_from_prompts, workload_hash
@@ -43,6 +44,10 @@ def bench(
         list[str] | None,
         typer.Option("--set", help="path=value[,value...]: one row a value."),
     ] = None,
+    ablating: Annotated[
+        bool,
+        typer.Option("--ablate", help="Add each policy without each of its mechanisms."),
+    ] = False,
     peers: Annotated[bool, typer.Option("--peers", help="Add other engines as rows.")] = False,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
@@ -59,10 +64,12 @@ def bench(
 
     Example: tune bench --model demo --vram 60MB --policies on_demand,lru --set precision.bits=8,4
     """
+    if ablating and not policies:
+        raise UsageError("--ablate takes policies apart: name some with --policies")
     if report is not None and report.suffix not in (".md", ".html"):
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
     grid = grid_rows(options.read_settings(settings or []))
-    overlays = {name: load_policy(name).engine for name in _names(policies)}
+    presets = {name: load_policy(name) for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")
@@ -90,8 +97,8 @@ def bench(
     if model is not None:
         base = _base(options.read_size("--vram", vram), device, work, deployments)
         own = session_of(model, base.device.name)
-        if overlays or settings or not rows:
-            rows += _own_rows(base, own, overlays, grid)
+        if presets or settings or not rows:
+            rows += _own_rows(base, own, presets, grid, ablating)
         if peers:
             rows += _peer_rows(base, resolve_model(model), trust_remote_code)
     try:
@@ -149,14 +156,33 @@ def _base(
 def _own_rows(
     base: EngineConfig,
     session: EngineSession,
-    overlays: dict[str, dict[str, Any]],
+    presets: Mapping[str, PolicyFile],
     grid: list[tuple[str, dict[str, Any]]],
+    ablating: bool,
 ) -> list[BenchRow]:
+    if not presets:
+        return [
+            BenchRow(label or "default", base.overlay(point), session, settings=point)
+            for label, point in grid
+        ]
     rows = []
-    for policy, over in (overlays or {"": {}}).items():
+    for policy, preset in presets.items():
         for label, point in grid:
-            name = " ".join(part for part in (policy, label) if part)
-            rows.append(BenchRow(name or "default", base.overlay({**over, **point}), session))
+            config = base.overlay({**preset.engine, **point})
+            name = f"{policy} {label}".strip()
+            rows.append(BenchRow(name, config, session, policy=policy, settings=point))
+            for found in ablate(preset, base, point) if ablating else ():
+                name = f"{policy} without {found.mechanism} {label}".strip()
+                rows.append(
+                    BenchRow(
+                        name,
+                        found.config,
+                        session,
+                        policy=policy,
+                        without=found.mechanism,
+                        settings=point,
+                    )
+                )
     return rows
 
 
