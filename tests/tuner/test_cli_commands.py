@@ -253,8 +253,28 @@ def test_bench_writes_a_report(tune: Tune, folder: Path, name: str):
     done = tune("bench", *SMALL, "--policies", "lru", "--repeats", "2", "--report", name)
     assert done.code == 0, done.err
     text = (folder / name).read_text()
-    assert "lru" in text
-    assert "Machine:" in text
+    for word in ("lru", "Machine:", "regret", "disk_wait"):
+        assert word in text
+
+
+def test_bench_puts_what_was_published_beside_what_it_measured(tune: Tune):
+    words = ("bench", *SMALL, "--policies", "on_demand,fate", "--ablate", "--repeats", "2")
+    document = tune(*words, "--json").document
+    entries = {(e["metric"], e["over"]): e for e in document["published"]}
+    decode = entries["decode_tps", "on_demand"]
+    assert decode["measured"]["value"] > 1
+    assert decode["limit_ratio"] >= decode["measured"]["value"]
+    assert decode["binds"] in ("compute", "transfer")
+    assert entries["decode_tps", "activation_path"]["measured"] is None
+    effects = {effect["mechanism"]: effect["ratios"] for effect in document["ablation"]}
+    assert set(effects) == {"predict", "evict", "allocate", "transfer", "order", "precision"}
+    assert effects["predict"]["decode_tps"]["n"] == 2
+    derived = {entry["row"]: entry for entry in document["derived"]}
+    assert derived["on_demand"]["regret"]["value"] > 0
+    assert "regret" not in derived["fate"]  # mixed sizes have no bound
+    out = " ".join(tune(*words).out.split())
+    assert "Published beside measured" in out
+    assert "add activation_path to --policies" in out
 
 
 def test_a_row_that_fails_leaves_the_others(tune: Tune):

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engine.config import EngineConfig
-from engine.hardware import probe
 from engine.protocol import Workload
 from tuner.ablation import ablate
 from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
-from tuner.cli.output import format_metric, print_json, print_note, print_table
-from tuner.cli.report import write_report
+from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition import default_workload
 from tuner.deployment import Deployment, load_deployment
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.export import source_commit
-from tuner.folders import SOURCE, cache_folder, resolve_model
+from tuner.folders import resolve_model
+from tuner.formats import format_metric
 from tuner.policies import PolicyFile, load_policy
-from tuner.quality import package_versions
+from tuner.report.document import bench_document
+from tuner.report.tables import Table, ablation_table, published_table
+from tuner.report.write import SUFFIXES, write_report
 from tuner.session import EngineSession
-from tuner.workload import load_workload, workload_from_prompts, workload_hash
+from tuner.workload import load_workload, workload_from_prompts
 
 PEERS = ("transformers resident", "accelerate disk")
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
@@ -56,7 +54,10 @@ def bench(
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
     seed: Annotated[int, typer.Option()] = 0,
-    report: Annotated[Path | None, typer.Option(help="A table in FILE.md or FILE.html.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="All figures and what bounds them, in FILE.md or FILE.html."),
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def bench(
     """
     if ablating and not policies:
         raise UsageError("--ablate takes policies apart: name some with --policies")
-    if report is not None and report.suffix not in (".md", ".html"):
+    if report is not None and report.suffix not in SUFFIXES:
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
     grid = grid_rows(options.read_settings(settings or []))
     presets = {name: load_policy(name) for name in _names(policies)}
@@ -107,13 +108,15 @@ def bench(
         for row in rows:
             row.session.close()
     _check_measured(results)
-    document = _document(results, work, repeats, seed)
+    document = bench_document(results, presets, work, repeats, seed)
     if report is not None:
         write_report(report, document)
     if as_json:
         print_json(document)
     else:
         _print_rows(results)
+        for table in (ablation_table(document), published_table(document)):
+            _print_extra(table)
 
 
 def _names(text: str | None) -> list[str]:
@@ -200,26 +203,6 @@ def _peer_rows(base: EngineConfig, source: str, trust_remote_code: bool) -> list
     ]
 
 
-def _document(results: list[RowResult], work: Workload, repeats: int, seed: int) -> dict[str, Any]:
-    return {
-        "rows": [result.to_json(results[0]) for result in results],
-        "machine": probe(cache_folder()).to_json(),
-        "provenance": {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": ["tune", *sys.argv[1:]],
-            "workload": work.name,
-            "workload_hash": workload_hash(work),
-            "prompt_tokens": work.prompt_tokens,
-            "output_tokens": work.output_tokens,
-            "sequences": work.sequences,
-            "repeats": repeats,
-            "seed": seed,
-            "versions": package_versions(),
-            "commit": source_commit(SOURCE),
-        },
-    }
-
-
 def _print_rows(results: list[RowResult]) -> None:
     table = []
     for result in results:
@@ -232,6 +215,11 @@ def _print_rows(results: list[RowResult]) -> None:
     for result in results:
         if result.error is not None:
             print_note(f"{result.name}: not measured: {result.error}")
+
+
+def _print_extra(table: Table) -> None:
+    if table.rows:
+        print_table(f"{table.title}. {table.note}", table.columns, table.rows)
 
 
 def _check_measured(results: list[RowResult]) -> None:
