@@ -104,7 +104,7 @@ def _plain(figure: Any, height: int) -> Any:
         plot_bgcolor="rgba(0, 0, 0, 0)",
         height=height,
         showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         margin={"l": 60, "r": 20, "t": 60, "b": 50},
     )
     figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)

@@ -20,6 +20,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 td:first-child { white-space: nowrap; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); }
 .xtick text, .ytick text, .xtitle, .ytitle, .legendtext { fill: var(--ink) !important; }
 """
 
