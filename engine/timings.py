@@ -50,7 +50,7 @@ class ModelTimings:
     micro-batches; expert_s: of one expert, by bits, then by its tokens; host_expert_s: likewise on
     the host, empty where there is none; policy_s: of one layer and micro-batch without a predictor,
     by its tokens; submit_s: of starting one transfer; score_s: of asking routers ahead at one gate;
-    pass_s: of a whole pass, beside its layers, by tokens; wake_s: from a chunk's arrival to compute;
+    pass_s: of a whole pass, beside its layers, by tokens; wake_s: from an arrival to compute;
     contention: how much slower compute runs while chunks are moving (1: not at all), by bits.
     """
 

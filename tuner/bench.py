@@ -24,20 +24,36 @@ RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What to measure: a config on an engine. own_process: a peer, alive in its turns only."""
+    """What to measure: a config on an engine. own_process: a peer, alive in its turns only.
+
+    policy: the preset that it is, without: the mechanism that this one lacks, settings: what
+    `--set` laid over it (path -> value).
+    """
 
     name: str
     config: EngineConfig
     session: EngineSession
     own_process: bool = False
+    policy: str | None = None
+    without: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RowResult:
-    """What was measured of a row. values: by metric, one a round; sentinels likewise."""
+    """What was measured of a row. values: by metric, one a round; sentinels likewise.
+
+    asked: the config before the engine resolved it; model: what it ran (None: a peer);
+    policy, without, settings: see BenchRow.
+    """
 
     name: str
     config: dict[str, Any]
+    asked: EngineConfig = field(default_factory=EngineConfig)
+    model: str | None = None
+    policy: str | None = None
+    without: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     units: dict[str, str] = field(default_factory=dict)
@@ -65,6 +81,9 @@ class RowResult:
         count = max(1, len(self.sentinels))
         return {
             "name": self.name,
+            "policy": self.policy,
+            "without": self.without,
+            "settings": dict(self.settings),
             "config": self.config,
             "metrics": {name: asdict(metric) for name, metric in self.metrics().items()},
             "ratio_to_first": {name: asdict(m) for name, m in self.ratios(first).items()},
@@ -86,7 +105,7 @@ def run_bench(
     tell: Callable[[str], None],
 ) -> list[RowResult]:
     """Measure every row once a round: A B C, A B C, ..."""
-    results = [RowResult(row.name, row.config.to_dict()) for row in rows]
+    results = [_unmeasured(row) for row in rows]
     for number in range(rounds):
         for row, result in zip(rows, results, strict=True):
             if result.error is not None:
@@ -111,6 +130,18 @@ def grid_rows(settings: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str
         point = dict(zip(settings, values, strict=True))
         found.append((" ".join(f"{path}={point[path]}" for path in several), point))
     return found
+
+
+def _unmeasured(row: BenchRow) -> RowResult:
+    return RowResult(
+        row.name,
+        row.config.to_dict(),
+        asked=row.config,
+        model=None if row.own_process else row.session.model,
+        policy=row.policy,
+        without=row.without,
+        settings=row.settings,
+    )
 
 
 def _measure(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:

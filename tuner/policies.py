@@ -56,7 +56,9 @@ def load_policy(name: str) -> PolicyFile:
         raise UsageError(f"there is no policy '{name}'{hint} (there are: {', '.join(names)})")
     policy = read_strict(PolicyFile, load_yaml(path), str(path))
     try:
-        EngineConfig().overlay(policy.engine)
+        config = EngineConfig().overlay(policy.engine)
+        for entry in policy.published:
+            config.overlay(entry.over if isinstance(entry.over, dict) else {})
     except ConfigError as error:
         raise DefinitionError(f"{path}: {error}") from None
     return policy

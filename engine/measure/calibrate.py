@@ -379,19 +379,19 @@ def _fit(
 ) -> ModelTimings:
     """Choose the medium's speed under load and the contention so that the runs' replays take as
     long as they took, with the same share of waits (least squares of log ratios over a grid,
-    refined twice). What starting a transfer costs comes from the run that starts most of them."""
+    refined three times). What starting a transfer costs comes from the run that starts most of them."""
     most = max(runs, key=lambda run: run.moved_records)
     passes = sum(item.phase == "decode" for item in most.trace.passes[most.warm :])
     plain_s = passes * engine.facts.moe_layers * at(timings.policy_s, 1)
     submit_s = max(0.0, most.policy_s - plain_s) / max(1.0, most.moved_records)
     timings = replace(timings, submit_s=submit_s)
     emulated = timings.media[bits].sharing == "queued"
-    speeds = [1.0] if emulated else [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5]
-    contentions = [1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0]
+    speeds = [1.0] if emulated else [0.4, 0.6, 0.8, 1.0, 1.3]
+    contentions = [1.0, 1.3, 1.6, 2.0, 2.6]
     best, error, chosen = timings, float("inf"), (1.0, 1.0)
-    for spread in (0.0, 0.05, 0.02):
+    for spread in (0.0, 0.12, 0.06, 0.03):
         if spread:
-            steps = [1 - 2 * spread, 1 - spread, 1.0, 1 + spread, 1 + 2 * spread]
+            steps = [1 - spread, 1.0, 1 + spread]
             speeds = [1.0] if emulated else [chosen[0] * step for step in steps]
             contentions = sorted({max(1.0, chosen[1] * step) for step in steps})
         for speed, contention in itertools.product(speeds, contentions):

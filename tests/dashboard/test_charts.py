@@ -41,7 +41,7 @@ def test_an_empty_study_draws_an_empty_chart(front: Front):
 
 def test_the_split_stacks_every_part_of_a_token(front: Front):
     split = frames.split_frame(front.knee)
-    assert set(split["part"]) == {"compute", "disk_wait", "other"}
+    assert {"compute", "disk_wait", "other"} <= set(split["part"])
     figure = charts.split_figure(split)
     assert figure.layout.barmode == "stack"
     assert sum(trace.x[0] for trace in figure.data) == pytest.approx(split["ms"].sum())

@@ -116,7 +116,7 @@ class FakeEngine:
             samples=tuple(samples),
             memory=reading,
             sentinel=Sentinel(2.0, 1.0),
-            environment={"engine": "fake"},
+            environment=self.environment(),
         ).to_json()
 
     def figures(self, work: Workload, seed: int) -> dict[tuple[str, str], float]:
@@ -128,22 +128,56 @@ class FakeEngine:
         share = plan.slots / (facts.moe_layers * facts.experts)
         width = config.precision.bits / 16
         compute_ms = (2 + 4 * width) * noise
-        disk_ms = 30 * width * (1 - share) ** 1.3 * (0.9 if config.prefetch.depth == 1 else 1.0)
+        kept = 0.0 if config.cache.eviction == "none" else share
+        disk_ms = 30 * width * (1 - kept) ** 1.3 * (0.9 if config.prefetch.depth == 1 else 1.0)
         disk_ms *= noise * (4.0 if self.peer else 1.0)
         together = config.batch.count * config.batch.size
         tpot_ms = (compute_ms + disk_ms) * together**0.4
         tps = 1000 * together / tpot_ms
-        return {
+        parts = {"compute": compute_ms, "transfer_wait": 0.0, "disk_wait": disk_ms,
+                 "router": 0.1, "dense": 0.2, "policy": 0.05, "other": 0.05}  # fmt: skip
+        scale = together**0.4 / together  # of a step to a token
+        wall_ms = sum(parts.values()) * scale
+        hits, best = min(1.0, 0.1 + kept * 0.9) if kept else 0.0, min(1.0, 0.2 + share)
+        demanded = facts.moe_layers * facts.experts_per_token * 200_000 * width
+        moved = demanded * (1 - hits)
+        found = {
             ("output_tps", "tok/s"): tps,
-            ("decode_tps", "tok/s"): tps * 1.1,
+            ("decode_tps", "tok/s"): 1000 / wall_ms,
+            ("prefill_tps", "tok/s"): 4000 / wall_ms,
             ("tpot_ms", "ms"): tpot_ms,
             ("ttft_ms", "ms"): 20 * tpot_ms,
-            ("expert_hit_rate", "ratio"): min(1.0, 0.1 + share * 0.9),
+            ("expert_hit_rate", "ratio"): hits,
+            ("expert_hit_rate.prefill", "ratio"): hits / 2,
             ("resident_share", "ratio"): share,
-            ("time_ms_per_token.compute", "ms"): compute_ms,
-            ("time_ms_per_token.disk_wait", "ms"): disk_ms,
-            ("time_ms_per_token.other", "ms"): 0.2,
-            ("stall_ms_per_token", "ms"): disk_ms,
+            ("stall_ms_per_token", "ms"): disk_ms * scale,
+            ("wall_ms_per_token", "ms"): wall_ms,
+            **{(f"time_ms_per_token.{n}", "ms"): ms * scale for n, ms in parts.items()},
+            ("transfer_bytes_per_token", "bytes"): moved,
+            ("disk_bytes_per_token", "bytes"): moved,
+            ("overlap_ratio", "share"): 1 - disk_ms * scale / wall_ms,
+        }
+        if self.peer:
+            return {key: found[key] for key in list(found)[:5]}
+        if config.precision.scheme == "uniform":  # with mixed sizes no bound holds
+            found["oracle_hit_rate", "share"] = best
+            found["oracle_bytes_per_token", "bytes"] = demanded * (1 - best)
+            if moved:
+                found["policy_ratio", "share"] = (1 - best) / (1 - hits)
+        found["read_bytes_per_s", "bytes/s"] = 1e9
+        return found
+
+    def environment(self) -> dict[str, Any]:
+        """What a reader must know of the configured run."""
+        config = self.config
+        placed = config.placement.name
+        planned = config.plan.name != "fixed"
+        return {
+            "engine": "fake",
+            "inactive": [] if placed == "device" else [f"placement.name = {placed}: inactive here"],
+            "notes": ["the future is known"] if config.prefetch.predictor == "oracle" else [],
+            "lossy": config.precision.scheme != "uniform",
+            "plan": "2 micro-batches hide transfers" if planned else None,
         }
 
     def evaluate(

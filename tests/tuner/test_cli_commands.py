@@ -227,6 +227,24 @@ def test_bench_makes_a_row_of_each_value(tune: Tune):
     assert rows[1]["ratio_to_first"]["output_tps"]["value"] > 1
 
 
+def test_bench_takes_policies_apart(tune: Tune):
+    words = ("--policies", "lru,best", "--ablate", "--set", "batch.count=2,1", "--repeats", "1")
+    document = tune("bench", *SMALL, *words, "--json").document
+    rows = {row["name"]: row for row in document["rows"]}
+    lacks = ("", " without predict", " without evict", " without transfer")
+    counts = (2, 1)
+    expected = [f"lru batch.count={count}" for count in counts]
+    expected.insert(1, "lru without batch batch.count=2")
+    for count in counts:
+        expected += [f"best{lack} batch.count={count}" for lack in lacks]
+        expected += ["best without batch batch.count=2"] if count > 1 else []
+    assert list(rows) == expected
+    without = rows["best without evict batch.count=2"]
+    assert (without["policy"], without["without"]) == ("best", "evict")
+    assert without["config"]["cache"]["eviction"] == "lru"
+    assert without["config"]["prefetch"]["predictor"] == "next_gate"
+
+
 PEERS_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
 LLAMA_CPP = ["llama.cpp mmap", "llama.cpp resident"]
 
@@ -251,8 +269,28 @@ def test_bench_writes_a_report(tune: Tune, folder: Path, name: str):
     done = tune("bench", *SMALL, "--policies", "lru", "--repeats", "2", "--report", name)
     assert done.code == 0, done.err
     text = (folder / name).read_text()
-    assert "lru" in text
-    assert "Machine:" in text
+    for word in ("lru", "Machine:", "regret", "disk_wait"):
+        assert word in text
+
+
+def test_bench_puts_what_was_published_beside_what_it_measured(tune: Tune):
+    words = ("bench", *SMALL, "--policies", "on_demand,fate", "--ablate", "--repeats", "2")
+    document = tune(*words, "--json").document
+    entries = {(e["metric"], e["over"]): e for e in document["published"]}
+    decode = entries["decode_tps", "on_demand"]
+    assert decode["measured"]["value"] > 1
+    assert decode["limit_ratio"] >= decode["measured"]["value"]
+    assert decode["binds"] in ("compute", "transfer")
+    assert entries["decode_tps", "activation_path"]["measured"] is None
+    effects = {effect["mechanism"]: effect["ratios"] for effect in document["ablation"]}
+    assert set(effects) == {"predict", "evict", "allocate", "transfer", "order", "precision"}
+    assert effects["predict"]["decode_tps"]["n"] == 2
+    derived = {entry["row"]: entry for entry in document["derived"]}
+    assert derived["on_demand"]["regret"]["value"] > 0
+    assert "regret" not in derived["fate"]  # mixed sizes have no bound
+    out = " ".join(tune(*words).out.split())
+    assert "Published beside measured" in out
+    assert "add activation_path to --policies" in out
 
 
 def test_a_row_that_fails_leaves_the_others(tune: Tune):
@@ -271,6 +309,7 @@ def test_a_row_that_fails_leaves_the_others(tune: Tune):
         ([*SMALL, "--set", "cache.expert_byte=1"], 2, "nearest is 'cache.expert_bytes'"),
         ([*SMALL, "--set", "precision.bits"], 2, "write path=value"),
         ([*SMALL, "--report", "r.pdf"], 2, ".md or .html"),
+        ([*SMALL, "--ablate"], 2, "name some with --policies"),
         (["--model", "m", "--vram", "5MB", "--workload", "workload.yaml"], 3, "at least"),
         (["absent.yaml"], 2, "cannot be read"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,21 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from engine.config import EngineConfig
-from engine.hardware import probe
 from engine.protocol import PEERS, PeerName, Workload
+from tuner.ablation import ablate
 from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
-from tuner.cli.output import format_metric, print_json, print_note, print_table
-from tuner.cli.report import write_report
+from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition import default_workload
 from tuner.deployment import Deployment, load_deployment
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.export import source_commit
-from tuner.folders import SOURCE, cache_folder, resolve_model
-from tuner.policies import load_policy
-from tuner.quality import package_versions
+from tuner.folders import resolve_model
+from tuner.formats import format_metric
+from tuner.policies import PolicyFile, load_policy
+from tuner.report.document import bench_document
+from tuner.report.tables import Table, ablation_table, published_table
+from tuner.report.write import SUFFIXES, write_report
 from tuner.session import EngineSession
-from tuner.workload import load_workload, workload_from_prompts, workload_hash
+from tuner.workload import load_workload, workload_from_prompts
 
 PEERS_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
@@ -44,6 +43,10 @@ def bench(
         list[str] | None,
         typer.Option("--set", help="path=value[,value...]: one row a value."),
     ] = None,
+    ablating: Annotated[
+        bool,
+        typer.Option("--ablate", help="Add each policy without each of its mechanisms."),
+    ] = False,
     peers: Annotated[bool, typer.Option("--peers", help="Add other engines as rows.")] = False,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
@@ -52,7 +55,10 @@ def bench(
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
     seed: Annotated[int, typer.Option()] = 0,
-    report: Annotated[Path | None, typer.Option(help="A table in FILE.md or FILE.html.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="All figures and what bounds them, in FILE.md or FILE.html."),
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
@@ -60,10 +66,12 @@ def bench(
 
     Example: tune bench --model demo --vram 60MB --policies on_demand,lru --set precision.bits=8,4
     """
-    if report is not None and report.suffix not in (".md", ".html"):
+    if ablating and not policies:
+        raise UsageError("--ablate takes policies apart: name some with --policies")
+    if report is not None and report.suffix not in SUFFIXES:
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
     grid = grid_rows(options.read_settings(settings or []))
-    overlays = {name: load_policy(name).engine for name in _names(policies)}
+    presets = {name: load_policy(name) for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")
@@ -91,8 +99,8 @@ def bench(
     if model is not None:
         base = _base(options.read_size("--vram", vram), device, work, deployments)
         own = session_of(model, base.device.name)
-        if overlays or settings or not rows:
-            rows += _own_rows(base, own, overlays, grid)
+        if presets or settings or not rows:
+            rows += _own_rows(base, own, presets, grid, ablating)
         if peers:
             rows += _peer_rows(base, resolve_model(model), trust_remote_code)
     try:
@@ -101,13 +109,15 @@ def bench(
         for row in rows:
             row.session.close()
     _check_measured(results)
-    document = _document(results, work, repeats, seed)
+    document = bench_document(results, presets, work, repeats, seed)
     if report is not None:
         write_report(report, document)
     if as_json:
         print_json(document)
     else:
         _print_rows(results)
+        for table in (ablation_table(document), published_table(document)):
+            _print_extra(table)
 
 
 def _names(text: str | None) -> list[str]:
@@ -150,14 +160,33 @@ def _base(
 def _own_rows(
     base: EngineConfig,
     session: EngineSession,
-    overlays: dict[str, dict[str, Any]],
+    presets: Mapping[str, PolicyFile],
     grid: list[tuple[str, dict[str, Any]]],
+    ablating: bool,
 ) -> list[BenchRow]:
+    if not presets:
+        return [
+            BenchRow(label or "default", base.overlay(point), session, settings=point)
+            for label, point in grid
+        ]
     rows = []
-    for policy, over in (overlays or {"": {}}).items():
+    for policy, preset in presets.items():
         for label, point in grid:
-            name = " ".join(part for part in (policy, label) if part)
-            rows.append(BenchRow(name or "default", base.overlay({**over, **point}), session))
+            config = base.overlay({**preset.engine, **point})
+            name = f"{policy} {label}".strip()
+            rows.append(BenchRow(name, config, session, policy=policy, settings=point))
+            for found in ablate(preset, base, point) if ablating else ():
+                name = f"{policy} without {found.mechanism} {label}".strip()
+                rows.append(
+                    BenchRow(
+                        name,
+                        found.config,
+                        session,
+                        policy=policy,
+                        without=found.mechanism,
+                        settings=point,
+                    )
+                )
     return rows
 
 
@@ -186,26 +215,6 @@ def _installed_peers() -> tuple[PeerName, ...]:
     return tuple(peer for peer in PEERS if not peer.startswith("llama.cpp"))
 
 
-def _document(results: list[RowResult], work: Workload, repeats: int, seed: int) -> dict[str, Any]:
-    return {
-        "rows": [result.to_json(results[0]) for result in results],
-        "machine": probe(cache_folder()).to_json(),
-        "provenance": {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": ["tune", *sys.argv[1:]],
-            "workload": work.name,
-            "workload_hash": workload_hash(work),
-            "prompt_tokens": work.prompt_tokens,
-            "output_tokens": work.output_tokens,
-            "sequences": work.sequences,
-            "repeats": repeats,
-            "seed": seed,
-            "versions": package_versions(),
-            "commit": source_commit(SOURCE),
-        },
-    }
-
-
 def _print_rows(results: list[RowResult]) -> None:
     table = []
     for result in results:
@@ -218,6 +227,11 @@ def _print_rows(results: list[RowResult]) -> None:
     for result in results:
         if result.error is not None:
             print_note(f"{result.name}: not measured: {result.error}")
+
+
+def _print_extra(table: Table) -> None:
+    if table.rows:
+        print_table(f"{table.title}. {table.note}", table.columns, table.rows)
 
 
 def _check_measured(results: list[RowResult]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import plotext
 
-from tuner.cli.output import format_metric, print_table, print_text
+from tuner.cli.output import print_table, print_text
+from tuner.formats import format_metric
 from tuner.front import Front
 
 PLOT_COLUMNS, PLOT_ROWS = 72, 18

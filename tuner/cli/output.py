@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from engine.report import Metric
+from tuner.formats import format_cell
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -44,24 +44,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
-
-
-def format_cell(cell: Any) -> str:
-    """For people: four digits, a dash for nothing."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:.4g}"
-    return str(cell)
-
-
-def format_metric(metric: Metric | None) -> str:
-    """value ± half of the 95 % interval."""
-    if metric is None:
-        return "-"
-    if metric.n < 2:
-        return f"{metric.value:.4g}"
-    return f"{metric.value:.4g} ± {(metric.high - metric.low) / 2:.2g}"
 
 
 def _plain(value: Any) -> Any:

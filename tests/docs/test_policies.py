@@ -1,0 +1,49 @@
+"""docs/policies.md names every preset, every mechanism and every knob that a preset turns."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from engine import types
+from engine.config import ON_MISS, EngineConfig, sensitivity
+from tuner.ablation import MECHANISMS
+from tuner.policies import load_policy, policy_names
+from tuner.report.tables import DERIVED
+
+TEXT = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+PRESETS = TEXT.split("## Presets")[1].split("## ")[0].splitlines()
+KINDS = ("Eviction", "Predictor", "Allocation", "Scope", "Queue", "Order", "Placement",
+         "Precision", "Plan")  # fmt: skip
+MECHANISM_NAMES = {
+    name for kind in KINDS for name in get_args(getattr(types, f"{kind}Name"))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_preset_has_a_row_with_its_paper_and_what_it_does_to_outputs(name: str):
+    (row,) = [line for line in PRESETS if line.startswith(f"| `{name}` | ")]
+    policy = load_policy(name)
+    for number in re.findall(r"\d{4}\.\d{5}", policy.paper or ""):
+        assert number in row
+    scheme = EngineConfig().overlay(policy.engine).precision.scheme
+    rounds = any(sensitivity(path) == "rounding" for path in policy.engine)
+    outputs = "lossy" if scheme in ON_MISS else "rounding" if rounds else "exact"
+    assert row.endswith(f"| {outputs} |")
+
+
+@pytest.mark.parametrize("name", sorted(MECHANISM_NAMES))
+def test_every_mechanism_is_described(name: str):
+    assert f"`{name}`" in TEXT
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_knob_of_a_preset_is_explained(name: str):
+    for path in load_policy(name).engine:
+        assert f"`{path}`" in TEXT or f"`{path}:" in TEXT
+
+
+@pytest.mark.parametrize("name", [*MECHANISMS, *DERIVED, "policy_ratio", "overlap_ratio"])
+def test_what_the_report_shows_is_explained(name: str):
+    assert f"`{name}`" in TEXT
