@@ -379,7 +379,7 @@ def _fit(
 ) -> ModelTimings:
     """Choose the medium's speed under load and the contention so that the runs' replays take as
     long as they took, with the same share of waits (least squares of log ratios over a grid,
-    refined three times). What starting a transfer costs comes from the run that starts most of them."""
+    refined three times). What starting a transfer costs comes from the run that starts most."""
     most = max(runs, key=lambda run: run.moved_records)
     passes = sum(item.phase == "decode" for item in most.trace.passes[most.warm :])
     plain_s = passes * engine.facts.moe_layers * at(timings.policy_s, 1)
