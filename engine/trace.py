@@ -23,6 +23,7 @@ from engine.errors import StorageError
 from engine.types import Phase
 
 TRACE_VERSION = 1
+LOOK_AHEAD_LAYERS = 4  # how far ahead a trace keeps what later routers would choose
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
 

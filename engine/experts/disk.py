@@ -60,10 +60,11 @@ class DiskReader:
             descriptor = self._descriptors[extent.file]
             os.posix_fadvise(descriptor, extent.offset, extent.size_bytes, os.POSIX_FADV_DONTNEED)
             return
-        address = np.frombuffer(target, dtype=np.uint8).ctypes.data
-        if not (extent.offset | extent.size_bytes | address) % ALIGN:
-            self._read_all(extent.file, extent.offset, target)
-            return
+        if not (extent.offset | extent.size_bytes) % ALIGN:
+            address = np.frombuffer(target, dtype=np.uint8).ctypes.data
+            if not address % ALIGN:
+                self._read_all(extent.file, extent.offset, target)
+                return
         start = extent.offset // ALIGN * ALIGN
         lead = extent.offset - start
         span = (lead + extent.size_bytes + ALIGN - 1) // ALIGN * ALIGN

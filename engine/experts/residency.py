@@ -16,7 +16,7 @@ from engine.policy.expert_cache import ON_HOST, Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
 from engine.policy.order import Order
 from engine.policy.view import GateView, PassStart, Routing
-from engine.types import Bits, ExpertId
+from engine.types import ExpertId
 
 
 @dataclass
@@ -73,18 +73,14 @@ class Residency:
             self._layer, self._steps = layer, []
         steps = self.policy.routed(layer, micro_batch, routing)
         self._settle_predictions(steps)
-        for step in steps:
-            if not step.hit and step.slot != ON_HOST:
-                self._start(step)
+        self._start([step for step in steps if not step.hit and step.slot != ON_HOST])
         self._steps.extend(steps)
 
     def layer_routed(self) -> None:
         """All micro-batches are routed."""
         self._deferred, fetches = self.policy.layer_routed()
         self._steps.extend(self._deferred)
-        for late in self._deferred:
-            if late.after is None:
-                self._start(late)
+        self._start([late for late in self._deferred if late.after is None])
         self._demote_stale()
         self._fetch(fetches)
 
@@ -95,8 +91,7 @@ class Residency:
     def device_steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
         """Every expert that the device computes once, in the order of the policy. Ends the pass."""
         waiting = {step.after: step for step in self._deferred if step.after is not None}
-        held_back = set(waiting.values())
-        pending = [s for s in self._steps if s.slot != ON_HOST and s not in held_back]
+        pending = [s for s in self._steps if s.slot != ON_HOST and s.after is None]
         while pending:
             step = self._order.next(pending, self._is_ready, self.policy.tokens)
             if step is None:
@@ -110,7 +105,7 @@ class Residency:
             self._slots.mark_used(step.slot)
             follower = waiting.pop(step.expert, None)
             if follower is not None:
-                self._start(follower)
+                self._start([follower])
                 pending.append(follower)
         self.policy.computed()
         self._layer = -1
@@ -125,16 +120,21 @@ class Residency:
         self.arrivals = ArrivalCounters()
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:
-        for fetch in fetches:
-            self._load(fetch.expert, fetch.slot, fetch.bits, demanded=False)
-            transfer = self._in_slot[fetch.slot]
-            self._prefetching.setdefault(fetch.expert.layer, []).append(transfer)
+        if not fetches:
+            return
+        for transfer in self._load(fetches, demanded=False):
+            self._prefetching.setdefault(transfer.expert.layer, []).append(transfer)
 
-    def _start(self, step: Step) -> None:
-        self._load(step.expert, step.slot, step.bits, demanded=True)
+    def _start(self, steps: Sequence[Step]) -> None:
+        if steps:
+            self._load(steps, demanded=True)
 
-    def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
-        self._in_slot[slot] = self._transfers.submit(expert, slot, bits, demanded=demanded)
+    def _load(self, wanted: Sequence[Step] | Sequence[Fetch], *, demanded: bool) -> list[Transfer]:
+        records = [(one.expert, one.slot, one.bits) for one in wanted]
+        transfers = self._transfers.submit_all(records, demanded=demanded)
+        for transfer in transfers:
+            self._in_slot[transfer.slot] = transfer
+        return transfers
 
     def _is_ready(self, step: Step) -> bool:
         transfer = self._in_slot.get(step.slot)

@@ -8,7 +8,7 @@ for. On a device that the host cannot write, a chunk is read into pinned staging
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -95,16 +95,27 @@ class TransferEngine:
 
     def submit(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> Transfer:
         """Queue a record for a slot. Returns at once unless the slot is being written."""
-        chunks = self.sources[bits].chunks(expert, self._chunk_bytes)
-        transfer = Transfer(expert, slot, bits, demanded, chunks)
+        return self.submit_all([(expert, slot, bits)], demanded=demanded)[0]
+
+    def submit_all(
+        self, records: Sequence[tuple[ExpertId, int, Bits]], *, demanded: bool
+    ) -> list[Transfer]:
+        """Queue several records, (expert, slot, bits) each, waking the threads once."""
+        transfers = [
+            Transfer(
+                expert, slot, bits, demanded, self.sources[bits].chunks(expert, self._chunk_bytes)
+            )
+            for expert, slot, bits in records
+        ]
         with self._lock:
-            former = self._by_slot.get(slot)
-            if former is not None and not former.finished:
-                self._cancel(former)
-            self._by_slot[slot] = transfer
-            self._queue.push(transfer, urgent=demanded)
+            for transfer in transfers:
+                former = self._by_slot.get(transfer.slot)
+                if former is not None and not former.finished:
+                    self._cancel(former)
+                self._by_slot[transfer.slot] = transfer
+                self._queue.push(transfer, urgent=demanded)
             self._lock.notify_all()
-        return transfer
+        return transfers
 
     def promote(self, transfer: Transfer) -> None:
         """A predicted record is now demanded."""

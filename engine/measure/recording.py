@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.model.gates import RouterView
+from engine.model.gates import RANKED_EXTRA, RouterView
 from engine.policy.view import Integers, Need, PassStart, Routing
 from engine.protocol import ModelFacts
-from engine.trace import Trace, TracePass
-
-LOOK_AHEAD_LAYERS = 4
-LOOK_AHEAD_EXTRA = 4  # beyond the k that a token takes
+from engine.trace import LOOK_AHEAD_LAYERS, Trace, TracePass
 
 
 class TraceRecorder:
@@ -99,7 +96,7 @@ class TraceRecorder:
     def _look_ahead(self, layer: int, micro_batch: int, view: RouterView) -> Integers:
         """[t, H, M], -1 where there is no such layer."""
         tokens = self._passes[-1].tokens[micro_batch]
-        count = min(self._facts.experts, self._facts.experts_per_token + LOOK_AHEAD_EXTRA)
+        count = min(self._facts.experts, self._facts.experts_per_token + RANKED_EXTRA)
         block = np.full((tokens, LOOK_AHEAD_LAYERS, count), -1, dtype=np.int16)
         for ahead in range(min(LOOK_AHEAD_LAYERS, self._facts.moe_layers - layer - 1)):
             block[:, ahead] = _table(view.top_experts(layer + 1 + ahead, count), count)

@@ -21,6 +21,7 @@ from engine.model.hook import router_choice
 from engine.model.loader import LoadedModel
 from engine.policy.view import Floats
 
+RANKED_EXTRA = 4  # beyond the k that a token takes; traces keep as many
 _TRIED_TOKENS = 32
 
 
@@ -31,6 +32,9 @@ class GateStack:
     """
 
     def __init__(self, model: LoadedModel, depth: int, chosen: int) -> None:
+        self.depth = depth
+        self._model = model
+        self._chosen = chosen
         self._routers = [layer.router for layer in model.layers]
         self._stacks: list[torch.Tensor | None] = []
         self._experts = max(layer.count for layer in model.layers)
@@ -42,10 +46,20 @@ class GateStack:
                 same = len(plain) == len(ahead) and len({w.shape for w in plain}) == 1
                 self._stacks.append(_stack(plain) if same else None)  # [S*E, D]
 
+    def at_least(self, depth: int) -> GateStack:
+        """Itself, or a deeper stack of the same model."""
+        return self if self.depth >= depth else GateStack(self._model, depth, self._chosen)
+
     def view(self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> RouterView:
         """What policies may ask about the router of `layer` on these arguments."""
         return RouterView(
-            self._routers, self._stacks[layer], self._experts, layer, arguments, keywords
+            self._routers,
+            self._stacks[layer],
+            self._experts,
+            self._chosen + RANKED_EXTRA,
+            layer,
+            arguments,
+            keywords,
         )
 
 
@@ -57,6 +71,7 @@ class RouterView:
         routers: Sequence[nn.Module | None],
         stack: torch.Tensor | None,
         experts: int,
+        ranked: int,
         layer: int,
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
@@ -64,6 +79,7 @@ class RouterView:
         self._routers = routers
         self._stack = stack
         self._experts = experts
+        self._least = ranked
         self._layer = layer
         self._arguments = arguments
         self._keywords = keywords
@@ -75,8 +91,9 @@ class RouterView:
         ahead = layer - self._layer - 1
         if self._stack is not None:
             if self._ranked is None or self._ranked_count < count:
-                self._ranked = self._rank(count)
-                self._ranked_count = count
+                # never fewer than a trace keeps: ties must fall alike whoever asks
+                self._ranked_count = max(count, self._least)
+                self._ranked = self._rank(self._ranked_count)
             if ahead < len(self._ranked):
                 found = self._ranked[ahead]
                 return found if self._ranked_count == count else [row[:count] for row in found]

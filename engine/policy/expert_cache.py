@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.policy.evict.base import Eviction
 from engine.policy.precision import Wanted
@@ -20,8 +21,7 @@ ON_HOST = -1
 _EVERYTHING_HIGH: Wanted = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One expert of the current layer pass.
 
     slot: where it lies on the device, ON_HOST where the host computes it; bits: of the record; hit:
@@ -36,8 +36,7 @@ class Step:
     after: ExpertId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(NamedTuple):
     """A decided prefetch: load `expert` into `slot`."""
 
     expert: ExpertId
@@ -120,11 +119,6 @@ class ExpertCache:
         """All residents of this layer."""
         return tuple(e for e in self._pool(layer).residents if e.layer == layer)
 
-    def holds(self, layer: int, experts: Iterable[int]) -> bool:
-        """Whether all of them are resident."""
-        residents = self._pool(layer).residents
-        return all(ExpertId(layer, expert) in residents for expert in experts)
-
     def begin(self, layer: int) -> None:
         """Start a layer pass."""
         assert self._layer < 0, "the former layer pass was not ended"
@@ -133,10 +127,10 @@ class ExpertCache:
         self._demanded, self._wanted = {}, {}
         self._pool(layer).eviction.begin_layer(layer)
 
-    def missing(self, indices: Iterable[int]) -> list[int]:
-        """Those that are neither resident nor demanded before in this pass."""
-        residents = self._pool(self._layer).residents
-        experts = [(index, ExpertId(self._layer, index)) for index in indices]
+    def missing(self, layer: int, indices: Iterable[int]) -> list[int]:
+        """Those that are neither resident nor demanded before in the present pass."""
+        residents = self._pool(layer).residents
+        experts = [(index, ExpertId(layer, index)) for index in indices]
         return [i for i, e in experts if e not in residents and e not in self._demanded]
 
     def demand(
@@ -155,28 +149,26 @@ class ExpertCache:
         finish(); what is to be skipped has no step.
         """
         pool = self._pool(self._layer)
-        fresh = [
-            expert
-            for expert in (ExpertId(self._layer, index) for index in dict.fromkeys(indices))
-            if expert not in self._demanded
-        ]
-        self._demanded.update(dict.fromkeys(fresh))
+        residents, eviction, demanded = pool.residents, pool.eviction, self._demanded
         if wanted:
             self._wanted.update(wanted)
         steps: list[Step] = []
         missing: list[ExpertId] = []
-        for expert in fresh:
-            resident = pool.residents.get(expert)
-            bits = wanted.get(expert.expert, self._high)
+        for index in indices:
+            expert = ExpertId(self._layer, index)
+            if expert in demanded:
+                continue
+            demanded[expert] = None
+            resident = residents.get(expert)
             if resident is None:
                 missing.append(expert)
-            elif bits is None or resident.bits >= bits:
-                pool.eviction.use(expert, high=bits == self._high)
-                steps.append(Step(expert, resident.slot, resident.bits, hit=True))
-            else:  # too coarse: loaded again into its own slot
+                continue
+            bits = wanted.get(index, self._high) if wanted else self._high
+            hit = bits is None or resident.bits >= bits
+            if not hit and bits is not None:  # too coarse: loaded again into its own slot
                 resident.bits = bits
-                pool.eviction.use(expert, high=bits == self._high)
-                steps.append(Step(expert, resident.slot, bits, hit=False))
+            eviction.use(expert, high=bits == self._high)
+            steps.append(Step(expert, resident.slot, resident.bits, hit))
         # Other micro-batches may still want what the last pass used: those victims wait.
         spare = self._last_demand.get(self._layer, ()) if more_to_come else ()
         for expert in missing:

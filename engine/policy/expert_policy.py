@@ -7,8 +7,9 @@ alike. Holds no bytes, no torch, no clock.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, Step
@@ -18,8 +19,6 @@ from engine.policy.precision import PrecisionPolicy
 from engine.policy.predict.base import Prediction, Predictor
 from engine.policy.view import GateView, Need, PassStart, Routing
 from engine.types import Phase
-
-StartFetches = Callable[[int, list[Fetch]], None]
 
 
 @dataclass
@@ -69,9 +68,8 @@ class ExpertPolicy:
         self._micro_batches = 1
         self._layer = -1
         self._steps: list[Step] = []
-        self._looked_up: dict[int, None] = {}
         self._predicted: dict[int, dict[int, None]] = {}
-        self.tokens: Counter[int] = Counter()
+        self.tokens: dict[int, int] = {}
         self.needs: frozenset[Need] = predictor.needs | precision.needs
         self.watches_gate = bool(predictor.needs & {"top_experts", "gate_input"})
         self.counters = PolicyCounters()
@@ -109,16 +107,18 @@ class ExpertPolicy:
             self._layer = layer
             self.cache.begin(layer)
             self.future.begin_layer(layer)
-            self._steps, self._looked_up = [], {}
-            self.tokens = Counter()
+            self._steps, self.tokens = [], {}
         self._predictor.routed(layer, micro_batch, routing)
-        tokens = Counter(expert for row in routing.experts for expert in row)
-        self.tokens.update(tokens)
-        self._looked_up.update(dict.fromkeys(tokens))
+        tokens = _tokens_by_expert(routing)
+        if self.tokens:
+            for expert, count in tokens.items():
+                self.tokens[expert] = self.tokens.get(expert, 0) + count
+        else:
+            self.tokens = dict(tokens)
         wanted = self._precision.demanded(self._phase, routing)
         on_host: frozenset[int] = frozenset()
         if self._placement.uses_host:
-            missing = self.cache.missing(tokens)
+            missing = self.cache.missing(layer, tokens)
             on_host = self._placement.on_host([(e, tokens[e]) for e in missing])
         more = micro_batch + 1 < self._micro_batches
         steps = self.cache.demand(tokens, wanted, on_host, more_to_come=more)
@@ -154,7 +154,7 @@ class ExpertPolicy:
             if not experts:
                 continue
             self._predicted.setdefault(layer, {}).update(dict.fromkeys(experts))
-            complete = not self._stop_at_miss or self.cache.holds(layer, experts)
+            complete = not self._stop_at_miss or not self.cache.missing(layer, experts)
             scores = dict(zip(experts, prediction.scores, strict=True)) if prediction.scores else {}
             if self._limit:
                 experts = self._limited(layer, experts)
@@ -168,29 +168,31 @@ class ExpertPolicy:
 
     def _limited(self, layer: int, experts: tuple[int, ...]) -> tuple[int, ...]:
         """Predicted residents, and the best `limit` of the others."""
-        room = self._limit
-        kept = []
-        for expert in experts:
-            if not self.cache.holds(layer, (expert,)):
-                room -= 1
-                if room < 0:
-                    continue
-            kept.append(expert)
-        return tuple(kept)
+        dropped = frozenset(self.cache.missing(layer, experts)[self._limit :])
+        return tuple(expert for expert in experts if expert not in dropped)
 
     def _count(self) -> None:
         counters, phase, layer = self.counters, self._phase, self._layer
-        hits = sum(step.hit for step in self._steps)
-        lookups = len(self._looked_up)
+        hits = 0
+        for step in self._steps:
+            hits += step.hit
+            counters.on_host += step.slot == ON_HOST
+            counters.low += step.bits != self._precision.high
+        lookups = len(self.tokens)
         counters.hits[phase] += hits
         counters.misses[phase] += lookups - hits
         counters.hits_by_layer[layer] += hits
         counters.misses_by_layer[layer] += lookups - hits
         counters.skipped += lookups - len(self._steps)
-        counters.on_host += sum(step.slot == ON_HOST for step in self._steps)
-        counters.low += sum(step.bits != self._precision.high for step in self._steps)
         predicted = self._predicted.pop(layer, None)
         if predicted is not None:
             counters.predicted += len(predicted)
-            counters.predicted_demanded += len(self._looked_up.keys() & predicted.keys())
+            counters.predicted_demanded += len(self.tokens.keys() & predicted.keys())
             counters.predicted_layer_demand += lookups
+
+
+def _tokens_by_expert(routing: Routing) -> Mapping[int, int]:
+    """How many tokens chose each expert, in routing order."""
+    if len(routing.experts) == 1:
+        return dict.fromkeys(routing.experts[0], 1)
+    return Counter(itertools.chain.from_iterable(routing.experts))

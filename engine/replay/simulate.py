@@ -219,8 +219,7 @@ class _Clock:
         self._spend("compute", at(self._profile.layer_s[self._bits], self._tokens))
         host_done = self._start_host()
         waiting = {step.after: step for step in steps if step.after is not None}
-        held_back = set(waiting.values())
-        pending = [s for s in self._steps if s.slot != ON_HOST and s not in held_back]
+        pending = [s for s in self._steps if s.slot != ON_HOST and s.after is None]
         while pending:
             chosen = self._order.next(pending, self._is_ready, self._policy.tokens)
             if chosen is None or not self._is_ready(chosen):

@@ -28,6 +28,7 @@ from engine.model.hook import router_probabilities
 from engine.model.loader import LoadedModel
 from engine.policy.view import Need, PassStart, Routing
 from engine.run.phase_clock import PhaseClock
+from engine.trace import LOOK_AHEAD_LAYERS
 from engine.types import Bits, Phase
 
 
@@ -90,6 +91,8 @@ class ExpertsRuntime:
     def record(self, recorder: RoutingRecorder | None) -> None:
         """Let this recorder see every event; None: no longer."""
         self._recorder = recorder
+        if recorder is not None and "top_experts" in recorder.needs:
+            self._gates = self._gates.at_least(LOOK_AHEAD_LAYERS)
         self._set_needs()
 
     def begin_sequences(self) -> None:

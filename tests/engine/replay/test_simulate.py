@@ -87,7 +87,7 @@ def test_every_record_arrives_once_and_no_byte_is_lost(
     moving.advance(now + total + 100.0 * len(jobs))
     assert all(t.ready_at is not None and t.arrived == t.chunks for t in transfers)
     assert moving.moved_bytes == pytest.approx(total)
-    assert max(t.ready_at or 0 for t in transfers) >= total / 1000.0
+    assert max(t.ready_at or 0 for t in transfers) >= total / 1000.0 * (1 - 1e-9)
 
 
 def timings(bytes_per_s: float) -> ModelTimings:
