@@ -77,7 +77,8 @@ def measure(
             row |= _repeat_values(engine, done, output_tokens, bandwidth)
         if len(done) == len(own):
             decoded = len(texts) * (output_tokens - 1)
-            row |= _bound_values(engine, recorder, first_pass, decoded, row)
+            prompt_tokens = sum(timing.prompt_tokens for timing in own)
+            row |= _bound_values(engine, recorder, first_pass, decoded, prompt_tokens, row)
             if energy_j > 0:  # a counter that stands still counts nothing
                 row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
         rows.append(row)
@@ -163,6 +164,7 @@ def _bound_values(
     recorder: TraceRecorder,
     first_pass: int,
     decoded: int,
+    prompt_tokens: int,
     row: dict[str, tuple[float, str]],
 ) -> dict[str, tuple[float, str]]:
     """The best hit rate at these slots and this scope, and the bytes that even it would move."""
@@ -176,6 +178,10 @@ def _bound_values(
     missed = bound.lookups["decode"] - bound.hits["decode"]
     least = missed * live.store.record.size_bytes / decoded
     values["oracle_bytes_per_token"] = (least, "bytes")
+    missed = bound.lookups["prefill"] - bound.hits["prefill"]
+    least_prefill = missed * live.store.record.size_bytes / prompt_tokens
+    values["oracle_hit_rate.prefill"] = (bound.hit_rate("prefill"), "share")
+    values["oracle_prefill_bytes_per_token"] = (least_prefill, "bytes")
     moved, _ = row["transfer_bytes_per_token"]
     if moved:
         values["policy_ratio"] = (least / moved, "share")
@@ -248,7 +254,26 @@ def _repeat_values(
         "goodput_rps": (sequences / (prefill_s + decode_s), "requests/s"),
     }
     values.update({f"time_ms_per_token.{name}": (ms, "ms") for name, ms in parts.items()})
+    values.update(_prefill_values(timings, prefill_s))
     values.update(_prefetch_values(engine))
+    return values
+
+
+def _prefill_values(
+    timings: Sequence[GroupTiming], prefill_s: float
+) -> dict[str, tuple[float, str]]:
+    """The time split of the prompts, a prompt token each."""
+    tokens = sum(timing.prompt_tokens for timing in timings)
+    moved = sum(timing.prefill_transferred_bytes for timing in timings)
+    values = {
+        f"prefill_ms_per_token.{name}": (
+            sum(timing.prefill_activities[name] for timing in timings) * 1e3 / tokens,
+            "ms",
+        )
+        for name in ACTIVITIES
+    }
+    values["prefill_wall_ms_per_token"] = (prefill_s * 1e3 / tokens, "ms")
+    values["prefill_transfer_bytes_per_token"] = (moved / tokens, "bytes")
     return values
 
 

@@ -30,7 +30,8 @@ class Sequenced:
 class GroupTiming:
     """Clock readings of one group of sequences that ran together, in seconds.
 
-    activities, *_bytes: of the decode part alone; disk_bytes leaves out what the host tier held.
+    activities, *_bytes: of the decode part, prefill_*: of the prompts; disk_bytes leaves out what
+    the host tier held.
     failed: the logits became NaN, so that nothing was generated.
     """
 
@@ -39,6 +40,8 @@ class GroupTiming:
     ttft_s: float
     gaps_s: list[float] = field(default_factory=list)
     activities: dict[Activity, float] = field(default_factory=dict)
+    prefill_activities: dict[Activity, float] = field(default_factory=dict)
+    prefill_transferred_bytes: int = 0
     transferred_bytes: int = 0
     disk_bytes: int = 0
     failed: bool = False
@@ -73,6 +76,8 @@ def _run_group(
     ]
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed))
     engine.device.synchronize()
+    asked = engine.transfers.counters.moved_bytes
+    engine.clock.reset()
     started = time.perf_counter()
     logits = engine.prefill(batches)
     if _has_nan(logits):
@@ -82,7 +87,10 @@ def _run_group(
     engine.device.synchronize()
     previous = time.perf_counter()
     timing = GroupTiming(len(group), length * len(group), previous - started)
+    engine.clock.switch("other")
+    timing.prefill_activities = dict(engine.clock.seconds)
     moved, read = engine.transfers.counters.moved_bytes, engine.live.disk_bytes
+    timing.prefill_transferred_bytes = moved - asked
     engine.clock.reset()
     for number in range(1, output_tokens):
         for batch, chosen in zip(batches, tokens, strict=True):

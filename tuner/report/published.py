@@ -1,25 +1,37 @@
 """What a policy's authors report, beside what was measured here, and what bounds it.
 
-The bound of a decode figure: a row cannot be faster than its own work without any wait, nor than
-reading what even Belady's rule must load. It follows from the row's time split and bytes, so it
-holds for this model on this machine.
+The bound of a decode or prefill figure: a row cannot be faster than its own work without any wait,
+nor than reading what even Belady's rule must load. It follows from the row's time split and bytes,
+so it holds for this model on this machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from engine.report import Metric
 from tuner.bench import RowResult
 from tuner.policies import PolicyFile, Published
-from tuner.report.rounds import POLICY, busy_ms, least_read_ms, mean
+from tuner.report.rounds import PART, PREFILL_PART, busy_ms, least_read_ms, mean
 from tuner.statistics import paired_ratio
 
 Verdict = Literal["reached", "within the interval", "not reached", "not measured"]
 Binds = Literal["compute", "transfer"]
-_DECODE = ("decode_tps", "tpot_ms")
+
+
+class _Phase(NamedTuple):
+    """Where the time split and the bound of a figure are found."""
+
+    part: str
+    wall: str
+    least: str
+
+
+_DECODE = _Phase(PART, "wall_ms_per_token", "oracle_bytes_per_token")
+_PREFILL = _Phase(PREFILL_PART, "prefill_wall_ms_per_token", "oracle_prefill_bytes_per_token")
+_PHASES = {"decode_tps": _DECODE, "tpot_ms": _DECODE, "prefill_tps": _PREFILL}
 
 
 @dataclass(frozen=True)
@@ -128,15 +140,16 @@ def _verdict(entry: Published, measured: Metric | None) -> Verdict:
 
 
 def _limit(row: RowResult, baseline: RowResult, metric: str) -> _Limit | None:
-    if metric not in _DECODE:
+    phase = _PHASES.get(metric)
+    if phase is None:
         return None
-    parts, reads = busy_ms(row), least_read_ms(row)
-    base_ms, own_ms = mean(baseline, "wall_ms_per_token"), mean(row, "wall_ms_per_token")
+    parts, reads = busy_ms(row, phase.part), least_read_ms(row, phase.least)
+    base_ms, own_ms = mean(baseline, phase.wall), mean(row, phase.wall)
     if not parts or not base_ms or not own_ms:
         return None
     busy, read = sum(parts) / len(parts), sum(reads) / len(reads) if reads else 0.0
     least = max(busy, read)
-    hard = max(busy - (mean(row, POLICY) or 0.0), read)
+    hard = max(busy - (mean(row, f"{phase.part}policy") or 0.0), read)
     if not hard:
         return None
     binds: Binds = "compute" if busy >= read else "transfer"
@@ -166,7 +179,7 @@ def _sentence(
     if verdict == "reached":
         return "reached"
     if limit is None:
-        return f"{verdict}; no bound is known, for the time split covers decoding alone"
+        return f"{verdict}; no bound is known: this figure covers prompts and decoding together"
     bound = f"the bound is {limit.ratio:.3g}: {limit.reason}"
     sign = -1 if smaller_is_better(entry.metric) else 1
     if verdict == "not reached" and sign * entry.ratio > sign * limit.hard:

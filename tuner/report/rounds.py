@@ -10,9 +10,9 @@ from tuner.bench import RowResult
 from tuner.statistics import interval
 
 PART = "time_ms_per_token."
-WAITS = (f"{PART}transfer_wait", f"{PART}disk_wait")
+PREFILL_PART = "prefill_ms_per_token."
 POLICY = f"{PART}policy"
-_FROM_DISK = 0.99
+_ONE_TIER = 0.99
 
 
 def mean(row: RowResult, name: str) -> float | None:
@@ -36,21 +36,21 @@ def series(row: RowResult, name: str) -> list[float]:
     return list(row.values.get(name, ()))
 
 
-def busy_ms(row: RowResult) -> list[float]:
-    """Of each round: the parts of a token's time that are no waits."""
+def busy_ms(row: RowResult, part: str = PART) -> list[float]:
+    """Of each round: the parts of a token's time that are no waits. part: PART, or PREFILL_PART
+    for the prompts."""
+    waits = (f"{part}transfer_wait", f"{part}disk_wait")
     parts = [
-        values for name, values in row.values.items() if name.startswith(PART) and name not in WAITS
+        values for name, values in row.values.items() if name.startswith(part) and name not in waits
     ]
     return [sum(values) for values in zip(*parts, strict=False)]
 
 
-def least_read_ms(row: RowResult) -> list[float]:
-    """Of each round: how long the disk needs for what even Belady's rule must load. Empty where
-    that is not known (mixed sizes), or where another tier than the disk delivers."""
+def least_read_ms(row: RowResult, name: str = "oracle_bytes_per_token") -> list[float]:
+    """Of each round: how long the disk (or the link from a host tier that holds all) needs for what
+    even Belady's rule must load. Empty where that is not known: mixed sizes, or two tiers."""
     moved, read = mean(row, "transfer_bytes_per_token"), mean(row, "disk_bytes_per_token")
-    if moved and read is not None and read < _FROM_DISK * moved:
+    if moved and read is not None and (1 - _ONE_TIER) * moved < read < _ONE_TIER * moved:
         return []
-    pairs = zip(
-        series(row, "oracle_bytes_per_token"), series(row, "read_bytes_per_s"), strict=False
-    )
+    pairs = zip(series(row, name), series(row, "read_bytes_per_s"), strict=False)
     return [least / rate * 1e3 for least, rate in pairs if rate]

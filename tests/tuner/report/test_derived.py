@@ -40,8 +40,8 @@ def test_efficiency_needs_equal_bits():
     assert "efficiency_ratio" not in derived_metrics([held, other])[1]
 
 
-def test_where_another_tier_delivers_the_disks_speed_bounds_nothing():
+def test_where_two_tiers_deliver_no_one_speed_bounds():
     held = make_row("lru", resident_share=[1.0], **timed(wall=5, busy=5))
-    moved = {"transfer_bytes_per_token": [8e6] * 2, "disk_bytes_per_token": [0.0] * 2}
+    moved = {"transfer_bytes_per_token": [8e6] * 2, "disk_bytes_per_token": [4e6] * 2}
     other = make_row("lru", resident_share=[0.2], **timed(wall=10, busy=5), **READS, **moved)
     assert "efficiency_ratio" not in derived_metrics([held, other])[1]
