@@ -21,6 +21,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | generate | prompt, chat, max_tokens, temperature, top_p, seed | text, tokens, metrics |
 | pack | bits, group_size | path, bytes, records |
 | profile | (none) | MachineProfile |
+| divergence | text, tokens, reference | kld_mean, top1_agreement, tokens |
 | trace | path, workload, repeats, seed, gate_inputs | path, bytes, passes, tokens |
 | calibrate | config, workload, bits | ModelTimings |
 | parity | tokens | parity_max_abs_diff, parity_max_abs_logit |

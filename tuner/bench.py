@@ -7,18 +7,20 @@ ratio to the first row, round by round. A row that fails says why and leaves the
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, lossy_settings
 from engine.protocol import Workload
 from engine.report import Metric, Report
 from tuner.errors import WorkerError
 from tuner.session import EngineSession
 from tuner.statistics import interval, paired_ratio
 
+DIVERGENCE_TOKENS = 96
 RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
 
 
@@ -120,6 +122,51 @@ def run_bench(
                 if row.own_process:
                     row.session.close()
     return results
+
+
+def add_divergence(
+    rows: Sequence[BenchRow],
+    results: Sequence[RowResult],
+    workload: Workload,
+    tell: Callable[[str], None],
+) -> None:
+    """Where some row's precision depends on misses: the decode-mode divergence from the 16-bit
+    model of every row below 16 bits, under `kld_mean` and `top1_agreement`.
+
+    Rows that cannot compute differently share one figure.
+    """
+    if not any(result.environment.get("lossy") for result in results):
+        return
+    text = "\n\n".join(workload.prompts[:4])
+    known: dict[str, dict[str, float]] = {}
+    for row, result in zip(rows, results, strict=True):
+        if row.own_process or result.error is not None or row.config.precision.bits == 16:
+            continue
+        key = json.dumps([row.session.model, lossy_settings(row.config)], sort_keys=True)
+        try:
+            if key not in known:
+                tell(f"divergence: {row.name}")
+                known[key] = _divergence(row, text, known)
+        except WorkerError as error:
+            tell(f"{row.name}: no divergence: {error}")
+            continue
+        for name, unit in (("kld_mean", "nats"), ("top1_agreement", "share")):
+            result.values[name] = [known[key][name]]
+            result.units[name] = unit
+
+
+def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of one row; keeps the reference first, once a model."""
+    room = {"kv.max_tokens": max(row.config.kv.max_tokens, DIVERGENCE_TOKENS + 8)}
+    model = f"reference of {row.session.model}"
+    if model not in known:
+        few = {"device.name": row.config.device.name, "cache.expert_bytes": "15%"}
+        row.session.configure(EngineConfig().overlay({**few, **room}))
+        known[model] = row.session.request(
+            "divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=True
+        )
+    row.session.configure(row.config.overlay(room))
+    return row.session.request("divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=False)
 
 
 def grid_rows(settings: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -52,6 +52,7 @@ class EngineSession:
     _tainted: bool = field(default=False, init=False)
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
+    opened_device: str = field(default="cpu", init=False)
 
     def __enter__(self) -> EngineSession:
         return self
@@ -171,6 +172,7 @@ class EngineSession:
         self.hardware = dict(result.get("hardware", {}))
         self._configurations, self._tainted = 0, False
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
+        self.opened_device = str(result.get("device", "cpu"))
         return worker
 
     def _checked(self, read: Callable[[], T]) -> T:

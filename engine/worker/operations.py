@@ -11,6 +11,7 @@ import torch
 from engine.config import EngineConfig
 from engine.device.registry import open_device
 from engine.errors import EngineError, ModelError, ProtocolError
+from engine.evaluate.divergence import compare_with_reference, keep_reference
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.parity import check_parity
 from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
@@ -57,6 +58,7 @@ class Operations:
             "pack": self.pack,
             "profile": self.profile,
             "parity": self.parity,
+            "divergence": self.divergence,
             "trace": self.trace,
             "calibrate": self.calibrate,
             "close": self.close,
@@ -215,6 +217,25 @@ class Operations:
             **profile_machine(device, self._cache_folder, support).to_json(),
             "code_layout": code_layout_for(support),
             "hardware": probe(self._cache_folder).to_json(),
+        }
+
+    def divergence(self, text: str, tokens: int, reference: bool = False) -> dict[str, Any]:
+        """Decode-mode divergence of the present configuration on the first tokens of a text.
+
+        reference: keep what this configuration says as what others are compared with. Raises
+        EngineError where nothing was kept.
+        """
+        engine = self._opened()
+        ids = list(self._load_tokenizer()(text)["input_ids"])[:tokens]
+        if reference:
+            keep_reference(engine, ids, self._cache_folder, "decode")
+        found = compare_with_reference(engine, ids, self._cache_folder, "decode")
+        if found is None:
+            raise EngineError("no reference was kept of this text: run it at 16 bits first")
+        return {
+            "kld_mean": found.kld_mean,
+            "top1_agreement": found.top1_agreement,
+            "tokens": len(ids),
         }
 
     def trace(

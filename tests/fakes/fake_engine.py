@@ -243,6 +243,10 @@ class FakeEngine:
             contention=dict.fromkeys(bits, 1.0),
         ).to_json()
 
+    def divergence(self, text: str, tokens: int, reference: bool) -> dict[str, Any]:
+        kld = (BITS_PER_BYTE[self.config.precision.bits] - 1.5) / 3
+        return {"kld_mean": kld, "top1_agreement": 1.0 - kld, "tokens": tokens}
+
     def parity(self, tokens: int = 32) -> dict[str, Any]:
         return {"parity_max_abs_diff": 1e-6, "parity_max_abs_logit": 12.0}
 

@@ -249,6 +249,29 @@ PEERS_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
 LLAMA_CPP = ["llama.cpp mmap", "llama.cpp resident"]
 
 
+def test_lossy_rows_show_their_divergence_beside_plain_ones(tune: Tune):
+    words = ("--policies", "lru,hobbit", "--set", "precision.bits=16,4", "--repeats", "1")
+    rows = {r["name"]: r for r in tune("bench", *SMALL, *words, "--json").document["rows"]}
+    assert "kld_mean" not in rows["lru precision.bits=16"]["metrics"]
+    for name in ("lru precision.bits=4", "hobbit precision.bits=4"):
+        assert rows[name]["metrics"]["kld_mean"]["value"] > 0
+    plain = tune("bench", *SMALL, "--set", "precision.bits=4", "--repeats", "1", "--json").document
+    assert "kld_mean" not in plain["rows"][0]["metrics"]
+
+
+def test_plan_says_what_binds_once_the_model_was_timed(tune: Tune):
+    assert (
+        "plan" not in tune("plan", "--model", "m", "--vram", BUDGET, "--json").document["rows"][0]
+    )
+    assert tune("profile", "--model", "m", "--device", "cpu", "--json").code == 0
+    words = ("--model", "m", "--vram", BUDGET, "--device", "cpu")
+    rows = tune("plan", *words, "--json").document["rows"]
+    (row,) = [row for row in rows if row["bits"] == 4]
+    assert row["plan"]["batch_count"] >= 1
+    assert row["plan"]["binds"] in ("compute", "transfer")
+    assert "micro-batches" in tune("plan", *words).out
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_bench_adds_peers_and_config_files(
     tune: Tune, study: Path, monkeypatch: pytest.MonkeyPatch, installed: bool

@@ -12,7 +12,7 @@ import typer
 from engine.config import EngineConfig
 from engine.protocol import PEERS, PeerName, Workload
 from tuner.ablation import ablate
-from tuner.bench import BenchRow, RowResult, grid_rows, run_bench
+from tuner.bench import BenchRow, RowResult, add_divergence, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition import default_workload
@@ -105,6 +105,7 @@ def bench(
             rows += _peer_rows(base, resolve_model(model), trust_remote_code)
     try:
         results = run_bench(rows, work, repeats, seed, print_note)
+        add_divergence(rows, results, work, print_note)
     finally:
         for row in rows:
             row.session.close()

@@ -9,11 +9,15 @@ import typer
 from engine import memory
 from engine.config import EngineConfig
 from engine.errors import InfeasibleError
+from engine.hardware import probe
 from engine.protocol import ModelFacts
+from engine.replay.planning import plan_micro_batches
+from engine.timings import ModelTimings, load_timings, timings_path
 from engine.types import format_bytes
 from tuner.cli import options
-from tuner.cli.output import print_json, print_table
+from tuner.cli.output import print_json, print_table, print_text
 from tuner.errors import InfeasibleStudyError
+from tuner.folders import cache_folder
 
 
 def plan(
@@ -29,17 +33,21 @@ def plan(
 ) -> None:
     """Show what fits a budget at each precision, by the memory equation.
 
+    Where `tune profile` has timed the model, also how many micro-batches hide its transfers.
+
     Example: tune plan --model demo --vram 60MB
     """
     source = options.require_model(model)
     budget_bytes = options.read_size("--vram", vram) or 0
     with options.open_session(source, device, trust_remote_code) as session:
-        facts = session.facts
+        facts, opened = session.facts, session.opened_device
     room = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
     base = EngineConfig().overlay(
         {"budget.vram_bytes": budget_bytes, "kv.max_tokens": room, "batch.count": count}
     )
-    rows = [_row(base, facts, int(bits)) for bits in facts.record_bytes]
+    machine = probe(cache_folder()).fingerprint
+    timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
+    rows = [_row(base, facts, int(bits), timings) for bits in facts.record_bytes]
     if not any(row["fits"] for row in rows):
         smallest = min((r["smallest_bytes"] for r in rows if r["smallest_bytes"]), default=None)
         hint = f"the smallest budget that would is {smallest} bytes" if smallest else ""
@@ -54,13 +62,22 @@ def plan(
         _print_rows(facts, budget_bytes, rows)
 
 
-def _row(base: EngineConfig, facts: ModelFacts, bits: int) -> dict[str, Any]:
+def _row(
+    base: EngineConfig, facts: ModelFacts, bits: int, timings: ModelTimings | None
+) -> dict[str, Any]:
     row: dict[str, Any] = {"bits": bits, "record_bytes": facts.record_bytes[str(bits)]}
     try:
         _, fitted = memory.resolve(base.overlay({"precision.bits": bits}), facts)
     except InfeasibleError as error:
         return {**row, "fits": False, "smallest_bytes": error.smallest_bytes, "reason": str(error)}
     share = fitted.slots / (facts.moe_layers * facts.experts)
+    if timings is not None and bits in timings.expert_s:
+        planned = plan_micro_batches(base.overlay({"precision.bits": bits}), facts, timings)
+        row["plan"] = {
+            "batch_count": planned.config.batch.count,
+            "binds": planned.binds,
+            "reason": planned.reason,
+        }
     return {
         **row,
         "fits": True,
@@ -84,3 +101,8 @@ def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]
     budget = format_bytes(budget_bytes) if budget_bytes else "no limit"
     columns = ["#bits", "#slots", "#share", *(f"#{p.removesuffix('_bytes')}" for p in parts)]
     print_table(f"{facts.id} in {budget}", [*columns, "#total"], table)
+    for row in rows:
+        if "plan" in row:
+            print_text(
+                f"{row['bits']} bits: {row['plan']['reason']} ({row['plan']['binds']} binds)"
+            )

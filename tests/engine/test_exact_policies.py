@@ -1,0 +1,104 @@
+"""Exact policies change no bit: every predictor, eviction, allocation, scope, order and queue gives
+the logits of the same engine with everything resident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.device.cpu import CpuDevice
+from engine.measure.recording import TraceRecorder
+from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PREDICTORS, QUEUES
+from engine.run.engine import Engine
+from engine.run.live import learned_path
+from engine.run.micro_batch import MicroBatch
+
+BASE: dict[str, Any] = {
+    "kv.max_tokens": 64,
+    "prefill.chunk_tokens": 8,
+    "transfer.chunk_bytes": 4096,
+    "batch.count": 2,
+}
+HIDDEN, EXPERTS = 64, 8
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = Engine(tiny_folder, CpuDevice(), tmp_path_factory.mktemp("cache"))
+    dice = np.random.default_rng(0)
+    networks: dict[str, Any] = {"mlp.stride": np.array(2)}
+    for layer in range(engine.facts.moe_layers):
+        networks |= {
+            f"mlp.{layer}.w1": dice.normal(size=(HIDDEN, 16)),
+            f"mlp.{layer}.b1": np.zeros(16),
+            f"mlp.{layer}.w2": dice.normal(size=(16, EXPERTS)),
+            f"mlp.{layer}.b2": np.zeros(EXPERTS),
+            f"pregate.{layer}": dice.normal(size=(EXPERTS, HIDDEN)),
+        }
+    path = learned_path(engine.facts, engine.cache_folder)
+    path.parent.mkdir(parents=True)
+    np.savez(path, **networks)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference(opened: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """Logits with everything resident, the trace of that run, and where it lies."""
+    opened.configure(EngineConfig().overlay({**BASE, "cache.expert_bytes": "100%"}))
+    recorder = TraceRecorder(opened.facts)
+    opened.record(recorder)
+    logits = run(opened)
+    path = tmp_path_factory.mktemp("trace") / "routing.npz"
+    trace = recorder.trace()
+    trace.save(path)
+    return logits, trace, path
+
+
+def run(engine: Engine) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    batches = [MicroBatch(torch.randint(3, 290, (1, 13), generator=generator)) for _ in range(2)]
+    found = list(engine.prefill(batches))
+    for token in (7, 70, 170):
+        for batch in batches:
+            batch.tokens = torch.tensor([[token]])
+        found += engine.forward(batches, "decode")
+    return found
+
+
+def settings() -> list[dict[str, Any]]:
+    """One setting a mechanism's name, over a cache that is too small."""
+    found: list[dict[str, Any]] = []
+    for eviction in EVICTIONS:
+        found += [{"cache.eviction": eviction, "cache.scope": s} for s in ("layer", "shared")]
+    found += [{"cache.allocation": allocation} for allocation in ALLOCATIONS]
+    found += [{"prefetch.predictor": p, "prefetch.depth": 2} for p in PREDICTORS]
+    found += [{"prefetch.predictor": "mlp", "prefetch.depth": 1, "cache.expert_bytes": "20%"}]
+    found += [{"batch.order": order} for order in ORDERS]
+    found += [
+        {"transfer.queue": queue, "prefetch.predictor": "popularity", "prefetch.depth": 3}
+        for queue in QUEUES
+    ]
+    held = {"cache.options.hold_predicted": True, "prefetch.options.limit": 1}
+    return [*found, {**held, "prefetch.predictor": "next_gate", "prefetch.depth": 1}]
+
+
+@pytest.mark.parametrize("setting", settings(), ids=str)
+def test_the_logits_are_those_of_everything_resident(
+    opened: Engine, reference: tuple[Any, Any, Path], setting: dict[str, Any]
+) -> None:
+    expected, trace, path = reference
+    overlay = {**BASE, "cache.expert_bytes": "40%", "cache.options.trace": str(path), **setting}
+    overlay["prefetch.options.stride"] = 2
+    opened.configure(EngineConfig().overlay(overlay))
+    opened.live.policy.future.load(trace)
+    found = run(opened)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    counters = opened.residency.counters
+    assert sum(counters.misses.values()) > 0, "nothing was missing: the setting was not tried"
