@@ -67,7 +67,7 @@ class TraceRecorder:
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
         """Note the choice."""
-        self._experts[layer].append(_table(routing.experts, self._facts.experts_per_token))
+        self._experts[layer].append(routing.experts)  # made an array when nothing is being timed
         if routing.weights is not None:
             self._weights[layer].append(routing.weights.astype(np.float16))
         if routing.probabilities is not None:
@@ -75,8 +75,12 @@ class TraceRecorder:
 
     def trace(self, **facts: Any) -> Trace:
         """What was recorded. facts: kept beside the model's."""
-        experts = _stack(self._experts)
-        assert experts is not None, "nothing was recorded"
+        assert all(self._experts), "nothing was recorded"
+        chosen = self._facts.experts_per_token
+        experts = np.stack(
+            [_table([row for call in calls for row in call], chosen) for calls in self._experts],
+            axis=1,
+        )
         return Trace(
             passes=tuple(self._passes),
             experts=experts,
