@@ -27,12 +27,18 @@ class Medium:
 
     bytes_per_s: of all chunks in flight together, by their number; chunk_s: what each chunk costs
     beside its bytes; sharing: chunks in flight share the rate (a disk), or are served one after
-    the other (a link).
+    the other (a link); extents: pieces that a record lies in, none of which shares a chunk with
+    another (16-bit records read in place have several).
     """
 
     bytes_per_s: Mapping[int, float]
     chunk_s: float
     sharing: Literal["shared", "queued"]
+    extents: int = 1
+
+    def chunks(self, size_bytes: int, chunk_bytes: int) -> int:
+        """How many chunks a record of this size moves in."""
+        return self.extents * max(1, -(-size_bytes // (self.extents * chunk_bytes)))
 
     def rate(self, in_flight: int) -> float:
         """Bytes a second of all together; the nearest measured number where this was not."""

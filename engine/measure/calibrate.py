@@ -360,18 +360,19 @@ def _calibration_runs(
 
 def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
     """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
+    config = _configure(engine, base, {"precision.bits": bits})
+    extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
     if isinstance(engine.device, EmulatedDevice):
         machine = engine.device.machine
         rate = {1: machine.slowed_link_bytes_per_s}
-        return Medium(rate, machine.slowed_link_latency_s, "queued")
-    config = _configure(engine, base, {"precision.bits": bits})
+        return Medium(rate, machine.slowed_link_latency_s, "queued", extents)
     chunk = config.transfer.chunk_bytes
     depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
     speeds = {
         depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
         for depth in depths
     }
-    return Medium(speeds, 0.0, "shared")
+    return Medium(speeds, 0.0, "shared", extents)
 
 
 def _fit(
@@ -385,14 +386,15 @@ def _fit(
     plain_s = passes * engine.facts.moe_layers * at(timings.policy_s, 1)
     submit_s = max(0.0, most.policy_s - plain_s) / max(1.0, most.moved_records)
     timings = replace(timings, submit_s=submit_s)
-    emulated = timings.media[bits].sharing == "queued"
-    speeds = [1.0] if emulated else [0.4, 0.6, 0.8, 1.0, 1.3]
+    emulated = timings.media[bits].sharing == "queued"  # then it is never faster than stated
+    speeds = [0.85, 1.0] if emulated else [0.4, 0.6, 0.8, 1.0, 1.3]
     contentions = [1.0, 1.3, 1.6, 2.0, 2.6]
     best, error, chosen = timings, float("inf"), (1.0, 1.0)
     for spread in (0.0, 0.12, 0.06, 0.03):
         if spread:
             steps = [1 - spread, 1.0, 1 + spread]
-            speeds = [1.0] if emulated else [chosen[0] * step for step in steps]
+            most = 1.0 if emulated else 10.0
+            speeds = sorted({min(most, chosen[0] * step) for step in steps})
             contentions = sorted({max(1.0, chosen[1] * step) for step in steps})
         for speed, contention in itertools.product(speeds, contentions):
             candidate = _under_load(timings, bits, speed, contention)

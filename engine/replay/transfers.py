@@ -73,7 +73,7 @@ class SimulatedTransfers:
         if former is not None and former.ready_at is None:
             self._queue.remove(former)
             former.cancelled = True
-        count = max(1, -(-size_bytes // self._chunk_bytes))
+        count = medium.chunks(size_bytes, self._chunk_bytes)
         transfer = SimulatedTransfer(expert, medium, demanded, count, size_bytes / count)
         self._by_slot[slot] = transfer
         self._queue.push(transfer, urgent=demanded)

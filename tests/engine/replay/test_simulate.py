@@ -39,6 +39,13 @@ def test_a_link_adds_its_latency_to_every_chunk() -> None:
     assert moving.wait(0.0, [transfer]) == pytest.approx(8.192 + 2 * 0.5)
 
 
+def test_a_record_in_several_extents_pays_for_a_chunk_of_each() -> None:
+    medium = Medium({1: 1000.0}, 0.5, "queued", extents=3)
+    moving = simulated()
+    transfer = moving.submit(0.0, A, 0, 3000, medium, demanded=True)
+    assert moving.wait(0.0, [transfer]) == pytest.approx(3.0 + 3 * 0.5)
+
+
 def test_a_demand_overtakes_a_prediction_at_the_next_chunk() -> None:
     moving = simulated()
     predicted = moving.submit(0.0, A, 0, 40960, SHARED, demanded=False)
