@@ -80,7 +80,7 @@ class TraceRecorder:
         experts = np.stack(
             [_table([row for call in calls for row in call], chosen) for calls in self._experts],
             axis=1,
-        )
+        ).astype(np.int16)
         return Trace(
             passes=tuple(self._passes),
             experts=experts,
