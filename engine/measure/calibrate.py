@@ -393,8 +393,8 @@ def _fit(
     for spread in (0.0, 0.12, 0.06, 0.03):
         if spread:
             steps = [1 - spread, 1.0, 1 + spread]
-            most = 1.0 if emulated else 10.0
-            speeds = sorted({min(most, chosen[0] * step) for step in steps})
+            fastest = 1.0 if emulated else 10.0
+            speeds = sorted({min(fastest, chosen[0] * step) for step in steps})
             contentions = sorted({max(1.0, chosen[1] * step) for step in steps})
         for speed, contention in itertools.product(speeds, contentions):
             candidate = _under_load(timings, bits, speed, contention)
