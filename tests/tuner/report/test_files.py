@@ -46,8 +46,8 @@ def document():
     shares = [{"cache.expert_bytes": share} for share in ("10%", "75%")]
     return make_document(
         make_row("lru", resident_share=[1.0], **timed(wall=20, busy=8)),
-        make_row("best", resident_share=[0.5], **timed(wall=10, busy=8), **reads),
-        make_row("best", without="evict", **timed(wall=15, busy=8)),
+        make_row("sparing", resident_share=[0.5], **timed(wall=10, busy=8), **reads),
+        make_row("sparing", without="evict", **timed(wall=15, busy=8)),
         make_row("promoe", environment=notes, **timed(wall=16, busy=8), **reads),
         *(make_row("lru", settings=share, **timed(wall=30, busy=8)) for share in shares),
         make_row(None, name=HOSTILE, **timed(wall=16, busy=8)),
