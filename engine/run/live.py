@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future as Pending
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,27 @@ class LiveConfiguration:
         self._device = device
         self._clock = clock
         self._threads: ThreadPoolExecutor | None = None
+        with ExitStack() as opened:
+            for store in self.stores.values():
+                opened.callback(store.close)
+            self._open(facts, supports, cache_folder, opened)
+            self._opened = opened.pop_all()  # a failure before this line leaves nothing behind
+
+    def _open(
+        self,
+        facts: ModelFacts,
+        supports: Mapping[Bits, KernelSupport],
+        cache_folder: Path,
+        opened: ExitStack,
+    ) -> None:
+        config, memory, device, model = self.config, self.memory, self._device, self._model
+        opened.callback(gc.collect)  # views of the arena may stand in reference cycles
         records = {bits: store.record for bits, store in self.stores.items()}
         self.tiers = self._open_tiers()
+        opened.callback(self.tiers.clear)
         self.slots = Slots(device, records, memory.slots)
+        opened.callback(self.slots.close)
+        opened.callback(self._stop_predictions)
         sources: dict[Bits, Source] = {**self.stores, **self.tiers}
         self.transfers = TransferEngine(
             self.slots,
@@ -82,8 +101,11 @@ class LiveConfiguration:
             chunk_bytes=config.transfer.chunk_bytes,
             in_flight=config.transfer.in_flight,
         )
+        opened.callback(self.transfers.close)
         multipliers = {bits: _multiplier(config, records[bits], supports[bits]) for bits in records}
         self.host = self._open_host(multipliers)
+        if self.host is not None:
+            opened.callback(self.host.close)
         if self.host is not None and config.placement.host_share == "auto":
             share = measure_host_share(self.host, self.transfers, self.slots.count, model)
             config = self.config = config.overlay({"placement.host_share": share})
@@ -99,8 +121,11 @@ class LiveConfiguration:
             self._on_wait,
         )
         gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
-        self.runtime = ExpertsRuntime(model, self.residency, multipliers, gates, clock, self.host)
-        self._handles: list[Any] = list(attach(model, self.runtime))
+        self.runtime = ExpertsRuntime(
+            model, self.residency, multipliers, gates, self._clock, self.host
+        )
+        handles: list[Any] = list(attach(model, self.runtime))
+        opened.callback(detach, model, handles)
 
     @property
     def store(self) -> ExpertStore:
@@ -140,17 +165,11 @@ class LiveConfiguration:
 
     def close(self) -> None:
         """Stop threads, free slots and tiers, close files."""
-        detach(self._model, self._handles)
-        self.transfers.close()
-        if self.host is not None:
-            self.host.close()
+        self._opened.close()
+
+    def _stop_predictions(self) -> None:
         if self._threads is not None:
             self._threads.shutdown()
-        self.slots.close()
-        for store in self.stores.values():
-            store.close()
-        self.tiers.clear()
-        gc.collect()  # views of the arena may stand in reference cycles
 
     def _open_tiers(self) -> dict[Bits, HostTier]:
         """A tier for each precision that has room; on an emulated machine one that holds all.

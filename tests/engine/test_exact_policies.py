@@ -3,6 +3,8 @@ the logits of the same engine with everything resident."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.device.cpu import CpuDevice
+from engine.errors import ConfigError
 from engine.measure.recording import TraceRecorder
 from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PREDICTORS, QUEUES
 from engine.run.engine import Engine
@@ -102,3 +105,16 @@ def test_the_logits_are_those_of_everything_resident(
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     counters = opened.residency.counters
     assert sum(counters.misses.values()) > 0, "nothing was missing: the setting was not tried"
+
+
+def test_a_policy_that_cannot_be_made_leaves_nothing_open(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    engine = Engine(tiny_folder, CpuDevice(), tmp_path)
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    untrained = {**BASE, "prefetch.predictor": "mlp", "prefetch.depth": 1}
+    with pytest.raises(ConfigError, match="train_predictor"):
+        engine.configure(EngineConfig().overlay(untrained))
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+    engine.close()
