@@ -56,8 +56,9 @@ class ModelTimings:
     micro-batches; expert_s: of one expert, by bits, then by its tokens; host_expert_s: likewise on
     the host, empty where there is none; policy_s: of one layer and micro-batch without a predictor,
     by its tokens; submit_s: of starting one transfer; score_s: of asking routers ahead at one gate;
-    pass_s: of a whole pass, beside its layers, by tokens; wake_s: from an arrival to compute;
-    contention: how much slower compute runs while chunks are moving (1: not at all), by bits.
+    pass_s: of a whole pass, beside its layers, by tokens; by bits: wake_s, from an arrival to
+    compute; contention, how much slower compute runs while chunks are moving (1: not at all);
+    host_contention, how much slower device and host compute while both do.
     """
 
     model: str
@@ -71,9 +72,10 @@ class ModelTimings:
     policy_s: Curve
     submit_s: float
     score_s: float
-    wake_s: float
+    wake_s: Mapping[int, float]
     contention: Mapping[int, float]
     host_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    host_contention: Mapping[int, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +90,9 @@ class ModelTimings:
             int(bits): Medium(**{**medium, "bytes_per_s": _curve(medium["bytes_per_s"])})
             for bits, medium in values["media"].items()
         }
-        for name in ("dense_s", "router_s", "policy_s", "pass_s", "contention"):
+        for name in ("dense_s", "router_s", "policy_s", "pass_s"):
+            values[name] = _curve(values[name])
+        for name in ("wake_s", "contention", "host_contention"):
             values[name] = _curve(values[name])
         for name in ("expert_s", "layer_s", "host_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}

@@ -133,7 +133,7 @@ class HostTier:
         """Scratch that one reading thread needs."""
         return self._store.scratch_bytes()
 
-    def chunks(self, expert: ExpertId, chunk_bytes: int) -> list[Extent]:
+    def chunks(self, expert: ExpertId, chunk_bytes: int) -> Sequence[Extent]:
         """As the disk gives them."""
         return self._store.chunks(expert, chunk_bytes)
 

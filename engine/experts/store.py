@@ -38,6 +38,7 @@ class ExpertStore:
         self._reader = reader
         self._extents = extents
         self._unverified = dict(checksums)
+        self._pieces: dict[tuple[ExpertId, int], Sequence[Extent]] = {}
         self.bytes_read = 0
         self.record = record
         self.in_place = in_place
@@ -62,18 +63,14 @@ class ExpertStore:
         """Host scratch that one reading thread needs."""
         return self._reader.scratch_bytes(self.record.size_bytes)
 
-    def chunks(self, expert: ExpertId, chunk_bytes: int) -> list[Extent]:
+    def chunks(self, expert: ExpertId, chunk_bytes: int) -> Sequence[Extent]:
         """The record in pieces of about chunk_bytes; in one piece while it is unverified."""
         extents = self._extents[expert]
         if expert in self._unverified:
-            return list(extents)
-        pieces = []
-        for extent in extents:
-            for start in range(0, extent.size_bytes, chunk_bytes):
-                size = min(chunk_bytes, extent.size_bytes - start)
-                pieces.append(
-                    Extent(extent.file, extent.offset + start, extent.record_offset + start, size)
-                )
+            return extents
+        pieces = self._pieces.get((expert, chunk_bytes))
+        if pieces is None:
+            pieces = self._pieces[expert, chunk_bytes] = _cut(extents, chunk_bytes)
         return pieces
 
     def read(
@@ -147,6 +144,19 @@ def in_place_extents(
             if not _bytes_agree(model, record, ExpertId(number, index)):
                 return None
     return extents
+
+
+def _cut(extents: Sequence[Extent], chunk_bytes: int) -> Sequence[Extent]:
+    return tuple(
+        Extent(
+            extent.file,
+            extent.offset + start,
+            extent.record_offset + start,
+            min(chunk_bytes, extent.size_bytes - start),
+        )
+        for extent in extents
+        for start in range(0, extent.size_bytes, chunk_bytes)
+    )
 
 
 def _files(model: LoadedModel) -> list[Path]:

@@ -26,7 +26,7 @@ from engine.types import Bits, ExpertId
 Source = ExpertStore | HostTier
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Transfer:
     """One record on its way into one slot. Fields are guarded by the engine's lock."""
 
@@ -34,7 +34,7 @@ class Transfer:
     slot: int
     bits: Bits
     demanded: bool
-    chunks: list[Extent]
+    chunks: Sequence[Extent]
     issued: int = 0
     running: int = 0
     cancelled: bool = False
@@ -80,7 +80,9 @@ class TransferEngine:
         # chunk borders on O_DIRECT pages, so that only record ends are unaligned
         self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
         self._in_flight = in_flight
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._queued = threading.Condition(self._lock)  # the I/O threads wait for chunks
+        self._moved = threading.Condition(self._lock)  # everybody else waits for them
         self._by_slot: dict[int, Transfer] = {}
         self._running = 0
         self._closed = False
@@ -114,7 +116,7 @@ class TransferEngine:
                     self._cancel(former)
                 self._by_slot[transfer.slot] = transfer
                 self._queue.push(transfer, urgent=demanded)
-            self._lock.notify_all()
+            self._queued.notify(sum(len(transfer.chunks) for transfer in transfers))
         return transfers
 
     def promote(self, transfer: Transfer) -> None:
@@ -136,7 +138,7 @@ class TransferEngine:
                     raise self._broken
                 if self._closed:
                     raise EngineError("the transfer engine was closed while it was waited for")
-                self._lock.wait(timeout=1.0)
+                self._moved.wait(timeout=1.0)
         for transfer in transfers:
             if transfer.error is not None:
                 raise transfer.error
@@ -145,13 +147,14 @@ class TransferEngine:
         """Block until the queue is empty and no chunk is running."""
         with self._lock:
             while (len(self._queue) or self._running) and self._broken is None:
-                self._lock.wait(timeout=1.0)
+                self._moved.wait(timeout=1.0)
 
     def close(self) -> None:
         """Stop the threads; queued transfers are dropped."""
         with self._lock:
             self._closed = True
-            self._lock.notify_all()
+            self._queued.notify_all()
+            self._moved.notify_all()
         for thread in self._threads:
             thread.join()
         self._by_slot.clear()
@@ -161,7 +164,7 @@ class TransferEngine:
         self._queue.remove(transfer)
         transfer.cancelled = True
         while transfer.running:
-            self._lock.wait()
+            self._moved.wait()
 
     def _work(self) -> None:
         staging = None
@@ -174,7 +177,7 @@ class TransferEngine:
         except Exception as caught:  # noqa: BLE001 (the border of a thread: the waiter raises it)
             with self._lock:
                 self._broken = caught
-                self._lock.notify_all()
+                self._moved.notify_all()
             return
         while (job := self._take()) is not None:
             transfer, chunk = job
@@ -198,7 +201,7 @@ class TransferEngine:
                     if transfer.issued == len(transfer.chunks):
                         self._queue.remove(transfer)
                     return transfer, chunk
-                self._lock.wait()
+                self._queued.wait()
         return None
 
     def _move(
@@ -249,4 +252,4 @@ class TransferEngine:
                 transfer.cancelled = True
             elif transfer.finished and not transfer.cancelled:
                 transfer.read = True
-            self._lock.notify_all()
+            self._moved.notify_all()

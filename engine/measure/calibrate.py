@@ -9,7 +9,6 @@ long as they took.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,15 +23,14 @@ from engine.errors import InfeasibleError
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels import Multiplier
 from engine.measure.bandwidth import record_bandwidth
-from engine.measure.pass_through import Sequenced, run_pass
+from engine.measure.fit import calibration_runs, configure_plainly, fit
+from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
-from engine.replay.simulate import replay
 from engine.run.engine import Engine
 from engine.run.experts_runtime import expert_output
 from engine.run.micro_batch import MicroBatch
-from engine.run.phase_clock import ACTIVITIES, Activity
-from engine.timings import Medium, ModelTimings, at, scaled
-from engine.trace import Trace
+from engine.run.phase_clock import Activity
+from engine.timings import Medium, ModelTimings, at
 from engine.types import Bits, Phase
 
 EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -73,7 +71,7 @@ def calibrate(
 
     parts = []
     for one in bits:
-        _configure(engine, base, {"precision.bits": one})
+        configure_plainly(engine, base, {"precision.bits": one})
         curve = _time_experts(engine)
         passes = list(_clocked_passes(engine, sequences))
         own = _from_passes(engine, passes, curve, one)
@@ -82,8 +80,8 @@ def calibrate(
         medium = _time_medium(engine, base, one)
         own = replace(own, media={one: medium}, host_expert_s={one: host} if host else {})
         tell()
-        runs = list(_calibration_runs(engine, sequences, base, one))
-        parts.append(_fit(own, engine, runs, one))
+        runs = list(calibration_runs(engine, sequences, base, one))
+        parts.append(fit(own, engine, runs, one))
         tell()
     whole = _joined(parts)
     score_s = _time_scores(engine, sequences, base, bits[-1], at(whole.policy_s, 1))
@@ -101,32 +99,15 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
         host_expert_s=_merged(part.host_expert_s for part in parts),
+        wake_s=_merged(part.wake_s for part in parts),
         contention=_merged(part.contention for part in parts),
+        host_contention=_merged(part.host_contention for part in parts),
         notes={str(bits): dict(part.notes) for part in parts for bits in part.expert_s},
     )
 
 
 def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
     return {bits: value for one in maps for bits, value in one.items()}
-
-
-def _configure(engine: Engine, base: EngineConfig, overlay: dict[str, Any]) -> EngineConfig:
-    """As much cache as fits, nothing predicted, one sequence."""
-    plain = {
-        "cache.expert_bytes": "auto",
-        "cache.eviction": "lru",
-        "cache.scope": "layer",
-        "cache.allocation": "uniform",
-        "prefetch.predictor": "none",
-        "prefetch.depth": 0,
-        "precision.scheme": "uniform",
-        "placement.name": "device",
-        "plan.name": "fixed",
-        "batch.count": 1,
-        "batch.size": 1,
-    }
-    resolved, _ = engine.configure(base.overlay({**plain, **overlay}))
-    return resolved
 
 
 def _time_experts(engine: Engine) -> dict[int, float]:
@@ -179,7 +160,7 @@ def _time_host(engine: Engine, base: EngineConfig, bits: Bits) -> dict[int, floa
     if engine.device.is_host_memory:
         return {}
     try:
-        _configure(engine, base, {"precision.bits": bits, "placement.name": "host_below"})
+        configure_plainly(engine, base, {"precision.bits": bits, "placement.name": "host_below"})
     except InfeasibleError:
         return {}
     host = engine.live.host
@@ -283,7 +264,7 @@ def _from_passes(
         policy_s={n: median("policy", n) / layers for n in sizes},
         submit_s=0.0,
         score_s=0.0,
-        wake_s=0.0,
+        wake_s={bits: 0.0},
         contention={bits: 1.0},
     )
 
@@ -299,7 +280,7 @@ def _time_scores(
     if "next_gate" not in engine.facts.predictors:
         return 0.0
     overlay = {"precision.bits": bits, "prefetch.predictor": "next_gate", "prefetch.depth": 1}
-    _configure(engine, base, overlay)
+    configure_plainly(engine, base, overlay)
     batch = MicroBatch(torch.tensor([sequences[0].prompt[:8]]))
     engine.prefill([batch])
     seconds = []
@@ -310,57 +291,9 @@ def _time_scores(
     return max(0.0, spent - policy_s)
 
 
-@dataclass(frozen=True)
-class _CalibrationRun:
-    """A run that the fit must reproduce: its trace and config, its seconds of prefill, of decoding
-    and of decoding without waits; what policy took of it, and how many records moved."""
-
-    config: EngineConfig
-    trace: Trace
-    warm: int
-    prefill_s: float
-    decode_s: float
-    busy_s: float
-    policy_s: float
-    moved_records: float
-
-
-def _calibration_runs(
-    engine: Engine, sequences: Sequence[Sequenced], base: EngineConfig, bits: Bits
-) -> Iterator[_CalibrationRun]:
-    """On demand, and with some of the experts in slots."""
-    shares = ({"cache.expert_bytes": "25%"}, {"cache.expert_bytes": "50%"})
-    for overlay in ({"cache.eviction": "none"}, *shares):
-        try:
-            config = _configure(engine, base, {"precision.bits": bits, **overlay})
-        except InfeasibleError:
-            continue
-        recorder = TraceRecorder(engine.facts, lean=True)
-        engine.record(recorder)
-        output_tokens = min(12, max(2, min(len(s.forced) for s in sequences)))
-        run_pass(engine, sequences[:1], output_tokens, seed=0)
-        warm = recorder.passes
-        timed = run_pass(engine, sequences[1:3], output_tokens, seed=0)
-        engine.record(None)
-        decode_s = sum(t.decode_s for t in timed)
-        activities = {name: sum(t.activities[name] for t in timed) for name in ACTIVITIES}
-        waits_s = activities["disk_wait"] + activities["transfer_wait"]
-        moved_bytes = sum(t.transferred_bytes for t in timed)
-        yield _CalibrationRun(
-            config=config,
-            trace=recorder.trace(),
-            warm=warm,
-            prefill_s=sum(t.ttft_s for t in timed),
-            decode_s=decode_s,
-            busy_s=decode_s - waits_s,
-            policy_s=activities["policy"],
-            moved_records=moved_bytes / engine.store.record.size_bytes,
-        )
-
-
 def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
     """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
-    config = _configure(engine, base, {"precision.bits": bits})
+    config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
     if isinstance(engine.device, EmulatedDevice):
         machine = engine.device.machine
@@ -373,58 +306,3 @@ def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
         for depth in depths
     }
     return Medium(speeds, 0.0, "shared", extents)
-
-
-def _fit(
-    timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun], bits: Bits
-) -> ModelTimings:
-    """Choose the medium's speed under load and the contention so that the runs' replays take as
-    long as they took, with the same share of waits (least squares of log ratios over a grid,
-    refined three times). What starting a transfer costs comes from the run that starts most."""
-    most = max(runs, key=lambda run: run.moved_records)
-    passes = sum(item.phase == "decode" for item in most.trace.passes[most.warm :])
-    plain_s = passes * engine.facts.moe_layers * at(timings.policy_s, 1)
-    submit_s = max(0.0, most.policy_s - plain_s) / max(1.0, most.moved_records)
-    timings = replace(timings, submit_s=submit_s)
-    emulated = timings.media[bits].sharing == "queued"  # then it is never faster than stated
-    speeds = [0.85, 1.0] if emulated else [0.4, 0.6, 0.8, 1.0, 1.3]
-    contentions = [1.0, 1.3, 1.6, 2.0, 2.6]
-    best, error, chosen = timings, float("inf"), (1.0, 1.0)
-    for spread in (0.0, 0.12, 0.06, 0.03):
-        if spread:
-            steps = [1 - spread, 1.0, 1 + spread]
-            fastest = 1.0 if emulated else 10.0
-            speeds = sorted({min(fastest, chosen[0] * step) for step in steps})
-            contentions = sorted({max(1.0, chosen[1] * step) for step in steps})
-        for speed, contention in itertools.product(speeds, contentions):
-            candidate = _under_load(timings, bits, speed, contention)
-            found = _error(candidate, engine, runs)
-            if found < error:
-                best, error, chosen = candidate, found, (speed, contention)
-    notes = {
-        "fit_rms_log_ratio": (error / max(1, 3 * len(runs))) ** 0.5,
-        "medium_speed_under_load": chosen[0],
-        "calibration_runs": len(runs),
-    }
-    return replace(best, notes=notes)
-
-
-def _under_load(timings: ModelTimings, bits: Bits, speed: float, contention: float) -> ModelTimings:
-    medium = timings.media[bits]
-    slowed = replace(medium, bytes_per_s=scaled(medium.bytes_per_s, speed))
-    return replace(timings, media={bits: slowed}, contention={bits: contention})
-
-
-def _error(timings: ModelTimings, engine: Engine, runs: Sequence[_CalibrationRun]) -> float:
-    total = 0.0
-    for run in runs:
-        found = replay(run.config, engine.facts, run.trace, timings, warm=range(run.warm))
-        timed = [t for t in found.times if t.number >= run.warm]
-        decode = [t for t in timed if t.phase == "decode"]
-        decode_s = sum(t.seconds for t in decode)
-        busy_s = decode_s - sum(t.activities["wait"] for t in decode)
-        prefill_s = sum(t.seconds for t in timed if t.phase == "prefill")
-        total += math.log(decode_s / run.decode_s) ** 2
-        total += math.log(busy_s / run.busy_s) ** 2
-        total += math.log(prefill_s / run.prefill_s) ** 2
-    return total

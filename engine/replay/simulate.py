@@ -144,6 +144,7 @@ class _Clock:
         self._order = ORDERS[config.batch.order]()
         self._bits = config.precision.bits
         self._slower = profile.contention[self._bits]
+        self._slower_beside_host = profile.host_contention.get(self._bits, 1.0)
         self._transfers = SimulatedTransfers(
             QUEUES[config.transfer.queue](),
             workers=min(config.io.threads, config.transfer.in_flight),
@@ -247,15 +248,25 @@ class _Clock:
         self._moved = self._transfers.moved_bytes
 
     def _spend(self, activity: str, seconds: float) -> None:
-        if self._slower != 1.0 and seconds > 0:
-            share = self._transfers.moving_share(self._now, self._now + seconds)
-            seconds *= 1 + (self._slower - 1) * share
+        if seconds > 0:
+            seconds *= self._slowness(seconds)
         self.times[-1].activities[activity] += seconds
         self._now += seconds
 
+    def _slowness(self, seconds: float) -> float:
+        """How much longer these seconds take beside moving chunks and a computing host."""
+        slowness = 1.0
+        if self._slower != 1.0:
+            share = self._transfers.moving_share(self._now, self._now + seconds)
+            slowness += (self._slower - 1) * share
+        if self._host_free > self._now:
+            share = min(1.0, (self._host_free - self._now) / seconds)
+            slowness += (self._slower_beside_host - 1) * share
+        return slowness
+
     def _wait(self, steps: Sequence[Step]) -> None:
         until = self._transfers.wait(self._now, [self._in_slot[s.slot] for s in steps])
-        until += self._profile.wake_s
+        until += self._profile.wake_s[self._bits]
         self.times[-1].activities["wait"] += until - self._now
         self._now = until
 
@@ -266,8 +277,8 @@ class _Clock:
             if step.slot == ON_HOST:
                 count = self._policy.tokens[step.expert.expert]
                 begin = max(self._now, self._host_free)
-                curve = self._profile.host_expert_s[step.bits]
-                done = self._host_free = begin + at(curve, count)
+                alone = at(self._profile.host_expert_s[step.bits], count)
+                done = self._host_free = begin + alone * self._slower_beside_host
         return done
 
     def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:

@@ -239,7 +239,7 @@ class FakeEngine:
             policy_s={1: 1e-4},
             submit_s=0.0,
             score_s=1e-4,
-            wake_s=0.0,
+            wake_s=dict.fromkeys(bits, 0.0),
             contention=dict.fromkeys(bits, 1.0),
         ).to_json()
 

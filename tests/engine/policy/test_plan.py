@@ -29,7 +29,7 @@ def timings(bytes_per_s: float, **changes: Any) -> ModelTimings:
         policy_s={1: 0.0},
         submit_s=0.0,
         score_s=0.0,
-        wake_s=0.0,
+        wake_s={16: 0.0},
         contention={16: 1.0},
     )
     return dataclasses.replace(made, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,9 +112,35 @@ def timings(bytes_per_s: float) -> ModelTimings:
         policy_s={1: 1e-4},
         submit_s=0.0,
         score_s=1e-4,
-        wake_s=0.0,
+        wake_s={16: 0.0},
         contention={16: 1.0},
     )
+
+
+def test_host_and_device_slow_each_other_down() -> None:
+    rows = [[[0, 1], [2, 3]], [[0, 2], [2, 3]], [[4, 1], [5, 3]], [[0, 1], [2, 3]]]
+    trace = make_trace(rows, tokens=[(1,)] * 4)
+    facts = make_facts(layers=2, moe_layers=2, experts=8, experts_per_token=2)
+    config = EngineConfig().overlay(
+        {
+            "cache.expert_bytes": "50%",
+            "placement.name": "host_split",
+            "placement.host_share": 1.0,
+        }
+    )
+
+    def seconds(factor: float, host_expert_s: float) -> float:
+        profile = replace(
+            timings(1e6),
+            host_expert_s={16: {1: host_expert_s}},
+            host_contention={16: factor},
+        )
+        return sum(t.seconds for t in replay(config, facts, trace, profile).times)
+
+    # A host that takes no time disturbs nobody; one that takes long is waited for twice as long.
+    assert seconds(2.0, 0.0) == pytest.approx(seconds(1.0, 0.0))
+    slow = seconds(1.0, 1.0)
+    assert seconds(2.0, 1.0) == pytest.approx(2 * slow, rel=0.05)
 
 
 def small_replay(speed: float, **overlay: Any) -> Any:
