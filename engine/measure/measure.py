@@ -27,6 +27,8 @@ from engine.run.phase_clock import ACTIVITIES
 MAX_WARM_UPS = 4
 _FLAT = 0.05
 Progress = Callable[[str, int, int], None]
+Values = dict[str, tuple[float, str]]
+"""Value and unit by the metric's name."""
 
 
 def measure(
@@ -57,42 +59,24 @@ def measure(
     warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
     bandwidth = _bandwidth(engine)
     sentinels: list[Sentinel] = []
-    rows: list[dict[str, tuple[float, str]]] = []
-    gaps: list[float] = []
+    rows: list[Values] = []
     timings: list[GroupTiming] = []
     for repeat in range(first_repeat, first_repeat + repeats):
         sentinels.append(measure_sentinel(engine.store.files[0]))
         texts = pick(sequences, sequences_per_repeat, repeat)
-        if engine.needs_future:
-            foresee(engine, texts, output_tokens, repeat)
-            engine.record(recorder)
-        engine.residency.reset_counters()
-        first_pass = recorder.passes
-        energy_j = meter.joules() if meter else 0.0
-        own = run_pass(engine, texts, output_tokens, seed=repeat)
-        energy_j = meter.joules() - energy_j if meter else 0.0
-        done = [timing for timing in own if not timing.failed]
-        row = _error_rate(own)
-        if done or not own:
-            row |= _repeat_values(engine, done, output_tokens, bandwidth)
-        if len(done) == len(own):
-            decoded = len(texts) * (output_tokens - 1)
-            prompt_tokens = sum(timing.prompt_tokens for timing in own)
-            row |= _bound_values(engine, recorder, first_pass, decoded, prompt_tokens, row)
-            if energy_j > 0:  # a counter that stands still counts nothing
-                row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
+        row, done = _one_repeat(engine, texts, output_tokens, repeat, recorder, meter, bandwidth)
         rows.append(row)
         timings.extend(done)
-        gaps.extend(gap * 1e3 for timing in done for gap in timing.gaps_s)
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
+    engine.record(None)
     if not timings:
         raise EngineError(
             f"every sequence failed: with compute.dtype {engine.config.compute.dtype} and "
             f"precision.bits {engine.config.precision.bits} the logits are NaN; try compute.dtype "
             "bfloat16 or float32, or more bits"
         )
-    metrics = _summary(rows, timings, gaps)
+    metrics = _summary(rows, timings)
     samples = tuple(
         Sample(name, first_repeat + number, value, unit)
         for number, row in enumerate(rows)
@@ -104,19 +88,56 @@ def measure(
     )
     environment = {
         "warm_up_passes": warm_ups,
+        "energy_source": meter.source if meter else None,
+        "forced_text": all(sequence.forced for sequence in sequences),
+        **_environment(engine),
+    }
+    return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
+
+
+def _one_repeat(
+    engine: Engine,
+    texts: Sequence[Sequenced],
+    output_tokens: int,
+    seed: int,
+    recorder: TraceRecorder,
+    meter: EnergyMeter | None,
+    bandwidth: float,
+) -> tuple[Values, list[GroupTiming]]:
+    """Run the texts once. Returns the values of the repeat and the groups that did not fail."""
+    if engine.needs_future:
+        foresee(engine, texts, output_tokens, seed)
+        engine.record(recorder)
+    engine.residency.reset_counters()
+    first_pass = recorder.passes
+    energy_j = meter.joules() if meter else 0.0
+    own = run_pass(engine, texts, output_tokens, seed=seed)
+    energy_j = meter.joules() - energy_j if meter else 0.0
+    done = [timing for timing in own if not timing.failed]
+    row = _error_rate(own)
+    if done or not own:
+        row |= _repeat_values(engine, done, output_tokens, bandwidth)
+    if len(done) == len(own):
+        decoded = len(texts) * (output_tokens - 1)
+        prompt_tokens = sum(timing.prompt_tokens for timing in own)
+        row |= _bound_values(engine, recorder, first_pass, decoded, prompt_tokens, row)
+        if energy_j > 0:  # a counter that stands still counts nothing
+            row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
+    return row, done
+
+
+def _environment(engine: Engine) -> dict[str, Any]:
+    """What a reader of the figures must know of how they came about."""
+    return {
         "record_bytes": engine.store.record.size_bytes,
         "in_place": engine.store.in_place,
         "o_direct": engine.store.direct,
         "code_layout": engine.store.record.code_layout,
-        "energy_source": meter.source if meter else None,
-        "forced_text": all(sequence.forced for sequence in sequences),
         "inactive": list(engine.live.inactive),
         "notes": list(engine.live.policy.notes),
         "lossy": engine.live.config.precision.scheme in ON_MISS,
         "plan": engine.planned.reason if engine.planned else None,
     }
-    engine.record(None)
-    return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
 
 
 def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
@@ -165,8 +186,8 @@ def _bound_values(
     first_pass: int,
     decoded: int,
     prompt_tokens: int,
-    row: dict[str, tuple[float, str]],
-) -> dict[str, tuple[float, str]]:
+    row: Values,
+) -> Values:
     """The best hit rate at these slots and this scope, and the bytes that even it would move."""
     live = engine.live
     if live.config.precision.scheme in ON_MISS:
@@ -174,7 +195,7 @@ def _bound_values(
     pools = live.policy.cache.slots_by_pool
     bound = best_hits(recorder.trace(), pools, range(first_pass, recorder.passes))
     best = bound.hit_rate("decode")
-    values: dict[str, tuple[float, str]] = {"oracle_hit_rate": (best, "share")}
+    values: Values = {"oracle_hit_rate": (best, "share")}
     missed = bound.lookups["decode"] - bound.hits["decode"]
     least = missed * live.store.record.size_bytes / decoded
     values["oracle_bytes_per_token"] = (least, "bytes")
@@ -209,14 +230,14 @@ def _warm_up(
     return MAX_WARM_UPS
 
 
-def _error_rate(timings: Sequence[GroupTiming]) -> dict[str, tuple[float, str]]:
+def _error_rate(timings: Sequence[GroupTiming]) -> Values:
     failed = sum(timing.sequences for timing in timings if timing.failed)
     return {"error_rate": (failed / max(1, sum(t.sequences for t in timings)), "share")}
 
 
 def _repeat_values(
     engine: Engine, timings: Sequence[GroupTiming], output_tokens: int, bandwidth: float
-) -> dict[str, tuple[float, str]]:
+) -> Values:
     sequences = sum(timing.sequences for timing in timings)
     generated = sequences * output_tokens
     decoded = sequences * (output_tokens - 1)
@@ -231,7 +252,7 @@ def _repeat_values(
         name: sum(timing.activities[name] for timing in timings) * 1e3 / decoded
         for name in ACTIVITIES
     }
-    values: dict[str, tuple[float, str]] = {
+    values: Values = {
         "output_tps": (generated / (prefill_s + decode_s), "tokens/s"),
         "decode_tps": (decoded / decode_s, "tokens/s"),
         "prefill_tps": (sum(t.prompt_tokens for t in timings) / prefill_s, "tokens/s"),
@@ -259,9 +280,7 @@ def _repeat_values(
     return values
 
 
-def _prefill_values(
-    timings: Sequence[GroupTiming], prefill_s: float
-) -> dict[str, tuple[float, str]]:
+def _prefill_values(timings: Sequence[GroupTiming], prefill_s: float) -> Values:
     """The time split of the prompts, a prompt token each."""
     tokens = sum(timing.prompt_tokens for timing in timings)
     moved = sum(timing.prefill_transferred_bytes for timing in timings)
@@ -287,7 +306,7 @@ def _busy_seconds(timings: Sequence[GroupTiming]) -> float:
     )
 
 
-def _prefetch_values(engine: Engine) -> dict[str, tuple[float, str]]:
+def _prefetch_values(engine: Engine) -> Values:
     counters = engine.residency.counters
     if counters.predicted == 0:
         return {}
@@ -316,12 +335,9 @@ def _resident_share(engine: Engine) -> float:
     return engine.memory.slots / len(engine.store.experts)
 
 
-def _summary(
-    rows: Sequence[dict[str, tuple[float, str]]],
-    timings: Sequence[GroupTiming],
-    gaps_ms: Sequence[float],
-) -> dict[str, Metric]:
+def _summary(rows: Sequence[Values], timings: Sequence[GroupTiming]) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
+    gaps_ms = [gap * 1e3 for timing in timings for gap in timing.gaps_s]
     for name in dict.fromkeys(name for row in rows for name in row):
         own = [row[name] for row in rows if name in row]
         metrics[name] = mean_metric([value for value, _ in own], own[0][1])

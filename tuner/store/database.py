@@ -56,16 +56,14 @@ def open_database(url: str) -> Database:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
         _check_folder(parsed)
-    with explained(url):
+    with explained(url), contextlib.ExitStack() as undo:
         engine = _make_engine(parsed)
-        try:
-            version = _version(engine)
-            _check_version(version, url)
-            if version != _head():
-                _migrate(engine)
-        except BaseException:
-            engine.dispose()
-            raise
+        undo.callback(engine.dispose)
+        version = _version(engine)
+        _check_version(version, url)
+        if version != _head():
+            _migrate(engine)
+        undo.pop_all()
     return Database(url, engine, read_only=False)
 
 
@@ -82,18 +80,16 @@ def open_read_only(url: str) -> Database:
         engine = _make_read_only_engine(path)
     else:
         engine = _make_engine(parsed)
-    with explained(url):
-        try:
-            version = _version(engine)
-            _check_version(version, url)
-            if version != _head():
-                raise StoreError(
-                    f"{_shown(url)} holds no studies of this version (found {version or 'none'}): "
-                    "a study run with this program brings it up to date"
-                )
-        except BaseException:
-            engine.dispose()
-            raise
+    with explained(url), contextlib.ExitStack() as undo:
+        undo.callback(engine.dispose)
+        version = _version(engine)
+        _check_version(version, url)
+        if version != _head():
+            raise StoreError(
+                f"{_shown(url)} holds no studies of this version (found {version or 'none'}): "
+                "a study run with this program brings it up to date"
+            )
+        undo.pop_all()
     return Database(url, engine, read_only=True)
 
 
