@@ -116,7 +116,7 @@ class TransferEngine:
                     self._cancel(former)
                 self._by_slot[transfer.slot] = transfer
                 self._queue.push(transfer, urgent=demanded)
-            self._queued.notify(sum(len(transfer.chunks) for transfer in transfers))
+            self._queued.notify()  # that thread wakes the next: waking costs the caller 20 us
         return transfers
 
     def promote(self, transfer: Transfer) -> None:
@@ -200,6 +200,8 @@ class TransferEngine:
                     self._running += 1
                     if transfer.issued == len(transfer.chunks):
                         self._queue.remove(transfer)
+                    if len(self._queue) and self._running < self._in_flight:
+                        self._queued.notify()
                     return transfer, chunk
                 self._queued.wait()
         return None
