@@ -107,6 +107,7 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         submit_s=2 * _LAUNCH_S,
         score_s=2 * _LAUNCH_S,
         wake_s=dict.fromkeys(expert_s, _LAUNCH_S),
+        restart_s=dict.fromkeys(expert_s, 0.0),
         contention=dict.fromkeys(expert_s, 1.0),
         host_expert_s=host_s,
         notes={"predicted": "from published figures, not measured"},

@@ -22,6 +22,9 @@ _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of seve
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
+LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
+LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
+
 # What a driver's context holds on an accelerator before any tensor: commonly seen for CUDA, not
 # measured here.
 CONTEXT_BYTES = 500_000_000
@@ -92,6 +95,45 @@ def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
     """The fewest slots that run at all: one a layer, or two where all layers share them."""
     shared = config.cache.scope == "shared" or config.cache.eviction == "none"
     return 2 if shared else facts.moe_layers
+
+
+def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
+    """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
+    prefill.chunk_tokens is what may go through the dense part at once, and how many tokens can be
+    under way together.
+
+    No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
+    Raises InfeasibleError where the longest text does not fit.
+    """
+    together = max(2, longest, config.prefill.chunk_tokens)
+    wanted = config.overlay(
+        {
+            "cache.expert_bytes": LAYER_MAJOR_SLOTS * record_bytes(config, facts),
+            "cache.scope": "shared",
+            "cache.eviction": "lru",
+            "prefetch.predictor": "none",
+            "prefetch.depth": 0,
+            "batch.count": 1,
+            "batch.size": 1,
+            "kv.max_tokens": together,
+            "prefill.chunk_tokens": together,
+        }
+    )
+    resolved, plan = resolve(wanted, facts)
+    width = DTYPE_BYTES[config.compute.dtype]
+    token_bytes = (4 * width + 4) * facts.hidden_size  # states on both sides of a layer, and sums
+    token_bytes += (2 * width + 56) * facts.experts_per_token  # choices, sorted by expert
+    budget = config.budget.vram_bytes
+    room = budget - plan.total_bytes + plan.kv_bytes if budget else LAYER_MAJOR_BYTES
+    tokens = int(room // (token_bytes * 1.15))
+    if tokens < together:
+        missing = int((together - tokens) * token_bytes * 1.15)
+        raise InfeasibleError(
+            f"hidden states of a text of {longest} tokens do not fit beside the model: give "
+            f"{format_bytes(missing)} more, or shorter texts",
+            budget + missing,
+        )
+    return resolved, tokens
 
 
 def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:

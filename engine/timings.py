@@ -53,12 +53,15 @@ class ModelTimings:
 
     media: where records come from, by their bits; dense_s, router_s: of one layer and micro-batch,
     by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
-    micro-batches; expert_s: of one expert, by bits, then by its tokens; host_expert_s: likewise on
-    the host, empty where there is none; policy_s: of one layer and micro-batch without a predictor,
-    by its tokens; submit_s: of starting one transfer; score_s: of asking routers ahead at one gate;
-    pass_s: of a whole pass, beside its layers, by tokens; by bits: wake_s, from an arrival to
-    compute; contention, how much slower compute runs while chunks are moving (1: not at all);
-    host_contention, how much slower device and host compute while both do.
+    micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of one layer and
+    micro-batch without a predictor, by its tokens; submit_s: of starting one transfer; score_s: of
+    asking routers ahead at one gate; pass_s: of a whole pass, beside its layers, by tokens.
+
+    By bits: wake_s, from an arrival to compute; restart_s, how much longer the first product after
+    a wait takes; contention, how much slower compute runs while chunks are moving (1: not at all).
+    Empty where there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
+    host_start_s, of handing it a layer's experts; host_contention, how much slower device and host
+    compute while both do.
     """
 
     model: str
@@ -73,8 +76,10 @@ class ModelTimings:
     submit_s: float
     score_s: float
     wake_s: Mapping[int, float]
+    restart_s: Mapping[int, float]
     contention: Mapping[int, float]
     host_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    host_start_s: Mapping[int, float] = field(default_factory=dict)
     host_contention: Mapping[int, float] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,7 +97,7 @@ class ModelTimings:
         }
         for name in ("dense_s", "router_s", "policy_s", "pass_s"):
             values[name] = _curve(values[name])
-        for name in ("wake_s", "contention", "host_contention"):
+        for name in ("wake_s", "restart_s", "contention", "host_start_s", "host_contention"):
             values[name] = _curve(values[name])
         for name in ("expert_s", "layer_s", "host_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}

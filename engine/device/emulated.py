@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from engine.device import process_memory
 from engine.device.base import Event
 from engine.device.cpu import CpuDevice, DoneEvent
 from engine.emulation import PREFIX, EmulatedMachine
@@ -40,14 +41,13 @@ class Link:
 
     def carry(self, size_bytes: int, copy: Callable[[], object]) -> None:
         """Run `copy` and return when the link would be done with size_bytes."""
-        asked = self._now()
         with self._lock:
-            begin = max(asked, self._free_at)
-            copy()
-            self._free_at = begin + self._latency + size_bytes / self._rate
-            rest = self._free_at - self._now()
-            if rest > 0:
-                self._sleep(rest)
+            begin = max(self._now(), self._free_at)
+            done_at = self._free_at = begin + self._latency + size_bytes / self._rate
+        copy()
+        rest = done_at - self._now()
+        if rest > 0:
+            self._sleep(rest)
 
 
 class EmulatedDevice:
@@ -56,6 +56,7 @@ class EmulatedDevice:
     is_host_memory = False
 
     def __init__(self, machine: EmulatedMachine) -> None:
+        process_memory.sleep_exactly()
         self.machine = machine
         self.name = f"{PREFIX}{machine.name}"
         self._cpu = CpuDevice()

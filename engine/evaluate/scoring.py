@@ -2,25 +2,34 @@
 
 Letters: S tokens of a chunk, V vocabulary.
 
-Requests with the same input run once. Several inputs go through the model together as
-micro-batches, so that they share expert loads; logits are consumed chunk by chunk, within a byte
-budget, and never held for a whole batch. The last chunks are padded at their end to few distinct
-lengths, which changes no earlier position and keeps native kernel caches small.
+Requests with the same input run once. Where outputs do not depend on what is resident, whole inputs
+pass layer by layer, as many together as their hidden states have room, so that each expert is read
+once for all of them. Else, and where the memory or the model does not allow that, several inputs go
+through the ordinary loop as micro-batches. Logits are consumed piece by piece, within a byte
+budget. Inputs are padded at their end to few distinct lengths, which changes no earlier position
+and keeps native kernel caches small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from engine.config import ON_MISS
+from engine.errors import InfeasibleError
 from engine.experts.kernels import padded_length
-from engine.run.engine import Engine
+from engine.run.engine import LOGIT_BYTES, Engine
+from engine.run.layer_major import TextBatch, UnknownHeadError
 from engine.run.micro_batch import MicroBatch
 
-LOGIT_BYTES = 16_000_000
 MAX_TOGETHER = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,17 @@ def score(
         job = jobs.setdefault(continuation.input, _Job(continuation.input))
         job.members.append((number, continuation))
     ordered = sorted(jobs.values(), key=lambda job: -len(job.tokens))
-    for group in _groups(engine, ordered):
+    rest = _score_layer_major(engine, ordered, scores, on_done)
+    for group in _groups(engine, rest):
         _score_group(engine, group, scores)
         if on_done is not None:
             on_done(sum(len(job.members) for job in group))
     return scores
+
+
+def passes_layer_major(engine: Engine) -> bool:
+    """Whether what this configuration computes does not depend on what is resident."""
+    return engine.live.config.precision.scheme not in ON_MISS
 
 
 def scored_chunk(engine: Engine, length: int) -> int:
@@ -87,6 +102,65 @@ def scored_chunk(engine: Engine, length: int) -> int:
     share = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
     chunk = engine.chunk_tokens(length)
     return chunk if chunk == length else min(chunk, share)
+
+
+def _score_layer_major(
+    engine: Engine,
+    jobs: Sequence[_Job],
+    scores: list[Score],
+    on_done: Callable[[int], None] | None,
+) -> Sequence[_Job]:
+    """Score group by group. Returns the jobs that the ordinary loop has to score: all or none."""
+    if not jobs or not passes_layer_major(engine):
+        return jobs
+    longest = padded_length(len(jobs[0].tokens))
+    try:
+        with engine.layer_major(longest) as passing:
+            for group in _batched_groups(jobs, passing.batch_tokens, passing.room_tokens):
+
+                def read(
+                    number: int, row: int, first: int, logits: torch.Tensor, group: Any = group
+                ) -> None:
+                    _add_scores(group[number][row], first, logits, scores)
+
+                passing.run([_text_batch(batch) for batch in group], read)
+                if on_done is not None:
+                    on_done(sum(len(job.members) for batch in group for job in batch))
+    except (InfeasibleError, UnknownHeadError) as error:
+        logger.info("texts are scored by the ordinary loop: %s", error)
+        return jobs
+    return ()
+
+
+def _batched_groups(
+    jobs: Sequence[_Job], batch_tokens: int, room: int
+) -> Iterator[list[list[_Job]]]:
+    """Batches of jobs of one padded length and at most batch_tokens, as many as have room."""
+    group: list[list[_Job]] = []
+    used = 0
+    for length, same in itertools.groupby(jobs, key=lambda job: padded_length(len(job.tokens))):
+        rest = list(same)
+        while rest:
+            count = max(1, min(batch_tokens, room - used) // length)
+            if group and used + length > room:
+                yield group
+                group, used = [], 0
+                continue
+            group.append(rest[:count])
+            used += len(rest[:count]) * length
+            rest = rest[count:]
+    if group:
+        yield group
+
+
+def _text_batch(jobs: Sequence[_Job]) -> TextBatch:
+    length = padded_length(max(len(job.tokens) for job in jobs))
+    rows = [[*job.tokens, *[job.tokens[-1]] * (length - len(job.tokens))] for job in jobs]
+    return TextBatch(
+        torch.tensor(rows),
+        lengths=tuple(len(job.tokens) for job in jobs),
+        wanted=tuple(job.first_scored for job in jobs),
+    )
 
 
 def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
@@ -127,7 +201,8 @@ def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> 
 
         def consume(number: int, logits: torch.Tensor, jobs: list[_Job] = jobs) -> None:
             job = jobs[number]
-            _read_scores(job, logits[0, : logits.shape[1] - job.padding], scores)
+            kept = logits[0, : logits.shape[1] - job.padding]
+            _add_scores(job, job.end - kept.shape[0], kept, scores)
 
         engine.forward([batch for _, batch in running], "prefill", consume)
         for job in jobs:
@@ -135,15 +210,14 @@ def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> 
         running = [(job, batch) for job, batch in running if job.done < len(job.tokens)]
 
 
-def _read_scores(job: _Job, logits: torch.Tensor, scores: list[Score]) -> None:
-    """logits: [keep, V], of the last positions before job.end."""
-    keep = logits.shape[0]
-    first = job.end - keep
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)  # [keep, V]
-    best = log_probabilities.argmax(dim=-1)  # [keep]
+def _add_scores(job: _Job, first: int, logits: torch.Tensor, scores: list[Score]) -> None:
+    """logits: [n, V], of the positions from `first` on."""
+    end = first + logits.shape[0]
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)  # [n, V]
+    best = log_probabilities.argmax(dim=-1)  # [n]
     for number, continuation in job.members:
         start = max(first, len(continuation.context) - 1)
-        stop = min(job.end, len(continuation.context) + len(continuation.target) - 1)
+        stop = min(end, len(continuation.context) + len(continuation.target) - 1)
         if start >= stop:
             continue
         offset = len(continuation.context) - 1

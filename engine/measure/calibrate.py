@@ -13,14 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from engine.config import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
-from engine.experts.host_compute import HostCompute
 from engine.experts.kernels import Multiplier
 from engine.measure.bandwidth import record_bandwidth
 from engine.measure.fit import calibration_runs, configure_plainly, fit
@@ -37,6 +36,7 @@ EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DECODE_SIZES = (1, 2, 4)
 PREFILL_TOKENS = (16, 64, 128)
 DECODE_PASSES = 12
+HOST_ROW = 4
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 
@@ -76,9 +76,8 @@ def calibrate(
         passes = list(_clocked_passes(engine, sequences))
         own = _from_passes(engine, passes, curve, one)
         tell()
-        host = _time_host(engine, base, one)
-        medium = _time_medium(engine, base, one)
-        own = replace(own, media={one: medium}, host_expert_s={one: host} if host else {})
+        own = replace(own, media={one: _time_medium(engine, base, one)})
+        own = _with_host(own, engine, base, one)
         tell()
         runs = list(calibration_runs(engine, sequences, base, one))
         parts.append(fit(own, engine, runs, one))
@@ -100,7 +99,9 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
         expert_s=_merged(part.expert_s for part in parts),
         host_expert_s=_merged(part.host_expert_s for part in parts),
         wake_s=_merged(part.wake_s for part in parts),
+        restart_s=_merged(part.restart_s for part in parts),
         contention=_merged(part.contention for part in parts),
+        host_start_s=_merged(part.host_start_s for part in parts),
         host_contention=_merged(part.host_contention for part in parts),
         notes={str(bits): dict(part.notes) for part in parts for bits in part.expert_s},
     )
@@ -155,24 +156,36 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     return _time_by_tokens(engine, run)
 
 
-def _time_host(engine: Engine, base: EngineConfig, bits: Bits) -> dict[int, float]:
-    """Seconds of one expert on the host by tokens; empty where device and host are one."""
+def _with_host(
+    timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
+) -> ModelTimings:
+    """With the times of one expert on the host; as it is where device and host are one.
+
+    A single expert and several in a row are timed: the difference is what an expert takes, the rest
+    is what handing over takes.
+    """
     if engine.device.is_host_memory:
-        return {}
+        return timings
     try:
         configure_plainly(engine, base, {"precision.bits": bits, "placement.name": "host_below"})
     except InfeasibleError:
-        return {}
+        return timings
     host = engine.live.host
     if host is None:
-        return {}
+        return timings
     module = engine.model.layers[0].experts
     turn = itertools.cycle(engine.live.store.experts)
-    return _time_by_tokens(engine, lambda x: _run_on_host(host, module, next(turn), bits, x))
 
+    def run(x: torch.Tensor, count: int) -> None:
+        pending = [host.submit(module, next(turn), bits, x) for _ in range(count)]
+        for one in pending:
+            one.result()
 
-def _run_on_host(host: HostCompute, module: Any, expert: Any, bits: Bits, x: torch.Tensor) -> None:
-    host.submit(module, expert, bits, x).result()
+    alone = _time_by_tokens(engine, lambda x: run(x, 1))
+    several = _time_by_tokens(engine, lambda x: run(x, 1 + HOST_ROW))
+    expert_s = {n: max(1e-6, (several[n] - alone[n]) / HOST_ROW) for n in alone}
+    start_s = statistics.median(max(0.0, alone[n] - expert_s[n]) for n in alone)
+    return replace(timings, host_expert_s={bits: expert_s}, host_start_s={bits: start_s})
 
 
 def _time_by_tokens(engine: Engine, run: Callable[[torch.Tensor], None]) -> dict[int, float]:
@@ -265,6 +278,7 @@ def _from_passes(
         submit_s=0.0,
         score_s=0.0,
         wake_s={bits: 0.0},
+        restart_s={bits: 0.0},
         contention={bits: 1.0},
     )
 

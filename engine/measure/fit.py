@@ -115,32 +115,31 @@ def fit(
 ) -> ModelTimings:
     """Choose what only shows under load so that the runs' replays take as long as they took.
 
-    For a disk: its speed under load and how much slower compute runs while chunks move. For a
-    link of known speed: what waking after an arrival costs, in the place of the speed. Then, where
-    the host computes, how much device and host slow each other down. What starting a transfer
-    costs comes from the run that starts most. Least squares of log ratios over a grid, refined
-    three times.
+    For a disk its speed under load, for a link of known speed what waking after an arrival costs;
+    for both, how much longer the first product after a wait takes, and how much slower compute runs
+    while chunks move. Then, where the host computes, how much device and host slow each other
+    down. What starting a transfer costs comes from the run that starts most. Least squares of log
+    ratios over a grid, refined three times.
     """
     on_device = [run for run in runs if not run.uses_host]
     on_host = [run for run in runs if run.uses_host]
     timings = replace(timings, submit_s=_submit_s(timings, engine, on_device))
     queued = timings.media[bits].sharing == "queued"
-    contentions = [1.0, 1.3, 1.6, 2.0, 2.6]
-    wake_s = [0.0, 5e-5, 1e-4, 2e-4, 4e-4]
 
     def under_load(values: Sequence[float]) -> ModelTimings:
-        first, contention = values
-        slower = replace(timings, contention={bits: max(1.0, contention)})
+        first, restart_s, contention = values
+        slower = replace(
+            timings, restart_s={bits: restart_s}, contention={bits: max(1.0, contention)}
+        )
         if queued:
             return replace(slower, wake_s={bits: first})
         medium = timings.media[bits]
         speeds = scaled(medium.bytes_per_s, first)
         return replace(slower, media={bits: replace(medium, bytes_per_s=speeds)})
 
-    first = wake_s if queued else [0.4, 0.6, 0.8, 1.0, 1.3]
-    chosen, error = _search(
-        [first, contentions], lambda v: _error(under_load(v), engine, on_device)
-    )
+    first = [0.0, 1e-4, 2e-4, 4e-4] if queued else [0.4, 0.6, 0.8, 1.0, 1.3]
+    grid = [first, [0.0, 5e-5, 1e-4], [1.0, 1.3, 1.6, 2.2]]
+    chosen, error = _search(grid, lambda v: _error(under_load(v), engine, on_device))
     found = under_load(chosen)
     notes: dict[str, Any] = {
         "fit_rms_log_ratio": _rms(error, on_device),
@@ -152,7 +151,9 @@ def fit(
         def beside_host(values: Sequence[float]) -> ModelTimings:
             return replace(found, host_contention={bits: max(1.0, values[0])})
 
-        slower, error = _search([contentions], lambda v: _error(beside_host(v), engine, on_host))
+        slower, error = _search(
+            [[1.0, 1.3, 1.6, 2.2]], lambda v: _error(beside_host(v), engine, on_host)
+        )
         found = beside_host(slower)
         notes["fit_rms_log_ratio_with_host"] = _rms(error, on_host)
         notes["calibration_runs_with_host"] = len(on_host)

@@ -156,6 +156,7 @@ class _Clock:
         self._record = {bits: record_bytes_of(config, facts, bits) for bits in bits_used}
         self._now = 0.0
         self._host_free = 0.0
+        self._waited = False
         self._moved = 0.0
         self._in_slot: dict[int, SimulatedTransfer] = {}
         self._prefetching: dict[int, list[SimulatedTransfer]] = defaultdict(list)
@@ -229,7 +230,11 @@ class _Clock:
                     continue
             pending.remove(chosen)
             count = self._policy.tokens[chosen.expert.expert]
-            self._spend("compute", at(self._profile.expert_s[chosen.bits], count))
+            seconds = at(self._profile.expert_s[chosen.bits], count)
+            if self._waited:
+                seconds += self._profile.restart_s[self._bits]
+                self._waited = False
+            self._spend("compute", seconds)
             follower = waiting.pop(chosen.expert, None)
             if follower is not None:
                 self._load(follower.expert, follower.slot, follower.bits, demanded=True)
@@ -267,16 +272,18 @@ class _Clock:
     def _wait(self, steps: Sequence[Step]) -> None:
         until = self._transfers.wait(self._now, [self._in_slot[s.slot] for s in steps])
         until += self._profile.wake_s[self._bits]
+        self._waited = True
         self.times[-1].activities["wait"] += until - self._now
         self._now = until
 
     def _start_host(self) -> float:
         """When the host is done with its experts of this layer pass."""
         done = 0.0
+        start_s = self._profile.host_start_s.get(self._bits, 0.0)
         for step in self._steps:
             if step.slot == ON_HOST:
                 count = self._policy.tokens[step.expert.expert]
-                begin = max(self._now, self._host_free)
+                begin = max(self._now + start_s, self._host_free)
                 alone = at(self._profile.host_expert_s[step.bits], count)
                 done = self._host_free = begin + alone * self._slower_beside_host
         return done

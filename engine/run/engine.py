@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.hardware import probe
-from engine.memory import resolve
+from engine.memory import layer_major, resolve
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.plan import Planned
@@ -38,7 +39,8 @@ from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.records import record_layout
 from engine.run.experts_runtime import RoutingRecorder
-from engine.run.live import LiveConfiguration
+from engine.run.layer_major import LayerMajor
+from engine.run.live import LiveConfiguration, multiplier_of
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.phase_clock import PhaseClock
 from engine.timings import ModelTimings, load_timings, timings_path
@@ -50,6 +52,8 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+LOGIT_BYTES = 16_000_000  # of the logits of one text that are made at once
 
 logger = logging.getLogger(__name__)
 
@@ -131,17 +135,7 @@ class Engine:
             self._drop_weights()
             self.model = self._load(resolved.compute.dtype)
         supports = {bits: self.kernel_support(resolved, bits) for bits in _precisions(resolved)}
-        stores = {
-            bits: open_store(
-                self.model,
-                self.record_format(resolved, support, bits),
-                self.cache_folder,
-                resolved.io.direct,
-                disk_budget_bytes=resolved.budget.disk_bytes,
-                progress=(lambda done, total: progress("pack", done, total)) if progress else None,
-            )
-            for bits, support in supports.items()
-        }
+        stores = self._open_stores(resolved, supports, progress)
         self.device.compact()  # what packing left behind
         self.device.reset_peak()
         self._live = LiveConfiguration(
@@ -156,6 +150,67 @@ class Engine:
             self.cache_folder,
         )
         return self._live.config, memory
+
+    @contextmanager
+    def layer_major(self, longest: int, extra_bits: Sequence[Bits] = ()) -> Iterator[LayerMajor]:
+        """Inside, texts of at most `longest` tokens pass layer by layer, at the present config's
+        precision; afterwards the engine is configured as before.
+
+        extra_bits: other precisions that variants ask for. Raises InfeasibleError, before anything
+        is changed, where the longest text does not fit.
+        """
+        former = self.live.config
+        config, tokens = layer_major(former, self.facts, longest)
+        self.release()
+        try:
+            own = config.precision.bits
+            supports = {bits: self.kernel_support(config, bits) for bits in (own, *extra_bits)}
+            with ExitStack() as opened:
+                stores = self._open_stores(config, supports, None)
+                for store in stores.values():
+                    opened.callback(store.close)
+                multipliers = {
+                    bits: multiplier_of(config, store.record, supports[bits])
+                    for bits, store in stores.items()
+                }
+                largest = max(store.record.size_bytes for store in stores.values())
+                passing = LayerMajor(
+                    self.model,
+                    self.device,
+                    stores,
+                    multipliers,
+                    bits=own,
+                    slots=max(2, int(config.cache.expert_bytes) // largest),
+                    threads=config.io.threads,
+                    chunk_bytes=config.transfer.chunk_bytes,
+                    in_flight=config.transfer.in_flight,
+                    room_tokens=tokens,
+                    batch_tokens=config.prefill.chunk_tokens,
+                    logit_rows=max(1, LOGIT_BYTES // (8 * self.facts.vocabulary)),
+                )
+                opened.callback(passing.close)
+                yield passing
+        finally:
+            self.configure(former)
+
+    def _open_stores(
+        self,
+        config: EngineConfig,
+        supports: Mapping[Bits, KernelSupport],
+        progress: Progress | None,
+    ) -> dict[Bits, ExpertStore]:
+        """The disk tier of each precision; makes missing packs."""
+        return {
+            bits: open_store(
+                self.model,
+                self.record_format(config, support, bits),
+                self.cache_folder,
+                config.io.direct,
+                disk_budget_bytes=config.budget.disk_bytes,
+                progress=(lambda done, total: progress("pack", done, total)) if progress else None,
+            )
+            for bits, support in supports.items()
+        }
 
     def record_format(
         self, config: EngineConfig, support: KernelSupport, bits: Bits | None = None

@@ -102,7 +102,9 @@ class LiveConfiguration:
             in_flight=config.transfer.in_flight,
         )
         opened.callback(self.transfers.close)
-        multipliers = {bits: _multiplier(config, records[bits], supports[bits]) for bits in records}
+        multipliers = {
+            bits: multiplier_of(config, records[bits], supports[bits]) for bits in records
+        }
         self.host = self._open_host(multipliers)
         if self.host is not None:
             opened.callback(self.host.close)
@@ -280,7 +282,8 @@ def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
     return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
 
 
-def _multiplier(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Multiplier:
+def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Multiplier:
+    """The products with records of this format under this config."""
     return Multiplier(
         record.layout.bits,
         record.layout.group_size,

@@ -240,6 +240,7 @@ class FakeEngine:
             submit_s=0.0,
             score_s=1e-4,
             wake_s=dict.fromkeys(bits, 0.0),
+            restart_s=dict.fromkeys(bits, 0.0),
             contention=dict.fromkeys(bits, 1.0),
         ).to_json()
 

@@ -30,6 +30,7 @@ def timings(bytes_per_s: float, **changes: Any) -> ModelTimings:
         submit_s=0.0,
         score_s=0.0,
         wake_s={16: 0.0},
+        restart_s={16: 0.0},
         contention={16: 1.0},
     )
     return dataclasses.replace(made, **changes)

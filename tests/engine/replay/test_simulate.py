@@ -113,6 +113,7 @@ def timings(bytes_per_s: float) -> ModelTimings:
         submit_s=0.0,
         score_s=1e-4,
         wake_s={16: 0.0},
+        restart_s={16: 0.0},
         contention={16: 1.0},
     )
 
