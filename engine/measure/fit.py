@@ -43,7 +43,12 @@ _DEVICE_RUNS: tuple[Mapping[str, Any], ...] = (
 )
 _HOST_RUNS: tuple[Mapping[str, Any], ...] = (
     {"cache.expert_bytes": "25%", "placement.name": "host_split", "placement.host_share": 0.5},
-    {"cache.expert_bytes": "50%", "placement.name": "host_split", "placement.host_share": 0.7},
+    {
+        "cache.expert_bytes": "50%",
+        "placement.name": "host_split",
+        "placement.host_share": 0.7,
+        "batch.count": 2,
+    },
 )
 
 
@@ -117,9 +122,10 @@ def fit(
 
     For a disk its speed under load, for a link of known speed what waking after an arrival costs;
     for both, how much longer the first product after a wait takes, and how much slower compute runs
-    while chunks move. Then, where the host computes, how much device and host slow each other
-    down. What starting a transfer costs comes from the run that starts most. Least squares of log
-    ratios over a grid, refined three times.
+    while chunks move. Then, where the host computes, what handing it a layer's experts costs while
+    the device computes, and how much both slow each other down. What starting a transfer costs
+    comes from the run that starts most. Least squares of log ratios over a grid, refined three
+    times.
     """
     on_device = [run for run in runs if not run.uses_host]
     on_host = [run for run in runs if run.uses_host]
@@ -137,7 +143,7 @@ def fit(
         speeds = scaled(medium.bytes_per_s, first)
         return replace(slower, media={bits: replace(medium, bytes_per_s=speeds)})
 
-    first = [0.0, 1e-4, 2e-4, 4e-4] if queued else [0.4, 0.6, 0.8, 1.0, 1.3]
+    first = [0.0, 2e-4, 4e-4, 7e-4] if queued else [0.4, 0.6, 0.8, 1.0, 1.3]
     grid = [first, [0.0, 5e-5, 1e-4], [1.0, 1.3, 1.6, 2.2]]
     chosen, error = _search(grid, lambda v: _error(under_load(v), engine, on_device))
     found = under_load(chosen)
@@ -149,12 +155,17 @@ def fit(
     if on_host:
 
         def beside_host(values: Sequence[float]) -> ModelTimings:
-            return replace(found, host_contention={bits: max(1.0, values[0])})
+            start_s, contention = values
+            return replace(
+                found,
+                host_start_s={bits: start_s},
+                host_contention={bits: max(1.0, contention)},
+            )
 
-        slower, error = _search(
-            [[1.0, 1.3, 1.6, 2.2]], lambda v: _error(beside_host(v), engine, on_host)
-        )
-        found = beside_host(slower)
+        alone_s = timings.host_start_s[bits]
+        grid = [[alone_s + more for more in (0.0, 2e-4, 4e-4, 8e-4)], [1.0, 1.3, 1.7]]
+        chosen, error = _search(grid, lambda v: _error(beside_host(v), engine, on_host))
+        found = beside_host(chosen)
         notes["fit_rms_log_ratio_with_host"] = _rms(error, on_host)
         notes["calibration_runs_with_host"] = len(on_host)
     return replace(found, notes=notes)
