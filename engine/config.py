@@ -49,6 +49,7 @@ class CacheConfig:
     shallow_layers: int = -1  # for shallow_first; -1: Fate's 4 of 28, scaled
     eviction: EvictionName = "lru"
     scope: ScopeName = "layer"
+    low_share: float = 0.0  # of the slots' bytes, for records of low_bits; 0: they take any slot
     options: Options = field(default_factory=dict)
 
 
@@ -304,8 +305,10 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     if config.precision.bits == 16:
         found.pop("precision.group_size")
     if not on_miss:
-        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass", "options"):
+        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
             found.pop(f"precision.{name}")
+    if config.precision.scheme == "uniform":
+        found.pop("precision.options")
     return found
 
 
@@ -395,6 +398,7 @@ def _check_share(text: str) -> str:
 _RANGES: dict[str, tuple[float, float]] = {
     "cache.shallow_layers": (-1, 10_000),
     "precision.low_group_size": (16, 128),
+    "cache.low_share": (0.0, 0.9),
     "precision.t1": (0.0, 1.0),
     "precision.t2": (0.0, 1.0),
     "precision.low_mass": (0.0, 1.0),

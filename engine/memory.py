@@ -6,6 +6,10 @@ say "does not fit" before anything runs. Pure arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.bits_table import PLANNED, bits_table, run_bits
 from engine.config import EngineConfig
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
@@ -40,10 +44,10 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     config = _resolve_group(config, facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
-    total_slots = facts.moe_layers * facts.experts
-    floor = minimum_slots(config, facts)
+    kinds = _kinds(config, facts)
+    least = sum(kind.least * kind.record_bytes for kind in kinds)
     budget = config.budget.vram_bytes
-    smallest = base.total_bytes + floor * record
+    smallest = base.total_bytes + least
     if budget and smallest > budget:
         raise InfeasibleError(
             f"{config.precision.bits}-bit experts with {config.batch.count} x {config.batch.size} "
@@ -57,25 +61,100 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
             f"{format_bytes(config.budget.ram_bytes)}: lower it or raise --ram"
         )
     wanted = config.cache.expert_bytes
-    if wanted == "auto":
-        fitting = (budget - base.total_bytes) // record if budget else total_slots
-        slots = min(total_slots, fitting)
-    else:
-        slots = min(total_slots, _wanted_slots(wanted, total_slots, record))
-        if slots < floor:
-            raise InfeasibleError(
-                f"cache.expert_bytes = {wanted} holds {slots} experts of {record} bytes; this "
-                f"model needs at least {floor} slots ({format_bytes(floor * record)})",
-                smallest,
-            )
-    plan = _with_slots(base, slots, record)
+    room = _room(config, kinds, budget - base.total_bytes)
+    if wanted != "auto" and room < least:
+        raise InfeasibleError(
+            f"cache.expert_bytes = {wanted} holds {room // record} experts of {record} bytes; this "
+            f"model needs at least {sum(kind.least for kind in kinds)} slots "
+            f"({format_bytes(least)})",
+            smallest,
+        )
+    slots = _fill(kinds, room)
+    by_bits = {kind.bits: count for kind, count in zip(kinds, slots, strict=True)}
+    plan = replace(
+        base,
+        slots=sum(slots),
+        slots_bytes=sum(k.record_bytes * count for k, count in zip(kinds, slots, strict=True)),
+        slots_by_bits=by_bits if len(kinds) > 1 else {},
+    )
     if budget and plan.total_bytes > budget:
         raise InfeasibleError(
             f"cache.expert_bytes = {wanted} brings the total to {format_bytes(plan.total_bytes)}, "
             f"the budget is {format_bytes(budget)}: lower cache.expert_bytes or raise the budget",
             plan.total_bytes,
         )
-    return config.overlay({"cache.expert_bytes": slots * record}), plan
+    return config.overlay({"cache.expert_bytes": plan.slots_bytes}), plan
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Slots of one size. experts: that can lie in them; least: slots that run at all; share: of
+    the bytes for slots."""
+
+    bits: Bits
+    record_bytes: int
+    experts: int
+    least: int
+    share: float
+
+
+def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
+    """One kind, unless records of different precisions are kept apart."""
+    total = facts.moe_layers * facts.experts
+    least = minimum_slots(config, facts)
+    table = bits_table(config, facts)
+    if table is not None:
+        found = []
+        for bits in run_bits(config):
+            layers = [row.count(bits) for row in table if bits in row]
+            if layers:
+                need = least if least < facts.moe_layers else len(layers)
+                size = record_bytes_of(config, facts, bits)
+                found.append((bits, size, sum(layers), min(need, sum(layers))))
+        everything = sum(size * experts for _, size, experts, _ in found)
+        return tuple(_Kind(*kind, share=kind[1] * kind[2] / everything) for kind in found)
+    own, low_share = config.precision.bits, config.cache.low_share
+    one = _Kind(own, record_bytes(config, facts), total, least, 1.0)
+    if len(run_bits(config)) == 1 or not low_share:
+        return (one,)
+    low = config.precision.low_bits
+    assert low
+    size = record_bytes_of(config, facts, low)
+    return (replace(one, share=1 - low_share), _Kind(low, size, total, least, low_share))
+
+
+def _room(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
+    """Bytes for slots that the config asks for. free_bytes: what the budget leaves, if any."""
+    wanted = config.cache.expert_bytes
+    if wanted == "auto":
+        everything = sum(kind.record_bytes * kind.experts for kind in kinds)
+        return min(everything, free_bytes) if config.budget.vram_bytes else everything
+    if isinstance(wanted, str):
+        share = float(wanted.rstrip("%")) / 100
+        if len(kinds) == 1:
+            return int(kinds[0].experts * share + 1e-9) * kinds[0].record_bytes
+        own = [kinds[0]] if config.precision.scheme not in PLANNED else kinds
+        return int(sum(kind.record_bytes * kind.experts for kind in own) * share)
+    return wanted
+
+
+def _fill(kinds: Sequence[_Kind], room: int) -> list[int]:
+    """Slots of each kind in this room, which holds the least of all: by their shares, then what is
+    left to whatever still fits, the finest first."""
+    counts = [
+        min(kind.experts, max(kind.least, int(room * kind.share) // kind.record_bytes))
+        for kind in kinds
+    ]
+
+    def left() -> int:
+        return room - sum(k.record_bytes * count for k, count in zip(kinds, counts, strict=True))
+
+    while left() < 0:
+        able = [n for n, kind in enumerate(kinds) if counts[n] > kind.least]
+        counts[max(able, key=lambda n: counts[n])] -= 1
+    for number, kind in enumerate(kinds):
+        counts[number] += min(kind.experts - counts[number], left() // kind.record_bytes)
+    return counts
 
 
 def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
@@ -85,10 +164,14 @@ def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
-    """Padded bytes of one record of a resolved config, at its own or its low bits."""
-    own = bits == config.precision.bits
-    group = config.precision.group_size if own else config.precision.low_group_size
-    return record_layout(facts.parts, bits, group).size_bytes
+    """Padded bytes of one record of a resolved config, at one of its precisions."""
+    return record_layout(facts.parts, bits, group_size_of(config, bits)).size_bytes
+
+
+def group_size_of(config: EngineConfig, bits: Bits) -> int:
+    """The group of a precision: what is loaded coarser on a miss has a group of its own."""
+    own = bits == config.precision.bits or config.precision.scheme in PLANNED
+    return config.precision.group_size if own else config.precision.low_group_size
 
 
 def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
@@ -158,13 +241,11 @@ def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
             f"precision.bits = {bits} does not suit this model's expert shapes with groups of at "
             f"most {config.precision.group_size}; possible are {allowed}"
         )
-    return config.overlay({"precision.group_size": group}) if group else config
-
-
-def _wanted_slots(wanted: int | str, total_slots: int, record: int) -> int:
-    if isinstance(wanted, str):
-        return int(total_slots * float(wanted.rstrip("%")) / 100 + 1e-9)
-    return wanted // record
+    config = config.overlay({"precision.group_size": group}) if group else config
+    table = bits_table(config, facts)
+    if table is None:
+        return config
+    return config.overlay({"precision.bits": max(map(max, table))})
 
 
 def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPlan:
@@ -186,7 +267,8 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     matrix = max((p.elements for p in facts.parts if p.kind == "matrix"), default=0)
     scratch = 4 * matrix * 2  # products of several tokens repack the weights
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
-    dequantized = matrix * (4 + 1 + width) if config.precision.bits != 16 or width == 4 else 0
+    coarse = any(bits != 16 for bits in run_bits(config))
+    dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
     on_host = config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
     context = 0 if on_host else CONTEXT_BYTES
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
@@ -211,15 +293,4 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
             + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
-    )
-
-
-def _with_slots(base: MemoryPlan, slots: int, record: int) -> MemoryPlan:
-    return MemoryPlan(
-        slots=slots,
-        slots_bytes=slots * record,
-        dense_bytes=base.dense_bytes,
-        kv_bytes=base.kv_bytes,
-        workspace_bytes=base.workspace_bytes,
-        staging_bytes=base.staging_bytes,
     )

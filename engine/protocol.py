@@ -38,6 +38,7 @@ from typing import Any, Literal, get_args
 
 from engine.errors import ProtocolError
 from engine.records import Part, parts_from_json, parts_to_json
+from engine.types import Bits
 
 SCHEMA = 1
 # Other engines behind the same messages: `python -m engine.peers --peer NAME`.
@@ -96,7 +97,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory equation of one configuration, in bytes; the sum is what the budget bounds."""
+    """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
+
+    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart.
+    """
 
     slots: int
     slots_bytes: int
@@ -104,6 +108,7 @@ class MemoryPlan:
     kv_bytes: int
     workspace_bytes: int
     staging_bytes: int
+    slots_by_bits: dict[Bits, int] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:

@@ -26,7 +26,9 @@ ScopeName = Literal["layer", "shared"]
 QueueName = Literal["fifo", "two_priority"]
 OrderName = Literal["routed", "popularity", "ready_first", "hot_first"]
 PlacementName = Literal["device", "host_below", "host_split"]
-PrecisionName = Literal["uniform", "popularity_mass", "gate_threshold"]
+PrecisionName = Literal[
+    "uniform", "by_layer", "by_popularity", "by_sensitivity", "popularity_mass", "gate_threshold"
+]
 PlanName = Literal["fixed", "io_compute"]
 KernelName = Literal["auto", "dequantize"]
 DtypeName = Literal["bfloat16", "float16", "float32"]

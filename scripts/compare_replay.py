@@ -28,6 +28,7 @@ from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
 from engine.policy.place import DevicePlacement
+from engine.policy.pools import pools_of_layers
 from engine.policy.precision import UniformPrecision
 from engine.policy.predict.none import NoPredictor
 from engine.replay.bound import best_hits
@@ -146,7 +147,7 @@ def our_hits(
     future = Future(trace.layers)
     future.load(trace)
     pools = (slots * trace.layers,) if shared else (slots,) * trace.layers
-    cache = ExpertCache(pools, lambda: make(future), layers=trace.layers)
+    cache = ExpertCache(pools_of_layers(pools, (16,)), lambda: make(future), layers=trace.layers)
     policy = ExpertPolicy(cache, NoPredictor(), UniformPrecision(16), DevicePlacement(), future)
     walk(trace, policy)
     return sum(policy.counters.hits.values())

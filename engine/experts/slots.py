@@ -1,17 +1,19 @@
-"""Device memory for experts: one arena of equal slots, each with room for one record.
+"""Device memory for experts: one arena of slots, each with room for one record.
 
-A slot is as large as the largest record of the run and may hold a record of any of its precisions.
+A slot is as large as the largest record that its pool may hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.device.base import Device, Event
 from engine.experts.codec import MatrixView, RecordFormat, matrix_view, vector_view
+from engine.policy.pools import Pool
 from engine.types import Bits
 
 
@@ -36,17 +38,24 @@ def expert_view(raw: torch.Tensor, record: RecordFormat) -> ExpertView:
 
 
 class Slots:
-    """`count` slots in one preallocated arena. Nothing is allocated in the hot path.
+    """The slots of these pools in one preallocated arena. Nothing is allocated in the hot path.
 
-    records: the formats that a slot may hold, by bits.
+    records: the formats of the run, by bits; slot_bytes: of the largest slot.
     """
 
-    def __init__(self, device: Device, records: Mapping[Bits, RecordFormat], count: int) -> None:
+    def __init__(
+        self, device: Device, records: Mapping[Bits, RecordFormat], pools: Sequence[Pool]
+    ) -> None:
         self.device = device
         self.records = dict(records)
-        self.count = count
-        self.slot_bytes = max(record.size_bytes for record in records.values())
-        self._arena: torch.Tensor | None = device.allocate_arena(count * self.slot_bytes)
+        self._sizes: list[int] = []
+        for pool in pools:
+            size = max(record.size_bytes for bits, record in records.items() if bits in pool.bits)
+            self._sizes.extend([size] * pool.slots)
+        self.count = len(self._sizes)
+        self.slot_bytes = max(self._sizes)
+        self._starts = [0, *itertools.accumulate(self._sizes)]
+        self._arena: torch.Tensor | None = device.allocate_arena(self._starts[-1])
         self._host = device.host_view(self._arena)
         self._views: dict[tuple[int, Bits], ExpertView] = {}
         self._free_events: dict[int, Event] = {}
@@ -54,21 +63,21 @@ class Slots:
     def bytes_of(self, slot: int, start: int, size_bytes: int) -> torch.Tensor:
         """A byte range of a slot on the device, uint8 [size_bytes]."""
         assert self._arena is not None
-        first = slot * self.slot_bytes + start
+        first = self._starts[slot] + start
         return self._arena[first : first + size_bytes]
 
     def host_bytes_of(self, slot: int, start: int, size_bytes: int) -> memoryview | None:
         """The same range as writable host memory, where the device is host memory."""
         if self._host is None:
             return None
-        first = slot * self.slot_bytes + start
+        first = self._starts[slot] + start
         return self._host[first : first + size_bytes]
 
     def view(self, slot: int, bits: Bits) -> ExpertView:
         """Typed views of a slot (made once; they follow the slot's bytes)."""
         view = self._views.get((slot, bits))
         if view is None:
-            view = expert_view(self.bytes_of(slot, 0, self.slot_bytes), self.records[bits])
+            view = expert_view(self.bytes_of(slot, 0, self._sizes[slot]), self.records[bits])
             self._views[slot, bits] = view
         return view
 

@@ -190,7 +190,7 @@ def _bound_values(
 ) -> Values:
     """The best hit rate at these slots and this scope, and the bytes that even it would move."""
     live = engine.live
-    if live.config.precision.scheme in ON_MISS:
+    if len(live.stores) > 1:
         return {}  # mixed sizes: the bound does not hold
     pools = live.policy.cache.slots_by_pool
     bound = best_hits(recorder.trace(), pools, range(first_pass, recorder.passes))

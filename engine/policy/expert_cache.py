@@ -9,11 +9,13 @@ One layer pass: begin(layer), demand(...) once for each micro-batch, finish(), e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.policy.evict.base import Eviction
+from engine.policy.pools import Pool
 from engine.policy.precision import Wanted
 from engine.types import Bits, ExpertId
 
@@ -50,21 +52,24 @@ class _Resident:
     bits: Bits
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pool:
+    slots: range
     free: list[int]
     eviction: Eviction
     residents: dict[ExpertId, _Resident] = field(default_factory=dict)
 
     @property
     def capacity(self) -> int:
-        return len(self.free) + len(self.residents)
+        return len(self.slots)
 
 
 class ExpertCache:
-    """Slots in one pool a layer, or in one pool for all.
+    """Slots in pools, each for a layer or for all and for records of some precisions.
 
-    slots_by_layer: slots of each MoE layer (layer scope), or a single number (shared scope);
+    Slots are numbered in the order of the pools. A record lies in the pool of its layer and bits;
+    pools are independent, so an expert may be resident at two precisions.
+
     eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
     hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
     can be (HOBBIT's mask, ScratchPipe's hold mask).
@@ -72,38 +77,47 @@ class ExpertCache:
 
     def __init__(
         self,
-        slots_by_layer: Sequence[int],
+        pools: Sequence[Pool],
         eviction: Callable[[], Eviction],
         *,
         layers: int,
         high: Bits = 16,
         hold_predicted: bool = False,
     ) -> None:
-        if len(slots_by_layer) not in (1, layers):
-            raise ValueError(f"{len(slots_by_layer)} pools for {layers} layers")
-        if min(slots_by_layer) < 1:
-            raise ValueError("every pool needs at least one slot")
+        self.pools = tuple(pools)
         first = 0
         self._pools: list[_Pool] = []
-        for count in slots_by_layer:
-            free = list(range(first + count - 1, first - 1, -1))
-            self._pools.append(_Pool(free, eviction()))
-            first += count
+        self._by_layer: list[dict[Bits, _Pool]] = [{} for _ in range(layers)]
+        for pool in pools:
+            if pool.slots < 1:
+                raise ValueError("every pool needs at least one slot")
+            slots = range(first, first + pool.slots)
+            own = _Pool(slots, list(reversed(slots)), eviction())
+            self._pools.append(own)
+            for layer in range(layers) if pool.layer is None else (pool.layer,):
+                self._by_layer[layer].update(dict.fromkeys(pool.bits, own))
+            first += pool.slots
+        if not all(self._by_layer):
+            raise ValueError(f"{len(pools)} pools leave some of {layers} layers without a slot")
+        # the pools of a layer, the finest records first
+        self._of_layer = [
+            tuple(dict.fromkeys(by_bits[bits] for bits in sorted(by_bits, reverse=True)))
+            for by_bits in self._by_layer
+        ]
         self.slots = first
         self._high = high
         self._hold = hold_predicted
         self._layer = -1
         self._schedule: list[Step] = []
         self._demanded: dict[ExpertId, None] = {}
-        self._deferred: list[ExpertId] = []
-        self._wanted: dict[int, Bits | None] = {}
+        self._deferred: list[tuple[ExpertId, Bits]] = []
         self._last_demand: dict[int, frozenset[ExpertId]] = {}
         self._predicted: dict[int, frozenset[ExpertId]] = {}
 
     @property
     def shared(self) -> bool:
         """Whether one pool serves all layers."""
-        return len(self._pools) == 1
+        return all(pool.layer is None for pool in self.pools)
 
     @property
     def slots_by_pool(self) -> tuple[int, ...]:
@@ -117,21 +131,30 @@ class ExpertCache:
 
     def residents(self, layer: int) -> tuple[ExpertId, ...]:
         """All residents of this layer."""
-        return tuple(e for e in self._pool(layer).residents if e.layer == layer)
+        pools = self._of_layer[layer]
+        return tuple(dict.fromkeys(e for p in pools for e in p.residents if e.layer == layer))
 
     def begin(self, layer: int) -> None:
         """Start a layer pass."""
         assert self._layer < 0, "the former layer pass was not ended"
         self._layer = layer
         self._schedule, self._deferred = [], []
-        self._demanded, self._wanted = {}, {}
-        self._pool(layer).eviction.begin_layer(layer)
+        self._demanded = {}
+        for pool in self._of_layer[layer]:
+            pool.eviction.begin_layer(layer)
 
     def missing(self, layer: int, indices: Iterable[int]) -> list[int]:
         """Those that are neither resident nor demanded before in the present pass."""
-        residents = self._pool(layer).residents
+        pools = self._of_layer[layer]
         experts = [(index, ExpertId(layer, index)) for index in indices]
-        return [i for i, e in experts if e not in residents and e not in self._demanded]
+        if len(pools) == 1:
+            residents = pools[0].residents
+            return [i for i, e in experts if e not in residents and e not in self._demanded]
+        return [
+            i
+            for i, e in experts
+            if e not in self._demanded and not any(e in pool.residents for pool in pools)
+        ]
 
     def demand(
         self,
@@ -148,10 +171,8 @@ class ExpertCache:
         the new steps that have a slot or run on the host; what found no slot is deferred to
         finish(); what is to be skipped has no step.
         """
-        pool = self._pool(self._layer)
-        residents, eviction, demanded = pool.residents, pool.eviction, self._demanded
-        if wanted:
-            self._wanted.update(wanted)
+        by_bits, pools = self._by_layer[self._layer], self._of_layer[self._layer]
+        demanded = self._demanded
         steps: list[Step] = []
         missing: list[ExpertId] = []
         for index in indices:
@@ -159,16 +180,21 @@ class ExpertCache:
             if expert in demanded:
                 continue
             demanded[expert] = None
-            resident = residents.get(expert)
-            if resident is None:
-                missing.append(expert)
-                continue
             bits = wanted.get(index, self._high) if wanted else self._high
-            hit = bits is None or resident.bits >= bits
-            if not hit and bits is not None:  # too coarse: loaded again into its own slot
-                resident.bits = bits
-            eviction.use(expert, high=bits == self._high)
-            steps.append(Step(expert, resident.slot, resident.bits, hit))
+            for pool in pools:
+                resident = pool.residents.get(expert)
+                if resident is None:
+                    continue
+                hit = bits is None or resident.bits >= bits
+                if not hit and bits is not None:
+                    if by_bits[bits] is not pool:
+                        continue  # too coarse, and what is wanted lies elsewhere
+                    resident.bits = bits  # loaded again into its own slot
+                pool.eviction.use(expert, high=bits == self._high)
+                steps.append(Step(expert, resident.slot, resident.bits, hit))
+                break
+            else:
+                missing.append(expert)
         # Other micro-batches may still want what the last pass used: those victims wait.
         spare = self._last_demand.get(self._layer, ()) if more_to_come else ()
         for expert in missing:
@@ -178,9 +204,9 @@ class ExpertCache:
             if expert.expert in on_host:
                 steps.append(Step(expert, ON_HOST, bits, hit=False))
                 continue
-            slot = self._take_slot(pool, expert, bits, spare)
+            slot = self._take_slot(by_bits[bits], expert, bits, spare)
             if slot is None:
-                self._deferred.append(expert)
+                self._deferred.append((expert, bits))
                 continue
             steps.append(Step(expert, slot, bits, hit=False))
         self._schedule.extend(steps)
@@ -189,20 +215,23 @@ class ExpertCache:
     def finish(self) -> list[Step]:
         """All micro-batches have arrived: place the deferred experts, first into slots of experts
         that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
-        pool = self._pool(self._layer)
         steps: list[Step] = []
-        donors = (step for step in self._schedule if step.slot != ON_HOST)
-        for expert in self._deferred:
-            bits = self._wanted.get(expert.expert, self._high) or self._high
+        given: dict[_Pool, int] = {}
+        for expert, bits in self._deferred:
+            pool = self._by_layer[self._layer][bits]
             slot = self._take_slot(pool, expert, bits)
             if slot is not None:
                 steps.append(Step(expert, slot, bits, hit=False))
             else:
-                donor = next(donors)
-                self._release(pool, donor.expert)
-                pool.residents[expert] = _Resident(pool.free.pop(), bits)
+                donor = self._donor(pool, given.get(pool, 0))
+                given[pool] = given.get(pool, 0) + (donor is not None)
+                left = self._served_elsewhere(pool) if donor is None else donor.expert
+                self._release(pool, left)
+                slot = pool.free.pop()
+                pool.residents[expert] = _Resident(slot, bits)
                 pool.eviction.insert(expert, high=bits == self._high)
-                steps.append(Step(expert, donor.slot, bits, hit=False, after=donor.expert))
+                after = None if donor is None else donor.expert
+                steps.append(Step(expert, slot, bits, hit=False, after=after))
             self._schedule.append(steps[-1])
         self._deferred = []
         self._last_demand[self._layer] = frozenset(self._demanded)
@@ -211,10 +240,10 @@ class ExpertCache:
 
     def end(self) -> None:
         """The layer pass is computed: nothing is pinned any more."""
-        pool = self._pool(self._layer)
-        if not pool.eviction.keeps:
-            for expert in [e for e in pool.residents if e.layer == self._layer]:
-                self._release(pool, expert)
+        for pool in self._of_layer[self._layer]:
+            if not pool.eviction.keeps:
+                for expert in [e for e in pool.residents if e.layer == self._layer]:
+                    self._release(pool, expert)
         self._demanded = {}
         self._layer = -1
 
@@ -230,24 +259,30 @@ class ExpertCache:
 
         wanted: precisions other than high; scores: of each expert where the predictor has them.
         """
-        pool = self._pool(layer)
-        experts = [ExpertId(layer, i) for i in dict.fromkeys(indices)][: pool.capacity]
+        by_bits, pools = self._by_layer[layer], self._of_layer[layer]
+        room = sum(pool.capacity for pool in pools)
+        experts = [ExpertId(layer, i) for i in dict.fromkeys(indices)][:room]
         if self._hold:
             self._predicted[layer] = frozenset(experts) | self._predicted.get(layer, frozenset())
         missing = []
         for expert in experts:
-            if expert in pool.residents:
-                pool.eviction.use(expert)
-                if scores:
-                    pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+            for pool in pools:
+                if expert in pool.residents:
+                    pool.eviction.use(expert)
+                    if scores:
+                        pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+                    break
             else:
                 missing.append(expert)
-        fetches = []
+        fetches: list[Fetch] = []
+        full: set[_Pool] = set()
         for expert in missing:
             bits = wanted.get(expert.expert, self._high) or self._high
-            slot = self._take_slot(pool, expert, bits, spare=experts)
+            pool = by_bits[bits]
+            slot = None if pool in full else self._take_slot(pool, expert, bits, spare=experts)
             if slot is None:
-                break
+                full.add(pool)
+                continue
             if scores:
                 pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
             fetches.append(Fetch(expert, slot, bits))
@@ -261,8 +296,16 @@ class ExpertCache:
             seen.extend(resident.slot for resident in pool.residents.values())
         assert sorted(seen) == list(range(self.slots)), f"slots lost or doubled: {sorted(seen)}"
 
-    def _pool(self, layer: int) -> _Pool:
-        return self._pools[layer if len(self._pools) > 1 else 0]
+    def _donor(self, pool: _Pool, given: int) -> Step | None:
+        """The step of this layer pass whose slot a later one takes over, after so many that gave
+        theirs already; None where none of this pool's has one."""
+        own = (step for step in self._schedule if step.slot in pool.slots)
+        return next(itertools.islice(own, given, None), None)
+
+    def _served_elsewhere(self, pool: _Pool) -> ExpertId:
+        """A demanded resident of this pool that the present layer pass takes from another one."""
+        used = {step.slot for step in self._schedule}
+        return next(e for e, resident in pool.residents.items() if resident.slot not in used)
 
     def _take_slot(
         self, pool: _Pool, expert: ExpertId, bits: Bits, spare: Iterable[ExpertId] = ()

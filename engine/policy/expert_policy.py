@@ -115,7 +115,7 @@ class ExpertPolicy:
                 self.tokens[expert] = self.tokens.get(expert, 0) + count
         else:
             self.tokens = dict(tokens)
-        wanted = self._precision.demanded(self._phase, routing)
+        wanted = self._precision.demanded(layer, self._phase, routing)
         on_host: frozenset[int] = frozenset()
         if self._placement.uses_host:
             missing = self.cache.missing(layer, tokens)
@@ -159,7 +159,7 @@ class ExpertPolicy:
             if self._limit:
                 experts = self._limited(layer, experts)
             ranked = [scores[expert] for expert in experts] if scores else ()
-            wanted = self._precision.predicted(self._phase, experts, ranked)
+            wanted = self._precision.predicted(layer, self._phase, experts, ranked)
             fetches += self.cache.prefetch(layer, experts, wanted, scores)
             if not complete:
                 break

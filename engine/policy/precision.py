@@ -1,7 +1,8 @@
 """How many bits an expert gets, by why it is loaded.
 
-Two precisions at most: high (precision.bits) and low (precision.low_bits). A resident record of a
-higher precision than wanted serves; of a lower one it does not and is loaded again into its slot.
+Decided when an expert is loaded, two precisions at most: high (precision.bits) and low
+(precision.low_bits); planned before the run, any. A resident record of a higher precision than
+wanted serves; a lower one does not, and the expert is loaded again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from engine.bits_table import Table
 from engine.policy.view import Need, Routing
 from engine.types import Bits, Phase
 
@@ -22,10 +24,12 @@ class PrecisionPolicy(Protocol):
     high: Bits
     needs: frozenset[Need]
 
-    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
         """What the demanded experts of one micro-batch need at the least."""
 
-    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+    def predicted(
+        self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
+    ) -> Wanted:
         """What predicted experts (best first) come as; scores: shares of tokens, or ()."""
 
 
@@ -37,13 +41,37 @@ class UniformPrecision:
     def __init__(self, high: Bits) -> None:
         self.high = high
 
-    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
         """Always high."""
         return {}
 
-    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+    def predicted(
+        self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
+    ) -> Wanted:
         """Always high."""
         return {}
+
+
+class PlannedPrecision:
+    """Bits of each expert fixed before the run. table: [L][E], none above `high`."""
+
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, table: Table, high: Bits) -> None:
+        self.high = high
+        self._coarser: list[dict[int, Bits]] = [
+            {expert: bits for expert, bits in enumerate(row) if bits != high} for row in table
+        ]
+
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+        """As planned."""
+        return self._coarser[layer]
+
+    def predicted(
+        self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
+    ) -> Wanted:
+        """As planned."""
+        return self._coarser[layer]
 
 
 class PopularityMass:
@@ -59,13 +87,15 @@ class PopularityMass:
         self._mass = low_mass
         self._decode_miss_low = decode_miss_low
 
-    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
         """Low for all in prefill."""
         if phase == "decode" and not self._decode_miss_low:
             return {}
         return dict.fromkeys((e for row in routing.experts for e in row), self._low)
 
-    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+    def predicted(
+        self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
+    ) -> Wanted:
         """From the least popular upward, low while the sum of scores stays within the mass."""
         if phase == "decode" or not scores:
             return {}
@@ -91,7 +121,7 @@ class GateThreshold:
         self._low = low
         self._t1, self._t2 = t1, t2
 
-    def demanded(self, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
         """High, low or skip for each demanded expert."""
         assert routing.weights is not None, "declared in needs"
         best: dict[int, int] = {}
@@ -105,6 +135,8 @@ class GateThreshold:
                 before += weight / total
         return {e: (None, self._low, self.high)[grade] for e, grade in best.items()}
 
-    def predicted(self, phase: Phase, experts: Sequence[int], scores: Sequence[float]) -> Wanted:
+    def predicted(
+        self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
+    ) -> Wanted:
         """High: only a miss is loaded low."""
         return {}

@@ -7,9 +7,10 @@ system appears: a system is a preset over these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from engine.bits_table import bits_table
 from engine.errors import ConfigError
 from engine.policy.allocate import (
     Allocation,
@@ -32,8 +33,10 @@ from engine.policy.options import choice, flag, number, whole
 from engine.policy.order import HotFirstOrder, Order, PopularityOrder, ReadyFirstOrder, RoutedOrder
 from engine.policy.place import DevicePlacement, HostBelow, HostSplit, Placement
 from engine.policy.plan import FixedPlan, IoComputePlan, Plan
+from engine.policy.pools import Pool, pools_of_layers, split_by_experts
 from engine.policy.precision import (
     GateThreshold,
+    PlannedPrecision,
     PopularityMass,
     PrecisionPolicy,
     UniformPrecision,
@@ -51,6 +54,7 @@ from engine.policy.predict.pregate import PregatePredictor
 from engine.policy.predict.repeat_last import RepeatLastPredictor
 from engine.policy.transfer import FifoQueue, TransferQueue, TwoPriorityQueue
 from engine.types import (
+    BITS,
     AllocationName,
     Bits,
     EvictionName,
@@ -146,6 +150,12 @@ def _gate_threshold(context: PolicyContext) -> PrecisionPolicy:
     return GateThreshold(precision.bits, _low(context), precision.t1, precision.t2)
 
 
+def _planned(context: PolicyContext) -> PrecisionPolicy:
+    table = bits_table(context.config, context.facts)
+    assert table is not None, "a plan of precisions has its table when a config is resolved"
+    return PlannedPrecision(table, context.config.precision.bits)
+
+
 def _low(context: PolicyContext) -> Bits:
     precision = context.config.precision
     if precision.low_bits not in (8, 4, 2) or precision.low_bits >= precision.bits:
@@ -158,25 +168,54 @@ def _low(context: PolicyContext) -> Bits:
 
 PRECISIONS: dict[PrecisionName, Callable[[PolicyContext], PrecisionPolicy]] = {
     "uniform": lambda context: UniformPrecision(context.config.precision.bits),
+    "by_layer": _planned,
+    "by_popularity": _planned,
+    "by_sensitivity": _planned,
     "popularity_mass": _popularity_mass,
     "gate_threshold": _gate_threshold,
 }
 
 
-def build_policy(context: PolicyContext, slots: int, *, host_compute: bool) -> ExpertPolicy:
-    """The policy of a resolved config over `slots` slots.
+def build_pools(context: PolicyContext, slots: int | Mapping[Bits, int]) -> tuple[Pool, ...]:
+    """How the slots of a resolved config are split. slots: of all records alike, or by bits, where
+    records of different sizes are kept apart."""
+    config = context.config
+    shared = config.cache.scope == "shared" or not EVICTIONS[config.cache.eviction](context).keeps
+    allocation = ALLOCATIONS[config.cache.allocation](context)
+
+    def split(count: int, bits: Sequence[Bits]) -> tuple[Pool, ...]:
+        if shared:
+            return (Pool(None, tuple(bits), count),)
+        return pools_of_layers(allocation.allocate(count, context.layers, context.experts), bits)
+
+    if isinstance(slots, int):
+        return split(slots, BITS)
+    table = bits_table(config, context.facts)
+    if table is None:
+        return tuple(pool for bits, count in slots.items() for pool in split(count, (bits,)))
+    pools: list[Pool] = []
+    for bits, count in slots.items():
+        if shared:
+            pools.append(Pool(None, (bits,), count))
+            continue
+        experts = {layer: row.count(bits) for layer, row in enumerate(table) if bits in row}
+        shares = split_by_experts(count, experts)
+        pools.extend(Pool(layer, (bits,), share) for layer, share in shares.items())
+    return tuple(pools)
+
+
+def build_policy(
+    context: PolicyContext, slots: int | Mapping[Bits, int], *, host_compute: bool
+) -> ExpertPolicy:
+    """The policy of a resolved config over its slots, see build_pools.
 
     host_compute: whether device and host are two memories; where they are one, placement has no
     effect. Raises ConfigError where options contradict each other.
     """
     config = context.config
-    make_eviction = EVICTIONS[config.cache.eviction]
-    shared = config.cache.scope == "shared" or not make_eviction(context).keeps
-    allocation = ALLOCATIONS[config.cache.allocation](context)
-    pools = (slots,) if shared else allocation.allocate(slots, context.layers, context.experts)
     cache = ExpertCache(
-        pools,
-        lambda: make_eviction(context),
+        build_pools(context, slots),
+        lambda: EVICTIONS[config.cache.eviction](context),
         layers=context.layers,
         high=config.precision.bits,
         hold_predicted=flag(config.cache.options, "cache.options.hold_predicted"),

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from engine.bits_table import run_bits
 from engine.config import EngineConfig
 from engine.memory import record_bytes_of, resolve
 from engine.policy.context import PolicyContext
@@ -116,7 +117,7 @@ def replay(
         share = host_share(resolved, facts, profile)
         resolved = resolved.overlay({"placement.host_share": share})
         context = replace(context, config=resolved)
-    policy = build_policy(context, memory.slots, host_compute=has_host)
+    policy = build_policy(context, memory.slots_by_bits or memory.slots, host_compute=has_host)
     clock = _Clock(resolved, facts, profile, policy)
     first = sorted(warm)
     if first:
@@ -150,10 +151,7 @@ class _Clock:
             workers=min(config.io.threads, config.transfer.in_flight),
             chunk_bytes=config.transfer.chunk_bytes,
         )
-        bits_used: list[Bits] = [config.precision.bits]
-        if config.precision.low_bits:
-            bits_used.append(config.precision.low_bits)
-        self._record = {bits: record_bytes_of(config, facts, bits) for bits in bits_used}
+        self._record = {bits: record_bytes_of(config, facts, bits) for bits in run_bits(config)}
         self._now = 0.0
         self._host_free = 0.0
         self._waited = False

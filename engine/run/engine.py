@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine.bits_table import run_bits
 from engine.config import EngineConfig
 from engine.device.base import Device
 from engine.errors import EngineError
@@ -31,7 +32,7 @@ from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.hardware import probe
-from engine.memory import layer_major, resolve
+from engine.memory import group_size_of, layer_major, resolve
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.plan import Planned
@@ -134,7 +135,7 @@ class Engine:
         if DTYPES[resolved.compute.dtype] != self.model.dtype:
             self._drop_weights()
             self.model = self._load(resolved.compute.dtype)
-        supports = {bits: self.kernel_support(resolved, bits) for bits in _precisions(resolved)}
+        supports = {bits: self.kernel_support(resolved, bits) for bits in run_bits(resolved)}
         stores = self._open_stores(resolved, supports, progress)
         self.device.compact()  # what packing left behind
         self.device.reset_peak()
@@ -218,7 +219,7 @@ class Engine:
         """The bytes of one record under this (resolved) config, at its own or its low bits."""
         parts = self.facts.parts
         bits = bits or config.precision.bits
-        layout = record_layout(parts, bits, _group_size(config, bits))
+        layout = record_layout(parts, bits, group_size_of(config, bits))
         return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
 
     def record(self, recorder: RoutingRecorder | None) -> None:
@@ -316,21 +317,10 @@ class Engine:
             return NO_KERNELS
         return probe_support(
             self.facts.parts,
-            _group_size(config, bits),
+            group_size_of(config, bits),
             DTYPES[config.compute.dtype],
             self.cache_folder,
         )
-
-
-def _precisions(config: EngineConfig) -> tuple[Bits, ...]:
-    """All precisions that a run may load."""
-    high, low = config.precision.bits, config.precision.low_bits
-    return (high, low) if low and config.precision.scheme != "uniform" else (high,)
-
-
-def _group_size(config: EngineConfig, bits: Bits) -> int:
-    own = bits == config.precision.bits
-    return config.precision.group_size if own else config.precision.low_group_size
 
 
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:

@@ -28,6 +28,7 @@ from engine.experts.store import ExpertStore
 from engine.experts.transfer import Transfer, TransferEngine
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
+from engine.policy.pools import Pool
 from engine.policy.transfer import FifoQueue
 from engine.run.experts_runtime import ExpertsCall, expert_output
 from engine.types import Bits, ExpertId
@@ -90,7 +91,7 @@ class LayerMajor:
         self.reads: dict[tuple[ExpertId, Bits], int] = defaultdict(int)
         with ExitStack() as opened:
             records = {bits: store.record for bits, store in stores.items()}
-            self._slots = Slots(device, records, slots)
+            self._slots = Slots(device, records, [Pool(None, tuple(records), slots)])
             opened.callback(self._slots.close)
             self._transfers = TransferEngine(
                 self._slots,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future as Pending
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
 from engine.policy.context import PolicyContext
 from engine.policy.future import Future
-from engine.policy.registry import ORDERS, QUEUES, build_policy
+from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
 from engine.policy.view import Floats
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.run.experts_runtime import ExpertsRuntime, expert_output
@@ -89,7 +90,11 @@ class LiveConfiguration:
         records = {bits: store.record for bits, store in self.stores.items()}
         self.tiers = self._open_tiers()
         opened.callback(self.tiers.clear)
-        self.slots = Slots(device, records, memory.slots)
+        future = Future(facts.moe_layers)
+        history, learned = load_history(config), load_learned(config, facts, cache_folder)
+        context = PolicyContext(config, facts, future, history, learned, self._submit)
+        slots = memory.slots_by_bits or memory.slots
+        self.slots = Slots(device, records, build_pools(context, slots))
         opened.callback(self.slots.close)
         opened.callback(self._stop_predictions)
         sources: dict[Bits, Source] = {**self.stores, **self.tiers}
@@ -111,10 +116,8 @@ class LiveConfiguration:
         if self.host is not None and config.placement.host_share == "auto":
             share = measure_host_share(self.host, self.transfers, self.slots.count, model)
             config = self.config = config.overlay({"placement.host_share": share})
-        future = Future(facts.moe_layers)
-        history, learned = load_history(config), load_learned(config, facts, cache_folder)
-        context = PolicyContext(config, facts, future, history, learned, self._submit)
-        self.policy = build_policy(context, memory.slots, host_compute=self.host is not None)
+            context = replace(context, config=config)
+        self.policy = build_policy(context, slots, host_compute=self.host is not None)
         self.residency = Residency(
             self.policy,
             self.slots,

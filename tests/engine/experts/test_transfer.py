@@ -22,6 +22,7 @@ from engine.experts.slots import Slots
 from engine.experts.store import open_store
 from engine.experts.transfer import Transfer, TransferEngine
 from engine.memory import resolve
+from engine.policy.pools import Pool
 from engine.policy.registry import QUEUES
 from engine.run.engine import Engine
 from engine.types import ExpertId
@@ -58,7 +59,7 @@ def parts(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Any]:
     config, _ = resolve(EngineConfig(), engine.facts)
     record = engine.record_format(config, NO_KERNELS)
     store = SlowStore(open_store(engine.model, record, engine.cache_folder, "auto"), seed=1)
-    slots = Slots(CpuDevice(), {16: record}, SLOTS)
+    slots = Slots(CpuDevice(), {16: record}, [Pool(None, (16,), SLOTS)])
     transfers = TransferEngine(
         slots,
         {16: store},  # type: ignore[dict-item]

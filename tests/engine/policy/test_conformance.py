@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import types
+from engine.bits_table import PLANNED
 from engine.config import EngineConfig
 from engine.policy import registry
 from engine.policy.context import PolicyContext
 from engine.policy.expert_cache import ON_HOST, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.order import Order
+from engine.policy.pools import split_by_experts
 from engine.policy.predict.base import Prediction
 from engine.policy.view import PassStart, Routing
 from engine.trace import Trace
@@ -32,6 +34,10 @@ LAYERS = 3
 EXPERTS = 8
 CHOSEN = 2
 MIXED: dict[str, Any] = {"precision__bits": 8, "precision__low_bits": 2}
+PLANNED_BITS: dict[str, Any] = {
+    "precision__bits": 16,
+    "precision__options__table": ["g8g8g8g8", "2", "gggg2222"],
+}
 
 
 @pytest.mark.parametrize(
@@ -289,6 +295,7 @@ def test_hits_and_misses_of_any_policy_are_its_look_ups(
     slots: int,
 ) -> None:
     trace = random_trace(slots, passes=6)
+    table = PLANNED_BITS if precision in PLANNED else {}
     context = predictor_context(
         predictor,
         trace,
@@ -298,7 +305,7 @@ def test_hits_and_misses_of_any_policy_are_its_look_ups(
         cache__scope=scope,
         precision__scheme=precision,
         placement__name=placement,
-        **MIXED,
+        **{**MIXED, **table},
     )
     policy = registry.build_policy(context, slots, host_compute=True)
     run_over(policy, trace, policy.cache.check_integrity)
@@ -311,6 +318,71 @@ def test_hits_and_misses_of_any_policy_are_its_look_ups(
             for layer in range(LAYERS)
         )
         assert counters.hits[phase] + counters.misses[phase] == lookups
+
+
+@pytest.mark.parametrize("scope", ["layer", "shared"])
+@pytest.mark.parametrize("scheme", ["by_layer", "gate_threshold", "popularity_mass"])
+@pytest.mark.parametrize("eviction", registry.EVICTIONS)
+@given(
+    predictor=st.sampled_from(["none", "repeat_last", "popularity"]),
+    shares=st.lists(st.integers(1, EXPERTS), min_size=3, max_size=3),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=6, deadline=None)
+def test_records_kept_apart_lie_in_slots_of_their_own_size(
+    eviction: Any, scheme: Any, scope: Any, predictor: Any, shares: list[int], seed: int
+) -> None:
+    trace = random_trace(seed, passes=8)
+    table = PLANNED_BITS if scheme in PLANNED else {}
+    context = make_context(
+        LAYERS,
+        EXPERTS,
+        history=trace,
+        future=trace,
+        prefetch__predictor=predictor,
+        prefetch__depth=1,
+        cache__eviction=eviction,
+        cache__scope=scope,
+        precision__scheme=scheme,
+        **{**MIXED, **table},
+    )
+    kept = (16, 8, 2) if scheme in PLANNED else (8, 2)
+    slots = {bits: LAYERS * share for bits, share in zip(kept, shares, strict=False)}
+    policy = registry.build_policy(context, slots, host_compute=False)
+    allowed: list[tuple[int | None, tuple[int, ...]]] = []
+    for pool in registry.build_pools(context, slots):
+        allowed += [(pool.layer, pool.bits)] * pool.slots
+    seen = 0
+
+    def check() -> None:
+        nonlocal seen
+        policy.cache.check_integrity()
+        for step in policy._steps:
+            layer, bits = allowed[step.slot]
+            assert step.bits in bits
+            assert layer in (None, step.expert.layer)
+            seen += 1
+
+    run_over(policy, trace, check)
+    assert seen
+    counters = policy.counters
+    lookups = sum(
+        len(trace.demands(n, layer)) for n in range(len(trace.passes)) for layer in range(LAYERS)
+    )
+    assert sum(counters.hits.values()) + sum(counters.misses.values()) == lookups
+
+
+@given(
+    experts=st.dictionaries(st.integers(0, 20), st.integers(1, 64), min_size=1, max_size=16),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_slots_split_in_proportion_to_experts(experts: dict[int, int], share: float) -> None:
+    total = sum(experts.values())
+    slots = max(len(experts), round(share * total))
+    split = split_by_experts(slots, experts)
+    assert sum(split.values()) == slots
+    assert all(1 <= split[layer] <= count for layer, count in experts.items())
 
 
 def test_a_limited_prediction_keeps_the_scores_of_the_experts_that_are_left() -> None:
@@ -417,7 +489,7 @@ def test_residents_are_computed_before_they_give_way_to_waves() -> None:
 def test_the_trivial_mechanisms_decide_what_their_name_says() -> None:
     context = make_context()
     assert registry.PLACEMENTS["device"](context).on_host([(0, 1)]) == frozenset()
-    assert registry.PRECISIONS["uniform"](context).demanded("decode", Routing([[0]])) == {}
+    assert registry.PRECISIONS["uniform"](context).demanded(0, "decode", Routing([[0]])) == {}
     assert registry.ALLOCATIONS["uniform"](context).allocate(7, 3, 8) == (3, 2, 2)
     config = EngineConfig()
     assert registry.PLANS["fixed"]().plan(config, context.facts, None).config == config
