@@ -38,6 +38,7 @@ OPERATION_LIMIT_S: Mapping[str, float] = {
     "pack": 3600.0,
     "trace": 900.0,
     "calibrate": 900.0,
+    "sensitivities": 3600.0,
     "close": 5.0,
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine.bits_plan import with_table
 from engine.bits_table import run_bits
 from engine.config import EngineConfig
 from engine.device.base import Device
@@ -128,6 +129,7 @@ class Engine:
         (progress: stage, done, total).
         """
         config = replace(config, device=replace(config.device, name=self.device.name))
+        config = with_table(config, self.facts, self.cache_folder)
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)

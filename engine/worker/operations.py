@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from engine.bits_plan import save_sensitivities, sensitivities_path
 from engine.config import EngineConfig
 from engine.device.registry import open_device
 from engine.errors import EngineError, ModelError, ProtocolError
 from engine.evaluate.divergence import compare_with_reference, keep_reference
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.parity import check_parity
+from engine.evaluate.sensitivity import measure_sensitivities
 from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
 from engine.experts.pack import ensure_pack
 from engine.hardware import probe
@@ -61,6 +63,7 @@ class Operations:
             "divergence": self.divergence,
             "trace": self.trace,
             "calibrate": self.calibrate,
+            "sensitivities": self.sensitivities,
             "close": self.close,
         }
 
@@ -285,6 +288,20 @@ class Operations:
             self._progress,
         )
         return timings.to_json()
+
+    def sensitivities(
+        self, config: dict[str, Any], workload: dict[str, Any], bits: list[int], tokens: int
+    ) -> dict[str, Any]:
+        """How much each layer minds fewer bits; kept in the cache folder for plans of precisions."""
+        engine = self._opened()
+        base = EngineConfig.from_dict(config)
+        wanted = [one for one in BITS if one in bits]
+        texts = tokenize(Workload.from_json(workload), self._load_tokenizer())
+        ids = [token for text in texts for token in (*text.prompt, *text.forced)][:tokens]
+        losses = measure_sensitivities(engine, ids, wanted, base, self._progress)
+        path = sensitivities_path(self._cache_folder, engine.facts, base.precision.group_size)
+        save_sensitivities(path, losses, tokens=len(ids), bits=wanted)
+        return {"path": str(path), "layers": [dict(curve) for curve in losses], "tokens": len(ids)}
 
     def parity(self, tokens: int = 16) -> dict[str, Any]:
         """Compare with plain transformers in float32."""

@@ -19,6 +19,8 @@ from tuner.folders import cache_folder
 from tuner.session import EngineSession
 from tuner.workload import load_workload
 
+SENSITIVITY_TOKENS = 512
+
 
 def doctor(
     model: options.Model = None,
@@ -56,24 +58,34 @@ def profile(
     timings: Annotated[
         bool, typer.Option("--timings/--no-timings", help="Time this model's passes too.")
     ] = True,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity", help="Measure how much each layer minds fewer bits, for plans."
+        ),
+    ] = False,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML: real text.")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure this machine's speeds, and how long the parts of a model's passes take.
 
-    The timings are kept for `tune replay` and for plans. Example: tune profile --model demo --json
+    The timings are kept for `tune replay` and for plans; the sensitivities for
+    precision.scheme=by_sensitivity. Example: tune profile --model demo --sensitivity
     """
     source = options.require_model(model)
     hardware = probe(cache_folder())
     with options.open_session(source, device, trust_remote_code) as session:
         print_note("measuring reads, copies and kernels")
         measured = session.profile()
-        timed = None
+        timed = minded = None
+        work = load_workload(workload or default_workload())
         if timings:
             print_note("timing this model's passes: about a minute a precision")
-            work = load_workload(workload or default_workload())
             timed = _calibrate(session, vram, work, options.read_bits(bits))
+        if sensitivity:
+            print_note("measuring each layer at fewer bits")
+            minded = _sensitivities(session, vram, work)
     kept = None
     if timed is not None:
         kept = timings_path(cache_folder(), hardware.fingerprint, timed.model, timed.device)
@@ -82,6 +94,8 @@ def profile(
         document: dict[str, Any] = {"machine": hardware.to_json(), "profile": measured.to_json()}
         if timed is not None:
             document |= {"timings": timed.to_json(), "timings_path": str(kept)}
+        if minded is not None:
+            document["sensitivities"] = minded
         print_json(document)
         return
     _print_machine(hardware)
@@ -101,6 +115,8 @@ def profile(
     print_table("Measured speeds", ["what", "#speed"], rows)
     if kept is not None:
         print_text(f"timings kept in {kept}")
+    if minded is not None:
+        _print_sensitivities(minded)
 
 
 def _calibrate(
@@ -113,6 +129,30 @@ def _calibrate(
         "calibrate", config=base.to_dict(), workload=work.to_json(), bits=list(bits)
     )
     return ModelTimings.from_json(result)
+
+
+def _sensitivities(session: EngineSession, vram: str | None, work: Workload) -> dict[str, Any]:
+    budget = options.read_size("--vram", vram) or 0
+    base = EngineConfig().overlay({"budget.vram_bytes": budget})
+    coarser = [int(bits) for bits in session.facts.record_bytes if int(bits) < 16]
+    return session.request(
+        "sensitivities",
+        config=base.to_dict(),
+        workload=work.to_json(),
+        bits=coarser,
+        tokens=SENSITIVITY_TOKENS,
+    )
+
+
+def _print_sensitivities(minded: dict[str, Any]) -> None:
+    columns = list(minded["layers"][0])
+    rows = [
+        [number, *(f"{layer[bits]:.2e}" for bits in columns)]
+        for number, layer in enumerate(minded["layers"])
+    ]
+    names = [f"#{bits} bits" for bits in columns]
+    print_table("Divergence when one layer alone is coarser, nats a token", ["layer", *names], rows)
+    print_text(f"kept in {minded['path']}")
 
 
 def _timing_rows(timed: ModelTimings) -> list[list[str]]:
