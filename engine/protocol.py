@@ -14,7 +14,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 
 | op | arguments | result |
 | --- | --- | --- |
-| open | model, device, trust_remote_code | facts (ModelFacts), hardware, runtime_bytes |
+| open | model, device, trust_remote_code, revision | facts (ModelFacts), hardware, runtime_bytes |
 | configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
 | measure | workload (Workload), repeats, warm_up, seed | Report |
 | evaluate | tasks (names or YAML paths), limit, seed, reference | QualityReport |
@@ -27,6 +27,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
 | close | (none) | (empty) |
 
+`revision` of open, for a hub id: left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
 """
 
@@ -51,6 +52,7 @@ PEERS: tuple[PeerName, ...] = get_args(PeerName)
 class ModelFacts:
     """What is known of a model from its config and safetensors headers, without its weights.
 
+    revision: the commit of a hub id, `local` for a folder;
     dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
     record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
     together, by bits; kv_bytes_per_token: all layers at 16 bits, one sequence;

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: where it is, which tensors it holds, and their bytes.
+"""A checkpoint in a folder: which tensors it holds, and their bytes.
 
 Reads safetensors headers itself and tensor bytes with pread: nothing is memory-mapped, so that what
 the process holds is what it asked for. Pickle is never opened. Knows nothing of models or experts.
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -33,16 +33,10 @@ _DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+INDEX_NAME = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER_BYTES = 100_000_000
 _SAMPLE_BYTES = 65_536
-
-
-class Location(NamedTuple):
-    """Where a model lies, and which revision that is (`local` for a folder)."""
-
-    folder: Path
-    revision: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = _read_config(folder)
+        self.config = read_description(folder)
         self.tensors: dict[str, TensorEntry] = {}
         self._headers: list[tuple[Path, bytes]] = []
         for file in _weight_files(folder):
@@ -113,59 +107,26 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
 
-def locate(model: str, revision: str | None = None) -> Location:
-    """The folder of a model: a local folder, or a hub id that is downloaded.
+def indexed_files(folder: Path) -> list[str] | None:
+    """The weight files that a folder's index names, sorted; None where it has no index.
 
-    Raises NotAModelError when neither exists.
+    Raises CheckpointError for an index that cannot be read or that points outside its folder.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Location(folder.resolve(), "local")
-    if folder.exists():
-        raise NotAModelError(
-            f"{model} is a file, not a model: give the folder that holds config.json and "
-            "*.safetensors, or a Hugging Face id"
-        )
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise NotAModelError(
-            f"there is no model '{model}': give an existing folder with config.json and "
-            "*.safetensors, a Hugging Face id such as Qwen/Qwen3-30B-A3B, or demo"
-        )
-    return _download(model, revision)
-
-
-def _download(model: str, revision: str | None) -> Location:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return None
     try:
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        raise NotAModelError(
-            f"{model} is gated: accept its licence on its page, then log in with `hf auth login`"
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
-        raise NotAModelError(
-            f"there is no model '{model}' (revision {revision or 'main'}): check its spelling; "
-            "private models need `hf auth login`"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise NotAModelError(
-            f"'{model}' is no folder here and cannot be downloaded "
-            f"({type(error).__name__}): check the name and the network, or give a local folder"
-        ) from None
-    return Location(path, path.name)
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} points outside its folder: {outside[0]}")
+    return names
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """config.json as it stands; NotAModelError or CheckpointError where there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise NotAModelError(
@@ -182,16 +143,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
+    names = indexed_files(folder)
+    if names is not None:
         files = [folder / name for name in names]
-        outside = [file for file in files if file.name != str(file.relative_to(folder))]
-        if outside:
-            raise CheckpointError(f"{index} points outside its folder: {outside[0]}")
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(

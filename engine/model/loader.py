@@ -26,7 +26,7 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint
+from engine.model.checkpoint import Checkpoint, read_description
 from engine.model.sources import ParameterSource, plan_sources
 from engine.records import Part
 from engine.types import ExpertId
@@ -108,8 +108,23 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     """The transformers config; refuses unknown families, remote code and quantized checkpoints."""
-    family = checkpoint.config["model_type"]
-    own_code = "auto_map" in checkpoint.config
+    return _read_config(folder, checkpoint.config, trust_remote_code=trust_remote_code)
+
+
+def check_description(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse by config.json alone what cannot be run, so that no weight need be downloaded first.
+
+    Raises what load_model would: NotAModelError, RemoteCodeError, CheckpointError, FamilyError,
+    DenseModelError.
+    """
+    described = read_description(folder)
+    config = _read_config(folder, described, trust_remote_code=trust_remote_code)
+    find_experts(build_meta_model(config, folder, trust_remote_code=trust_remote_code), config)
+
+
+def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: bool) -> Any:
+    family = described["model_type"]
+    own_code = "auto_map" in described
     if family not in CONFIG_MAPPING and not own_code:
         raise NotAModelError(
             f"{folder}: transformers does not know the model family '{family}'; a newer "
@@ -120,7 +135,7 @@ def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool
             f"{folder} brings its own code for '{family}', which could do anything: read it, then "
             "pass --trust-remote-code"
         )
-    quantization = checkpoint.config.get("quantization_config")
+    quantization = described.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown")
         raise CheckpointError(

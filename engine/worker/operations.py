@@ -25,7 +25,8 @@ from engine.measure.profile import profile_machine
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
-from engine.model.checkpoint import locate
+from engine.model.hub import locate
+from engine.model.loader import check_description
 from engine.protocol import Workload
 from engine.records import Part
 from engine.run.engine import Engine
@@ -85,9 +86,13 @@ class Operations:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> dict[str, Any]:
-        """Load a model's dense part; its experts stay on disk."""
+        """Load a model's dense part; its experts stay on disk. A hub id is fetched first."""
         self.close()
-        location = locate(model, revision)
+        location = locate(
+            model,
+            revision,
+            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
+        )
         self._runtime_bytes = settle_baseline()
         self._engine = Engine(
             location.folder,

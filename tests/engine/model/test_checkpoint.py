@@ -18,7 +18,8 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint, locate
+from engine.model.checkpoint import Checkpoint
+from engine.model.hub import locate
 from engine.model.loader import load_model
 from tests.engine.families import save_tiny
 
