@@ -102,10 +102,4 @@ def _predictors(model: LoadedModel) -> tuple[str, ...]:
 
 
 def _stored_at_16_bits(model: LoadedModel) -> bool:
-    return all(
-        is_sixteen_bit(model.checkpoint.tensors[key].dtype)
-        for layer in model.layers
-        for source in layer.sources.values()
-        for keys in source.keys.values()
-        for key in keys
-    )
+    return all(is_sixteen_bit(entry.dtype) for entry in model.expert_entries())

@@ -26,7 +26,7 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint, read_description
+from engine.model.checkpoint import Checkpoint, TensorEntry, read_description
 from engine.model.sources import ParameterSource, plan_sources
 from engine.records import Part
 from engine.types import ExpertId
@@ -79,6 +79,14 @@ class LoadedModel:
                     f"{tuple(tensors[part.name].shape)}, the model expects {part.shape}"
                 )
         return tensors
+
+    def expert_entries(self) -> Iterator[TensorEntry]:
+        """Every checkpoint tensor that holds experts' parameters."""
+        for layer in self.layers:
+            for source in layer.sources.values():
+                for keys in source.keys.values():
+                    for key in keys:
+                        yield self.checkpoint.tensors[key]
 
 
 def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> LoadedModel:

@@ -279,9 +279,6 @@ def _group_size(config: EngineConfig, bits: Bits) -> int:
 
 
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:
-    """dtype of 16-bit records: the checkpoint's where it is fp16, else bf16."""
-    layer = model.layers[0]
-    source = layer.sources[layer.parts[0].name]
-    name = next(iter(source.keys.values()))[0]
-    dtype = model.checkpoint.tensors[name].dtype
-    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+    """dtype of 16-bit records: fp16 where all experts are stored so, else bf16."""
+    dtypes = {entry.dtype for entry in model.expert_entries()}
+    return torch.float16 if dtypes == {torch.float16} else torch.bfloat16
