@@ -26,7 +26,9 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint, TensorEntry, read_description
+from engine.model.checkpoint import Checkpoint, read_description
+from engine.model.quantized import check_method
+from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
 from engine.records import Part
 from engine.types import ExpertId
@@ -115,7 +117,7 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
 
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The transformers config; refuses unknown families, remote code and quantized checkpoints."""
+    """The transformers config; refuses unknown families, remote code and quantizations."""
     return _read_config(folder, checkpoint.config, trust_remote_code=trust_remote_code)
 
 
@@ -143,13 +145,7 @@ def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: 
             f"{folder} brings its own code for '{family}', which could do anything: read it, then "
             "pass --trust-remote-code"
         )
-    quantization = described.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"{folder} is quantized with {method}, which this version does not read: use the "
-            "16-bit checkpoint, or convert with from_pretrained(..., dtype=torch.bfloat16)"
-        )
+    check_method(folder, described)
     try:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

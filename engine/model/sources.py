@@ -23,7 +23,8 @@ from transformers.core_model_loading import (
 )
 
 from engine.errors import CheckpointError
-from engine.model.checkpoint import Checkpoint, TensorEntry
+from engine.model.checkpoint import Checkpoint
+from engine.model.safetensors_file import TensorEntry
 
 
 @dataclass

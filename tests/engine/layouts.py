@@ -55,3 +55,86 @@ def fused(tensors: Mapping[str, torch.Tensor]) -> Tensors:
         out[f"{prefix}.gate_up_proj"] = torch.stack(pairs)
         out[f"{prefix}.down_proj"] = torch.stack([part("down_proj", n) for n in range(count)])
     return out
+
+
+def quantize_fp8(folder: Path, block: tuple[int, int], *, fuse: bool = False) -> Tensors:
+    """Rewrite a folder as Qwen3-FP8 and DeepSeek-V3 are published: every linear layer but the
+    router and the head as float8 codes with one float32 scale a block. Returns the values."""
+    tensors = read_tensors(folder)
+    kept = (".gate.", "lm_head", "embed_tokens", "norm")
+    stored: Tensors = {}
+    values: Tensors = {}
+    for name, tensor in (fused(tensors) if fuse else tensors).items():
+        if tensor.ndim < 2 or any(word in name for word in kept):
+            stored[name] = values[name] = tensor
+            continue
+        codes, scales = _fp8_codes(tensor.float(), block)
+        stored[name], stored[f"{name}_scale_inv"] = codes, scales
+        values[name] = _fp8_values(codes, scales, block)
+    write_tensors(folder, stored, shards=2)
+    edit_config(
+        folder,
+        {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": list(block),
+        },
+    )
+    return values
+
+
+def quantize_mxfp4(folder: Path) -> Tensors:
+    """Rewrite a gpt-oss folder as it is published: experts as e2m1 codes with e8m0 scales. Returns
+    the values."""
+    stored: Tensors = {}
+    values: Tensors = {}
+    for name, tensor in read_tensors(folder).items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name] = values[name] = tensor
+            continue
+        weight = tensor.float().transpose(1, 2)  # [E, N, K]
+        grouped = weight.reshape(*weight.shape[:2], -1, 32)
+        exponents = torch.floor(torch.log2(grouped.abs().amax(-1))) - 2  # 6 * 2^e covers the most
+        grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        scaled = grouped / torch.exp2(exponents)[..., None]
+        nearest = (scaled.abs()[..., None] - grid).abs().argmin(-1)
+        codes = (nearest | ((scaled < 0).int() << 3)).to(torch.uint8)
+        stored[f"{name}_blocks"] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        stored[f"{name}_scales"] = (exponents + 127).to(torch.uint8)
+        signs = torch.where(scaled < 0, -1.0, 1.0)
+        value = signs * grid[nearest] * torch.exp2(exponents)[..., None]
+        values[name] = value.reshape(weight.shape).transpose(1, 2).contiguous()
+    write_tensors(folder, stored, shards=2)
+    edit_config(folder, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    return values
+
+
+def edit_config(folder: Path, quantization: dict[str, object]) -> None:
+    """Name the quantization in config.json."""
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "quantization_config": quantization})
+    )
+
+
+def _fp8_codes(weight: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = weight.shape[-2:]
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    scales = torch.empty(*weight.shape[:-2], *grid)
+    codes = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    for i, j in torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).tolist():
+        rows_of = slice(i * block[0], (i + 1) * block[0])
+        columns_of = slice(j * block[1], (j + 1) * block[1])
+        part = weight[..., rows_of, columns_of]
+        scales[..., i, j] = part.abs().amax((-1, -2)) / 448
+        codes[..., rows_of, columns_of] = (part / scales[..., i, j][..., None, None]).to(
+            torch.float8_e4m3fn
+        )
+    return codes, scales
+
+
+def _fp8_values(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    rows = torch.arange(codes.shape[-2]) // block[0]
+    columns = torch.arange(codes.shape[-1]) // block[1]
+    return codes.float() * scales[..., rows, :][..., columns]
