@@ -10,7 +10,14 @@ from engine.config import EngineConfig
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts
-from engine.records import RECORD_ALIGN, record_layout, resolve_group_size, supported_bits
+from engine.published import published_layout
+from engine.records import (
+    RECORD_ALIGN,
+    RecordLayout,
+    record_layout,
+    resolve_group_size,
+    supported_bits,
+)
 from engine.types import Bits, format_bytes
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -34,7 +41,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
     ConfigError where the model's shapes do not allow the precision.
     """
-    config = _resolve_group(config, facts)
+    config = _resolve_group(_resolve_native(config, facts), facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     total_slots = facts.moe_layers * facts.experts
@@ -77,15 +84,22 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
 
 def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Padded bytes of one record at this config's precision."""
-    bits, group = config.precision.bits, config.precision.group_size
-    return record_layout(facts.parts, bits, group).size_bytes
+    return config_layout(config, facts, config.precision.bits).size_bytes
+
+
+def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
+    """The record of a resolved config at its own or its low bits."""
+    own = bits == config.precision.bits
+    if own and config.precision.native:
+        assert facts.published is not None, "native is resolved"
+        return published_layout(facts.parts, facts.published)
+    group = config.precision.group_size if own else config.precision.low_group_size
+    return record_layout(facts.parts, bits, group)
 
 
 def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
     """Padded bytes of one record of a resolved config, at its own or its low bits."""
-    own = bits == config.precision.bits
-    group = config.precision.group_size if own else config.precision.low_group_size
-    return record_layout(facts.parts, bits, group).size_bytes
+    return config_layout(config, facts, bits).size_bytes
 
 
 def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
@@ -99,6 +113,15 @@ def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
     return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
 
 
+def _resolve_native(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The bits of the published codes; a checkpoint that is not quantized is native at 16."""
+    if not config.precision.native:
+        return config
+    if facts.published is None:
+        return config.overlay({"precision.bits": 16})
+    return config.overlay({"precision.bits": facts.published.bits, "precision.native": True})
+
+
 def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
     if config.precision.low_bits:
         low = resolve_group_size(facts.parts, config.precision.low_group_size)
@@ -109,6 +132,8 @@ def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
             )
         config = config.overlay({"precision.low_group_size": low}) if low else config
     bits = config.precision.bits
+    if config.precision.native:
+        return config
     group = resolve_group_size(facts.parts, config.precision.group_size)
     if bits not in supported_bits(facts.parts, config.precision.group_size):
         allowed = ", ".join(map(str, supported_bits(facts.parts, 128)))

@@ -38,6 +38,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from engine.errors import ProtocolError
+from engine.published import PublishedFormat
 from engine.records import Part, parts_from_json, parts_to_json
 
 SCHEMA = 1
@@ -55,8 +56,9 @@ class ModelFacts:
     revision: the commit of a hub id, `local` for a folder;
     dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
     record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
-    together, by bits; kv_bytes_per_token: all layers at 16 bits, one sequence;
-    predictors: usable on this model.
+    together, by bits and, where experts are published quantized, as `native`;
+    kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
+    published: the format of quantized experts.
     """
 
     id: str
@@ -79,19 +81,23 @@ class ModelFacts:
     predictors: tuple[str, ...]
     has_tokenizer: bool
     in_place_16: bool
+    published: PublishedFormat | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        return {**asdict(self), "parts": parts_to_json(self.parts)}
+        published = self.published.to_json() if self.published else None
+        return {**asdict(self), "parts": parts_to_json(self.parts), "published": published}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelFacts:
         """Inverse of to_json."""
+        published = data.get("published")
         return cls(
             **{
                 **data,
                 "parts": parts_from_json(data["parts"]),
                 "predictors": tuple(data["predictors"]),
+                "published": PublishedFormat(**published) if published else None,
             }
         )
 

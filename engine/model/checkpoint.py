@@ -16,7 +16,7 @@ import torch
 
 from engine.errors import CheckpointError, NotAModelError
 from engine.model.quantized import Codes, PublishedTensor, find_published
-from engine.model.safetensors_file import TensorEntry, parse_header, read_exactly, read_header
+from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -65,23 +65,15 @@ class Checkpoint:
         sliced = rows if len(own.codes.shape) > 2 else None  # else the rows share scales
         return Codes(self._read_entry(own.codes, sliced), self._read_entry(own.scales, sliced))
 
-    def read_bytes(self, entry: TensorEntry) -> torch.Tensor:
-        """The bytes of an entry (which may be one expert's share of a tensor), uint8."""
-        tensor = torch.empty(entry.size_bytes, dtype=torch.uint8)
-        read_exactly(entry.file, entry.offset, memoryview(tensor.numpy()))  # type: ignore[arg-type]
-        return tensor
-
     def _read_entry(self, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
         start, stop = (0, entry.shape[0]) if rows is None and entry.shape else (0, 1)
         if rows is not None:
             start, stop = rows.start, rows.stop
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = entry.size_bytes // entry.shape[0] if entry.shape else entry.size_bytes
-        tensor = torch.empty(shape, dtype=entry.dtype)
-        if tensor.numel():
-            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            read_exactly(entry.file, entry.offset + start * row_bytes, view)
-        return tensor
+        size = (stop - start) * row_bytes if entry.shape else row_bytes
+        raw = read_bytes(entry.file, entry.offset + start * row_bytes, size)
+        return raw.view(entry.dtype).view(shape)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())

@@ -7,6 +7,7 @@ from typing import Any
 from engine.errors import FamilyError
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.protocol import ModelFacts
+from engine.published import published_layout
 from engine.records import record_bytes_table
 
 _CHOSEN_COUNTS = (
@@ -30,6 +31,9 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
             )
     text = model.config.get_text_config()
     table = record_bytes_table(parts)
+    sizes = {str(bits): size for bits, size in table.items()}
+    if model.published is not None:
+        sizes["native"] = published_layout(parts, model.published).size_bytes
     total = sum(layer.count for layer in model.layers)
     return ModelFacts(
         id=model_id,
@@ -47,11 +51,12 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         dense_bytes=_dense_bytes(model),
         parts=parts,
         record_bytes={str(bits): size for bits, size in table.items()},
-        expert_bytes={str(bits): size * total for bits, size in table.items()},
+        expert_bytes={name: size * total for name, size in sizes.items()},
         kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
         has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
         in_place_16=_stored_at_16_bits(model),
+        published=model.published,
     )
 
 

@@ -8,7 +8,8 @@ the dense weights plus one tensor. Must not know of slots, policies or devices' 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from engine.errors import (
     RemoteCodeError,
 )
 from engine.model.checkpoint import Checkpoint, read_description
-from engine.model.quantized import check_method
+from engine.model.quantized import Codes, check_method
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
+from engine.published import PublishedFormat, PublishedName
 from engine.records import Part
 from engine.types import ExpertId
 
@@ -56,7 +58,8 @@ class MoeLayer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model without its experts."""
+    """A model without its experts. published: the format of all experts, None where they are not
+    published quantized, or not all alike."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -64,23 +67,55 @@ class LoadedModel:
     model: Any
     layers: tuple[MoeLayer, ...]
     dtype: torch.dtype
+    published: PublishedFormat | None
 
     def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
         """One expert's parameters as the module stores them, in the checkpoint's dtype."""
+        return {part.name: self.read_part(expert, part) for part in self.layers[expert.layer].parts}
+
+    def read_part(self, expert: ExpertId, part: Part) -> torch.Tensor:
+        """One parameter of one expert. Raises CheckpointError where its shape is another."""
         layer = self.layers[expert.layer]
-        tensors = {
-            part.name: layer.sources[part.name].convert_expert(
-                expert.expert, layer.count, self.checkpoint, self.model
+        tensor = layer.sources[part.name].convert_expert(
+            expert.expert, layer.count, self.checkpoint.read, self.model
+        )
+        if tuple(tensor.shape) != part.shape:
+            raise CheckpointError(
+                f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
+                f"{tuple(tensor.shape)}, the model expects {part.shape}"
             )
-            for part in layer.parts
-        }
+        return tensor
+
+    def read_expert_codes(self, expert: ExpertId) -> dict[str, Codes]:
+        """One expert's matrices as published: codes as bytes [R, C] (mxfp4:
+        [N, K/2]), and scales."""
+        layer = self.layers[expert.layer]
+        published = self.published
+        assert published is not None, "the checkpoint is not published quantized"
+        found = {}
         for part in layer.parts:
-            if tuple(tensors[part.name].shape) != part.shape:
-                raise CheckpointError(
-                    f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
-                    f"{tuple(tensors[part.name].shape)}, the model expects {part.shape}"
+            if part.kind == "matrix":
+                codes, scales = (
+                    layer.sources[part.name].convert_expert(
+                        expert.expert, layer.count, read, self.model
+                    )
+                    for read in (self._read_code_bytes, self._read_scale_rows)
                 )
-        return tensors
+                found[part.name] = Codes(codes, scales[:: published.block_rows].contiguous())
+        return found
+
+    def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """uint8 [.., R, C], or [E, N, K/2]."""
+        codes = self.checkpoint.read_codes(name, rows).codes
+        return codes.view(torch.uint8) if codes.dtype != torch.uint8 else codes.flatten(-2)
+
+    def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One row of scales for each row of codes, so that both are joined alike: [.., R, c]."""
+        own = self.checkpoint.published[name]
+        scales = self.checkpoint.read_codes(name, rows).scales
+        if own.format == "mxfp4":
+            return scales
+        return scales.float().repeat_interleave(own.block[0], -2)[..., : own.codes.shape[-2], :]
 
     def expert_entries(self) -> Iterator[TensorEntry]:
         """Every checkpoint tensor that holds experts' parameters."""
@@ -113,7 +148,8 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
-    return LoadedModel(folder, checkpoint, config, model, layers, dtype)
+    published = _published_format(layers, checkpoint)
+    return LoadedModel(folder, checkpoint, config, model, layers, dtype, published)
 
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
@@ -235,6 +271,29 @@ def _detach_experts(
     module.config._experts_implementation = EXPERTS_IMPLEMENTATION  # type: ignore[union-attr]
     router = find_router(model, name)
     return MoeLayer(index, name, module, router, count, tuple(parts), own)
+
+
+def _published_format(layers: Sequence[MoeLayer], checkpoint: Checkpoint) -> PublishedFormat | None:
+    """How all expert matrices are published, None where they are not, or not all alike.
+
+    A block's rows are cut to what divides each of the matrices that one is joined from.
+    """
+    found: set[tuple[PublishedName, int]] = set()
+    rows = 0
+    for layer in layers:
+        for part in layer.parts:
+            if part.kind == "vector":
+                continue
+            for key in (key for keys in layer.sources[part.name].keys.values() for key in keys):
+                own = checkpoint.published.get(key)
+                if own is None:
+                    return None
+                found.add((own.format, own.block[1]))
+                rows = math.gcd(rows, own.block[0], own.codes.shape[-2])
+    if len(found) != 1:
+        return None
+    name, columns = found.pop()
+    return PublishedFormat(name, rows if name == "fp8" else 1, columns)
 
 
 def _load_dense(

@@ -86,8 +86,13 @@ def parse_header(file: Path, header: bytes) -> Iterator[TensorEntry]:
         raise CheckpointError(f"{file} has a corrupt safetensors header ({error})") from None
 
 
-def read_exactly(file: Path, offset: int, view: memoryview) -> None:
-    """Fill the view from the file, past the page cache; CheckpointError where bytes are missing."""
+def read_bytes(file: Path, offset: int, size_bytes: int) -> torch.Tensor:
+    """Bytes of a file in fresh memory, uint8, not kept in the page cache.
+
+    Raises CheckpointError where bytes are missing.
+    """
+    tensor = torch.empty(size_bytes, dtype=torch.uint8)
+    view = memoryview(tensor.numpy())  # type: ignore[arg-type]
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = 0
@@ -99,3 +104,4 @@ def read_exactly(file: Path, offset: int, view: memoryview) -> None:
         os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+    return tensor

@@ -30,13 +30,12 @@ from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.hardware import probe
-from engine.memory import resolve
+from engine.memory import config_layout, resolve
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.plan import Planned
 from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
-from engine.records import record_layout
 from engine.run.experts_runtime import RoutingRecorder
 from engine.run.live import LiveConfiguration
 from engine.run.micro_batch import MicroBatch, forward_together
@@ -163,8 +162,14 @@ class Engine:
         """The bytes of one record under this (resolved) config, at its own or its low bits."""
         parts = self.facts.parts
         bits = bits or config.precision.bits
-        layout = record_layout(parts, bits, _group_size(config, bits))
-        return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
+        native = config.precision.native and bits == config.precision.bits
+        return RecordFormat(
+            parts,
+            config_layout(config, self.facts, bits),
+            sixteen_dtype(self.model),
+            code_layout_for(support),
+            self.facts.published if native else None,
+        )
 
     def record(self, recorder: RoutingRecorder | None) -> None:
         """Let a recorder see all routing from now on; None: no longer."""
@@ -257,7 +262,8 @@ class Engine:
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
         """Which of torch's packed kernels hold for this config's (or these) bits here."""
         bits = bits or config.precision.bits
-        if self.device.torch_device.type != "cpu" or bits == 16:
+        native = config.precision.native and bits == config.precision.bits
+        if self.device.torch_device.type != "cpu" or bits == 16 or native:
             return NO_KERNELS
         return probe_support(
             self.facts.parts,

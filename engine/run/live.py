@@ -24,7 +24,8 @@ from engine.errors import ConfigError
 from engine.experts.codec import RecordFormat
 from engine.experts.host import HostTier
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import KernelSupport, Multiplier
+from engine.experts.kernels import KernelSupport, Multiplier, Product
+from engine.experts.native import NativeMultiplier
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
@@ -195,7 +196,7 @@ class LiveConfiguration:
             if rooms[bits] >= store.record.size_bytes
         }
 
-    def _open_host(self, multipliers: Mapping[Bits, Multiplier]) -> HostCompute | None:
+    def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:
         """Only where host and device are two memories, the host holds records, and an expert needs
         nothing else that lies on the device."""
         elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
@@ -280,7 +281,9 @@ def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
     return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
 
 
-def _multiplier(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Multiplier:
+def _multiplier(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
+    if record.published is not None:
+        return NativeMultiplier(record.published)
     return Multiplier(
         record.layout.bits,
         record.layout.group_size,

@@ -194,7 +194,7 @@ class Operations:
             },
         }
 
-    def pack(self, bits: int, group_size: int = 64) -> dict[str, Any]:
+    def pack(self, bits: int | str, group_size: int = 64) -> dict[str, Any]:
         """Pack ahead of a run; resumes a torn pack."""
         engine = self._opened()
         config = EngineConfig().overlay(

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from engine.errors import CheckpointError
+from engine.experts.native import matrix_values, native_view
 from engine.experts.quantization import dequantize, quantize
 from engine.model.checkpoint import Checkpoint
 from engine.model.loader import load_model
+from engine.run.micro_batch import MicroBatch
 from tests.engine.families import COMMON, EXTRA, save_tiny
 from tests.engine.layouts import Tensors, quantize_fp8, quantize_mxfp4, read_tensors, write_tensors
 from tests.engine.test_layouts import agrees, opened
@@ -54,6 +56,65 @@ def test_tensors_read_as_their_values(case: str, tmp_path: Path) -> None:
     for name in checkpoint.published:
         assert torch.equal(checkpoint.read(name), values[name])
         assert torch.equal(checkpoint.read(name, slice(1, 2)), values[name][1:2])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_native_records_hold_the_published_codes(case: str, tmp_path: Path) -> None:
+    folder, values = publish(case, tmp_path / "model")
+    with opened(folder, **{"precision.bits": "native", "io.direct": "off"}) as engine:
+        assert engine.facts.published is not None
+        precision = engine.live.config.precision
+        assert (precision.native, precision.bits) == (True, 4 if case == "mxfp4" else 8)
+        assert agrees(engine, reference(folder, values, lambda w: w))
+        record = engine.store.record
+        scratch = memoryview(bytearray(engine.store.scratch_bytes() + 4096))
+        for expert in engine.store.experts:
+            raw = torch.zeros(record.size_bytes, dtype=torch.uint8)
+            for piece in engine.store.chunks(expert, 1 << 20):
+                end = piece.record_offset + piece.size_bytes
+                target = memoryview(raw.numpy())[piece.record_offset : end]
+                engine.store.read(expert, piece, target, scratch)
+            own = engine.model.read_expert(expert)
+            for part in record.parts:
+                if part.kind == "matrix":
+                    found = matrix_values(native_view(raw, record, part), engine.facts.published)
+                    wanted = own[part.name].t() if part.transposed else own[part.name]
+                    assert torch.equal(found, wanted)
+
+
+def test_published_codes_are_read_in_place_where_their_bytes_allow(tmp_path: Path) -> None:
+    for case in CASES:
+        folder, _ = publish(case, tmp_path / case)
+        with opened(folder, **{"precision.bits": "native", "io.direct": "off"}) as engine:
+            whole = case in ("mxfp4", "fp8 whole blocks", "fp8 fused")
+            assert engine.store.in_place == whole, case
+            assert (folder / "cache" / "packs").exists() != whole
+            packed = engine.facts.expert_bytes["native"]
+            assert packed == engine.store.all_bytes < engine.facts.expert_bytes["16"]
+
+
+def test_native_means_16_bits_where_nothing_is_quantized(tmp_path: Path) -> None:
+    folder = save_tiny("qwen3_moe", tmp_path / "model")
+    with opened(folder, **{"precision.bits": "native"}) as engine:
+        precision = engine.live.config.precision
+        assert (precision.bits, precision.native) == (16, False)
+
+
+def test_a_run_may_hold_native_and_lower_bits(tmp_path: Path) -> None:
+    folder, _ = publish("fp8 whole blocks", tmp_path / "model")
+    settings = {
+        "precision.bits": "native",
+        "precision.scheme": "gate_threshold",
+        "precision.low_bits": 4,
+        "precision.t1": 0.0,
+    }
+    with opened(folder, **settings) as engine:
+        tokens = torch.tensor([[5, 6, 7]])
+        assert engine.prefill([MicroBatch(tokens)])[0].isfinite().all()
+        assert {record.published is None for record in engine.live.slots.records.values()} == {
+            True,
+            False,
+        }
 
 
 def test_codes_without_their_scales_are_refused(tmp_path: Path) -> None:
