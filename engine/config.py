@@ -21,8 +21,10 @@ from engine.errors import ConfigError
 from engine.types import (
     AllocationName,
     Bits,
+    DenseBits,
     DirectName,
     DtypeName,
+    EmbeddingsName,
     EvictionName,
     KernelName,
     LowBits,
@@ -75,11 +77,13 @@ class TransferConfig:
 class PrecisionConfig:
     """How many bits an expert gets. `precision.bits: native` keeps a quantized checkpoint's own
     codes: it sets native, and resolving sets bits to theirs (16 without native where the checkpoint
-    is not quantized). low_bits (0: none), t1, t2 and low_mass are for the schemes
-    that load some experts coarser; what such a run computes then depends on its cache."""
+    is not quantized). dense_bits: of the linear layers that are not experts. low_bits (0: none),
+    t1, t2 and low_mass are for the schemes that load some experts coarser; what such a run computes
+    then depends on its cache."""
 
     bits: Bits = 16
     native: bool = False
+    dense_bits: DenseBits = 16
     group_size: int = 64
     scheme: PrecisionName = "uniform"
     low_bits: LowBits = 0
@@ -116,11 +120,13 @@ class PrefillConfig:
 @dataclass(frozen=True)
 class PlacementConfig:
     """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
-    the share host_share of the misses (host_split). Without effect where the device is the CPU."""
+    the share host_share of the misses (host_split). embeddings: where their table lies. Both are
+    without effect where the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
     host_share: float | str = "auto"  # auto: by the rates measured while both run
+    embeddings: EmbeddingsName = "device"
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "batch.": "rounding",
     "prefill.": "rounding",
     "placement.": "rounding",
+    "placement.embeddings": "exact",
     "kernel.": "lossy_static",
     "device.": "lossy_static",
     "compute.": "lossy_static",
@@ -304,7 +311,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         for path, value in config.flat().items()
         if sensitivity(path).startswith("lossy") or (on_miss and path.startswith(_MISS_PATHS))
     }
-    if config.precision.bits == 16 or config.precision.native:
+    grouped = config.precision.bits != 16 and not config.precision.native
+    if not grouped and config.precision.dense_bits != 4:
         found.pop("precision.group_size")
     if not config.precision.native:
         found.pop("precision.native")

@@ -7,6 +7,7 @@ say "does not fit" before anything runs. Pure arithmetic.
 from __future__ import annotations
 
 from engine.config import EngineConfig
+from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts
@@ -155,7 +156,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     sequences = config.batch.count * config.batch.size
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
-    dense = facts.dense_bytes * width // 2
+    dense = _dense_bytes(config, facts)
     kv = facts.kv_bytes_per_token * width // 2 * tokens * sequences
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
@@ -170,8 +171,8 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     scratch = 4 * matrix * 2  # products of several tokens repack the weights
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
     dequantized = matrix * (4 + 1 + width) if config.precision.bits != 16 or width == 4 else 0
-    on_host = config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
-    context = 0 if on_host else CONTEXT_BYTES
+    dequantized = max(dequantized, _dense_block_elements(config, facts) * (4 + 1 + width))
+    context = 0 if _on_host(config) else CONTEXT_BYTES
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
@@ -195,6 +196,31 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
+
+
+def _on_host(config: EngineConfig) -> bool:
+    return config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
+
+
+def _dense_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Everything that is no expert: linear layers at their bits, embeddings where they lie."""
+    width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.dense_bits
+    total = facts.dense_bytes * width // 2
+    if bits != 16:
+        for matrix in facts.dense_matrices:
+            total += dense_matrix_bytes(matrix, bits, config.precision.group_size)
+            total -= matrix.occurrences * matrix.rows * matrix.columns * width
+    if config.placement.embeddings == "host" and not _on_host(config):
+        total -= facts.embedding_bytes * width // 2
+    return total
+
+
+def _dense_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
+    """The largest block of the dense part that is dequantized at once."""
+    if config.precision.dense_bits == 16:
+        return 0
+    matrices = facts.dense_matrices
+    return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)
 
 
 def _with_slots(base: MemoryPlan, slots: int, record: int) -> MemoryPlan:

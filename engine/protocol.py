@@ -37,6 +37,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from engine.dense import DenseMatrix
 from engine.errors import ProtocolError
 from engine.published import PublishedFormat
 from engine.records import Part, parts_from_json, parts_to_json
@@ -58,7 +59,8 @@ class ModelFacts:
     record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
     together, by bits and, where experts are published quantized, as `native`;
     kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
-    published: the format of quantized experts.
+    published: the format of quantized experts; dense_matrices: shapes of the dense part that
+    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor.
     """
 
     id: str
@@ -82,6 +84,8 @@ class ModelFacts:
     has_tokenizer: bool
     in_place_16: bool
     published: PublishedFormat | None = None
+    dense_matrices: tuple[DenseMatrix, ...] = ()
+    embedding_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -97,6 +101,7 @@ class ModelFacts:
                 **data,
                 "parts": parts_from_json(data["parts"]),
                 "predictors": tuple(data["predictors"]),
+                "dense_matrices": tuple(DenseMatrix(*m) for m in data.get("dense_matrices", ())),
                 "published": PublishedFormat(**published) if published else None,
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.errors import FamilyError
+from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.protocol import ModelFacts
 from engine.published import published_layout
@@ -57,6 +58,8 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
         in_place_16=_stored_at_16_bits(model),
         published=model.published,
+        dense_matrices=dense_matrices(model.linears),
+        embedding_bytes=_embedding_bytes(model),
     )
 
 
@@ -77,6 +80,13 @@ def _dense_bytes(model: LoadedModel) -> int:
     for tensor in tensors:
         seen[tensor.data_ptr()] = tensor.numel() * 2
     return sum(seen.values())
+
+
+def _embedding_bytes(model: LoadedModel) -> int:
+    """Of a table that may lie on the host, at 16 bits."""
+    if not can_keep_embeddings_on_host(model.model):
+        return 0
+    return int(model.model.get_input_embeddings().weight.numel()) * 2
 
 
 def _kv_bytes_per_token(text: Any) -> int:

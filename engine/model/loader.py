@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from engine.errors import (
     RemoteCodeError,
 )
 from engine.model.checkpoint import Checkpoint, read_description
+from engine.model.dense_part import quantizable_linears
 from engine.model.quantized import Codes, check_method
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
@@ -39,6 +41,8 @@ EXPERTS_IMPLEMENTATION = "expertune"
 _EXPERTS_ATTRIBUTES = ("has_gate", "has_bias", "is_transposed", "_is_expert_parallel")
 _MOE_WORDS = ("Expert", "MoE", "Moe", "Router", "SparseMLP")
 _SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+QuantizeLinear = Callable[[nn.Linear, torch.Tensor], nn.Module]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,8 @@ class MoeLayer:
 @dataclass(frozen=True)
 class LoadedModel:
     """A model without its experts. published: the format of all experts, None where they are not
-    published quantized, or not all alike."""
+    published quantized, or not all alike; linears: those that dense_bits quantizes, by name, as
+    they were before."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -68,6 +73,7 @@ class LoadedModel:
     layers: tuple[MoeLayer, ...]
     dtype: torch.dtype
     published: PublishedFormat | None
+    linears: dict[str, nn.Linear]
 
     def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
         """One expert's parameters as the module stores them, in the checkpoint's dtype."""
@@ -126,9 +132,16 @@ class LoadedModel:
                         yield self.checkpoint.tensors[key]
 
 
-def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    quantize: QuantizeLinear | None = None,
+) -> LoadedModel:
     """Build on `meta`, find the experts, load the dense weights.
 
+    quantize: makes the stand-in of a linear layer from its weight [N, K], as soon as that is read.
     Raises ModelError subclasses that name the family and say what to try.
     """
     checkpoint = Checkpoint(folder)
@@ -143,13 +156,22 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
         for index, (name, module) in enumerate(shells)
     )
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
-    _load_dense(model, checkpoint, sources, expert_names, dtype, dtype_plan)
+    linears = quantizable_linears(model, [layer.router for layer in layers])
+    cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
+    for name, tensor in _dense_tensors(model, checkpoint, sources, expert_names):
+        owner, _, leaf = name.rpartition(".")
+        if quantize is not None and owner in linears and leaf == "weight":
+            _check_shape(name, tensor, linears[owner].weight.shape)
+            model.set_submodule(owner, quantize(linears[owner], tensor))
+        else:
+            _set_tensor(model, name, cast(name, tensor))
+    model.tie_weights()
     _check_complete(model, folder, state_names - expert_names)
     _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
     published = _published_format(layers, checkpoint)
-    return LoadedModel(folder, checkpoint, config, model, layers, dtype, published)
+    return LoadedModel(folder, checkpoint, config, model, layers, dtype, published, linears)
 
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
@@ -296,20 +318,15 @@ def _published_format(layers: Sequence[MoeLayer], checkpoint: Checkpoint) -> Pub
     return PublishedFormat(name, rows if name == "fp8" else 1, columns)
 
 
-def _load_dense(
+def _dense_tensors(
     model: Any,
     checkpoint: Checkpoint,
     sources: dict[str, ParameterSource],
     expert_names: set[str],
-    dtype: torch.dtype,
-    dtype_plan: dict[str, torch.dtype],
-) -> None:
+) -> Iterator[tuple[str, torch.Tensor]]:
     for target, source in sources.items():
-        if target in expert_names:
-            continue
-        for name, tensor in source.convert(checkpoint.read, model).items():
-            _set_tensor(model, name, _cast(name, tensor, dtype, dtype_plan))
-    model.tie_weights()
+        if target not in expert_names:
+            yield from source.convert(checkpoint.read, model).items()
 
 
 def _cast(
@@ -331,15 +348,18 @@ def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         owner._buffers[leaf] = tensor
         return
-    expected = owner._parameters[leaf].shape
+    _check_shape(name, tensor, owner._parameters[leaf].shape)
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    owner._parameters[leaf] = parameter
+
+
+def _check_shape(name: str, tensor: torch.Tensor, expected: torch.Size) -> None:
     if tensor.shape != expected:
         raise CheckpointError(
             f"{name}: the checkpoint gives shape {tuple(tensor.shape)}, the config asks for "
             f"{tuple(expected)}: config.json belongs to other weights"
         )
-    parameter = nn.Parameter(tensor, requires_grad=False)
-    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    owner._parameters[leaf] = parameter
 
 
 def _materialize_buffers(model: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,19 @@ from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.hardware import probe
 from engine.memory import config_layout, resolve
+from engine.model.dense_part import HostEmbedding, can_keep_embeddings_on_host
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.plan import Planned
 from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
+from engine.run.dense import DenseQuantizer, dense_kernels
 from engine.run.experts_runtime import RoutingRecorder
 from engine.run.live import LiveConfiguration
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.phase_clock import PhaseClock
 from engine.timings import ModelTimings, load_timings, timings_path
-from engine.types import Bits, Phase
+from engine.types import Bits, EmbeddingsName, KernelName, Phase
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {
@@ -75,7 +77,8 @@ class Engine:
         self.clock = PhaseClock()
         self._folder = folder
         self._trust = trust_remote_code
-        self.model: LoadedModel = self._load("bfloat16")
+        self._loaded = _DenseSettings("bfloat16")
+        self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
         self._live: LiveConfiguration | None = None
@@ -126,9 +129,11 @@ class Engine:
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
         self.release()
-        if DTYPES[resolved.compute.dtype] != self.model.dtype:
+        dense = _DenseSettings.of(resolved)
+        if dense != self._loaded:
             self._drop_weights()
-            self.model = self._load(resolved.compute.dtype)
+            self._loaded = dense
+            self.model = self._load(dense)
         supports = {bits: self.kernel_support(resolved, bits) for bits in _precisions(resolved)}
         stores = {
             bits: open_store(
@@ -247,11 +252,26 @@ class Engine:
         gc.collect()
         self.device.compact()
 
-    def _load(self, dtype: str) -> LoadedModel:
-        model = load_model(self._folder, DTYPES[dtype], trust_remote_code=self._trust)
+    def _load(self, dense: _DenseSettings) -> LoadedModel:
+        dtype = DTYPES[dense.dtype]
+        model = load_model(
+            self._folder,
+            dtype,
+            trust_remote_code=self._trust,
+            quantize=None if dense.bits == 16 else self._quantizer(dense, dtype),
+        )
         if self.device.torch_device.type != "cpu":
+            if dense.embeddings == "host" and can_keep_embeddings_on_host(model.model):
+                table = model.model.get_input_embeddings()
+                model.model.set_input_embeddings(HostEmbedding(table))
             model.model.to(self.device.torch_device)
         return model
+
+    def _quantizer(self, dense: _DenseSettings, dtype: torch.dtype) -> DenseQuantizer:
+        packed = self.device.torch_device.type == "cpu" and dense.kernel == "auto"
+        matrices = self.facts.dense_matrices if packed else ()
+        kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, self.cache_folder)
+        return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels)
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint
@@ -270,6 +290,28 @@ class Engine:
             _group_size(config, bits),
             DTYPES[config.compute.dtype],
             self.cache_folder,
+        )
+
+
+@dataclass(frozen=True)
+class _DenseSettings:
+    """What decides how the dense part is loaded; group and kernel only below 16 bits."""
+
+    dtype: str
+    bits: Bits = 16
+    group: int = 0
+    kernel: KernelName = "auto"
+    embeddings: EmbeddingsName = "device"
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> _DenseSettings:
+        """Those of a resolved config."""
+        precision, dtype = config.precision, config.compute.dtype
+        embeddings = config.placement.embeddings
+        if precision.dense_bits == 16:
+            return cls(dtype, embeddings=embeddings)
+        return cls(
+            dtype, precision.dense_bits, precision.group_size, config.kernel.name, embeddings
         )
 
 

@@ -30,6 +30,7 @@ from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.experts.transfer import Source, TransferEngine
+from engine.model.dense_part import can_keep_embeddings_on_host
 from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
@@ -145,6 +146,15 @@ class LiveConfiguration:
                 else f"placement.name = {self.config.placement.name}: inactive, the host tier has "
                 "no room for records"
             )
+        if self.config.placement.embeddings == "host":
+            if self._device.torch_device.type == "cpu":
+                found.append(
+                    "placement.embeddings = host: inactive, the device is host memory here"
+                )
+            elif not can_keep_embeddings_on_host(self._model.model):
+                found.append(
+                    "placement.embeddings = host: inactive, this model's head is the same tensor"
+                )
         if self.config.host.bytes and not self.tiers:
             found.append("host.bytes: inactive, the device is host memory itself")
         if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
