@@ -127,7 +127,9 @@ def list_packs(root: Path) -> list[dict[str, Any]]:
 
 
 def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
+    own = {"published": record.published.to_json()} if record.published else {}
     return {
+        **own,
         "version": PACK_VERSION,
         "model": model.checkpoint.fingerprint,
         "bits": record.layout.bits,
@@ -136,7 +138,6 @@ def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
         "parts": parts_to_json(record.parts),
         "sixteen": str(record.sixteen),
         "layout": layout_key(record.code_layout),
-        "published": record.published.to_json() if record.published else None,
         "layers": [layer.count for layer in model.layers],
     }
 
