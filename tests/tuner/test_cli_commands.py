@@ -324,7 +324,8 @@ def test_bench_puts_what_was_published_beside_what_it_measured(tune: Tune):
     entries = {(e["metric"], e["over"]): e for e in document["published"]}
     decode = entries["decode_tps", "on_demand"]
     assert decode["measured"]["value"] > 1
-    assert decode["limit_ratio"] >= decode["measured"]["value"]
+    # the fake engine's noise follows its config: equal but for that
+    assert decode["limit_ratio"] >= decode["measured"]["value"] * (1 - 1e-4)
     assert decode["binds"] in ("compute", "transfer")
     assert entries["decode_tps", "activation_path"]["measured"] is None
     effects = {effect["mechanism"]: effect["ratios"] for effect in document["ablation"]}
