@@ -21,8 +21,10 @@ from engine.errors import ConfigError
 from engine.types import (
     AllocationName,
     Bits,
+    DenseBits,
     DirectName,
     DtypeName,
+    EmbeddingsName,
     EvictionName,
     KernelName,
     LowBits,
@@ -74,10 +76,15 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """How many bits an expert gets. low_bits (0: none), t1, t2 and low_mass are for the schemes
-    that load some experts coarser; what such a run computes then depends on its cache."""
+    """How many bits an expert gets. `precision.bits: native` keeps a quantized checkpoint's own
+    codes: it sets native, and resolving sets bits to theirs (16 without native where the checkpoint
+    is not quantized). dense_bits: of the linear layers that are not experts. low_bits (0: none),
+    t1, t2 and low_mass are for the schemes that load some experts coarser; what such a run computes
+    then depends on its cache."""
 
     bits: Bits = 16
+    native: bool = False
+    dense_bits: DenseBits = 16
     group_size: int = 64
     scheme: PrecisionName = "uniform"
     low_bits: LowBits = 0
@@ -114,11 +121,13 @@ class PrefillConfig:
 @dataclass(frozen=True)
 class PlacementConfig:
     """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
-    the share host_share of the misses (host_split). Without effect where the device is the CPU."""
+    the share host_share of the misses (host_split). embeddings: where their table lies. Both are
+    without effect where the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
     host_share: float | str = "auto"  # auto: by the rates measured while both run
+    embeddings: EmbeddingsName = "device"
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ class EngineConfig:
         ConfigError naming the nearest path, or the allowed values.
         """
         sections: dict[str, dict[str, Any]] = {}
-        for path, value in values.items():
+        for path, value in _without_native_word(values).items():
             section, name = _split_path(path)
             if name.startswith("options."):
                 options = sections.setdefault(section, {}).setdefault(
@@ -270,6 +279,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "batch.": "rounding",
     "prefill.": "rounding",
     "placement.": "rounding",
+    "placement.embeddings": "exact",
     "kernel.": "lossy_static",
     "device.": "lossy_static",
     "compute.": "lossy_static",
@@ -302,14 +312,28 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         for path, value in config.flat().items()
         if sensitivity(path).startswith("lossy") or (on_miss and path.startswith(_MISS_PATHS))
     }
-    if config.precision.bits == 16:
+    grouped = config.precision.bits != 16 and not config.precision.native
+    if not grouped and config.precision.dense_bits != 4:
         found.pop("precision.group_size")
+    if not config.precision.native:
+        found.pop("precision.native")
     if not on_miss:
         for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
             found.pop(f"precision.{name}")
     if config.precision.scheme == "uniform":
         found.pop("precision.options")
     return found
+
+
+def _without_native_word(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`precision.bits` as a number, with `precision.native` beside it where bits are given."""
+    plain = dict(values)
+    if "precision.bits" in plain:
+        native = plain["precision.bits"] == "native"
+        plain.setdefault("precision.native", native)
+        if native:
+            plain["precision.bits"] = 16
+    return plain
 
 
 def _split_path(path: str) -> tuple[str, str]:
@@ -378,6 +402,8 @@ def _convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
     for choice in allowed:
         if value == choice or str(value) == str(choice):
             return choice
+    if allowed == get_args(Bits):
+        allowed = (*allowed, "native")
     nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")

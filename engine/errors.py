@@ -5,6 +5,7 @@ EngineError
 │   └── ConfigError       an unknown or ill-typed config value
 ├── ModelError            the checkpoint cannot be used (exit 1)
 │   ├── NotAModelError    no config.json, unknown id
+│   ├── HubError          a hub that does not give it: gated, offline, unreachable
 │   ├── DenseModelError   a model without experts
 │   ├── FamilyError       an MoE family outside transformers' experts interface
 │   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
@@ -48,6 +49,10 @@ class ModelError(EngineError):
 
 class NotAModelError(ModelError):
     """There is no model at this place."""
+
+
+class HubError(ModelError):
+    """The hub does not give the model, and the cache does not hold it whole."""
 
 
 class DenseModelError(ModelError):

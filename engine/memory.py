@@ -11,10 +11,18 @@ from dataclasses import dataclass, replace
 
 from engine.bits_table import PLANNED, bits_table, run_bits
 from engine.config import EngineConfig
+from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts
-from engine.records import RECORD_ALIGN, record_layout, resolve_group_size, supported_bits
+from engine.published import published_layout
+from engine.records import (
+    RECORD_ALIGN,
+    RecordLayout,
+    record_layout,
+    resolve_group_size,
+    supported_bits,
+)
 from engine.types import Bits, format_bytes
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -41,7 +49,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
     ConfigError where the model's shapes do not allow the precision.
     """
-    config = _resolve_group(config, facts)
+    config = _resolve_group(_resolve_native(config, facts), facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     kinds = _kinds(config, facts)
@@ -159,13 +167,21 @@ def _fill(kinds: Sequence[_Kind], room: int) -> list[int]:
 
 def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Padded bytes of one record at this config's precision."""
-    bits, group = config.precision.bits, config.precision.group_size
-    return record_layout(facts.parts, bits, group).size_bytes
+    return config_layout(config, facts, config.precision.bits).size_bytes
+
+
+def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
+    """The record of a resolved config at one of its precisions."""
+    own = bits == config.precision.bits
+    if own and config.precision.native:
+        assert facts.published is not None, "native is resolved"
+        return published_layout(facts.parts, facts.published)
+    return record_layout(facts.parts, bits, group_size_of(config, bits))
 
 
 def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
     """Padded bytes of one record of a resolved config, at one of its precisions."""
-    return record_layout(facts.parts, bits, group_size_of(config, bits)).size_bytes
+    return config_layout(config, facts, bits).size_bytes
 
 
 def group_size_of(config: EngineConfig, bits: Bits) -> int:
@@ -224,6 +240,15 @@ def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
     return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
 
 
+def _resolve_native(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The bits of the published codes; a checkpoint that is not quantized is native at 16."""
+    if not config.precision.native:
+        return config
+    if facts.published is None:
+        return config.overlay({"precision.bits": 16})
+    return config.overlay({"precision.bits": facts.published.bits, "precision.native": True})
+
+
 def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
     if config.precision.low_bits:
         low = resolve_group_size(facts.parts, config.precision.low_group_size)
@@ -234,6 +259,8 @@ def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
             )
         config = config.overlay({"precision.low_group_size": low}) if low else config
     bits = config.precision.bits
+    if config.precision.native:
+        return config
     group = resolve_group_size(facts.parts, config.precision.group_size)
     if bits not in supported_bits(facts.parts, config.precision.group_size):
         allowed = ", ".join(map(str, supported_bits(facts.parts, 128)))
@@ -253,7 +280,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     sequences = config.batch.count * config.batch.size
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
-    dense = facts.dense_bytes * width // 2
+    dense = _dense_bytes(config, facts)
     kv = facts.kv_bytes_per_token * width // 2 * tokens * sequences
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
@@ -269,8 +296,8 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
     coarse = any(bits != 16 for bits in run_bits(config))
     dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
-    on_host = config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
-    context = 0 if on_host else CONTEXT_BYTES
+    dequantized = max(dequantized, _dense_block_elements(config, facts) * (4 + 1 + width))
+    context = 0 if _on_host(config) else CONTEXT_BYTES
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
@@ -294,3 +321,28 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
+
+
+def _on_host(config: EngineConfig) -> bool:
+    return config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
+
+
+def _dense_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Everything that is no expert: linear layers at their bits, embeddings where they lie."""
+    width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.dense_bits
+    total = facts.dense_bytes * width // 2
+    if bits != 16:
+        for matrix in facts.dense_matrices:
+            total += dense_matrix_bytes(matrix, bits, config.precision.group_size)
+            total -= matrix.occurrences * matrix.rows * matrix.columns * width
+    if config.placement.embeddings == "host" and not _on_host(config):
+        total -= facts.embedding_bytes * width // 2
+    return total
+
+
+def _dense_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
+    """The largest block of the dense part that is dequantized at once."""
+    if config.precision.dense_bits == 16:
+        return 0
+    matrices = facts.dense_matrices
+    return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)

@@ -14,7 +14,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 
 | op | arguments | result |
 | --- | --- | --- |
-| open | model, device, trust_remote_code | facts (ModelFacts), hardware, runtime_bytes |
+| open | model, device, trust_remote_code, revision | facts (ModelFacts), hardware, runtime_bytes |
 | configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
 | measure | workload (Workload), repeats, warm_up, seed | Report |
 | evaluate | tasks (names or YAML paths), limit, seed, reference | QualityReport |
@@ -27,6 +27,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
 | close | (none) | (empty) |
 
+`revision` of open, for a hub id: left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
 """
 
@@ -36,7 +37,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from engine.dense import DenseMatrix
 from engine.errors import ProtocolError
+from engine.published import PublishedFormat
 from engine.records import Part, parts_from_json, parts_to_json
 from engine.types import Bits
 
@@ -52,10 +55,13 @@ PEERS: tuple[PeerName, ...] = get_args(PeerName)
 class ModelFacts:
     """What is known of a model from its config and safetensors headers, without its weights.
 
+    revision: the commit of a hub id, `local` for a folder;
     dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
     record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
-    together, by bits; kv_bytes_per_token: all layers at 16 bits, one sequence;
-    predictors: usable on this model.
+    together, by bits and, where experts are published quantized, as `native`;
+    kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
+    published: the format of quantized experts; dense_matrices: shapes of the dense part that
+    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor.
     """
 
     id: str
@@ -78,19 +84,26 @@ class ModelFacts:
     predictors: tuple[str, ...]
     has_tokenizer: bool
     in_place_16: bool
+    published: PublishedFormat | None = None
+    dense_matrices: tuple[DenseMatrix, ...] = ()
+    embedding_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        return {**asdict(self), "parts": parts_to_json(self.parts)}
+        published = self.published.to_json() if self.published else None
+        return {**asdict(self), "parts": parts_to_json(self.parts), "published": published}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelFacts:
         """Inverse of to_json."""
+        published = data.get("published")
         return cls(
             **{
                 **data,
                 "parts": parts_from_json(data["parts"]),
                 "predictors": tuple(data["predictors"]),
+                "dense_matrices": tuple(DenseMatrix(*m) for m in data.get("dense_matrices", ())),
+                "published": PublishedFormat(**published) if published else None,
             }
         )
 

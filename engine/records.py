@@ -9,6 +9,7 @@ padded to RECORD_ALIGN bytes, so that one record is one aligned read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,12 +105,17 @@ def record_layout(parts: tuple[Part, ...], bits: Bits, group_size: int) -> Recor
     Fields of a matrix: `<name>` (codes, or bf16/fp16 at 16 bits) and, below 16 bits,
     `<name>.scales` (8 bits: one a row; 4 and 2 bits: scale and zero a group, interleaved).
     """
+    sizes = [size for part in parts for size in _field_sizes(part, bits, group_size)]
+    return lay_out(sizes, bits, group_size)
+
+
+def lay_out(sizes: Sequence[tuple[str, int]], bits: Bits, group_size: int) -> RecordLayout:
+    """Place fields of these names and sizes in bytes, in order, each aligned."""
     fields: list[Field] = []
     offset = 0
-    for part in parts:
-        for name, size in _field_sizes(part, bits, group_size):
-            fields.append(Field(name, offset, size))
-            offset = _align(offset + size, PART_ALIGN)
+    for name, size in sizes:
+        fields.append(Field(name, offset, size))
+        offset = _align(offset + size, PART_ALIGN)
     return RecordLayout(bits, group_size, tuple(fields), _align(offset, RECORD_ALIGN))
 
 

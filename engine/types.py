@@ -7,6 +7,8 @@ import re
 from typing import Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 2]
+DenseBits = Literal[16, 8, 4]
+EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 2]
 EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
 PredictorName = Literal[

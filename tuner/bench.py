@@ -140,7 +140,7 @@ def add_divergence(
     text = "\n\n".join(workload.prompts[:4])
     known: dict[str, dict[str, float]] = {}
     for row, result in zip(rows, results, strict=True):
-        if row.own_process or result.error is not None or row.config.precision.bits == 16:
+        if row.own_process or result.error is not None or _is_sixteen_bit(row.config):
             continue
         key = json.dumps([row.session.model, lossy_settings(row.config)], sort_keys=True)
         try:
@@ -153,6 +153,10 @@ def add_divergence(
         for name, unit in (("kld_mean", "nats"), ("top1_agreement", "share")):
             result.values[name] = [known[key][name]]
             result.units[name] = unit
+
+
+def _is_sixteen_bit(config: EngineConfig) -> bool:
+    return (config.precision.bits, config.precision.dense_bits) == (16, 16)
 
 
 def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InfeasibleError
+from engine.memory import record_bytes
 from engine.protocol import MachineProfile, ModelFacts, Workload
 from tuner.definition import StudyDefinition
 from tuner.errors import WorkerError
@@ -71,7 +72,7 @@ def token_s(space: SearchSpace, profile: MachineProfile) -> float:
         config, plan = space.resolve(space.default())
     except InfeasibleError:
         return 0.0
-    record = facts.record_bytes[str(config.precision.bits)]
+    record = record_bytes(config, facts)
     needed = facts.moe_layers * facts.experts_per_token * record
     missing = 1 - plan.slots / (facts.moe_layers * facts.experts)
     read = _read_speed(profile, record, facts)

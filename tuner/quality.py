@@ -36,6 +36,7 @@ CANONICAL: Mapping[str, Any] = {
     "batch.size": 1,
     "prefill.chunk_tokens": EngineConfig().prefill.chunk_tokens,
 }
+SIXTEEN_BITS: Mapping[str, Any] = {"precision.bits": 16, "precision.dense_bits": 16}
 PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
 REFERENCE_ATTEMPTS = 2
 
@@ -57,7 +58,10 @@ class QualityJudge:
         It may take more than the study's budget where 16 bits do not fit at all. Raises
         StudyError when the tasks cannot be evaluated.
         """
-        config = _within_reach(self.base.overlay({**CANONICAL, "precision.bits": 16}), self.session)
+        config = _within_reach(
+            self.base.overlay({**CANONICAL, **SIXTEEN_BITS}),
+            self.session,
+        )
         for attempt in range(1, REFERENCE_ATTEMPTS + 1):
             try:
                 return self._result(config, on_event, reference=True)

@@ -39,13 +39,15 @@ class EngineSession:
     """One model on one device.
 
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker
-    that is not started yet. A context manager: leaving it ends the worker.
+    that is not started yet; revision: of a hub id, None for its latest, which the first opening
+    pins, so that a new worker never runs another. A context manager: leaving it ends the worker.
     """
 
     model: str
     device: str = "auto"
     trust_remote_code: bool = False
     start_worker: StartWorker = field(default_factory=lambda: worker_factory())
+    revision: str | None = None
     _worker: EngineWorker | None = field(default=None, init=False)
     _facts: ModelFacts | None = field(default=None, init=False)
     _configurations: int = field(default=0, init=False)
@@ -156,6 +158,7 @@ class EngineSession:
             return self._worker
         worker = self.start_worker()
         self._worker = worker
+        pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
         try:
             worker.start()
             result = worker.request(
@@ -163,9 +166,11 @@ class EngineSession:
                 model=self.model,
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
+                **pinned,
             )
             if "facts" in result:  # a peer knows none
                 self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
+                self.revision = None if self._facts.revision == "local" else self._facts.revision
         except BaseException:
             worker.kill()
             raise

@@ -154,7 +154,8 @@ def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
 
 
 def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[Choice, ...]]:
-    bits = tuple(sorted((int(text) for text in facts.record_bytes), reverse=True))
+    widths = sorted((int(text) for text in facts.record_bytes), reverse=True)
+    bits: tuple[Choice, ...] = ("native", *widths) if facts.published else tuple(widths)
     counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
     depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
     return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}

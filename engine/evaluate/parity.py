@@ -43,6 +43,7 @@ def check_parity(engine: Engine, tokens: int) -> Parity:
         EngineConfig().overlay(
             {
                 "compute.dtype": "float32",
+                "precision.bits": "native",
                 "cache.expert_bytes": "50%",
                 "kv.max_tokens": max(2, tokens),
                 "prefill.chunk_tokens": tokens,

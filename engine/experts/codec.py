@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from engine.experts.quantization import Quantized, quantize
+from engine.published import PublishedFormat
 from engine.records import Part, RecordLayout
 
 CodeLayout = Literal["torch_int4", "plain"]
@@ -27,13 +28,15 @@ _BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
 class RecordFormat:
     """Everything that decides the bytes of a record.
 
-    sixteen: dtype of 16-bit parts and biases; code_layout: how 4- and 2-bit codes are arranged.
+    sixteen: dtype of 16-bit parts and biases; code_layout: how 4- and 2-bit codes are arranged;
+    published: where the record keeps the checkpoint's own codes (engine.experts.native).
     """
 
     parts: tuple[Part, ...]
     layout: RecordLayout
     sixteen: torch.dtype
     code_layout: CodeLayout
+    published: PublishedFormat | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -56,22 +59,22 @@ def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.T
     for part in record.parts:
         tensor = tensors[part.name]
         if part.kind == "vector" or record.layout.bits == 16:
-            _put(out, record, part.name, tensor.to(record.sixteen))
+            put_field(out, record, part.name, tensor.to(record.sixteen))
             continue
         weight = tensor.t() if part.transposed else tensor  # [N, K]
         quantized = quantize(weight, record.layout.bits, record.layout.group_size)
-        _put(out, record, part.name, _pack_codes(quantized, record))
-        _put(out, record, f"{part.name}.scales", quantized.scales)
+        put_field(out, record, part.name, _pack_codes(quantized, record))
+        put_field(out, record, f"{part.name}.scales", quantized.scales)
     return out
 
 
 def matrix_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) -> MatrixView:
     """Typed views of one matrix. record_bytes: uint8 [record bytes], wherever it lies."""
-    raw = _take(record_bytes, record, part.name)
+    raw = take_field(record_bytes, record, part.name)
     bits, group = record.layout.bits, record.layout.group_size
     if bits == 16:
         return MatrixView(part, raw.view(record.sixteen).view(part.shape), None)
-    scales = _take(record_bytes, record, f"{part.name}.scales").view(torch.bfloat16)
+    scales = take_field(record_bytes, record, f"{part.name}.scales").view(torch.bfloat16)
     if bits == 8:
         return MatrixView(part, raw.view(torch.int8).view(part.rows, part.columns), scales)
     scales = scales.view(part.columns // group, part.rows, 2)  # [G, N, 2]
@@ -81,7 +84,7 @@ def matrix_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) ->
 
 def vector_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) -> torch.Tensor:
     """Typed view of a bias, [N]."""
-    return _take(record_bytes, record, part.name).view(record.sixteen)
+    return take_field(record_bytes, record, part.name).view(record.sixteen)
 
 
 def expand_two_bits(squeezed: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -133,13 +136,15 @@ def _pack_codes(quantized: Quantized, record: RecordFormat) -> torch.Tensor:
     return squeezed[:half] | (squeezed[half:] << 4)
 
 
-def _put(out: torch.Tensor, record: RecordFormat, name: str, tensor: torch.Tensor) -> None:
+def put_field(out: torch.Tensor, record: RecordFormat, name: str, tensor: torch.Tensor) -> None:
+    """Write a field's bytes into a record."""
     field = record.layout.field(name)
     raw = tensor.contiguous().reshape(-1).view(torch.uint8)
     assert raw.numel() == field.size_bytes, f"{name}: {raw.numel()} != {field.size_bytes}"
     out[field.offset : field.offset + field.size_bytes] = raw
 
 
-def _take(record_bytes: torch.Tensor, record: RecordFormat, name: str) -> torch.Tensor:
+def take_field(record_bytes: torch.Tensor, record: RecordFormat, name: str) -> torch.Tensor:
+    """A field's bytes inside a record, uint8."""
     field = record.layout.field(name)
     return record_bytes[field.offset : field.offset + field.size_bytes]

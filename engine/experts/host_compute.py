@@ -16,11 +16,11 @@ import torch
 
 from engine.device.pages import allocate_pages, bytes_view
 from engine.experts.host import HostTier
-from engine.experts.kernels import Multiplier
+from engine.experts.kernels import Product
 from engine.experts.slots import ExpertView, expert_view
 from engine.types import Bits, ExpertId
 
-ExpertFunction = Callable[[Any, Multiplier, ExpertView, torch.Tensor], torch.Tensor]
+ExpertFunction = Callable[[Any, Product, ExpertView, torch.Tensor], torch.Tensor]
 
 
 class HostCompute:
@@ -33,7 +33,7 @@ class HostCompute:
     def __init__(
         self,
         tiers: Mapping[Bits, HostTier],
-        multipliers: Mapping[Bits, Multiplier],
+        multipliers: Mapping[Bits, Product],
         run: ExpertFunction,
         bytes_per_s: float | None,
     ) -> None:

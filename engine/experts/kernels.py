@@ -49,6 +49,10 @@ class KernelSupport:
 NO_KERNELS = KernelSupport(int4=False, int8=False)
 
 
+Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
+"""x [T, K] times a matrix in a slot -> [T, N]."""
+
+
 class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
@@ -74,7 +78,7 @@ class Multiplier:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
         if self._bits == 16:
             weight = view.codes.to(x.dtype)
-            return _gemm(x, weight if view.part.transposed else weight.t())  # [T, N]
+            return gemm(x, weight if view.part.transposed else weight.t())  # [T, N]
         assert view.scales is not None
         few = x.shape[0] <= CROSSOVER_TOKENS
         if self._bits == 8:
@@ -82,14 +86,14 @@ class Multiplier:
                 scales = view.scales.to(x.dtype)
                 out = torch.ops.aten._weight_int8pack_mm(x, view.codes, scales)
                 return cast(torch.Tensor, out)  # [T, N]
-            return _gemm(x, self.dequantized(view, x.dtype).t())  # [T, N]
+            return gemm(x, self.dequantized(view, x.dtype).t())  # [T, N]
         opaque = not can_unpack(view.part.rows, self._code_layout)
         if (self._int4 and few) or opaque:
             codes = self._four_bit_codes(view)
             scales = view.scales.to(x.dtype)
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, codes, self._group, scales)
             return cast(torch.Tensor, out)  # [T, N]
-        return _gemm(x, self.dequantized(view, x.dtype).t())  # [T, N]
+        return gemm(x, self.dequantized(view, x.dtype).t())  # [T, N]
 
     def dequantized(self, view: MatrixView, dtype: torch.dtype) -> torch.Tensor:
         """The matrix as plain weights [N, K]."""
@@ -106,7 +110,7 @@ class Multiplier:
         return view.codes
 
 
-def _gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [T, K] @ weight [K, N], with T padded to few distinct sizes in reduced precision.
 
     oneDNN compiles and keeps a kernel of about 0.4 MB for every new T (0.3 ms each, measured),

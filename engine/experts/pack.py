@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.errors import PackError, StorageError
 from engine.experts.codec import RecordFormat, encode
 from engine.experts.kernels import layout_key
+from engine.experts.native import encode_native
 from engine.model.loader import LoadedModel
 from engine.records import parts_to_json
 from engine.types import ExpertId, format_bytes
@@ -52,7 +55,8 @@ def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
     """Where the pack of this model and format lives: every input of its bytes is in the name."""
     bits, group = record.layout.bits, record.layout.group_size
     key = layout_key(record.code_layout) if bits in (4, 2) else "any"
-    name = f"{model.checkpoint.fingerprint[:16]}-{bits}b-g{group}-{key}-v{PACK_VERSION}"
+    kind = f"{bits}b-g{group}-{key}" if record.published is None else record.published.name
+    name = f"{model.checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}"
     return root / "packs" / name
 
 
@@ -123,7 +127,9 @@ def list_packs(root: Path) -> list[dict[str, Any]]:
 
 
 def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
+    own = {"published": record.published.to_json()} if record.published else {}
     return {
+        **own,
         "version": PACK_VERSION,
         "model": model.checkpoint.fingerprint,
         "bits": record.layout.bits,
@@ -151,8 +157,7 @@ def _write_pack(
         for layer in model.layers[done_layers:]:
             layer_sums = []
             for index in range(layer.count):
-                tensors = model.read_expert(ExpertId(layer.index, index))
-                data = encode(tensors, record).numpy().tobytes()
+                data = encode_expert(model, ExpertId(layer.index, index), record).numpy().tobytes()
                 records.write(data)
                 layer_sums.append(zlib.crc32(data))
                 if progress is not None:
@@ -166,6 +171,13 @@ def _write_pack(
     manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
     _write_atomically(folder / "manifest.json", json.dumps(manifest))
     journal.unlink()
+
+
+def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
+    """The record of one expert, uint8 [record bytes]."""
+    if record.published is not None:
+        return encode_native(model, expert, record)
+    return encode(model.read_expert(expert), record)
 
 
 def _reclaim_finished(folder: Path) -> None:

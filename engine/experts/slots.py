@@ -13,6 +13,7 @@ import torch
 
 from engine.device.base import Device, Event
 from engine.experts.codec import MatrixView, RecordFormat, matrix_view, vector_view
+from engine.experts.native import native_view
 from engine.policy.pools import Pool
 from engine.types import Bits
 
@@ -30,9 +31,10 @@ def expert_view(raw: torch.Tensor, record: RecordFormat) -> ExpertView:
     """Views into the bytes of one record, uint8 [at least record bytes]."""
     raw = raw[: record.size_bytes]
     parts = record.parts
+    view = matrix_view if record.published is None else native_view
     return ExpertView(
         record.layout.bits,
-        {p.name: matrix_view(raw, record, p) for p in parts if p.kind == "matrix"},
+        {p.name: view(raw, record, p) for p in parts if p.kind == "matrix"},
         {p.name: vector_view(raw, record, p) for p in parts if p.kind == "vector"},
     )
 

@@ -1,7 +1,7 @@
 """The disk tier: where every expert's record lies, and reading it.
 
-At 16 bits an expert's tensors are read in place from the checkpoint where their bytes, in order,
-are the record's parts; any other precision comes from a pack.
+At 16 bits, and where published codes are kept, an expert's tensors are read in place from the
+checkpoint where their bytes, in order, are the record's fields; anything else comes from a pack.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from engine.errors import PackError
 from engine.experts.codec import RecordFormat
 from engine.experts.disk import DiskReader, Extent
-from engine.experts.pack import Progress, ensure_pack, record_checksum
+from engine.experts.pack import Progress, encode_expert, ensure_pack, record_checksum
 from engine.model.loader import LoadedModel
+from engine.model.safetensors_file import read_bytes
 from engine.types import DirectName, ExpertId
 
 
@@ -103,7 +104,8 @@ def open_store(
     progress: Progress | None = None,
 ) -> ExpertStore:
     """The records of this model at this format; packs them first where needed."""
-    if record.layout.bits == 16 and (extents := in_place_extents(model, record)) is not None:
+    as_stored = record.layout.bits == 16 or record.published is not None
+    if as_stored and (extents := in_place_extents(model, record)) is not None:
         files = _files(model)
         return ExpertStore(DiskReader(files, direct), extents, {}, record, in_place=True)
     pack = ensure_pack(
@@ -127,7 +129,7 @@ def in_place_extents(
     """Byte ranges of every expert inside the checkpoint, or None where its bytes, as they lie,
     are not the record (another dtype, or a conversion that moves bytes).
 
-    The first and last expert of the first and last layer are converted for real and compared; the
+    The first and last expert of the first and last layer are encoded for real and compared; the
     others share their conversion.
     """
     files = {file: number for number, file in enumerate(_files(model))}
@@ -141,7 +143,8 @@ def in_place_extents(
             extents[expert] = own
     for number in {0, len(model.layers) - 1}:
         for index in (0, model.layers[number].count - 1):
-            if not _bytes_agree(model, record, ExpertId(number, index)):
+            expert = ExpertId(number, index)
+            if not _bytes_agree(model, record, expert, extents[expert], list(files)):
                 return None
     return extents
 
@@ -169,30 +172,42 @@ def _expert_extents(
     layer = model.layers[expert.layer]
     extents = []
     for part in record.parts:
-        entries = layer.sources[part.name].expert_entries(
-            expert.expert, layer.count, model.checkpoint
-        )
-        field = record.layout.field(part.name)
-        if entries is None or any(entry.dtype != record.sixteen for entry in entries):
-            return None
-        if sum(entry.size_bytes for entry in entries) != field.size_bytes:
-            return None
-        offset = field.offset
-        for entry in entries:
-            extents.append(Extent(files[entry.file], entry.offset, offset, entry.size_bytes))
-            offset += entry.size_bytes
+        source = layer.sources[part.name]
+        entries = source.expert_entries(expert.expert, layer.count, model.checkpoint)
+        fields = [(part.name, entries, record.sixteen)]
+        if record.published is not None and part.kind == "matrix":
+            scales = source.expert_entries(
+                expert.expert, layer.count, model.checkpoint, scales=True
+            )
+            fp8 = record.published.name == "fp8"
+            fields = [
+                (part.name, entries, torch.float8_e4m3fn if fp8 else torch.uint8),
+                (f"{part.name}.scales", scales, torch.float32 if fp8 else torch.uint8),
+            ]
+        for name, own, dtype in fields:
+            field = record.layout.field(name)
+            if own is None or any(entry.dtype != dtype for entry in own):
+                return None
+            if sum(entry.size_bytes for entry in own) != field.size_bytes:
+                return None
+            offset = field.offset
+            for entry in own:
+                extents.append(Extent(files[entry.file], entry.offset, offset, entry.size_bytes))
+                offset += entry.size_bytes
     return tuple(extents)
 
 
-def _bytes_agree(model: LoadedModel, record: RecordFormat, expert: ExpertId) -> bool:
-    layer = model.layers[expert.layer]
-    converted = model.read_expert(expert)
-    for part in record.parts:
-        source = layer.sources[part.name]
-        entries = source.expert_entries(expert.expert, layer.count, model.checkpoint)
-        assert entries is not None
-        pieces = [model.checkpoint.read_bytes(entry) for entry in entries]
-        whole = converted[part.name].contiguous().reshape(-1).view(torch.uint8)
-        if not torch.equal(torch.cat(pieces), whole):
-            return False
-    return True
+def _bytes_agree(
+    model: LoadedModel,
+    record: RecordFormat,
+    expert: ExpertId,
+    extents: Sequence[Extent],
+    files: Sequence[Path],
+) -> bool:
+    """Whether an expert's bytes as they lie are its record as it would be packed."""
+    packed = encode_expert(model, expert, record)
+    found = torch.zeros_like(packed)
+    for extent in extents:
+        piece = slice(extent.record_offset, extent.record_offset + extent.size_bytes)
+        found[piece] = read_bytes(files[extent.file], extent.offset, extent.size_bytes)
+    return torch.equal(found, packed)

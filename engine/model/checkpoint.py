@@ -1,60 +1,26 @@
-"""A checkpoint on disk: where it is, which tensors it holds, and their bytes.
+"""A checkpoint in a folder: which tensors it holds, and their values.
 
-Reads safetensors headers itself and tensor bytes with pread: nothing is memory-mapped, so that what
-the process holds is what it asked for. Pickle is never opened. Knows nothing of models or experts.
+Quantized checkpoints look like any other: codes and their scales are one tensor under the name that
+the model knows, dequantized when it is read; the codes can be read too. Pickle is never opened.
+Knows nothing of models or experts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from engine.errors import CheckpointError, NotAModelError
+from engine.model.quantized import Codes, PublishedTensor, find_published
+from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
 
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+INDEX_NAME = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-_MAX_HEADER_BYTES = 100_000_000
 _SAMPLE_BYTES = 65_536
-
-
-class Location(NamedTuple):
-    """Where a model lies, and which revision that is (`local` for a folder)."""
-
-    folder: Path
-    revision: str
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor's bytes lie. offset: absolute, in its file."""
-
-    name: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
 
 
 class Checkpoint:
@@ -65,40 +31,49 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = _read_config(folder)
+        self.config = read_description(folder)
         self.tensors: dict[str, TensorEntry] = {}
         self._headers: list[tuple[Path, bytes]] = []
         for file in _weight_files(folder):
-            header = _read_header(file)
+            header = read_header(file)
             self._headers.append((file, header))
-            for entry in _parse_header(file, header):
+            for entry in parse_header(file, header):
                 self.tensors[entry.name] = entry
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors: its safetensors files are empty")
         self.fingerprint = self._fingerprint()
+        self.published: dict[str, PublishedTensor] = {}
+        for own in list(find_published(folder, self.config, self.tensors)):
+            self.published[own.name] = own
+            del self.tensors[own.codes.name], self.tensors[own.scales.name]
+            self.tensors[own.name] = own.entry
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor (or a range of its first dimension) into fresh memory.
 
-        rows: start and stop along dimension 0. Raises CheckpointError when bytes are missing.
+        rows: start and stop along dimension 0. Published codes come as float32 values. Raises
+        CheckpointError when bytes are missing.
         """
-        entry = self.tensors[name]
+        if name in self.published:
+            values = self.published[name].values(self.read_codes(name, rows))
+            return values if rows is None or values.ndim > 2 else values[rows]
+        return self._read_entry(self.tensors[name], rows)
+
+    def read_codes(self, name: str, rows: slice | None = None) -> Codes:
+        """The codes and scales of a published tensor, as they are stored."""
+        own = self.published[name]
+        sliced = rows if len(own.codes.shape) > 2 else None  # else the rows share scales
+        return Codes(self._read_entry(own.codes, sliced), self._read_entry(own.scales, sliced))
+
+    def _read_entry(self, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
         start, stop = (0, entry.shape[0]) if rows is None and entry.shape else (0, 1)
         if rows is not None:
             start, stop = rows.start, rows.stop
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = entry.size_bytes // entry.shape[0] if entry.shape else entry.size_bytes
-        tensor = torch.empty(shape, dtype=entry.dtype)
-        if tensor.numel():
-            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            _read_exactly(entry.file, entry.offset + start * row_bytes, view)
-        return tensor
-
-    def read_bytes(self, entry: TensorEntry) -> torch.Tensor:
-        """The bytes of an entry (which may be one expert's share of a tensor), uint8."""
-        tensor = torch.empty(entry.size_bytes, dtype=torch.uint8)
-        _read_exactly(entry.file, entry.offset, memoryview(tensor.numpy()))  # type: ignore[arg-type]
-        return tensor
+        size = (stop - start) * row_bytes if entry.shape else row_bytes
+        raw = read_bytes(entry.file, entry.offset + start * row_bytes, size)
+        return raw.view(entry.dtype).view(shape)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
@@ -113,59 +88,26 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
 
-def locate(model: str, revision: str | None = None) -> Location:
-    """The folder of a model: a local folder, or a hub id that is downloaded.
+def indexed_files(folder: Path) -> list[str] | None:
+    """The weight files that a folder's index names, sorted; None where it has no index.
 
-    Raises NotAModelError when neither exists.
+    Raises CheckpointError for an index that cannot be read or that points outside its folder.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Location(folder.resolve(), "local")
-    if folder.exists():
-        raise NotAModelError(
-            f"{model} is a file, not a model: give the folder that holds config.json and "
-            "*.safetensors, or a Hugging Face id"
-        )
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise NotAModelError(
-            f"there is no model '{model}': give an existing folder with config.json and "
-            "*.safetensors, a Hugging Face id such as Qwen/Qwen3-30B-A3B, or demo"
-        )
-    return _download(model, revision)
-
-
-def _download(model: str, revision: str | None) -> Location:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return None
     try:
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        raise NotAModelError(
-            f"{model} is gated: accept its licence on its page, then log in with `hf auth login`"
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
-        raise NotAModelError(
-            f"there is no model '{model}' (revision {revision or 'main'}): check its spelling; "
-            "private models need `hf auth login`"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise NotAModelError(
-            f"'{model}' is no folder here and cannot be downloaded "
-            f"({type(error).__name__}): check the name and the network, or give a local folder"
-        ) from None
-    return Location(path, path.name)
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} points outside its folder: {outside[0]}")
+    return names
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """config.json as it stands; NotAModelError or CheckpointError where there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise NotAModelError(
@@ -182,16 +124,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
+    names = indexed_files(folder)
+    if names is not None:
         files = [folder / name for name in names]
-        outside = [file for file in files if file.name != str(file.relative_to(folder))]
-        if outside:
-            raise CheckpointError(f"{index} points outside its folder: {outside[0]}")
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -209,49 +144,3 @@ def _weight_files(folder: Path) -> list[Path]:
             "convert the checkpoint to safetensors"
         )
     raise CheckpointError(f"{folder} has a config.json but no *.safetensors weights")
-
-
-def _read_header(file: Path) -> bytes:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
-        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file} is no safetensors file or is truncated: copy it again")
-        return stream.read(length)
-
-
-def _parse_header(file: Path, header: bytes) -> Iterator[TensorEntry]:
-    data_start = len(header) + 8
-    data_bytes = file.stat().st_size - data_start
-    try:
-        entries = json.loads(header)
-        for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            dtype = _DTYPES[entry["dtype"]]
-            shape = tuple(int(size) for size in entry["shape"])
-            if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
-                raise ValueError(f"{name}: {end - begin} bytes do not hold {shape}")
-            if end > data_bytes:
-                raise CheckpointError(
-                    f"{file} is truncated: tensor {name} ends {end - data_bytes} bytes behind "
-                    "the end of the file; copy or download it again"
-                )
-            yield TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} has a corrupt safetensors header ({error})") from None
-
-
-def _read_exactly(file: Path, offset: int, view: memoryview) -> None:
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        done = 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done : done + (64 << 20)]], offset + done)
-            if count == 0:
-                raise CheckpointError(f"{file} ends early: copy or download it again")
-            done += count
-        os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)

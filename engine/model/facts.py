@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from engine.errors import FamilyError
+from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.protocol import ModelFacts
+from engine.published import published_layout
 from engine.records import record_bytes_table
 
 _CHOSEN_COUNTS = (
@@ -30,6 +32,9 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
             )
     text = model.config.get_text_config()
     table = record_bytes_table(parts)
+    sizes = {str(bits): size for bits, size in table.items()}
+    if model.published is not None:
+        sizes["native"] = published_layout(parts, model.published).size_bytes
     total = sum(layer.count for layer in model.layers)
     return ModelFacts(
         id=model_id,
@@ -47,11 +52,14 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         dense_bytes=_dense_bytes(model),
         parts=parts,
         record_bytes={str(bits): size for bits, size in table.items()},
-        expert_bytes={str(bits): size * total for bits, size in table.items()},
+        expert_bytes={name: size * total for name, size in sizes.items()},
         kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
         has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
         in_place_16=_stored_at_16_bits(model),
+        published=model.published,
+        dense_matrices=dense_matrices(model.linears),
+        embedding_bytes=_embedding_bytes(model),
     )
 
 
@@ -72,6 +80,13 @@ def _dense_bytes(model: LoadedModel) -> int:
     for tensor in tensors:
         seen[tensor.data_ptr()] = tensor.numel() * 2
     return sum(seen.values())
+
+
+def _embedding_bytes(model: LoadedModel) -> int:
+    """Of a table that may lie on the host, at 16 bits."""
+    if not can_keep_embeddings_on_host(model.model):
+        return 0
+    return int(model.model.get_input_embeddings().weight.numel()) * 2
 
 
 def _kv_bytes_per_token(text: Any) -> int:
@@ -102,10 +117,4 @@ def _predictors(model: LoadedModel) -> tuple[str, ...]:
 
 
 def _stored_at_16_bits(model: LoadedModel) -> bool:
-    return all(
-        is_sixteen_bit(model.checkpoint.tensors[key].dtype)
-        for layer in model.layers
-        for source in layer.sources.values()
-        for keys in source.keys.values()
-        for key in keys
-    )
+    return all(is_sixteen_bit(entry.dtype) for entry in model.expert_entries())

@@ -8,8 +8,10 @@ the dense weights plus one tensor. Must not know of slots, policies or devices' 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,12 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint
+from engine.model.checkpoint import Checkpoint, read_description
+from engine.model.dense_part import quantizable_linears
+from engine.model.quantized import Codes, check_method
+from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
+from engine.published import PublishedFormat, PublishedName
 from engine.records import Part
 from engine.types import ExpertId
 
@@ -35,6 +41,8 @@ EXPERTS_IMPLEMENTATION = "expertune"
 _EXPERTS_ATTRIBUTES = ("has_gate", "has_bias", "is_transposed", "_is_expert_parallel")
 _MOE_WORDS = ("Expert", "MoE", "Moe", "Router", "SparseMLP")
 _SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+QuantizeLinear = Callable[[nn.Linear, torch.Tensor], nn.Module]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +62,9 @@ class MoeLayer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model without its experts."""
+    """A model without its experts. published: the format of all experts, None where they are not
+    published quantized, or not all alike; linears: those that dense_bits quantizes, by name, as
+    they were before."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -62,28 +72,76 @@ class LoadedModel:
     model: Any
     layers: tuple[MoeLayer, ...]
     dtype: torch.dtype
+    published: PublishedFormat | None
+    linears: dict[str, nn.Linear]
 
     def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
         """One expert's parameters as the module stores them, in the checkpoint's dtype."""
+        return {part.name: self.read_part(expert, part) for part in self.layers[expert.layer].parts}
+
+    def read_part(self, expert: ExpertId, part: Part) -> torch.Tensor:
+        """One parameter of one expert. Raises CheckpointError where its shape is another."""
         layer = self.layers[expert.layer]
-        tensors = {
-            part.name: layer.sources[part.name].convert_expert(
-                expert.expert, layer.count, self.checkpoint, self.model
+        tensor = layer.sources[part.name].convert_expert(
+            expert.expert, layer.count, self.checkpoint.read, self.model
+        )
+        if tuple(tensor.shape) != part.shape:
+            raise CheckpointError(
+                f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
+                f"{tuple(tensor.shape)}, the model expects {part.shape}"
             )
-            for part in layer.parts
-        }
+        return tensor
+
+    def read_expert_codes(self, expert: ExpertId) -> dict[str, Codes]:
+        """One expert's matrices as published: codes as bytes [R, C] (mxfp4:
+        [N, K/2]), and scales."""
+        layer = self.layers[expert.layer]
+        published = self.published
+        assert published is not None, "the checkpoint is not published quantized"
+        found = {}
         for part in layer.parts:
-            if tuple(tensors[part.name].shape) != part.shape:
-                raise CheckpointError(
-                    f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
-                    f"{tuple(tensors[part.name].shape)}, the model expects {part.shape}"
+            if part.kind == "matrix":
+                codes, scales = (
+                    layer.sources[part.name].convert_expert(
+                        expert.expert, layer.count, read, self.model
+                    )
+                    for read in (self._read_code_bytes, self._read_scale_rows)
                 )
-        return tensors
+                found[part.name] = Codes(codes, scales[:: published.block_rows].contiguous())
+        return found
+
+    def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """uint8 [.., R, C], or [E, N, K/2]."""
+        codes = self.checkpoint.read_codes(name, rows).codes
+        return codes.view(torch.uint8) if codes.dtype != torch.uint8 else codes.flatten(-2)
+
+    def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One row of scales for each row of codes, so that both are joined alike: [.., R, c]."""
+        own = self.checkpoint.published[name]
+        scales = self.checkpoint.read_codes(name, rows).scales
+        if own.format == "mxfp4":
+            return scales
+        return scales.float().repeat_interleave(own.block[0], -2)[..., : own.codes.shape[-2], :]
+
+    def expert_entries(self) -> Iterator[TensorEntry]:
+        """Every checkpoint tensor that holds experts' parameters."""
+        for layer in self.layers:
+            for source in layer.sources.values():
+                for keys in source.keys.values():
+                    for key in keys:
+                        yield self.checkpoint.tensors[key]
 
 
-def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    quantize: QuantizeLinear | None = None,
+) -> LoadedModel:
     """Build on `meta`, find the experts, load the dense weights.
 
+    quantize: makes the stand-in of a linear layer from its weight [N, K], as soon as that is read.
     Raises ModelError subclasses that name the family and say what to try.
     """
     checkpoint = Checkpoint(folder)
@@ -98,18 +156,43 @@ def load_model(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
         for index, (name, module) in enumerate(shells)
     )
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
-    _load_dense(model, checkpoint, sources, expert_names, dtype, dtype_plan)
+    linears = quantizable_linears(model, [layer.router for layer in layers])
+    cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
+    for name, tensor in _dense_tensors(model, checkpoint, sources, expert_names):
+        owner, _, leaf = name.rpartition(".")
+        if quantize is not None and owner in linears and leaf == "weight":
+            _check_shape(name, tensor, linears[owner].weight.shape)
+            model.set_submodule(owner, quantize(linears[owner], tensor))
+        else:
+            _set_tensor(model, name, cast(name, tensor))
+    model.tie_weights()
     _check_complete(model, folder, state_names - expert_names)
     _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
-    return LoadedModel(folder, checkpoint, config, model, layers, dtype)
+    published = _published_format(layers, checkpoint)
+    return LoadedModel(folder, checkpoint, config, model, layers, dtype, published, linears)
 
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The transformers config; refuses unknown families, remote code and quantized checkpoints."""
-    family = checkpoint.config["model_type"]
-    own_code = "auto_map" in checkpoint.config
+    """The transformers config; refuses unknown families, remote code and quantizations."""
+    return _read_config(folder, checkpoint.config, trust_remote_code=trust_remote_code)
+
+
+def check_description(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse by config.json alone what cannot be run, so that no weight need be downloaded first.
+
+    Raises what load_model would: NotAModelError, RemoteCodeError, CheckpointError, FamilyError,
+    DenseModelError.
+    """
+    described = read_description(folder)
+    config = _read_config(folder, described, trust_remote_code=trust_remote_code)
+    find_experts(build_meta_model(config, folder, trust_remote_code=trust_remote_code), config)
+
+
+def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: bool) -> Any:
+    family = described["model_type"]
+    own_code = "auto_map" in described
     if family not in CONFIG_MAPPING and not own_code:
         raise NotAModelError(
             f"{folder}: transformers does not know the model family '{family}'; a newer "
@@ -120,13 +203,7 @@ def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool
             f"{folder} brings its own code for '{family}', which could do anything: read it, then "
             "pass --trust-remote-code"
         )
-    quantization = checkpoint.config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"{folder} is quantized with {method}, which this version does not read: use the "
-            "16-bit checkpoint, or convert with from_pretrained(..., dtype=torch.bfloat16)"
-        )
+    check_method(folder, described)
     try:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
@@ -218,20 +295,38 @@ def _detach_experts(
     return MoeLayer(index, name, module, router, count, tuple(parts), own)
 
 
-def _load_dense(
+def _published_format(layers: Sequence[MoeLayer], checkpoint: Checkpoint) -> PublishedFormat | None:
+    """How all expert matrices are published, None where they are not, or not all alike.
+
+    A block's rows are cut to what divides each of the matrices that one is joined from.
+    """
+    found: set[tuple[PublishedName, int]] = set()
+    rows = 0
+    for layer in layers:
+        for part in layer.parts:
+            if part.kind == "vector":
+                continue
+            for key in (key for keys in layer.sources[part.name].keys.values() for key in keys):
+                own = checkpoint.published.get(key)
+                if own is None:
+                    return None
+                found.add((own.format, own.block[1]))
+                rows = math.gcd(rows, own.block[0], own.codes.shape[-2])
+    if len(found) != 1:
+        return None
+    name, columns = found.pop()
+    return PublishedFormat(name, rows if name == "fp8" else 1, columns)
+
+
+def _dense_tensors(
     model: Any,
     checkpoint: Checkpoint,
     sources: dict[str, ParameterSource],
     expert_names: set[str],
-    dtype: torch.dtype,
-    dtype_plan: dict[str, torch.dtype],
-) -> None:
+) -> Iterator[tuple[str, torch.Tensor]]:
     for target, source in sources.items():
-        if target in expert_names:
-            continue
-        for name, tensor in source.convert(checkpoint.read, model).items():
-            _set_tensor(model, name, _cast(name, tensor, dtype, dtype_plan))
-    model.tie_weights()
+        if target not in expert_names:
+            yield from source.convert(checkpoint.read, model).items()
 
 
 def _cast(
@@ -253,15 +348,18 @@ def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         owner._buffers[leaf] = tensor
         return
-    expected = owner._parameters[leaf].shape
+    _check_shape(name, tensor, owner._parameters[leaf].shape)
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    owner._parameters[leaf] = parameter
+
+
+def _check_shape(name: str, tensor: torch.Tensor, expected: torch.Size) -> None:
     if tensor.shape != expected:
         raise CheckpointError(
             f"{name}: the checkpoint gives shape {tuple(tensor.shape)}, the config asks for "
             f"{tuple(expected)}: config.json belongs to other weights"
         )
-    parameter = nn.Parameter(tensor, requires_grad=False)
-    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    owner._parameters[leaf] = parameter
 
 
 def _materialize_buffers(model: Any) -> None:

@@ -23,7 +23,8 @@ from transformers.core_model_loading import (
 )
 
 from engine.errors import CheckpointError
-from engine.model.checkpoint import Checkpoint, TensorEntry
+from engine.model.checkpoint import Checkpoint
+from engine.model.safetensors_file import TensorEntry
 
 
 @dataclass
@@ -46,15 +47,19 @@ class ParameterSource:
         return self._run(tensors, model)
 
     def convert_expert(
-        self, index: int, experts: int, checkpoint: Checkpoint, model: Any
+        self,
+        index: int,
+        experts: int,
+        read: Callable[[str, slice | None], torch.Tensor],
+        model: Any,
     ) -> torch.Tensor:
         """One expert's slice of a fused parameter, read and converted alone."""
         tensors: dict[str, list[torch.Tensor]] = {}
         for pattern, keys in self.keys.items():
             if len(keys) == experts and experts > 1:
-                tensors[pattern] = [checkpoint.read(keys[index])]
+                tensors[pattern] = [read(keys[index], None)]
             elif len(keys) == 1:
-                tensors[pattern] = [checkpoint.read(keys[0], slice(index, index + 1))]
+                tensors[pattern] = [read(keys[0], slice(index, index + 1))]
             else:
                 raise CheckpointError(
                     f"{self.target}: the checkpoint holds {len(keys)} tensors for {experts} "
@@ -64,16 +69,23 @@ class ParameterSource:
         return next(iter(result.values()))[0]
 
     def expert_entries(
-        self, index: int, experts: int, checkpoint: Checkpoint
+        self, index: int, experts: int, checkpoint: Checkpoint, *, scales: bool = False
     ) -> list[TensorEntry] | None:
         """The tensors of one expert in checkpoint order, if experts are stored one by one or
-        fused as they are; None where their bytes cannot be located."""
+        fused as they are; None where their bytes cannot be located.
+
+        scales: those of published codes instead.
+        """
+
+        def entry_of(key: str) -> TensorEntry:
+            return checkpoint.published[key].scales if scales else checkpoint.tensors[key]
+
         entries = []
         for keys in self.keys.values():
             if len(keys) == experts and experts > 1:
-                entries.append(checkpoint.tensors[keys[index]])
+                entries.append(entry_of(keys[index]))
                 continue
-            entry = checkpoint.tensors[keys[0]]
+            entry = entry_of(keys[0])
             if len(keys) != 1 or not entry.shape or entry.shape[0] != experts:
                 return None
             size = entry.size_bytes // experts

@@ -22,7 +22,7 @@ from engine.device import process_memory
 from engine.errors import EngineError, ModelError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
-from engine.model.checkpoint import locate
+from engine.model.hub import locate
 from engine.peers.gguf_file import QUANTIZATION, check_comparable, ensure_gguf
 from engine.peers.measurement import PeerMeasurement, SequenceTiming
 from engine.peers.memory_group import bounded_memory, drop_page_cache
@@ -55,7 +55,8 @@ class LlamaCppPeer:
         """Dispatch an operation."""
         if operation == "open":
             trusted = bool(arguments.get("trust_remote_code", False))
-            return self._open(str(arguments["model"]), trust_remote_code=trusted)
+            revision = arguments.get("revision")
+            return self._open(str(arguments["model"]), revision, trust_remote_code=trusted)
         if operation == "configure":
             return self._configure(EngineConfig.from_dict(arguments["config"]))
         if operation == "measure":
@@ -66,7 +67,7 @@ class LlamaCppPeer:
             return {}
         raise UsageError(f"the peer '{self._name}' cannot {operation}")
 
-    def _open(self, model: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    def _open(self, model: str, revision: str | None, *, trust_remote_code: bool) -> dict[str, Any]:
         """Convert where needed, then read the baseline: imports, tokenizer, a first product."""
         try:
             import xllamacpp  # noqa: F401
@@ -74,7 +75,7 @@ class LlamaCppPeer:
             raise UsageError(
                 f"the peer '{self._name}' needs the extra 'peers': pip install 'expertune[peers]'"
             ) from None
-        folder = locate(model).folder
+        folder = locate(model, revision).folder
         check_comparable(folder, trust_remote_code=trust_remote_code)
         self._file = ensure_gguf(folder, self._cache_folder, self._progress)
         self._sentinel_file = min(folder.glob("*.safetensors"))

@@ -18,7 +18,8 @@ from engine.config import EngineConfig
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.measure.pass_through import Sequenced
-from engine.model.checkpoint import Checkpoint, locate
+from engine.model.checkpoint import Checkpoint
+from engine.model.hub import locate
 from engine.peers.measurement import PeerMeasurement, SequenceTiming
 from engine.peers.memory_group import bounded_memory, drop_page_cache
 from engine.protocol import PeerName
@@ -42,7 +43,7 @@ class TransformersPeer:
     def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Dispatch an operation."""
         if operation == "open":
-            return self._open(str(arguments["model"]))
+            return self._open(str(arguments["model"]), arguments.get("revision"))
         if operation == "configure":
             return self._configure(EngineConfig.from_dict(arguments["config"]))
         if operation == "measure":
@@ -52,8 +53,8 @@ class TransformersPeer:
             return {}
         raise UsageError(f"the peer '{self._name}' cannot {operation}")
 
-    def _open(self, model: str) -> dict[str, Any]:
-        self._folder = locate(model).folder
+    def _open(self, model: str, revision: str | None) -> dict[str, Any]:
+        self._folder = locate(model, revision).folder
         self._runtime_bytes = settle_baseline()
         self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
         return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "peer": self._name}

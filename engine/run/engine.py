@@ -10,14 +10,14 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.bits_plan import with_table
-from engine.bits_table import run_bits
+from engine.bits_table import bits_table, run_bits
 from engine.config import EngineConfig
 from engine.device.base import Device
 from engine.errors import EngineError
@@ -33,20 +33,21 @@ from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.hardware import probe
-from engine.memory import group_size_of, layer_major, resolve
+from engine.memory import config_layout, group_size_of, layer_major, resolve
+from engine.model.dense_part import HostEmbedding, can_keep_embeddings_on_host
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.policy.plan import Planned
 from engine.policy.registry import PLANS
 from engine.protocol import MemoryPlan, ModelFacts
-from engine.records import record_layout
+from engine.run.dense import DenseQuantizer, dense_kernels
 from engine.run.experts_runtime import RoutingRecorder
 from engine.run.layer_major import LayerMajor
 from engine.run.live import LiveConfiguration, multiplier_of
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.phase_clock import PhaseClock
 from engine.timings import ModelTimings, load_timings, timings_path
-from engine.types import Bits, Phase
+from engine.types import Bits, EmbeddingsName, KernelName, Phase
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {
@@ -82,7 +83,8 @@ class Engine:
         self.clock = PhaseClock()
         self._folder = folder
         self._trust = trust_remote_code
-        self.model: LoadedModel = self._load("bfloat16")
+        self._loaded = _DenseSettings("bfloat16")
+        self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
         self._live: LiveConfiguration | None = None
@@ -134,9 +136,11 @@ class Engine:
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
         self.release()
-        if DTYPES[resolved.compute.dtype] != self.model.dtype:
+        dense = _DenseSettings.of(resolved)
+        if dense != self._loaded:
             self._drop_weights()
-            self.model = self._load(resolved.compute.dtype)
+            self._loaded = dense
+            self.model = self._load(dense)
         supports = {bits: self.kernel_support(resolved, bits) for bits in run_bits(resolved)}
         stores = self._open_stores(resolved, supports, progress)
         self.device.compact()  # what packing left behind
@@ -166,8 +170,8 @@ class Engine:
         config, tokens = layer_major(former, self.facts, longest)
         self.release()
         try:
-            own = config.precision.bits
-            supports = {bits: self.kernel_support(config, bits) for bits in (own, *extra_bits)}
+            needed = dict.fromkeys((*run_bits(config), *extra_bits))
+            supports = {bits: self.kernel_support(config, bits) for bits in needed}
             with ExitStack() as opened:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
@@ -182,7 +186,8 @@ class Engine:
                     self.device,
                     stores,
                     multipliers,
-                    bits=own,
+                    bits=config.precision.bits,
+                    table=bits_table(config, self.facts),
                     slots=max(2, int(config.cache.expert_bytes) // largest),
                     threads=config.io.threads,
                     chunk_bytes=config.transfer.chunk_bytes,
@@ -221,8 +226,14 @@ class Engine:
         """The bytes of one record under this (resolved) config, at its own or its low bits."""
         parts = self.facts.parts
         bits = bits or config.precision.bits
-        layout = record_layout(parts, bits, group_size_of(config, bits))
-        return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
+        native = config.precision.native and bits == config.precision.bits
+        return RecordFormat(
+            parts,
+            config_layout(config, self.facts, bits),
+            sixteen_dtype(self.model),
+            code_layout_for(support),
+            self.facts.published if native else None,
+        )
 
     def record(self, recorder: RoutingRecorder | None) -> None:
         """Let a recorder see all routing from now on; None: no longer."""
@@ -300,11 +311,26 @@ class Engine:
         gc.collect()
         self.device.compact()
 
-    def _load(self, dtype: str) -> LoadedModel:
-        model = load_model(self._folder, DTYPES[dtype], trust_remote_code=self._trust)
+    def _load(self, dense: _DenseSettings) -> LoadedModel:
+        dtype = DTYPES[dense.dtype]
+        model = load_model(
+            self._folder,
+            dtype,
+            trust_remote_code=self._trust,
+            quantize=None if dense.bits == 16 else self._quantizer(dense, dtype),
+        )
         if self.device.torch_device.type != "cpu":
+            if dense.embeddings == "host" and can_keep_embeddings_on_host(model.model):
+                table = model.model.get_input_embeddings()
+                model.model.set_input_embeddings(HostEmbedding(table))
             model.model.to(self.device.torch_device)
         return model
+
+    def _quantizer(self, dense: _DenseSettings, dtype: torch.dtype) -> DenseQuantizer:
+        packed = self.device.torch_device.type == "cpu" and dense.kernel == "auto"
+        matrices = self.facts.dense_matrices if packed else ()
+        kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, self.cache_folder)
+        return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels)
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint
@@ -315,7 +341,8 @@ class Engine:
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
         """Which of torch's packed kernels hold for this config's (or these) bits here."""
         bits = bits or config.precision.bits
-        if self.device.torch_device.type != "cpu" or bits == 16:
+        native = config.precision.native and bits == config.precision.bits
+        if self.device.torch_device.type != "cpu" or bits == 16 or native:
             return NO_KERNELS
         return probe_support(
             self.facts.parts,
@@ -325,10 +352,29 @@ class Engine:
         )
 
 
+@dataclass(frozen=True)
+class _DenseSettings:
+    """What decides how the dense part is loaded; group and kernel only below 16 bits."""
+
+    dtype: str
+    bits: Bits = 16
+    group: int = 0
+    kernel: KernelName = "auto"
+    embeddings: EmbeddingsName = "device"
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> _DenseSettings:
+        """Those of a resolved config."""
+        precision, dtype = config.precision, config.compute.dtype
+        embeddings = config.placement.embeddings
+        if precision.dense_bits == 16:
+            return cls(dtype, embeddings=embeddings)
+        return cls(
+            dtype, precision.dense_bits, precision.group_size, config.kernel.name, embeddings
+        )
+
+
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:
-    """dtype of 16-bit records: the checkpoint's where it is fp16, else bf16."""
-    layer = model.layers[0]
-    source = layer.sources[layer.parts[0].name]
-    name = next(iter(source.keys.values()))[0]
-    dtype = model.checkpoint.tensors[name].dtype
-    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+    """dtype of 16-bit records: fp16 where all experts are stored so, else bf16."""
+    dtypes = {entry.dtype for entry in model.expert_entries()}
+    return torch.float16 if dtypes == {torch.float16} else torch.bfloat16

@@ -20,7 +20,7 @@ import greenlet
 import torch
 
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import Multiplier
+from engine.experts.kernels import Product
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
@@ -70,7 +70,7 @@ class ExpertsRuntime:
         self,
         model: LoadedModel,
         residency: Residency,
-        multipliers: Mapping[Bits, Multiplier],
+        multipliers: Mapping[Bits, Product],
         gates: GateStack,
         clock: PhaseClock,
         host: HostCompute | None = None,
@@ -257,7 +257,7 @@ class ExpertsRuntime:
 
 
 def expert_output(
-    module: Any, multiply: Multiplier, view: ExpertView, x: torch.Tensor
+    module: Any, multiply: Product, view: ExpertView, x: torch.Tensor
 ) -> torch.Tensor:
     """x [t, D] -> [t, D], as transformers' eager experts compute it."""
     up_name = "gate_up_proj" if module.has_gate else "up_proj"

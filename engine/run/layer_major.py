@@ -20,9 +20,10 @@ from typing import Any
 import greenlet
 import torch
 
+from engine.bits_table import Table
 from engine.device.base import Device
 from engine.errors import EngineError
-from engine.experts.kernels import Multiplier
+from engine.experts.kernels import Product
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.experts.transfer import Transfer, TransferEngine
@@ -58,9 +59,9 @@ class TextBatch:
 class LayerMajor:
     """Implements ExpertsPort over a ring of slots.
 
-    stores, multipliers: by bits; bits: of every expert unless a run says otherwise; slots: room for
-    records; room_tokens: of all batches of a run; batch_tokens: of one batch, and of what one
-    expert multiplies at once; logit_rows: so many positions' logits are made at once.
+    stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
+    room for records; room_tokens: of all batches of a run; batch_tokens: of one batch, and of what
+    one expert multiplies at once; logit_rows: so many positions' logits are made at once.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class LayerMajor:
         model: LoadedModel,
         device: Device,
         stores: Mapping[Bits, ExpertStore],
-        multipliers: Mapping[Bits, Multiplier],
+        multipliers: Mapping[Bits, Product],
         *,
         bits: Bits,
+        table: Table | None,
         slots: int,
         threads: int,
         chunk_bytes: int,
@@ -83,6 +85,7 @@ class LayerMajor:
         self._device = device
         self._multipliers = dict(multipliers)
         self._bits = bits
+        self._table = table
         self.room_tokens = room_tokens
         self.batch_tokens = batch_tokens
         self._logit_rows = logit_rows
@@ -197,7 +200,7 @@ class LayerMajor:
         return out
 
     def _own_bits(self, variant: int, expert: ExpertId) -> Bits:
-        return self._bits
+        return self._table[expert.layer][expert.expert] if self._table else self._bits
 
     def _work(
         self,

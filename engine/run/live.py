@@ -25,11 +25,13 @@ from engine.errors import ConfigError
 from engine.experts.codec import RecordFormat
 from engine.experts.host import HostTier
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import KernelSupport, Multiplier
+from engine.experts.kernels import KernelSupport, Multiplier, Product
+from engine.experts.native import NativeMultiplier
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.experts.transfer import Source, TransferEngine
+from engine.model.dense_part import can_keep_embeddings_on_host
 from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
@@ -149,6 +151,15 @@ class LiveConfiguration:
                 else f"placement.name = {self.config.placement.name}: inactive, the host tier has "
                 "no room for records"
             )
+        if self.config.placement.embeddings == "host":
+            if self._device.torch_device.type == "cpu":
+                found.append(
+                    "placement.embeddings = host: inactive, the device is host memory here"
+                )
+            elif not can_keep_embeddings_on_host(self._model.model):
+                found.append(
+                    "placement.embeddings = host: inactive, this model's head is the same tensor"
+                )
         if self.config.host.bytes and not self.tiers:
             found.append("host.bytes: inactive, the device is host memory itself")
         if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
@@ -200,7 +211,7 @@ class LiveConfiguration:
             if rooms[bits] >= store.record.size_bytes
         }
 
-    def _open_host(self, multipliers: Mapping[Bits, Multiplier]) -> HostCompute | None:
+    def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:
         """Only where host and device are two memories, the host holds records, and an expert needs
         nothing else that lies on the device."""
         elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
@@ -285,8 +296,10 @@ def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
     return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
 
 
-def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Multiplier:
+def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
     """The products with records of this format under this config."""
+    if record.published is not None:
+        return NativeMultiplier(record.published)
     return Multiplier(
         record.layout.bits,
         record.layout.group_size,

@@ -27,7 +27,8 @@ from engine.measure.profile import profile_machine
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
-from engine.model.checkpoint import locate
+from engine.model.hub import locate
+from engine.model.loader import check_description
 from engine.protocol import Workload
 from engine.records import Part
 from engine.run.engine import Engine
@@ -88,9 +89,13 @@ class Operations:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> dict[str, Any]:
-        """Load a model's dense part; its experts stay on disk."""
+        """Load a model's dense part; its experts stay on disk. A hub id is fetched first."""
         self.close()
-        location = locate(model, revision)
+        location = locate(
+            model,
+            revision,
+            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
+        )
         self._runtime_bytes = settle_baseline()
         self._engine = Engine(
             location.folder,
@@ -192,7 +197,7 @@ class Operations:
             },
         }
 
-    def pack(self, bits: int, group_size: int = 64) -> dict[str, Any]:
+    def pack(self, bits: int | str, group_size: int = 64) -> dict[str, Any]:
         """Pack ahead of a run; resumes a torn pack."""
         engine = self._opened()
         config = EngineConfig().overlay(
@@ -292,7 +297,7 @@ class Operations:
     def sensitivities(
         self, config: dict[str, Any], workload: dict[str, Any], bits: list[int], tokens: int
     ) -> dict[str, Any]:
-        """How much each layer minds fewer bits; kept in the cache folder for plans of precisions."""
+        """How much each layer minds fewer bits; kept in the cache folder for plans."""
         engine = self._opened()
         base = EngineConfig.from_dict(config)
         wanted = [one for one in BITS if one in bits]

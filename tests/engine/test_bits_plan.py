@@ -153,7 +153,7 @@ def test_a_plan_says_what_it_needs(tmp_path: Path) -> None:
         made()
     with pytest.raises(ConfigError, match="--sensitivity"):
         made(average_bits=3)
-    with pytest.raises(ConfigError, match="precision.options.trace"):
+    with pytest.raises(ConfigError, match=r"precision\.options\.trace"):
         made(scheme="by_popularity", average_bits=3)
     with pytest.raises(ConfigError, match="one digit for each MoE layer"):
         made(scheme="by_layer")

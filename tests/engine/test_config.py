@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineConfig, config_paths, sensitivity
+from engine.config import EngineConfig, config_paths, lossy_settings, sensitivity
 from engine.errors import ConfigError
 
 
@@ -15,6 +15,16 @@ def test_an_overlay_converts_text_to_the_fields_type() -> None:
     assert config.precision.bits == 4
     assert config.transfer.chunk_bytes == 2_000_000
     assert config.cache.expert_bytes == "25%"
+
+
+def test_native_is_a_word_of_bits_and_a_flag_of_its_own() -> None:
+    native = EngineConfig().overlay({"precision.bits": "native"})
+    assert native.precision.native
+    assert not native.overlay({"precision.bits": 8}).precision.native
+    resolved = native.overlay({"precision.bits": 8, "precision.native": True})
+    assert EngineConfig.from_dict(resolved.to_dict()) == resolved
+    assert lossy_settings(resolved) != lossy_settings(resolved.overlay({"precision.bits": 8}))
+    assert "precision.native" not in lossy_settings(EngineConfig())
 
 
 def test_a_dict_round_trips() -> None:
@@ -31,7 +41,7 @@ def test_different_configs_have_different_digests() -> None:
     ("path", "value", "says"),
     [
         ("cache.expert_byte", 1, "cache.expert_bytes"),
-        ("precision.bits", 5, "allowed are 16, 8, 4, 2"),
+        ("precision.bits", 5, "allowed are 16, 8, 4, .*native"),
         ("cache.eviction", "lur", "did you mean lru"),
         ("batch.count", 0, "allowed is 1 to 256"),
         ("batch.count", 1.5, "whole number"),

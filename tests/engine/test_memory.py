@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.memory import minimum_slots, resolve, slots_by_layer
 from engine.protocol import ModelFacts
+from engine.published import PublishedFormat
 from engine.records import Part, record_bytes_table
 
 PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))
@@ -42,6 +44,26 @@ def make_facts(**changes: Any) -> ModelFacts:
         "in_place_16": True,
     }
     return ModelFacts(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("published", "bits", "codes_bytes"),
+    [
+        (PublishedFormat("fp8", 128, 128), 8, (1024 * 512 + 8 * 4 * 4) + (512 * 512 + 4 * 4 * 4)),
+        (PublishedFormat("mxfp4", 1, 32), 4, 1536 * 512 // 2 + 1536 * 16),
+        (None, 16, 1536 * 512 * 2),
+    ],
+)
+def test_native_records_are_the_published_codes_and_scales(
+    published: PublishedFormat | None, bits: int, codes_bytes: int
+) -> None:
+    config = EngineConfig().overlay({"precision.bits": "native"})
+    facts = make_facts(published=published)
+    resolved, plan = resolve(config, facts)
+    assert (resolved.precision.bits, resolved.precision.native) == (bits, published is not None)
+    assert codes_bytes <= plan.slots_bytes // plan.slots < codes_bytes + 4096 + 4 * 64
+    assert resolve(resolved, facts)[0] == resolved
+    assert ModelFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
 @given(st.integers(50_000_000, 400_000_000), st.sampled_from([16, 8, 4, 2]))

@@ -19,6 +19,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,11 @@ class FakeEngine:
         self.over_budget = False
         self.repeats = 0
 
-    def open(self, model: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
-        self.facts = facts_of(model)
+    def open(
+        self, model: str, device: str, trust_remote_code: bool, revision: str | None = None
+    ) -> dict[str, Any]:
+        latest = f"commit-{os.getpid()}"  # a hub whose model changes between any two openings
+        self.facts = replace(facts_of(model), revision=revision or latest)
         if self.peer:
             return {"runtime_bytes": 300_000_000, "peer": self.peer}
         return {"facts": self.facts.to_json(), "hardware": {}, "runtime_bytes": 300_000_000}

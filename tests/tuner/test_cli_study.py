@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,7 +16,9 @@ from optuna.trial import TrialState
 
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
+from tuner.cli import options
 from tuner.deployment import load_deployment
+from tuner.session import EngineSession
 
 
 def test_a_study_runs_from_nothing_to_an_exported_config(tune: Tune, folder: Path):
@@ -70,6 +73,21 @@ def test_another_budget_without_a_name_is_another_study(tune: Tune, folder: Path
         "--definition", "study.yaml", "--trials", "1", "--vram", str(BUDGET_BYTES + 1), "--json"
     )
     assert done.document["study"]["name"] == "some-moe-2"
+
+
+def test_a_resumed_study_asks_for_its_revision(tune: Tune, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str | None] = []
+    plain = options.open_session
+
+    def spy(*arguments: Any, revision: str | None = None, **named: Any) -> EngineSession:
+        asked.append(revision)
+        return plain(*arguments, revision=revision, **named)
+
+    monkeypatch.setattr(options, "open_session", spy)
+    words = ("--definition", "study.yaml", "--json", "--trials")
+    tune(*words, "1")
+    tune(*words, "2", "--resume")
+    assert asked == [None, load_deployment(Path("expertune-small.yaml")).model.revision]
 
 
 def test_resume_needs_a_study_to_continue(tune: Tune):

@@ -41,6 +41,16 @@ def test_a_dead_worker_is_replaced_and_the_model_opened_again(tmp_path: Path):
         assert session.measure(WORK).metrics["output_tps"].value > 0
 
 
+def test_a_replaced_worker_opens_the_revision_that_was_opened_first(tmp_path: Path):
+    with session_of(tmp_path, ("crash", "measure", 1)) as session:
+        session.configure(EngineConfig())
+        first = session.facts.revision
+        with pytest.raises(WorkerError, match="ended with code 7"):
+            session.measure(WORK)
+        session.configure(EngineConfig())
+        assert session.facts.revision == first
+
+
 def test_impossible_figures_are_bad_output(tmp_path: Path):
     with session_of(tmp_path, ("bad_output", "measure", 1)) as session:
         session.configure(EngineConfig())

@@ -1,10 +1,12 @@
 """The search space: which choices there are, and what is said before anything runs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engine.protocol import ModelFacts, Workload
+from engine.published import PublishedFormat
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
 from tuner.definition import StudyDefinition
@@ -34,6 +36,14 @@ def test_searches_the_four_settings_by_default():
     ]  # fmt: skip
     assert found["precision.bits"] == (16, 8, 4, 2)
     assert "auto" in found["cache.expert_bytes"]
+
+
+def test_a_quantized_checkpoint_is_searched_as_published_too():
+    facts = replace(facts_of("m"), published=PublishedFormat("fp8", 128, 128))
+    space = space_of(facts)
+    assert choices(space)["precision.bits"] == ("native", 16, 8, 4, 2)
+    config, _ = space.resolve({**space.default(), "precision.bits": "native"})
+    assert (config.precision.bits, config.precision.native) == (8, True)
 
 
 def test_choices_that_never_fit_are_left_out():

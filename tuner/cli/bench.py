@@ -75,34 +75,41 @@ def bench(
     deployments = [load_deployment(path) for path in files or ()]
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")
+    pinned = None
     if model is None and (policies or settings or peers):
-        model = deployments[0].model.id
+        model, pinned = deployments[0].model.id, deployments[0].model.revision
     changes = {
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "sequences": sequences,
     }
     work = _workload(workload, prompts, deployments, changes)
-    sessions: dict[tuple[str, str], EngineSession] = {}
+    sessions: dict[tuple[str, str, str | None], EngineSession] = {}
 
-    def session_of(source: str, where: str) -> EngineSession:
+    def session_of(source: str, where: str, revision: str | None = None) -> EngineSession:
         """One engine a model and device, shared by the rows that run on it."""
-        key = (resolve_model(source), where)
+        key = (resolve_model(source), where, revision)
         if key not in sessions:
-            sessions[key] = options.open_session(key[0], where, trust_remote_code)
+            sessions[key] = options.open_session(
+                key[0], where, trust_remote_code, revision=revision
+            )
         return sessions[key]
 
     rows = [
-        BenchRow(path.stem, found.config(), session_of(found.model.id, found.config().device.name))
+        BenchRow(
+            path.stem,
+            found.config(),
+            session_of(found.model.id, found.config().device.name, found.model.revision),
+        )
         for path, found in zip(files or (), deployments, strict=True)
     ]
     if model is not None:
         base = _base(options.read_size("--vram", vram), device, work, deployments)
-        own = session_of(model, base.device.name)
+        own = session_of(model, base.device.name, pinned)
         if presets or settings or not rows:
             rows += _own_rows(base, own, presets, grid, ablating)
         if peers:
-            rows += _peer_rows(base, resolve_model(model), trust_remote_code)
+            rows += _peer_rows(base, resolve_model(model), trust_remote_code, pinned)
     try:
         results = run_bench(rows, work, repeats, seed, print_note)
         add_divergence(rows, results, work, print_note)
@@ -191,13 +198,19 @@ def _own_rows(
     return rows
 
 
-def _peer_rows(base: EngineConfig, source: str, trust_remote_code: bool) -> list[BenchRow]:
+def _peer_rows(
+    base: EngineConfig, source: str, trust_remote_code: bool, revision: str | None
+) -> list[BenchRow]:
     return [
         BenchRow(
             peer,
             base,
             options.open_session(
-                source, base.device.name, trust_remote_code, command=options.peer_command(peer)
+                source,
+                base.device.name,
+                trust_remote_code,
+                command=options.peer_command(peer),
+                revision=revision,
             ),
             own_process=True,
         )

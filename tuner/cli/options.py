@@ -102,14 +102,19 @@ def open_session(
     trust_remote_code: bool = False,
     stall_s: float = 0.0,
     command: tuple[str, ...] | None = None,
+    revision: str | None = None,
 ) -> EngineSession:
-    """A session on the engine; nothing starts before its first use."""
+    """A session on the engine; nothing starts before its first use.
+
+    revision: of a Hugging Face id; `local`, which a folder's deployment names, asks for none.
+    """
     limits = WorkerLimits(operation_s=stall_s)
     return EngineSession(
         model,
         device or "auto",
         trust_remote_code,
         worker_factory(command or engine_command(), limits),
+        None if revision == "local" else revision,
     )
 
 

@@ -35,7 +35,7 @@ def pack(
     elif list_them:
         _print_folders("Expert packs", list_packs(cache_folder()), "packs", as_json)
     else:
-        source, wanted = options.require_model(model), options.read_bits(bits)
+        source, wanted = options.require_model(model), _read_precisions(bits)
         with options.open_session(source, device, trust_remote_code) as session:
             made = []
             for width in wanted:
@@ -43,6 +43,12 @@ def pack(
                 result = session.request("pack", bits=width, group_size=group_size)
                 made.append({"bits": width, **result})
         _print_made(made, as_json)
+
+
+def _read_precisions(text: str) -> list[int | str]:
+    """Numbers of bits, and `native` for the published codes of a quantized checkpoint."""
+    words = [word.strip() for word in text.split(",")]
+    return [w if w == "native" else options.read_bits(w)[0] for w in words]
 
 
 def _print_made(packs: list[dict[str, Any]], as_json: bool) -> None:

@@ -47,7 +47,7 @@ def plan(
     )
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
-    rows = [_row(base, facts, int(bits), timings) for bits in facts.record_bytes]
+    rows = [_row(base, facts, bits, timings) for bits in _precisions(facts)]
     if not any(row["fits"] for row in rows):
         smallest = min((r["smallest_bytes"] for r in rows if r["smallest_bytes"]), default=None)
         hint = f"the smallest budget that would is {smallest} bytes" if smallest else ""
@@ -62,15 +62,21 @@ def plan(
         _print_rows(facts, budget_bytes, rows)
 
 
+def _precisions(facts: ModelFacts) -> list[int | str]:
+    """What can be asked for: numbers of bits, and the published codes where there are any."""
+    return [int(name) if name.isdigit() else name for name in facts.expert_bytes]
+
+
 def _row(
-    base: EngineConfig, facts: ModelFacts, bits: int, timings: ModelTimings | None
+    base: EngineConfig, facts: ModelFacts, bits: int | str, timings: ModelTimings | None
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"bits": bits, "record_bytes": facts.record_bytes[str(bits)]}
+    total = facts.moe_layers * facts.experts
+    row: dict[str, Any] = {"bits": bits, "record_bytes": facts.expert_bytes[str(bits)] // total}
     try:
         _, fitted = memory.resolve(base.overlay({"precision.bits": bits}), facts)
     except InfeasibleError as error:
         return {**row, "fits": False, "smallest_bytes": error.smallest_bytes, "reason": str(error)}
-    share = fitted.slots / (facts.moe_layers * facts.experts)
+    share = fitted.slots / total
     if timings is not None and bits in timings.expert_s:
         planned = plan_micro_batches(base.overlay({"precision.bits": bits}), facts, timings)
         row["plan"] = {

@@ -37,7 +37,10 @@ def run(
     deployment = load_deployment(file)
     source = resolve_model(model or deployment.model.id)
     config = deployment.config()
-    with options.open_session(source, config.device.name, trust_remote_code) as session:
+    pinned = None if model else deployment.model.revision
+    with options.open_session(
+        source, config.device.name, trust_remote_code, revision=pinned
+    ) as session:
         found = session.facts.fingerprint
         if found != deployment.model.fingerprint:
             raise DeploymentError(

@@ -151,7 +151,10 @@ def _run(
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
-    session = options.open_session(model, wanted.device, wanted.trust_remote_code, wanted.stall_s)
+    pinned = _studied_revision(wanted, storage) if resume else None
+    session = options.open_session(
+        model, wanted.device, wanted.trust_remote_code, wanted.stall_s, revision=pinned
+    )
     with session:
         print_note(f"opening {wanted.model}")
         plan = plan_study(wanted, session)
@@ -161,8 +164,6 @@ def _run(
         print_note(_plan_line(plan))
         store = options.open_store(storage)
         wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
-        if resume:
-            store.study(wanted.study_name)
         try:
             with _terminate_interrupts():
                 result = run_study(wanted, session, store, probe(cache_folder()), choose_progress())
@@ -179,6 +180,13 @@ def _run(
     else:
         _print_result(result)
     _check_found(result)
+
+
+def _studied_revision(wanted: StudyDefinition, storage: str | None) -> str:
+    """The revision that a study to be continued was begun on."""
+    store = options.open_store(storage)
+    named = wanted.model_copy(update={"name": _free_name(wanted, store)})
+    return str(store.study(named.study_name).facts["revision"])
 
 
 def _free_name(wanted: StudyDefinition, store: Store) -> str:

@@ -16,8 +16,8 @@ from tuner.bench import RowResult
 from tuner.report.rounds import POLICY, combined, least_read_ms, mean, series
 
 _EQUAL = (
-    ("precision", "bits"), ("batch", "count"), ("batch", "size"), ("kernel", "name"),
-    ("compute", "dtype"), ("device", "name"),
+    ("precision", "bits"), ("precision", "native"), ("batch", "count"), ("batch", "size"),
+    ("kernel", "name"), ("compute", "dtype"), ("device", "name"),
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
-from engine.model.checkpoint import Checkpoint, locate
+from engine.model.checkpoint import Checkpoint
+from engine.model.hub import locate
 from engine.model.loader import load_model
 from tests.engine.families import save_tiny
 
@@ -122,11 +123,27 @@ def test_remote_code_is_refused_unless_trusted(copied: Path) -> None:
         load(copied)
 
 
-def test_an_unknown_family_and_a_quantized_checkpoint_are_refused(copied: Path) -> None:
-    edit_config(copied, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(CheckpointError, match="quantized with fp8"):
+@pytest.mark.parametrize(
+    "method", ["awq", "bitsandbytes", "compressed-tensors", "gptq", "fp8", "something-new", None]
+)
+def test_a_quantization_that_is_not_read_is_refused_by_name(
+    copied: Path, method: str | None
+) -> None:
+    edit_config(copied, quantization_config={"quant_method": method} if method else {"bits": 4})
+    named = method or "an unnamed method"
+    with pytest.raises(CheckpointError, match=rf"quantized with {named}.*bf16 checkpoint"):
         load(copied)
-    edit_config(copied, quantization_config=None, model_type="nonsense")
+
+
+def test_an_unknown_dtype_is_refused_by_name(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"BF16"', b'"F4_2"', 1))
+    with pytest.raises(CheckpointError, match="has dtype F4_2"):
+        Checkpoint(copied)
+
+
+def test_an_unknown_family_is_refused(copied: Path) -> None:
+    edit_config(copied, model_type="nonsense")
     with pytest.raises(NotAModelError, match="'nonsense'"):
         load(copied)
 

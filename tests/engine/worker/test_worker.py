@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from engine.model.checkpoint import Checkpoint
 from engine.protocol import decode, encode
 from tests.engine.conftest import TEXT
+from tests.fakes.hub import FIRST, MODEL, serving
 
 WORKLOAD = {
     "name": "tiny",
@@ -64,10 +70,8 @@ class Client:
         self._socket.close()
 
 
-def start(arguments: list[str], folder: Path) -> Client:
-    import os
-
-    return Client(arguments, {**os.environ, "XDG_CACHE_HOME": str(folder)})
+def start(arguments: list[str], folder: Path, **settings: str) -> Client:
+    return Client(arguments, {**os.environ, "XDG_CACHE_HOME": str(folder), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,21 @@ def test_a_bad_config_is_an_answer_with_its_class(
 def test_an_unknown_model_is_an_answer(worker: Client) -> None:
     answer = worker("open", model="/no/such/model", device="cpu")
     assert answer["error"]["type"] == "NotAModelError"
+
+
+def test_a_hub_id_opens_at_the_revision_that_is_asked_for(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    later = Path(shutil.copytree(tiny_folder, tmp_path / "later"))
+    save_file({"other": torch.zeros(1)}, later / "model.safetensors")
+    with serving(tiny_folder, later) as hub:
+        settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "hub")}
+        client = start(["engine.worker"], tmp_path, **settings)
+        facts = client.result("open", model=MODEL, device="cpu", revision=FIRST)["facts"]
+        client.hang_up()
+        assert client.process.wait(timeout=30) == 0
+    assert (facts["id"], facts["revision"]) == (MODEL, FIRST)
+    assert facts["fingerprint"] == Checkpoint(tiny_folder).fingerprint
 
 
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:

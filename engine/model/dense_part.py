@@ -1,0 +1,67 @@
+"""The dense part of a model: which of its linear layers may be quantized, embeddings on the host.
+
+Routers, norms and embeddings stay as they are, and so does a head that is tied to the embeddings:
+both are one tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from engine.dense import DenseMatrix
+
+_LEAST_ROWS = 16  # below it is a gate, not a projection
+_OWN_PRODUCTS = ("Mamba", "Delta", "Mixer")  # modules that read weights, not call their layers
+
+
+def quantizable_linears(model: Any, routers: Iterable[nn.Module | None]) -> dict[str, nn.Linear]:
+    """Attention projections, shared experts, dense MLPs and an untied head, by name."""
+    kept: set[int] = {
+        id(module) for router in routers if router is not None for module in router.modules()
+    }
+    for module in model.modules():
+        if any(word in type(module).__name__ for word in _OWN_PRODUCTS):
+            kept |= {id(inner) for inner in module.modules()}
+    if is_tied(model):
+        kept.add(id(model.get_output_embeddings()))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and id(module) not in kept
+        and module.out_features >= _LEAST_ROWS
+    }
+
+
+def dense_matrices(linears: Mapping[str, nn.Linear]) -> tuple[DenseMatrix, ...]:
+    """Their shapes, each with how often it occurs."""
+    counts = Counter((linear.out_features, linear.in_features) for linear in linears.values())
+    return tuple(DenseMatrix(*shape, count) for shape, count in sorted(counts.items()))
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head is the embeddings' tensor."""
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def can_keep_embeddings_on_host(model: Any) -> bool:
+    """Whether they are a plain table of their own."""
+    return type(model.get_input_embeddings()) is nn.Embedding and not is_tied(model)
+
+
+class HostEmbedding(nn.Module):
+    """A table that stays in host memory wherever the model goes; rows go to where the ids are."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._table = (embedding.weight.detach(),)  # in a tuple, so that no module move finds it
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [B, S] -> [B, S, D]."""
+        return functional.embedding(ids.to("cpu"), self._table[0]).to(ids.device)

@@ -1,0 +1,236 @@
+"""Where a model lies: a local folder, or a snapshot of the Hugging Face hub fetched into its cache.
+
+In: a model as the user names it and, for a hub id, a revision. Out: a Location, whose revision is
+the commit that was fetched, so that the same bytes can be asked for again. The description (config,
+index, tokenizer) comes first and may be refused before any weight is downloaded. Files that are
+complete in the cache are not fetched again; a connection that breaks is taken up where it broke.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from engine.errors import HubError, NotAModelError, StorageError
+from engine.model.checkpoint import INDEX_NAME, indexed_files
+from engine.types import format_bytes
+
+_DESCRIPTION = (".json", ".txt", ".jinja", ".model", ".py")
+_WEIGHTS = ".safetensors"
+_ATTEMPTS = 3  # beyond those that huggingface_hub makes itself
+_MARGIN_BYTES = 64_000_000
+_OFFLINE = "HF_HUB_OFFLINE is set"
+
+Check = Callable[[Path], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Location(NamedTuple):
+    """Where a model lies, and which revision that is: a commit, or `local` for a folder."""
+
+    folder: Path
+    revision: str
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A hub and the cache in front of it. offline: ask only the cache."""
+
+    endpoint: str
+    cache_folder: Path
+    offline: bool = False
+
+    @classmethod
+    def from_environment(cls) -> Hub:
+        """What HF_ENDPOINT, HF_HUB_CACHE (or HF_HOME) and HF_HUB_OFFLINE say."""
+        return cls(constants.ENDPOINT, Path(constants.HF_HUB_CACHE), bool(constants.HF_HUB_OFFLINE))
+
+
+def locate(
+    model: str, revision: str | None = None, *, hub: Hub | None = None, check: Check | None = None
+) -> Location:
+    """The folder of a model: a local folder, or a hub id, which is fetched.
+
+    revision: a branch, tag or commit of a hub id; `local` (what a folder's Location says) and None
+    ask for nothing in particular. check: sees the folder with the description before any weight is
+    fetched, and refuses by raising. Raises NotAModelError when neither exists, HubError when the
+    hub does not give it, StorageError when there is no room.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return Location(folder.resolve(), "local")
+    if folder.exists():
+        raise NotAModelError(
+            f"{model} is a file, not a model: give the folder that holds config.json and "
+            "*.safetensors, or a Hugging Face id"
+        )
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise NotAModelError(
+            f"there is no model '{model}': give an existing folder with config.json and "
+            "*.safetensors, a Hugging Face id such as Qwen/Qwen3-30B-A3B, or demo"
+        )
+    wanted = None if revision == "local" else revision
+    return fetch(model, wanted, hub or Hub.from_environment(), check)
+
+
+def fetch(model: str, revision: str | None, hub: Hub, check: Check | None = None) -> Location:
+    """The snapshot of a hub id, downloaded where the cache lacks it; offline, from the cache."""
+    if hub.offline:
+        return _from_cache(model, revision, hub, _OFFLINE)
+    try:
+        return _download(model, revision, hub, check)
+    except GatedRepoError as error:
+        raise HubError(_gated(model, hub, error.response.status_code)) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise NotAModelError(
+            f"there is no model '{model}' (revision {revision or 'main'}) on {hub.endpoint}: check "
+            "its spelling; private models need `hf auth login` or HF_TOKEN"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500:
+            raise HubError(
+                f"{hub.endpoint} refuses '{model}' with HTTP {status}: log in with `hf auth login` "
+                "or set HF_TOKEN to a token that may read it"
+            ) from None
+        return _from_cache(model, revision, hub, f"{hub.endpoint} answers HTTP {status}")
+    except (httpx2.TransportError, OfflineModeIsEnabled, RevisionResolutionError) as error:
+        return _from_cache(model, revision, hub, _unreachable(hub, error))
+    except LocalEntryNotFoundError as error:
+        return _from_cache(model, revision, hub, _unreachable(hub, error.__cause__ or error))
+    except OSError as error:
+        raise StorageError(
+            f"'{model}' cannot be kept in {hub.cache_folder} ({error.strerror or error}): set "
+            "HF_HUB_CACHE to a folder that can be written"
+        ) from None
+
+
+def _download(model: str, revision: str | None, hub: Hub, check: Check | None) -> Location:
+    api = HfApi(endpoint=hub.endpoint)
+    commit = api.resolve_revision(model, revision=revision, cache_dir=hub.cache_folder).resolved
+    folder = _snapshot_folder(model, commit, hub)
+    if folder is not None and not _missing(folder):
+        return Location(folder, commit)
+    sizes = {
+        entry.path: entry.lfs.size if entry.lfs else entry.size
+        for entry in api.list_repo_tree(model, revision=commit)
+        if isinstance(entry, RepoFile)  # of the top folder only: others hold other formats
+    }
+    described = [name for name in sizes if name.endswith(_DESCRIPTION)]
+    folder = _get(model, commit, described, hub)
+    if check is not None and (folder / "config.json").is_file():
+        check(folder)
+    names = indexed_files(folder) or [name for name in sizes if name.endswith(_WEIGHTS)]
+    lacking = [name for name in names if not (folder / name).is_file()]
+    _check_room(model, sum(sizes.get(name, 0) for name in lacking), hub)
+    if lacking:
+        _get(model, commit, lacking, hub)
+    return Location(folder, commit)
+
+
+def _get(model: str, commit: str, names: Sequence[str], hub: Hub) -> Path:
+    """Fetch files of one commit; a broken connection is taken up again a few times."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return Path(
+                snapshot_download(
+                    model,
+                    revision=commit,
+                    cache_dir=hub.cache_folder,
+                    endpoint=hub.endpoint,
+                    allow_patterns=list(names),
+                )
+            )
+        except httpx2.TransportError as error:
+            if attempt == _ATTEMPTS:
+                raise
+            logger.warning("%s: the connection broke (%s), trying again", model, error)
+    raise AssertionError("the loop returns or raises")
+
+
+def _from_cache(model: str, revision: str | None, hub: Hub, reason: str) -> Location:
+    """The cached snapshot, if it is complete; else what to do."""
+    api = HfApi(endpoint=hub.endpoint)
+    try:
+        commit = api.resolve_revision(
+            model, revision=revision, cache_dir=hub.cache_folder, local_files_only=True
+        ).resolved
+    except RevisionResolutionError:
+        commit = ""
+    folder = _snapshot_folder(model, commit, hub) if commit else None
+    if folder is None:
+        raise HubError(
+            f"'{model}' (revision {revision or 'main'}) is not in {hub.cache_folder}, and {reason}:"
+            " connect once so that it can be downloaded, or give a local folder"
+        )
+    if missing := _missing(folder):
+        raise HubError(
+            f"the copy of '{model}' in {folder} lacks {len(missing)} files, first {missing[0]}, and"
+            f" {reason}: connect, and its download goes on"
+        )
+    return Location(folder, commit)
+
+
+def _snapshot_folder(model: str, commit: str, hub: Hub) -> Path | None:
+    name = "--".join(["models", *model.split("/")])
+    folder = hub.cache_folder.expanduser() / name / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def _missing(folder: Path) -> list[str]:
+    """Files that a snapshot needs and lacks; a whole one has a config and all its weights."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    names = indexed_files(folder)
+    if names is None:
+        return [] if list(folder.glob(f"*{_WEIGHTS}")) else [f"model{_WEIGHTS} or {INDEX_NAME}"]
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def _check_room(model: str, needed_bytes: int, hub: Hub) -> None:
+    folder = hub.cache_folder.expanduser()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed_bytes + _MARGIN_BYTES > free:
+        raise StorageError(
+            f"'{model}' needs {format_bytes(needed_bytes)} more in {hub.cache_folder}, "
+            f"{format_bytes(free)} are free: make room, or set HF_HUB_CACHE to a larger disk"
+        )
+
+
+def _gated(model: str, hub: Hub, status: int) -> str:
+    page = f"{hub.endpoint}/{model}"
+    if status == 401:
+        return (
+            f"'{model}' is gated and no valid token was given: accept its conditions on {page}, "
+            "then log in with `hf auth login` or set HF_TOKEN"
+        )
+    return (
+        f"'{model}' is gated and your account may not read it yet: accept its conditions on "
+        f"{page} and wait until access is granted"
+    )
+
+
+def _unreachable(hub: Hub, error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{hub.endpoint} cannot be reached ({type(cause).__name__})"

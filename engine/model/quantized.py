@@ -1,0 +1,148 @@
+"""Checkpoints that are published quantized: finding codes and scales, and their values.
+
+Letters: E experts, N output rows, K input columns, R x C a matrix as it is stored.
+
+fp8: `X` float8_e4m3fn [.., R, C] with `X_scale_inv` [.., R/128, C/128], one scale a block (the last
+block of a row or column may be cut). mxfp4: `X_blocks` uint8 [E, N, K/32, 16] (two e2m1 codes a
+byte, the lower half first) with `X_scales` uint8 [E, N, K/32]; the parameter is X, [E, K, N].
+Every other method is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.errors import CheckpointError
+from engine.model.safetensors_file import TensorEntry
+from engine.published import MXFP4_GROUP, PublishedName
+
+_FP8_SCALES = "_scale_inv"
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_READ = "fp8 with scales by block, and mxfp4"
+
+
+class Codes(NamedTuple):
+    """codes and scales as stored: see the module's docstring."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PublishedTensor:
+    """One tensor that is stored as codes and scales. entry: as the model knows it (its dtype and
+    bytes are the codes'); block: rows and columns that share a scale."""
+
+    name: str
+    format: PublishedName
+    codes: TensorEntry
+    scales: TensorEntry
+    entry: TensorEntry
+    block: tuple[int, int]
+
+    def values(self, codes: Codes) -> torch.Tensor:
+        """float32, in the shape that the model knows."""
+        if self.format == "fp8":
+            return fp8_values(codes.codes, codes.scales, self.block)
+        return mxfp4_values(codes.codes.flatten(-2), codes.scales).transpose(-1, -2)
+
+
+def check_method(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse by name what is quantized in a way that is not read."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return
+    method = str(quantization.get("quant_method", "an unnamed method"))
+    if method == "mxfp4" or (method == "fp8" and quantization.get("weight_block_size")):
+        return
+    found = f"{method} without weight_block_size" if method == "fp8" else method
+    raise CheckpointError(
+        f"{folder} is quantized with {found}, which this version does not read ({_READ} are): give "
+        "the bf16 checkpoint it was made from and let precision.bits choose the bits"
+    )
+
+
+def find_published(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
+) -> Iterator[PublishedTensor]:
+    """Every tensor of this checkpoint that is stored as codes and scales.
+
+    Raises CheckpointError for a method that is not read, or codes without scales that fit.
+    """
+    check_method(folder, config)
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    for name, entry in tensors.items():
+        if method == "fp8" and entry.dtype == torch.float8_e4m3fn:
+            yield _fp8_tensor(entry, tensors, tuple(quantization["weight_block_size"]))
+        elif method == "mxfp4" and name.endswith("_blocks"):
+            yield _mxfp4_tensor(entry, tensors)
+
+
+def fp8_values(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """codes [.., R, C] (float8, or its bytes), scales [.., r, c]; float32 [.., R, C]."""
+    if codes.dtype == torch.uint8:
+        codes = codes.view(torch.float8_e4m3fn)
+    values = codes.float()
+    rows, columns = values.shape[-2:]
+    scales = scales.float()
+    if rows % block[0] or columns % block[1]:
+        spread = scales.repeat_interleave(block[0], -2)[..., :rows, :]  # [.., R, c]
+        return values.mul_(spread.repeat_interleave(block[1], -1)[..., :columns])
+    blocks = values.view(*values.shape[:-2], rows // block[0], block[0], -1, block[1])
+    blocks.mul_(scales[..., :, None, :, None])
+    return values
+
+
+def mxfp4_values(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """codes uint8 [.., N, K/2], scales uint8 [.., N, K/32]; float32 [.., N, K]."""
+    pairs = _pair_table(codes.device)  # [256, 2]
+    values = pairs.index_select(0, codes.reshape(-1).int())
+    grouped = values.view(*scales.shape, MXFP4_GROUP)  # [.., N, K/32, 32]
+    grouped.mul_(torch.exp2(scales.float() - 127)[..., None])
+    return grouped.flatten(-2)  # [.., N, K]
+
+
+def _pair_table(device: torch.device) -> torch.Tensor:
+    """The two values of every byte, lower half first."""
+    single = torch.tensor([*_E2M1, *(-value for value in _E2M1)], device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack((single[byte & 0x0F], single[byte >> 4]), dim=-1)
+
+
+def _fp8_tensor(
+    entry: TensorEntry, tensors: Mapping[str, TensorEntry], block: tuple[int, ...]
+) -> PublishedTensor:
+    scales = tensors.get(entry.name + _FP8_SCALES)
+    if len(block) != 2 or len(entry.shape) < 2:
+        raise CheckpointError(f"{entry.name}: fp8 in blocks of {block} is not read: {_READ} are")
+    sides = zip(entry.shape[-2:], block, strict=True)
+    wanted = (*entry.shape[:-2], *(-(-size // side) for size, side in sides))
+    if scales is None or not scales.dtype.is_floating_point or scales.shape != wanted:
+        raise _unmatched(entry, scales, f"{entry.name}{_FP8_SCALES} of shape {wanted}")
+    return PublishedTensor(entry.name, "fp8", entry, scales, entry, (block[0], block[1]))
+
+
+def _mxfp4_tensor(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> PublishedTensor:
+    name = entry.name.removesuffix("_blocks")
+    scales = tensors.get(f"{name}_scales")
+    fits = len(entry.shape) == 4 and entry.shape[-1] == MXFP4_GROUP // 2
+    if not fits or scales is None or scales.shape != entry.shape[:-1]:
+        raise _unmatched(entry, scales, f"{name}_scales of shape {entry.shape[:-1]}")
+    experts, rows, groups = scales.shape
+    shape = (experts, groups * MXFP4_GROUP, rows)  # [E, K, N]
+    whole = TensorEntry(name, entry.file, entry.dtype, shape, entry.offset, entry.size_bytes)
+    return PublishedTensor(name, "mxfp4", entry, scales, whole, (1, MXFP4_GROUP))
+
+
+def _unmatched(entry: TensorEntry, scales: TensorEntry | None, wanted: str) -> CheckpointError:
+    found = "is missing" if scales is None else f"has shape {scales.shape} and {scales.dtype}"
+    return CheckpointError(
+        f"{entry.name} (shape {entry.shape}) holds codes that need {wanted}, which {found}: "
+        "download the checkpoint again, or give the bf16 one"
+    )
