@@ -6,8 +6,8 @@ import math
 import re
 from typing import Literal, NamedTuple, get_args
 
-Bits = Literal[16, 8, 4, 2]
-LowBits = Literal[0, 8, 4, 2]
+Bits = Literal[16, 8, 4, 3, 2]
+LowBits = Literal[0, 8, 4, 3, 2]
 EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
 PredictorName = Literal[
     "none",

@@ -28,7 +28,7 @@ from engine.model.loader import LoadedModel
 from engine.records import parts_to_json
 from engine.types import ExpertId, format_bytes
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
 
@@ -51,7 +51,7 @@ class Pack:
 def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
     """Where the pack of this model and format lives: every input of its bytes is in the name."""
     bits, group = record.layout.bits, record.layout.group_size
-    key = layout_key(record.code_layout) if bits in (4, 2) else "any"
+    key = layout_key(record.code_layout) if bits <= 4 else "any"
     name = f"{model.checkpoint.fingerprint[:16]}-{bits}b-g{group}-{key}-v{PACK_VERSION}"
     return root / "packs" / name
 

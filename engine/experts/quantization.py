@@ -1,10 +1,11 @@
-"""Group quantization of expert matrices to 8, 4 and 2 bits, and back.
+"""Group quantization of expert matrices to 8, 4, 3 and 2 bits, and back.
 
 Letters: N output rows, K input columns, g group, G = K/g groups.
 
 8 bits: symmetric, one scale a row: w = q * s, q in [-127, 127].
-4 and 2 bits: w = (q - 8) * s + z for groups along K, the form of torch's int4 kernel; round to
-nearest between the group's minimum and maximum. Codes of 2 bits use only 0..3 of that form.
+4, 3 and 2 bits: w = (q - 8) * s + z for groups along K, the form of torch's int4 kernel; round to
+nearest between the group's minimum and maximum. Codes of 3 bits use only 0..7 of that form, codes
+of 2 bits 0..3.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(weight: torch.Tensor, bits: Bits, group_size: int) -> Quantized:
-    """Quantize [N, K] (any float dtype) to 8, 4 or 2 bits."""
+    """Quantize [N, K] (any float dtype) to 8, 4, 3 or 2 bits."""
     weight = weight.float()
     if bits == 8:
         return _quantize_rows(weight)
