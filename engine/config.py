@@ -26,6 +26,7 @@ from engine.types import (
     EvictionName,
     KernelName,
     LowBits,
+    OptimizeName,
     OrderName,
     PlacementName,
     PlanName,
@@ -74,7 +75,11 @@ class TransferConfig:
 @dataclass(frozen=True)
 class PrecisionConfig:
     """How many bits an expert gets. low_bits (0: none), t1, t2 and low_mass are for the schemes
-    that load some experts coarser; what such a run computes then depends on its cache."""
+    that load some experts coarser; what such a run computes then depends on its cache.
+
+    options.optimize: what chooses the scales and zeros of 4, 3 and 2 bits; weighted_squares (the
+    default) or none, round to nearest. options.decode_miss_bits: for popularity_mass.
+    """
 
     bits: Bits = 16
     group_size: int = 64
@@ -277,6 +282,9 @@ SENSITIVITY: dict[str, SensitivityClass] = {
 }
 
 
+OPTIMIZE = "optimize"
+"""The option of precision that decides bytes of records, whatever the scheme."""
+
 ON_MISS: tuple[PrecisionName, ...] = ("popularity_mass", "gate_threshold")
 """Schemes whose outputs depend on what happens to be resident."""
 
@@ -303,10 +311,29 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     }
     if config.precision.bits == 16:
         found.pop("precision.group_size")
+    options = dict(found.pop("precision.options"))
+    options.pop(OPTIMIZE, None)
     if not on_miss:
-        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass", "options"):
+        options.clear()
+        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
             found.pop(f"precision.{name}")
+    if min(config.precision.bits, config.precision.low_bits if on_miss else 16) <= 4:
+        options[OPTIMIZE] = optimize_name(config)
+    if on_miss or options:
+        found["precision.options"] = options
     return found
+
+
+def optimize_name(config: EngineConfig) -> OptimizeName:
+    """What chooses scales and zeros under this config. Raises ConfigError."""
+    allowed: tuple[OptimizeName, ...] = get_args(OptimizeName)
+    wanted = config.precision.options.get(OPTIMIZE, allowed[0])
+    for name in allowed:
+        if wanted == name:
+            return name
+    raise ConfigError(
+        f"precision.options.{OPTIMIZE} = {wanted!r}: allowed are {', '.join(allowed)}"
+    )
 
 
 def _split_path(path: str) -> tuple[str, str]:
@@ -419,6 +446,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _check_ranges(config: EngineConfig) -> None:
     flat = config.flat()
+    optimize_name(config)
     for path, (low, high) in _RANGES.items():
         if flat[path] != "auto" and not low <= flat[path] <= high:
             raise ConfigError(f"{path} = {flat[path]}: allowed is {low} to {high}")

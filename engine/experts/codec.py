@@ -20,7 +20,7 @@ import torch
 
 from engine.experts.quantization import Quantized, quantize
 from engine.records import Part, RecordLayout
-from engine.types import Bits
+from engine.types import Bits, OptimizeName
 
 CodeLayout = Literal["torch_int4", "plain"]
 _BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
@@ -30,13 +30,15 @@ _BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
 class RecordFormat:
     """Everything that decides the bytes of a record.
 
-    sixteen: dtype of 16-bit parts and biases; code_layout: how codes of at most 4 bits lie.
+    sixteen: dtype of 16-bit parts and biases; code_layout: how codes of at most 4 bits lie;
+    optimize: what chooses their scales and zeros.
     """
 
     parts: tuple[Part, ...]
     layout: RecordLayout
     sixteen: torch.dtype
     code_layout: CodeLayout
+    optimize: OptimizeName = "none"
 
     @property
     def size_bytes(self) -> int:
@@ -62,7 +64,7 @@ def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.T
             _put(out, record, part.name, tensor.to(record.sixteen))
             continue
         weight = tensor.t() if part.transposed else tensor  # [N, K]
-        quantized = quantize(weight, record.layout.bits, record.layout.group_size)
+        quantized = quantize(weight, record.layout.bits, record.layout.group_size, record.optimize)
         _put(out, record, part.name, _pack_codes(quantized, record))
         _put(out, record, f"{part.name}.scales", quantized.scales)
     return out

@@ -51,7 +51,7 @@ class Pack:
 def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
     """Where the pack of this model and format lives: every input of its bytes is in the name."""
     bits, group = record.layout.bits, record.layout.group_size
-    key = layout_key(record.code_layout) if bits <= 4 else "any"
+    key = f"{layout_key(record.code_layout)}-{record.optimize}" if bits <= 4 else "any"
     name = f"{model.checkpoint.fingerprint[:16]}-{bits}b-g{group}-{key}-v{PACK_VERSION}"
     return root / "packs" / name
 
@@ -131,6 +131,7 @@ def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
         "record_bytes": record.size_bytes,
         "parts": parts_to_json(record.parts),
         "sixteen": str(record.sixteen),
+        "optimize": record.optimize,
         "layout": layout_key(record.code_layout),
         "layers": [layer.count for layer in model.layers],
     }

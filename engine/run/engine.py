@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
@@ -164,7 +164,9 @@ class Engine:
         parts = self.facts.parts
         bits = bits or config.precision.bits
         layout = record_layout(parts, bits, _group_size(config, bits))
-        return RecordFormat(parts, layout, sixteen_dtype(self.model), code_layout_for(support))
+        optimize = optimize_name(config) if bits <= 4 else "none"
+        layout_of_codes = code_layout_for(support)
+        return RecordFormat(parts, layout, sixteen_dtype(self.model), layout_of_codes, optimize)
 
     def record(self, recorder: RoutingRecorder | None) -> None:
         """Let a recorder see all routing from now on; None: no longer."""
