@@ -28,6 +28,7 @@ from engine.types import (
     EvictionName,
     KernelName,
     LowBits,
+    OptimizeName,
     OrderName,
     PlacementName,
     PlanName,
@@ -80,7 +81,13 @@ class PrecisionConfig:
     codes: it sets native, and resolving sets bits to theirs (16 without native where the checkpoint
     is not quantized). dense_bits: of the linear layers that are not experts. low_bits (0: none),
     t1, t2 and low_mass are for the schemes that load some experts coarser; what such a run computes
-    then depends on its cache."""
+    then depends on its cache.
+
+    options.table: bits of each expert for the by_* schemes, or options.average_bits (and
+    options.trace) to make one from. options.optimize: what chooses the scales and zeros of 4, 3 and
+    2 bits; weighted_squares (the default) or none, round to nearest. options.decode_miss_bits: for
+    popularity_mass.
+    """
 
     bits: Bits = 16
     native: bool = False
@@ -288,6 +295,9 @@ SENSITIVITY: dict[str, SensitivityClass] = {
 }
 
 
+OPTIMIZE = "optimize"
+"""The option of precision that decides bytes of records, whatever the scheme."""
+
 ON_MISS: tuple[PrecisionName, ...] = ("popularity_mass", "gate_threshold")
 """Schemes whose outputs depend on what happens to be resident."""
 
@@ -317,11 +327,20 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         found.pop("precision.group_size")
     if not config.precision.native:
         found.pop("precision.native")
+    given = dict(found.pop("precision.options"))
+    given.pop(OPTIMIZE, None)
+    options = given if on_miss else {n: given[n] for n in ("table",) if n in given}
     if not on_miss:
         for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
             found.pop(f"precision.{name}")
-    if config.precision.scheme == "uniform":
-        found.pop("precision.options")
+    planned = not on_miss and config.precision.scheme != "uniform"
+    if not planned:
+        options.pop("table", None)
+    fewest = min(config.precision.bits, config.precision.low_bits if on_miss else 16)
+    if planned or fewest <= 4:
+        options[OPTIMIZE] = optimize_name(config)
+    if options:
+        found["precision.options"] = options
     return found
 
 
@@ -334,6 +353,18 @@ def _without_native_word(values: Mapping[str, Any]) -> dict[str, Any]:
         if native:
             plain["precision.bits"] = 16
     return plain
+
+
+def optimize_name(config: EngineConfig) -> OptimizeName:
+    """What chooses scales and zeros under this config. Raises ConfigError."""
+    allowed: tuple[OptimizeName, ...] = get_args(OptimizeName)
+    wanted = config.precision.options.get(OPTIMIZE, allowed[0])
+    for name in allowed:
+        if wanted == name:
+            return name
+    raise ConfigError(
+        f"precision.options.{OPTIMIZE} = {wanted!r}: allowed are {', '.join(allowed)}"
+    )
 
 
 def _split_path(path: str) -> tuple[str, str]:
@@ -449,6 +480,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _check_ranges(config: EngineConfig) -> None:
     flat = config.flat()
+    optimize_name(config)
     for path, (low, high) in _RANGES.items():
         if flat[path] != "auto" and not low <= flat[path] <= high:
             raise ConfigError(f"{path} = {flat[path]}: allowed is {low} to {high}")

@@ -103,7 +103,7 @@ def record_layout(parts: tuple[Part, ...], bits: Bits, group_size: int) -> Recor
     """Lay out one record.
 
     Fields of a matrix: `<name>` (codes, or bf16/fp16 at 16 bits) and, below 16 bits,
-    `<name>.scales` (8 bits: one a row; 4 and 2 bits: scale and zero a group, interleaved).
+    `<name>.scales` (8 bits: one a row; 4, 3 and 2 bits: scale and zero a group, interleaved).
     """
     sizes = [size for part in parts for size in _field_sizes(part, bits, group_size)]
     return lay_out(sizes, bits, group_size)

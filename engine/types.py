@@ -6,10 +6,10 @@ import math
 import re
 from typing import Literal, NamedTuple, get_args
 
-Bits = Literal[16, 8, 4, 2]
+Bits = Literal[16, 8, 4, 3, 2]
 DenseBits = Literal[16, 8, 4]
 EmbeddingsName = Literal["device", "host"]
-LowBits = Literal[0, 8, 4, 2]
+LowBits = Literal[0, 8, 4, 3, 2]
 EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
 PredictorName = Literal[
     "none",
@@ -32,6 +32,7 @@ PrecisionName = Literal[
     "uniform", "by_layer", "by_popularity", "by_sensitivity", "popularity_mass", "gate_threshold"
 ]
 PlanName = Literal["fixed", "io_compute"]
+OptimizeName = Literal["weighted_squares", "none"]
 KernelName = Literal["auto", "dequantize"]
 DtypeName = Literal["bfloat16", "float16", "float32"]
 DirectName = Literal["auto", "on", "off"]

@@ -22,6 +22,7 @@ Point = Mapping[str, Choice]
 
 CACHE_CHOICES: tuple[Choice, ...] = ("12.5%", "25%", "37.5%", "50%", "75%", "100%", "auto")
 DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
+BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR = "prefetch.predictor"
@@ -154,8 +155,8 @@ def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
 
 
 def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[Choice, ...]]:
-    widths = sorted((int(text) for text in facts.record_bytes), reverse=True)
-    bits: tuple[Choice, ...] = ("native", *widths) if facts.published else tuple(widths)
+    bits = tuple(bits for bits in BITS_CHOICES if str(bits) in facts.record_bytes)
+    bits = ("native", *bits) if facts.published else bits
     counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
     depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
     return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}

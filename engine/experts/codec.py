@@ -3,9 +3,11 @@
 Letters: N output rows, K input columns, G groups along K.
 
 The 4-bit codes of a matrix are stored either in torch's own packed layout for its CPU kernel
-(`torch_int4`, which depends on the CPU's capability) or as plain nibble pairs along K. 2-bit codes
-are the same nibble bytes, two of them squeezed into one: the low half of the bytes in the low
-nibble, the high half in the high one, so that expanding is a few byte operations.
+(`torch_int4`, which depends on the CPU's capability) or as plain nibble pairs along K. Codes of 3
+and 2 bits are the same bytes, squeezed, so that expanding is a few byte operations. Of 2 bits, the
+first half of the code bytes lies in the bits 0x33 of the squeezed ones, the second half in 0xCC. Of
+3 bits, the first three quarters of the code bytes lie in the bits 0xEE, and the bits 0x11 of each
+third hold one bit of every code of the last quarter.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from engine.experts.quantization import Quantized, quantize
 from engine.published import PublishedFormat
 from engine.records import Part, RecordLayout
+from engine.types import Bits, OptimizeName
 
 CodeLayout = Literal["torch_int4", "plain"]
 _BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
@@ -28,8 +31,9 @@ _BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
 class RecordFormat:
     """Everything that decides the bytes of a record.
 
-    sixteen: dtype of 16-bit parts and biases; code_layout: how 4- and 2-bit codes are arranged;
-    published: where the record keeps the checkpoint's own codes (engine.experts.native).
+    sixteen: dtype of 16-bit parts and biases; code_layout: how codes of at most 4 bits lie;
+    optimize: what chooses their scales and zeros; published: where the record keeps the
+    checkpoint's own codes (engine.experts.native).
     """
 
     parts: tuple[Part, ...]
@@ -37,6 +41,7 @@ class RecordFormat:
     sixteen: torch.dtype
     code_layout: CodeLayout
     published: PublishedFormat | None = None
+    optimize: OptimizeName = "none"
 
     @property
     def size_bytes(self) -> int:
@@ -62,7 +67,7 @@ def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.T
             put_field(out, record, part.name, tensor.to(record.sixteen))
             continue
         weight = tensor.t() if part.transposed else tensor  # [N, K]
-        quantized = quantize(weight, record.layout.bits, record.layout.group_size)
+        quantized = quantize(weight, record.layout.bits, record.layout.group_size, record.optimize)
         put_field(out, record, part.name, _pack_codes(quantized, record))
         put_field(out, record, f"{part.name}.scales", quantized.scales)
     return out
@@ -87,17 +92,21 @@ def vector_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) ->
     return take_field(record_bytes, record, part.name).view(record.sixteen)
 
 
-def expand_two_bits(squeezed: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """2-bit bytes [N*K/4] to the 4-bit code bytes they came from, [N, K/2]."""
-    half = squeezed.numel()
-    out = torch.empty(2 * half, dtype=torch.uint8, device=squeezed.device)
-    low, high = out[:half], out[half:]
-    torch.bitwise_and(squeezed, 0x0F, out=low)
-    torch.bitwise_right_shift(squeezed, 4, out=high)
-    for part in (low, high):  # abcd (two 2-bit codes) -> 00ab00cd
-        upper = torch.bitwise_left_shift(torch.bitwise_and(part, 0x0C), 2)
-        part.bitwise_and_(0x03).bitwise_or_(upper)
-    return out.view(rows, columns // 2)
+def expand_codes(planes: torch.Tensor, bits: Bits, rows: int, columns: int) -> torch.Tensor:
+    """Squeezed codes of 3 or 2 bits, uint8 [N*K*bits/8], to their code bytes, [N, K/2]."""
+    out = torch.empty(rows, columns // 2, dtype=torch.uint8, device=planes.device)
+    word, each = _word(out.numel() // 4)
+    squeezed, codes = planes.view(word), out.view(-1).view(word)
+    size = squeezed.numel()
+    if bits == 2:
+        torch.bitwise_and(squeezed, 0x33 * each, out=codes[:size])
+        torch.bitwise_right_shift(squeezed, 2, out=codes[size:]).bitwise_and_(0x33 * each)
+        return out
+    torch.bitwise_right_shift(squeezed, 1, out=codes[:size]).bitwise_and_(0x77 * each)
+    spare = torch.bitwise_and(squeezed, 0x11 * each).view(3, -1)
+    torch.add(spare[0], spare[1], alpha=2, out=codes[size:])
+    codes[size:].add_(spare[2], alpha=4)
+    return out
 
 
 def unpack_codes(codes: torch.Tensor, columns: int, code_layout: CodeLayout) -> torch.Tensor:
@@ -130,10 +139,31 @@ def _pack_codes(quantized: Quantized, record: RecordFormat) -> torch.Tensor:
         packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
     if record.layout.bits == 4:
         return packed
-    flat = packed.reshape(-1)
-    squeezed = (flat & 0x03) | ((flat >> 2) & 0x0C)
-    half = squeezed.numel() // 2
-    return squeezed[:half] | (squeezed[half:] << 4)
+    return _squeeze(packed.reshape(-1), record.layout.bits)
+
+
+def _squeeze(codes: torch.Tensor, bits: Bits) -> torch.Tensor:
+    """Inverse of expand_codes: code bytes [N*K/2] to [N*K*bits/8]."""
+    squeezed: torch.Tensor
+    if bits == 2:
+        low, high = codes.view(2, -1)
+        squeezed = low | (high << 2)
+        return squeezed
+    size = codes.numel() // 4
+    squeezed = (codes[: 3 * size] << 1).view(3, -1)
+    last = codes[3 * size :]
+    for number, part in enumerate(squeezed):
+        part |= (last >> number) & 0x11
+    return squeezed.view(-1)
+
+
+def _word(multiple: int) -> tuple[torch.dtype, int]:
+    """The widest word whose bytes divide `multiple`, and the factor that repeats a mask in each of
+    its bytes: torch shifts words of 8 bytes several times faster than bytes, and the masks drop
+    what a shift carries from one byte into the next."""
+    if multiple % 8 == 0:
+        return torch.int64, 0x0101010101010101
+    return (torch.int16, 0x0101) if multiple % 2 == 0 else (torch.uint8, 1)
 
 
 def put_field(out: torch.Tensor, record: RecordFormat, name: str, tensor: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ from engine.experts.codec import (
     CodeLayout,
     MatrixView,
     can_unpack,
-    expand_two_bits,
+    expand_codes,
     unpack_codes,
 )
 from engine.experts.quantization import Quantized, dequantize
@@ -56,7 +56,7 @@ Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
-    group_size: of 4 and 2 bits; name: `dequantize` forces the oracle.
+    group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class Multiplier:
         return dequantize(Quantized(codes, view.scales), self._bits, self._group).to(dtype)
 
     def _four_bit_codes(self, view: MatrixView) -> torch.Tensor:
-        if self._bits == 2:
-            return expand_two_bits(view.codes, view.part.rows, view.part.columns)
-        return view.codes
+        if self._bits == 4:
+            return view.codes
+        return expand_codes(view.codes, self._bits, view.part.rows, view.part.columns)
 
 
 def gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ def padded_length(tokens: int) -> int:
 
 
 def code_layout_for(support: KernelSupport) -> CodeLayout:
-    """How 4- and 2-bit codes are arranged on this machine."""
+    """How codes of 4 bits and less are arranged on this machine."""
     return "torch_int4" if support.int4 else "plain"
 
 

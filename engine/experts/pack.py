@@ -31,7 +31,7 @@ from engine.model.loader import LoadedModel
 from engine.records import parts_to_json
 from engine.types import ExpertId, format_bytes
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
 
@@ -54,7 +54,7 @@ class Pack:
 def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
     """Where the pack of this model and format lives: every input of its bytes is in the name."""
     bits, group = record.layout.bits, record.layout.group_size
-    key = layout_key(record.code_layout) if bits in (4, 2) else "any"
+    key = f"{layout_key(record.code_layout)}-{record.optimize}" if bits <= 4 else "any"
     kind = f"{bits}b-g{group}-{key}" if record.published is None else record.published.name
     name = f"{model.checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}"
     return root / "packs" / name
@@ -137,6 +137,7 @@ def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
         "record_bytes": record.size_bytes,
         "parts": parts_to_json(record.parts),
         "sixteen": str(record.sixteen),
+        "optimize": record.optimize,
         "layout": layout_key(record.code_layout),
         "layers": [layer.count for layer in model.layers],
     }

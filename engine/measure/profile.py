@@ -98,7 +98,7 @@ def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
     part = Part("weight", (_ROWS, _COLUMNS))
     weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
     times: dict[str, float] = {}
-    all_bits: tuple[Bits, ...] = (16, 8, 4, 2)
+    all_bits: tuple[Bits, ...] = (16, 8, 4, 3, 2)
     for bits in all_bits:
         layout = record_layout((part,), bits, _GROUP)
         record = RecordFormat((part,), layout, torch.bfloat16, code_layout_for(support))

@@ -158,10 +158,10 @@ def _planned(context: PolicyContext) -> PrecisionPolicy:
 
 def _low(context: PolicyContext) -> Bits:
     precision = context.config.precision
-    if precision.low_bits not in (8, 4, 2) or precision.low_bits >= precision.bits:
+    if precision.low_bits == 0 or precision.low_bits >= precision.bits:
         raise ConfigError(
             f"precision.scheme = {precision.scheme} needs precision.low_bits below "
-            f"precision.bits = {precision.bits}: set it to 2, 4 or 8"
+            f"precision.bits = {precision.bits}: set it to 2, 3, 4 or 8"
         )
     return precision.low_bits
 

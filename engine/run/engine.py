@@ -18,7 +18,7 @@ import torch
 
 from engine.bits_plan import with_table
 from engine.bits_table import bits_table, run_bits
-from engine.config import EngineConfig
+from engine.config import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
@@ -232,7 +232,8 @@ class Engine:
             config_layout(config, self.facts, bits),
             sixteen_dtype(self.model),
             code_layout_for(support),
-            self.facts.published if native else None,
+            published=self.facts.published if native else None,
+            optimize=optimize_name(config) if bits <= 4 and not native else "none",
         )
 
     def record(self, recorder: RoutingRecorder | None) -> None:

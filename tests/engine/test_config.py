@@ -41,13 +41,14 @@ def test_different_configs_have_different_digests() -> None:
     ("path", "value", "says"),
     [
         ("cache.expert_byte", 1, "cache.expert_bytes"),
-        ("precision.bits", 5, "allowed are 16, 8, 4, .*native"),
+        ("precision.bits", 5, "allowed are 16, 8, 4, 3, 2, .*native"),
         ("cache.eviction", "lur", "did you mean lru"),
         ("batch.count", 0, "allowed is 1 to 256"),
         ("batch.count", 1.5, "whole number"),
         ("cache.expert_bytes", "8GBB", "not a size"),
         ("cache.expert_bytes", "140%", "at most at 100%"),
         ("nonsense", 1, "the nearest is"),
+        ("precision.options.optimize", "hqq", "allowed are weighted_squares, none"),
     ],
 )
 def test_a_bad_setting_is_refused_with_what_is_allowed(path: str, value: object, says: str) -> None:
@@ -60,3 +61,18 @@ def test_every_path_has_a_sensitivity_class() -> None:
     assert sensitivity("batch.order") == "exact"
     assert sensitivity("batch.count") == "rounding"
     assert sensitivity("precision.bits") == "lossy_static"
+
+
+def test_what_fits_scales_belongs_to_the_quality_key_where_it_has_an_effect() -> None:
+    def key(**values: object) -> object:
+        config = EngineConfig().overlay({f"precision.{k}": v for k, v in values.items()})
+        return lossy_settings(config).get("precision.options")
+
+    fitted, plain = {"optimize": "weighted_squares"}, {"optimize": "none"}
+    assert key(bits=3) == fitted
+    assert key(bits=3, options=plain) == plain
+    assert key(bits=8, options=plain) is None
+    assert key(bits=16, low_bits=2) is None
+    missed = {"decode_miss_bits": 2}
+    on_miss = {"scheme": "popularity_mass", "low_bits": 2, "options": missed}
+    assert key(bits=4, **on_miss) == {**missed, **fitted}

@@ -36,7 +36,7 @@ from engine.trace import Trace, TracePass
 
 PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
-BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 2: 2.4}
+BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 3: 1.7, 2: 2.4}
 
 
 def facts_of(model: str) -> ModelFacts:

@@ -143,7 +143,7 @@ def test_doctor_describes_machine_and_model(tune: Tune):
         "family", "moe_layers", "experts", "experts_per_token", "dense_bytes", "expert_bytes",
         "parity_max_abs_diff", "parity_max_abs_logit",
     } <= set(model)  # fmt: skip
-    assert set(model["expert_bytes"]) == {"16", "8", "4", "2"}
+    assert set(model["expert_bytes"]) == {"16", "8", "4", "3", "2"}
     assert model["parity_max_abs_diff"] == 1e-6
     quick = tune("doctor", "--model", "m", "--no-parity", "--json").document["model"]
     assert quick["parity_max_abs_diff"] is None

@@ -16,7 +16,7 @@ from tuner.packs import PackFolder, list_packs, remove_packs
 
 def pack(
     model: options.Model = None,
-    bits: Annotated[str, typer.Option(help="Precisions by commas: 16, 8, 4, 2.")] = "4",
+    bits: Annotated[str, typer.Option(help="Precisions by commas: 16, 8, 4, 3, 2.")] = "4",
     group_size: Annotated[int, typer.Option(help="Quantization group.")] = 64,
     list_them: Annotated[bool, typer.Option("--list", help="List the packs here.")] = False,
     remove: Annotated[

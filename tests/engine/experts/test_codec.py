@@ -10,34 +10,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.experts.codec import RecordFormat, encode, matrix_view, vector_view
-from engine.experts.kernels import KernelSupport, Multiplier, padded_length, self_test
+from engine.experts.kernels import (
+    NO_KERNELS,
+    KernelSupport,
+    Multiplier,
+    padded_length,
+    self_test,
+)
 from engine.experts.quantization import dequantize, quantize
 from engine.records import Part, record_layout, resolve_group_size, supported_bits
 
-shapes = st.tuples(st.sampled_from([16, 48, 64, 80, 128]), st.sampled_from([32, 64, 96, 160]))
+shapes = st.tuples(
+    st.sampled_from([16, 48, 64, 80, 128]), st.sampled_from([16, 32, 48, 64, 96, 160, 2880])
+)
 LAYOUTS: list[Any] = ["plain"]
 if torch.backends.cpu.get_cpu_capability() == "AVX512":
     LAYOUTS.append("torch_int4")
 
 
-def make_record(parts: tuple[Part, ...], bits: Any, code_layout: Any) -> RecordFormat:
-    layout = record_layout(parts, bits, resolve_group_size(parts, 64))
+def make_record(
+    parts: tuple[Part, ...], bits: Any, code_layout: Any, group: int = 64
+) -> RecordFormat:
+    layout = record_layout(parts, bits, resolve_group_size(parts, group))
     return RecordFormat(parts, layout, torch.bfloat16, code_layout)
 
 
-@given(shape=shapes, bits=st.sampled_from([8, 4, 2]), seed=st.integers(0, 99))
+@given(shape=shapes, bits=st.sampled_from([8, 4, 3, 2]), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_quantization_errs_by_at_most_half_a_step(
     shape: tuple[int, int], bits: Any, seed: int
 ) -> None:
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    quantized = quantize(weight, bits, 32)
-    error = (dequantize(quantized, bits, 32) - weight).abs()
+    group = resolve_group_size((Part("w", shape),), 32)
+    quantized = quantize(weight, bits, group)
+    error = (dequantize(quantized, bits, group) - weight).abs()
     if bits == 8:
         step = weight.abs().amax(dim=1, keepdim=True) / 127
         rounding = weight.abs().amax(dim=1, keepdim=True) * 2**-8
     else:
-        grouped = weight.view(shape[0], -1, 32)
+        grouped = weight.view(shape[0], -1, group)
         low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
         step = (high - low) / ((1 << bits) - 1)
         # scale and zero are kept in bf16: half an ulp of each, times the farthest code
@@ -48,7 +59,7 @@ def test_quantization_errs_by_at_most_half_a_step(
 
 @pytest.mark.parametrize("code_layout", LAYOUTS)
 @pytest.mark.parametrize("transposed", [False, True])
-@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 2]), tokens=st.sampled_from([1, 3, 130]))
+@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 3, 2]), tokens=st.sampled_from([1, 3, 130]))
 @settings(max_examples=40, deadline=None)
 def test_products_agree_with_the_dequantized_reference(
     code_layout: Any, transposed: bool, shape: tuple[int, int], bits: Any, tokens: int
@@ -62,7 +73,7 @@ def test_products_agree_with_the_dequantized_reference(
         return
     record = make_record((part,), bits, code_layout)
     group = record.layout.group_size
-    if code_layout == "torch_int4" and bits in (4, 2) and group < 32:
+    if code_layout == "torch_int4" and bits in (4, 3, 2) and group < 32:
         return
     view = matrix_view(encode({"w": stored}, record), record, part)
     expected_weight = weight.float()
@@ -78,6 +89,40 @@ def test_products_agree_with_the_dequantized_reference(
         assert error < 0.02
 
 
+@pytest.mark.parametrize("code_layout", LAYOUTS)
+@pytest.mark.parametrize("transposed", [False, True])
+@given(shape=shapes, bits=st.sampled_from([8, 4, 3, 2]), group=st.sampled_from([16, 32, 64, 128]))
+@settings(max_examples=60, deadline=None)
+def test_a_record_gives_back_the_codes_scales_and_biases_it_was_made_of(
+    code_layout: Any, transposed: bool, shape: tuple[int, int], bits: Any, group: int
+) -> None:
+    rows, columns = shape
+    if code_layout == "torch_int4" and rows % 64:
+        rows = 64
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows + columns))
+    bias = torch.arange(rows).to(torch.bfloat16)
+    stored = weight.t().contiguous() if transposed else weight
+    parts = (Part("w", tuple(stored.shape), transposed), Part("w_bias", (rows,)))
+    record = make_record(parts, bits, code_layout, group)
+    group = record.layout.group_size
+    assert 0 < group <= 128
+    assert columns % group == 0
+    data = encode({"w": stored, "w_bias": bias}, record)
+    assert data.numel() == record.size_bytes
+    multiply = Multiplier(bits, group, code_layout, NO_KERNELS, "dequantize")
+    found = multiply.dequantized(matrix_view(data, record, parts[0]), torch.float32)
+    assert torch.equal(found, dequantize(quantize(weight, bits, group), bits, group))
+    assert torch.equal(vector_view(data, record, parts[1]), bias)
+
+
+@given(rows=st.sampled_from([1, 2, 16, 64]), columns=st.sampled_from([16, 48, 2880]))
+def test_3_and_2_bits_take_no_more_than_their_bits(rows: int, columns: int) -> None:
+    part = Part("w", (rows, columns))
+    for bits in (3, 2):
+        field = make_record((part,), bits, "plain").layout.field("w")
+        assert field.size_bytes * 8 == rows * columns * bits
+
+
 def test_biases_and_matrices_keep_their_bits_at_16() -> None:
     parts = (Part("gate_up_proj", (64, 192), transposed=True), Part("gate_up_proj_bias", (192,)))
     record = make_record(parts, 16, "plain")
@@ -87,7 +132,7 @@ def test_biases_and_matrices_keep_their_bits_at_16() -> None:
     assert torch.equal(vector_view(data, record, parts[1]), tensors["gate_up_proj_bias"])
 
 
-@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 2]))
+@given(shape=shapes, bits=st.sampled_from([16, 8, 4, 3, 2]))
 def test_fields_are_aligned_and_do_not_overlap(shape: tuple[int, int], bits: Any) -> None:
     parts = (Part("a", shape), Part("b", (shape[0],)), Part("c", shape[::-1]))
     if bits not in supported_bits(parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,17 @@ def test_a_pack_of_something_else_is_not_taken(engine: Engine) -> None:
     manifest.write_text("{")
     with pytest.raises(PackError, match="damaged"):
         open_pack(pack.folder, engine.model, record)
+
+
+def test_packs_of_differently_chosen_scales_are_two(engine: Engine) -> None:
+    fitted = make_record(engine)
+    plain = replace(fitted, optimize="none")
+    assert fitted.optimize == "weighted_squares"
+    folders = {pack_folder(engine.cache_folder, engine.model, one) for one in (fitted, plain)}
+    assert len(folders) == 2
+    pack = ensure_pack(engine.cache_folder, engine.model, plain)
+    with pytest.raises(PackError, match="another model or format"):
+        open_pack(pack.folder, engine.model, fitted)
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
