@@ -37,9 +37,16 @@ def weighted_squares(
     largest code. No group's objective is above that of what was given.
     """
     rows = max(1, _BLOCK_ELEMENTS // max(1, grouped[0].numel()))
-    blocks = zip(*(torch.split(whole, rows) for whole in (grouped, scale, zero)), strict=True)
-    scales, zeros = zip(*(_Search(*block, top).run() for block in blocks), strict=True)
-    return torch.cat(scales), torch.cat(zeros)
+    found = [
+        _Search(
+            grouped[start : start + rows],
+            scale[start : start + rows],
+            zero[start : start + rows],
+            top,
+        ).run()
+        for start in range(0, grouped.shape[0], rows)
+    ]
+    return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
 
 class _Search:
