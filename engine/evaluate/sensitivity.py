@@ -40,10 +40,7 @@ def measure_sensitivities(
     if not rows:
         raise UsageError(f"a calibration text needs at least {ROW_TOKENS} tokens")
     text = torch.tensor(tokens[: rows * ROW_TOKENS]).view(rows, ROW_TOKENS)
-    group = base.precision.group_size
-    engine.configure(
-        base.overlay({"precision.bits": 16, "precision.low_group_size": group, "batch.count": 1})
-    )
+    engine.configure(base.overlay({"precision.bits": 16, "batch.count": 1}))
     variants: list[_Variant] = [
         (layer, one) for layer in range(engine.facts.moe_layers) for one in bits
     ]

@@ -168,6 +168,8 @@ class Engine:
         """
         former = self.live.config
         config, tokens = layer_major(former, self.facts, longest)
+        if extra_bits:  # at the run's own group
+            config = config.overlay({"precision.low_group_size": config.precision.group_size})
         self.release()
         try:
             needed = dict.fromkeys((*run_bits(config), *extra_bits))
