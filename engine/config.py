@@ -161,9 +161,11 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which kernels multiply: auto takes torch's int4/int8 where shapes allow and they win."""
+    """Which kernels multiply: auto takes torch's int4/int8 where shapes allow and they win, up to
+    crossover_tokens tokens of an expert; 0: as `tune profile` measured on this machine."""
 
     name: KernelName = "auto"
+    crossover_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     grouped = config.precision.bits != 16 and not config.precision.native
     if not grouped and config.precision.dense_bits != 4:
         found.pop("precision.group_size")
+    if not grouped and config.precision.dense_bits == 16:
+        found.pop("kernel.crossover_tokens")
     if not config.precision.native:
         found.pop("precision.native")
     given = dict(found.pop("precision.options"))
@@ -466,6 +470,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "transfer.chunk_bytes": (4096, 1 << 30),
     "transfer.in_flight": (1, 8),
     "precision.group_size": (16, 128),
+    "kernel.crossover_tokens": (0, 1 << 20),
     "batch.count": (1, 256),
     "batch.size": (1, 256),
     "prefill.chunk_tokens": (1, 1 << 16),

@@ -176,13 +176,15 @@ class MachineProfile:
     """Measured speeds of this machine.
 
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
-    one large copy; kernel_ms: of one expert-sized product, by `bits/tokens`.
+    one large copy; kernel_ms: of one expert-sized product, by `bits/tokens`; crossover_tokens: up
+    to how many tokens the packed 4-bit product wins over dequantizing, None where there is none.
     """
 
     read_bytes_per_s: dict[str, float]
     memory_bytes_per_s: float
     link_bytes_per_s: float | None
     kernel_ms: dict[str, float] = field(default_factory=dict)
+    crossover_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

@@ -32,8 +32,9 @@ from engine.experts.quantization import Quantized, dequantize
 from engine.records import Part
 from engine.types import Bits, KernelName
 
-# Above this many tokens an expert is dequantized once and multiplied by GEMM. Measured on the
-# reference machine: int4 0.40 ms, bf16 GEMM 0.24 ms + dequantization 0.5 ms at 64 tokens.
+# Above this many tokens an expert is dequantized once and multiplied by GEMM, where no profile of
+# the machine says otherwise. Measured on the reference machine: int4 0.40 ms, bf16 GEMM 0.24 ms +
+# dequantization 0.5 ms at 64 tokens.
 CROSSOVER_TOKENS = 128
 _TOLERANCE = 0.02
 
@@ -56,7 +57,8 @@ Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
-    group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle.
+    group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle; crossover: up to so many
+    tokens the packed kernels are used.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Multiplier:
         code_layout: CodeLayout,
         support: KernelSupport,
         name: KernelName,
+        crossover: int = CROSSOVER_TOKENS,
     ) -> None:
         self._bits = bits
+        self._crossover = crossover
         self._group = group_size
         self._code_layout = code_layout
         fast = name == "auto"
@@ -80,7 +84,7 @@ class Multiplier:
             weight = view.codes.to(x.dtype)
             return gemm(x, weight if view.part.transposed else weight.t())  # [T, N]
         assert view.scales is not None
-        few = x.shape[0] <= CROSSOVER_TOKENS
+        few = x.shape[0] <= self._crossover
         if self._bits == 8:
             if self._int8 and few:
                 scales = view.scales.to(x.dtype)
@@ -159,6 +163,25 @@ def layout_key(code_layout: CodeLayout) -> str:
         return "plain"
     capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
     return f"int4-{capability}-torch{'.'.join(torch.__version__.split('.')[:2])}"
+
+
+def keep_crossover(folder: Path, tokens: int) -> None:
+    """Remember the measured crossover of this machine's packed kernels beside their self-tests."""
+    path = _crossover_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"tokens": tokens}))
+    partial.replace(path)
+
+
+def known_crossover(folder: Path) -> int:
+    """The crossover that was measured here, else CROSSOVER_TOKENS."""
+    path = _crossover_path(folder)
+    return int(json.loads(path.read_text())["tokens"]) if path.is_file() else CROSSOVER_TOKENS
+
+
+def _crossover_path(folder: Path) -> Path:
+    return folder / "kernels" / f"crossover-{layout_key('torch_int4')}.json"
 
 
 def probe_support(

@@ -20,13 +20,13 @@ import torch
 from engine.config import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
-from engine.experts.kernels import Multiplier
 from engine.measure.bandwidth import record_bandwidth
 from engine.measure.fit import calibration_runs, configure_plainly, fit
 from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
 from engine.run.engine import Engine
 from engine.run.experts_runtime import expert_output
+from engine.run.live import multiplier_of
 from engine.run.micro_batch import MicroBatch
 from engine.run.phase_clock import Activity
 from engine.timings import Medium, ModelTimings, at
@@ -117,13 +117,8 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     live = engine.live
     record = live.store.record
     bits = record.layout.bits
-    multiply = Multiplier(
-        bits,
-        record.layout.group_size,
-        record.code_layout,
-        engine.kernel_support(live.config, bits),
-        live.config.kernel.name,
-    )
+    support = engine.kernel_support(live.config, bits)
+    multiply = multiplier_of(live.config, record, support)
     module = engine.model.layers[0].experts
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
     turn = itertools.cycle(views)

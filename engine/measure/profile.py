@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ _RECORD_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 _QUEUE_DEPTH = 2
 _ROWS = _COLUMNS = 1024
 _GROUP = 64
+_CROSSOVER_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def profile_machine(device: Device, folder: Path, support: KernelSupport) -> MachineProfile:
@@ -38,6 +40,7 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
         memory_bytes_per_s=_memory_speed(),
         link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
         kernel_ms=_kernel_times(device, support),
+        crossover_tokens=_crossover(support) if device.is_host_memory else None,
     )
 
 
@@ -114,6 +117,28 @@ def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
 
             times[f"{bits}/{tokens}"] = _best(run) * 1e3
     return times
+
+
+def _crossover(support: KernelSupport) -> int | None:
+    """The most tokens, of _CROSSOVER_TOKENS, at which and below which the packed 4-bit product is
+    faster than dequantizing and multiplying; 0 where it never is."""
+    if not support.int4:
+        return None
+    part = Part("weight", (_ROWS, _COLUMNS))
+    weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
+    layout = record_layout((part,), 4, _GROUP)
+    record = RecordFormat((part,), layout, torch.bfloat16, code_layout_for(support))
+    view = matrix_view(encode({"weight": weight}, record), record, part)
+    packed = Multiplier(4, _GROUP, record.code_layout, support, "auto", _CROSSOVER_TOKENS[-1])
+    plain = Multiplier(4, _GROUP, record.code_layout, support, "dequantize")
+    found = 0
+    for tokens in _CROSSOVER_TOKENS:
+        x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
+        times = (_best(partial(packed, x, view)), _best(partial(plain, x, view)))
+        if times[0] > times[1]:
+            break
+        found = tokens
+    return found
 
 
 def _best(function: Callable[[], object], repeats: int = 7) -> float:

@@ -71,7 +71,8 @@ class QuantizedLinear(nn.Module):
 class DenseQuantizer:
     """Makes a linear layer's quantized stand-in as its weight is loaded.
 
-    bits: 8 or 4; kernels: where the packed kernels hold, by bits and shape.
+    bits: 8 or 4; kernels: where the packed kernels hold, by bits and shape; crossover: up to how
+    many tokens they are used.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class DenseQuantizer:
         wanted_group: int,
         kernel: KernelName,
         kernels: dict[tuple[Bits, int, int], KernelSupport],
+        crossover: int,
     ) -> None:
         self._bits = bits
         self._group = wanted_group
         self._kernel = kernel
         self._kernels = kernels
+        self._crossover = crossover
 
     def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
         """weight: [N, K], any float dtype."""
@@ -98,7 +101,9 @@ class DenseQuantizer:
         support = self._kernels.get((layout.bits, part.rows, part.columns), NO_KERNELS)
         code_layout = code_layout_for(support)
         record = RecordFormat((part,), layout, torch.bfloat16, code_layout)
-        multiply = Multiplier(layout.bits, layout.group_size, code_layout, support, self._kernel)
+        multiply = Multiplier(
+            layout.bits, layout.group_size, code_layout, support, self._kernel, self._crossover
+        )
         return record, multiply
 
 

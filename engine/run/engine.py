@@ -26,6 +26,7 @@ from engine.experts.kernels import (
     NO_KERNELS,
     KernelSupport,
     code_layout_for,
+    known_crossover,
     probe_support,
     single_token_products,
 )
@@ -135,6 +136,9 @@ class Engine:
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
+        if not resolved.kernel.crossover_tokens:
+            measured = known_crossover(self.cache_folder)
+            resolved = resolved.overlay({"kernel.crossover_tokens": measured})
         self.release()
         dense = _DenseSettings.of(resolved)
         if dense != self._loaded:
@@ -333,7 +337,7 @@ class Engine:
         packed = self.device.torch_device.type == "cpu" and dense.kernel == "auto"
         matrices = self.facts.dense_matrices if packed else ()
         kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, self.cache_folder)
-        return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels)
+        return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels, dense.crossover)
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint
@@ -363,6 +367,7 @@ class _DenseSettings:
     bits: Bits = 16
     group: int = 0
     kernel: KernelName = "auto"
+    crossover: int = 0
     embeddings: EmbeddingsName = "device"
 
     @classmethod
@@ -373,7 +378,12 @@ class _DenseSettings:
         if precision.dense_bits == 16:
             return cls(dtype, embeddings=embeddings)
         return cls(
-            dtype, precision.dense_bits, precision.group_size, config.kernel.name, embeddings
+            dtype,
+            precision.dense_bits,
+            precision.group_size,
+            config.kernel.name,
+            config.kernel.crossover_tokens,
+            embeddings,
         )
 
 

@@ -25,7 +25,7 @@ from engine.errors import ConfigError
 from engine.experts.codec import RecordFormat
 from engine.experts.host import HostTier
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import KernelSupport, Multiplier, Product
+from engine.experts.kernels import CROSSOVER_TOKENS, KernelSupport, Multiplier, Product
 from engine.experts.native import NativeMultiplier
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
@@ -306,4 +306,5 @@ def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSup
         record.code_layout,
         support,
         config.kernel.name,
+        config.kernel.crossover_tokens or CROSSOVER_TOKENS,
     )

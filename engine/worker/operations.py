@@ -16,7 +16,7 @@ from engine.evaluate.divergence import compare_with_reference, keep_reference
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.parity import check_parity
 from engine.evaluate.sensitivity import measure_sensitivities
-from engine.experts.kernels import NO_KERNELS, code_layout_for, probe_support
+from engine.experts.kernels import NO_KERNELS, code_layout_for, keep_crossover, probe_support
 from engine.experts.pack import ensure_pack
 from engine.hardware import probe
 from engine.measure.calibrate import calibrate
@@ -221,8 +221,11 @@ class Operations:
         support = NO_KERNELS
         if device.torch_device.type == "cpu":
             support = probe_support(parts, 64, torch.bfloat16, self._cache_folder)
+        measured = profile_machine(device, self._cache_folder, support)
+        if measured.crossover_tokens:
+            keep_crossover(self._cache_folder, measured.crossover_tokens)
         return {
-            **profile_machine(device, self._cache_folder, support).to_json(),
+            **measured.to_json(),
             "code_layout": code_layout_for(support),
             "hardware": probe(self._cache_folder).to_json(),
         }

@@ -37,6 +37,16 @@ def test_different_configs_have_different_digests() -> None:
     assert EngineConfig().digest() != EngineConfig().overlay({"batch.count": 2}).digest()
 
 
+def test_the_crossover_belongs_to_the_quality_key_of_quantized_configs_only() -> None:
+    def key(**settings: object) -> dict[str, object]:
+        return lossy_settings(EngineConfig().overlay(settings))
+
+    few, many = {"kernel.crossover_tokens": 16}, {"kernel.crossover_tokens": 128}
+    assert key(**few) == key(**many)
+    for quantized in ({"precision.bits": 4}, {"precision.dense_bits": 8}):
+        assert key(**few, **quantized) != key(**many, **quantized)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [

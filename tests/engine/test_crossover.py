@@ -1,0 +1,60 @@
+"""The crossover between the packed product and dequantizing: measured, kept, taken up, used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.experts.codec import MatrixView, RecordFormat, encode, matrix_view
+from engine.experts.kernels import (
+    CROSSOVER_TOKENS,
+    KernelSupport,
+    Multiplier,
+    keep_crossover,
+    known_crossover,
+)
+from engine.measure import profile
+from engine.records import Part, record_layout
+from engine.run.engine import Engine
+
+
+def test_a_config_takes_the_crossover_that_was_measured_here(engine: Engine) -> None:
+    quantized = EngineConfig().overlay({"precision.bits": 4})
+    resolved, _ = engine.configure(quantized)
+    assert resolved.kernel.crossover_tokens == known_crossover(engine.cache_folder)
+    assert resolved.kernel.crossover_tokens == CROSSOVER_TOKENS
+    keep_crossover(engine.cache_folder, 7)
+    resolved, _ = engine.configure(quantized)
+    assert resolved.kernel.crossover_tokens == 7
+    resolved, _ = engine.configure(quantized.overlay({"kernel.crossover_tokens": 3}))
+    assert resolved.kernel.crossover_tokens == 3
+
+
+def test_more_tokens_than_the_crossover_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("weight", (64, 64))
+    record = RecordFormat((part,), record_layout((part,), 8, 64), torch.bfloat16, "plain")
+    view = matrix_view(encode({"weight": torch.randn(64, 64)}, record), record, part)
+    multiply = Multiplier(8, 64, "plain", KernelSupport(int4=False, int8=True), "auto", crossover=4)
+    dequantized: list[int] = []
+    plain = Multiplier.dequantized
+
+    def note(self: Multiplier, view: MatrixView, dtype: torch.dtype) -> torch.Tensor:
+        dequantized.append(1)
+        return plain(self, view, dtype)
+
+    monkeypatch.setattr(Multiplier, "dequantized", note)
+    multiply(torch.randn(4, 64).bfloat16(), view)
+    assert not dequantized
+    multiply(torch.randn(5, 64).bfloat16(), view)
+    assert dequantized
+
+
+def test_the_profile_finds_where_the_faster_product_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([1.0, 2.0, 1.0, 2.0, 3.0, 2.0])  # packed, plain; at 1, 2 and 4 tokens
+    monkeypatch.setattr(profile, "_best", lambda run: next(times))
+    monkeypatch.setattr(profile, "code_layout_for", lambda support: "plain")
+    assert profile._crossover(KernelSupport(int4=True, int8=True)) == 2
+    assert profile._crossover(KernelSupport(int4=False, int8=True)) is None
