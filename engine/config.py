@@ -27,6 +27,8 @@ from engine.types import (
     EmbeddingsName,
     EvictionName,
     KernelName,
+    KvBits,
+    KvPlacementName,
     LowBits,
     OptimizeName,
     OrderName,
@@ -146,9 +148,12 @@ class HostConfig:
 
 @dataclass(frozen=True)
 class KvConfig:
-    """Room for keys and values, in tokens of one sequence."""
+    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, and where
+    they lie between two uses (host: without effect where the device is host memory)."""
 
     max_tokens: int = 1024
+    bits: KvBits = 16
+    placement: KvPlacementName = "device"
 
 
 @dataclass(frozen=True)
@@ -294,6 +299,8 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "compute.": "lossy_static",
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",
+    "kv.bits": "lossy_static",
+    "kv.placement": "exact",
 }
 
 
@@ -315,8 +322,9 @@ def sensitivity(path: str) -> SensitivityClass:
 def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     """Every setting that can change what this config computes beyond rounding, by path.
 
-    Where precision is decided on a miss, everything that decides what is a miss belongs to it;
-    settings that have no effect under the config's scheme are left out.
+    Where precision is decided on a miss, everything that decides what is a miss belongs to it.
+    Where kv.bits is below 16, prefill.chunk_tokens does: tokens of a chunk see each other at 16
+    bits. Settings that have no effect under the config's scheme are left out.
     """
     on_miss = config.precision.scheme in ON_MISS
     found = {
@@ -345,6 +353,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         options[OPTIMIZE] = optimize_name(config)
     if options:
         found["precision.options"] = options
+    if config.kv.bits != 16:
+        found["prefill.chunk_tokens"] = config.prefill.chunk_tokens
     return found
 
 

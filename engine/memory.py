@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
+from engine.kv import HOST_GROWTH, packed_ratio, packed_tokens, window_tokens
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.published import published_layout
 from engine.records import (
@@ -34,6 +35,11 @@ _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of seve
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
 
+# Scratch of a block of keys or values that is (de)quantized: tokens, and bytes of a channel for
+# float32 copies, codes and the rows they become.
+_KV_SLICE_TOKENS = 512
+_KV_SCRATCH_BYTES = 16
+
 LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
 LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
 
@@ -50,6 +56,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     ConfigError where the model's shapes do not allow the precision.
     """
     config = _resolve_group(_resolve_native(config, facts), facts)
+    _check_kv(config, facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     kinds = _kinds(config, facts)
@@ -63,10 +70,12 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
             f"{format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
             smallest,
         )
-    if config.budget.ram_bytes and config.host.bytes > config.budget.ram_bytes:
+    kv_host = kv_host_bytes(config, facts)
+    if config.budget.ram_bytes and config.host.bytes + kv_host > config.budget.ram_bytes:
+        keys = f" and {format_bytes(kv_host)} of keys and values" if kv_host else ""
         raise InfeasibleError(
-            f"host.bytes = {config.host.bytes} passes the RAM budget of "
-            f"{format_bytes(config.budget.ram_bytes)}: lower it or raise --ram"
+            f"host.bytes = {config.host.bytes}{keys} on the host pass the RAM budget of "
+            f"{format_bytes(config.budget.ram_bytes)}: lower them or raise --ram"
         )
     wanted = config.cache.expert_bytes
     room = _room(config, kinds, budget - base.total_bytes)
@@ -202,8 +211,14 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
     under way together.
 
     No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
-    Raises InfeasibleError where the longest text does not fit.
+    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16: what
+    that loses is only seen by what passes through the kv_cache.
     """
+    if config.kv.bits != 16:
+        raise InfeasibleError(
+            f"with kv.bits = {config.kv.bits} texts have to pass through the kv_cache, which a "
+            "pass layer by layer does not keep: set kv.bits to 16 for it"
+        )
     together = max(2, longest, config.prefill.chunk_tokens)
     wanted = config.overlay(
         {
@@ -215,6 +230,7 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
             "batch.count": 1,
             "batch.size": 1,
             "kv.max_tokens": together,
+            "kv.placement": "device",
             "prefill.chunk_tokens": together,
         }
     )
@@ -277,11 +293,10 @@ def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
 
 def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPlan:
     width = DTYPE_BYTES[config.compute.dtype]
-    sequences = config.batch.count * config.batch.size
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
     dense = _dense_bytes(config, facts)
-    kv = facts.kv_bytes_per_token * width // 2 * tokens * sequences
+    kv = _kv_bytes(config, facts)
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
         chunk
@@ -302,7 +317,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
     )
-    kv_growth = kv // max(1, facts.layers) * 2
+    kv_growth = _kv_growth_bytes(config, facts)
     return MemoryPlan(
         slots=0,
         slots_bytes=0,
@@ -321,6 +336,67 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
+
+
+def _check_kv(config: EngineConfig, facts: ModelFacts) -> None:
+    if config.kv.bits != 16 and not facts.kv_plain_layers:
+        raise ConfigError(
+            f"kv.bits = {config.kv.bits} does not suit '{facts.family}': none of its layers keeps "
+            "plain keys and values in transformers' own kv_cache; set kv.bits to 16"
+        )
+
+
+def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """What keys and values take on the host at most: none unless kv.placement moves them there."""
+    if not _kv_moves(config, facts):
+        return 0
+    return int(_packed_layer_bytes(config, facts) * facts.kv_plain_layers * HOST_GROWTH)
+
+
+def _kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Keys and values on the device: layers as they are, windows at 16 bits, and rows: of all plain
+    layers, or of the one in use and the next."""
+    token = _kv_layer_token_bytes(config, facts)
+    plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
+    moves = _kv_moves(config, facts)
+    if config.kv.bits == 16 and not moves:
+        width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
+        return facts.kv_bytes_per_token * width // 2 * tokens * sequences
+    as_they_are = token * (facts.layers - plain) * tokens
+    windows = token * plain * window_tokens(config.kv.bits, tokens)
+    rows = _packed_layer_bytes(config, facts) * (min(2, plain) if moves else plain)
+    return as_they_are + windows + rows
+
+
+def _kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """A layer's keys and values while they are joined, or brought back from fewer bits."""
+    token = _kv_layer_token_bytes(config, facts)
+    growth = token * config.kv.max_tokens * 2
+    if config.kv.bits == 16:
+        return growth
+    width = DTYPE_BYTES[config.compute.dtype]
+    slice_tokens = min(config.kv.max_tokens, _KV_SLICE_TOKENS) * config.batch.size
+    channels = facts.kv_bytes_per_token // 2 // max(1, facts.layers)
+    return growth + slice_tokens * channels // 2 * (_KV_SCRATCH_BYTES + width)
+
+
+def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """One token of all sequences in one layer, in the compute dtype."""
+    width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
+    return facts.kv_bytes_per_token * width // 2 * sequences // max(1, facts.layers)
+
+
+def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Rows of one plain layer."""
+    ratio = packed_ratio(config.kv.bits, DTYPE_BYTES[config.compute.dtype])
+    tokens = packed_tokens(config.kv.bits, config.kv.max_tokens)
+    return int(_kv_layer_token_bytes(config, facts) * tokens * ratio)
+
+
+def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:
+    """Whether keys and values lie on the host and come layer by layer."""
+    one_memory = config.device.name in ("cpu", "auto")
+    return config.kv.placement == "host" and not one_memory and bool(facts.kv_plain_layers)
 
 
 def _on_host(config: EngineConfig) -> bool:

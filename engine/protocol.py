@@ -61,7 +61,8 @@ class ModelFacts:
     together, by bits and, where experts are published quantized, as `native`;
     kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
     published: the format of quantized experts; dense_matrices: shapes of the dense part that
-    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor.
+    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
+    kv_plain_layers: those whose keys and values kv.bits and kv.placement can reach.
     """
 
     id: str
@@ -87,6 +88,7 @@ class ModelFacts:
     published: PublishedFormat | None = None
     dense_matrices: tuple[DenseMatrix, ...] = ()
     embedding_bytes: int = 0
+    kv_plain_layers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

@@ -10,6 +10,8 @@ Bits = Literal[16, 8, 4, 3, 2]
 DenseBits = Literal[16, 8, 4]
 EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
+KvBits = Literal[16, 8, 4]
+KvPlacementName = Literal["device", "host"]
 EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
 PredictorName = Literal[
     "none",

@@ -134,7 +134,7 @@ def _environment(engine: Engine) -> dict[str, Any]:
         "o_direct": engine.store.direct,
         "code_layout": engine.store.record.code_layout,
         "inactive": list(engine.live.inactive),
-        "notes": list(engine.live.policy.notes),
+        "notes": list(engine.live.notes),
         "lossy": engine.live.config.precision.scheme in ON_MISS,
         "plan": engine.planned.reason if engine.planned else None,
     }

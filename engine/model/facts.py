@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.errors import FamilyError
 from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices
+from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.protocol import ModelFacts
 from engine.published import published_layout
@@ -60,6 +61,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         published=model.published,
         dense_matrices=dense_matrices(model.linears),
         embedding_bytes=_embedding_bytes(model),
+        kv_plain_layers=len(plain_kv_layers(model.model)),
     )
 
 

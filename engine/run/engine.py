@@ -290,6 +290,8 @@ class Engine:
         runtime.phase = phase
         for batch in batches:
             batch.tokens = batch.tokens.to(self.device.torch_device)
+            if batch.kv is None:
+                batch.kv = self.live.kv.make()
         single = self._is_single_token(batches)
         try:
             with torch.inference_mode(), single_token_products(single):

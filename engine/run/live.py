@@ -41,6 +41,7 @@ from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
 from engine.policy.view import Floats
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.run.experts_runtime import ExpertsRuntime, expert_output
+from engine.run.kv_cache import KvCaches
 from engine.run.phase_clock import PhaseClock
 from engine.trace import Trace, load_trace
 from engine.types import Bits, ExpertId
@@ -92,6 +93,8 @@ class LiveConfiguration:
         records = {bits: store.record for bits, store in self.stores.items()}
         self.tiers = self._open_tiers()
         opened.callback(self.tiers.clear)
+        self.kv = KvCaches(model.model, device, config.kv)
+        opened.callback(self.kv.close)
         future = Future(facts.moe_layers)
         history, learned = load_history(config), load_learned(config, facts, cache_folder)
         context = PolicyContext(config, facts, future, history, learned, self._submit)
@@ -160,6 +163,13 @@ class LiveConfiguration:
                 found.append(
                     "placement.embeddings = host: inactive, this model's head is the same tensor"
                 )
+        if self.config.kv.placement == "host" and self.kv.link is None:
+            found.append(
+                "kv.placement = host: inactive, the device is host memory itself"
+                if self._device.is_host_memory
+                else "kv.placement = host: inactive, no layer of this model keeps plain keys and "
+                "values"
+            )
         if self.config.host.bytes and not self.tiers:
             found.append("host.bytes: inactive, the device is host memory itself")
         if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
@@ -170,14 +180,20 @@ class LiveConfiguration:
         return tuple(found)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this configuration's figures should know."""
+        return (*self.policy.notes, *self.kv.notes)
+
+    @property
     def disk_bytes(self) -> int:
         """Read from the disk since configure."""
         return sum(store.bytes_read for store in self.stores.values())
 
     @property
     def host_tier_bytes(self) -> int:
-        """Held by the host tier."""
-        return sum(tier.count * tier.record.size_bytes for tier in self.tiers.values())
+        """Held by the host tier, and by keys and values on the host at most."""
+        records = sum(tier.count * tier.record.size_bytes for tier in self.tiers.values())
+        return records + (self.kv.link.peak_host_bytes if self.kv.link else 0)
 
     def close(self) -> None:
         """Stop threads, free slots and tiers, close files."""

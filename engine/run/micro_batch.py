@@ -18,7 +18,7 @@ class MicroBatch:
     """Sequences of equal length that go through the model together.
 
     tokens: the next input [B, S]; keep: of how many last positions logits are wanted (0: all);
-    kv: transformers' cache, made by the model at its first forward.
+    kv: transformers' cache; None: the engine makes it, or the model at its first forward.
     """
 
     tokens: torch.Tensor

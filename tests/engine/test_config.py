@@ -86,3 +86,15 @@ def test_what_fits_scales_belongs_to_the_quality_key_where_it_has_an_effect() ->
     missed = {"decode_miss_bits": 2}
     on_miss = {"scheme": "popularity_mass", "low_bits": 2, "options": missed}
     assert key(bits=4, **on_miss) == {**missed, **fitted}
+
+
+def test_bits_of_keys_and_values_are_in_the_quality_key_and_bring_the_chunk_with_them() -> None:
+    exact, four = EngineConfig(), EngineConfig().overlay({"kv.bits": "4"})
+    assert lossy_settings(four) != lossy_settings(exact)
+    chunked = {"prefill.chunk_tokens": 64}
+    assert lossy_settings(exact.overlay(chunked)) == lossy_settings(exact)
+    assert lossy_settings(four.overlay(chunked)) != lossy_settings(four)
+    placed = {"kv.placement": "host", "kv.max_tokens": 77}
+    assert lossy_settings(four.overlay(placed)) == lossy_settings(four)
+    with pytest.raises(ConfigError, match="allowed are 16, 8, 4"):
+        exact.overlay({"kv.bits": 3})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
-from engine.memory import minimum_slots, resolve, slots_by_layer
+from engine.memory import layer_major, minimum_slots, resolve, slots_by_layer
 from engine.protocol import ModelFacts
 from engine.published import PublishedFormat
 from engine.records import Part, record_bytes_table
@@ -108,3 +108,47 @@ def test_uniform_slots_sum_up_and_differ_by_at_most_one(slots: int, layers: int)
     shares = slots_by_layer(slots, layers)
     assert sum(shares) == slots
     assert max(shares) - min(shares) <= 1
+
+
+def kv_plan(layers: int = 4, plain: int = 4, **settings: Any) -> int:
+    config = EngineConfig().overlay({"kv.max_tokens": 1024, "device.name": "cuda:0", **settings})
+    return resolve(config, make_facts(layers=layers, kv_plain_layers=plain))[1].kv_bytes
+
+
+def test_fewer_bits_take_their_codes_and_scales_and_a_window_at_sixteen() -> None:
+    token = 1000
+    assert kv_plan() == 1024 * token
+    codes_and_scales = {8: 0.5 + 3 / 32, 4: 0.25 + 3 / 32}
+    for bits, ratio in codes_and_scales.items():
+        expected = 95 * token + (1024 - 64) * token * ratio
+        assert kv_plan(**{"kv.bits": bits}) == pytest.approx(expected, rel=1e-3)
+    short = {"kv.max_tokens": 64, "prefill.chunk_tokens": 8}
+    assert kv_plan(**short, **{"kv.bits": 4}) == kv_plan(**short)
+
+
+def test_layers_that_are_not_plain_stay_at_sixteen_bits() -> None:
+    half = (kv_plan() + kv_plan(**{"kv.bits": 4})) / 2
+    assert kv_plan(plain=2, **{"kv.bits": 4}) == pytest.approx(half, rel=1e-3)
+
+
+def test_keys_and_values_on_the_host_leave_two_layers_on_the_device() -> None:
+    placed = {"kv.placement": "host"}
+    assert kv_plan(**placed) == kv_plan() // 2
+    assert kv_plan(**placed, **{"device.name": "cpu"}) == kv_plan()
+    assert kv_plan(plain=0, **placed) == kv_plan()
+    config = EngineConfig().overlay({**placed, "device.name": "cuda:0", "budget.ram_bytes": 10**6})
+    with pytest.raises(InfeasibleError, match=r"1\.54 MB of keys and values"):
+        resolve(config, make_facts(kv_plain_layers=4))
+    resolve(config.overlay({"budget.ram_bytes": 2 * 10**6}), make_facts(kv_plain_layers=4))
+
+
+def test_fewer_bits_are_refused_by_name_where_no_layer_is_plain() -> None:
+    config = EngineConfig().overlay({"kv.bits": 4})
+    with pytest.raises(ConfigError, match=r"kv\.bits = 4 does not suit .qwen3_moe."):
+        resolve(config, make_facts())
+
+
+def test_a_pass_layer_by_layer_does_not_judge_fewer_bits() -> None:
+    config = EngineConfig().overlay({"kv.bits": 8})
+    with pytest.raises(InfeasibleError, match="pass through the kv_cache"):
+        layer_major(config, make_facts(kv_plain_layers=4), 100)

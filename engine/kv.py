@@ -1,0 +1,37 @@
+"""Keys and values in numbers: what a token of a layer takes, by bits and place. Pure arithmetic."""
+
+from __future__ import annotations
+
+from engine.types import KvBits
+
+BLOCK_TOKENS = 32
+"""Tokens that are quantized together; a group of keys."""
+
+VALUE_GROUP = 32
+"""Channels of a value that share a scale, or half as many where only that divides."""
+
+WINDOW_TOKENS = 64
+"""At least so many of the newest tokens stay at 16 bits; at most a block less one more."""
+
+HOST_GROWTH = 1.5
+"""Room on the host grows by this factor, so that it is not copied at every token."""
+
+
+def packed_ratio(bits: KvBits, width_bytes: int) -> float:
+    """Bytes of an older token at these bits over its bytes in the compute dtype, at most.
+
+    Keys have a scale and a zero for each BLOCK_TOKENS, values for each half VALUE_GROUP at worst.
+    """
+    if bits == 16:
+        return 1.0
+    return bits / 8 / width_bytes + 1 / BLOCK_TOKENS + 2 / VALUE_GROUP
+
+
+def window_tokens(bits: KvBits, tokens: int) -> int:
+    """How many of so many tokens are at 16 bits at most."""
+    return 0 if bits == 16 else min(tokens, WINDOW_TOKENS + BLOCK_TOKENS - 1)
+
+
+def packed_tokens(bits: KvBits, tokens: int) -> int:
+    """How many of so many tokens lie in rows at most."""
+    return tokens if bits == 16 else max(0, tokens - WINDOW_TOKENS)
