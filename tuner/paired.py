@@ -61,7 +61,10 @@ def paired_results(reference: QualityReport, report: QualityReport) -> tuple[Pai
                 metric=own.metric,
                 value=(sum(value for value, _ in pairs) / count - floor) / scale,
                 reference=(sum(other for _, other in pairs) / count - floor) / scale,
-                difference=interval([(value - other) / scale for value, other in pairs], "share"),
+                difference=interval(
+                    [(value - other) / scale for value, other in pairs],
+                    "bits" if own.metric == "bits_per_byte" else "share",
+                ),
                 chance=chance,
             )
         )
