@@ -11,6 +11,8 @@ EngineError
 │   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
 │   └── RemoteCodeError   the checkpoint wants its own code
 ├── InfeasibleError       nothing fits the budget (exit 3, with the smallest that would)
+├── TaskError             an lm-eval task is unknown, empty, unreachable or not for this model
+├── EvaluationError       an evaluation gave figures that say nothing, such as NaN
 ├── StorageError          disk full, read-only, unwritable
 ├── PackError             an expert pack is torn or belongs to something else
 └── ProtocolError         a message between the tuner and the worker cannot be read
@@ -83,6 +85,18 @@ class InfeasibleError(EngineError):
     def __init__(self, message: str, smallest_bytes: int | None = None) -> None:
         super().__init__(message)
         self.smallest_bytes = smallest_bytes
+
+
+class TaskError(EngineError):
+    """An lm-eval task is unknown, empty or unreachable, or wants what this model does not have."""
+
+    failure = "task"
+
+
+class EvaluationError(EngineError):
+    """An evaluation gave figures that say nothing, such as NaN."""
+
+    failure = "bad_output"
 
 
 class StorageError(EngineError):

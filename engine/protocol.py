@@ -17,7 +17,8 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | open | model, device, trust_remote_code, revision | facts (ModelFacts), hardware, runtime_bytes |
 | configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
 | measure | workload (Workload), repeats, warm_up, seed | Report |
-| evaluate | tasks (names or YAML paths), limit, seed, reference | QualityReport |
+| evaluate | tasks (names or YAML paths), reference, the fields of TaskOptions | QualityReport |
+| discard_journal | (none) | (empty) |
 | generate | prompt, chat, max_tokens, temperature, top_p, seed | text, tokens, metrics |
 | pack | bits, group_size | path, bytes, records |
 | profile | (none) | MachineProfile |
@@ -29,6 +30,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 
 `revision` of open, for a hub id: left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
+`discard_journal`: the last evaluation is stored, so what would let it go on is dropped.
 """
 
 from __future__ import annotations
@@ -171,6 +173,26 @@ class Workload:
                 "continuations": tuple(data["continuations"]),
             }
         )
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How lm-eval runs its tasks; the names are lm-eval's own.
+
+    limit: items of each task, None: all; num_fewshot: examples before each item, None: as the task
+    says (one that says 0 stays at 0); apply_chat_template: the model's own; fewshot_as_multiturn:
+    with a template, each example is a turn. seed: also of which examples are chosen.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments of `evaluate`."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -88,13 +88,29 @@ class Report:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One lm-eval metric: value, standard error (None where lm-eval has none), items."""
+    """One lm-eval metric: value, standard error (None where lm-eval has none), items.
+
+    metric: as lm-eval names it, with its filter where that is not `none`; chance: what guessing
+    gives, None where a task has no choices; higher_is_better: None where lm-eval does not say.
+    """
 
     task: str
     metric: str
     value: float
     stderr: float | None
     n: int
+    chance: float | None = None
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """One metric of each item of a task, by the item's number in the task's data."""
+
+    task: str
+    metric: str
+    docs: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,8 @@ class QualityReport:
 
     bits_per_byte: the mean over the rolling-likelihood task, or None when none was asked for.
     kld_mean, top1_agreement: nats a token and share of equal best tokens against the 16-bit model
-    in decode mode; prefill_*: the same in prefill mode. None where not measured.
+    in decode mode; prefill_*: the same in prefill mode. None where not measured. items: what stands
+    behind the task results, empty where the report comes from a store, which keeps them apart.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -114,13 +131,24 @@ class QualityReport:
     engine_tokens: int
     prefill_kld_mean: float | None = None
     prefill_top1_agreement: float | None = None
+    items: tuple[TaskItems, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        return asdict(self)
+    def to_json(self, with_items: bool = True) -> dict[str, Any]:
+        """A JSON-ready dict; without items where only the figures are wanted."""
+        data = asdict(self)
+        if not with_items:
+            del data["items"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> QualityReport:
         """Inverse of to_json."""
-        rest = {key: value for key, value in data.items() if key != "tasks"}
-        return cls(tasks=tuple(TaskResult(**task) for task in data["tasks"]), **rest)
+        rest = {key: value for key, value in data.items() if key not in ("tasks", "items")}
+        return cls(
+            tasks=tuple(TaskResult(**task) for task in data["tasks"]),
+            items=tuple(
+                TaskItems(one["task"], one["metric"], tuple(one["docs"]), tuple(one["values"]))
+                for one in data.get("items", ())
+            ),
+            **rest,
+        )

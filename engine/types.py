@@ -48,6 +48,7 @@ FailureClass = Literal[
     "interrupted",
     "usage",
     "model",
+    "task",
     "storage",
 ]
 SensitivityClass = Literal["exact", "rounding", "lossy_static", "lossy_on_miss"]

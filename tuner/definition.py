@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.protocol import Workload
+from engine.protocol import TaskOptions, Workload
 from engine.types import parse_size_bytes
 from tuner.errors import DefinitionError
 from tuner.folders import studies_folder
@@ -49,10 +49,27 @@ class Constraints(Strict):
 
 
 class QualityTasks(Strict):
-    """lm-eval tasks (names, or paths of task YAML files) and how many items of each."""
+    """lm-eval tasks (names, or paths of task YAML files) and how they are run.
+
+    limit: items of each; num_fewshot: examples before each item, else as the task says;
+    apply_chat_template: the model's own; fewshot_as_multiturn: with a template, examples are turns.
+    """
 
     tasks: list[str] = Field(default=[])
     limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+
+    def options(self, seed: int) -> TaskOptions:
+        """As the engine takes them; turns mean nothing without a template."""
+        return TaskOptions(
+            limit=self.limit,
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
+            fewshot_as_multiturn=self.apply_chat_template and self.fewshot_as_multiturn,
+            seed=seed,
+        )
 
 
 class Repeats(Strict):
@@ -199,7 +216,8 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         data["model"] = _beside(data["model"], folder)
     quality = data.get("quality")
     if isinstance(quality, dict) and isinstance(quality.get("tasks"), list):
-        tasks = [_beside(t, folder) if str(t).endswith(".yaml") else t for t in quality["tasks"]]
+        files = (".yaml", ".yml")
+        tasks = [_beside(t, folder) if str(t).endswith(files) else t for t in quality["tasks"]]
         data["quality"] = {**quality, "tasks": tasks}
     return data
 

@@ -92,13 +92,15 @@ Measured = dict[str, MeasuredMetric | MeasuredSentinel]
 
 
 class DeployedTask(Strict):
-    """One lm-eval metric."""
+    """One lm-eval metric. chance: what guessing gives, None where a task has no choices."""
 
     task: str
     metric: str
     value: float
     stderr: float | None
     n: int
+    chance: float | None = None
+    higher_is_better: bool | None = None
 
 
 class DeployedQuality(Strict):

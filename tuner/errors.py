@@ -7,6 +7,7 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
+├── QualityError         quality cannot be evaluated or compared; carries the class of failure
 └── WorkerError          an engine worker failed; carries the class of failure
     └── OverBudgetError  an outside reading of its memory passed the budget
 """
@@ -57,6 +58,14 @@ class StoreError(TunerError):
 
 class StudyError(TunerError):
     """A study is missing, taken or belongs to something else."""
+
+
+class QualityError(TunerError):
+    """Quality cannot be evaluated, or not compared with 16 bits. failure: the class."""
+
+    def __init__(self, message: str, failure: FailureClass) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class WorkerError(TunerError):

@@ -10,16 +10,16 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine import memory
-from engine.config import EngineConfig, lossy_settings
+from engine.config import ON_MISS, EngineConfig, lossy_settings
 from engine.errors import InfeasibleError
-from engine.report import QualityReport
+from engine.report import QualityReport, TaskResult
 from tuner.definition import QualityTasks
-from tuner.errors import StudyError, WorkerError
+from tuner.errors import QualityError, WorkerError
 from tuner.runner import OnEvent
 from tuner.session import EngineSession
 from tuner.store.repository import Store
@@ -36,7 +36,11 @@ CANONICAL: Mapping[str, Any] = {
     "batch.size": 1,
     "prefill.chunk_tokens": EngineConfig().prefill.chunk_tokens,
 }
-SIXTEEN_BITS: Mapping[str, Any] = {"precision.bits": 16, "precision.dense_bits": 16}
+SIXTEEN_BITS: Mapping[str, Any] = {
+    "precision.bits": 16,
+    "precision.dense_bits": 16,
+    "precision.scheme": "uniform",
+}
 PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
 REFERENCE_ATTEMPTS = 2
 
@@ -51,33 +55,46 @@ class QualityJudge:
     tasks: QualityTasks
     seed: int
     base: EngineConfig
+    _references: list[QualityResult] = field(default_factory=list, init=False)
+    _refusals: list[QualityError] = field(default_factory=list, init=False)
 
     def reference(self, on_event: OnEvent | None = None) -> QualityResult:
         """The 16-bit model, evaluated once for each model and tasks.
 
         It may take more than the study's budget where 16 bits do not fit at all. Raises
-        StudyError when the tasks cannot be evaluated.
+        QualityError when it cannot be evaluated; what would fail again is not tried again, but
+        tasks are, whose data may have come back.
         """
-        config = _within_reach(
-            self.base.overlay({**CANONICAL, **SIXTEEN_BITS}),
-            self.session,
-        )
-        for attempt in range(1, REFERENCE_ATTEMPTS + 1):
+        if self._refusals:
+            raise self._refusals[0]
+        try:
+            if not self._references:
+                self._references.append(self._evaluated_reference(on_event))
+            return self._references[0]
+        except WorkerError as error:
+            refusal = QualityError(
+                f"the 16-bit reference of {', '.join(self.tasks.tasks)} cannot be evaluated "
+                f"({error}); name other --tasks, or study speed alone with --objectives "
+                "output_tps,tpot_ms",
+                error.failure,
+            )
+            if error.failure != "task":
+                self._refusals.append(refusal)
+            raise refusal from None
+
+    def judge(self, config: EngineConfig, on_event: OnEvent | None = None) -> QualityResult:
+        """The quality of a resolved config, at the canonical setting of what cannot change it."""
+        return self._result(_canonical(config), on_event, reference=False)
+
+    def _evaluated_reference(self, on_event: OnEvent | None) -> QualityResult:
+        config = _within_reach(_canonical(self.base.overlay(SIXTEEN_BITS)), self.session)
+        for _ in range(1, REFERENCE_ATTEMPTS):
             try:
                 return self._result(config, on_event, reference=True)
             except WorkerError as error:
-                lasting = error.failure not in ("crash", "timeout")
-                if lasting or attempt == REFERENCE_ATTEMPTS:
-                    raise StudyError(
-                        f"the 16-bit reference of {', '.join(self.tasks.tasks)} cannot be "
-                        f"evaluated ({error}); name other --tasks, or study speed alone with "
-                        "--objectives output_tps,tpot_ms"
-                    ) from None
-        raise AssertionError("the loop returns or raises")
-
-    def judge(self, config: EngineConfig, on_event: OnEvent | None = None) -> QualityResult:
-        """The quality of a resolved config, at the canonical setting."""
-        return self._result(config.overlay(CANONICAL), on_event, reference=False)
+                if error.failure not in ("crash", "timeout"):
+                    raise
+        return self._result(config, on_event, reference=True)
 
     def _result(
         self, config: EngineConfig, on_event: OnEvent | None, reference: bool
@@ -89,22 +106,44 @@ class QualityJudge:
             return known
         self.session.configure(config)
         report = self.session.evaluate(
-            tuple(self.tasks.tasks), self.tasks.limit, self.seed, reference, on_event
+            tuple(self.tasks.tasks), self.tasks.options(self.seed), reference, on_event
         )
-        return self.store.keep_quality(self.model_id, key, depends_on, report)
+        result = self.store.keep_quality(self.model_id, key, depends_on, report)
+        self.session.discard_journal()
+        return result
 
 
 def quality_ratio(reference: QualityReport, report: QualityReport) -> float:
-    """1 = no loss. Without bits per byte: the mean task metric over the reference's."""
+    """1 = no loss. Without bits per byte: the mean metric above chance over the reference's.
+
+    Tasks that 16 bits answer at chance level say nothing and do not count. Raises QualityError
+    where nothing is left to compare.
+    """
     if reference.bits_per_byte and report.bits_per_byte:
         return reference.bits_per_byte / report.bits_per_byte
-    wanted, got = _mean_metric(reference), _mean_metric(report)
+    telling = [one for one in reference.tasks if _tells(one)]
+    found = {(one.task, one.metric): one for one in report.tasks}
+    pairs = [(one, found.get((one.task, one.metric))) for one in telling]
+    wanted = sum(above_chance(one) for one, other in pairs if other)
     if not wanted:
-        raise StudyError(
-            "these tasks give no bits per byte and no metric above zero at 16 bits, so that "
-            "quality cannot be compared: name other --tasks"
+        raise QualityError(
+            "these tasks give no bits per byte and no metric above chance at 16 bits, so that "
+            "quality cannot be compared: name other --tasks",
+            "task",
         )
-    return got / wanted
+    return max(0.0, sum(above_chance(other) for _, other in pairs if other) / wanted)
+
+
+def above_chance(result: TaskResult) -> float:
+    """0 = guessing, 1 = all right; the value itself where guessing gives nothing."""
+    chance = result.chance or 0.0
+    return (result.value - chance) / (1 - chance)
+
+
+def _tells(result: TaskResult) -> bool:
+    """Whether more is better and this is more than guessing, by two standard errors."""
+    surplus = result.value - (result.chance or 0.0)
+    return result.higher_is_better is not False and surplus > 2 * (result.stderr or 0.0)
 
 
 def quality_key(depends_on: Mapping[str, Any]) -> str:
@@ -113,13 +152,14 @@ def quality_key(depends_on: Mapping[str, Any]) -> str:
 
 
 def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -> dict[str, Any]:
-    """The settings that lose information, the tasks by content, and the versions."""
-    lossy = lossy_settings(config)
+    """The settings that lose information, the tasks by content and options, and the versions.
+
+    kv.max_tokens loses nothing of a text that fits, and cuts a longer one into windows.
+    """
     return {
-        "config": lossy,
+        "config": {**lossy_settings(config), "kv.max_tokens": config.kv.max_tokens},
         "tasks": [task_digest(task) for task in tasks.tasks],
-        "limit": tasks.limit,
-        "seed": seed,
+        "options": tasks.options(seed).to_json(),
         "versions": package_versions(),
     }
 
@@ -155,9 +195,11 @@ def _within_reach(config: EngineConfig, session: EngineSession) -> EngineConfig:
     return config
 
 
-def _mean_metric(report: QualityReport) -> float:
-    values = [result.value for result in report.tasks]
-    return sum(values) / len(values) if values else 0.0
+def _canonical(config: EngineConfig) -> EngineConfig:
+    """Where precision is decided on a miss, what decides misses stays as it is."""
+    if config.precision.scheme in ON_MISS:
+        return config
+    return config.overlay(CANONICAL)
 
 
 def _named_files(data: Any, folder: Path) -> set[Path]:

@@ -6,6 +6,7 @@ that a request failed: every failure is a WorkerError.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
+from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
 from engine.report import QualityReport, Report
 from tuner.errors import WorkerError
 from tuner.folders import data_folder
@@ -117,8 +118,7 @@ class EngineSession:
     def evaluate(
         self,
         tasks: tuple[str, ...],
-        limit: int | None,
-        seed: int,
+        options: TaskOptions,
         reference: bool = False,
         on_event: OnEvent | None = None,
     ) -> QualityReport:
@@ -128,11 +128,15 @@ class EngineSession:
             "evaluate",
             on_event=on_event,
             tasks=list(tasks),
-            limit=limit,
-            seed=seed,
             reference=reference,
+            **options.to_json(),
         )
         return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
+
+    def discard_journal(self) -> None:
+        """The last evaluation is stored: the worker need not be able to go on with it."""
+        with contextlib.suppress(WorkerError):  # a journal that stays behind does no harm
+            self._live().request("discard_journal")
 
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
@@ -235,4 +239,10 @@ def _check_quality(report: QualityReport) -> QualityReport:
         math.isfinite(report.bits_per_byte) and report.bits_per_byte > 0
     ):
         raise ValueError(f"bits per byte are {report.bits_per_byte}")
+    for result in report.tasks:
+        if math.isnan(result.value):
+            raise ValueError(f"{result.metric} of {result.task} is NaN")
+    for kld in (report.kld_mean, report.prefill_kld_mean):
+        if kld is not None and not math.isfinite(kld):
+            raise ValueError(f"the divergence from 16 bits is {kld}")
     return report

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.trial import TrialState as OptunaState
 from engine.hardware import Hardware
 from engine.protocol import Workload
 from tuner import objective
-from tuner.definition import QualityTasks, StudyDefinition
+from tuner.definition import StudyDefinition
 from tuner.errors import StoreError, StudyError
 from tuner.export import check_writable, render, write_atomically
 from tuner.folders import studies_folder
@@ -33,7 +33,7 @@ from tuner.space import SearchSpace, build_space
 from tuner.store.database import explained
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
-from tuner.trial import Judged, TrialRunner
+from tuner.trial import TrialRunner
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
             "study speed alone with --objectives output_tps,tpot_ms"
         )
     limit = definition.quality.limit or 40
-    return definition.model_copy(update={"quality": QualityTasks(tasks=[str(task)], limit=limit)})
+    quality = definition.quality.model_copy(update={"tasks": [str(task)], "limit": limit})
+    return definition.model_copy(update={"quality": quality})
 
 
 @dataclass
@@ -123,7 +124,7 @@ class _Run:
             self.definition,
             self.workload,
             self.space,
-            self._prepare_quality(),
+            self._judge(),
             self.progress.tell,
         )
         memory = self._open_optuna()
@@ -150,11 +151,10 @@ class _Run:
         counts = self.store.study(self.study.name).trials_by_state
         return sum(counts.get(state, 0) for state in FINISHED_STATES)
 
-    def _prepare_quality(self) -> Judged | None:
+    def _judge(self) -> QualityJudge | None:
         if "quality" not in self.definition.objectives:
             return None
-        self.progress.tell("evaluating the 16-bit reference")
-        judge = QualityJudge(
+        return QualityJudge(
             self.session,
             self.store,
             self.study.model_id,
@@ -162,12 +162,6 @@ class _Run:
             self.definition.seed,
             self.space.base,
         )
-        return Judged(judge, judge.reference(self._hear))
-
-    def _hear(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "progress":
-            stage, done, total = event.get("stage"), event.get("done"), event.get("total")
-            self.progress.tell(f"{stage} {done}/{total}")
 
     def _open_optuna(self) -> Any:
         """The sampler's memory, in the same database; its trials left running are failed."""

@@ -18,7 +18,7 @@ from engine.report import Report
 from engine.types import format_bytes
 from tuner import objective
 from tuner.definition import StudyDefinition
-from tuner.errors import OverBudgetError, StoreError, WorkerError
+from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
 from tuner.quality import QualityJudge, quality_ratio
 from tuner.session import Configured, EngineSession
 from tuner.space import Point, SearchSpace
@@ -34,16 +34,11 @@ STEADY_METRICS = ("output_tps", "tpot_ms")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What quality needs in every trial: who judges, and the 16-bit reference."""
-
-    judge: QualityJudge
-    reference: QualityResult
-
-
-@dataclass(frozen=True)
 class TrialRunner:
-    """Runs points of one study. tell: hears in a few words what is being done."""
+    """Runs points of one study.
+
+    judge: None where quality is no objective; tell: hears in a few words what is being done.
+    """
 
     session: EngineSession
     store: Store
@@ -51,7 +46,7 @@ class TrialRunner:
     definition: StudyDefinition
     workload: Workload
     space: SearchSpace
-    judged: Judged | None
+    judge: QualityJudge | None
     tell: Callable[[str], None]
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
@@ -61,6 +56,7 @@ class TrialRunner:
         plan: Mapping[str, Any] = {}
         try:
             self.space.resolve(point)
+            reference = self._reference()
             self.tell("configuring")
             self.session.refresh()
             configured = self.session.configure(self.space.config(point))
@@ -71,7 +67,7 @@ class TrialRunner:
                 return known
             pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
-            quality = self._judge(configured.config)
+            quality = self._judge(configured.config, reference)
         except InfeasibleError as error:
             return TrialOutcome(
                 "INFEASIBLE",
@@ -88,6 +84,14 @@ class TrialRunner:
                 violations=objective.memory_violation(error.smallest_bytes, budget_bytes)
                 if infeasible
                 else None,
+                memory=plan,
+                configuration_id=configuration_id,
+            )
+        except QualityError as error:
+            return TrialOutcome(
+                "FAILED",
+                error.failure,
+                str(error),
                 memory=plan,
                 configuration_id=configuration_id,
             )
@@ -142,31 +146,50 @@ class TrialRunner:
         limit = self.definition.repeats.half_width
         return all(relative_half_width(pool.values[name]) <= limit for name in STEADY_METRICS)
 
-    def _judge(self, config: EngineConfig) -> tuple[QualityResult, float] | None:
-        if self.judged is None:
+    def _reference(self) -> QualityResult | None:
+        if self.judge is None:
+            return None
+        self.tell("evaluating the 16-bit reference")
+        return self.judge.reference(self._hear)
+
+    def _judge(self, config: EngineConfig, reference: QualityResult | None) -> _Quality | None:
+        if self.judge is None or reference is None:
             return None
         self.tell("evaluating quality")
-        result = self.judged.judge.judge(config)
-        return result, quality_ratio(self.judged.reference.report, result.report)
+        result = self.judge.judge(config, self._hear)
+        return _Quality(result, reference, quality_ratio(reference.report, result.report))
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "progress":
+            self.tell(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
 
     def _score(
         self,
         pool: Pool,
-        quality: tuple[QualityResult, float] | None,
+        quality: _Quality | None,
         plan: Mapping[str, Any],
         configuration_id: int,
     ) -> TrialOutcome:
         metrics = pool.metrics()
-        ratio = quality[1] if quality else None
+        ratio = quality.ratio if quality else None
         return TrialOutcome(
             "COMPLETE",
             scores=objective.scores(metrics, ratio, self.definition.objectives),
             violations=objective.violations(metrics, ratio, self.definition.constraints),
             memory=plan,
             configuration_id=configuration_id,
-            quality_id=quality[0].id if quality else None,
-            reference_id=self.judged.reference.id if self.judged else None,
+            quality_id=quality.result.id if quality else None,
+            reference_id=quality.reference.id if quality else None,
         )
+
+
+@dataclass(frozen=True)
+class _Quality:
+    """What was said of a config and of 16 bits, and the one over the other."""
+
+    result: QualityResult
+    reference: QualityResult
+    ratio: float
 
 
 def _check_budget(report: Report, config: EngineConfig) -> None:

@@ -2,60 +2,92 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UsageError
+import numpy as np
+import torch
+
+from engine.errors import EvaluationError, TaskError
 from engine.evaluate.divergence import (
     TOKENS,
     Divergence,
     compare_with_reference,
     keep_reference,
 )
-from engine.report import QualityReport, TaskResult
+from engine.evaluate.journal import Journal, journal_path
+from engine.evaluate.results import BITS_PER_BYTE, rolling_text, task_items, task_results
+from engine.evaluate.scoring import passes_layer_major
+from engine.protocol import TaskOptions
+from engine.report import QualityReport
 from engine.run.engine import Engine
 from engine.types import Phase
 
 Progress = Callable[[str, int, int], None]
-_BITS_PER_BYTE = "bits_per_byte"
+BOOTSTRAP_ROUNDS = 200
 
 
 def evaluate(
     engine: Engine,
     tokenizer: Any,
     tasks: Sequence[str],
+    options: TaskOptions,
     *,
     cache_folder: Path,
-    limit: int | None,
-    seed: int,
     reference: bool,
     progress: Progress | None = None,
 ) -> QualityReport:
-    """Run the tasks. limit: items a task; reference: keep the distributions for later divergences.
+    """Run the tasks. reference: keep the distributions for later divergences.
 
-    Raises UsageError for unknown tasks or data that cannot be reached.
+    Requests that a killed evaluation of the same settings finished are read from its journal in
+    cache_folder, except where outputs depend on what happens to be resident. Raises TaskError for
+    tasks that cannot be run, EvaluationError for figures that are no numbers.
     """
+    from lm_eval.evaluator import evaluate as run_lm_eval
+
     from engine.evaluate.language_model import EngineLanguageModel
+    from engine.evaluate.tasks import load_tasks
 
     started = time.perf_counter()
-    done = 0
+    done = total = 0
 
     def on_done(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
-            progress("evaluate", done, 0)
+            progress("evaluate", done, total)
 
-    model = EngineLanguageModel(engine, tokenizer, on_done)
-    outcome = _run_lm_eval(model, list(tasks), limit, seed)
-    results = tuple(_task_results(outcome))
-    text = _rolling_text(outcome)
+    assert engine.config is not None
+    journal = None
+    if passes_layer_major(engine):
+        journal = Journal(journal_path(engine.facts, engine.config, cache_folder))
+    model = EngineLanguageModel(engine, tokenizer, on_done, journal)
+    template = None
+    if options.apply_chat_template:
+        _require_template(engine, tokenizer)
+        template = model.apply_chat_template
+    loaded = load_tasks(list(tasks), options, template)
+    total = loaded.requests
+    _seed_everything(options.seed)
+    outcome = run_lm_eval(
+        model,
+        {"tasks": loaded.tasks, "groups": loaded.groups},
+        limit=options.limit,
+        bootstrap_iters=BOOTSTRAP_ROUNDS,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        log_samples=True,
+    )
+    results = task_results(outcome, loaded.tasks)
+    text = rolling_text(outcome)
     decode = _divergence(engine, model, text, cache_folder, reference, "decode")
     prefill = _divergence(engine, model, text, cache_folder, reference, "prefill")
-    rolling = [r.value for r in results if r.metric == _BITS_PER_BYTE]
-    return QualityReport(
+    rolling = [r.value for r in results if r.metric == BITS_PER_BYTE]
+    report = QualityReport(
         tasks=results,
         bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
         kld_mean=decode.kld_mean if decode else None,
@@ -64,33 +96,24 @@ def evaluate(
         engine_tokens=model.scored_tokens,
         prefill_kld_mean=prefill.kld_mean if prefill else None,
         prefill_top1_agreement=prefill.top1_agreement if prefill else None,
+        items=task_items(outcome),
     )
+    _refuse_nan(report)
+    return report
 
 
-def _run_lm_eval(model: Any, tasks: list[str], limit: int | None, seed: int) -> Any:
-    from lm_eval.evaluator import simple_evaluate
-
-    from engine.evaluate.tasks import load_tasks
-
-    configs, manager = load_tasks(tasks)
-    try:
-        return simple_evaluate(
-            model=model,
-            tasks=configs,
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=200,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            log_samples=True,
+def _require_template(engine: Engine, tokenizer: Any) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise TaskError(
+            f"the tokenizer of {engine.facts.id} has no chat template: leave out "
+            "quality.apply_chat_template, or put a chat_template.jinja beside its config.json"
         )
-    except (ConnectionError, FileNotFoundError) as error:
-        raise UsageError(
-            f"the data of {', '.join(tasks)} cannot be reached ({error}): use local tasks, or "
-            "download the data set first"
-        ) from None
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # lm-eval's tasks draw from the global generator
+    torch.manual_seed(seed)
 
 
 def _divergence(
@@ -105,39 +128,13 @@ def _divergence(
     return compare_with_reference(engine, tokens, cache_folder, phase)
 
 
-def _task_results(outcome: Any) -> list[TaskResult]:
-    rows = []
-    for task, values in outcome["results"].items():
-        n = outcome["n-samples"].get(task, {}).get("effective", 0)
-        for key, value in values.items():
-            metric, _, filter_name = key.partition(",")
-            if metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            if not filter_name:
-                continue
-            stderr = values.get(f"{metric}_stderr,{filter_name}")
-            rows.append(
-                TaskResult(
-                    task=task,
-                    metric=metric,
-                    value=float(value),
-                    stderr=float(stderr) if isinstance(stderr, int | float) else None,
-                    n=int(n),
-                )
+def _refuse_nan(report: QualityReport) -> None:
+    figures = {f"{result.task} {result.metric}": result.value for result in report.tasks}
+    figures["the divergence from 16 bits"] = report.kld_mean or 0.0
+    figures["the divergence from 16 bits in prefill"] = report.prefill_kld_mean or 0.0
+    for name, value in figures.items():
+        if math.isnan(value):
+            raise EvaluationError(
+                f"{name} is NaN: the logits were no numbers, or the task has nothing to count; "
+                "use compute.dtype=float32, or look at the task's data"
             )
-    return rows
-
-
-def _rolling_text(outcome: Any) -> str:
-    """The texts of the first rolling-likelihood task, in order."""
-    for samples in outcome["samples"].values():
-        texts = [
-            sample["arguments"]["gen_args_0"]["arg_0"]
-            if isinstance(sample["arguments"], dict)
-            else sample["arguments"][0][0]
-            for sample in samples
-            if _BITS_PER_BYTE in sample
-        ]
-        if texts:
-            return "\n\n".join(texts)
-    return ""

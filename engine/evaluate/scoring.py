@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,10 @@ class Score:
     greedy: bool = True
 
 
+OnScored = Callable[[Mapping[int, Score]], None]
+"""Gets the scores of each finished group, by number of the request."""
+
+
 @dataclass
 class _Job:
     """One distinct input with all the targets that are read off it."""
@@ -72,20 +76,19 @@ class _Job:
 def score(
     engine: Engine,
     continuations: Sequence[Continuation],
-    on_done: Callable[[int], None] | None = None,
+    on_scored: OnScored | None = None,
 ) -> list[Score]:
-    """Scores in the order given. on_done: told how many requests were just finished."""
+    """Scores in the order given."""
     scores = [Score() for _ in continuations]
     jobs: dict[tuple[int, ...], _Job] = {}
     for number, continuation in enumerate(continuations):
         job = jobs.setdefault(continuation.input, _Job(continuation.input))
         job.members.append((number, continuation))
     ordered = sorted(jobs.values(), key=lambda job: -len(job.tokens))
-    rest = _score_layer_major(engine, ordered, scores, on_done)
+    rest = _score_layer_major(engine, ordered, scores, on_scored)
     for group in _groups(engine, rest):
         _score_group(engine, group, scores)
-        if on_done is not None:
-            on_done(sum(len(job.members) for job in group))
+        _tell(group, scores, on_scored)
     return scores
 
 
@@ -105,15 +108,13 @@ def scored_chunk(engine: Engine, length: int) -> int:
 
 
 def _score_layer_major(
-    engine: Engine,
-    jobs: Sequence[_Job],
-    scores: list[Score],
-    on_done: Callable[[int], None] | None,
+    engine: Engine, jobs: Sequence[_Job], scores: list[Score], on_scored: OnScored | None
 ) -> Sequence[_Job]:
-    """Score group by group. Returns the jobs that the ordinary loop has to score: all or none."""
+    """Score group by group. Returns the jobs that the ordinary loop has to score."""
     if not jobs or not passes_layer_major(engine):
         return jobs
     longest = padded_length(len(jobs[0].tokens))
+    done = 0
     try:
         with engine.layer_major(longest) as passing:
             for group in _batched_groups(jobs, passing.batch_tokens, passing.room_tokens):
@@ -124,12 +125,22 @@ def _score_layer_major(
                     _add_scores(group[number][row], first, logits, scores)
 
                 passing.run([_text_batch(batch) for batch in group], read)
-                if on_done is not None:
-                    on_done(sum(len(job.members) for batch in group for job in batch))
+                finished = list(itertools.chain.from_iterable(group))
+                done += len(finished)
+                _tell(finished, scores, on_scored)
     except (InfeasibleError, UnknownHeadError) as error:
         logger.info("texts are scored by the ordinary loop: %s", error)
-        return jobs
+        rest = jobs[done:]
+        for job in rest:  # of the group that broke off, some may have been read
+            for number, _ in job.members:
+                scores[number] = Score()
+        return rest
     return ()
+
+
+def _tell(jobs: Iterable[_Job], scores: Sequence[Score], on_scored: OnScored | None) -> None:
+    if on_scored is not None:
+        on_scored({number: scores[number] for job in jobs for number, _ in job.members})
 
 
 def _batched_groups(

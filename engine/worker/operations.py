@@ -14,6 +14,7 @@ from engine.device.registry import open_device
 from engine.errors import EngineError, ModelError, ProtocolError
 from engine.evaluate.divergence import compare_with_reference, keep_reference
 from engine.evaluate.evaluate import evaluate
+from engine.evaluate.journal import journal_path
 from engine.evaluate.parity import check_parity
 from engine.evaluate.sensitivity import measure_sensitivities
 from engine.experts.kernels import NO_KERNELS, code_layout_for, keep_crossover, probe_support
@@ -29,7 +30,7 @@ from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
 from engine.model.hub import locate
 from engine.model.loader import check_description
-from engine.protocol import Workload
+from engine.protocol import TaskOptions, Workload
 from engine.records import Part
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
@@ -52,11 +53,13 @@ class Operations:
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._runtime_bytes = 0
+        self._journal: Path | None = None
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
             "open": self.open,
             "configure": self.configure,
             "measure": self.measure,
             "evaluate": self.evaluate,
+            "discard_journal": self.discard_journal,
             "generate": self.generate,
             "pack": self.pack,
             "profile": self.profile,
@@ -144,22 +147,34 @@ class Operations:
     def evaluate(
         self,
         tasks: list[str],
-        limit: int | None = None,
-        seed: int = 0,
         reference: bool = False,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = True,
+        seed: int = 0,
     ) -> dict[str, Any]:
-        """lm-eval on the configured engine."""
+        """lm-eval on the configured engine; goes on where a killed one of its kind stopped."""
+        engine = self._opened()
         report = evaluate(
-            self._opened(),
+            engine,
             self._load_tokenizer(),
             tasks,
+            TaskOptions(limit, num_fewshot, apply_chat_template, fewshot_as_multiturn, seed),
             cache_folder=self._cache_folder,
-            limit=limit,
-            seed=seed,
             reference=reference,
             progress=self._progress,
         )
+        assert engine.config is not None
+        self._journal = journal_path(engine.facts, engine.config, self._cache_folder)
         return report.to_json()
+
+    def discard_journal(self) -> dict[str, Any]:
+        """The last evaluation is stored: nothing of it needs to be gone on with."""
+        if self._journal is not None:
+            self._journal.unlink(missing_ok=True)
+        self._journal = None
+        return {}
 
     def generate(
         self,

@@ -6,8 +6,9 @@ misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slo
 
 KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
 reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
-external reading passes the budget). `at` counts this op from 1, over all processes when `counter`
-names a file; without it the fault happens every time.
+external reading passes the budget), task (an lm-eval task cannot be run), nan (logits are NaN).
+`at` counts this op from 1, over all processes when `counter` names a file; without it the fault
+happens every time.
 """
 
 import argparse
@@ -27,10 +28,25 @@ import numpy as np
 
 from engine import memory, protocol
 from engine.config import EngineConfig
-from engine.errors import DenseModelError, EngineError, NotAModelError
-from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, Workload
+from engine.errors import (
+    DenseModelError,
+    EngineError,
+    EvaluationError,
+    NotAModelError,
+    TaskError,
+)
+from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
 from engine.records import Part, record_bytes_table
-from engine.report import MemoryReading, Metric, QualityReport, Report, Sample, Sentinel, TaskResult
+from engine.report import (
+    MemoryReading,
+    Metric,
+    QualityReport,
+    Report,
+    Sample,
+    Sentinel,
+    TaskItems,
+    TaskResult,
+)
 from engine.timings import Medium, ModelTimings
 from engine.trace import Trace, TracePass
 
@@ -184,18 +200,30 @@ class FakeEngine:
             "plan": "2 micro-batches hide transfers" if planned else None,
         }
 
-    def evaluate(
-        self, tasks: list[str], limit: int | None, seed: int, reference: bool
-    ) -> dict[str, Any]:
-        bits = self.config.precision.bits
-        value = BITS_PER_BYTE[bits]
-        tasks_done = tuple(
-            TaskResult(Path(task).stem, "bits_per_byte", value, None, limit or 100)
-            for task in tasks
-        )
+    def evaluate(self, tasks: list[str], reference: bool, **options: Any) -> dict[str, Any]:
+        """Bits per byte by precision; a task named *choice has accuracy as well."""
+        read = TaskOptions(**options)
+        value = BITS_PER_BYTE[self.config.precision.bits]
+        count = read.limit or 100
+        docs = tuple(range(count))
+        results, items = [], []
+        for task in (Path(name).stem for name in tasks):
+            results.append(TaskResult(task, "bits_per_byte", value, None, count, None, False))
+            spread = tuple(value + (doc - (count - 1) / 2) / 100 for doc in docs)
+            items.append(TaskItems(task, "bits_per_byte", docs, spread))
+            if task.endswith("choice"):
+                right = tuple(float(doc % 5 < 6 - 2 * value) for doc in docs)
+                share = sum(right) / count
+                results.append(TaskResult(task, "acc", share, 0.1, count, 0.25, True))
+                items.append(TaskItems(task, "acc", docs, right))
         kld = None if reference else (value - 1.5) / 3
-        report = QualityReport(tasks_done, value, kld, 1.0 - (kld or 0.0), 0.01, 1000, kld, 1.0)
+        report = QualityReport(
+            tuple(results), value, kld, 1.0 - (kld or 0.0), 0.01, 1000, kld, 1.0, tuple(items)
+        )
         return report.to_json()
+
+    def discard_journal(self) -> dict[str, Any]:
+        return {}
 
     def generate(self, prompt: str, max_tokens: int, **_: Any) -> dict[str, Any]:
         words = [f" word{n}" for n in range(max_tokens)]
@@ -303,6 +331,10 @@ def serve(connection: socket.socket, peer: str | None) -> None:
         try:
             if "error" in faults:
                 raise MemoryError("the fake engine found no memory")
+            if "task" in faults:
+                raise TaskError("the data of a_task cannot be reached: go online")
+            if "nan" in faults:
+                raise EvaluationError("the logits became NaN on 1 of 5 texts")
             engine.over_budget = "over_budget" in faults
             result = getattr(engine, operation)(**message)
             if "bad_output" in faults:

@@ -57,6 +57,28 @@ def test_show_has_study_trials_and_front(tune: Tune, study: Path):
     assert "Share of the variance explained" in out
 
 
+def test_show_compares_tasks_with_16_bits_item_by_item(tune: Tune, folder: Path):
+    text = (folder / "study.yaml").read_text().replace("[a_task]", "[a_task, a_choice]")
+    (folder / "study.yaml").write_text(text.replace("limit: 5", "limit: 40"))
+    assert tune("--definition", "study.yaml", "--trials", "6").code == 0
+    document = tune("show", "small", "--json").document
+    judged = [trial for trial in document["trials"] if trial["quality"]]
+    assert len({trial["params"]["precision.bits"] for trial in judged}) > 1
+    for trial in judged:
+        assert "items" not in trial["quality"]
+        rows = {(row["task"], row["metric"]): row for row in trial["quality_paired"]}
+        accuracy, bits = rows["a_choice", "acc"], rows["a_task", "bits_per_byte"]
+        (stored,) = [row for row in trial["quality"]["tasks"] if row["metric"] == "acc"]
+        assert accuracy["value"] == pytest.approx((stored["value"] - 0.25) / 0.75)
+        assert accuracy["difference"]["n"] == bits["difference"]["n"] == 40
+        lost = trial["params"]["precision.bits"] < 16
+        assert (bits["difference"]["value"] > 0) is lost
+        assert accuracy["difference"]["low"] <= accuracy["difference"]["high"] + 1e-12
+    out = tune("show", "small").out
+    assert "item by item against 16 bits" in out
+    assert "a_choice acc" in out
+
+
 def test_reading_without_a_store_says_what_to_do(tune: Tune):
     for words in (["studies"], ["show", "small"], ["export", "small"], ["dashboard"]):
         done = tune(*words)

@@ -183,6 +183,47 @@ def test_a_failure_has_its_class_and_the_study_goes_on(
     assert trials[-1]["state"] == "COMPLETE"
 
 
+@pytest.mark.parametrize(
+    ("fault", "failure", "says"),
+    [
+        ("task", "task", "the data of a_task cannot be reached: go online"),
+        ("nan", "bad_output", "the logits became NaN on 1 of 5 texts"),
+    ],
+)
+def test_an_evaluation_that_fails_has_its_class_and_the_study_goes_on(
+    tune: Tune, misbehave, fault: str, failure: str, says: str
+):
+    misbehave((fault, "evaluate", 2))  # the first is the reference's
+    done = tune("--definition", "study.yaml", "--trials", "5", "--json")
+    assert done.code == 0, done.err
+    trials = done.document["trials"]
+    bad = [t for t in trials if t["state"] == "FAILED"]
+    assert [t["failure"] for t in bad] == [failure]
+    assert says in bad[0]["reason"]
+    assert trials[-1]["state"] == "COMPLETE"
+
+
+def test_a_reference_whose_data_comes_back_fails_one_trial(tune: Tune, misbehave):
+    misbehave(("task", "evaluate", 1))
+    done = tune("--definition", "study.yaml", "--trials", "3", "--json")
+    assert done.code == 0, done.err
+    first, *others = done.document["trials"]
+    assert (first["state"], first["failure"]) == ("FAILED", "task")
+    assert "the 16-bit reference of a_task cannot be evaluated" in first["reason"]
+    assert {trial["state"] for trial in others} == {"COMPLETE"}
+
+
+def test_a_reference_of_nan_fails_every_trial_and_is_asked_once(
+    tune: Tune, misbehave, folder: Path
+):
+    misbehave(("nan", "evaluate", 1))
+    done = tune("--definition", "study.yaml", "--trials", "3")
+    assert done.code == 1
+    assert json.loads((folder / "counts.json").read_text())["evaluate"] == 1
+    trials = tune("show", "small", "--json").document["trials"]
+    assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "bad_output")] * 3
+
+
 def test_a_hang_is_a_timeout(tune: Tune, misbehave, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("stall_s: 1\n")

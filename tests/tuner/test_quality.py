@@ -1,14 +1,31 @@
-"""The quality key: what must share an evaluation, and what must not."""
+"""The quality key: what must share an evaluation, and what must not. What figures compare."""
 
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.config import EngineConfig
-from engine.report import QualityReport, TaskResult
-from tuner.definition import QualityTasks
-from tuner.errors import StudyError
-from tuner.quality import quality_dependencies, quality_key, quality_ratio, task_digest
+from engine.hardware import probe
+from engine.protocol import Workload
+from engine.report import QualityReport, TaskItems, TaskResult
+from tests.fakes import FAKE_ENGINE
+from tuner.definition import QualityTasks, StudyDefinition
+from tuner.errors import QualityError
+from tuner.paired import paired_results
+from tuner.quality import (
+    QualityJudge,
+    quality_dependencies,
+    quality_key,
+    quality_ratio,
+    task_digest,
+)
+from tuner.runner import EngineWorker
+from tuner.session import EngineSession
+from tuner.store.database import open_database
+from tuner.store.repository import Store
 
 TASKS = QualityTasks(tasks=["t"], limit=5)
 
@@ -41,13 +58,97 @@ def test_what_cannot_change_outputs_shares_a_key(setting: dict[str, object]):
         {"precision__group_size": 32},
         {"compute__dtype": "float32"},
         {"kernel__name": "dequantize"},
+        {"precision__dense_bits": 8},
+        {"kv__max_tokens": 100},
         {"seed": 1},
         {"tasks": QualityTasks(tasks=["t"], limit=6)},
+        {"tasks": QualityTasks(tasks=["t"], limit=5, num_fewshot=3)},
+        {"tasks": QualityTasks(tasks=["t"], limit=5, apply_chat_template=True)},
         {"tasks": QualityTasks(tasks=["u"], limit=5)},
     ],
 )
 def test_what_can_change_outputs_has_its_own_key(setting: dict[str, object]):
     assert key(**setting) != key()
+
+
+def test_turns_mean_nothing_without_a_template():
+    alone = {"tasks": ["t"], "limit": 5, "fewshot_as_multiturn": False}
+    assert key(tasks=QualityTasks(**alone)) == key()
+    framed = key(tasks=QualityTasks(**alone, apply_chat_template=True))
+    assert framed != key(tasks=QualityTasks(tasks=["t"], limit=5, apply_chat_template=True))
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Iterator[QualityJudge]:
+    """A judge over the fake engine, which counts its operations in counts.json."""
+
+    def start() -> EngineWorker:
+        knobs = json.dumps({"counter": str(tmp_path / "counts.json")})
+        return EngineWorker(
+            tmp_path / "log",
+            command=(sys.executable, str(FAKE_ENGINE)),
+            environment={"EXPERTUNE_FAKE": knobs},
+        )
+
+    store = Store(open_database(f"sqlite:///{tmp_path / 'e.db'}"))
+    with EngineSession("m", start_worker=start) as session:
+        study = store.begin_study(
+            StudyDefinition(model="m"), session.facts, probe(tmp_path), Workload("w", ("a",))
+        )
+        yield QualityJudge(session, store, study.model_id, TASKS, 0, EngineConfig())
+    store.database.close()
+
+
+FOUR = {"precision.bits": 4, "cache.expert_bytes": "25%"}
+ON_MISS = {**FOUR, "precision.scheme": "popularity_mass", "precision.low_bits": 2}
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "again"),
+    [
+        (FOUR, {}, False),
+        (FOUR, {"cache.expert_bytes": "50%"}, False),
+        (FOUR, {"cache.eviction": "lfu"}, False),
+        (FOUR, {"prefetch.predictor": "next_gate", "prefetch.depth": 1}, False),
+        (FOUR, {"batch.count": 2}, False),
+        (ON_MISS, {}, False),
+        (ON_MISS, {"io.threads": 3}, False),
+        (ON_MISS, {"cache.expert_bytes": "50%"}, True),
+        (ON_MISS, {"cache.eviction": "lfu"}, True),
+        (ON_MISS, {"prefetch.predictor": "next_gate", "prefetch.depth": 1}, True),
+        (ON_MISS, {"batch.count": 2}, True),
+        (FOUR, {"kv.max_tokens": 300}, True),
+        (FOUR, {"precision.dense_bits": 8}, True),
+        (FOUR, {"compute.dtype": "float32"}, True),
+        (FOUR, {"precision.bits": 8}, True),
+    ],
+)
+def test_the_engine_works_again_only_for_what_can_change_outputs(
+    judge: QualityJudge, tmp_path: Path, base: dict, change: dict, again: bool
+):
+    def evaluations() -> int:
+        return json.loads((tmp_path / "counts.json").read_text())["evaluate"]
+
+    first = judge.judge(EngineConfig().overlay(base))
+    assert evaluations() == 1
+    second = judge.judge(EngineConfig().overlay({**base, **change}))
+    assert evaluations() == 1 + again
+    assert (second.id == first.id) is not again
+
+
+def test_what_was_stored_needs_no_journal_any_more(judge: QualityJudge, tmp_path: Path):
+    judge.judge(EngineConfig().overlay(FOUR))
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert (counts["evaluate"], counts["discard_journal"]) == (1, 1)
+
+
+def test_items_are_kept_beside_the_result(judge: QualityJudge):
+    result = judge.judge(EngineConfig().overlay(FOUR))
+    assert result.report.items == ()
+    assert judge.store.quality(judge.model_id, result.key) == result
+    (items,) = judge.store.with_items([result.id])[result.id].items
+    assert (items.task, items.metric, items.docs) == ("t", "bits_per_byte", (0, 1, 2, 3, 4))
+    assert items.values == pytest.approx((1.54, 1.55, 1.56, 1.57, 1.58))
 
 
 def test_a_group_size_means_nothing_at_16_bits():
@@ -78,11 +179,53 @@ def test_without_bits_per_byte_the_task_metrics_compare():
 
 
 def test_tasks_that_say_nothing_are_refused():
-    with pytest.raises(StudyError, match="name other --tasks"):
+    with pytest.raises(QualityError, match="name other --tasks") as caught:
         quality_ratio(report(None, 0.0), report(None, 0.0))
+    assert caught.value.failure == "task"
+
+
+def choice(accuracy: float, stderr: float = 0.02, metric: str = "acc") -> TaskResult:
+    better = metric == "acc"
+    return TaskResult("c", metric, accuracy, stderr, 100, 0.25 if better else None, better)
+
+
+def of(*results: TaskResult, items: tuple[TaskItems, ...] = ()) -> QualityReport:
+    return QualityReport(results, None, None, None, 0.0, 0, items=items)
+
+
+def test_accuracy_compares_above_chance():
+    assert quality_ratio(of(choice(0.75)), of(choice(0.5))) == pytest.approx(0.5)
+    assert quality_ratio(of(choice(0.75)), of(choice(0.2))) == 0.0
+
+
+def test_what_16_bits_guess_and_what_should_be_small_do_not_count():
+    told = of(choice(0.75), TaskResult("g", "acc", 0.28, 0.02, 100, 0.25, True), choice(9, 0, "p"))
+    other = of(choice(0.5), TaskResult("g", "acc", 0.9, 0.02, 100, 0.25, True), choice(99, 0, "p"))
+    assert quality_ratio(told, other) == pytest.approx(0.5)
+    with pytest.raises(QualityError, match="no metric above chance"):
+        quality_ratio(of(choice(0.27)), of(choice(0.27)))
+
+
+def test_items_are_paired_by_number_and_corrected_for_chance():
+    reference = of(items=(TaskItems("c", "acc", (0, 1, 2, 3), (1.0, 1.0, 0.0, 1.0)),))
+    own = of(choice(0.5), items=(TaskItems("c", "acc", (3, 2, 1, 9), (0.0, 0.0, 1.0, 1.0)),))
+    (found,) = paired_results(reference, own)
+    assert found.difference.n == 3
+    assert found.difference.value == pytest.approx(-1 / 3 / 0.75)
+    assert found.difference.low < found.difference.value < found.difference.high
+    assert found.value == pytest.approx((1 / 3 - 0.25) / 0.75)
+    assert found.reference == pytest.approx((2 / 3 - 0.25) / 0.75)
+
+
+def test_the_same_answers_differ_by_nothing():
+    items = (TaskItems("c", "acc", (0, 1), (1.0, 0.0)),)
+    (found,) = paired_results(of(items=items), of(choice(0.5), items=items))
+    assert (found.difference.low, found.difference.high) == (0.0, 0.0)
 
 
 def test_a_stored_report_without_prefill_figures_is_read():
     kept = report(1.5).to_json()
-    del kept["prefill_kld_mean"], kept["prefill_top1_agreement"]
+    del kept["prefill_kld_mean"], kept["prefill_top1_agreement"], kept["items"]
+    for task in kept["tasks"]:
+        del task["chance"], task["higher_is_better"]
     assert QualityReport.from_json(kept) == report(1.5)

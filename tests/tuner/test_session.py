@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.protocol import Workload
+from engine.protocol import TaskOptions, Workload
 from tests.fakes import FAKE_ENGINE
 from tuner.errors import WorkerError
 from tuner.runner import EngineWorker
@@ -65,7 +65,7 @@ def test_only_one_configuration_and_nothing_else_is_fresh(tmp_path: Path):
         assert session.fresh
         session.configure(EngineConfig())
         assert not session.fresh
-        session.evaluate(("t",), 1, 0)
+        session.evaluate(("t",), TaskOptions(limit=1))
         session.refresh()
         session.configure(EngineConfig())
         assert session.fresh

@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.hardware import probe
 from engine.memory import resolve
 from engine.protocol import Workload
-from engine.report import MemoryReading, Report, Sample, Sentinel
+from engine.report import MemoryReading, QualityReport, Report, Sample, Sentinel
 from tests.fakes.fake_engine import facts_of
 from tuner.definition import StudyDefinition
 from tuner.errors import StoreError, StudyError, UsageError
@@ -45,6 +45,23 @@ def test_the_migrations_build_exactly_the_tables_of_the_code(tmp_path: Path):
         assert columns == set(table.columns.keys())
     assert "expertune_version" in inspector.get_table_names()
     database.close()
+
+
+def test_a_store_of_before_items_is_brought_up_to_date(tmp_path: Path):
+    store = Store(open_database(url_of(tmp_path)))
+    study = begin(store)
+    report = QualityReport((), 1.5, None, None, 0.0, 0)
+    kept = store.keep_quality(study.model_id, "key", {}, report)
+    store.database.close()
+    with sqlite3.connect(tmp_path / "e.db") as connection:
+        connection.execute("DROP TABLE quality_items")
+        connection.execute("UPDATE expertune_version SET version_num = '0001'")
+    connection.close()
+    with pytest.raises(StoreError, match="brings it up to date"):
+        open_read_only(url_of(tmp_path))
+    store = Store(open_database(url_of(tmp_path)))
+    assert store.with_items([kept.id]) == {kept.id: report}
+    store.database.close()
 
 
 def test_sqlite_runs_in_wal_mode(tmp_path: Path):

@@ -11,7 +11,11 @@ from tuner.cli.front import plot_front, print_front
 from tuner.cli.output import print_json, print_table, print_text
 from tuner.front import Front, front_of
 from tuner.importance import importances
+from tuner.paired import PairedResult, paired_results
+from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+Paired = dict[int, tuple[PairedResult, ...]]
 
 
 def studies(storage: options.Storage = None, as_json: options.Json = False) -> None:
@@ -45,8 +49,9 @@ def show(
     trials = store.trials(study)
     front = front_of(study, trials)
     weights = importances(trials, front.objectives)
+    paired = _paired(store, trials)
     if as_json:
-        print_json(_document(study, trials, front, weights))
+        print_json(_document(study, trials, front, weights, paired))
         return
     print_text(
         f"{study.name}: {study.model}, {study.state}, {study.trials} trials, {_counts(study)}"
@@ -54,6 +59,7 @@ def show(
     print_front(front)
     plot_front(front)
     _print_trials(trials, front.objectives)
+    _print_quality(front, paired)
     _print_importances(weights)
     _print_failures(trials)
 
@@ -63,7 +69,12 @@ def _document(
     trials: tuple[TrialSnapshot, ...],
     front: Front,
     weights: dict[str, dict[str, float]],
+    paired: Paired,
 ) -> dict[str, Any]:
+    def document(trial: TrialSnapshot) -> dict[str, Any]:
+        pairs = [one.to_json() for one in paired.get(trial.id, ())]
+        return {**trial.to_json(), "quality_paired": pairs}
+
     return {
         "study": {
             **study.to_json(),
@@ -71,11 +82,54 @@ def _document(
             "machine": dict(study.machine),
             "workload_hash": study.workload_hash,
         },
-        "trials": [trial.to_json() for trial in trials],
-        "front": [trial.to_json() for trial in front.members],
+        "trials": [document(trial) for trial in trials],
+        "front": [document(trial) for trial in front.members],
         "recommended": front.knee.number if front.members else None,
         "importances": weights,
     }
+
+
+def _paired(store: Store, trials: tuple[TrialSnapshot, ...]) -> Paired:
+    """Each trial against 16 bits, item by item; evaluations that trials share are read once."""
+    ids = {trial.id: (trial.reference_id, trial.quality_id) for trial in trials}
+    wanted = {one for pair in ids.values() for one in pair if one is not None}
+    reports = store.with_items(wanted)
+    known = {
+        pair: paired_results(reports[pair[0]], reports[pair[1]])
+        for pair in set(ids.values())
+        if pair[0] is not None and pair[1] is not None
+    }
+    return {trial: known[pair] for trial, pair in ids.items() if pair in known}
+
+
+def _print_quality(front: Front, paired: Paired) -> None:
+    """Tasks of the front's trials, one line for trials of the same evaluation."""
+    rows: dict[tuple[int | None, str, str], list[Any]] = {}
+    for trial in front.members:
+        results = {(r.task, r.metric): r for r in trial.quality.tasks} if trial.quality else {}
+        for one in paired.get(trial.id, ()):
+            row = rows.get((trial.quality_id, one.task, one.metric))
+            if row is not None:
+                row[0] += f", {trial.number}"
+                continue
+            result = results.get((one.task, one.metric))
+            rows[trial.quality_id, one.task, one.metric] = [
+                str(trial.number),
+                f"{one.task} {one.metric}",
+                result.value if result else None,
+                result.stderr if result else None,
+                one.chance,
+                one.value,
+                one.reference,
+                f"{one.difference.value:+.4f} [{one.difference.low:+.4f}, "
+                f"{one.difference.high:+.4f}]",
+                one.difference.n,
+            ]
+    if rows:
+        columns = ["trials", "task", "#value", "#stderr", "#chance", "#above chance"]
+        columns += ["#at 16 bits", "#difference", "#n"]
+        title = "Quality of the front, item by item against 16 bits (95 % intervals)"
+        print_table(title, columns, list(rows.values()))
 
 
 def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]) -> None:

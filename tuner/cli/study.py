@@ -86,7 +86,10 @@ def study(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="lm-eval tasks or their YAML files, by commas.", rich_help_panel=TEXT),
+        typer.Option(
+            help="lm-eval tasks or their YAML files, by commas (few-shot: the study YAML).",
+            rich_help_panel=TEXT,
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Items of each task.", rich_help_panel=TEXT)

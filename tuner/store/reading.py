@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from engine.report import Metric, QualityReport
+from engine.report import Metric, QualityReport, TaskItems
 from tuner.statistics import interval
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
 from tuner.store.tables import (
     MachineRow,
     ModelRow,
+    QualityItemsRow,
     QualityRow,
     SampleRow,
     SentinelRow,
@@ -108,6 +109,20 @@ def quality_result(row: QualityRow) -> QualityResult:
     return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
 
 
+def reports_with_items(session: Session, ids: set[int]) -> dict[int, QualityReport]:
+    """The reports of these quality results, complete."""
+    items: dict[int, list[TaskItems]] = defaultdict(list)
+    query = select(QualityItemsRow).where(QualityItemsRow.quality_id.in_(ids))
+    for row in session.scalars(query.order_by(QualityItemsRow.id)):
+        items[row.quality_id].append(
+            TaskItems(row.task, row.metric, tuple(row.docs), tuple(row.values))
+        )
+    return {
+        row.id: replace(QualityReport.from_json(row.report), items=tuple(items[row.id]))
+        for row in session.scalars(select(QualityRow).where(QualityRow.id.in_(ids)))
+    }
+
+
 def trial_snapshot(
     row: TrialRow,
     pools: Mapping[int, Pool],
@@ -134,6 +149,8 @@ def trial_snapshot(
         metrics=metrics,
         sentinel=pool.sentinel if pool else None,
         quality=quality.get(row.quality_id or 0),
+        quality_id=row.quality_id,
+        reference_id=row.reference_id,
         started=row.started,
         finished=row.finished,
     )

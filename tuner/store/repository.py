@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,14 @@ from engine.report import QualityReport, Report
 from tuner.definition import StudyDefinition, definition_json
 from tuner.errors import StudyError
 from tuner.store.database import Database
-from tuner.store.reading import Pool, pools, quality_result, study_snapshot, trial_snapshot
+from tuner.store.reading import (
+    Pool,
+    pools,
+    quality_result,
+    reports_with_items,
+    study_snapshot,
+    trial_snapshot,
+)
 from tuner.store.snapshots import (
     QualityResult,
     StudySnapshot,
@@ -36,6 +43,7 @@ from tuner.store.tables import (
     ExportRow,
     MachineRow,
     ModelRow,
+    QualityItemsRow,
     QualityRow,
     SampleRow,
     SentinelRow,
@@ -233,14 +241,28 @@ class Store:
     def keep_quality(
         self, model_id: int, key: str, depends_on: Mapping[str, Any], report: QualityReport
     ) -> QualityResult:
-        """Write a new quality result."""
+        """Write a new quality result, and its items beside it."""
         with self.database.session() as session:
-            row = QualityRow(
-                model_id=model_id, key=key, depends_on=dict(depends_on), report=report.to_json()
-            )
+            kept = report.to_json(with_items=False)
+            row = QualityRow(model_id=model_id, key=key, depends_on=dict(depends_on), report=kept)
             session.add(row)
             session.flush()
+            session.add_all(
+                QualityItemsRow(
+                    quality_id=row.id,
+                    task=one.task,
+                    metric=one.metric,
+                    docs=list(one.docs),
+                    values=list(one.values),
+                )
+                for one in report.items
+            )
             return quality_result(row)
+
+    def with_items(self, ids: Iterable[int]) -> dict[int, QualityReport]:
+        """Quality results by id, with what stands behind them item by item."""
+        with self.database.session() as session:
+            return reports_with_items(session, set(ids))
 
     def add_export(self, study_id: int, trial_id: int, pick: str, path: str, content: str) -> None:
         """Note a deployment YAML that was written."""

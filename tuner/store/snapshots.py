@@ -84,6 +84,8 @@ class TrialSnapshot:
     quality: QualityReport | None
     started: datetime
     finished: datetime | None
+    quality_id: int | None = None
+    reference_id: int | None = None
 
     @property
     def feasible(self) -> bool:
@@ -103,7 +105,7 @@ class TrialSnapshot:
             "violations": dict(self.violations),
             "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
             "memory": dict(self.memory),
-            "quality": self.quality.to_json() if self.quality else None,
+            "quality": self.quality.to_json(with_items=False) if self.quality else None,
             "config": dict(self.config) if self.config else None,
             "sentinel": dict(self.sentinel) if self.sentinel else None,
             "started": self.started.isoformat(),

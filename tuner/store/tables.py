@@ -95,6 +95,18 @@ class QualityRow(Base):
     created: Mapped[datetime] = mapped_column(default=now)
 
 
+class QualityItemsRow(Base):
+    """One metric of every item behind a quality result: item numbers and values, side by side."""
+
+    __tablename__ = "quality_items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    quality_id: Mapped[int] = mapped_column(ForeignKey("quality_result.id"), index=True)
+    task: Mapped[str] = mapped_column(String(200))
+    metric: Mapped[str] = mapped_column(String(100))
+    docs: Mapped[list[int]] = mapped_column(JSON)
+    values: Mapped[list[float]] = mapped_column(JSON)
+
+
 class TrialRow(Base):
     """One proposal of the sampler and what became of it."""
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
-from engine.errors import UsageError
-from engine.evaluate.evaluate import evaluate
+from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
-from engine.evaluate.tasks import load_tasks, read_task
 from engine.run.engine import Engine
-from tests.engine.conftest import TEXT
+from engine.run.layer_major import LayerMajor, UnknownHeadError
 
 BASE = {"compute.dtype": "float32", "cache.expert_bytes": "40%", "kv.max_tokens": 200}
 
@@ -47,60 +43,29 @@ def test_scores_equal_plain_transformers_item_by_item(
 
 def test_requests_with_one_input_run_once(engine: Engine) -> None:
     engine.configure(EngineConfig().overlay(BASE))
-    done: list[int] = []
-    score(engine, [Continuation((3, 4, 5), (token,)) for token in range(4, 20)], done.append)
-    assert done == [16]
+    groups: list[set[int]] = []
+    score(
+        engine,
+        [Continuation((3, 4, 5), (token,)) for token in range(4, 20)],
+        lambda scores: groups.append(set(scores)),
+    )
+    assert groups == [set(range(16))]
     assert sum(engine.residency.counters.misses.values()) <= 3 * 3 * 2
 
 
-def write_task(folder: Path) -> Path:
-    items = [{"text": TEXT[start : start + 90]} for start in range(0, 40, 8)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    path = folder / "task.yaml"
-    path.write_text(
-        "task: tiny_bpb\ndataset_path: json\ndataset_kwargs: {data_files: {test: data.jsonl}}\n"
-        "output_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ''\n"
-        "doc_to_target: '{{text}}'\nmetric_list:\n"
-        "  - {metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}\n"
-    )
-    return path
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_lm_eval_runs_on_the_engine_and_quality_falls_with_bits(
-    engine: Engine, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("error", [UnknownHeadError("tiny"), InfeasibleError("no room")])
+def test_a_pass_that_breaks_off_leaves_nothing_in_the_scores(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    reports: dict[int, Any] = {}
-    for bits in (16, 4, 2):
-        engine.configure(EngineConfig().overlay({"precision.bits": bits, "kv.max_tokens": 200}))
-        reports[bits] = evaluate(
-            engine,
-            tokenizer,
-            [str(write_task(tmp_path))],
-            cache_folder=tmp_path,
-            limit=4,
-            seed=0,
-            reference=bits == 16,
-        )
-    assert reports[16].tasks[0].n == 4
-    assert reports[16].kld_mean == pytest.approx(0, abs=1e-6)
-    assert reports[16].top1_agreement == 1
-    assert 0 < reports[4].kld_mean < reports[2].kld_mean
-    assert reports[16].prefill_kld_mean == pytest.approx(0, abs=1e-6)
-    assert reports[16].prefill_top1_agreement == 1
-    assert 0 < reports[4].prefill_kld_mean < reports[2].prefill_kld_mean
-    assert 0 < reports[2].prefill_top1_agreement < 1
-    assert reports[16].bits_per_byte != reports[2].bits_per_byte
-    assert reports[16].engine_tokens > 0
+    engine.configure(EngineConfig().overlay(BASE))
+    items = [Continuation(tuple(range(3, 3 + n)), (7, 8)) for n in (4, 20, 40)]
+    expected = score(engine, items)
+    run = LayerMajor.run
 
+    def broken(self: LayerMajor, *arguments: object, **named: object) -> None:
+        run(self, *arguments, **named)  # type: ignore[arg-type]
+        raise error
 
-def test_a_task_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="knows no task 'no_such_task'"):
-        load_tasks(["no_such_task"])
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_task(tmp_path / "none.yaml")
-    path = write_task(tmp_path)
-    (tmp_path / "data.jsonl").unlink()
-    with pytest.raises(UsageError, match="does not exist"):
-        read_task(path)
+    monkeypatch.setattr(LayerMajor, "run", broken)
+    for one, other in zip(expected, score(engine, items), strict=True):
+        assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-3)

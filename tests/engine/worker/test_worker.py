@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from engine.model.checkpoint import Checkpoint
 from engine.protocol import decode, encode
 from tests.engine.conftest import TEXT
+from tests.engine.evaluate.made import choice_task
 from tests.fakes.hub import FIRST, MODEL, serving
 
 WORKLOAD = {
@@ -44,6 +45,7 @@ class Client:
             env=environment,
         )
         theirs.close()
+        self.cache = Path(environment["XDG_CACHE_HOME"]) / "expertune"
         self._socket = own
         self._lines = own.makefile("rb")
         self.events: list[dict[str, Any]] = []
@@ -115,6 +117,24 @@ def test_generated_text_streams(opened: Client) -> None:
     result = opened.result("generate", prompt=TEXT[:30], max_tokens=6)
     assert "".join(e["text"] for e in opened.events if e["event"] == "token") == result["text"]
     assert len(result["tokens"]) <= 6
+
+
+def test_an_evaluation_is_followed_and_its_journal_goes_when_it_is_stored(
+    opened: Client, tmp_path: Path
+) -> None:
+    opened.result("configure", config={"kv": {"max_tokens": 128}})
+    opened.events.clear()
+    options = {"limit": 4, "num_fewshot": 1, "apply_chat_template": True, "seed": 1}
+    report = opened.result("evaluate", tasks=[choice_task(tmp_path)], **options)
+    heard = [(e["done"], e["total"]) for e in opened.events if e.get("stage") == "evaluate"]
+    assert heard[-1] == (12, 12)
+    assert [len(one["values"]) for one in report["items"]] == [4, 4]
+    folder = opened.cache / "evaluations"
+    assert len(list(folder.iterdir())) == 1
+    opened.result("discard_journal")
+    assert not list(folder.iterdir())
+    answer = opened("evaluate", tasks=["no_such_task"])
+    assert answer["error"]["class"] == "task"
 
 
 def test_parity_with_plain_transformers_is_reported(opened: Client) -> None:

@@ -1,0 +1,104 @@
+"""What an evaluation has scored so far, on disk, so that a killed one goes on where it stopped.
+
+One file for everything that can change a score besides the request itself: the model, the settings
+that lose information, the versions. One line of JSON a finished group: request -> result. A last
+line that was torn by a kill is cut off. The file goes when the evaluation is stored elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import EngineConfig, lossy_settings
+from engine.errors import StorageError
+from engine.protocol import ModelFacts
+
+PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
+
+
+class Journal:
+    """Results by request key, in memory and in a file that only grows.
+
+    Raises StorageError where the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Any] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._read()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: str) -> Any:
+        """The result of a request, None where it has none yet."""
+        return self._known.get(key)
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Keep the results of one finished group; they are on disk when this returns."""
+        if not results:
+            return
+        self._known.update(results)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(results) + "\n")
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        whole = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                try:
+                    results = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    results = None
+                if not isinstance(results, dict):
+                    break
+                self._known.update(results)
+                whole += len(line)
+        with self._path.open("r+b") as file:
+            file.truncate(whole)
+
+    def _unusable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"the journal {self._path} of this evaluation cannot be kept ({error.strerror}): free "
+            "some space there, or set XDG_CACHE_HOME to a folder that you may write"
+        )
+
+
+def journal_path(facts: ModelFacts, config: EngineConfig, cache_folder: Path) -> Path:
+    """Where the journal of this model under these settings lies."""
+    parts = {
+        "model": facts.fingerprint,
+        "settings": lossy_settings(config),
+        "versions": _versions(),
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return cache_folder / "evaluations" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.jsonl"
+
+
+def request_key(*parts: Any) -> str:
+    """24 hex digits of a request: its tokens and whatever else decides its result."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
