@@ -2,9 +2,10 @@
 
     python scripts/compare_precisions.py demo --text studies/demo/heldout.txt --tokens 2048
 
-Uniform 16, 8, 4, 3 and 2 bits, and plans with an average of 3 and 4: by sensitivity (measure it
-first: `tune profile --model demo --no-timings --sensitivity`) and, with --trace, by popularity.
-Intervals are over blocks of the text; ratios are paired block by block.
+Uniform 16, 8, 4, 3 and 2 bits, rounding to nearest beside the fitted scales, and plans with an
+average of 3 and 4: by sensitivity (measure it first: `tune profile --model demo --no-timings
+--sensitivity`) and, with --trace, by popularity. Intervals are over blocks of the text; ratios are
+paired block by block.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ def configs(trace: Path | None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         f"uniform {bits}": {"precision.bits": bits} for bits in (16, 8, 4, 3, 2)
     }
+    for bits in (4, 3, 2):
+        nearest = {"precision.bits": bits, "precision.options.optimize": "none"}
+        found[f"round to nearest {bits}"] = nearest
     for average in (4, 3):
         plan: dict[str, Any] = {"precision.options.average_bits": average}
         found[f"by sensitivity {average}"] = {"precision.scheme": "by_sensitivity", **plan}
