@@ -28,7 +28,7 @@ def test_paths_in_a_file_are_beside_it(tmp_path: Path):
         ("model: m\nbudget: {vrm_bytes: 3}\n", "nearest is 'vram_bytes'"),
         ("model: m\nbudget: {vram_bytes: 8GBB}\n", "'8GBB' is not a size"),
         ("model: m\nspace: {cache.expert_byte: [1]}\n", "nearest is 'cache.expert_bytes'"),
-        ("model: m\nengine: {precision.bits: 5}\n", "allowed are 16, 8, 4, 2"),
+        ("model: m\nengine: {precision.bits: 5}\n", "allowed are 16, 8, 4, 3, 2"),
         ("model: m\nspace: {precision.bits: []}\n", "no values"),
         ("model: m\nobjectives: [speed]\n", "output_tps"),
         ("model: m\ntrials: none\n", "trials = 'none'"),
