@@ -271,7 +271,8 @@ class LayerMajor:
 
     def _is_plain(self, states: torch.Tensor, logits: torch.Tensor) -> bool:
         """Whether the last position's logits are what the head makes of its last state."""
-        return torch.equal(self._head(states[:, -1:]).to(logits.dtype), logits)
+        own = self._head(states[:, -1:]).to(logits.dtype)
+        return torch.allclose(own, logits, rtol=0, atol=0, equal_nan=True)
 
     def _head(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., V]."""
