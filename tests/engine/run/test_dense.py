@@ -97,7 +97,7 @@ def test_blocks_multiply_like_one_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("engine.dense._BLOCK_ELEMENTS", 64 * 96)
     linear = nn.Linear(96, 200)
     weight = linear.weight.detach()
-    made = DenseQuantizer(4, 32, "auto", {})(linear, weight)
+    made = DenseQuantizer(4, 32, "auto", {}, crossover=128)(linear, weight)
     x = torch.randn(2, 3, 96)
     plain = dequantize(quantize(weight, 4, 32), 4, 32)
     assert len(list(made.buffers())) == 4
