@@ -138,6 +138,10 @@ class MemoryPlan:
             + self.staging_bytes
         )
 
+    def resident_share(self, experts: int) -> float:
+        """Share of so many experts that slots can hold (an expert may lie in two pools)."""
+        return min(1.0, self.slots / experts)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict, with the total."""
         return {**asdict(self), "total_bytes": self.total_bytes}

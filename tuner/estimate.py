@@ -74,7 +74,7 @@ def token_s(space: SearchSpace, profile: MachineProfile) -> float:
         return 0.0
     record = record_bytes(config, facts)
     needed = facts.moe_layers * facts.experts_per_token * record
-    missing = 1 - plan.slots / (facts.moe_layers * facts.experts)
+    missing = 1 - plan.resident_share(facts.moe_layers * facts.experts)
     read = _read_speed(profile, record, facts)
     return needed * missing / read + (needed + plan.dense_bytes) / profile.memory_bytes_per_s
 

@@ -332,7 +332,7 @@ def _hit_rate(engine: Engine, phase: Any) -> float:
 
 def _resident_share(engine: Engine) -> float:
     assert engine.memory is not None
-    return engine.memory.slots / len(engine.store.experts)
+    return engine.memory.resident_share(len(engine.store.experts))
 
 
 def _summary(rows: Sequence[Values], timings: Sequence[GroupTiming]) -> dict[str, Metric]:

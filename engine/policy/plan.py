@@ -116,7 +116,7 @@ def _layer_times(
     demanded = experts * (1 - (1 - chosen / experts) ** tokens)
     resident = 0.0
     if config.cache.eviction != "none":
-        resident = memory.slots / (facts.moe_layers * experts)
+        resident = memory.resident_share(facts.moe_layers * experts)
     missing = demanded * (1 - resident)
     each = max(1, round(tokens * chosen / max(1.0, demanded)))
     dense = count * (at(timings.dense_s, size) + at(timings.router_s, size))

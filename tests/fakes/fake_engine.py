@@ -145,7 +145,7 @@ class FakeEngine:
         assert plan is not None
         assert facts is not None
         noise = random.Random(f"{config.digest()} {seed} {self.repeats}").uniform(0.99, 1.01)
-        share = plan.slots / (facts.moe_layers * facts.experts)
+        share = plan.resident_share(facts.moe_layers * facts.experts)
         width = config.precision.bits / 16
         compute_ms = (2 + 4 * width) * noise
         kept = 0.0 if config.cache.eviction == "none" else share

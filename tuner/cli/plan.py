@@ -76,7 +76,7 @@ def _row(
         _, fitted = memory.resolve(base.overlay({"precision.bits": bits}), facts)
     except InfeasibleError as error:
         return {**row, "fits": False, "smallest_bytes": error.smallest_bytes, "reason": str(error)}
-    share = fitted.slots / total
+    share = fitted.resident_share(total)
     if timings is not None and bits in timings.expert_s:
         planned = plan_micro_batches(base.overlay({"precision.bits": bits}), facts, timings)
         row["plan"] = {
