@@ -351,7 +351,7 @@ def test_kill_9_loses_at_most_the_running_trial(tune: Tune, folder: Path):
 
 
 def test_ctrl_c_leaves_a_study_that_continues(tune: Tune, folder: Path):
-    parent = start(folder, slow_s=0.15)
+    parent = start(folder, slow_s=0.6)
     wait_for("trial 1:", parent)
     parent.send_signal(signal.SIGINT)
     _, err = parent.communicate(timeout=30)
