@@ -43,6 +43,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._engine = engine
+        self._config = engine.live.config  # a pass layer by layer takes the engine's meanwhile
         self.tokenizer = tokenizer
         self._on_done = on_done
         self._journal = journal
@@ -239,8 +240,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         bad = sum(math.isnan(one.log_likelihood) for one in scores.values())
         if not bad:
             return
-        assert self._engine.config is not None
-        dtype = self._engine.config.compute.dtype
+        dtype = self._config.compute.dtype
         advice = (
             "`tune doctor` compares this model with plain transformers"
             if dtype == "float32"
