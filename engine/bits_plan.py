@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.bits_table import PLANNED, Table, write_table
-from engine.config import EngineConfig
+from engine.config import EngineConfig, optimize_name
 from engine.errors import ConfigError, StorageError
 from engine.protocol import ModelFacts
 from engine.trace import Trace, load_trace
@@ -41,7 +41,7 @@ def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> E
         )
     average = _average(precision.options)
     if precision.scheme == "by_sensitivity":
-        path = sensitivities_path(cache_folder, facts, precision.group_size)
+        path = sensitivities_path(cache_folder, facts, config)
         found = load_sensitivities(path)
         if found is None:
             raise ConfigError(
@@ -116,9 +116,10 @@ def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
     return chosen
 
 
-def sensitivities_path(cache_folder: Path, facts: ModelFacts, group_size: int) -> Path:
-    """Where the sensitivities of a model's layers are kept."""
-    return cache_folder / "sensitivities" / f"{facts.fingerprint}-g{group_size}.json"
+def sensitivities_path(cache_folder: Path, facts: ModelFacts, config: EngineConfig) -> Path:
+    """Where the sensitivities of a model's layers are kept, by how records are quantized."""
+    how = f"g{config.precision.group_size}-{optimize_name(config)}"
+    return cache_folder / "sensitivities" / f"{facts.fingerprint}-{how}.json"
 
 
 def save_sensitivities(path: Path, losses: Sequence[Losses], **facts: Any) -> None:

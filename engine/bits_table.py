@@ -32,8 +32,8 @@ def bits_table(config: EngineConfig, facts: ModelFacts) -> Table | None:
     rows = config.precision.options.get("table")
     if rows is None:
         raise ConfigError(
-            f"precision.scheme = {config.precision.scheme} needs precision.options.table: `tune "
-            "plan --bits-plan` makes one for an average number of bits"
+            f"precision.scheme = {config.precision.scheme} needs precision.options.table, or "
+            "precision.options.average_bits with by_sensitivity or by_popularity"
         )
     if not isinstance(rows, Sequence) or isinstance(rows, str) or len(rows) != facts.moe_layers:
         raise ConfigError(

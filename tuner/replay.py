@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bits_plan import with_table
 from engine.bits_table import run_bits
 from engine.config import EngineConfig
 from engine.emulation import PREFIX, load_machine, predicted_timings
@@ -98,7 +99,7 @@ def replay_configs(
         row = ReplayRow(name, config.to_dict())
         try:
             found = replay(
-                config,
+                with_table(config, facts, cache_folder()),
                 facts,
                 trace,
                 timings,

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from engine import memory
+from engine.bits_plan import with_table
 from engine.config import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts, Workload
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
+from tuner.folders import cache_folder
 
 Choice = str | int | float | bool
 Point = Mapping[str, Choice]
@@ -73,7 +75,8 @@ class SearchSpace:
     def resolve(self, point: Point) -> tuple[EngineConfig, MemoryPlan]:
         """The complete config and its memory; InfeasibleError where it does not fit."""
         try:
-            return memory.resolve(self.config(point), self.facts)
+            config = with_table(self.config(point), self.facts, cache_folder())
+            return memory.resolve(config, self.facts)
         except ConfigError as error:
             raise InfeasibleError(str(error)) from None
 

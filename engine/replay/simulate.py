@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.bits_table import run_bits
 from engine.config import EngineConfig
+from engine.errors import UsageError
 from engine.memory import record_bytes_of, resolve
 from engine.policy.context import PolicyContext
 from engine.policy.expert_cache import ON_HOST, Fetch, Step
@@ -110,6 +111,12 @@ def replay(
     where the trace lacks what its policies need.
     """
     resolved, memory = resolve(config, facts)
+    untimed = [bits for bits in run_bits(resolved) if bits not in profile.expert_s]
+    if untimed:
+        raise UsageError(
+            f"these timings lack {', '.join(map(str, untimed))} bits: time them too, with `tune "
+            f"profile --bits {','.join(map(str, sorted({*profile.expert_s, *untimed})[::-1]))}`"
+        )
     future = Future(facts.moe_layers)
     context = PolicyContext(resolved, facts, future, history, learned or {})
     has_host = bool(profile.host_expert_s)

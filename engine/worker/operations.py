@@ -322,7 +322,7 @@ class Operations:
         texts = tokenize(Workload.from_json(workload), self._load_tokenizer())
         ids = [token for text in texts for token in (*text.prompt, *text.forced)][:tokens]
         losses = measure_sensitivities(engine, ids, wanted, base, self._progress)
-        path = sensitivities_path(self._cache_folder, engine.facts, base.precision.group_size)
+        path = sensitivities_path(self._cache_folder, engine.facts, base)
         save_sensitivities(path, losses, tokens=len(ids), bits=wanted)
         return {"path": str(path), "layers": [dict(curve) for curve in losses], "tokens": len(ids)}
 

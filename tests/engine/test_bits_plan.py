@@ -157,7 +157,7 @@ def test_a_plan_says_what_it_needs(tmp_path: Path) -> None:
         made(scheme="by_popularity", average_bits=3)
     with pytest.raises(ConfigError, match="one digit for each MoE layer"):
         made(scheme="by_layer")
-    path = sensitivities_path(tmp_path, facts, EngineConfig().precision.group_size)
+    path = sensitivities_path(tmp_path, facts, EngineConfig())
     save_sensitivities(path, [{4: 0.1, 2: 1.0}] * 3 + [{4: 0.1, 2: 9.0}])
     assert load_sensitivities(path) is not None
     assert made(average_bits=2.5).precision.options["table"] == ["2", "2", "2", "4"]

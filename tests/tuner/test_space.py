@@ -1,16 +1,21 @@
 """The search space: which choices there are, and what is said before anything runs."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.bits_plan import save_sensitivities, sensitivities_path
+from engine.config import EngineConfig
+from engine.errors import InfeasibleError
 from engine.protocol import ModelFacts, Workload
 from engine.published import PublishedFormat
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
 from tuner.definition import StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
+from tuner.folders import cache_folder
 from tuner.space import SearchSpace, build_space
 
 WORK = Workload("w", ("a", "b"), sequences=4)
@@ -93,3 +98,20 @@ def test_a_workload_longer_than_the_model_is_refused():
         build_space(
             StudyDefinition(model="m"), facts_of("m"), Workload("w", ("a",), prompt_tokens=5000)
         )
+
+
+def test_a_planned_precision_gets_its_table_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    facts = facts_of("m")
+    planned = {"precision.scheme": "by_sensitivity", "precision.options.average_bits": 3}
+    space = SearchSpace((), EngineConfig().overlay(planned), facts)
+    with pytest.raises(InfeasibleError, match="--sensitivity"):
+        space.resolve({})
+    path = sensitivities_path(cache_folder(), facts, EngineConfig())
+    losses = [{4: 0.1, 2: 1.0 + layer} for layer in range(facts.moe_layers)]
+    save_sensitivities(path, losses)
+    resolved, _ = space.resolve({})
+    half = facts.moe_layers // 2
+    assert resolved.precision.options["table"] == ["2"] * half + ["4"] * half

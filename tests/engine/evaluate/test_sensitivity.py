@@ -42,7 +42,7 @@ def test_each_layer_alone_diverges_as_measured(engine: Engine) -> None:
 def test_a_plan_by_sensitivity_runs_and_diverges_less(engine: Engine, tmp_path: Path) -> None:
     losses = measure_sensitivities(engine, TOKENS, (4, 2), BASE)
     reference = log_probabilities(engine, BASE)
-    path = sensitivities_path(engine.cache_folder, engine.facts, BASE.precision.group_size)
+    path = sensitivities_path(engine.cache_folder, engine.facts, BASE)
     save_sensitivities(path, losses)
 
     def divergence(overlay: dict[str, object]) -> float:
