@@ -125,7 +125,7 @@ def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
         for bits in run_bits(config):
             layers = [row.count(bits) for row in table if bits in row]
             if layers:
-                need = least if least < facts.moe_layers else len(layers)
+                need = least if _shares_slots(config) else len(layers)
                 size = record_bytes_of(config, facts, bits)
                 found.append((bits, size, sum(layers), min(need, sum(layers))))
         everything = sum(size * experts for _, size, experts, _ in found)
@@ -201,8 +201,12 @@ def group_size_of(config: EngineConfig, bits: Bits) -> int:
 
 def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
     """The fewest slots that run at all: one a layer, or two where all layers share them."""
-    shared = config.cache.scope == "shared" or config.cache.eviction == "none"
-    return 2 if shared else facts.moe_layers
+    return 2 if _shares_slots(config) else facts.moe_layers
+
+
+def _shares_slots(config: EngineConfig) -> bool:
+    """Whether all layers take their slots from the same pools."""
+    return config.cache.scope == "shared" or config.cache.eviction == "none"
 
 
 def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:

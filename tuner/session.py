@@ -163,7 +163,8 @@ class EngineSession:
         worker = self.start_worker()
         self._worker = worker
         pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.kill)
             worker.start()
             result = worker.request(
                 "open",
@@ -175,9 +176,7 @@ class EngineSession:
             if "facts" in result:  # a peer knows none
                 self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
                 self.revision = None if self._facts.revision == "local" else self._facts.revision
-        except BaseException:
-            worker.kill()
-            raise
+            undo.pop_all()
         self.hardware = dict(result.get("hardware", {}))
         self._configurations, self._tainted = 0, False
         self.runtime_bytes = int(result.get("runtime_bytes", 0))

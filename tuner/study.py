@@ -6,6 +6,7 @@ are the record. The recommended config is on disk after every trial.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
@@ -73,13 +74,12 @@ def run_study(
         space = build_space(definition, session.facts, workload)
         study = store.begin_study(definition, session.facts, hardware, workload)
         run = _Run(definition, session, store, progress, workload, space, study)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(store.set_study_state, study.id, "INTERRUPTED")
+            undo.callback(store.interrupt_running, study.id)  # runs first
             with progress.showing():
                 run.search()
-        except BaseException:
-            store.interrupt_running(study.id)
-            store.set_study_state(study.id, "INTERRUPTED")
-            raise
+            undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
 

@@ -62,6 +62,7 @@ class LayerMajor:
     stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
     room for records; room_tokens: of all batches of a run; batch_tokens: of one batch, and of what
     one expert multiplies at once; logit_rows: so many positions' logits are made at once.
+    reads: how often each record was read so far.
     """
 
     def __init__(
