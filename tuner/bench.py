@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.config import EngineConfig, lossy_settings
+from engine.config import EngineConfig
+from engine.loss import lossy_settings
 from engine.protocol import Workload
 from engine.report import Metric, Report
 from tuner.errors import WorkerError

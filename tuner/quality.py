@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import memory
-from engine.config import ON_MISS, EngineConfig, lossy_settings
+from engine.config import EngineConfig
 from engine.errors import InfeasibleError
+from engine.loss import ON_MISS, lossy_settings
 from engine.report import QualityReport, TaskResult
 from tuner.definition import QualityTasks
 from tuner.errors import QualityError, WorkerError

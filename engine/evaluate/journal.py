@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig, lossy_settings
+from engine.config import EngineConfig
 from engine.errors import StorageError
+from engine.loss import lossy_settings
 from engine.protocol import ModelFacts
 
 PACKAGES = ("expertune", "torch", "transformers", "tokenizers")

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.config import ON_MISS
 from engine.device import process_memory
 from engine.errors import EngineError
+from engine.loss import ON_MISS
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.energy import EnergyMeter
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from engine import types
-from engine.config import ON_MISS, EngineConfig, sensitivity
+from engine.config import EngineConfig
+from engine.loss import ON_MISS, sensitivity
 from tuner.ablation import MECHANISMS
 from tuner.policies import load_policy, policy_names
 from tuner.report.tables import DERIVED

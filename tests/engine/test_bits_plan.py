@@ -18,8 +18,9 @@ from engine.bits_plan import (
     with_table,
 )
 from engine.bits_table import average_bits, bits_table, run_bits, write_table
-from engine.config import EngineConfig, lossy_settings
+from engine.config import EngineConfig
 from engine.errors import ConfigError, InfeasibleError, StorageError
+from engine.loss import lossy_settings
 from engine.memory import resolve
 from engine.types import Bits
 from tests.engine.policy.made import make_trace

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineConfig, config_paths, lossy_settings, sensitivity
+from engine.config import EngineConfig, config_paths
 from engine.errors import ConfigError
+from engine.loss import lossy_settings, sensitivity
 
 
 def test_an_overlay_converts_text_to_the_fields_type() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig, lossy_settings
+from engine.config import EngineConfig
 from engine.dense import DenseMatrix, block_rows, dense_matrix_bytes
 from engine.device.cpu import CpuDevice
 from engine.experts.quantization import dequantize, quantize
+from engine.loss import lossy_settings
 from engine.memory import resolve
 from engine.model.dense_part import HostEmbedding, quantizable_linears
 from engine.records import Part, resolve_group_size
