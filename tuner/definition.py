@@ -25,6 +25,7 @@ from tuner.workload import load_workload, workload_from_prompts
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
 SamplerName = Literal["auto", "tpe", "nsga2", "random", "grid"]
 Value = str | int | float | bool
+Setting = Value | list[Value]  # a list: options such as precision.options.table
 
 
 class Budget(Strict):
@@ -99,7 +100,7 @@ class StudyDefinition(Strict):
     prompt_tokens: int | None = Field(default=None, ge=1)
     output_tokens: int | None = Field(default=None, ge=1)
     sequences: int | None = Field(default=None, ge=1)
-    engine: dict[str, Value] = Field(default={})
+    engine: dict[str, Setting] = Field(default={})
     space: dict[str, list[Value]] = Field(default={})
     objectives: list[ObjectiveName] = Field(default=["output_tps", "tpot_ms", "quality"])
     constraints: Constraints = Constraints()
@@ -121,7 +122,7 @@ class StudyDefinition(Strict):
 
     @field_validator("engine")
     @classmethod
-    def _check_engine(cls, value: dict[str, Value]) -> dict[str, Value]:
+    def _check_engine(cls, value: dict[str, Setting]) -> dict[str, Setting]:
         return _check_paths(value)
 
     @field_validator("space")
@@ -226,7 +227,7 @@ def _beside(name: Any, folder: Path) -> str:
     return str((folder / str(name)).resolve())
 
 
-def _check_paths(values: dict[str, Value]) -> dict[str, Value]:
+def _check_paths(values: dict[str, Setting]) -> dict[str, Setting]:
     try:
         EngineConfig().overlay(values)
     except ConfigError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine import memory
 from engine.bits_plan import with_table
+from engine.bits_table import PLANNED
 from engine.config import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.protocol import MemoryPlan, ModelFacts, Workload
@@ -152,6 +153,8 @@ def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
     choices = _default_choices(facts, workload)
     for name in definition.engine:
         choices.pop(name, None)
+    if base.precision.scheme in PLANNED:
+        choices.pop(BITS, None)  # the plan says the bits of every expert
     choices.update({name: tuple(values) for name, values in definition.space.items()})
     parameters = tuple(Parameter(name, values) for name, values in choices.items())
     return _without_hopeless(SearchSpace(parameters, base, facts))

@@ -100,6 +100,13 @@ def test_a_workload_longer_than_the_model_is_refused():
         )
 
 
+def test_a_plan_leaves_no_bits_to_search():
+    rows = ["4"] * facts_of("m").moe_layers
+    engine = {"precision.scheme": "by_layer", "precision.options.table": rows}
+    assert "precision.bits" in choices(space_of())
+    assert "precision.bits" not in choices(space_of(engine=engine))
+
+
 def test_a_planned_precision_gets_its_table_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
