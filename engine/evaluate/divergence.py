@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from engine.evaluate.scoring import scored_chunk
-from engine.experts.kernels import padded_length
+from engine.experts.kernels.gemm import padded_length
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import Phase

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from engine.errors import InfeasibleError
-from engine.experts.kernels import padded_length
+from engine.experts.kernels.gemm import padded_length
 from engine.loss import ON_MISS
 from engine.run.engine import LOGIT_BYTES, Engine
 from engine.run.layer_major import TextBatch, UnknownHeadError

@@ -2,8 +2,9 @@
 
 Letters: N output rows, K input columns, G groups along K.
 
-The 4-bit codes of a matrix are stored either in torch's own packed layout for its CPU kernel
-(`torch_int4`, which depends on the CPU's capability) or as plain nibble pairs along K. Codes of 3
+The 4-bit codes of a matrix are stored in torch's own packed layout for its CPU kernel
+(`torch_int4`, which depends on the CPU's capability) or its CUDA kernel (`cuda_int4`), or as plain
+nibble pairs along K. Codes of 3
 and 2 bits are the same bytes, squeezed, so that expanding is a few byte operations. Of 2 bits, the
 first half of the code bytes lies in the bits 0x33 of the squeezed ones, the second half in 0xCC. Of
 3 bits, the first three quarters of the code bytes lie in the bits 0xEE, and the bits 0x11 of each
@@ -12,6 +13,7 @@ third hold one bit of every code of the last quarter.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,8 +25,8 @@ from engine.published import PublishedFormat
 from engine.records import Part, RecordLayout
 from engine.types import Bits, OptimizeName
 
-CodeLayout = Literal["torch_int4", "plain"]
-_BLOCK_ROWS = 64  # rows that torch's AVX-512 layout interleaves
+CodeLayout = Literal["torch_int4", "cuda_int4", "plain"]
+INNER_TILES = 8  # tiles of 16 columns that torch's CUDA layout keeps together
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,27 @@ def expand_codes(planes: torch.Tensor, bits: Bits, rows: int, columns: int) -> t
 def unpack_codes(codes: torch.Tensor, columns: int, code_layout: CodeLayout) -> torch.Tensor:
     """4-bit code bytes [N, K/2] to one code a byte, uint8 [N, K].
 
-    The torch_int4 layout is known for AVX-512 and N a multiple of 64 (the kernel self-test checks
-    it); other shapes must go through the kernel.
+    The torch_int4 layout is known for N a multiple of block_rows() (the kernel self-test checks
+    it); other shapes, and cuda_int4, must go through the kernel.
     """
     rows = codes.shape[0]
     if code_layout == "plain":
         return torch.stack((codes & 0x0F, codes >> 4), dim=-1).view(rows, columns)
-    blocks = codes.reshape(rows // _BLOCK_ROWS, columns, _BLOCK_ROWS // 2)
-    both = torch.cat((blocks & 0x0F, blocks >> 4), dim=-1)  # [N/64, K, 64]
+    block = block_rows()
+    blocks = codes.reshape(rows // block, columns, block // 2)
+    both = torch.cat((blocks & 0x0F, blocks >> 4), dim=-1)  # [N/block, K, block]
     return both.transpose(1, 2).reshape(rows, columns)
 
 
 def can_unpack(rows: int, code_layout: CodeLayout) -> bool:
     """Whether unpack_codes knows the arrangement for this many rows."""
-    return code_layout == "plain" or rows % _BLOCK_ROWS == 0
+    return code_layout == "plain" or (code_layout == "torch_int4" and rows % block_rows() == 0)
+
+
+@functools.cache
+def block_rows() -> int:
+    """Rows that torch's CPU layout interleaves: four vectors of float32."""
+    return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
 
 
 def _pack_codes(quantized: Quantized, record: RecordFormat) -> torch.Tensor:
@@ -135,6 +144,10 @@ def _pack_codes(quantized: Quantized, record: RecordFormat) -> torch.Tensor:
         return codes
     if record.code_layout == "torch_int4":
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
+    elif record.code_layout == "cuda_int4":
+        pairs = (codes[:, 0::2] << 4) | codes[:, 1::2]  # [N, K/2]
+        tiles = torch.ops.aten._convert_weight_to_int4pack(pairs.to("cuda"), INNER_TILES)
+        packed = tiles.cpu().contiguous().view(torch.uint8)
     else:
         packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
     if record.layout.bits == 4:

@@ -16,7 +16,7 @@ import torch
 
 from engine.device.pages import allocate_pages, bytes_view
 from engine.experts.host import HostTier
-from engine.experts.kernels import Product
+from engine.experts.kernels.multiplier import Product
 from engine.experts.slots import ExpertView, expert_view
 from engine.types import Bits, ExpertId
 

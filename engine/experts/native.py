@@ -12,7 +12,7 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.experts.codec import MatrixView, RecordFormat, put_field, take_field
-from engine.experts.kernels import gemm
+from engine.experts.kernels.gemm import gemm
 from engine.model.loader import LoadedModel
 from engine.model.quantized import fp8_values, mxfp4_values
 from engine.published import PublishedFormat
@@ -28,7 +28,7 @@ class NativeMultiplier:
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
-        return gemm(x, matrix_values(view, self._published).to(x.dtype).t())  # [T, N]
+        return gemm(x, matrix_values(view, self._published).t())  # [T, N]
 
 
 def matrix_values(view: MatrixView, published: PublishedFormat) -> torch.Tensor:

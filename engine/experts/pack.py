@@ -25,7 +25,7 @@ import torch
 
 from engine.errors import PackError, StorageError
 from engine.experts.codec import RecordFormat, encode
-from engine.experts.kernels import layout_key
+from engine.experts.kernels.probe import layout_key
 from engine.experts.native import encode_native
 from engine.model.loader import LoadedModel
 from engine.records import parts_to_json

@@ -17,7 +17,8 @@ from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.codec import RecordFormat, encode, matrix_view
 from engine.experts.disk import DiskReader, Extent
-from engine.experts.kernels import KernelSupport, Multiplier, code_layout_for
+from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.registry import KernelSupport
 from engine.protocol import MachineProfile
 from engine.records import Part, record_layout
 from engine.types import Bits
@@ -104,7 +105,7 @@ def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
     all_bits: tuple[Bits, ...] = (16, 8, 4, 3, 2)
     for bits in all_bits:
         layout = record_layout((part,), bits, _GROUP)
-        record = RecordFormat((part,), layout, torch.bfloat16, code_layout_for(support))
+        record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
         data = encode({"weight": weight}, record).to(device.torch_device)
         view = matrix_view(data, record, part)
         multiply = Multiplier(bits, _GROUP, record.code_layout, support, "auto")
@@ -122,12 +123,12 @@ def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
 def _crossover(support: KernelSupport) -> int | None:
     """The most tokens, of _CROSSOVER_TOKENS, at which and below which the packed 4-bit product is
     faster than dequantizing and multiplying; 0 where it never is."""
-    if not support.int4:
+    if support.kernel_for(4) is None:
         return None
     part = Part("weight", (_ROWS, _COLUMNS))
     weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
     layout = record_layout((part,), 4, _GROUP)
-    record = RecordFormat((part,), layout, torch.bfloat16, code_layout_for(support))
+    record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
     view = matrix_view(encode({"weight": weight}, record), record, part)
     packed = Multiplier(4, _GROUP, record.code_layout, support, "auto", _CROSSOVER_TOKENS[-1])
     plain = Multiplier(4, _GROUP, record.code_layout, support, "dequantize")

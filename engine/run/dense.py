@@ -14,14 +14,9 @@ from torch import nn
 
 from engine.dense import DenseMatrix, dense_blocks
 from engine.experts.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels import (
-    NO_KERNELS,
-    KernelSupport,
-    Multiplier,
-    Product,
-    code_layout_for,
-    probe_support,
-)
+from engine.experts.kernels.multiplier import Multiplier, Product
+from engine.experts.kernels.probe import probe_support
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.records import Part, RecordLayout
 from engine.types import Bits, KernelName
 
@@ -99,7 +94,7 @@ class DenseQuantizer:
     def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Product]:
         part = block_part(layout, weight.shape[1])
         support = self._kernels.get((layout.bits, part.rows, part.columns), NO_KERNELS)
-        code_layout = code_layout_for(support)
+        code_layout = support.code_layout(self._kernel)
         record = RecordFormat((part,), layout, torch.bfloat16, code_layout)
         multiply = Multiplier(
             layout.bits, layout.group_size, code_layout, support, self._kernel, self._crossover
@@ -114,9 +109,14 @@ def block_part(layout: RecordLayout, columns: int) -> Part:
 
 
 def dense_kernels(
-    matrices: Iterable[DenseMatrix], bits: Bits, wanted_group: int, dtype: torch.dtype, folder: Path
+    matrices: Iterable[DenseMatrix],
+    bits: Bits,
+    wanted_group: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
 ) -> dict[tuple[Bits, int, int], KernelSupport]:
-    """Where torch's packed kernels hold: each shape of a block is tested by itself, in a child
+    """Which packed kernels hold where: each shape of a block is tested by itself, in a child
     process, once a machine."""
     found: dict[tuple[Bits, int, int], KernelSupport] = {}
     for matrix in matrices:
@@ -124,5 +124,7 @@ def dense_kernels(
             part = block_part(layout, matrix.columns)
             key = (layout.bits, part.rows, part.columns)
             if key not in found:
-                found[key] = probe_support((part,), layout.group_size, dtype, folder)
+                found[key] = probe_support(
+                    (part,), layout.bits, layout.group_size, dtype, device, folder
+                )
     return found

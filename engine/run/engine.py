@@ -22,14 +22,10 @@ from engine.config import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.codec import RecordFormat
-from engine.experts.kernels import (
-    NO_KERNELS,
-    KernelSupport,
-    code_layout_for,
-    known_crossover,
-    probe_support,
-    single_token_products,
-)
+from engine.experts.kernels.crossover import known_crossover
+from engine.experts.kernels.gemm import single_token_products, widen_linears
+from engine.experts.kernels.probe import probe_support
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
 from engine.experts.store import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
@@ -237,7 +233,7 @@ class Engine:
             parts,
             config_layout(config, self.facts, bits),
             sixteen_dtype(self.model),
-            code_layout_for(support),
+            support.code_layout(config.kernel.name),
             published=self.facts.published if native else None,
             optimize=optimize_name(config) if bits <= 4 and not native else "none",
         )
@@ -328,7 +324,9 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if dense.bits == 16 else self._quantizer(dense, dtype),
         )
-        if self.device.torch_device.type != "cpu":
+        if self.device.torch_device.type == "cpu":
+            widen_linears(model.model)
+        else:
             if dense.embeddings == "host" and can_keep_embeddings_on_host(model.model):
                 table = model.model.get_input_embeddings()
                 model.model.set_input_embeddings(HostEmbedding(table))
@@ -336,9 +334,9 @@ class Engine:
         return model
 
     def _quantizer(self, dense: _DenseSettings, dtype: torch.dtype) -> DenseQuantizer:
-        packed = self.device.torch_device.type == "cpu" and dense.kernel == "auto"
-        matrices = self.facts.dense_matrices if packed else ()
-        kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, self.cache_folder)
+        matrices = self.facts.dense_matrices if dense.kernel != "dequantize" else ()
+        place, folder = self.device.torch_device, self.cache_folder
+        kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, place, folder)
         return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels, dense.crossover)
 
     def _timings(self) -> ModelTimings | None:
@@ -348,17 +346,21 @@ class Engine:
         )
 
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
-        """Which of torch's packed kernels hold for this config's (or these) bits here."""
+        """Which packed kernels hold for this config's (or these) bits here."""
         bits = bits or config.precision.bits
         native = config.precision.native and bits == config.precision.bits
-        if self.device.torch_device.type != "cpu" or bits == 16 or native:
+        if bits == 16 or native or config.kernel.name == "dequantize":
             return NO_KERNELS
-        return probe_support(
+        held = probe_support(
             self.facts.parts,
+            bits,
             group_size_of(config, bits),
             DTYPES[config.compute.dtype],
+            self.device.torch_device,
             self.cache_folder,
         )
+        shared = config.placement.name != "device" and self.device.torch_device.type != "cpu"
+        return held.readable_by_host() if shared else held
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import greenlet
 import torch
 
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import Product
+from engine.experts.kernels.multiplier import Product
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced

@@ -23,7 +23,7 @@ import torch
 from engine.bits_table import Table
 from engine.device.base import Device
 from engine.errors import EngineError
-from engine.experts.kernels import Product
+from engine.experts.kernels.multiplier import Product
 from engine.experts.slots import Slots
 from engine.experts.store import ExpertStore
 from engine.experts.transfer import Transfer, TransferEngine

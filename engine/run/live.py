@@ -25,7 +25,8 @@ from engine.errors import ConfigError
 from engine.experts.codec import RecordFormat
 from engine.experts.host import HostTier
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import CROSSOVER_TOKENS, KernelSupport, Multiplier, Product
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.native import NativeMultiplier
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
@@ -115,7 +116,11 @@ class LiveConfiguration:
         multipliers = {
             bits: multiplier_of(config, records[bits], supports[bits]) for bits in records
         }
-        self.host = self._open_host(multipliers)
+        self.host = self._open_host(
+            multipliers
+            if device.torch_device.type == "cpu"
+            else {bits: multiplier_of(config, records[bits], NO_KERNELS) for bits in records}
+        )
         if self.host is not None:
             opened.callback(self.host.close)
         if self.host is not None and config.placement.host_share == "auto":

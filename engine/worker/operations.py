@@ -17,7 +17,9 @@ from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import journal_path
 from engine.evaluate.parity import check_parity
 from engine.evaluate.sensitivity import measure_sensitivities
-from engine.experts.kernels import NO_KERNELS, code_layout_for, keep_crossover, probe_support
+from engine.experts.kernels.crossover import keep_crossover
+from engine.experts.kernels.probe import probe_support
+from engine.experts.kernels.registry import KernelSupport
 from engine.experts.pack import ensure_pack
 from engine.hardware import probe
 from engine.measure.calibrate import calibrate
@@ -35,10 +37,11 @@ from engine.records import Part
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
-from engine.types import BITS
+from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
 
 Emit = Callable[[dict[str, Any]], None]
+_CODED_BITS: tuple[Bits, ...] = (8, 4)
 
 
 class Operations:
@@ -233,15 +236,20 @@ class Operations:
         """Measure this machine (needs no model)."""
         device = self._engine.device if self._engine else open_device("auto")
         parts = (Part("weight", (1024, 1024)),)
-        support = NO_KERNELS
-        if device.torch_device.type == "cpu":
-            support = probe_support(parts, 64, torch.bfloat16, self._cache_folder)
+        place, folder = device.torch_device, self._cache_folder
+        support = KernelSupport(
+            tuple(
+                name
+                for bits in _CODED_BITS
+                for name in probe_support(parts, bits, 64, torch.bfloat16, place, folder).names
+            )
+        )
         measured = profile_machine(device, self._cache_folder, support)
         if measured.crossover_tokens:
             keep_crossover(self._cache_folder, measured.crossover_tokens)
         return {
             **measured.to_json(),
-            "code_layout": code_layout_for(support),
+            "code_layout": support.code_layout(),
             "hardware": probe(self._cache_folder).to_json(),
         }
 

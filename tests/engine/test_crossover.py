@@ -7,13 +7,9 @@ import torch
 
 from engine.config import EngineConfig
 from engine.experts.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels import (
-    CROSSOVER_TOKENS,
-    KernelSupport,
-    Multiplier,
-    keep_crossover,
-    known_crossover,
-)
+from engine.experts.kernels.crossover import keep_crossover, known_crossover
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.measure import profile
 from engine.records import Part, record_layout
 from engine.run.engine import Engine
@@ -35,13 +31,13 @@ def test_more_tokens_than_the_crossover_are_dequantized(monkeypatch: pytest.Monk
     part = Part("weight", (64, 64))
     record = RecordFormat((part,), record_layout((part,), 8, 64), torch.bfloat16, "plain")
     view = matrix_view(encode({"weight": torch.randn(64, 64)}, record), record, part)
-    multiply = Multiplier(8, 64, "plain", KernelSupport(int4=False, int8=True), "auto", crossover=4)
+    multiply = Multiplier(8, 64, "plain", KernelSupport(("torch_int8",)), "auto", crossover=4)
     dequantized: list[int] = []
     plain = Multiplier.dequantized
 
-    def note(self: Multiplier, view: MatrixView, dtype: torch.dtype) -> torch.Tensor:
+    def note(self: Multiplier, view: MatrixView) -> torch.Tensor:
         dequantized.append(1)
-        return plain(self, view, dtype)
+        return plain(self, view)
 
     monkeypatch.setattr(Multiplier, "dequantized", note)
     multiply(torch.randn(4, 64).bfloat16(), view)
@@ -55,6 +51,5 @@ def test_the_profile_finds_where_the_faster_product_changes(
 ) -> None:
     times = iter([1.0, 2.0, 1.0, 2.0, 3.0, 2.0])  # packed, plain; at 1, 2 and 4 tokens
     monkeypatch.setattr(profile, "_best", lambda run: next(times))
-    monkeypatch.setattr(profile, "code_layout_for", lambda support: "plain")
-    assert profile._crossover(KernelSupport(int4=True, int8=True)) == 2
-    assert profile._crossover(KernelSupport(int4=False, int8=True)) is None
+    assert profile._crossover(KernelSupport(("torch_int4",))) == 2
+    assert profile._crossover(NO_KERNELS) is None

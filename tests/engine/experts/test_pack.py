@@ -14,7 +14,7 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import EngineError, PackError, StorageError
 from engine.experts.codec import encode
-from engine.experts.kernels import NO_KERNELS
+from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.pack import ensure_pack, list_packs, open_pack, pack_folder
 from engine.experts.store import in_place_extents, open_store
 from engine.memory import resolve

@@ -17,7 +17,7 @@ from engine.errors import CheckpointError
 from engine.experts.codec import encode
 from engine.experts.disk import DiskReader, Extent
 from engine.experts.host import HostTier
-from engine.experts.kernels import NO_KERNELS
+from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.slots import Slots
 from engine.experts.store import open_store
 from engine.experts.transfer import Transfer, TransferEngine

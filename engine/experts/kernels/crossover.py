@@ -1,0 +1,28 @@
+"""Up to how many tokens the packed kernels of a machine win, kept beside their self-tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
+from engine.experts.kernels.probe import layout_key
+
+
+def keep_crossover(folder: Path, tokens: int) -> None:
+    """Remember the measured crossover of this machine's packed kernels."""
+    path = _path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"tokens": tokens}))
+    partial.replace(path)
+
+
+def known_crossover(folder: Path) -> int:
+    """The crossover that was measured here, else CROSSOVER_TOKENS."""
+    path = _path(folder)
+    return int(json.loads(path.read_text())["tokens"]) if path.is_file() else CROSSOVER_TOKENS
+
+
+def _path(folder: Path) -> Path:
+    return folder / "kernels" / f"crossover-{layout_key('torch_int4')}.json"

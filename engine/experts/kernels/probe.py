@@ -1,0 +1,197 @@
+"""Which kernels hold on this machine for the matrices of a model: shapes, availability, self-test.
+
+The self-test runs in a child process, since a kernel may crash on a shape it does not take; what it
+found is remembered on disk. What does not hold is said in one log line and dequantized.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from engine.experts.codec import CodeLayout, RecordFormat, can_unpack, encode, matrix_view
+from engine.experts.kernels.base import Kernel, MatrixShape
+from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.registry import KERNELS, KernelSupport
+from engine.experts.quantization import dequantize, quantize
+from engine.records import Part, record_layout
+from engine.types import Bits
+
+_TOLERANCE = 0.02
+_PATIENCE_S = 120
+_log = logging.getLogger(__name__)
+
+
+def probe_support(
+    parts: Sequence[Part],
+    bits: Bits,
+    group_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+) -> KernelSupport:
+    """The kernels that hold for all matrices of a record with codes of these bits.
+
+    folder: where the results of self-tests are remembered. A child that crashes or hangs means:
+    does not hold.
+    """
+    shapes = sorted({(p.rows, p.columns) for p in parts if p.kind == "matrix"})
+    read = 4 if bits in (3, 2) else bits
+    held: list[str] = []
+    reasons: list[str] = []
+    for name, factory in KERNELS.items():
+        kernel = factory()
+        if kernel.bits != read or kernel.unavailable(device):
+            continue
+        why = first_refusal(kernel, shapes, group_size, dtype) or _failure(
+            kernel, shapes, group_size, dtype, device, folder
+        )
+        if why is None:
+            held.append(name)
+        else:
+            reasons.append(f"{name}: {why}")
+    if not held and reasons:
+        _log.warning(
+            "products with %d-bit codes dequantize first (slower): %s", bits, "; ".join(reasons)
+        )
+    return KernelSupport(tuple(held))
+
+
+def first_refusal(
+    kernel: Kernel, shapes: Sequence[tuple[int, int]], group_size: int, dtype: torch.dtype
+) -> str | None:
+    """Why a kernel does not take one of these matrices [(N, K)]; None where it takes all."""
+    for rows, columns in shapes:
+        if why := kernel.refuses(MatrixShape(rows, columns, group_size), dtype):
+            return why
+    return None
+
+
+def layout_key(code_layout: CodeLayout) -> str:
+    """Names everything the packed bytes depend on beside the quantization itself."""
+    if code_layout == "plain":
+        return "plain"
+    torch_version = ".".join(torch.__version__.split(".")[:2])
+    if code_layout == "cuda_int4":
+        return f"cuda-int4-torch{torch_version}"
+    capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
+    return f"int4-{capability}-torch{torch_version}"
+
+
+def self_test(
+    kernel: Kernel,
+    shapes: Sequence[tuple[int, int]],
+    group_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """Compare a kernel with the dequantized reference on every shape [(N, K)], at 1 and 5 tokens.
+
+    Returns what was wrong. Runs in a child process, since a kernel may crash.
+    """
+    generator = torch.Generator().manual_seed(0)
+    support = KernelSupport((kernel.name,))
+    for rows, columns in shapes:
+        part = Part("weight", (rows, columns))
+        layout = record_layout((part,), kernel.bits, group_size)
+        record = RecordFormat((part,), layout, torch.bfloat16, kernel.code_layout)
+        weight = torch.randn(rows, columns, generator=generator) / columns**0.5
+        data = encode({"weight": weight}, record).to(device)
+        view = matrix_view(data, record, part)
+        multiply = Multiplier(kernel.bits, group_size, kernel.code_layout, support, "auto")
+        reference = dequantize(quantize(weight, kernel.bits, group_size), kernel.bits, group_size)
+        readable = kernel.bits == 8 or can_unpack(rows, kernel.code_layout)
+        if readable and not torch.equal(multiply.dequantized(view).cpu(), reference):
+            return f"codes of {rows} x {columns} do not lie as expected"
+        for tokens in (1, 5):
+            x = torch.randn(tokens, columns, generator=generator).to(dtype)
+            expected = x.float() @ reference.t()
+            found = multiply(x.to(device), view).cpu().float()
+            error = float((found - expected).abs().max() / expected.abs().max())
+            if not error < _TOLERANCE:
+                return f"{rows} x {columns} at {tokens} tokens errs by {error:.2g}"
+    return None
+
+
+def _failure(
+    kernel: Kernel,
+    shapes: Sequence[tuple[int, int]],
+    group_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+) -> str | None:
+    """What the self-test found, once a machine."""
+    name = str(dtype).removeprefix("torch.")
+    place = device.type
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device).replace(" ", "_")
+    key = "-".join(
+        (
+            kernel.name,
+            place,
+            layout_key("torch_int4"),  # the processor and torch's release, for every kernel
+            f"g{group_size}",
+            name,
+            *(f"{rows}x{columns}" for rows, columns in shapes),
+        )
+    )
+    path = folder / "kernels" / f"{key}.json"
+    if path.is_file():
+        known: str | None = json.loads(path.read_text())["failure"]
+        return known
+    found = _test_in_child(kernel.name, shapes, group_size, name, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"failure": found}))
+    partial.replace(path)
+    return found
+
+
+def _test_in_child(
+    kernel: str,
+    shapes: Sequence[tuple[int, int]],
+    group_size: int,
+    dtype: str,
+    device: torch.device,
+) -> str | None:
+    arguments = json.dumps([kernel, shapes, group_size, dtype, str(device)])
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "engine.experts.kernels.probe", arguments],
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            check=False,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return f"its self-test did not end within {_PATIENCE_S} s"
+    if child.returncode == 0:
+        found: str | None = json.loads(child.stdout)
+        return found
+    last = child.stderr.strip().splitlines()[-1:] or [f"exit {child.returncode}"]
+    return f"its self-test broke off ({last[0]})"
+
+
+def _main() -> int:
+    kernel, shapes, group_size, dtype, device = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    found = self_test(
+        KERNELS[kernel](),
+        [(rows, columns) for rows, columns in shapes],
+        group_size,
+        getattr(torch, dtype),
+        torch.device(device),
+    )
+    sys.stdout.write(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,112 @@
+"""The packed products that torch itself brings: int4 on the CPU and on CUDA, int8 on both.
+
+Letters: T tokens, N output rows, K input columns, G groups along K.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from engine.experts.codec import INNER_TILES, CodeLayout
+from engine.experts.kernels.base import MatrixShape
+from engine.types import Bits
+
+_CPU_GROUPS = (32, 64, 128, 256)
+
+
+class TorchInt4:
+    """`_weight_int4pack_mm_for_cpu`: codes of 4 bits in the CPU's own arrangement."""
+
+    name = "torch_int4"
+    bits: Bits = 4
+    code_layout: CodeLayout = "torch_int4"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Only where the device is the CPU."""
+        return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
+
+    def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
+        """Rows in sixteens, groups of at least 32."""
+        if shape.rows % 16:
+            return f"{shape.rows} rows are no multiple of 16"
+        return _group_refusal(shape)
+
+    def product(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+    ) -> torch.Tensor:
+        """x [T, K] -> [T, N]."""
+        scales = scales.to(x.dtype)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, codes, group_size, scales)
+        return cast(torch.Tensor, out)  # [T, N]
+
+
+class CudaInt4:
+    """`_weight_int4pack_mm`: codes of 4 bits in tiles of tensor cores."""
+
+    name = "cuda_int4"
+    bits: Bits = 4
+    code_layout: CodeLayout = "cuda_int4"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Only on CUDA, from compute capability 8.0 on."""
+        if device.type != "cuda":
+            return f"it runs on CUDA, not on {device.type}"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "it needs compute capability 8.0 or newer"
+        return None
+
+    def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
+        """bf16 activations; rows in eights, columns in whole tiles, groups of at least 32."""
+        if dtype != torch.bfloat16:
+            return f"it takes bfloat16 activations, not {str(dtype).removeprefix('torch.')}"
+        if shape.rows % 8:
+            return f"{shape.rows} rows are no multiple of 8"
+        if shape.columns % (16 * INNER_TILES):
+            return f"{shape.columns} columns are no multiple of {16 * INNER_TILES}"
+        return _group_refusal(shape)
+
+    def product(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+    ) -> torch.Tensor:
+        """x [T, K] -> [T, N]."""
+        rows, half = codes.shape
+        tiles = codes.view(torch.int32).view(
+            rows // 8, half * 2 // (16 * INNER_TILES), 32, INNER_TILES // 2
+        )  # [N/8, K/(16 tiles), 32, tiles/2]
+        out = torch.ops.aten._weight_int4pack_mm(x, tiles, group_size, scales)
+        return cast(torch.Tensor, out)  # [T, N]
+
+
+class TorchInt8:
+    """`_weight_int8pack_mm`: codes of 8 bits, one scale a row."""
+
+    name = "torch_int8"
+    bits: Bits = 8
+    code_layout: CodeLayout = "plain"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """On the CPU and on CUDA (there only in newer releases of torch: the self-test tells)."""
+        if device.type in ("cpu", "cuda"):
+            return None
+        return f"it runs on the CPU and on CUDA, not on {device.type}"
+
+    def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
+        """It crashes on some odd widths (seen at 40 columns): only whole vectors."""
+        return f"{shape.columns} columns are no multiple of 16" if shape.columns % 16 else None
+
+    def product(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+    ) -> torch.Tensor:
+        """x [T, K] -> [T, N]."""
+        out = torch.ops.aten._weight_int8pack_mm(x, codes, scales.to(x.dtype))
+        return cast(torch.Tensor, out)  # [T, N]
+
+
+def _group_refusal(shape: MatrixShape) -> str | None:
+    if shape.group_size not in _CPU_GROUPS:
+        return f"groups of {shape.group_size} are none of {_CPU_GROUPS}"
+    if shape.columns % shape.group_size:
+        return f"{shape.columns} columns are no multiple of the group {shape.group_size}"
+    return None

@@ -1,0 +1,108 @@
+"""Which kernels hold: shapes refused in words, self-tests remembered, fall-backs said in a line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.experts.kernels import probe
+from engine.experts.kernels.probe import first_refusal, probe_support, self_test
+from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
+from engine.records import Part
+
+CPU = torch.device("cpu")
+
+
+def test_the_packed_kernels_of_this_processor_hold(tmp_path: Path) -> None:
+    parts = (Part("gate_up", (128, 64)), Part("down", (64, 64)))
+    four = probe_support(parts, 4, 32, torch.bfloat16, CPU, tmp_path)
+    assert four.names == ("torch_int4",)
+    assert probe_support(parts, 3, 32, torch.bfloat16, CPU, tmp_path) == four
+    assert probe_support(parts, 8, 32, torch.bfloat16, CPU, tmp_path).names == ("torch_int8",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "group", "word"),
+    [(40, 64, 32, "40 rows"), (64, 48, 16, "groups of 16"), (64, 80, 32, "80 columns")],
+)
+def test_a_shape_that_no_kernel_takes_is_said_in_one_line(
+    rows: int,
+    columns: int,
+    group: int,
+    word: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = probe_support(
+            (Part("w", (rows, columns)),), 4, group, torch.bfloat16, CPU, tmp_path
+        )
+    assert found == NO_KERNELS
+    assert len(caplog.records) == 1
+    assert word in caplog.text
+
+
+def test_a_self_test_that_fails_or_crashes_is_remembered_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def crash(kernel: str, *rest: object) -> str:
+        calls.append(kernel)
+        return "its self-test broke off (exit -11)"
+
+    monkeypatch.setattr(probe, "_test_in_child", crash)
+    for _ in range(2):
+        assert (
+            probe_support((Part("w", (64, 64)),), 4, 32, torch.bfloat16, CPU, tmp_path)
+            == NO_KERNELS
+        )
+    assert calls == ["torch_int4"]
+    assert "broke off" in caplog.text
+
+
+def test_a_kernel_that_computes_something_else_fails_its_self_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = KERNELS["torch_int4"]()
+    assert self_test(kernel, [(64, 64)], 32, torch.bfloat16, CPU) is None
+
+    def wrong(
+        self: object, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group: int
+    ) -> torch.Tensor:
+        return torch.zeros(x.shape[0], codes.shape[0], dtype=x.dtype)
+
+    monkeypatch.setattr(KERNELS["torch_int4"], "product", wrong)
+    failure = self_test(KERNELS["torch_int4"](), [(64, 64)], 32, torch.bfloat16, CPU)
+    assert failure is not None
+    assert "errs by 1" in failure
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_every_kernel_says_where_it_runs_and_what_it_refuses(name: str) -> None:
+    kernel = KERNELS[name]()
+    assert kernel.name == name
+    for device in ("cpu", "cuda", "meta"):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        reason = kernel.unavailable(torch.device(device))
+        assert reason is None or device in reason
+    assert kernel.unavailable(torch.device("meta"))
+    assert first_refusal(kernel, [(1024, 1024)], 64, torch.bfloat16) is None
+    assert first_refusal(kernel, [(1024, 1024), (1001, 1001)], 64, torch.bfloat16)
+
+
+def test_a_kernel_asked_for_by_name_is_taken_or_dequantized_never_replaced() -> None:
+    held = KernelSupport(("torch_int4", "torch_int8"))
+    chosen = held.kernel_for(4, "torch_int4")
+    assert chosen is not None
+    assert chosen.name == "torch_int4"
+    assert held.kernel_for(4, "cuda_int4") is None
+    assert held.kernel_for(4, "dequantize") is None
+    eight = held.kernel_for(8, "torch_int4")  # says nothing of 8 bits
+    assert eight is not None
+    assert eight.name == "torch_int8"
+    assert held.readable_by_host() == KernelSupport(("torch_int8",))
