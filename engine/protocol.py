@@ -18,6 +18,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
 | measure | workload (Workload), repeats, warm_up, seed | Report |
 | evaluate | tasks (names or YAML paths), reference, the fields of TaskOptions | QualityReport |
+| unknown_tasks | tasks (names or YAML paths) | names: those that lm-eval does not know |
 | discard_journal | (none) | (empty) |
 | generate | prompt, chat, max_tokens, temperature, top_p, seed | text, tokens, metrics |
 | pack | bits, group_size | path, bytes, records |

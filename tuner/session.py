@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +114,12 @@ class EngineSession:
             seed=seed,
         )
         return self._checked(lambda: _check_report(Report.from_json(result)))
+
+    def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """Those of these that are neither task files nor names that lm-eval knows."""
+        if all(name.endswith((".yaml", ".yml")) for name in tasks):
+            return []  # reading the names takes ten seconds
+        return list(self._open().request("unknown_tasks", tasks=list(tasks))["names"])
 
     def evaluate(
         self,

@@ -21,7 +21,7 @@ from engine.hardware import Hardware
 from engine.protocol import Workload
 from tuner import objective
 from tuner.definition import StudyDefinition
-from tuner.errors import StoreError, StudyError
+from tuner.errors import StoreError, StudyError, UsageError
 from tuner.export import check_writable, render, write_atomically
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
@@ -65,10 +65,12 @@ def run_study(
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent.
 
-    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken. On
-    KeyboardInterrupt the study is left resumable and the interrupt goes on.
+    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken, UsageError for
+    a task that does not exist. On KeyboardInterrupt the study is left resumable and the interrupt
+    goes on.
     """
     check_writable(definition.output_path)
+    _check_tasks(definition, session)
     with study_lock(store.database.url, definition.study_name):
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload)
@@ -97,6 +99,18 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
     limit = definition.quality.limit or 40
     quality = definition.quality.model_copy(update={"tasks": [str(task)], "limit": limit})
     return definition.model_copy(update={"quality": quality})
+
+
+def _check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
+    """A wrong name would fail every trial; data that cannot be reached now may come back."""
+    if "quality" not in definition.objectives:
+        return
+    unknown = session.unknown_tasks(definition.quality.tasks)
+    if unknown:
+        raise UsageError(
+            f"--tasks: lm-eval knows no task '{unknown[0]}': see `lm_eval ls tasks`, or give the "
+            "path of a task's YAML file"
+        )
 
 
 @dataclass

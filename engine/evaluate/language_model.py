@@ -167,15 +167,14 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             ids = self.tok_encode(context)[-(self.max_length - room) :]
             sampled = options.get("do_sample", False)
             temperature = float(options.get("temperature", 0.0)) if sampled else 0.0
-            text = self._generated(ids, room, temperature)
-            for stop in filter(None, stops):
-                text = text.split(stop)[0]
-            outputs.append(text)
+            outputs.append(self._generated(ids, room, temperature, stops))
             self._done(1)
         return outputs
 
-    def _generated(self, ids: list[int], room: int, temperature: float) -> str:
-        key = request_key("generate", ids, room, temperature)
+    def _generated(
+        self, ids: list[int], room: int, temperature: float, stops: Sequence[str]
+    ) -> str:
+        key = request_key("generate", ids, room, temperature, sorted(stops))
         known = self._journal.get(key) if self._journal else None
         if known is not None:
             return str(known)
@@ -185,6 +184,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             ids,
             max_tokens=room,
             sampling=SamplingOptions(temperature=temperature),
+            stop=stops,
         )
         self.scored_tokens += len(ids) + len(result.tokens)
         if self._journal is not None:

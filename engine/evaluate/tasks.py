@@ -6,7 +6,7 @@ nothing is downloaded. A name is one of lm-eval's own tasks and works where its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def load_tasks(
         requests += _count_requests(name, task, options, chat_template)
         task.set_fewshot_seed(seed=options.seed)
     return LoadedTasks(loaded["tasks"], loaded["groups"], requests)
+
+
+def unknown_tasks(names: Sequence[str]) -> list[str]:
+    """Those that are neither task files nor names of lm-eval's own tasks and groups."""
+    own = [name for name in names if not name.endswith((".yaml", ".yml"))]
+    if not own:
+        return []
+    known = TaskManager(include_defaults=True)
+    return [name for name in own if name not in known.all_tasks]
 
 
 def read_task(path: Path) -> dict[str, Any]:

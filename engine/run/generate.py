@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from engine.errors import InfeasibleError, UsageError
+from engine.errors import EvaluationError, InfeasibleError, UsageError
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import Sampler, SamplingOptions
@@ -47,11 +48,14 @@ def generate(
     max_tokens: int,
     sampling: SamplingOptions,
     on_text: Callable[[str], None] | None = None,
+    stop: Sequence[str] = (),
 ) -> Generation:
-    """Generate until an end-of-sequence token or max_tokens.
+    """Generate until an end-of-sequence token, a stop string or max_tokens.
 
-    on_text gets each piece of text as soon as it is whole characters. Raises InfeasibleError when
-    prompt and answer pass kv.max_tokens.
+    on_text gets each piece of text as soon as it is whole characters. stop: the text ends before
+    the first of these that appears in it; what was streamed may hold its beginning. Raises
+    InfeasibleError when prompt and answer pass kv.max_tokens, EvaluationError when the logits
+    become NaN.
     """
     assert engine.config is not None
     room = engine.config.kv.max_tokens
@@ -74,11 +78,19 @@ def generate(
         piece = pieces.push(token)
         if piece and on_text is not None:
             on_text(piece)
+        if piece and _end_of(pieces.text, stop) is not None:
+            break
     rest = pieces.finish()
     if rest and on_text is not None:
         on_text(rest)
     now = time.perf_counter()
-    return Generation(pieces.text, tuple(ids), len(prompt_ids), first - started, now - started)
+    text = pieces.text[: _end_of(pieces.text, stop)]
+    return Generation(text, tuple(ids), len(prompt_ids), first - started, now - started)
+
+
+def _end_of(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins."""
+    return min((place for word in stop if word and (place := text.find(word)) >= 0), default=None)
 
 
 def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int) -> Iterator[int]:
@@ -86,7 +98,14 @@ def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int)
     batch = MicroBatch(torch.tensor([prompt_ids]))
     logits = engine.prefill([batch])[0]
     for number in range(limit):
-        token = int(sampler(logits[:, -1])[0])
+        last = logits[:, -1]  # [1, V]
+        if math.isnan(float(last.max())):
+            raise EvaluationError(
+                f"the logits became NaN at token {number + 1} of the answer with "
+                f"compute.dtype={str(last.dtype).removeprefix('torch.')}: use "
+                "compute.dtype=float32, or bfloat16 where float16 overflows"
+            )
+        token = int(sampler(last)[0])
         if token in ends:
             return
         yield token

@@ -61,6 +61,7 @@ class Operations:
             "open": self.open,
             "configure": self.configure,
             "measure": self.measure,
+            "unknown_tasks": self.unknown_tasks,
             "evaluate": self.evaluate,
             "discard_journal": self.discard_journal,
             "generate": self.generate,
@@ -171,6 +172,12 @@ class Operations:
         assert engine.config is not None
         self._journal = journal_path(engine.facts, engine.config, self._cache_folder)
         return report.to_json()
+
+    def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
+        """Names that lm-eval does not know."""
+        from engine.evaluate.tasks import unknown_tasks
+
+        return {"names": unknown_tasks(tasks)}
 
     def discard_journal(self) -> dict[str, Any]:
         """The last evaluation is stored: nothing of it needs to be gone on with."""

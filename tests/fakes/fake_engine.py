@@ -222,6 +222,9 @@ class FakeEngine:
         )
         return report.to_json()
 
+    def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
+        return {"names": [name for name in tasks if name.startswith("unknown")]}
+
     def discard_journal(self) -> dict[str, Any]:
         return {}
 

@@ -145,6 +145,13 @@ def test_limits_keep_configs_off_the_front(tune: Tune):
     assert all(t["scores"]["quality"] >= 0.9 for t in done.document["front"])
 
 
+def test_a_task_that_does_not_exist_stops_a_study_before_it_begins(tune: Tune):
+    done = tune("--definition", "study.yaml", "--tasks", "lambada,unknown_task")
+    assert done.code == 2
+    assert "lm-eval knows no task 'unknown_task'" in done.err
+    assert tune("studies", "--json").document["studies"] == []
+
+
 def test_speed_alone_needs_no_tasks(tune: Tune):
     done = tune("--definition", "study.yaml", "--objectives", "output_tps,tpot_ms", "--json")
     assert done.code == 0, done.err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config import EngineConfig
-from engine.errors import InfeasibleError, UsageError
+from engine.errors import EvaluationError, InfeasibleError, UsageError
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import Sampler, SamplingOptions
@@ -67,3 +68,34 @@ def test_the_models_own_chat_template_is_used(tiny_folder: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UsageError, match="no chat template"):
         encode_prompt(tokenizer, "engine", chat=True)
+
+
+def test_a_stop_string_ends_the_answer_before_it_and_saves_the_rest(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    engine.configure(EngineConfig().overlay({"compute.dtype": "float32", "kv.max_tokens": 80}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    ids = encode_prompt(tokenizer, TEXT[:40], chat=False)
+    whole = generate(engine, tokenizer, ids, max_tokens=12, sampling=SamplingOptions())
+    word = whole.text[1:2]  # later tokens are parts of characters
+    stopped = generate(
+        engine, tokenizer, ids, max_tokens=12, sampling=SamplingOptions(), stop=["", "zzzz", word]
+    )
+    assert stopped.text == whole.text[: whole.text.index(word)]
+    assert stopped.tokens == whole.tokens[: len(stopped.tokens)]
+    assert len(stopped.tokens) < len(whole.tokens)
+
+
+def test_logits_that_become_nan_are_said_not_generated(
+    engine: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.configure(EngineConfig())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    forward = engine.forward
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        return [logits * float("nan") for logits in forward(*arguments, **named)]
+
+    monkeypatch.setattr(engine, "forward", broken)
+    with pytest.raises(EvaluationError, match=r"NaN at token 1 .*compute\.dtype=bfloat16"):
+        generate(engine, tokenizer, [3] * 5, max_tokens=4, sampling=SamplingOptions())
