@@ -17,7 +17,7 @@ from engine.bits_table import PLANNED, Table, write_table
 from engine.config import EngineConfig, optimize_name
 from engine.errors import ConfigError, StorageError
 from engine.protocol import ModelFacts
-from engine.trace import Trace, load_trace
+from engine.trace import Trace, load_trace, scored_trace_path
 from engine.types import BITS, Bits
 
 Losses = Mapping[Bits, float]
@@ -28,8 +28,8 @@ def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> E
     """The config with the table of its plan, where it has a plan but no table yet.
 
     by_sensitivity reads what `tune profile --sensitivity` kept in the cache folder, by_popularity
-    the trace `precision.options.trace`; both need `precision.options.average_bits`. Raises
-    ConfigError where something of it is missing.
+    the trace `precision.options.trace`, or what the last evaluation at 16 bits chose; both need
+    `precision.options.average_bits`. Raises ConfigError where something of it is missing.
     """
     precision = config.precision
     if precision.scheme not in PLANNED or "table" in precision.options:
@@ -51,13 +51,14 @@ def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> E
             )
         table = spread_by_sensitivity(found, average, facts.experts)
     else:
-        trace = precision.options.get("trace")
-        if not trace:
+        kept = scored_trace_path(cache_folder, facts.fingerprint)
+        trace = Path(str(precision.options.get("trace") or kept))
+        if "trace" not in precision.options and not trace.is_file():
             raise ConfigError(
                 "precision.scheme = by_popularity needs precision.options.trace: record one with "
-                "`tune trace`"
+                "`tune trace` (a study that judges quality keeps one too)"
             )
-        table = spread_by_popularity(load_trace(Path(str(trace))), average, facts)
+        table = spread_by_popularity(load_trace(trace), average, facts)
     options = {**precision.options, "table": write_table(table)}
     return config.overlay({f"precision.options.{name}": value for name, value in options.items()})
 

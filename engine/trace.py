@@ -98,6 +98,11 @@ class Trace:
             raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from None
 
 
+def scored_trace_path(cache_folder: Path, fingerprint: str) -> Path:
+    """Where the routing of a model's last evaluation at 16 bits lies."""
+    return cache_folder / "traces" / f"{fingerprint}-scored.npz"
+
+
 def load_trace(path: Path) -> Trace:
     """Read a trace. Raises StorageError where it is missing, no trace, or of another version."""
     try:

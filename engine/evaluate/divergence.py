@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,48 +43,87 @@ def reference_path(engine: Engine, tokens: list[int], folder: Path, phase: Phase
     return folder / "references" / f"{key}{suffix}.npy"
 
 
-def keep_reference(engine: Engine, tokens: list[int], folder: Path, phase: Phase) -> None:
-    """Run the text and store float32 log-probabilities [T, V]."""
-    path = reference_path(engine, tokens, folder, phase)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial.npy")
-    _write_reference(engine, tokens, partial, phase)
-    partial.replace(path)
-
-
-def compare_with_reference(
-    engine: Engine, tokens: list[int], folder: Path, phase: Phase
+def diverge(
+    engine: Engine, tokens: list[int], folder: Path, phase: Phase, *, reference: bool
 ) -> Divergence | None:
-    """Divergence of the present configuration, or None where no reference was kept."""
-    path = reference_path(engine, tokens, folder, phase)
-    if not path.is_file():
+    """Run the text on the present configuration and compare; None where no reference was kept.
+
+    reference: this is what others are compared with.
+    """
+    reader = open_reader(engine, tokens, folder, phase, reference=reference)
+    if reader is None:
         return None
-    reference = np.load(path, mmap_mode="r")
-    divergence = 0.0
-    agreed = 0
+    _run(engine, tokens, phase, reader.read)
+    return reader.finish()
 
-    def compare(start: int, rows: torch.Tensor) -> None:
-        nonlocal divergence, agreed
+
+class Reader(Protocol):
+    """Takes a text's log-probabilities piece by piece."""
+
+    def read(self, start: int, rows: torch.Tensor) -> None:
+        """rows: [S, V], float32, of the positions from `start` on."""
+
+    def finish(self) -> Divergence | None:
+        """The figures, after every position was read; None where some was not."""
+
+
+def open_reader(
+    engine: Engine, tokens: list[int], folder: Path, phase: Phase, *, reference: bool
+) -> Reader | None:
+    """What keeps or compares this text's distributions; None where nothing was kept."""
+    path = reference_path(engine, tokens, folder, phase)
+    if reference:
+        return _Keeping(path, len(tokens), engine.facts.vocabulary)
+    return _Comparing(path, len(tokens)) if path.is_file() else None
+
+
+class _Keeping:
+    """Writes a reference, which then agrees with itself."""
+
+    def __init__(self, path: Path, tokens: int, vocabulary: int) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.stem}.partial.npy")
+        self._left = tokens
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._kept = np.lib.format.open_memmap(
+            self._partial, mode="w+", dtype=np.float32, shape=(tokens, vocabulary)
+        )
+
+    def read(self, start: int, rows: torch.Tensor) -> None:
+        self._kept[start : start + len(rows)] = rows[:, : self._kept.shape[1]].cpu().numpy()
+        self._left -= len(rows)
+
+    def finish(self) -> Divergence | None:
+        if self._left:
+            self._partial.unlink()
+            return None
+        self._kept.flush()
+        self._partial.replace(self._path)
+        return Divergence(0.0, 1.0)
+
+
+class _Comparing:
+    """Sums up how far a text's distributions lie from the kept ones."""
+
+    def __init__(self, path: Path, tokens: int) -> None:
+        self._reference = np.load(path, mmap_mode="r")
+        self._tokens = self._left = tokens
+        self._divergence = 0.0
+        self._agreed = 0
+
+    def read(self, start: int, rows: torch.Tensor) -> None:
         for number, row in enumerate(rows):
-            expected = torch.from_numpy(np.array(reference[start + number])).to(row.device)  # [V]
+            kept = np.array(self._reference[start + number])
+            expected = torch.from_numpy(kept).to(row.device)  # [V]
             row = row[: expected.shape[0]]
-            divergence += float((expected.exp() * (expected - row)).sum())
-            agreed += int(expected.argmax() == row.argmax())
+            self._divergence += float((expected.exp() * (expected - row)).sum())
+            self._agreed += int(expected.argmax() == row.argmax())
+        self._left -= len(rows)
 
-    _run(engine, tokens, phase, compare)
-    return Divergence(divergence / len(tokens), agreed / len(tokens))
-
-
-def _write_reference(engine: Engine, tokens: list[int], file: Path, phase: Phase) -> None:
-    kept = np.lib.format.open_memmap(
-        file, mode="w+", dtype=np.float32, shape=(len(tokens), engine.facts.vocabulary)
-    )
-
-    def keep(start: int, rows: torch.Tensor) -> None:
-        kept[start : start + len(rows)] = rows[:, : kept.shape[1]].cpu().numpy()
-
-    _run(engine, tokens, phase, keep)
-    kept.flush()
+    def finish(self) -> Divergence | None:
+        if self._left:
+            return None
+        return Divergence(self._divergence / self._tokens, self._agreed / self._tokens)
 
 
 def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read) -> None:

@@ -13,19 +13,15 @@ import numpy as np
 import torch
 
 from engine.errors import EvaluationError, TaskError
-from engine.evaluate.divergence import (
-    TOKENS,
-    Divergence,
-    compare_with_reference,
-    keep_reference,
-)
+from engine.evaluate.divergence import TOKENS, Divergence, Reader, diverge, open_reader
 from engine.evaluate.journal import Journal, journal_path
-from engine.evaluate.results import BITS_PER_BYTE, rolling_text, task_items, task_results
-from engine.evaluate.scoring import passes_layer_major
+from engine.evaluate.results import BITS_PER_BYTE, rolling_texts, task_items, task_results
+from engine.evaluate.routes import RouteRecorder
+from engine.evaluate.scoring import Observer, passes_layer_major
 from engine.protocol import TaskOptions
 from engine.report import QualityReport
 from engine.run.engine import Engine
-from engine.types import Phase
+from engine.trace import scored_trace_path
 
 Progress = Callable[[str, int, int], None]
 BOOTSTRAP_ROUNDS = 200
@@ -65,7 +61,16 @@ def evaluate(
     journal = None
     if passes_layer_major(engine):
         journal = Journal(journal_path(engine.facts, engine.config, cache_folder))
-    model = EngineLanguageModel(engine, tokenizer, on_done, journal)
+    watch = _PrefillWatch(engine, cache_folder, reference)
+    routes = RouteRecorder(engine.facts) if reference else None
+    model = EngineLanguageModel(
+        engine,
+        tokenizer,
+        on_done,
+        journal,
+        observe=lambda texts: watch.open(_divergence_tokens(model, texts)),
+        routes=routes,
+    )
     template = None
     if options.apply_chat_template:
         _require_template(engine, tokenizer)
@@ -83,9 +88,15 @@ def evaluate(
         log_samples=True,
     )
     results = task_results(outcome, loaded.tasks)
-    text = rolling_text(outcome)
-    decode = _divergence(engine, model, text, cache_folder, reference, "decode")
-    prefill = _divergence(engine, model, text, cache_folder, reference, "prefill")
+    if routes is not None and (trace := routes.trace()) is not None:
+        trace.save(scored_trace_path(cache_folder, engine.facts.fingerprint))
+    decode = prefill = None
+    if texts := rolling_texts(outcome):
+        tokens = _divergence_tokens(model, texts)
+        decode = diverge(engine, tokens, cache_folder, "decode", reference=reference)
+        prefill = watch.result(tokens) or diverge(
+            engine, tokens, cache_folder, "prefill", reference=reference
+        )
     rolling = [r.value for r in results if r.metric == BITS_PER_BYTE]
     report = QualityReport(
         tasks=results,
@@ -116,16 +127,41 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _divergence(
-    engine: Engine, model: Any, text: str, cache_folder: Path, reference: bool, phase: Phase
-) -> Divergence | None:
-    if not text:
-        return None
+def _divergence_tokens(model: Any, texts: Sequence[str]) -> list[int]:
+    """The beginning of the first text that is long enough, as scoring puts it to the model; of all
+    of them where none is."""
     room = min(TOKENS, model.max_length - 1)
-    tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
-    if reference:
-        keep_reference(engine, tokens, cache_folder, phase)
-    return compare_with_reference(engine, tokens, cache_folder, phase)
+    for text in (*texts, "\n\n".join(texts)):
+        tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
+        if len(tokens) == room:
+            break
+    return tokens
+
+
+class _PrefillWatch:
+    """Takes the divergence in prefill mode from the pass that scores its text anyway."""
+
+    def __init__(self, engine: Engine, cache_folder: Path, reference: bool) -> None:
+        self._engine = engine
+        self._cache_folder = cache_folder
+        self._reference = reference
+        self._tokens: list[int] = []
+        self._reader: Reader | None = None
+
+    def open(self, tokens: list[int]) -> Observer | None:
+        """What reads these tokens as they are scored; None where there is no reference."""
+        self._tokens = tokens
+        self._reader = open_reader(
+            self._engine, tokens, self._cache_folder, "prefill", reference=self._reference
+        )
+        return Observer(tuple(tokens), self._reader.read) if self._reader else None
+
+    def result(self, tokens: list[int]) -> Divergence | None:
+        """The divergence along these tokens; None where they were not read whole."""
+        if self._reader is None:
+            return None
+        found = self._reader.finish()
+        return found if tokens == self._tokens else None
 
 
 def _refuse_nan(report: QualityReport) -> None:

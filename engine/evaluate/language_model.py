@@ -17,7 +17,8 @@ from lm_eval.api.model import TemplateLM
 
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.journal import Journal, request_key
-from engine.evaluate.scoring import Continuation, Score, score
+from engine.evaluate.routes import RouteRecorder
+from engine.evaluate.scoring import Continuation, Observer, Score, score
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens, generate
 from engine.run.sampling import SamplingOptions
@@ -29,7 +30,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     """Tokenizes with the model's tokenizer, scores and generates with the engine.
 
     on_done: told how many requests were just finished; journal: knows results of before and keeps
-    those of every finished group.
+    those of every finished group; observe: asked once, with the texts that are scored whole, for
+    what watches one of them; routes: notes what scored texts choose.
     """
 
     backend = "causal"
@@ -40,6 +42,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         tokenizer: Any,
         on_done: Callable[[int], None] | None = None,
         journal: Journal | None = None,
+        observe: Callable[[Sequence[str]], Observer | None] | None = None,
+        routes: RouteRecorder | None = None,
     ) -> None:
         super().__init__()
         self._engine = engine
@@ -47,6 +51,9 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self._on_done = on_done
         self._journal = journal
+        self._observe = observe
+        self._observer: Observer | None = None
+        self._routes = routes
         self.scored_tokens = 0
         self._device = torch.device("cpu")
         prefix = (
@@ -127,6 +134,9 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-likelihood of whole texts, in windows that share no token."""
+        if self._observe is not None and requests:
+            self._observer = self._observe([request.args[0] for request in requests])
+            self._observe = None
         owners: list[int] = []
         windows: list[tuple[None, list[int], list[int]]] = []
         for number, request in enumerate(requests):
@@ -225,7 +235,13 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             on_group(list(group))
 
         self.scored_tokens += sum(len(continuations[number].input) for number in missing)
-        score(self._engine, [continuations[number] for number in missing], on_scored)
+        score(
+            self._engine,
+            [continuations[number] for number in missing],
+            on_scored,
+            observer=self._observer,
+            routes=self._routes,
+        )
         return [found[number] for number in range(len(requests))]
 
     def _continuation(self, context: list[int], target: list[int]) -> Continuation:

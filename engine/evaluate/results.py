@@ -59,13 +59,13 @@ def task_items(outcome: Any) -> tuple[TaskItems, ...]:
     )
 
 
-def rolling_text(outcome: Any) -> str:
+def rolling_texts(outcome: Any) -> list[str]:
     """The texts of the first rolling-likelihood task, in order."""
     for samples in outcome["samples"].values():
         texts = [sample["arguments"][0][0] for sample in samples if BITS_PER_BYTE in sample]
         if texts:
-            return "\n\n".join(texts)
-    return ""
+            return texts
+    return []
 
 
 def _named(metric: str, filter_name: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from engine.errors import InfeasibleError
+from engine.evaluate.routes import RouteRecorder
 from engine.experts.kernels.gemm import padded_length
 from engine.loss import ON_MISS
 from engine.run.engine import LOGIT_BYTES, Engine
@@ -53,6 +54,18 @@ class Score:
     greedy: bool = True
 
 
+@dataclass(frozen=True)
+class Observer:
+    """Reads what the model says along one text while that is scored among others.
+
+    tokens: the text's beginning; read: gets the first position and log-probabilities [n, V] of
+    every piece of it.
+    """
+
+    tokens: tuple[int, ...]
+    read: Callable[[int, torch.Tensor], None]
+
+
 OnScored = Callable[[Mapping[int, Score]], None]
 """Gets the scores of each finished group, by number of the request."""
 
@@ -66,6 +79,7 @@ class _Job:
     done: int = 0
     end: int = 0
     padding: int = 0
+    observer: Observer | None = None
 
     @property
     def first_scored(self) -> int:
@@ -77,15 +91,24 @@ def score(
     engine: Engine,
     continuations: Sequence[Continuation],
     on_scored: OnScored | None = None,
+    *,
+    observer: Observer | None = None,
+    routes: RouteRecorder | None = None,
 ) -> list[Score]:
-    """Scores in the order given."""
+    """Scores in the order given.
+
+    observer: watches the first text that begins as it says and is scored from its beginning;
+    routes: notes what texts that pass layer by layer choose.
+    """
     scores = [Score() for _ in continuations]
     jobs: dict[tuple[int, ...], _Job] = {}
     for number, continuation in enumerate(continuations):
         job = jobs.setdefault(continuation.input, _Job(continuation.input))
         job.members.append((number, continuation))
+    if observer is not None:
+        _observe(jobs.values(), observer)
     ordered = sorted(jobs.values(), key=lambda job: -len(job.tokens))
-    rest = _score_layer_major(engine, ordered, scores, on_scored)
+    rest = _score_layer_major(engine, ordered, scores, on_scored, routes)
     for group in _groups(engine, rest):
         _score_group(engine, group, scores)
         _tell(group, scores, on_scored)
@@ -107,8 +130,19 @@ def scored_chunk(engine: Engine, length: int) -> int:
     return chunk if chunk == length else min(chunk, share)
 
 
+def _observe(jobs: Iterable[_Job], observer: Observer) -> None:
+    for job in jobs:
+        if job.tokens[: len(observer.tokens)] == observer.tokens and not job.first_scored:
+            job.observer = observer
+            return
+
+
 def _score_layer_major(
-    engine: Engine, jobs: Sequence[_Job], scores: list[Score], on_scored: OnScored | None
+    engine: Engine,
+    jobs: Sequence[_Job],
+    scores: list[Score],
+    on_scored: OnScored | None,
+    routes: RouteRecorder | None,
 ) -> Sequence[_Job]:
     """Score group by group. Returns the jobs that the ordinary loop has to score."""
     if not jobs or not passes_layer_major(engine):
@@ -124,7 +158,10 @@ def _score_layer_major(
                 ) -> None:
                     _add_scores(group[number][row], first, logits, scores)
 
-                passing.run([_text_batch(batch) for batch in group], read)
+                batches = [_text_batch(batch) for batch in group]
+                passing.run(
+                    batches, read, on_routed=routes.group(batches) if routes is not None else None
+                )
                 finished = list(itertools.chain.from_iterable(group))
                 done += len(finished)
                 _tell(finished, scores, on_scored)
@@ -225,6 +262,8 @@ def _add_scores(job: _Job, first: int, logits: torch.Tensor, scores: list[Score]
     """logits: [n, V], of the positions from `first` on."""
     end = first + logits.shape[0]
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)  # [n, V]
+    if job.observer is not None and first < len(job.observer.tokens):
+        job.observer.read(first, log_probabilities[: len(job.observer.tokens) - first])
     best = log_probabilities.argmax(dim=-1)  # [n]
     for number, continuation in job.members:
         start = max(first, len(continuation.context) - 1)

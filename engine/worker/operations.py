@@ -12,7 +12,7 @@ from engine.bits_plan import save_sensitivities, sensitivities_path
 from engine.config import EngineConfig
 from engine.device.registry import open_device
 from engine.errors import EngineError, ModelError, ProtocolError
-from engine.evaluate.divergence import compare_with_reference, keep_reference
+from engine.evaluate.divergence import diverge
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import journal_path
 from engine.evaluate.parity import check_parity
@@ -268,9 +268,7 @@ class Operations:
         """
         engine = self._opened()
         ids = list(self._load_tokenizer()(text)["input_ids"])[:tokens]
-        if reference:
-            keep_reference(engine, ids, self._cache_folder, "decode")
-        found = compare_with_reference(engine, ids, self._cache_folder, "decode")
+        found = diverge(engine, ids, self._cache_folder, "decode", reference=reference)
         if found is None:
             raise EngineError("no reference was kept of this text: run it at 16 bits first")
         return {

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
 from engine.evaluate import scoring
-from engine.evaluate.divergence import compare_with_reference, keep_reference, reference_path
+from engine.evaluate.divergence import diverge, reference_path
 from engine.run.engine import Engine
 from engine.types import Phase
 
@@ -25,7 +25,7 @@ def test_the_reference_is_plain_transformers_for_every_token(
     engine: Engine, tiny_folder: Path, tmp_path: Path, phase: Phase
 ) -> None:
     engine.configure(EngineConfig().overlay({**BASE, "prefill.chunk_tokens": 16}))
-    keep_reference(engine, TOKENS, tmp_path, phase)
+    diverge(engine, TOKENS, tmp_path, phase, reference=True)
     kept = np.load(reference_path(engine, TOKENS, tmp_path, phase))
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -39,8 +39,8 @@ def test_prefill_never_holds_more_rows_than_the_logit_budget(
     engine.configure(EngineConfig().overlay({**BASE, "prefill.chunk_tokens": 16}))
     monkeypatch.setattr(scoring, "LOGIT_BYTES", 8 * engine.facts.vocabulary * 5)
     assert scoring.scored_chunk(engine, len(TOKENS)) == 5
-    keep_reference(engine, TOKENS, tmp_path, "prefill")
-    divergence = compare_with_reference(engine, TOKENS, tmp_path, "prefill")
+    diverge(engine, TOKENS, tmp_path, "prefill", reference=True)
+    divergence = diverge(engine, TOKENS, tmp_path, "prefill", reference=False)
     assert divergence is not None
     assert divergence.kld_mean == pytest.approx(0, abs=1e-6)
     assert divergence.top1_agreement == 1
@@ -48,6 +48,6 @@ def test_prefill_never_holds_more_rows_than_the_logit_budget(
 
 def test_a_mode_without_a_reference_is_not_measured(engine: Engine, tmp_path: Path) -> None:
     engine.configure(EngineConfig().overlay(BASE))
-    keep_reference(engine, TOKENS, tmp_path, "decode")
-    assert compare_with_reference(engine, TOKENS, tmp_path, "prefill") is None
-    assert compare_with_reference(engine, TOKENS, tmp_path, "decode") is not None
+    diverge(engine, TOKENS, tmp_path, "decode", reference=True)
+    assert diverge(engine, TOKENS, tmp_path, "prefill", reference=False) is None
+    assert diverge(engine, TOKENS, tmp_path, "decode", reference=False) is not None

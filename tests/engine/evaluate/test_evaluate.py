@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from engine.bits_plan import with_table
+from engine.bits_table import bits_table
 from engine.config import EngineConfig
+from engine.evaluate import evaluate as evaluate_module
 from engine.evaluate import scoring
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import Journal, journal_path
@@ -21,6 +25,8 @@ from engine.protocol import TaskOptions
 from engine.report import QualityReport
 from engine.run.engine import Engine
 from engine.run.layer_major import LayerMajor
+from engine.trace import load_trace, scored_trace_path
+from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task, generation_task, rolling_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -77,6 +83,45 @@ def test_quality_falls_with_bits(engine: Engine, tmp_path: Path, run: Run) -> No
     assert 0 < reports[2].prefill_top1_agreement < 1
     assert reports[16].bits_per_byte != reports[2].bits_per_byte
     assert reports[16].engine_tokens > 0
+
+
+def test_the_pass_that_scores_gives_the_divergence_and_the_routing_too(
+    engine: Engine, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[str] = []
+    forward = Engine.forward
+
+    def spy(self: Engine, batches: Any, phase: Any, consume: Any = None) -> Any:
+        phases.append(phase)
+        return forward(self, batches, phase, consume)
+
+    monkeypatch.setattr(Engine, "forward", spy)
+    task = rolling_task(tmp_path, ["Too short.", f"{TEXT} {TEXT}", TEXT, "An end."])
+    engine.configure(EngineConfig().overlay(BASE))
+    run(task, limit=4, reference=True)
+    engine.configure(EngineConfig().overlay({"precision.bits": 4, **BASE}))
+    report = run(task, limit=4)
+    assert set(phases) == {"decode"}
+
+    kept = next((tmp_path / "references").glob("*.prefill.npy"))
+    monkeypatch.setattr(evaluate_module, "passes_layer_major", lambda engine: False)  # no journal
+    monkeypatch.setattr(evaluate_module._PrefillWatch, "open", lambda self, tokens: None)
+    ordinary = run(task, limit=4)
+    assert "prefill" in phases
+    assert report.prefill_kld_mean == pytest.approx(ordinary.prefill_kld_mean, rel=0.02)
+    assert np.load(kept, mmap_mode="r").shape[1] == engine.facts.vocabulary
+
+    trace = load_trace(scored_trace_path(tmp_path, engine.facts.fingerprint))
+    assert len(trace.passes) == 5  # windows of at most 200 tokens
+    assert sum(item.tokens[0] for item in trace.passes) == len(trace.experts) > 0
+    assert trace.experts.min() >= 0
+    assert trace.experts.shape[1:] == (engine.facts.moe_layers, engine.facts.experts_per_token)
+    popular = {"precision.scheme": "by_popularity", "precision.options.average_bits": 3}
+    planned = with_table(EngineConfig().overlay(popular), engine.facts, tmp_path)
+    table = bits_table(planned, engine.facts)
+    assert table is not None
+    busiest = np.bincount(trace.experts[:, 0].ravel()).argmax()
+    assert table[0][busiest] == max(table[0])
 
 
 def test_every_item_is_kept_and_the_figures_are_their_means(
