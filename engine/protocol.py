@@ -14,6 +14,7 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 
 | op | arguments | result |
 | --- | --- | --- |
+| describe | model, device, trust_remote_code, revision | facts (ModelFacts), device |
 | open | model, device, trust_remote_code, revision | facts (ModelFacts), hardware, runtime_bytes |
 | configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
 | measure | workload (Workload), repeats, warm_up, seed | Report |
@@ -29,7 +30,8 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
 | close | (none) | (empty) |
 
-`revision` of open, for a hub id: left out, the latest.
+`describe` reads a hub id's description and headers, `open` fetches its weights too.
+`revision` of both, for a hub id: left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
 `discard_journal`: the last evaluation is stored, so what would let it go on is dropped.
 """

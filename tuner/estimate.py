@@ -50,7 +50,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     Raises InfeasibleStudyError with the smallest budget when nothing fits.
     """
     workload = definition.load_workload()
-    space = build_space(definition, session.facts, workload)
+    space = build_space(definition, session.describe(), workload)
     checked = fitting = 0
     for point in space.memory_points():
         checked += 1
@@ -62,7 +62,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
         estimate_s = None
     else:
         estimate_s = trials * _trial_s(space, workload, profile, definition.repeats.min)
-    return StudyPlan(session.facts.id, space, trials, checked, fitting, estimate_s)
+    return StudyPlan(space.facts.id, space, trials, checked, fitting, estimate_s)
 
 
 def token_s(space: SearchSpace, profile: MachineProfile) -> float:

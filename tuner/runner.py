@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "engine.worker")
 OPERATION_LIMIT_S: Mapping[str, float] = {
+    "describe": 600.0,
     "open": 1800.0,
     "configure": 1800.0,
     "measure": 900.0,

@@ -53,6 +53,7 @@ class EngineSession:
     _facts: ModelFacts | None = field(default=None, init=False)
     _configurations: int = field(default=0, init=False)
     _tainted: bool = field(default=False, init=False)
+    _is_open: bool = field(default=False, init=False)
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
     opened_device: str = field(default="cpu", init=False)
@@ -88,6 +89,15 @@ class EngineSession:
         if self._facts is None:
             raise WorkerError("the engine said nothing of the model", "bad_output")
         return self._facts
+
+    def describe(self) -> ModelFacts:
+        """What is known of the model before its weights are fetched or read."""
+        if self._facts is None:
+            result = self._ready().request("describe", **self._named())
+            self._tainted = True
+            self._take_facts(result)
+            self.opened_device = str(result.get("device", "cpu"))
+        return self.facts if self._facts is None else self._facts
 
     def configure(self, config: EngineConfig) -> Configured:
         """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
@@ -146,7 +156,7 @@ class EngineSession:
 
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
-        result = self._open().request("profile")
+        result = self._ready().request("profile")
         self._tainted = True
         known = {field.name for field in dataclasses.fields(MachineProfile)}
         figures = {name: value for name, value in result.items() if name in known}
@@ -163,31 +173,47 @@ class EngineSession:
             raise WorkerError("nothing is configured: the engine worker was replaced", "crash")
         return self._worker
 
-    def _open(self) -> EngineWorker:
+    def _ready(self) -> EngineWorker:
+        """A worker that runs; whether it holds the model does not matter."""
         if self._worker is not None and self._worker.alive:
             return self._worker
-        worker = self.start_worker()
-        self._worker = worker
-        pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        worker = self._worker = self.start_worker()
         with contextlib.ExitStack() as undo:
             undo.callback(worker.kill)
             worker.start()
-            result = worker.request(
-                "open",
-                model=self.model,
-                device=self.device,
-                trust_remote_code=self.trust_remote_code,
-                **pinned,
-            )
-            if "facts" in result:  # a peer knows none
-                self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
-                self.revision = None if self._facts.revision == "local" else self._facts.revision
             undo.pop_all()
+        self._configurations, self._tainted, self._is_open = 0, False, False
+        return worker
+
+    def _open(self) -> EngineWorker:
+        worker = self._ready()
+        if self._is_open:
+            return worker
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.kill)
+            result = worker.request("open", **self._named())
+            self._take_facts(result)
+            undo.pop_all()
+        self._is_open = True
         self.hardware = dict(result.get("hardware", {}))
-        self._configurations, self._tainted = 0, False
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
         self.opened_device = str(result.get("device", "cpu"))
         return worker
+
+    def _named(self) -> dict[str, Any]:
+        """What opens or describes this model, at the pinned revision once there is one."""
+        pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        return {
+            "model": self.model,
+            "device": self.device,
+            "trust_remote_code": self.trust_remote_code,
+            **pinned,
+        }
+
+    def _take_facts(self, result: dict[str, Any]) -> None:
+        if "facts" in result:  # a peer knows none
+            self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
+            self.revision = None if self._facts.revision == "local" else self._facts.revision
 
     def _checked(self, read: Callable[[], T]) -> T:
         try:

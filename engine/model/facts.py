@@ -80,7 +80,7 @@ def _dense_bytes(model: LoadedModel) -> int:
     seen: dict[int, int] = {}
     tensors = [*model.model.parameters(), *model.model.buffers()]
     for tensor in tensors:
-        seen[tensor.data_ptr()] = tensor.numel() * 2
+        seen[id(tensor) if tensor.is_meta else tensor.data_ptr()] = tensor.numel() * 2
     return sum(seen.values())
 
 

@@ -96,8 +96,15 @@ def fetch(model: str, revision: str | None, hub: Hub, check: Check | None = None
     """The snapshot of a hub id, downloaded where the cache lacks it; offline, from the cache."""
     if hub.offline:
         return _from_cache(model, revision, hub, _OFFLINE)
+    return answered(
+        model, revision, hub, lambda: _download(Snapshot.of(model, revision, hub), check)
+    )
+
+
+def answered(model: str, revision: str | None, hub: Hub, ask: Callable[[], Location]) -> Location:
+    """What the hub says, its refusals in words; the cached snapshot where it does not answer."""
     try:
-        return _download(model, revision, hub, check)
+        return ask()
     except GatedRepoError as error:
         raise HubError(_gated(model, hub, error.response.status_code)) from None
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
@@ -124,27 +131,64 @@ def fetch(model: str, revision: str | None, hub: Hub, check: Check | None = None
         ) from None
 
 
-def _download(model: str, revision: str | None, hub: Hub, check: Check | None) -> Location:
-    api = HfApi(endpoint=hub.endpoint)
-    commit = api.resolve_revision(model, revision=revision, cache_dir=hub.cache_folder).resolved
-    folder = _snapshot_folder(model, commit, hub)
-    if folder is not None and not _missing(folder):
-        return Location(folder, commit)
-    sizes = {
-        entry.path: entry.lfs.size if entry.lfs else entry.size
-        for entry in api.list_repo_tree(model, revision=commit)
-        if isinstance(entry, RepoFile)  # of the top folder only: others hold other formats
-    }
-    described = [name for name in sizes if name.endswith(_DESCRIPTION)]
-    folder = _get(model, commit, described, hub)
-    if check is not None and (folder / "config.json").is_file():
-        check(folder)
-    names = indexed_files(folder) or [name for name in sizes if name.endswith(_WEIGHTS)]
-    lacking = [name for name in names if not (folder / name).is_file()]
-    _check_room(model, sum(sizes.get(name, 0) for name in lacking), hub)
+@dataclass(frozen=True)
+class Snapshot:
+    """One commit of a hub id, its files fetched as they are asked for.
+
+    sizes: bytes of the files of its top folder (others hold other formats).
+    """
+
+    model: str
+    commit: str
+    hub: Hub
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, model: str, revision: str | None, hub: Hub) -> Snapshot:
+        """Ask the hub what this revision is; its files only where the cache lacks some."""
+        api = HfApi(endpoint=hub.endpoint)
+        resolved = api.resolve_revision(model, revision=revision, cache_dir=hub.cache_folder)
+        found = cls(model, resolved.resolved, hub, {})
+        if found.complete_folder() is None:
+            found.sizes.update(
+                {
+                    entry.path: entry.lfs.size if entry.lfs else entry.size
+                    for entry in api.list_repo_tree(model, revision=found.commit)
+                    if isinstance(entry, RepoFile)
+                }
+            )
+        return found
+
+    def complete_folder(self) -> Path | None:
+        """The cached folder that holds all of it."""
+        folder = _snapshot_folder(self.model, self.commit, self.hub)
+        return folder if folder is not None and not _missing(folder) else None
+
+    def fetch_description(self, check: Check | None) -> Path:
+        """Config, index and tokenizer, which `check` may refuse. Returns their folder."""
+        named = [name for name in self.sizes if name.endswith(_DESCRIPTION)]
+        folder = _get(self.model, self.commit, named, self.hub)
+        if check is not None and (folder / "config.json").is_file():
+            check(folder)
+        return folder
+
+    def weight_names(self) -> list[str]:
+        """The files that hold its tensors, as its index (fetched before) or their names say."""
+        folder = _snapshot_folder(self.model, self.commit, self.hub)
+        indexed = indexed_files(folder) if folder is not None else None
+        return indexed or [name for name in self.sizes if name.endswith(_WEIGHTS)]
+
+
+def _download(snapshot: Snapshot, check: Check | None) -> Location:
+    if (whole := snapshot.complete_folder()) is not None:
+        return Location(whole, snapshot.commit)
+    folder = snapshot.fetch_description(check)
+    lacking = [name for name in snapshot.weight_names() if not (folder / name).is_file()]
+    needed_bytes = sum(snapshot.sizes.get(name, 0) for name in lacking)
+    _check_room(snapshot.model, needed_bytes, snapshot.hub)
     if lacking:
-        _get(model, commit, lacking, hub)
-    return Location(folder, commit)
+        _get(snapshot.model, snapshot.commit, lacking, snapshot.hub)
+    return Location(folder, snapshot.commit)
 
 
 def _get(model: str, commit: str, names: Sequence[str], hub: Hub) -> Path:

@@ -138,10 +138,12 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     quantize: QuantizeLinear | None = None,
+    weights: bool = True,
 ) -> LoadedModel:
     """Build on `meta`, find the experts, load the dense weights.
 
-    quantize: makes the stand-in of a linear layer from its weight [N, K], as soon as that is read.
+    weights: False leaves them on `meta`, and reads headers only; quantize: makes the stand-in of a
+    linear layer from its weight [N, K], as soon as that is read.
     Raises ModelError subclasses that name the family and say what to try.
     """
     checkpoint = Checkpoint(folder)
@@ -157,17 +159,19 @@ def load_model(
     )
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
     linears = quantizable_linears(model, [layer.router for layer in layers])
-    cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
-    for name, tensor in _dense_tensors(model, checkpoint, sources, expert_names):
-        owner, _, leaf = name.rpartition(".")
-        if quantize is not None and owner in linears and leaf == "weight":
-            _check_shape(name, tensor, linears[owner].weight.shape)
-            model.set_submodule(owner, quantize(linears[owner], tensor))
-        else:
-            _set_tensor(model, name, cast(name, tensor))
+    if weights:
+        cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
+        for name, tensor in _dense_tensors(model, checkpoint, sources, expert_names):
+            owner, _, leaf = name.rpartition(".")
+            if quantize is not None and owner in linears and leaf == "weight":
+                _check_shape(name, tensor, linears[owner].weight.shape)
+                model.set_submodule(owner, quantize(linears[owner], tensor))
+            else:
+                _set_tensor(model, name, cast(name, tensor))
     model.tie_weights()
-    _check_complete(model, folder, state_names - expert_names)
-    _materialize_buffers(model)
+    if weights:
+        _check_complete(model, folder, state_names - expert_names)
+        _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
     published = _published_format(layers, checkpoint)

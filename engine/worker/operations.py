@@ -30,8 +30,10 @@ from engine.measure.profile import profile_machine
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
+from engine.model.facts import describe
+from engine.model.headers import locate_headers
 from engine.model.hub import locate
-from engine.model.loader import check_description
+from engine.model.loader import check_description, load_model
 from engine.protocol import TaskOptions, Workload
 from engine.records import Part
 from engine.run.engine import Engine
@@ -58,6 +60,7 @@ class Operations:
         self._runtime_bytes = 0
         self._journal: Path | None = None
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
+            "describe": self.describe,
             "open": self.open,
             "configure": self.configure,
             "measure": self.measure,
@@ -88,6 +91,28 @@ class Operations:
             if "argument" in str(error) and f"{handler.__name__}()" in str(error):
                 raise ProtocolError(f"{operation}: {error}") from None
             raise
+
+    def describe(
+        self,
+        model: str,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> dict[str, Any]:
+        """What a model is, before its weights are read, or fetched."""
+        location = locate_headers(
+            model,
+            revision,
+            self._cache_folder,
+            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
+        )
+        found = load_model(
+            location.folder, torch.bfloat16, trust_remote_code=trust_remote_code, weights=False
+        )
+        return {
+            "facts": describe(found, model, location.revision).to_json(),
+            "device": open_device(device).name,
+        }
 
     def open(
         self,

@@ -98,6 +98,12 @@ class FakeEngine:
         self.over_budget = False
         self.repeats = 0
 
+    def describe(
+        self, model: str, device: str, trust_remote_code: bool, revision: str | None = None
+    ) -> dict[str, Any]:
+        found = self.open(model, device, trust_remote_code, revision)
+        return {"facts": found["facts"], "device": "cpu"}
+
     def open(
         self, model: str, device: str, trust_remote_code: bool, revision: str | None = None
     ) -> dict[str, Any]:

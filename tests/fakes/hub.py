@@ -74,11 +74,12 @@ class FakeHub:
     def _answer_file(self, handler: BaseHTTPRequestHandler, commit: str, name: str) -> None:
         data = self.files[commit][name]
         wanted = handler.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(data)), len(data) - 1)
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if wanted:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        rest = data[start:]
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        rest = data[start : end + 1]
         if handler.command == "GET" and self.cut == name:
             self.cut = ""
             half = rest[: len(rest) // 2]

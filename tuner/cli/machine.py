@@ -175,7 +175,7 @@ def _timing_rows(timed: ModelTimings) -> list[list[str]]:
 
 
 def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any]:
-    facts = session.facts
+    facts = session.facts if parity else session.describe()
     examined: dict[str, Any] = {
         "id": facts.id,
         "fingerprint": facts.fingerprint,
@@ -190,7 +190,7 @@ def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any
         "kv_bytes_per_token": facts.kv_bytes_per_token,
         "predictors": list(facts.predictors),
         "has_tokenizer": facts.has_tokenizer,
-        "runtime_bytes": session.runtime_bytes,
+        "runtime_bytes": session.runtime_bytes or None,
         "parity_max_abs_diff": None,
         "parity_max_abs_logit": None,
     }

@@ -33,6 +33,7 @@ def plan(
 ) -> None:
     """Show what fits a budget at each precision, by the memory equation.
 
+    Of a Hugging Face id only the description and the headers of its files are fetched.
     Where `tune profile` has timed the model, also how many micro-batches hide its transfers.
 
     Example: tune plan --model demo --vram 60MB
@@ -40,7 +41,7 @@ def plan(
     source = options.require_model(model)
     budget_bytes = options.read_size("--vram", vram) or 0
     with options.open_session(source, device, trust_remote_code) as session:
-        facts, opened = session.facts, session.opened_device
+        facts, opened = session.describe(), session.opened_device
     room = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
     base = EngineConfig().overlay(
         {"budget.vram_bytes": budget_bytes, "kv.max_tokens": room, "batch.count": count}

@@ -10,13 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError, HubError, NotAModelError, StorageError
 from engine.model import hub as hub_module
 from engine.model.checkpoint import Checkpoint
+from engine.model.facts import describe
+from engine.model.headers import locate_headers
 from engine.model.hub import Hub, Location, locate
+from engine.model.loader import load_model
 from tests.fakes.hub import FIRST, LATER, MODEL, FakeHub, serving
 
 WEIGHTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -168,3 +172,51 @@ def nobody() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_model_is_described_without_its_weights(
+    served: FakeHub, hub: Hub, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found = locate_headers(MODEL, None, tmp_path / "own", hub=hub)
+    assert found.revision == LATER
+    hollow = load_model(found.folder, torch.bfloat16, weights=False)
+    whole = load_model(folders[1], torch.bfloat16)
+    differs = {"fingerprint": "", "path": ""}
+    assert replace(describe(hollow, MODEL, LATER), **differs) == replace(
+        describe(whole, MODEL, LATER), **differs
+    )
+    for name in WEIGHTS:
+        header = int.from_bytes((folders[1] / name).read_bytes()[:8], "little")
+        assert 0 < served.sent_bytes[name] < 200_000 + header
+        assert (found.folder / name).stat().st_blocks * 512 < (folders[1] / name).stat().st_size
+    requests = served.requests
+    assert locate_headers(MODEL, LATER, tmp_path / "own", hub=hub) == found
+    assert served.requests == requests or served.requests == requests + 1  # the file tree
+
+
+def test_what_is_here_already_describes_itself(
+    served: FakeHub, hub: Hub, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    assert locate_headers(str(folders[0]), None, own, hub=hub).folder == folders[0].resolve()
+    whole = locate(MODEL, hub=hub)
+    assert locate_headers(MODEL, None, own, hub=hub) == whole
+    offline = replace(hub, offline=True)
+    assert locate_headers(MODEL, None, own, hub=offline) == whole
+    with pytest.raises(NotAModelError, match="no model"):
+        locate_headers("./nothing", None, own, hub=hub)
+
+
+def test_a_description_is_refused_like_a_model(served: FakeHub, hub: Hub, tmp_path: Path) -> None:
+    def refuse(folder: Path) -> None:
+        raise CheckpointError("not this one")
+
+    with pytest.raises(CheckpointError, match="not this one"):
+        locate_headers(MODEL, None, tmp_path, hub=hub, check=refuse)
+    assert not set(WEIGHTS) & set(served.sent_bytes)
+    served.gate = 403
+    with pytest.raises(HubError, match="gated"):
+        locate_headers(MODEL, FIRST, tmp_path, hub=hub)
+    served.gate, served.down = 0, True
+    with pytest.raises(HubError, match="503"):
+        locate_headers(MODEL, FIRST, tmp_path, hub=hub)

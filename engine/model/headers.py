@@ -1,0 +1,90 @@
+"""What is known of a hub's model before its weights are fetched: its description and headers.
+
+Each safetensors file of the hub becomes a file of the same tensors without their bytes (a hole in
+the file system), so that whatever reads only headers works on a folder as on the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.utils._safetensors import TensorInfo
+
+from engine.errors import CheckpointError
+from engine.model.hub import Check, Hub, Location, Snapshot, answered, locate
+
+
+def locate_headers(
+    model: str,
+    revision: str | None,
+    cache_folder: Path,
+    *,
+    hub: Hub | None = None,
+    check: Check | None = None,
+) -> Location:
+    """A folder that says what a model is: its own where it is here, else one without weights.
+
+    cache_folder: where such folders are kept. Raises what `locate` does, and CheckpointError where
+    the hub's files are no safetensors.
+    """
+    hub = hub or Hub.from_environment()
+    if hub.offline or Path(model).expanduser().exists() or model.count("/") != 1:
+        return locate(model, revision, hub=hub, check=check)
+    wanted = None if revision == "local" else revision
+    return answered(
+        model,
+        wanted,
+        hub,
+        lambda: _describe(Snapshot.of(model, wanted, hub), hub, cache_folder, check),
+    )
+
+
+def _describe(snapshot: Snapshot, hub: Hub, cache_folder: Path, check: Check | None) -> Location:
+    if (whole := snapshot.complete_folder()) is not None:
+        return Location(whole, snapshot.commit)
+    name = snapshot.model.replace("/", "--")
+    folder = cache_folder / "descriptions" / name / snapshot.commit
+    if (folder / "config.json").is_file():
+        return Location(folder, snapshot.commit)
+    described = snapshot.fetch_description(check)
+    partial = folder.with_name(f"{snapshot.commit}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    api = HfApi(endpoint=hub.endpoint)
+    for weights in snapshot.weight_names():
+        try:
+            found = api.parse_safetensors_file_metadata(
+                snapshot.model, weights, revision=snapshot.commit
+            )
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            raise CheckpointError(
+                f"'{snapshot.model}': {weights} is no safetensors file ({error})"
+            ) from None
+        _write_hollow(partial / weights, found.tensors)
+    for file in described.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copyfile(file, partial / file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    return Location(folder, snapshot.commit)
+
+
+def _write_hollow(path: Path, tensors: dict[str, TensorInfo]) -> None:
+    """A safetensors file of these tensors whose data takes no room on the disk."""
+    entries = {
+        name: {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": list(tensor.data_offsets),
+        }
+        for name, tensor in tensors.items()
+    }
+    header = json.dumps(entries).encode()
+    data_bytes = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + data_bytes)
