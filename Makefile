@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make.
-.PHONY: setup demo test check fix slow peers clean
+.PHONY: setup demo test check fix slow peers triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,11 @@ slow: $(READY)
 peers: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers]"
 	$(BIN)/python -m pytest -m peers
+
+# Compiled kernels without a GPU: triton's interpreter runs them on the CPU.
+triton: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[gpu]"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ PrecisionName = Literal[
 ]
 PlanName = Literal["fixed", "io_compute"]
 OptimizeName = Literal["weighted_squares", "none"]
-KernelName = Literal["auto", "dequantize", "torch_int4", "torch_int8", "cuda_int4"]
+KernelName = Literal["auto", "dequantize", "torch_int4", "torch_int8", "cuda_int4", "triton_int4"]
 DtypeName = Literal["bfloat16", "float16", "float32"]
 DirectName = Literal["auto", "on", "off"]
 Phase = Literal["prefill", "decode"]

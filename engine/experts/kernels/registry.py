@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from engine.experts.codec import CodeLayout
 from engine.experts.kernels.base import Kernel
 from engine.experts.kernels.torch_packed import CudaInt4, TorchInt4, TorchInt8
+from engine.experts.kernels.triton_int4 import TritonInt4
 from engine.types import Bits, KernelName
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "torch_int4": TorchInt4,
     "cuda_int4": CudaInt4,
+    "triton_int4": TritonInt4,
     "torch_int8": TorchInt8,
 }
 
