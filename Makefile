@@ -5,6 +5,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEFAULT := not slow and not gpu and not peers and not triton and not chaos
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -21,8 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
+# In two processes; what watches the clock or the whole machine comes after, alone.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT) and not alone"
+	$(BIN)/python -m pytest -m "$(DEFAULT) and alone"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or chaos"

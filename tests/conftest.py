@@ -9,3 +9,5 @@ from engine.worker.__main__ import NATIVE_SETTINGS
 # As in a worker: threads that spin would make a busy machine crawl.
 for _name, _value in NATIVE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes
+    os.environ["OMP_NUM_THREADS"] = "1"

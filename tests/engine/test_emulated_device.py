@@ -20,6 +20,8 @@ from engine.measure.pass_through import Sequenced
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 
+pytestmark = pytest.mark.alone
+
 PROMPT = torch.arange(3, 23)[None]
 BASE = {"kv.max_tokens": 64, "cache.expert_bytes": "40%"}
 

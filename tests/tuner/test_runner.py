@@ -14,6 +14,8 @@ from tests.fakes import FAKE_ENGINE
 from tuner.errors import WorkerError
 from tuner.runner import EngineWorker, WorkerLimits
 
+pytestmark = pytest.mark.alone
+
 
 def make_worker(
     tmp_path: Path, limits: WorkerLimits | None = None, **knobs: object

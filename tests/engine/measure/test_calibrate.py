@@ -15,6 +15,8 @@ from engine.measure.pass_through import Sequenced
 from engine.run.engine import Engine
 from engine.timings import ModelTimings, load_timings, save_timings
 
+pytestmark = pytest.mark.alone
+
 SEQUENCES = [
     Sequenced(tuple(range(3 + n, 67 + n)), tuple(range(80 + n, 100 + n))) for n in range(4)
 ]

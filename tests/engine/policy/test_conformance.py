@@ -267,7 +267,7 @@ def test_a_predictor_hints_only_at_other_layers_of_the_model_and_repeats_exactly
         assert list(prediction.scores) == sorted(prediction.scores, reverse=True)
 
 
-@pytest.mark.parametrize("name", set(registry.PREDICTORS) - {"none"})
+@pytest.mark.parametrize("name", sorted(set(registry.PREDICTORS) - {"none"}))
 def test_a_predictor_that_was_asked_for_predicts_something(name: Any) -> None:
     trace = random_trace(1, passes=10)
     context = predictor_context(name, trace, random_trace(2, passes=4), prefetch__depth=1)
