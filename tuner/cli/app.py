@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from tuner.cli import bench, dashboard, export, machine, pack, plan, run, studies, study, trace
+from tuner.cli import (
+    bench,
+    compare,
+    dashboard,
+    export,
+    machine,
+    pack,
+    plan,
+    run,
+    studies,
+    study,
+    trace,
+    verify,
+)
 
 app = typer.Typer(
     name="tune",
@@ -28,3 +41,5 @@ for command in (
     dashboard.dashboard,
 ):
     app.command()(command)
+app.command("compare")(compare.compare_two)
+app.command("verify")(verify.verify_file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +12,11 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note
-from tuner.deployment import load_deployment
+from tuner.deployment import Deployment, load_deployment
 from tuner.errors import DeploymentError
 from tuner.folders import resolve_model
 from tuner.runner import Event
+from tuner.session import EngineSession
 
 
 def run(
@@ -35,19 +38,8 @@ def run(
     Example: tune run expertune-demo.yaml --prompt 'Once upon a time'
     """
     deployment = load_deployment(file)
-    source = resolve_model(model or deployment.model.id)
-    config = deployment.config()
-    pinned = None if model else deployment.model.revision
-    with options.open_session(
-        source, config.device.name, trust_remote_code, revision=pinned
-    ) as session:
-        found = session.facts.fingerprint
-        if found != deployment.model.fingerprint:
-            raise DeploymentError(
-                f"{file} was measured on a model with fingerprint {deployment.model.fingerprint}, "
-                f"{source} has {found}: name the right one with --model, or tune this one"
-            )
-        session.configure(config)
+    with open_deployed(file, deployment, model, trust_remote_code) as session:
+        session.configure(deployment.config())
         result = session.request(
             "generate",
             on_event=None if as_json else _print_token,
@@ -65,6 +57,27 @@ def run(
     rate = result.get("metrics", {}).get("output_tps")
     count = len(result.get("tokens", ()))
     print_note(f"{count} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
+
+
+@contextlib.contextmanager
+def open_deployed(
+    file: Path, deployment: Deployment, model: str | None, trust_remote_code: bool
+) -> Iterator[EngineSession]:
+    """A session on a deployment's model at its revision, or on `model` in its place.
+
+    Raises DeploymentError where that is another model.
+    """
+    source = resolve_model(model or deployment.model.id)
+    pinned = None if model else deployment.model.revision
+    device = deployment.config().device.name
+    with options.open_session(source, device, trust_remote_code, revision=pinned) as session:
+        found = session.facts.fingerprint
+        if found != deployment.model.fingerprint:
+            raise DeploymentError(
+                f"{file} was measured on a model with fingerprint {deployment.model.fingerprint}, "
+                f"{source} has {found}: name the right one with --model, or tune this one"
+            )
+        yield session
 
 
 def _print_token(event: Event) -> None:

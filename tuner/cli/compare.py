@@ -1,0 +1,70 @@
+"""`tune compare`: two studies or exported configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.output import print_json, print_table, print_text
+from tuner.compare import Comparison, compare
+from tuner.deployment import Deployment, load_deployment
+from tuner.export import build_deployment
+from tuner.front import front_of
+
+SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "prefill_tps", "decode_tps", "expert_hit_rate",
+         "stall_ms_per_token", "disk_bytes_per_token", "quality")  # fmt: skip
+
+
+def compare_two(
+    first: Annotated[str, typer.Argument(metavar="A", help="A study, or a deployment YAML.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    pick: Annotated[
+        str, typer.Option(help="Of a study: knee, throughput, latency, quality or a number.")
+    ] = "knee",
+    storage: options.Storage = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say which settings and which figures of two configs differ.
+
+    Example: tune compare demo demo-2
+    """
+    sides = [_read(name, pick, storage) for name in (first, second)]
+    found = compare(*sides)
+    if as_json:
+        print_json({"first": first, "second": second, **found.to_json()})
+    else:
+        _print(first, second, found)
+
+
+def _read(name: str, pick: str, storage: str | None) -> Deployment:
+    if name.endswith((".yaml", ".yml")):
+        return load_deployment(Path(name))
+    store = options.open_store_read_only(storage)
+    study = store.study(name)
+    front = front_of(study, store.trials(study))
+    return build_deployment(study, front, front.pick(pick))
+
+
+def _print(first: str, second: str, found: Comparison) -> None:
+    rows: list[list[Any]] = [[path, *pair] for path, pair in found.settings.items()]
+    if rows:
+        print_table("settings that differ", ["", first, second], rows)
+    else:
+        print_text("every setting is the same")
+    shown = [figure for figure in found.figures if figure.metric in SHOWN]
+    shown.sort(key=lambda figure: SHOWN.index(figure.metric))
+    table = []
+    for figure in shown:
+        ratio, words = "", ""
+        if figure.ratio is not None:
+            ratio = f"{figure.ratio.value:.3f} [{figure.ratio.low:.3f}, {figure.ratio.high:.3f}]"
+            words = "differs" if figure.differs else "not told apart"
+        table.append(
+            [figure.metric, f"{figure.first.value:.4g}", f"{figure.second.value:.4g}", ratio, words]
+        )
+    print_table("figures", ["", f"#{first}", f"#{second}", "#second / first", ""], table)
+    for note in found.notes:
+        print_text(note)

@@ -1,0 +1,81 @@
+"""`tune verify`: does a config still do here what its file says?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.hardware import probe
+from tuner.cli import options
+from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.cli.run import open_deployed
+from tuner.definition import Repeats
+from tuner.deployment import load_deployment
+from tuner.folders import cache_folder
+from tuner.verify import Verification, verify
+
+
+def verify_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A deployment YAML.")],
+    model: options.Model = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=2, help="Most repeats (default 7, until it is steady).")
+    ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure an exported config afresh and compare with what its file states.
+
+    Exit 1 where a speed lies outside its band: at most 10 % each side, after the file's figures
+    are scaled by a fixed kernel and a fixed read that were timed beside both.
+
+    Example: tune verify expertune-demo.yaml
+    """
+    deployment = load_deployment(file)
+    machine = probe(cache_folder())
+    rule = Repeats(min=min(3, repeats or 3), max=repeats or 7)
+    if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
+        print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")
+    with open_deployed(file, deployment, model, trust_remote_code) as session:
+        found = verify(deployment, session, rule, print_note)
+    if as_json:
+        print_json(
+            {
+                "file": str(file),
+                "inside": found.inside,
+                "verdicts": [verdict.to_json() for verdict in found.verdicts],
+                "sentinel": {
+                    "recorded": found.recorded.model_dump(mode="json"),
+                    "found": asdict(found.found),
+                },
+            }
+        )
+    else:
+        _print(file, found)
+    if not found.inside:
+        raise typer.Exit(1)
+
+
+def _print(file: Path, found: Verification) -> None:
+    rows = [
+        [
+            one.metric,
+            f"{one.recorded.value:.4g}",
+            f"{one.expected:.4g}",
+            f"{one.low:.4g} to {one.high:.4g}",
+            f"{one.found.value:.4g} [{one.found.low:.4g}, {one.found.high:.4g}]",
+            "inside" if one.inside else "OUTSIDE",
+        ]
+        for one in found.verdicts
+    ]
+    columns = ["", "#recorded", "#expected here now", "#band", "#measured", ""]
+    print_table(str(file), columns, rows)
+    print_text(
+        f"sentinel: compute {found.recorded.compute_ms:.3g} ms then, {found.found.compute_ms:.3g} "
+        f"now; read {found.recorded.read_ms:.3g} then, {found.found.read_ms:.3g} now"
+    )
+    if not found.inside:
+        print_text("outside its band: tune again on this machine, or look for what else runs here")
