@@ -121,6 +121,14 @@ def replay_configs(
     return rows
 
 
+def longest(trace: Trace) -> int:
+    """Tokens of its longest sequence, at least 64."""
+    lengths: dict[int, int] = {}
+    for item in trace.passes:
+        lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)
+    return max(64, *lengths.values())
+
+
 def load_learned_arrays(facts: ModelFacts) -> dict[str, Any]:
     """Trained predictors of this model, where there are some."""
     path = cache_folder() / "predictors" / f"{facts.fingerprint}.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,11 +14,14 @@ from engine.hardware import probe
 from engine.protocol import ModelFacts
 from engine.replay.planning import plan_micro_batches
 from engine.timings import ModelTimings, load_timings, timings_path
+from engine.trace import load_trace
 from engine.types import format_bytes
+from tuner.budget import ERROR_RATIO, BudgetAnswer, budget_for, find_trace
 from tuner.cli import options
-from tuner.cli.output import print_json, print_table, print_text
-from tuner.errors import InfeasibleStudyError
+from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.errors import InfeasibleStudyError, UsageError
 from tuner.folders import cache_folder
+from tuner.replay import longest, timings_for
 
 
 def plan(
@@ -28,13 +32,21 @@ def plan(
         int | None, typer.Option(min=2, help="Room in a sequence (default 1024).")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Micro-batches.")] = 1,
+    target_tps: Annotated[
+        float | None,
+        typer.Option(min=0, help="The smallest budget for so many generated tokens a second."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="For --target-tps; default: the newest of this model.")
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what fits a budget at each precision, by the memory equation.
 
     Of a Hugging Face id only the description and the headers of its files are fetched.
-    Where `tune profile` has timed the model, also how many micro-batches hide its transfers.
+    Where `tune profile` has timed the model, also how many micro-batches hide its transfers; with
+    --target-tps, the smallest budget for a speed, replayed over a trace and labelled predicted.
 
     Example: tune plan --model demo --vram 60MB
     """
@@ -57,10 +69,47 @@ def plan(
             f"{facts.id} does not fit {format_bytes(budget_bytes)} at any precision; {hint}{shown}",
             smallest,
         )
+    document = {"model": facts.id, "budget_bytes": budget_bytes, "rows": rows}
+    answers = []
+    if target_tps is not None:
+        found = timings_for(facts, opened)
+        answers = _budgets(target_tps, base, facts, found, trace)
+        document["target"] = {
+            "label": "predicted",
+            "output_tps": target_tps,
+            "error_ratio": ERROR_RATIO,
+            "rows": [answer.to_json() for answer in answers],
+        }
     if as_json:
-        print_json({"model": facts.id, "budget_bytes": budget_bytes, "rows": rows})
-    else:
-        _print_rows(facts, budget_bytes, rows)
+        print_json(document)
+        return
+    _print_rows(facts, budget_bytes, rows)
+    if answers:
+        _print_budgets(facts, target_tps or 0.0, answers)
+
+
+def _budgets(
+    target_tps: float,
+    base: EngineConfig,
+    facts: ModelFacts,
+    timings: ModelTimings,
+    trace: Path | None,
+) -> list[BudgetAnswer]:
+    """One answer for each precision that was timed."""
+    path = trace or find_trace(cache_folder(), facts.fingerprint)
+    if path is None:
+        raise UsageError(
+            f"--target-tps replays a trace, and there is none of {facts.id}: record one with `tune "
+            f"trace --model {facts.id}`, or name one with --trace"
+        )
+    recorded = load_trace(path)
+    warm = [number for number, item in enumerate(recorded.passes) if item.group == 0]
+    free = base.overlay({"budget.vram_bytes": 0, "kv.max_tokens": longest(recorded)})
+    answers = []
+    for bits in sorted(timings.expert_s, reverse=True):
+        print_note(f"replaying {path.name} at {bits} bits")
+        answers.append(budget_for(target_tps, bits, free, facts, recorded, timings, warm))
+    return answers
 
 
 def _precisions(facts: ModelFacts) -> list[int | str]:
@@ -92,6 +141,27 @@ def _row(
         "resident_share": share,
         **fitted.to_json(),
     }
+
+
+def _print_budgets(facts: ModelFacts, target_tps: float, answers: list[BudgetAnswer]) -> None:
+    table = []
+    for answer in answers:
+        if answer.error is not None:
+            table.append([answer.bits, answer.error, None, None])
+        elif answer.smallest_bytes is None:
+            fastest = f"{answer.fastest_tps:.3g} tokens/s with all experts resident"
+            table.append([answer.bits, "none", fastest, None])
+        else:
+            low = format_bytes(answer.low_bytes or answer.smallest_bytes)
+            high = format_bytes(answer.high_bytes) if answer.high_bytes else "more than all"
+            share = f"{answer.share:.0%} of the experts"
+            table.append(
+                [answer.bits, format_bytes(answer.smallest_bytes), share, f"{low} to {high}"]
+            )
+    columns = ["#bits", "#smallest budget", "", f"if it errs by {ERROR_RATIO:.0%}"]
+    print_table(
+        f"{facts.id} at {target_tps:g} tokens/s: predicted, nothing was run", columns, table
+    )
 
 
 def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]) -> None:

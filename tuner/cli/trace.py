@@ -20,6 +20,7 @@ from tuner.replay import (
     ReplayRow,
     facts_of,
     load_learned_arrays,
+    longest,
     replay_configs,
     timings_for,
 )
@@ -124,7 +125,7 @@ def replay(
     base: dict[str, Any] = {
         "budget.vram_bytes": options.read_size("--vram", vram) or 0,
         "device.name": found.device,
-        "kv.max_tokens": _longest(recorded),
+        "kv.max_tokens": longest(recorded),
     }
     if history is not None:
         base["cache.options.trace"] = str(history)
@@ -149,14 +150,6 @@ def replay(
         print_json({**document, "label": "predicted", "trace": str(file)})
     else:
         _print_rows(rows, found.device)
-
-
-def _longest(recorded: Any) -> int:
-    """Tokens of the longest sequence of a trace."""
-    lengths: dict[int, int] = {}
-    for item in recorded.passes:
-        lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)
-    return max(64, *lengths.values())
 
 
 def _print_rows(rows: list[ReplayRow], device: str) -> None:
