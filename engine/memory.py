@@ -14,7 +14,15 @@ from engine.config import EngineConfig
 from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
-from engine.kv import HOST_GROWTH, packed_ratio, packed_tokens, window_tokens
+from engine.kv import (
+    HOST_GROWTH,
+    MARK_BYTES,
+    SCORE_SLICE_BYTES,
+    kept_tokens,
+    packed_ratio,
+    packed_tokens,
+    window_tokens,
+)
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.published import published_layout
 from engine.records import (
@@ -215,14 +223,18 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
     under way together.
 
     No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
-    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16: what
-    that loses is only seen by what passes through the kv_cache.
+    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
+    kv.keep_ratio below 1: what they lose is only seen by what passes through the kv_cache.
     """
-    if config.kv.bits != 16:
-        raise InfeasibleError(
-            f"with kv.bits = {config.kv.bits} texts have to pass through the kv_cache, which a "
-            "pass layer by layer does not keep: set kv.bits to 16 for it"
-        )
+    for path, value, exact in (
+        ("kv.bits", config.kv.bits, 16),
+        ("kv.keep_ratio", config.kv.keep_ratio, 1),
+    ):
+        if value != exact:
+            raise InfeasibleError(
+                f"with {path} = {value} texts have to pass through the kv_cache, which a pass "
+                f"layer by layer does not keep: set {path} to {exact} for it"
+            )
     together = max(2, longest, config.prefill.chunk_tokens)
     wanted = config.overlay(
         {
@@ -343,10 +355,22 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
 
 
 def _check_kv(config: EngineConfig, facts: ModelFacts) -> None:
-    if config.kv.bits != 16 and not facts.kv_plain_layers:
+    bits, keep_ratio = config.kv.bits, config.kv.keep_ratio
+    for path, value, exact in (("kv.bits", bits, 16), ("kv.keep_ratio", keep_ratio, 1)):
+        if value != exact and not facts.kv_plain_layers:
+            raise ConfigError(
+                f"{path} = {value} does not suit '{facts.family}': none of its layers keeps plain "
+                f"keys and values in transformers' own kv_cache; set {path} to {exact}"
+            )
+    if keep_ratio != 1 and bits != 16:
         raise ConfigError(
-            f"kv.bits = {config.kv.bits} does not suit '{facts.family}': none of its layers keeps "
-            "plain keys and values in transformers' own kv_cache; set kv.bits to 16"
+            f"kv.keep_ratio = {keep_ratio:g} and kv.bits = {bits}: merged keys and values are kept "
+            "at 16 bits only; set kv.bits to 16 or kv.keep_ratio to 1"
+        )
+    if keep_ratio != 1 and config.kv.placement != "device":
+        raise ConfigError(
+            f"kv.keep_ratio = {keep_ratio:g} and kv.placement = {config.kv.placement}: merged keys "
+            "and values lie on the device only; set kv.placement to device or kv.keep_ratio to 1"
         )
 
 
@@ -359,9 +383,14 @@ def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 def _kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Keys and values on the device: layers as they are, windows at 16 bits, and rows: of all plain
-    layers, or of the one in use and the next."""
+    layers, or of the one in use and the next. Of merged layers what they keep, and one position
+    more while decoding."""
     token = _kv_layer_token_bytes(config, facts)
     plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
+    if config.kv.keep_ratio != 1:
+        kept = min(tokens, kept_tokens(config.kv.keep_ratio, tokens) + 1)
+        marks = MARK_BYTES * config.batch.count * config.batch.size
+        return token * (facts.layers - plain) * tokens + (token + marks) * plain * kept
     moves = _kv_moves(config, facts)
     if config.kv.bits == 16 and not moves:
         width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
@@ -373,15 +402,27 @@ def _kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def _kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """A layer's keys and values while they are joined, or brought back from fewer bits."""
+    """A layer's keys and values while they are joined, merged, or brought back from fewer bits."""
     token = _kv_layer_token_bytes(config, facts)
     growth = token * config.kv.max_tokens * 2
+    width = DTYPE_BYTES[config.compute.dtype]
+    if config.kv.keep_ratio != 1:
+        return growth + _merge_bytes(config, facts, token * 4 // width)
     if config.kv.bits == 16:
         return growth
-    width = DTYPE_BYTES[config.compute.dtype]
     slice_tokens = min(config.kv.max_tokens, _KV_SLICE_TOKENS) * config.batch.size
     channels = facts.kv_bytes_per_token // 2 // max(1, facts.layers)
     return growth + slice_tokens * channels // 2 * (_KV_SCRATCH_BYTES + width)
+
+
+def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int) -> int:
+    """While one layer merges: attention weights, and float32 copies of what it keeps and of a chunk
+    that has just come. Layers that are not plain may mean that a prompt goes through whole."""
+    tokens = config.kv.max_tokens
+    if facts.kv_plain_layers == facts.layers:
+        joined = kept_tokens(config.kv.keep_ratio, tokens) + config.prefill.chunk_tokens
+        tokens = min(tokens, joined)
+    return 3 * SCORE_SLICE_BYTES + token_float_bytes * tokens
 
 
 def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:

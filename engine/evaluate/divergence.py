@@ -1,8 +1,10 @@
 """How far a configuration's next-token distributions lie from the 16-bit model's.
 
 Measured twice on the same fixed text: in decode mode, one token at a time with the kernels that
-decoding uses, and in prefill mode, in chunks as prompts go. The 16-bit model's log-probabilities of
-both are kept on disk, so that comparing holds one row, or one chunk, of each.
+decoding uses, and in prefill mode, in chunks as prompts go. Where kv.keep_ratio is below 1 the
+first half of the text is the prompt of decode mode, and only what is decoded behind it counts. The
+16-bit model's log-probabilities of both are kept on disk, so that comparing holds one row, or one
+chunk, of each.
 
 Letters: T tokens of the text, S tokens of a piece, V vocabulary.
 """
@@ -59,6 +61,8 @@ def compare_with_reference(
     if not path.is_file():
         return None
     reference = np.load(path, mmap_mode="r")
+    merging = phase == "decode" and engine.live.config.kv.keep_ratio != 1
+    prompt = len(tokens) // 2 if merging else 0
     divergence = 0.0
     agreed = 0
 
@@ -70,8 +74,9 @@ def compare_with_reference(
             divergence += float((expected.exp() * (expected - row)).sum())
             agreed += int(expected.argmax() == row.argmax())
 
-    _run(engine, tokens, phase, compare)
-    return Divergence(divergence / len(tokens), agreed / len(tokens))
+    _run(engine, tokens, phase, compare, prompt)
+    counted = len(tokens) - prompt
+    return Divergence(divergence / counted, agreed / counted)
 
 
 def _write_reference(engine: Engine, tokens: list[int], file: Path, phase: Phase) -> None:
@@ -86,11 +91,16 @@ def _write_reference(engine: Engine, tokens: list[int], file: Path, phase: Phase
     kept.flush()
 
 
-def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read) -> None:
-    """Hand log-probabilities [S, V] of each piece of the text, and where it begins, to `read`."""
-    batch = MicroBatch(torch.empty(1, 0, dtype=torch.long))
+def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read, prompt: int = 0) -> None:
+    """Hand log-probabilities [S, V] of each piece of the text, and where it begins, to `read`.
+
+    prompt: so many tokens go ahead as prompts do, and are not read.
+    """
+    batch = MicroBatch(torch.tensor([tokens[:prompt]], dtype=torch.long))
+    if prompt:
+        engine.prefill([batch])
     size = 1 if phase == "decode" else scored_chunk(engine, len(tokens))
-    for start in range(0, len(tokens), size):
+    for start in range(prompt, len(tokens), size):
         piece = tokens[start : start + size]
         last = phase == "prefill" and start + size >= len(tokens)
         padding = padded_length(len(piece)) - len(piece) if last else 0
