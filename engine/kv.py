@@ -49,7 +49,7 @@ DROP_DISTANCE = 25
 LEAST_KEPT_TOKENS = 2 * SINK_TOKENS
 """No keep_ratio goes below so many positions."""
 
-SCORE_SLICE_BYTES = 4_000_000
+SCORE_SLICE_BYTES = 1_000_000
 """Attention weights that are made at once to see what each position receives."""
 
 MARK_BYTES = 12
