@@ -147,11 +147,13 @@ class HostConfig:
 
 @dataclass(frozen=True)
 class KvConfig:
-    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, and where
-    they lie between two uses (host: without effect where the device is host memory)."""
+    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, the share
+    of the positions that a layer keeps, and where they lie between two uses (host: without effect
+    where the device is host memory)."""
 
     max_tokens: int = 1024
     bits: KvBits = 16
+    keep_ratio: float = 1.0
     placement: KvPlacementName = "device"
 
 
@@ -412,6 +414,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "prefill.chunk_tokens": (1, 1 << 16),
     "host.bytes": (0, 1 << 62),
     "kv.max_tokens": (2, 1 << 24),
+    "kv.keep_ratio": (0.01, 1.0),
     "io.threads": (1, 32),
     "budget.vram_bytes": (0, 1 << 62),
     "budget.ram_bytes": (0, 1 << 62),

@@ -1,6 +1,9 @@
-"""Keys and values in numbers: what a token of a layer takes, by bits and place. Pure arithmetic."""
+"""Keys and values in numbers: what a token of a layer takes, by bits and place, and how many are
+kept. Pure arithmetic."""
 
 from __future__ import annotations
+
+import math
 
 from engine.types import KvBits
 
@@ -35,3 +38,30 @@ def window_tokens(bits: KvBits, tokens: int) -> int:
 def packed_tokens(bits: KvBits, tokens: int) -> int:
     """How many of so many tokens lie in rows at most."""
     return tokens if bits == 16 else max(0, tokens - WINDOW_TOKENS)
+
+
+SINK_TOKENS = 4
+"""The first positions are never merged or dropped: attention sinks."""
+
+DROP_DISTANCE = 25
+"""While decoding, the position so far before the end of the merged prompt is dropped."""
+
+LEAST_KEPT_TOKENS = 2 * SINK_TOKENS
+"""No keep_ratio goes below so many positions."""
+
+SCORE_SLICE_BYTES = 1_000_000
+"""Attention weights that are made at once to see what each position receives."""
+
+MARK_BYTES = 12
+"""What is noted of each kept position beside keys and values."""
+
+
+def kept_tokens(keep_ratio: float, tokens: int) -> int:
+    """How many positions of so many tokens a layer keeps: at most this share, rounded up."""
+    share = math.ceil(tokens * keep_ratio - 1e-9)
+    return min(tokens, max(share, LEAST_KEPT_TOKENS))
+
+
+def drop_index(kept: int) -> int:
+    """Where a merged prompt of so many positions loses one for each that comes behind it."""
+    return max(SINK_TOKENS, kept - DROP_DISTANCE)

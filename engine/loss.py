@@ -29,6 +29,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",
     "kv.bits": "lossy_static",
+    "kv.keep_ratio": "lossy_static",
     "kv.placement": "exact",
 }
 
@@ -49,8 +50,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     """Every setting that can change what this config computes beyond rounding, by path.
 
     Where precision is decided on a miss, everything that decides what is a miss belongs to it.
-    Where kv.bits is below 16, prefill.chunk_tokens does: tokens of a chunk see each other at 16
-    bits. Settings that have no effect under the config's scheme are left out.
+    Where kv.bits is below 16 or kv.keep_ratio below 1, prefill.chunk_tokens does: tokens of a chunk
+    see each other as they are. Settings that have no effect under the config's scheme are left out.
     """
     on_miss = config.precision.scheme in ON_MISS
     found = {
@@ -79,6 +80,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         options[OPTIMIZE] = optimize_name(config)
     if options:
         found["precision.options"] = options
-    if config.kv.bits != 16:
+    if config.kv.keep_ratio == 1:
+        found.pop("kv.keep_ratio")
+    if config.kv.bits != 16 or config.kv.keep_ratio != 1:
         found["prefill.chunk_tokens"] = config.prefill.chunk_tokens
     return found

@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
-from engine.kv import HOST_GROWTH, packed_ratio, packed_tokens, window_tokens
+from engine.kv_memory import DTYPE_BYTES, check_kv, kv_bytes, kv_growth_bytes, kv_host_bytes
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.published import published_layout
 from engine.records import (
@@ -26,19 +26,11 @@ from engine.records import (
 )
 from engine.types import Bits, format_bytes
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
 # measured on the reference machine (docs/lab.md, "memory equation").
 FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
-
-
-# Scratch of a block of keys or values that is (de)quantized: tokens, and bytes of a channel for
-# float32 copies, codes and the rows they become.
-_KV_SLICE_TOKENS = 512
-_KV_SCRATCH_BYTES = 16
 
 LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
 LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
@@ -56,7 +48,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     ConfigError where the model's shapes do not allow the precision.
     """
     config = _resolve_group(_resolve_native(config, facts), facts)
-    _check_kv(config, facts)
+    check_kv(config, facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     kinds = _kinds(config, facts)
@@ -215,14 +207,18 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
     under way together.
 
     No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
-    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16: what
-    that loses is only seen by what passes through the kv_cache.
+    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
+    kv.keep_ratio below 1: what they lose is only seen by what passes through the kv_cache.
     """
-    if config.kv.bits != 16:
-        raise InfeasibleError(
-            f"with kv.bits = {config.kv.bits} texts have to pass through the kv_cache, which a "
-            "pass layer by layer does not keep: set kv.bits to 16 for it"
-        )
+    for path, value, exact in (
+        ("kv.bits", config.kv.bits, 16),
+        ("kv.keep_ratio", config.kv.keep_ratio, 1),
+    ):
+        if value != exact:
+            raise InfeasibleError(
+                f"with {path} = {value} texts have to pass through the kv_cache, which a pass "
+                f"layer by layer does not keep: set {path} to {exact} for it"
+            )
     together = max(2, longest, config.prefill.chunk_tokens)
     wanted = config.overlay(
         {
@@ -300,7 +296,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
     dense = _dense_bytes(config, facts)
-    kv = _kv_bytes(config, facts)
+    kv = kv_bytes(config, facts)
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
         chunk
@@ -321,7 +317,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
     )
-    kv_growth = _kv_growth_bytes(config, facts)
+    kv_growth = kv_growth_bytes(config, facts)
     return MemoryPlan(
         slots=0,
         slots_bytes=0,
@@ -340,67 +336,6 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
-
-
-def _check_kv(config: EngineConfig, facts: ModelFacts) -> None:
-    if config.kv.bits != 16 and not facts.kv_plain_layers:
-        raise ConfigError(
-            f"kv.bits = {config.kv.bits} does not suit '{facts.family}': none of its layers keeps "
-            "plain keys and values in transformers' own kv_cache; set kv.bits to 16"
-        )
-
-
-def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """What keys and values take on the host at most: none unless kv.placement moves them there."""
-    if not _kv_moves(config, facts):
-        return 0
-    return int(_packed_layer_bytes(config, facts) * facts.kv_plain_layers * HOST_GROWTH)
-
-
-def _kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Keys and values on the device: layers as they are, windows at 16 bits, and rows: of all plain
-    layers, or of the one in use and the next."""
-    token = _kv_layer_token_bytes(config, facts)
-    plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
-    moves = _kv_moves(config, facts)
-    if config.kv.bits == 16 and not moves:
-        width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
-        return facts.kv_bytes_per_token * width // 2 * tokens * sequences
-    as_they_are = token * (facts.layers - plain) * tokens
-    windows = token * plain * window_tokens(config.kv.bits, tokens)
-    rows = _packed_layer_bytes(config, facts) * (min(2, plain) if moves else plain)
-    return as_they_are + windows + rows
-
-
-def _kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """A layer's keys and values while they are joined, or brought back from fewer bits."""
-    token = _kv_layer_token_bytes(config, facts)
-    growth = token * config.kv.max_tokens * 2
-    if config.kv.bits == 16:
-        return growth
-    width = DTYPE_BYTES[config.compute.dtype]
-    slice_tokens = min(config.kv.max_tokens, _KV_SLICE_TOKENS) * config.batch.size
-    channels = facts.kv_bytes_per_token // 2 // max(1, facts.layers)
-    return growth + slice_tokens * channels // 2 * (_KV_SCRATCH_BYTES + width)
-
-
-def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """One token of all sequences in one layer, in the compute dtype."""
-    width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
-    return facts.kv_bytes_per_token * width // 2 * sequences // max(1, facts.layers)
-
-
-def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Rows of one plain layer."""
-    ratio = packed_ratio(config.kv.bits, DTYPE_BYTES[config.compute.dtype])
-    tokens = packed_tokens(config.kv.bits, config.kv.max_tokens)
-    return int(_kv_layer_token_bytes(config, facts) * tokens * ratio)
-
-
-def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:
-    """Whether keys and values lie on the host and come layer by layer."""
-    one_memory = config.device.name in ("cpu", "auto")
-    return config.kv.placement == "host" and not one_memory and bool(facts.kv_plain_layers)
 
 
 def _on_host(config: EngineConfig) -> bool:

@@ -67,7 +67,7 @@ class ModelFacts:
     kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
     published: the format of quantized experts; dense_matrices: shapes of the dense part that
     dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
-    kv_plain_layers: those whose keys and values kv.bits and kv.placement can reach.
+    kv_plain_layers: those whose keys and values kv.bits, kv.keep_ratio and kv.placement reach.
     """
 
     id: str

@@ -41,6 +41,8 @@ SIXTEEN_BITS: Mapping[str, Any] = {
     "precision.bits": 16,
     "precision.dense_bits": 16,
     "precision.scheme": "uniform",
+    "kv.bits": 16,
+    "kv.keep_ratio": 1.0,
 }
 PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
 REFERENCE_ATTEMPTS = 2

@@ -1,8 +1,10 @@
 """How far a configuration's next-token distributions lie from the 16-bit model's.
 
 Measured twice on the same fixed text: in decode mode, one token at a time with the kernels that
-decoding uses, and in prefill mode, in chunks as prompts go. The 16-bit model's log-probabilities of
-both are kept on disk, so that comparing holds one row, or one chunk, of each.
+decoding uses, and in prefill mode, in chunks as prompts go. Where kv.keep_ratio is below 1 the
+first half of the text is the prompt of decode mode, and only what is decoded behind it counts. The
+16-bit model's log-probabilities of both are kept on disk, so that comparing holds one row, or one
+chunk, of each.
 
 Letters: T tokens of the text, S tokens of a piece, V vocabulary.
 """
@@ -50,10 +52,12 @@ def diverge(
 
     reference: this is what others are compared with.
     """
-    reader = open_reader(engine, tokens, folder, phase, reference=reference)
+    merging = phase == "decode" and not reference and engine.live.config.kv.keep_ratio != 1
+    prompt = len(tokens) // 2 if merging else 0
+    reader = open_reader(engine, tokens, folder, phase, reference=reference, unread=prompt)
     if reader is None:
         return None
-    _run(engine, tokens, phase, reader.read)
+    _run(engine, tokens, phase, reader.read, prompt)
     return reader.finish()
 
 
@@ -68,13 +72,22 @@ class Reader(Protocol):
 
 
 def open_reader(
-    engine: Engine, tokens: list[int], folder: Path, phase: Phase, *, reference: bool
+    engine: Engine,
+    tokens: list[int],
+    folder: Path,
+    phase: Phase,
+    *,
+    reference: bool,
+    unread: int = 0,
 ) -> Reader | None:
-    """What keeps or compares this text's distributions; None where nothing was kept."""
+    """What keeps or compares this text's distributions; None where nothing was kept.
+
+    unread: so many of its first tokens are not compared.
+    """
     path = reference_path(engine, tokens, folder, phase)
     if reference:
         return _Keeping(path, len(tokens), engine.facts.vocabulary)
-    return _Comparing(path, len(tokens)) if path.is_file() else None
+    return _Comparing(path, len(tokens) - unread) if path.is_file() else None
 
 
 class _Keeping:
@@ -126,11 +139,16 @@ class _Comparing:
         return Divergence(self._divergence / self._tokens, self._agreed / self._tokens)
 
 
-def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read) -> None:
-    """Hand log-probabilities [S, V] of each piece of the text, and where it begins, to `read`."""
-    batch = MicroBatch(torch.empty(1, 0, dtype=torch.long))
+def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read, prompt: int = 0) -> None:
+    """Hand log-probabilities [S, V] of each piece of the text, and where it begins, to `read`.
+
+    prompt: so many tokens go ahead as prompts do, and are not read.
+    """
+    batch = MicroBatch(torch.tensor([tokens[:prompt]], dtype=torch.long))
+    if prompt:
+        engine.prefill([batch])
     size = 1 if phase == "decode" else scored_chunk(engine, len(tokens))
-    for start in range(0, len(tokens), size):
+    for start in range(prompt, len(tokens), size):
         piece = tokens[start : start + size]
         last = phase == "prefill" and start + size >= len(tokens)
         padding = padded_length(len(piece)) - len(piece) if last else 0

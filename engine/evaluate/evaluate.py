@@ -149,7 +149,10 @@ class _PrefillWatch:
         self._reader: Reader | None = None
 
     def open(self, tokens: list[int]) -> Observer | None:
-        """What reads these tokens as they are scored; None where there is no reference."""
+        """What reads these tokens as they are scored; None where there is no reference, and where
+        they are scored token by token."""
+        if self._engine.live.config.kv.keep_ratio != 1:
+            return None
         self._tokens = tokens
         self._reader = open_reader(
             self._engine, tokens, self._cache_folder, "prefill", reference=self._reference

@@ -5,9 +5,11 @@ Letters: S tokens of a chunk, V vocabulary.
 Requests with the same input run once. Where outputs do not depend on what is resident, whole inputs
 pass layer by layer, as many together as their hidden states have room, so that each expert is read
 once for all of them. Else, and where the memory or the model does not allow that, several inputs go
-through the ordinary loop as micro-batches. Logits are consumed piece by piece, within a byte
-budget. Inputs are padded at their end to few distinct lengths, which changes no earlier position
-and keeps native kernel caches small.
+through the ordinary loop as micro-batches: in chunks, and where kv.keep_ratio is below 1 token by
+token behind the context, as when they are generated, because only a token behind merged keys and
+values sees what merging loses. Logits are consumed piece by piece, within a byte budget. Inputs are
+padded at their end to few distinct lengths, which changes no earlier position and keeps native
+kernel caches small.
 """
 
 from __future__ import annotations
@@ -85,6 +87,12 @@ class _Job:
     def first_scored(self) -> int:
         """The first position whose logits are needed."""
         return min(len(continuation.context) for _, continuation in self.members) - 1
+
+    def next_end(self, chunk: int, stepwise: bool) -> int:
+        """Where the next piece ends: of at most `chunk` tokens; stepwise: of one token behind the
+        shortest context."""
+        context = self.first_scored + 1 if stepwise else len(self.tokens)
+        return min(self.done + chunk, context) if self.done < context else self.done + 1
 
 
 def score(
@@ -235,12 +243,13 @@ def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
 def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> None:
     longest = max(len(job.tokens) for job in group)
     chunk = scored_chunk(engine, longest)
+    stepwise = engine.live.config.kv.keep_ratio != 1
     batches = [MicroBatch(torch.empty(1, 0, dtype=torch.long)) for _ in group]
     running = list(zip(group, batches, strict=True))
     while running:
         for job, batch in running:
-            piece = job.tokens[job.done : job.done + chunk]
-            job.end = job.done + len(piece)
+            job.end = job.next_end(chunk, stepwise)
+            piece = job.tokens[job.done : job.end]
             last = job.end == len(job.tokens)  # padding must not stand between two chunks
             job.padding = padded_length(len(piece)) - len(piece) if last else 0
             batch.tokens = torch.tensor([[*piece, *[piece[-1]] * job.padding]])

@@ -1,11 +1,12 @@
 """The kv_cache of a configuration: transformers' own, with the plain layers replaced where keys and
-values have fewer bits or lie on the host.
+values have fewer bits, lie on the host, or are kept in part.
 
 Letters: B sequences, H heads, S tokens, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +15,19 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from engine.config import KvConfig
 from engine.device.base import Device
 from engine.kv import WINDOW_TOKENS
+from engine.model.attention_hook import watch_attention
 from engine.model.kv_layers import plain_kv_layers
 from engine.run.kv_format import KvFormat, PlainFormat, QuantizedFormat
+from engine.run.kv_merged_layer import AttentionWatch, MergedLayer
 from engine.run.kv_rows import DeviceRows, HostLink, KvRows
 
 
 class KvCaches:
     """Makes the kv_cache of each micro-batch.
 
-    model: transformers' model. Keys and values at 16 bits on the device are left to the model,
-    which makes transformers' own cache at its first forward.
+    model: transformers' model. Keys and values that are kept whole, at 16 bits and on the device,
+    are left to the model, which makes transformers' own cache at its first forward. Where a share
+    is kept, the model's attention is watched until close.
     """
 
     def __init__(self, model: Any, device: Device, kv: KvConfig) -> None:
@@ -32,13 +36,23 @@ class KvCaches:
         self._bits = kv.bits
         on_host = kv.placement == "host" and not device.is_host_memory and bool(self._plain)
         self.link = HostLink(device) if on_host else None
+        self._keep_ratio = kv.keep_ratio
+        self._watch = AttentionWatch()
+        self._unwatch: Callable[[], None] | None = None
+        if kv.keep_ratio != 1:
+            self._unwatch = watch_attention(model, self._plain, self._watch)
         self.notes = self._notes(kv, device)
 
     def make(self) -> Any:
         """An empty cache for one micro-batch, None: let the model make its own."""
-        if self._bits == 16 and self.link is None:
+        merging = self._keep_ratio != 1
+        if self._bits == 16 and self.link is None and not merging:
             return None
         cache = DynamicCache(config=self._config)
+        if merging:
+            for number in self._plain:
+                cache.layers[number] = MergedLayer(self._keep_ratio, self._watch)
+            return cache
         following: StoredLayer | None = None
         for number in reversed(self._plain):
             following = StoredLayer(self._format(), self._rows(), following)
@@ -46,7 +60,9 @@ class KvCaches:
         return cache
 
     def close(self) -> None:
-        """Stop the thread that fetches."""
+        """Stop the thread that fetches, and no longer watch the model."""
+        if self._unwatch is not None:
+            self._unwatch()
         if self.link is not None:
             self.link.close()
 
@@ -60,10 +76,11 @@ class KvCaches:
         """Layers that the settings do not reach."""
         total = self._config.get_text_config().num_hidden_layers
         reached = f"{len(self._plain)} of {total} layers"
-        rest = "sliding windows and recurrent states stay at 16 bits on the device"
+        rest = "sliding windows and recurrent states stay whole, at 16 bits on the device"
         if not self._plain or len(self._plain) == total:
             return ()
         settings = [f"kv.bits = {kv.bits}"] if kv.bits != 16 else []
+        settings += [f"kv.keep_ratio = {kv.keep_ratio:g}"] if kv.keep_ratio != 1 else []
         settings += ["kv.placement = host"] if self.link is not None else []
         return tuple(f"{setting}: {reached}; {rest}" for setting in settings)
 

@@ -99,3 +99,14 @@ def test_bits_of_keys_and_values_are_in_the_quality_key_and_bring_the_chunk_with
     assert lossy_settings(four.overlay(placed)) == lossy_settings(four)
     with pytest.raises(ConfigError, match="allowed are 16, 8, 4"):
         exact.overlay({"kv.bits": 3})
+
+
+def test_a_share_of_keys_and_values_is_in_the_quality_key_only_where_it_is_one() -> None:
+    exact, half = EngineConfig(), EngineConfig().overlay({"kv.keep_ratio": "0.5"})
+    assert "kv.keep_ratio" not in lossy_settings(exact)
+    assert lossy_settings(half)["kv.keep_ratio"] == 0.5
+    chunked = half.overlay({"prefill.chunk_tokens": 64})
+    assert lossy_settings(chunked) != lossy_settings(half)
+    for refused in (0, 1.5):
+        with pytest.raises(ConfigError, match=r"kv\.keep_ratio = .*allowed is 0\.01 to 1\.0"):
+            exact.overlay({"kv.keep_ratio": refused})

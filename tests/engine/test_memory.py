@@ -148,7 +148,31 @@ def test_fewer_bits_are_refused_by_name_where_no_layer_is_plain() -> None:
         resolve(config, make_facts())
 
 
-def test_a_pass_layer_by_layer_does_not_judge_fewer_bits() -> None:
-    config = EngineConfig().overlay({"kv.bits": 8})
+@pytest.mark.parametrize("setting", [{"kv.bits": 8}, {"kv.keep_ratio": 0.5}])
+def test_a_pass_layer_by_layer_does_not_judge_what_only_the_kv_cache_loses(
+    setting: dict[str, Any],
+) -> None:
+    config = EngineConfig().overlay(setting)
     with pytest.raises(InfeasibleError, match="pass through the kv_cache"):
         layer_major(config, make_facts(kv_plain_layers=4), 100)
+
+
+def test_a_share_of_the_positions_is_what_merged_layers_take_and_the_total_is_smaller() -> None:
+    token, mark = 1000, 4 * 12
+    assert kv_plan(**{"kv.keep_ratio": 0.25}) == (1024 // 4 + 1) * (token + mark)
+    half = kv_plan(plain=2, **{"kv.keep_ratio": 0.25})
+    assert half == 1024 * token // 2 + (1024 // 4 + 1) * (token + mark) // 2
+    facts = make_facts(layers=4, kv_plain_layers=4)
+    long = EngineConfig().overlay({"kv.max_tokens": 1 << 16})
+    whole = resolve(long, facts)[1].total_bytes
+    quarter = resolve(long.overlay({"kv.keep_ratio": 0.25}), facts)[1].total_bytes
+    assert quarter < whole
+
+
+def test_a_share_is_refused_by_name_where_no_layer_is_plain_and_beside_fewer_bits() -> None:
+    config = EngineConfig().overlay({"kv.keep_ratio": 0.5})
+    with pytest.raises(ConfigError, match=r"kv\.keep_ratio = 0\.5 does not suit .qwen3_moe."):
+        resolve(config, make_facts())
+    for path, value in (("kv.bits", 4), ("kv.placement", "host")):
+        with pytest.raises(ConfigError, match=rf"kv\.keep_ratio = 0\.5 and {path} = {value}: "):
+            resolve(config.overlay({path: value}), make_facts(kv_plain_layers=4))

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_what_cannot_change_outputs_shares_a_key(setting: dict[str, object]):
         {"kernel__name": "dequantize"},
         {"precision__dense_bits": 8},
         {"kv__max_tokens": 100},
+        {"kv__keep_ratio": 0.5},
         {"seed": 1},
         {"tasks": QualityTasks(tasks=["t"], limit=6)},
         {"tasks": QualityTasks(tasks=["t"], limit=5, num_fewshot=3)},
@@ -97,6 +99,16 @@ def judge(tmp_path: Path) -> Iterator[QualityJudge]:
         )
         yield QualityJudge(session, store, study.model_id, TASKS, 0, EngineConfig())
     store.database.close()
+
+
+@pytest.mark.parametrize("lossy", [{"kv.bits": 4}, {"kv.keep_ratio": 0.5}])
+def test_a_reference_keeps_keys_and_values_whole_where_the_study_does_not(
+    judge: QualityJudge, tmp_path: Path, lossy: dict
+):
+    whole = judge.reference()
+    fixed = replace(judge, base=EngineConfig().overlay(lossy))
+    assert fixed.reference() == whole
+    assert json.loads((tmp_path / "counts.json").read_text())["evaluate"] == 1
 
 
 FOUR = {"precision.bits": 4, "cache.expert_bytes": "25%"}

@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.device.base import Device
 from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError
-from engine.evaluate.divergence import compare_with_reference, keep_reference
+from engine.evaluate.divergence import diverge
 from engine.kv import BLOCK_TOKENS, WINDOW_TOKENS
 from engine.run.engine import Engine
 from engine.run.kv_cache import StoredLayer
@@ -118,11 +118,11 @@ def test_the_kv_cache_takes_what_the_memory_equation_says(engine: Engine) -> Non
 def test_divergence_in_decode_mode_shows_what_bits_lose(engine: Engine, tmp_path: Path) -> None:
     tokens = [(7 * number) % 280 + 3 for number in range(PROMPT_TOKENS)]
     engine.configure(EngineConfig().overlay(BASE))
-    keep_reference(engine, tokens, tmp_path, "decode")
+    diverge(engine, tokens, tmp_path, "decode", reference=True)
     found = {}
     for bits in (16, 8, 4):
         engine.configure(EngineConfig().overlay({**BASE, "kv.bits": bits}))
-        divergence = compare_with_reference(engine, tokens, tmp_path, "decode")
+        divergence = diverge(engine, tokens, tmp_path, "decode", reference=False)
         assert divergence is not None
         found[bits] = divergence.kld_mean
     assert abs(found[16]) < 1e-7

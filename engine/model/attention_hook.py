@@ -1,0 +1,101 @@
+"""What attention computes, seen from outside: queries, keys and mask of chosen layers.
+
+transformers dispatches every attention module by name. While a model is watched its name is one of
+ours, which calls what the model was built with and then tells the module's port. As in hook.py the
+port stands at the module, so there is no global state.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+_PORT = "_expertune_attention"
+_WATCHED = {"sdpa": "expertune_sdpa", "eager": "expertune_eager"}
+
+
+class AttentionPort(Protocol):
+    """Is told of each attention of the watched layers, right after it."""
+
+    def attended(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+        weights: torch.Tensor | None,
+    ) -> None:
+        """query [B, Q, S, D], key [B, H, N, D], mask [B, 1, S, N] or None (causal); weights
+        [B, Q, S, N] where this attention made them."""
+
+
+def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) -> Callable[[], None]:
+    """Tell `port` of the attention of these layers. Returns what undoes it."""
+    AttentionInterface.register(_WATCHED["sdpa"], _attend_sdpa)
+    AttentionInterface.register(_WATCHED["eager"], _attend_eager)
+    AttentionMaskInterface.register(_WATCHED["sdpa"], sdpa_mask)
+    AttentionMaskInterface.register(_WATCHED["eager"], eager_mask)
+    modules = [m for m in model.modules() if getattr(m, "layer_idx", None) in layers]
+    for module in modules:
+        object.__setattr__(module, _PORT, port)
+    owners = [model, *(m for m in model.modules() if hasattr(m, "config"))]
+    configs = {id(owner.config): owner.config for owner in owners}
+    built = [(config, config._attn_implementation) for config in configs.values()]
+    for config, name in built:
+        config._attn_implementation = _WATCHED.get(name, name)
+
+    def undo() -> None:
+        for config, name in built:
+            config._attn_implementation = name
+        for module in modules:
+            module.__dict__.pop(_PORT, None)
+
+    return undo
+
+
+def _attend_sdpa(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    out: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, **named
+    )
+    _tell(module, query, key, attention_mask, named, None)
+    return out
+
+
+def _attend_eager(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    out: tuple[torch.Tensor, torch.Tensor] = own(module, query, key, value, attention_mask, **named)
+    _tell(module, query, key, attention_mask, named, out[1])
+    return out
+
+
+def _tell(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    named: dict[str, Any],
+    weights: torch.Tensor | None,
+) -> None:
+    port: AttentionPort | None = module.__dict__.get(_PORT)
+    if port is not None:
+        port.attended(query, key, mask, named.get("scaling"), weights)
