@@ -131,17 +131,19 @@ def add_divergence(
     workload: Workload,
     tell: Callable[[str], None],
 ) -> None:
-    """Where some row's precision depends on misses: the decode-mode divergence from the 16-bit
-    model of every row below 16 bits, under `kld_mean` and `top1_agreement`.
+    """Where some row's precision depends on misses, or its keys and values lose something: the
+    decode-mode divergence from the 16-bit model of every row that is not exact, under `kld_mean`
+    and `top1_agreement`.
 
     Rows that cannot compute differently share one figure.
     """
-    if not any(result.environment.get("lossy") for result in results):
+    on_miss = any(result.environment.get("lossy") for result in results)
+    if not on_miss and not any(_loses_keys_and_values(row.config) for row in rows):
         return
     text = "\n\n".join(workload.prompts[:4])
     known: dict[str, dict[str, float]] = {}
     for row, result in zip(rows, results, strict=True):
-        if row.own_process or result.error is not None or _is_sixteen_bit(row.config):
+        if row.own_process or result.error is not None or _is_exact(row.config):
             continue
         key = json.dumps([row.session.model, lossy_settings(row.config)], sort_keys=True)
         try:
@@ -156,8 +158,13 @@ def add_divergence(
             result.units[name] = unit
 
 
-def _is_sixteen_bit(config: EngineConfig) -> bool:
-    return (config.precision.bits, config.precision.dense_bits) == (16, 16)
+def _is_exact(config: EngineConfig) -> bool:
+    bits = (config.precision.bits, config.precision.dense_bits)
+    return bits == (16, 16) and not _loses_keys_and_values(config)
+
+
+def _loses_keys_and_values(config: EngineConfig) -> bool:
+    return config.kv.bits != 16 or config.kv.keep_ratio != 1
 
 
 def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -81,6 +81,7 @@ def facts_of(model: str) -> ModelFacts:
         record_bytes={str(bits): size for bits, size in records.items()},
         expert_bytes={str(bits): size * LAYERS * EXPERTS for bits, size in records.items()},
         kv_bytes_per_token=2048,
+        kv_plain_layers=LAYERS,
         predictors=("none", "next_gate"),
         has_tokenizer=True,
         in_place_16=True,

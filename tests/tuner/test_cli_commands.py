@@ -293,6 +293,13 @@ PEERS_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
 LLAMA_CPP = ["llama.cpp mmap", "llama.cpp resident"]
 
 
+def test_rows_that_keep_less_of_keys_and_values_show_their_divergence(tune: Tune):
+    words = ("--policies", "lru", "--set", "kv.bits=16,8", "--repeats", "1")
+    rows = {r["name"]: r for r in tune("bench", *SMALL, *words, "--json").document["rows"]}
+    assert "kld_mean" not in rows["lru kv.bits=16"]["metrics"]
+    assert "kld_mean" in rows["lru kv.bits=8"]["metrics"]
+
+
 def test_lossy_rows_show_their_divergence_beside_plain_ones(tune: Tune):
     words = ("--policies", "lru,hobbit", "--set", "precision.bits=16,4", "--repeats", "1")
     rows = {r["name"]: r for r in tune("bench", *SMALL, *words, "--json").document["rows"]}
