@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-PACKAGES = {"gcc": "gcc", "chromium": "chromium"}
+PACKAGES = {"gcc": "gcc", "chromium": "chromium", "initdb": "postgresql"}
 
 
 def require_program(name: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,11 @@ class _Run:
             self._judge(),
             self.progress.tell,
         )
-        memory = self._open_optuna()
-        self._enqueue(memory)
         timeout_s = self.definition.timeout_s
-        left_s = max(1.0, timeout_s - (time.monotonic() - started_s)) if timeout_s else None
-        with explained(self.store.database.url):
+        with explained(self.store.database.url), self._optuna_storage() as storage:
+            memory = self._open_optuna(storage)
+            self._enqueue(memory)
+            left_s = max(1.0, timeout_s - (time.monotonic() - started_s)) if timeout_s else None
             memory.optimize(
                 self._objective,
                 n_trials=remaining,
@@ -177,15 +177,25 @@ class _Run:
             self.space.base,
         )
 
-    def _open_optuna(self) -> Any:
-        """The sampler's memory, in the same database; its trials left running are failed."""
+    @contextlib.contextmanager
+    def _optuna_storage(self) -> Iterator[Any]:
+        """The sampler's memory lies in the same database; its connections end with the block."""
+        url = self.store.database.engine.url
+        storage = optuna.storages.RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=_engine_arguments(url.drivername),
+        )
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+    def _open_optuna(self, storage: Any) -> Any:
+        """The sampler's memory; its trials left running are failed."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with explained(self.store.database.url), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = optuna.storages.RDBStorage(
-                self.store.database.engine.url.render_as_string(hide_password=False),
-                engine_kwargs=_engine_arguments(self.store.database.engine.url.drivername),
-            )
             finished = self._finished()
             memory = optuna.create_study(
                 storage=storage,

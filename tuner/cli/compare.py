@@ -42,9 +42,9 @@ def compare_two(
 def _read(name: str, pick: str, storage: str | None) -> Deployment:
     if name.endswith((".yaml", ".yml")):
         return load_deployment(Path(name))
-    store = options.open_store_read_only(storage)
-    study = store.study(name)
-    front = front_of(study, store.trials(study))
+    with options.open_store_read_only(storage) as store:
+        study = store.study(name)
+        front = front_of(study, store.trials(study))
     return build_deployment(study, front, front.pick(pick))
 
 

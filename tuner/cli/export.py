@@ -32,9 +32,9 @@ def export(
     Example: tune export demo --pick throughput -o fast.yaml
     """
     check_format(file_format)
-    store = options.open_store_read_only(storage)
-    study = store.study(name)
-    front = front_of(study, store.trials(study))
+    with options.open_store_read_only(storage) as store:
+        study = store.study(name)
+        front = front_of(study, store.trials(study))
     trial = front.pick(pick)
     deployment = build_deployment(study, front, trial)
     text = dump_deployment(deployment)
@@ -62,8 +62,7 @@ def _remember(
 ) -> None:
     """A store that cannot be written does not stop an export."""
     try:
-        store = options.open_store(storage)
-        store.add_export(study_id, trial_id, pick, str(path.resolve()), text)
-        store.database.close()
+        with options.open_store(storage) as store:
+            store.add_export(study_id, trial_id, pick, str(path.resolve()), text)
     except StoreError:
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,14 +120,20 @@ def open_session(
     )
 
 
-def open_store(storage: str | None) -> Store:
-    """The store for writing."""
-    return Store(open_database(storage or default_storage()))
+@contextlib.contextmanager
+def open_store(storage: str | None) -> Iterator[Store]:
+    """The store for writing, open inside."""
+    store = Store(open_database(storage or default_storage()))
+    with contextlib.closing(store.database):
+        yield store
 
 
-def open_store_read_only(storage: str | None) -> Store:
-    """The store for reading."""
-    return Store(open_read_only(storage or default_storage()))
+@contextlib.contextmanager
+def open_store_read_only(storage: str | None) -> Iterator[Store]:
+    """The store for reading, open inside."""
+    store = Store(open_read_only(storage or default_storage()))
+    with contextlib.closing(store.database):
+        yield store
 
 
 def read_bits(text: str) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ def studies(storage: options.Storage = None, as_json: options.Json = False) -> N
 
     Example: tune studies --json
     """
-    store = options.open_store_read_only(storage)
-    found = store.studies()
+    with options.open_store_read_only(storage) as store:
+        found = store.studies()
     if as_json:
         print_json({"studies": [study.to_json() for study in found]})
         return
@@ -44,12 +44,12 @@ def show(
 
     Example: tune show demo
     """
-    store = options.open_store_read_only(storage)
-    study = store.study(name)
-    trials = store.trials(study)
+    with options.open_store_read_only(storage) as store:
+        study = store.study(name)
+        trials = store.trials(study)
+        paired = _paired(store, trials)
     front = front_of(study, trials)
     weights = importances(trials, front.objectives)
-    paired = _paired(store, trials)
     if as_json:
         print_json(_document(study, trials, front, weights, paired))
         return

@@ -165,19 +165,19 @@ def _run(
             _print_plan(plan, as_json)
             return
         print_note(_plan_line(plan))
-        store = options.open_store(storage)
-        wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
-        try:
-            with _terminate_interrupts():
-                result = run_study(wanted, session, store, probe(cache_folder()), choose_progress())
-        except KeyboardInterrupt:
-            print_note(
-                f"interrupted: finished trials of study '{wanted.study_name}' are kept; the same "
-                "command continues it"
-            )
-            raise typer.Exit(130) from None
-        finally:
-            store.database.close()
+        with options.open_store(storage) as store:
+            wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
+            try:
+                with _terminate_interrupts():
+                    result = run_study(
+                        wanted, session, store, probe(cache_folder()), choose_progress()
+                    )
+            except KeyboardInterrupt:
+                print_note(
+                    f"interrupted: finished trials of study '{wanted.study_name}' are kept; the "
+                    "same command continues it"
+                )
+                raise typer.Exit(130) from None
     if as_json:
         print_json(_document(result))
     else:
@@ -187,9 +187,9 @@ def _run(
 
 def _studied_revision(wanted: StudyDefinition, storage: str | None) -> str:
     """The revision that a study to be continued was begun on."""
-    store = options.open_store(storage)
-    named = wanted.model_copy(update={"name": _free_name(wanted, store)})
-    return str(store.study(named.study_name).facts["revision"])
+    with options.open_store(storage) as store:
+        named = wanted.model_copy(update={"name": _free_name(wanted, store)})
+        return str(store.study(named.study_name).facts["revision"])
 
 
 def _free_name(wanted: StudyDefinition, store: Store) -> str:

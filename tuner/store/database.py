@@ -53,7 +53,7 @@ class Database:
 
 def open_database(url: str) -> Database:
     """Open for writing; creates and migrates what is missing."""
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         _check_folder(parsed)
     with explained(url), contextlib.ExitStack() as undo:
@@ -69,7 +69,7 @@ def open_database(url: str) -> Database:
 
 def open_read_only(url: str) -> Database:
     """Open without writing; StoreError when there is no database of ours, or another version."""
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
         if not path.is_file():
@@ -127,7 +127,8 @@ def _shown(url: str) -> str:
     return url
 
 
-def _parse(url: str) -> sa.URL:
+def parse_url(url: str) -> sa.URL:
+    """A storage URL with its driver; UsageError for what is none of ours."""
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
