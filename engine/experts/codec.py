@@ -118,6 +118,7 @@ def unpack_codes(codes: torch.Tensor, columns: int, code_layout: CodeLayout) -> 
     it); other shapes, and cuda_int4, must go through the kernel.
     """
     rows = codes.shape[0]
+    assert can_unpack(rows, code_layout), f"{rows} rows of {code_layout}"
     if code_layout == "plain":
         return torch.stack((codes & 0x0F, codes >> 4), dim=-1).view(rows, columns)
     block = block_rows()
