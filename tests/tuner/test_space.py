@@ -53,13 +53,13 @@ def test_a_quantized_checkpoint_is_searched_as_published_too():
 
 def test_a_share_of_keys_and_values_can_be_searched_where_layers_are_plain():
     space = {"kv.keep_ratio": [1.0, 0.5]}
-    plain = replace(facts_of("m"), kv_plain_layers=facts_of("m").layers)
-    found = space_of(plain, BUDGET_BYTES + 10**7, space=space)
+    found = space_of(vram_bytes=BUDGET_BYTES + 10**7, space=space)
     assert choices(found)["kv.keep_ratio"] == (1.0, 0.5)
     config, memory = found.resolve({**found.default(), "kv.keep_ratio": 0.5})
     assert config.kv.keep_ratio == 0.5
     assert memory.kv_bytes < found.resolve(found.default())[1].kv_bytes
-    assert choices(space_of(space=space))["kv.keep_ratio"] == (1.0,)
+    none_plain = replace(facts_of("m"), kv_plain_layers=0)
+    assert choices(space_of(none_plain, space=space))["kv.keep_ratio"] == (1.0,)
 
 
 def test_choices_that_never_fit_are_left_out():
