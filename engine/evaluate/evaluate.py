@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from engine.protocol import TaskOptions
 from engine.report import QualityReport
 from engine.run.engine import Engine
 from engine.trace import scored_trace_path
+
+if TYPE_CHECKING:  # importing it imports lm-eval
+    from engine.evaluate.tasks import LoadedTasks
 
 Progress = Callable[[str, int, int], None]
 BOOTSTRAP_ROUNDS = 200
@@ -43,8 +46,6 @@ def evaluate(
     cache_folder, except where outputs depend on what happens to be resident. Raises TaskError for
     tasks that cannot be run, EvaluationError for figures that are no numbers.
     """
-    from lm_eval.evaluator import evaluate as run_lm_eval
-
     from engine.evaluate.language_model import EngineLanguageModel
     from engine.evaluate.tasks import load_tasks
 
@@ -77,17 +78,7 @@ def evaluate(
         template = model.apply_chat_template
     loaded = load_tasks(list(tasks), options, template)
     total = loaded.requests
-    _seed_everything(options.seed)
-    outcome = run_lm_eval(
-        model,
-        {"tasks": loaded.tasks, "groups": loaded.groups},
-        limit=options.limit,
-        bootstrap_iters=BOOTSTRAP_ROUNDS,
-        apply_chat_template=options.apply_chat_template,
-        fewshot_as_multiturn=options.fewshot_as_multiturn,
-        log_samples=True,
-    )
-    results = task_results(outcome, loaded.tasks)
+    outcome = _run_tasks(model, loaded, options)
     if routes is not None and (trace := routes.trace()) is not None:
         trace.save(scored_trace_path(cache_folder, engine.facts.fingerprint))
     decode = prefill = None
@@ -97,6 +88,7 @@ def evaluate(
         prefill = watch.result(tokens) or diverge(
             engine, tokens, cache_folder, "prefill", reference=reference
         )
+    results = task_results(outcome, loaded.tasks)
     rolling = [r.value for r in results if r.metric == BITS_PER_BYTE]
     report = QualityReport(
         tasks=results,
@@ -113,18 +105,30 @@ def evaluate(
     return report
 
 
+def _run_tasks(model: Any, loaded: LoadedTasks, options: TaskOptions) -> Any:
+    """lm-eval's own outcome, after everything that draws was seeded."""
+    from lm_eval.evaluator import evaluate as run_lm_eval
+
+    random.seed(options.seed)
+    np.random.seed(options.seed)  # lm-eval's tasks draw from the global generator
+    torch.manual_seed(options.seed)
+    return run_lm_eval(
+        model,
+        {"tasks": loaded.tasks, "groups": loaded.groups},
+        limit=options.limit,
+        bootstrap_iters=BOOTSTRAP_ROUNDS,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        log_samples=True,
+    )
+
+
 def _require_template(engine: Engine, tokenizer: Any) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise TaskError(
             f"the tokenizer of {engine.facts.id} has no chat template: leave out "
             "quality.apply_chat_template, or put a chat_template.jinja beside its config.json"
         )
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # lm-eval's tasks draw from the global generator
-    torch.manual_seed(seed)
 
 
 def _divergence_tokens(model: Any, texts: Sequence[str]) -> list[int]:
