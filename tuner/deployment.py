@@ -21,6 +21,8 @@ from tuner.strict import Strict, load_yaml, parse_yaml, read_strict
 from tuner.workload import workload_hash
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
+# Settings that files of earlier releases lack; their defaults are what those releases did.
+ADDED_LATER = frozenset({"kv.keep_ratio"})
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 
@@ -218,17 +220,19 @@ def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         config = EngineConfig.from_dict(engine).to_dict()
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    if config != engine:
-        missing = [
-            f"{section}.{name}"
-            for section, values in config.items()
-            for name in values
-            if name not in engine.get(section, {})
-        ]
+    missing = {
+        f"{section}.{name}"
+        for section, values in config.items()
+        for name in values
+        if name not in engine.get(section, {})
+    }
+    given = {s: {n: config[s][n] for n in config[s] if f"{s}.{n}" not in missing} for s in config}
+    if missing - ADDED_LATER or engine != given:
         raise ValueError(
-            f"settings must be complete and resolved; missing: {', '.join(missing) or 'none'}"
+            "settings must be complete and resolved; missing: "
+            f"{', '.join(sorted(missing - ADDED_LATER)) or 'none'}"
         )
-    return engine
+    return config
 
 
 def _plain(data: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.protocol import Workload
 from tuner.deployment import (
     VERSION,
@@ -35,7 +36,7 @@ NEIGHBOURS = 3
 
 def build_deployment(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Deployment:
     """Everything that a deployment of this trial needs, with up to three neighbours."""
-    config = dict(trial.config or {})
+    config = _whole(trial)
     others = [member for member in front.members if member.id != trial.id]
     facts = study.facts
     return Deployment.model_validate(
@@ -52,7 +53,7 @@ def build_deployment(study: StudySnapshot, front: Front, trial: TrialSnapshot) -
             "measured": _measured(trial),
             "quality": _quality(trial),
             "neighbours": [
-                Neighbour(trial=m.number, engine=dict(m.config or {}), measured=_measured(m))
+                Neighbour(trial=m.number, engine=_whole(m), measured=_measured(m))
                 for m in _nearest(others, trial)
             ],
             "machine": dict(study.machine),
@@ -127,6 +128,11 @@ def source_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _whole(trial: TrialSnapshot) -> dict[str, Any]:
+    """Its resolved config; what an earlier release did not know is at its default."""
+    return EngineConfig.from_dict(trial.config or {}).to_dict()
 
 
 def _measured(trial: TrialSnapshot) -> dict[str, MeasuredMetric | MeasuredSentinel]:

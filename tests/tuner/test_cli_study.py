@@ -1,8 +1,10 @@
 """A study through the command, on the fake engine: to its end, interrupted, resumed, failing."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -150,6 +152,23 @@ def test_a_task_that_does_not_exist_stops_a_study_before_it_begins(tune: Tune):
     assert done.code == 2
     assert "lm-eval knows no task 'unknown_task'" in done.err
     assert tune("studies", "--json").document["studies"] == []
+
+
+def test_a_study_of_an_earlier_release_continues(tune: Tune, folder: Path):
+    assert tune("--definition", "study.yaml", "--trials", "2").code == 0
+    store = folder / "data" / "expertune" / "expertune.db"
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
+        rows = connection.execute("SELECT id, config FROM configuration").fetchall()
+        for number, text in rows:
+            config = json.loads(text)
+            del config["kv"]["keep_ratio"]
+            connection.execute(
+                "UPDATE configuration SET config = ? WHERE id = ?", (json.dumps(config), number)
+            )
+    assert rows
+    done = tune("--definition", "study.yaml", "--json")
+    assert done.code == 0, done.err
+    assert load_deployment(folder / "expertune-small.yaml").config().kv.keep_ratio == 1
 
 
 def test_speed_alone_needs_no_tasks(tune: Tune):

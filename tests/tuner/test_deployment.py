@@ -50,6 +50,17 @@ def test_a_file_without_prefill_figures_is_read(exported: Path):
     jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
 
 
+def test_a_file_of_before_a_setting_was_added_is_read_at_its_default(exported: Path):
+    data = yaml.safe_load(exported.read_text())
+    for engine in (data["engine"], *(one["engine"] for one in data["neighbours"])):
+        del engine["kv"]["keep_ratio"]
+    deployment = parse_deployment(yaml.safe_dump(data, sort_keys=False))
+    assert deployment.config().kv.keep_ratio == 1
+    assert deployment.engine["kv"]["keep_ratio"] == 1
+    text = dump_deployment(deployment)
+    assert dump_deployment(parse_deployment(text)) == text
+
+
 def test_the_shipped_schema_is_the_codes():
     shipped = json.loads(SCHEMA_FILE.read_text())
     assert shipped == deployment_schema(), "run scripts/write_deployment_schema.py"
