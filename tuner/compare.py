@@ -106,6 +106,8 @@ def _half(metric: MeasuredMetric) -> float:
 
 def _notes(first: Deployment, second: Deployment) -> list[str]:
     notes = []
+    if first.measured == second.measured:
+        notes.append("both state the same measurements: one config, measured once for both")
     if first.model.fingerprint != second.model.fingerprint:
         notes.append(f"two models: {first.model.id} and {second.model.id}")
     if first.workload.hash != second.workload.hash:

@@ -73,7 +73,8 @@ def timings_for(facts: ModelFacts, device: str, file: Path | None = None) -> Mod
     machine = probe(cache_folder()).fingerprint
     found = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, device))
     if found is None:
-        other = "" if device.startswith(PREFIX) else ", or name --device predicted:<machine>"
+        known = not device.startswith(PREFIX)
+        other = "; `tune replay --device predicted:<machine>` needs none" if known else ""
         raise UsageError(
             f"this model was not timed on {device} of this machine: run `tune profile --model "
             f"{facts.id} --device {device}` first{other}"
