@@ -24,7 +24,7 @@ from engine.records import (
     resolve_group_size,
     supported_bits,
 )
-from engine.types import Bits, format_bytes
+from engine.types import Bits, format_at_least, format_bytes
 
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
 # measured on the reference machine (docs/lab.md, "memory equation").
@@ -58,8 +58,8 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     if budget and smallest > budget:
         raise InfeasibleError(
             f"{config.precision.bits}-bit experts with {config.batch.count} x {config.batch.size} "
-            f"sequences need at least {format_bytes(smallest)} ({smallest} bytes), the budget is "
-            f"{format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
+            f"sequences need at least {format_at_least(smallest)} ({smallest} bytes), the budget "
+            f"is {format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
             smallest,
         )
     kv_host = kv_host_bytes(config, facts)

@@ -86,6 +86,12 @@ def parse_size_bytes(text: str | int) -> int:
     return size
 
 
+def format_at_least(size_bytes: int) -> str:
+    """Like format_bytes, rounded up: typed back as a budget it is enough."""
+    scale = max(1, 10 ** (len(str(size_bytes)) - 3))
+    return format_bytes(-(-size_bytes // scale) * scale)
+
+
 def format_bytes(size_bytes: float) -> str:
     """Decimal units for people: 1.5 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

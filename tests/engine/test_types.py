@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.types import format_bytes, parse_size_bytes
+from engine.types import format_at_least, format_bytes, parse_size_bytes
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,8 @@ def test_what_is_no_size_is_refused_in_one_sentence(text: str) -> None:
 def test_bytes_are_shown_in_decimal_units() -> None:
     assert format_bytes(1_500_000_000) == "1.5 GB"
     assert format_bytes(999) == "999 B"
+
+
+@given(st.integers(1, 10**12))
+def test_a_budget_rounded_up_is_enough_when_it_is_typed_back(size: int) -> None:
+    assert size <= parse_size_bytes(format_at_least(size)) <= size * 1.01 + 1

@@ -15,7 +15,7 @@ from engine.protocol import ModelFacts
 from engine.replay.planning import plan_micro_batches
 from engine.timings import ModelTimings, load_timings, timings_path
 from engine.trace import load_trace
-from engine.types import format_bytes
+from engine.types import format_at_least, format_bytes
 from tuner.budget import ERROR_RATIO, BudgetAnswer, budget_for, find_trace
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
@@ -64,7 +64,7 @@ def plan(
     if not any(row["fits"] for row in rows):
         smallest = min((r["smallest_bytes"] for r in rows if r["smallest_bytes"]), default=None)
         hint = f"the smallest budget that would is {smallest} bytes" if smallest else ""
-        shown = f" ({format_bytes(smallest)})" if smallest else ""
+        shown = f" ({format_at_least(smallest)})" if smallest else ""
         raise InfeasibleStudyError(
             f"{facts.id} does not fit {format_bytes(budget_bytes)} at any precision; {hint}{shown}",
             smallest,
@@ -156,7 +156,7 @@ def _print_budgets(facts: ModelFacts, target_tps: float, answers: list[BudgetAns
             high = format_bytes(answer.high_bytes) if answer.high_bytes else "more than all"
             share = f"{answer.share:.0%} of the experts"
             table.append(
-                [answer.bits, format_bytes(answer.smallest_bytes), share, f"{low} to {high}"]
+                [answer.bits, format_at_least(answer.smallest_bytes), share, f"{low} to {high}"]
             )
     columns = ["#bits", "#smallest budget", "", f"if it errs by {ERROR_RATIO:.0%}"]
     print_table(
@@ -173,7 +173,7 @@ def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]
             table.append([row["bits"], row["slots"], f"{row['resident_share']:.0%}", *figures])
         else:
             needed = row["smallest_bytes"]
-            missing = f"needs {format_bytes(needed)}" if needed else "not possible"
+            missing = f"needs {format_at_least(needed)}" if needed else "not possible"
             table.append([row["bits"], missing, *[None] * (len(parts) + 2)])
     budget = format_bytes(budget_bytes) if budget_bytes else "no limit"
     columns = ["#bits", "#slots", "#share", *(f"#{p.removesuffix('_bytes')}, bytes" for p in parts)]
