@@ -77,18 +77,14 @@ def compare(first: Deployment, second: Deployment) -> Comparison:
         and isinstance(two := second.measured.get(name), MeasuredMetric)
     ]
     if first.quality and second.quality:
-        one, two = (
-            MeasuredMetric(
-                value=side.quality.value,  # type: ignore[union-attr]
-                low=side.quality.value,  # type: ignore[union-attr]
-                high=side.quality.value,  # type: ignore[union-attr]
-                n=1,
-                unit="ratio to 16 bits",
-            )
-            for side in (first, second)
-        )
+        one, two = (_certain(side.value) for side in (first.quality, second.quality))
         figures.append(Figure("quality", one, two, None))
     return Comparison(settings, tuple(figures), tuple(_notes(first, second)))
+
+
+def _certain(value: float) -> MeasuredMetric:
+    """A quality, whose interval the files do not state."""
+    return MeasuredMetric(value=value, low=value, high=value, n=1, unit="ratio to 16 bits")
 
 
 def _ratio(first: MeasuredMetric, second: MeasuredMetric) -> Metric | None:
