@@ -46,6 +46,22 @@ class Fetch(NamedTuple):
     bits: Bits
 
 
+class _Ids(dict[int, ExpertId]):
+    """The experts of a layer by index, made once: decisions name them many times a token."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def __missing__(self, index: int) -> ExpertId:
+        made = self[index] = ExpertId(self._layer, index)
+        return made
+
+
+_Victims = dict["_Pool", list[ExpertId]]
+"""Who may be evicted in one call, by pool: walked once, however many slots the call takes."""
+
+
 @dataclass(slots=True)
 class _Resident:
     slot: int
@@ -105,6 +121,7 @@ class ExpertCache:
             for by_bits in self._by_layer
         ]
         self.slots = first
+        self._ids = tuple(_Ids(layer) for layer in range(layers))
         self._high = high
         self._hold = hold_predicted
         self._layer = -1
@@ -145,8 +162,8 @@ class ExpertCache:
 
     def missing(self, layer: int, indices: Iterable[int]) -> list[int]:
         """Those that are neither resident nor demanded before in the present pass."""
-        pools = self._of_layer[layer]
-        experts = [(index, ExpertId(layer, index)) for index in indices]
+        pools, ids = self._of_layer[layer], self._ids[layer]
+        experts = [(index, ids[index]) for index in indices]
         if len(pools) == 1:
             residents = pools[0].residents
             return [i for i, e in experts if e not in residents and e not in self._demanded]
@@ -172,11 +189,11 @@ class ExpertCache:
         finish(); what is to be skipped has no step.
         """
         by_bits, pools = self._by_layer[self._layer], self._of_layer[self._layer]
-        demanded = self._demanded
+        demanded, ids = self._demanded, self._ids[self._layer]
         steps: list[Step] = []
         missing: list[ExpertId] = []
         for index in indices:
-            expert = ExpertId(self._layer, index)
+            expert = ids[index]
             if expert in demanded:
                 continue
             demanded[expert] = None
@@ -197,6 +214,7 @@ class ExpertCache:
                 missing.append(expert)
         # Other micro-batches may still want what the last pass used: those victims wait.
         spare = self._last_demand.get(self._layer, ()) if more_to_come else ()
+        victims: _Victims = {}
         for expert in missing:
             bits = wanted.get(expert.expert, self._high)
             if bits is None:
@@ -204,7 +222,7 @@ class ExpertCache:
             if expert.expert in on_host:
                 steps.append(Step(expert, ON_HOST, bits, hit=False))
                 continue
-            slot = self._take_slot(by_bits[bits], expert, bits, spare)
+            slot = self._take_slot(by_bits[bits], expert, bits, victims, spare)
             if slot is None:
                 self._deferred.append((expert, bits))
                 continue
@@ -217,9 +235,10 @@ class ExpertCache:
         that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
         steps: list[Step] = []
         given: dict[_Pool, int] = {}
+        victims: _Victims = {}
         for expert, bits in self._deferred:
             pool = self._by_layer[self._layer][bits]
-            slot = self._take_slot(pool, expert, bits)
+            slot = self._take_slot(pool, expert, bits, victims)
             if slot is not None:
                 steps.append(Step(expert, slot, bits, hit=False))
             else:
@@ -261,7 +280,8 @@ class ExpertCache:
         """
         by_bits, pools = self._by_layer[layer], self._of_layer[layer]
         room = sum(pool.capacity for pool in pools)
-        experts = [ExpertId(layer, i) for i in dict.fromkeys(indices)][:room]
+        ids = self._ids[layer]
+        experts = [ids[i] for i in dict.fromkeys(indices)][:room]
         if self._hold:
             self._predicted[layer] = frozenset(experts) | self._predicted.get(layer, frozenset())
         missing = []
@@ -275,13 +295,12 @@ class ExpertCache:
             else:
                 missing.append(expert)
         fetches: list[Fetch] = []
-        full: set[_Pool] = set()
+        victims: _Victims = {}
         for expert in missing:
             bits = wanted.get(expert.expert, self._high) or self._high
             pool = by_bits[bits]
-            slot = None if pool in full else self._take_slot(pool, expert, bits, spare=experts)
+            slot = self._take_slot(pool, expert, bits, victims, experts)
             if slot is None:
-                full.add(pool)
                 continue
             if scores:
                 pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
@@ -308,21 +327,35 @@ class ExpertCache:
         return next(e for e, resident in pool.residents.items() if resident.slot not in used)
 
     def _take_slot(
-        self, pool: _Pool, expert: ExpertId, bits: Bits, spare: Iterable[ExpertId] = ()
+        self,
+        pool: _Pool,
+        expert: ExpertId,
+        bits: Bits,
+        victims: _Victims,
+        spare: Collection[ExpertId] = (),
     ) -> int | None:
+        """A free slot, or that of a victim; None where every resident is demanded or spared."""
         if not pool.free:
-            kept = set(spare)
-            candidates = [e for e in pool.residents if e not in self._demanded and e not in kept]
-            if self._hold and candidates:
-                held = frozenset().union(*self._predicted.values())
-                candidates = [e for e in candidates if e not in held] or candidates
-            if not candidates:
+            allowed = victims.get(pool)
+            if allowed is None:
+                kept = self._demanded.keys() | spare
+                allowed = victims[pool] = [e for e in pool.residents if e not in kept]
+            if not allowed:
                 return None
-            self._release(pool, pool.eviction.victim(candidates, expert))
+            victim = pool.eviction.victim(self._least_wanted(allowed), expert)
+            allowed.remove(victim)
+            self._release(pool, victim)
         slot = pool.free.pop()
         pool.residents[expert] = _Resident(slot, bits)
         pool.eviction.insert(expert, high=bits == self._high)
         return slot
+
+    def _least_wanted(self, allowed: list[ExpertId]) -> list[ExpertId]:
+        """Without what was predicted for layers to come, where that is held and others are left."""
+        if not self._hold:
+            return allowed
+        held = frozenset().union(*self._predicted.values())
+        return [e for e in allowed if e not in held] or allowed
 
     def _release(self, pool: _Pool, expert: ExpertId) -> None:
         pool.free.append(pool.residents.pop(expert).slot)

@@ -41,7 +41,7 @@ class LruEviction:
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
         """The candidate with the oldest stamp."""
-        return min(candidates, key=lambda expert: self._last_use.get(expert, 0))
+        return min(candidates, key=self._last_use.__getitem__)
 
 
 class NoCacheEviction(LruEviction):
