@@ -119,10 +119,7 @@ def frozen_timings(
     if found is None:
         text = load_workload(default_workload())
         room = base.overlay({"kv.max_tokens": 256})
-        result = session.request(
-            "calibrate", config=room.to_dict(), workload=text.to_json(), bits=list(BITS)
-        )
-        found = ModelTimings.from_json(result)
+        found = session.calibrate(room, text, BITS)
         save_timings(found, path)
         session.close()
     return found

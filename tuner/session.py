@@ -19,9 +19,11 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
 from engine.report import QualityReport, Report
+from engine.timings import ModelTimings
 from tuner.errors import WorkerError
-from tuner.folders import data_folder
+from tuner.folders import cache_folder, data_folder
 from tuner.runner import EngineWorker, OnEvent, WorkerLimits
+from tuner.timed import timed_section
 
 StartWorker = Callable[[], EngineWorker]
 T = TypeVar("T")
@@ -114,15 +116,17 @@ class EngineSession:
         seed: int = 0,
         on_event: OnEvent | None = None,
     ) -> Report:
-        """Measure what is configured; a report with impossible figures is bad_output."""
-        result = self._live().request(
-            "measure",
-            on_event=on_event,
-            workload=workload.to_json(),
-            repeats=repeats,
-            warm_up=warm_up,
-            seed=seed,
-        )
+        """Measure what is configured, when it is this process's turn; a report with impossible
+        figures is bad_output."""
+        with self._turn():
+            result = self._live().request(
+                "measure",
+                on_event=on_event,
+                workload=workload.to_json(),
+                repeats=repeats,
+                warm_up=warm_up,
+                seed=seed,
+            )
         return self._checked(lambda: _check_report(Report.from_json(result)))
 
     def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
@@ -156,17 +160,41 @@ class EngineSession:
 
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
-        result = self._ready().request("profile")
+        worker = self._ready()
+        with self._turn():
+            result = worker.request("profile")
         self._tainted = True
         known = {field.name for field in dataclasses.fields(MachineProfile)}
         figures = {name: value for name, value in result.items() if name in known}
         return self._checked(lambda: MachineProfile(**figures))
+
+    def calibrate(
+        self,
+        config: EngineConfig,
+        workload: Workload,
+        bits: Sequence[int],
+        on_event: OnEvent | None = None,
+    ) -> ModelTimings:
+        """Time the parts of this model's passes."""
+        worker = self._open()
+        with self._turn():
+            result = worker.request(
+                "calibrate",
+                on_event=on_event,
+                config=config.to_dict(),
+                workload=workload.to_json(),
+                bits=list(bits),
+            )
+        return self._checked(lambda: ModelTimings.from_json(result))
 
     def request(
         self, operation: str, on_event: OnEvent | None = None, **arguments: Any
     ) -> dict[str, Any]:
         """Any other operation on the open model."""
         return self._open().request(operation, on_event=on_event, **arguments)
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        return timed_section(cache_folder(), self.opened_device)
 
     def _live(self) -> EngineWorker:
         if self._worker is None or not self._worker.alive:

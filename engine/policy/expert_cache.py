@@ -284,13 +284,14 @@ class ExpertCache:
         experts = [ids[i] for i in dict.fromkeys(indices)][:room]
         if self._hold:
             self._predicted[layer] = frozenset(experts) | self._predicted.get(layer, frozenset())
+        scored = scores if any(pool.eviction.expects for pool in pools) else None
         missing = []
         for expert in experts:
             for pool in pools:
                 if expert in pool.residents:
                     pool.eviction.use(expert)
-                    if scores:
-                        pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+                    if scored:
+                        pool.eviction.expect(expert, scored.get(expert.expert, 0.0))
                     break
             else:
                 missing.append(expert)
@@ -302,8 +303,8 @@ class ExpertCache:
             slot = self._take_slot(pool, expert, bits, victims, experts)
             if slot is None:
                 continue
-            if scores:
-                pool.eviction.expect(expert, scores.get(expert.expert, 0.0))
+            if scored:
+                pool.eviction.expect(expert, scored.get(expert.expert, 0.0))
             fetches.append(Fetch(expert, slot, bits))
         return fetches
 

@@ -128,10 +128,7 @@ def _calibrate(
     room = max(work.prompt_tokens + work.output_tokens, 256)
     budget = options.read_size("--vram", vram) or 0
     base = EngineConfig().overlay({"budget.vram_bytes": budget, "kv.max_tokens": room})
-    result = session.request(
-        "calibrate", config=base.to_dict(), workload=work.to_json(), bits=list(bits)
-    )
-    return ModelTimings.from_json(result)
+    return session.calibrate(base, work, bits)
 
 
 def _sensitivities(session: EngineSession, vram: str | None, work: Workload) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class ArcEviction:
     """
 
     keeps = True
+    expects = False
 
     def __init__(self, *, coarse: bool = False) -> None:
         self._coarse = coarse
@@ -68,7 +69,7 @@ class ArcEviction:
             known -= 1
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """Scores do not matter."""
+        """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
         """Becomes a ghost of the list that it leaves."""

@@ -18,6 +18,9 @@ class Eviction(Protocol):
     keeps: bool
     """False: nothing outlives the layer pass that demanded it."""
 
+    expects: bool
+    """Whether predictors' scores matter; False: expect() is never called."""
+
     def begin_sequences(self) -> None:
         """New sequences begin."""
 

@@ -19,6 +19,7 @@ class LfuEviction:
     """
 
     keeps = True
+    expects = False
 
     def __init__(self, decay: float) -> None:
         self._fall = -math.log(decay)
@@ -43,7 +44,7 @@ class LfuEviction:
         self.use(expert)
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """Scores do not matter."""
+        """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
         """Its count stays."""

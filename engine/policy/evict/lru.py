@@ -11,6 +11,7 @@ class LruEviction:
     """Evicts the expert whose last use lies furthest back."""
 
     keeps = True
+    expects = False
 
     def __init__(self) -> None:
         self._clock = 0
@@ -33,7 +34,7 @@ class LruEviction:
         self._last_use[expert] = self._clock
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """Scores do not matter."""
+        """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
         """Drop its stamp."""

@@ -18,6 +18,7 @@ class ProbabilityFrequencyEviction:
     """
 
     keeps = True
+    expects = True
 
     def __init__(self) -> None:
         self._uses: Counter[ExpertId] = Counter()

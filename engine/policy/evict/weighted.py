@@ -51,6 +51,7 @@ class WeightedEviction:
     """
 
     keeps = True
+    expects = False
 
     def __init__(self, weights: Weights, layers: int) -> None:
         self._weights = weights
@@ -88,7 +89,7 @@ class WeightedEviction:
         self.use(expert, high=high)
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """Scores do not matter."""
+        """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
         """Its record stays until the sequence ends."""
