@@ -78,9 +78,9 @@ def router_choice(output: Any, count: int) -> list[list[int]]:
     return ranked
 
 
-def router_probabilities(output: Any) -> torch.Tensor | None:
-    """Probabilities of all experts [T, E] from whatever a router returns, None where it does not
-    say. Logits go through a softmax; scores between 0 and 1 are scaled to sum to 1."""
+def router_scores(output: Any) -> torch.Tensor | None:
+    """What a router says of all experts, [T, E] in float32, from whatever it returns: logits, or
+    scores between 0 and 1. None where it does not say."""
     tensors = [output] if isinstance(output, torch.Tensor) else list(output)
     scores = [t for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()]
     scores = [t for t in scores if t.dim() >= 2]
@@ -88,10 +88,29 @@ def router_probabilities(output: Any) -> torch.Tensor | None:
     narrow = min((t.shape[-1] for t in tensors if isinstance(t, torch.Tensor)), default=0)
     if widest is None or (len(tensors) > 1 and widest.shape[-1] == narrow):
         return None
-    flat = widest.reshape(-1, widest.shape[-1]).float()  # [T, E]
-    if flat.min() >= 0 and flat.max() <= 1:
-        return flat / flat.sum(dim=-1, keepdim=True).clamp_min(1e-9)
-    return flat.softmax(dim=-1)
+    return widest.reshape(-1, widest.shape[-1]).float()
+
+
+class RouterProbabilities:
+    """Probabilities of all experts from routers' scores.
+
+    Logits go through a softmax, scores between 0 and 1 are scaled to sum to 1. Which of both a
+    layer's router gives is remembered: a single token's logits may all lie between 0 and 1.
+    """
+
+    def __init__(self) -> None:
+        self._logits: set[int] = set()
+
+    def of(self, layer: int, output: Any) -> torch.Tensor | None:
+        """[T, E]; None where this router does not say."""
+        scores = router_scores(output)
+        if scores is None:
+            return None
+        if layer not in self._logits and (scores.min() < 0 or scores.max() > 1):
+            self._logits.add(layer)
+        if layer in self._logits:
+            return scores.softmax(dim=-1)
+        return scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
 def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:

@@ -24,7 +24,7 @@ from engine.experts.kernels.multiplier import Product
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
-from engine.model.hook import router_probabilities
+from engine.model.hook import RouterProbabilities
 from engine.model.loader import LoadedModel
 from engine.policy.view import Need, PassStart, Routing
 from engine.run.phase_clock import PhaseClock
@@ -85,6 +85,7 @@ class ExpertsRuntime:
         self._scoring = False
         self._recorder: RoutingRecorder | None = None
         self._probabilities: torch.Tensor | None = None
+        self._routers = RouterProbabilities()
         self.phase: Phase = "decode"
         self._set_needs()
 
@@ -144,7 +145,7 @@ class ExpertsRuntime:
         if self._scoring:
             return
         if "probabilities" in self._needs:
-            self._probabilities = router_probabilities(output)
+            self._probabilities = self._routers.of(layer, output)
         self._clock.switch("dense")
 
     def experts(
