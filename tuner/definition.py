@@ -85,7 +85,8 @@ class StudyDefinition(Strict):
     """A study.
 
     engine: settings (paths) fixed for every trial; space: paths and the values to search, over
-    the default four; stall_s: an engine that makes no progress for so long is stopped (0: by
+    the default four; confirm_rounds: how often the front is measured again, each time in a fresh
+    process; stall_s: an engine that makes no progress for so long is stopped (0: by
     operation). workload: a workload YAML; prompts: a file of own prompts instead.
     """
 
@@ -110,6 +111,7 @@ class StudyDefinition(Strict):
     sampler: SamplerName = "auto"
     seed: int = 0
     repeats: Repeats = Repeats()
+    confirm_rounds: int = Field(default=3, ge=0)
     stall_s: float = Field(default=0.0, ge=0)
     output: str = ""
 
@@ -147,7 +149,16 @@ class StudyDefinition(Strict):
 
     def search_digest(self) -> str:
         """Hash of what makes results comparable; a study of the same name must agree in it."""
-        free = {"name", "output", "trials", "timeout_s", "sampler", "seed", "stall_s"}
+        free = {
+            "name",
+            "output",
+            "trials",
+            "timeout_s",
+            "sampler",
+            "seed",
+            "stall_s",
+            "confirm_rounds",
+        }
         text = self.model_dump_json(exclude=free)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.protocol import Workload
+from engine.report import Metric
 from tuner.deployment import (
     VERSION,
     DeployedQuality,
@@ -135,9 +136,14 @@ def _whole(trial: TrialSnapshot) -> dict[str, Any]:
     return EngineConfig.from_dict(trial.config or {}).to_dict()
 
 
+def reported(trial: TrialSnapshot) -> Mapping[str, Metric]:
+    """What it did in fresh processes after the search where it was confirmed, else all of it."""
+    return {**trial.metrics, **trial.confirmed}
+
+
 def _measured(trial: TrialSnapshot) -> dict[str, MeasuredMetric | MeasuredSentinel]:
     measured: dict[str, MeasuredMetric | MeasuredSentinel] = {
-        name: MeasuredMetric(**asdict(metric)) for name, metric in trial.metrics.items()
+        name: MeasuredMetric(**asdict(metric)) for name, metric in reported(trial).items()
     }
     measured["sentinel"] = MeasuredSentinel(
         **(trial.sentinel or {"compute_ms": 0.0, "read_ms": 0.0})

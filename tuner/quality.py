@@ -89,6 +89,18 @@ class QualityJudge:
         """The quality of a resolved config, at the canonical setting of what cannot change it."""
         return self._result(_canonical(config), on_event, reference=False)
 
+    def known_ratio(self, config: EngineConfig) -> float | None:
+        """The quality of a resolved config where it was evaluated already; asks no engine."""
+        canonical = _canonical(config)
+        key = quality_key(quality_dependencies(canonical, self.tasks, self.seed))
+        known = self.store.quality(self.model_id, key)
+        if known is None or not self._references:
+            return None
+        try:
+            return quality_ratio(self._references[0].report, known.report)
+        except QualityError:
+            return None
+
     def _evaluated_reference(self, on_event: OnEvent | None) -> QualityResult:
         config = _within_reach(_canonical(self.base.overlay(SIXTEEN_BITS)), self.session)
         for _ in range(1, REFERENCE_ATTEMPTS):
@@ -165,6 +177,13 @@ def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -
         "options": tasks.options(seed).to_json(),
         "versions": package_versions(),
     }
+
+
+def quality_group(config: EngineConfig) -> str:
+    """Equal for resolved configs of one study whose quality is evaluated once for all of them."""
+    canonical = _canonical(config)
+    known = {**lossy_settings(canonical), "kv.max_tokens": canonical.kv.max_tokens}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def task_digest(task: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,8 @@ class EngineSession:
     """One model on one device.
 
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker
-    that is not started yet; revision: of a hub id, None for its latest, which the first opening
+    that is not started yet; busy_s: seconds that engines worked, waiting for a turn left out;
+    revision: of a hub id, None for its latest, which the first opening
     pins, so that a new worker never runs another. A context manager: leaving it ends the worker.
     """
 
@@ -59,6 +60,7 @@ class EngineSession:
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
     opened_device: str = field(default="cpu", init=False)
+    busy_s: float = field(default=0.0, init=False)
 
     def __enter__(self) -> EngineSession:
         return self
@@ -105,7 +107,8 @@ class EngineSession:
         """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
         self._configurations += 1
-        result = worker.request("configure", config=config.to_dict())
+        with self._busy():
+            result = worker.request("configure", config=config.to_dict())
         return self._checked(lambda: _read_configured(result))
 
     def measure(
@@ -118,7 +121,7 @@ class EngineSession:
     ) -> Report:
         """Measure what is configured, when it is this process's turn; a report with impossible
         figures is bad_output."""
-        with self._turn():
+        with self._turn(), self._busy():
             result = self._live().request(
                 "measure",
                 on_event=on_event,
@@ -144,13 +147,14 @@ class EngineSession:
     ) -> QualityReport:
         """Run lm-eval tasks on what is configured."""
         self._tainted = True
-        result = self._live().request(
-            "evaluate",
-            on_event=on_event,
-            tasks=list(tasks),
-            reference=reference,
-            **options.to_json(),
-        )
+        with self._busy():
+            result = self._live().request(
+                "evaluate",
+                on_event=on_event,
+                tasks=list(tasks),
+                reference=reference,
+                **options.to_json(),
+            )
         return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
 
     def discard_journal(self) -> None:
@@ -161,7 +165,7 @@ class EngineSession:
     def profile(self) -> MachineProfile:
         """Measure this machine's speeds."""
         worker = self._ready()
-        with self._turn():
+        with self._turn(), self._busy():
             result = worker.request("profile")
         self._tainted = True
         known = {field.name for field in dataclasses.fields(MachineProfile)}
@@ -177,7 +181,7 @@ class EngineSession:
     ) -> ModelTimings:
         """Time the parts of this model's passes."""
         worker = self._open()
-        with self._turn():
+        with self._turn(), self._busy():
             result = worker.request(
                 "calibrate",
                 on_event=on_event,
@@ -191,7 +195,17 @@ class EngineSession:
         self, operation: str, on_event: OnEvent | None = None, **arguments: Any
     ) -> dict[str, Any]:
         """Any other operation on the open model."""
-        return self._open().request(operation, on_event=on_event, **arguments)
+        worker = self._open()
+        with self._busy():
+            return worker.request(operation, on_event=on_event, **arguments)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_s += time.monotonic() - started
 
     def _turn(self) -> contextlib.AbstractContextManager[None]:
         return timed_section(cache_folder(), self.opened_device)

@@ -23,13 +23,30 @@ def interval(values: Sequence[float], unit: str) -> Metric:
     return Metric(mean, mean - half, mean + half, len(values), unit)
 
 
+def confirmed_interval(confirming: Sequence[float], every: Sequence[float], unit: str) -> Metric:
+    """The mean of the confirming values; its bounds from the spread of all values, of which the
+    confirming ones are a part, around the mean of either part."""
+    mean, count = statistics.fmean(confirming), len(confirming)
+    others = list(every)
+    for value in confirming:
+        others.remove(value)
+    squares = sum((value - mean) ** 2 for value in confirming)
+    degrees = count - 1
+    if len(others) > 1:
+        centre = statistics.fmean(others)
+        squares += sum((value - centre) ** 2 for value in others)
+        degrees += len(others) - 1
+    if degrees < 1:
+        return Metric(mean, mean, mean, count, unit)
+    half = quantile(degrees) * math.sqrt(squares / degrees / count)
+    return Metric(mean, mean - half, mean + half, count, unit)
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half of the 95 % interval of the mean, in the values' unit; 0 for one value."""
     if len(values) < 2:
         return 0.0
-    degrees = len(values) - 1
-    quantile = _T95[degrees - 1] if degrees <= len(_T95) else 1.96
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def relative_half_width(values: Sequence[float]) -> float:
@@ -42,3 +59,8 @@ def paired_ratio(values: Sequence[float], to: Sequence[float]) -> Metric | None:
     """values / to, round by round, with the interval of the ratios; None without common rounds."""
     ratios = [a / b for a, b in zip(values, to, strict=False) if b]
     return interval(ratios, "ratio") if ratios else None
+
+
+def quantile(degrees: int) -> float:
+    """Student's t, two-sided 95 %."""
+    return _T95[degrees - 1] if degrees <= len(_T95) else 1.96

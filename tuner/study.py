@@ -1,45 +1,59 @@
 """A study from its first trial to its last, resumable at any moment.
 
-In: a definition, an open engine session, a store. Out: StudyResult. Optuna proposes, our tables
-are the record. The recommended config is on disk after every trial.
+In: a definition, an open engine session, a store. Out: StudyResult. Stages: prepare (machine,
+trace, twin), search, confirm. Optuna hands out trials, our tables are the record. The recommended
+config is on disk after every trial.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState as OptunaState
 
 from engine.hardware import Hardware
 from engine.protocol import Workload
 from tuner import objective
+from tuner.confirm import Confirmation
 from tuner.definition import StudyDefinition
+from tuner.domination import Rivals, rivals_of
 from tuner.errors import StoreError, StudyError, UsageError
 from tuner.export import check_writable, render, write_atomically
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
 from tuner.lock import study_lock
+from tuner.optuna_memory import (
+    CORNER,
+    DEFAULT,
+    enqueue,
+    fail_lost,
+    open_memory,
+    open_storage,
+    origin_of,
+)
+from tuner.preparation import Preparation
 from tuner.progress import Progress
 from tuner.quality import QualityJudge
 from tuner.sampler import LEARN_FROM_PRUNED, build_sampler
+from tuner.search.guide import Guide
+from tuner.search.sampler import GuidedSampler
 from tuner.session import EngineSession
-from tuner.space import SearchSpace, build_space
+from tuner.space import Point, SearchSpace, build_space
 from tuner.store.database import explained
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
 from tuner.trial import TrialRunner
-
-log = logging.getLogger(__name__)
+from tuner.workers import is_gone, own_id
 
 # A study of fewer trials leaves all but the first to the sampler.
 CORNERS_FROM_TRIALS = 8
+# Of a study's --timeout, kept for confirming its front.
+CONFIRMING_SHARE = 0.2
+MOST_CONFIRMED = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ def run_study(
     hardware: Hardware,
     progress: Progress,
 ) -> StudyResult:
-    """Run, or continue, a study until its trials or its time are spent.
+    """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken, UsageError for
     a task that does not exist. On KeyboardInterrupt the study is left resumable and the interrupt
@@ -75,12 +89,12 @@ def run_study(
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload)
         study = store.begin_study(definition, session.facts, hardware, workload)
-        run = _Run(definition, session, store, progress, workload, space, study)
+        run = _Run(definition, session, store, hardware, progress, workload, space, study)
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
-            undo.callback(store.interrupt_running, study.id)  # runs first
+            undo.callback(store.interrupt_running, study.id, _ours_or_gone)  # runs first
             with progress.showing():
-                run.search()
+                run.lead()
             undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
@@ -113,24 +127,55 @@ def _check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
         )
 
 
+def _ours_or_gone(worker: str | None) -> bool:
+    return worker == own_id() or is_gone(worker)
+
+
 @dataclass
 class _Run:
     definition: StudyDefinition
     session: EngineSession
     store: Store
+    hardware: Hardware
     progress: Progress
     workload: Workload
     space: SearchSpace
     study: StudySnapshot
+    started_s: float = field(default_factory=time.monotonic)
+    guide: Guide | None = None
     runner: TrialRunner | None = None
 
-    def search(self) -> None:
-        started_s = time.monotonic()
-        self.store.interrupt_running(self.study.id)
-        remaining = self.definition.trials - self._finished()
-        if remaining <= 0:
-            self._write_best()
-            return
+    def lead(self) -> None:
+        """All stages, as the one parent of the study."""
+        self.store.interrupt_running(self.study.id, is_gone)
+        trials = self._trials()
+        if self._left(trials) > 0:
+            self._prepare()
+            if self.guide is None or not self.guide.exhausted(trials):
+                self._search()
+        self._write_best()
+        self._confirm()
+        self._write_best()
+
+    def result(self) -> StudyResult:
+        study = self.store.study(self.study.name)
+        trials = self.store.trials(study)
+        front = front_of(self.study, trials)
+        output = str(self.definition.output_path) if front.members else None
+        return StudyResult(study, trials, front, output)
+
+    def _prepare(self) -> None:
+        if self.definition.sampler == "auto":
+            preparation = Preparation(
+                self.definition,
+                self.session,
+                self.hardware,
+                self.workload,
+                self.space,
+                self.progress.tell,
+                lambda stage, seconds: self.store.add_spent(self.study.id, stage, seconds),
+            )
+            self.guide = preparation.guide()
         self.runner = TrialRunner(
             self.session,
             self.store,
@@ -140,30 +185,67 @@ class _Run:
             self.space,
             self._judge(),
             self.progress.tell,
+            self._rivals,
+            self.guide.predict if self.guide is not None else lambda point: {},
         )
+
+    def _search(self) -> None:
+        started_s = time.monotonic()
+        with (
+            explained(self.store.database.url),
+            open_storage(self.store.database, self.store, self.study) as storage,
+        ):
+            memory = open_memory(storage, self._sampler(), self.definition)
+            trials = self._trials()
+            fail_lost(memory, trials)
+            enqueue(memory, trials, self._first())
+            try:
+                memory.optimize(
+                    self._objective,
+                    n_trials=self._left(trials),
+                    timeout=self._seconds_left(1 - CONFIRMING_SHARE),
+                    catch=(FailedTrialError,),
+                    callbacks=[self._after_trial],
+                )
+            finally:
+                self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
+
+    def _confirm(self) -> None:
+        """The front again, in fresh processes; more of it where pooled samples change it."""
+        rounds = self.definition.confirm_rounds
+        front = front_of(self.study, self._trials())
+        if not rounds or not front.members:
+            return
+        members = [front.knee, *(m for m in front.members if m != front.knee)][:MOST_CONFIRMED]
+        until_s = None
+        if self.definition.timeout_s:
+            until_s = self.started_s + self.definition.timeout_s
+        started_s = time.monotonic()
+        Confirmation(
+            self.session,
+            self.store,
+            self.study,
+            self.workload,
+            self.definition.seed,
+            self.progress.tell,
+        ).run(members, rounds, until_s)
+        self.store.add_spent(self.study.id, "confirm", time.monotonic() - started_s)
+
+    def _seconds_left(self, share: float) -> float | None:
         timeout_s = self.definition.timeout_s
-        with explained(self.store.database.url), self._optuna_storage() as storage:
-            memory = self._open_optuna(storage)
-            self._enqueue(memory)
-            left_s = max(1.0, timeout_s - (time.monotonic() - started_s)) if timeout_s else None
-            memory.optimize(
-                self._objective,
-                n_trials=remaining,
-                timeout=left_s,
-                catch=(FailedTrialError,),
-                callbacks=[self._after_trial],
-            )
+        if not timeout_s:
+            return None
+        return max(1.0, share * timeout_s - (time.monotonic() - self.started_s))
 
-    def result(self) -> StudyResult:
-        study = self.store.study(self.study.name)
-        trials = self.store.trials(study)
-        front = front_of(self.study, trials)
-        output = str(self.definition.output_path) if front.members else None
-        return StudyResult(study, trials, front, output)
+    def _trials(self) -> tuple[TrialSnapshot, ...]:
+        return self.store.trials(self.study)
 
-    def _finished(self) -> int:
-        counts = self.store.study(self.study.name).trials_by_state
-        return sum(counts.get(state, 0) for state in FINISHED_STATES)
+    def _left(self, trials: Sequence[TrialSnapshot]) -> int:
+        return self.definition.trials - sum(t.state in FINISHED_STATES for t in trials)
+
+    def _rivals(self) -> Rivals:
+        trials = self._trials()
+        return rivals_of(self.definition.objectives, front_of(self.study, trials).members, trials)
 
     def _judge(self) -> QualityJudge | None:
         if "quality" not in self.definition.objectives:
@@ -177,73 +259,32 @@ class _Run:
             self.space.base,
         )
 
-    @contextlib.contextmanager
-    def _optuna_storage(self) -> Iterator[Any]:
-        """The sampler's memory lies in the same database; its connections end with the block."""
-        url = self.store.database.engine.url
-        storage = optuna.storages.RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=_engine_arguments(url.drivername),
-        )
-        try:
-            yield storage
-        finally:
-            storage.remove_session()
-            storage.engine.dispose()
+    def _sampler(self) -> Any:
+        seed = self.definition.seed + len(self._trials())
+        plain = build_sampler(self.definition.sampler, seed, self.space, self.definition.trials)
+        return plain if self.guide is None else GuidedSampler(self.guide, self._trials, plain)
 
-    def _open_optuna(self, storage: Any) -> Any:
-        """The sampler's memory; its trials left running are failed."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            finished = self._finished()
-            memory = optuna.create_study(
-                storage=storage,
-                sampler=build_sampler(
-                    self.definition.sampler,
-                    self.definition.seed + finished,
-                    self.space,
-                    self.definition.trials,
-                ),
-                study_name=self.study.name,
-                directions=[objective.DIRECTIONS[name] for name in self.definition.objectives],
-                load_if_exists=True,
-            )
-            for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
-                memory.tell(trial.number, state=OptunaState.FAIL)
-        return memory
-
-    def _enqueue(self, memory: Any) -> None:
-        """The default config is trial 0; what was interrupted comes again.
-
-        The sampler `auto` also begins with the default at every precision, since bits matter most.
-        """
-        trials = self.store.trials(self.study)
-        known = [dict(t.params) for t in trials if t.state in FINISHED_STATES]
-        waiting = memory.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        known += [dict(t.system_attrs.get("fixed_params", {})) for t in waiting]
-        lost = [dict(t.params) for t in trials if t.state == "INTERRUPTED"]
-        first = [self.space.default()]
-        if self.definition.sampler == "auto" and self.definition.trials >= CORNERS_FROM_TRIALS:
-            first += self.space.precision_corners()
-        for point in [*first, *lost]:
-            if point not in known:
-                memory.enqueue_trial(point)
-                known.append(point)
+    def _first(self) -> list[tuple[str, Point]]:
+        """The default config is trial 0. Without predictions, `auto` also begins with the default
+        at every precision, since bits matter most."""
+        first: list[tuple[str, Point]] = [(DEFAULT, self.space.default())]
+        blind = self.guide is not None and not self.guide.predictions.logs
+        if blind and self.definition.trials >= CORNERS_FROM_TRIALS:
+            first += [(CORNER, point) for point in self.space.precision_corners()]
+        return first
 
     def _objective(self, trial: Any) -> list[float]:
         point = {
             p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters
         }
-        trial_id = self.store.start_trial(self.study.id, trial.number, point)
+        trial_id = self.store.start_trial(
+            self.study.id, trial.number, point, own_id(), origin_of(trial)
+        )
         assert self.runner is not None
         try:
             outcome = self.runner.run(trial_id, point)
         except BaseException as error:
-            words = (
-                "the disk or the database failed" if isinstance(error, StoreError) else "stopped"
-            )
-            lost = TrialOutcome("INTERRUPTED", "interrupted", f"{words} while this trial ran")
+            lost = TrialOutcome("INTERRUPTED", "interrupted", "stopped while this trial ran")
             if not isinstance(error, StoreError):
                 self.store.finish_trial(trial_id, lost)
             raise
@@ -256,7 +297,7 @@ class _Run:
         found = outcome.violations or {}
         for name in objective.CONSTRAINTS:
             trial.set_constraint(name, found.get(name, 0.0))
-        if outcome.state == "COMPLETE":
+        if outcome.state in ("COMPLETE", "DOMINATED"):
             scores = outcome.scores or {}
             return [scores[name] for name in self.definition.objectives]
         if self.definition.sampler in LEARN_FROM_PRUNED:
@@ -264,19 +305,20 @@ class _Run:
         return [objective.WORST[name] for name in self.definition.objectives]
 
     def _after_trial(self, memory: Any, trial: Any) -> None:
-        trials = self.store.trials(self.study)
+        trials = self._trials()
         front = front_of(self.study, trials)
         self._write_best(front)
         done = [t for t in trials if t.state in FINISHED_STATES]
         latest = next((t for t in trials if t.number == trial.number), None)
         if latest is not None:
             self.progress.trial_done(latest, front, len(done), self.definition.trials)
-        if _distinct(done) >= self.space.size:
+        spent = self._left(trials) <= 0 or _distinct(done) >= self.space.size
+        if spent or (self.guide is not None and self.guide.exhausted(trials)):
             memory.stop()
 
     def _write_best(self, front: Front | None = None) -> None:
         if front is None:
-            front = front_of(self.study, self.store.trials(self.study))
+            front = front_of(self.study, self._trials())
         if front.members:
             study = self.store.study(self.study.name)
             write_atomically(self.definition.output_path, render(study, front, front.knee))
@@ -284,7 +326,3 @@ class _Run:
 
 def _distinct(trials: Sequence[TrialSnapshot]) -> int:
     return len({tuple(sorted((k, str(v)) for k, v in t.params.items())) for t in trials})
-
-
-def _engine_arguments(driver: str) -> dict[str, Any]:
-    return {"connect_args": {"timeout": 30}} if driver.startswith("sqlite") else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config import EngineConfig
@@ -18,6 +18,7 @@ from engine.report import Report
 from engine.types import format_bytes
 from tuner import objective
 from tuner.definition import StudyDefinition
+from tuner.domination import Rivals
 from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
 from tuner.quality import QualityJudge, quality_ratio
 from tuner.session import Configured, EngineSession
@@ -37,7 +38,9 @@ STEADY_METRICS = ("output_tps", "tpot_ms")
 class TrialRunner:
     """Runs points of one study.
 
-    judge: None where quality is no objective; tell: hears in a few words what is being done.
+    judge: None where quality is no objective; tell: hears in a few words what is done; rivals:
+    the front that a point must not be beaten by, None where every point is measured to the end;
+    predict: the twin's figures for a point, {} without one.
     """
 
     session: EngineSession
@@ -48,9 +51,20 @@ class TrialRunner:
     space: SearchSpace
     judge: QualityJudge | None
     tell: Callable[[str], None]
+    rivals: Callable[[], Rivals] | None = None
+    predict: Callable[[Point], Mapping[str, float]] = lambda point: {}
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
         """Measure a point, evaluate its quality, score it."""
+        before_s = self.session.busy_s
+        outcome = self._run(trial_id, point)
+        return replace(
+            outcome,
+            predicted=self.predict(point),
+            engine_s=self.session.busy_s - before_s,
+        )
+
+    def _run(self, trial_id: int, point: Point) -> TrialOutcome:
         budget_bytes = self.definition.budget.vram_bytes
         configuration_id: int | None = None
         plan: Mapping[str, Any] = {}
@@ -68,6 +82,8 @@ class TrialRunner:
             pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
             quality = self._judge(configured.config, reference)
+        except _BeatenError as beaten:
+            return self._dominated(beaten, plan, configuration_id)
         except InfeasibleError as error:
             return TrialOutcome(
                 "INFEASIBLE",
@@ -126,6 +142,9 @@ class TrialRunner:
     ) -> tuple[Pool, int]:
         """At least one repeat, more until the interval is narrow; pooled with earlier ones."""
         rule = self.definition.repeats
+        rivals = self.rivals() if self.rivals is not None else None
+        if rivals is not None and configuration_id in rivals.configurations:
+            rivals = None
         pool = self.store.pool(configuration_id, self.study.machine_id)
         peak_bytes = 0
         for done in range(rule.max):
@@ -140,7 +159,17 @@ class TrialRunner:
             _check_budget(report, config)
             self.store.add_samples(configuration_id, self.study.machine_id, trial_id, report)
             pool = self.store.pool(configuration_id, self.study.machine_id)
+            if rivals is not None and count + 1 < rule.min:
+                self._check_beaten(rivals, pool, config, peak_bytes)
         return pool, peak_bytes
+
+    def _check_beaten(
+        self, rivals: Rivals, pool: Pool, config: EngineConfig, peak_bytes: int
+    ) -> None:
+        known = self.judge.known_ratio(config) if self.judge is not None else None
+        rival, box = rivals.beating(pool.values, known)
+        if rival is not None:
+            raise _BeatenError(rival, pool, box, known is not None, peak_bytes)
 
     def _steady(self, pool: Pool) -> bool:
         limit = self.definition.repeats.half_width
@@ -162,6 +191,22 @@ class TrialRunner:
     def _hear(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
             self.tell(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
+
+    def _dominated(
+        self, beaten: _BeatenError, plan: Mapping[str, Any], configuration_id: int | None
+    ) -> TrialOutcome:
+        metrics = beaten.pool.metrics()
+        quality = beaten.box.get("quality")
+        return TrialOutcome(
+            "DOMINATED",
+            reason=f"after {metrics['output_tps'].n} repeat(s) trial {beaten.rival} beats the best "
+            "that this could reach",
+            scores=objective.scores(metrics, quality, self.definition.objectives),
+            violations=objective.violations(metrics, quality, self.definition.constraints),
+            memory={**plan, "external_peak_bytes": beaten.peak_bytes},
+            configuration_id=configuration_id,
+            bounds={"quality": quality} if quality is not None and not beaten.known else None,
+        )
 
     def _score(
         self,
@@ -190,6 +235,20 @@ class _Quality:
     result: QualityResult
     reference: QualityResult
     ratio: float
+
+
+class _BeatenError(Exception):
+    """A member of the front beats the box of what was measured so far."""
+
+    def __init__(
+        self, rival: int, pool: Pool, box: Mapping[str, float], known: bool, peak_bytes: int
+    ) -> None:
+        super().__init__(rival)
+        self.rival = rival
+        self.pool = pool
+        self.box = box
+        self.known = known
+        self.peak_bytes = peak_bytes
 
 
 def _check_budget(report: Report, config: EngineConfig) -> None:

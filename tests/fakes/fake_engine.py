@@ -251,7 +251,8 @@ class FakeEngine:
     ) -> dict[str, Any]:
         assert self.facts is not None
         dice = np.random.default_rng(seed)
-        tokens = [(8,), *[(1,)] * 6] * repeats
+        groups = repeats * Workload.from_json(workload).sequences
+        tokens = [(8,), *[(1,)] * 6] * groups
         starts = np.cumsum([0, *[sum(sizes) for sizes in tokens]])
         passes = tuple(
             TracePass(n // 7, "prefill" if n % 7 == 0 else "decode", sizes, int(first))

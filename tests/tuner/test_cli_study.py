@@ -122,7 +122,7 @@ def test_a_small_grid_ends_when_every_point_was_measured(tune: Tune, folder: Pat
 def test_what_does_not_fit_is_infeasible_and_optuna_learns_from_it(tune: Tune, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("space: {cache.expert_bytes: ['100%', '75%']}\n")
-    done = tune("--definition", "study.yaml", "--trials", "12", "--json")
+    done = tune("--definition", "study.yaml", "--trials", "12", "--sampler", "tpe", "--json")
     assert done.code == 0, done.err
     infeasible = [t for t in done.document["trials"] if t["state"] == "INFEASIBLE"]
     assert infeasible
@@ -139,7 +139,17 @@ def test_what_does_not_fit_is_infeasible_and_optuna_learns_from_it(tune: Tune, f
 
 
 def test_limits_keep_configs_off_the_front(tune: Tune):
-    done = tune("--definition", "study.yaml", "--min-quality", "0.9", "--trials", "8", "--json")
+    done = tune(
+        "--definition",
+        "study.yaml",
+        "--min-quality",
+        "0.9",
+        "--trials",
+        "8",
+        "--sampler",
+        "random",
+        "--json",
+    )
     assert done.code == 0, done.err
     outside = [t for t in done.document["trials"] if t["violations"].get("quality", 0) > 0]
     assert outside

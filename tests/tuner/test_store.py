@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from engine.config import EngineConfig
 from engine.hardware import probe
@@ -15,7 +17,7 @@ from engine.report import MemoryReading, QualityReport, Report, Sample, Sentinel
 from tests.fakes.fake_engine import facts_of
 from tuner.definition import StudyDefinition
 from tuner.errors import StoreError, StudyError, UsageError
-from tuner.store.database import open_database, open_read_only
+from tuner.store.database import MIGRATIONS, open_database, open_read_only
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.tables import Base
 
@@ -47,16 +49,23 @@ def test_the_migrations_build_exactly_the_tables_of_the_code(tmp_path: Path):
     database.close()
 
 
+def downgrade(url: str, version: str) -> None:
+    database = open_database(url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, version)
+    database.close()
+
+
 def test_a_store_of_before_items_is_brought_up_to_date(tmp_path: Path):
     store = Store(open_database(url_of(tmp_path)))
     study = begin(store)
     report = QualityReport((), 1.5, None, None, 0.0, 0)
     kept = store.keep_quality(study.model_id, "key", {}, report)
     store.database.close()
-    with sqlite3.connect(tmp_path / "e.db") as connection:
-        connection.execute("DROP TABLE quality_items")
-        connection.execute("UPDATE expertune_version SET version_num = '0001'")
-    connection.close()
+    downgrade(url_of(tmp_path), "0001")
     with pytest.raises(StoreError, match="brings it up to date"):
         open_read_only(url_of(tmp_path))
     store = Store(open_database(url_of(tmp_path)))

@@ -44,6 +44,15 @@ class Staircases:
         return total.reshape(shape)
 
 
+def non_dominated(points: Floats) -> NDArray[np.bool_]:
+    """Which points [n, d] no other one beats in everything; more is better."""
+    kept = np.ones(len(points), dtype=bool)
+    for number, point in enumerate(points):
+        beaten = (points >= point).all(axis=1) & (points > point).any(axis=1)
+        kept[number] = not beaten.any()
+    return kept
+
+
 def _stairs(points: Floats) -> list[tuple[float, float, float]]:
     """(left, right, height) of each step of the area that these points cover; past the last, 0."""
     steps: list[tuple[float, float, float]] = []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from engine.report import Metric, QualityReport, TaskItems
-from tuner.statistics import interval
+from tuner.statistics import confirmed_interval, interval
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
 from tuner.store.tables import (
     MachineRow,
@@ -27,15 +27,25 @@ from tuner.store.tables import (
 
 @dataclass(frozen=True)
 class Pool:
-    """All samples of one configuration on one machine: values by metric, sentinels' means."""
+    """All samples of one configuration on one machine: values by metric, those that confirm apart
+    too, sentinels' means."""
 
     values: Mapping[str, tuple[float, ...]]
     units: Mapping[str, str]
     sentinel: Mapping[str, float]
+    confirming: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Metric]:
         """Each metric's mean and interval."""
         return {name: interval(values, self.units[name]) for name, values in self.values.items()}
+
+    def confirmed(self) -> dict[str, Metric]:
+        """Each metric's mean in fresh processes, {} without any. The interval takes the spread of
+        all samples around the mean of their role, since few of them confirm."""
+        return {
+            name: confirmed_interval(values, self.values[name], self.units[name])
+            for name, values in self.confirming.items()
+        }
 
 
 def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
@@ -60,6 +70,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         trials=len(states),
         trials_by_state=dict(Counter(states)),
         parent_pid=row.parent_pid,
+        spent=row.spent or {},
         created=row.created,
         updated=row.updated,
     )
@@ -74,15 +85,19 @@ def pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Po
             SampleRow.value,
             SampleRow.unit,
             SampleRow.sentinel_id,
+            SampleRow.role,
         )
         .where(SampleRow.configuration_id.in_(list(ids)), SampleRow.machine_id == machine_id)
         .order_by(SampleRow.id)
     )
     values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     units: dict[int, dict[str, str]] = defaultdict(dict)
+    confirming: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     sentinels: dict[int, set[int]] = defaultdict(set)
-    for configuration_id, metric, value, unit, sentinel_id in session.execute(query):
+    for configuration_id, metric, value, unit, sentinel_id, role in session.execute(query):
         values[configuration_id][metric].append(value)
+        if role == "confirm":
+            confirming[configuration_id][metric].append(value)
         units[configuration_id][metric] = unit
         sentinels[configuration_id].add(sentinel_id)
     return {
@@ -90,6 +105,7 @@ def pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Po
             {name: tuple(found) for name, found in metrics.items()},
             units[configuration_id],
             _mean_sentinel(session, sentinels[configuration_id]),
+            {name: tuple(found) for name, found in confirming[configuration_id].items()},
         )
         for configuration_id, metrics in values.items()
     }
@@ -151,6 +167,12 @@ def trial_snapshot(
         quality=quality.get(row.quality_id or 0),
         quality_id=row.quality_id,
         reference_id=row.reference_id,
+        confirmed=pool.confirmed() if pool else {},
+        bounds=row.bounds or {},
+        predicted=row.predicted or {},
+        engine_s=row.engine_s,
+        origin=row.origin,
+        worker=row.worker,
         started=row.started,
         finished=row.finished,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from tuner.store.reading import (
 )
 from tuner.store.snapshots import (
     QualityResult,
+    Role,
     StudySnapshot,
     StudyState,
     TrialSnapshot,
@@ -67,6 +68,9 @@ class TrialOutcome:
     configuration_id: int | None = None
     quality_id: int | None = None
     reference_id: int | None = None
+    bounds: Mapping[str, float] | None = None
+    predicted: Mapping[str, float] | None = None
+    engine_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,21 +122,58 @@ class Store:
                 .values(state=state, updated=now(), parent_pid=None, parent_host=None)
             )
 
-    def interrupt_running(self, study_id: int) -> tuple[int, ...]:
-        """Trials left RUNNING by a parent that died become INTERRUPTED; their numbers."""
+    def interrupt_running(
+        self, study_id: int, gone: Callable[[str | None], bool]
+    ) -> tuple[int, ...]:
+        """Trials left RUNNING by workers that are gone become INTERRUPTED; their numbers."""
         with self.database.session() as session:
             rows = session.scalars(
                 select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "RUNNING")
             ).all()
-            for row in rows:
+            lost = [row for row in rows if gone(row.worker)]
+            for row in lost:
                 row.state, row.failure, row.finished = "INTERRUPTED", "interrupted", now()
                 row.reason = "the study's process ended while this trial ran"
-            return tuple(row.number for row in rows)
+            return tuple(row.number for row in lost)
 
-    def start_trial(self, study_id: int, number: int, params: Mapping[str, Any]) -> int:
+    def add_spent(self, study_id: int, stage: str, seconds: float) -> None:
+        """A stage of the study took so long, beside what it took before."""
+        with self.database.session() as session:
+            row = session.get_one(StudyRow, study_id)
+            before = row.spent or {}
+            row.spent = {**before, stage: before.get(stage, 0.0) + seconds}
+
+    def interrupt_trial(self, study_id: int, number: int, reason: str) -> None:
+        """A RUNNING trial whose worker is gone."""
+        with self.database.session() as session:
+            session.execute(
+                update(TrialRow)
+                .where(
+                    TrialRow.study_id == study_id,
+                    TrialRow.number == number,
+                    TrialRow.state == "RUNNING",
+                )
+                .values(state="INTERRUPTED", failure="interrupted", reason=reason, finished=now())
+            )
+
+    def start_trial(
+        self,
+        study_id: int,
+        number: int,
+        params: Mapping[str, Any],
+        worker: str | None = None,
+        origin: str | None = None,
+    ) -> int:
         """A RUNNING row; its id."""
         with self.database.session() as session:
-            row = TrialRow(study_id=study_id, number=number, state="RUNNING", params=dict(params))
+            row = TrialRow(
+                study_id=study_id,
+                number=number,
+                state="RUNNING",
+                params=dict(params),
+                worker=worker,
+                origin=origin,
+            )
             session.add(row)
             session.flush()
             return row.id
@@ -147,6 +188,9 @@ class Store:
             row.memory = dict(outcome.memory or {})
             row.configuration_id = outcome.configuration_id
             row.quality_id, row.reference_id = outcome.quality_id, outcome.reference_id
+            row.bounds = dict(outcome.bounds) if outcome.bounds else None
+            row.predicted = dict(outcome.predicted) if outcome.predicted else None
+            row.engine_s = outcome.engine_s
             row.finished = now()
             session.get_one(StudyRow, row.study_id).updated = now()
 
@@ -192,7 +236,12 @@ class Store:
             )
 
     def add_samples(
-        self, configuration_id: int, machine_id: int, trial_id: int | None, report: Report
+        self,
+        configuration_id: int,
+        machine_id: int,
+        trial_id: int | None,
+        report: Report,
+        role: Role = "search",
     ) -> None:
         """Every sample of a report with its sentinel; repeats are numbered on."""
         with self.database.session() as session:
@@ -217,6 +266,7 @@ class Store:
                     trial_id=trial_id,
                     sentinel_id=sentinel.id,
                     repeat=first + sample.repeat,
+                    role=role,
                     metric=sample.metric,
                     value=sample.value,
                     unit=sample.unit,

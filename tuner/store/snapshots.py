@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from engine.report import Metric, QualityReport
 
 TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
+Role = Literal["search", "confirm", "verify"]
 FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED")
 
 
@@ -34,6 +35,7 @@ class StudySnapshot:
     trials: int
     trials_by_state: Mapping[str, int]
     parent_pid: int | None
+    spent: Mapping[str, float]
     created: datetime
     updated: datetime
 
@@ -46,6 +48,7 @@ class StudySnapshot:
             "trials": self.trials,
             "trials_by_state": dict(self.trials_by_state),
             "state": self.state,
+            "spent_s": dict(self.spent),
             "created": self.created.isoformat(),
             "updated": self.updated.isoformat(),
         }
@@ -64,8 +67,11 @@ class QualityResult:
 class TrialSnapshot:
     """A trial with what was measured of its configuration, all its samples pooled.
 
-    metrics are pooled over every repeat of the configuration on the study's machine; scores hold
-    the objectives made of them; violations hold relative excesses over limits, feasible at <= 0.
+    metrics are pooled over every repeat of the configuration on the study's machine; confirmed
+    over those in fresh processes alone, {} where there are none; scores hold the objectives made of
+    the pooled ones; bounds those that a DOMINATED trial was granted without an evaluation;
+    violations hold relative excesses over limits, feasible at <= 0; predicted: by the twin before
+    it ran; engine_s: seconds that the engine was busy.
     """
 
     id: int
@@ -86,6 +92,12 @@ class TrialSnapshot:
     finished: datetime | None
     quality_id: int | None = None
     reference_id: int | None = None
+    confirmed: Mapping[str, Metric] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    engine_s: float | None = None
+    origin: str | None = None
+    worker: str | None = None
 
     @property
     def feasible(self) -> bool:
@@ -104,6 +116,12 @@ class TrialSnapshot:
             "scores": dict(self.scores),
             "violations": dict(self.violations),
             "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "confirmed": {name: asdict(metric) for name, metric in self.confirmed.items()},
+            "bounds": dict(self.bounds),
+            "predicted": dict(self.predicted),
+            "engine_s": self.engine_s,
+            "origin": self.origin,
+            "worker": self.worker,
             "memory": dict(self.memory),
             "quality": self.quality.to_json(with_items=False) if self.quality else None,
             "config": dict(self.config) if self.config else None,

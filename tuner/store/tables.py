@@ -25,7 +25,11 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: JSON, datetime: DateTime(timezone=True)}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON,
+        dict[str, Any] | None: JSON(none_as_null=True),
+        datetime: DateTime(timezone=True),
+    }
 
 
 class ModelRow(Base):
@@ -52,7 +56,8 @@ class MachineRow(Base):
 
 
 class StudyRow(Base):
-    """A study; parent_* name the process that runs it, for people (the lock file decides)."""
+    """A study; parent_* name the process that runs it, for people (the lock file decides); spent:
+    seconds by stage."""
 
     __tablename__ = "study"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -66,6 +71,7 @@ class StudyRow(Base):
     workload_hash: Mapped[str] = mapped_column(String(16))
     parent_pid: Mapped[int | None]
     parent_host: Mapped[str | None] = mapped_column(String(200))
+    spent: Mapped[dict[str, Any] | None]
     created: Mapped[datetime] = mapped_column(default=now)
     updated: Mapped[datetime] = mapped_column(default=now)
 
@@ -108,7 +114,12 @@ class QualityItemsRow(Base):
 
 
 class TrialRow(Base):
-    """One proposal of the sampler and what became of it."""
+    """One proposal of the sampler and what became of it.
+
+    predicted: speeds by the twin, before it ran; bounds: objectives that a DOMINATED trial was
+    granted without an evaluation; engine_s: seconds that the engine was busy; origin: why it was
+    run; worker: who ran it.
+    """
 
     __tablename__ = "trial"
     __table_args__ = (UniqueConstraint("study_id", "number"),)
@@ -122,6 +133,11 @@ class TrialRow(Base):
     scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
     violations: Mapped[dict[str, Any]] = mapped_column(default=dict)
     memory: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    predicted: Mapped[dict[str, Any] | None]
+    bounds: Mapped[dict[str, Any] | None]
+    engine_s: Mapped[float | None]
+    origin: Mapped[str | None] = mapped_column(String(200))
+    worker: Mapped[str | None] = mapped_column(String(200))
     configuration_id: Mapped[int | None] = mapped_column(ForeignKey("configuration.id"))
     quality_id: Mapped[int | None] = mapped_column(ForeignKey("quality_result.id"))
     reference_id: Mapped[int | None] = mapped_column(ForeignKey("quality_result.id"))
@@ -141,7 +157,8 @@ class SentinelRow(Base):
 
 
 class SampleRow(Base):
-    """One metric of one repeat."""
+    """One metric of one repeat. role: search, confirm (in a fresh process, after the search) or
+    verify."""
 
     __tablename__ = "sample"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -150,6 +167,7 @@ class SampleRow(Base):
     trial_id: Mapped[int | None] = mapped_column(ForeignKey("trial.id"))
     sentinel_id: Mapped[int] = mapped_column(ForeignKey("sentinel.id"))
     repeat: Mapped[int]
+    role: Mapped[str] = mapped_column(String(10), default="search", server_default="search")
     metric: Mapped[str] = mapped_column(String(64))
     value: Mapped[float]
     unit: Mapped[str] = mapped_column(String(16))

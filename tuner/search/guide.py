@@ -1,0 +1,72 @@
+"""What a study asks of our search: predictions, the next point, and whether to go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tuner.domination import pooled_deviation
+from tuner.search.candidates import Candidates
+from tuner.search.proposer import SPEEDS, Measured, Proposer
+from tuner.space import Point
+from tuner.store.snapshots import FINISHED_STATES, TrialSnapshot
+from tuner.twin import Predictions
+
+FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
+MEASURED_STATES = ("COMPLETE", "DOMINATED")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """One study's search."""
+
+    candidates: Candidates
+    proposer: Proposer
+    predictions: Predictions
+
+    def predict(self, point: Point) -> Mapping[str, float]:
+        """The twin's speeds of a point; {} where it knows none."""
+        index = self.candidates.index_of(point)
+        return {} if index is None else self.predictions.of(index)
+
+    def propose(self, trials: Sequence[TrialSnapshot], running: Sequence[Point]) -> Point | None:
+        """The most promising point that is neither known nor running; None where none is left."""
+        measured, taken = self._known(trials, running)
+        ranked = self.proposer.rank(measured, taken)
+        return dict(self.candidates.items[ranked[0].index].point) if ranked else None
+
+    def exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
+        """Whether no candidate promises enough hypervolume to be worth a trial."""
+        if sum(trial.state in FINISHED_STATES for trial in trials) < FEWEST_TRIALS:
+            return False
+        measured, taken = self._known(trials, ())
+        return self.proposer.propose(measured, taken) is None
+
+    def _known(
+        self, trials: Sequence[TrialSnapshot], running: Sequence[Point]
+    ) -> tuple[list[Measured], list[int]]:
+        spread = {name: pooled_deviation(trials, name) for name in SPEEDS}
+        measured: dict[int, Measured] = {}
+        taken: list[int] = []
+        for trial in trials:
+            index = self.candidates.index_of(trial.params)
+            if index is None:
+                continue
+            if trial.state in MEASURED_STATES:
+                measured[index] = _measured(index, trial, spread)
+            elif trial.state in FINISHED_STATES:
+                taken.append(index)
+        taken += [i for point in running if (i := self.candidates.index_of(point)) is not None]
+        return list(measured.values()), taken
+
+
+def _measured(index: int, trial: TrialSnapshot, spread: Mapping[str, float]) -> Measured:
+    speeds = {name: trial.metrics[name] for name in SPEEDS if name in trial.metrics}
+    return Measured(
+        index,
+        {name: metric.value for name, metric in speeds.items()},
+        {name: spread[name] / math.sqrt(metric.n) for name, metric in speeds.items()},
+        None if "quality" in trial.bounds else trial.scores.get("quality"),
+        trial.state == "COMPLETE",
+    )

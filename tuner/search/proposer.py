@@ -1,0 +1,209 @@
+"""Which candidate to run next: the one that promises most hypervolume for each second it costs.
+
+In: candidates, predictions, what was measured. Out: a proposal, or None where nothing promises
+enough. The promise is the expected improvement over the measured front; speed comes from the
+regression, quality is known by group or hoped for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner import pareto
+from tuner.definition import Constraints
+from tuner.search.candidates import Candidates
+from tuner.search.improvement import Staircases, non_dominated
+from tuner.search.regression import Belief, Regression
+
+Floats = NDArray[np.float64]
+SPEEDS = ("output_tps", "tpot_ms", "ttft_ms")
+LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
+# A hope, not a claim: what a precision keeps is evaluated with the first config that has it.
+HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
+# Standard normal quantiles: the speeds of a candidate rise and fall together.
+DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
+WORTH = 0.002  # of the hypervolume: what promises less is not worth a trial
+BEYOND_NADIR = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a candidate that ran.
+
+    values: means of speeds; deviations: of those means, relative; quality: None where it was not
+    evaluated; complete: it may stand on the front.
+    """
+
+    index: int
+    values: Mapping[str, float]
+    deviations: Mapping[str, float]
+    quality: float | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """gain: expected, as a share of the present hypervolume; seconds: expected cost."""
+
+    index: int
+    gain: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a trial costs: seconds beside running, passes over the workload, generated tokens of
+    one; quality_s: of evaluating a group that was not evaluated yet."""
+
+    overhead_s: float = 3.0
+    passes: float = 5.0
+    tokens: int = 128
+    quality_s: float = 0.0
+
+
+@dataclass
+class Proposer:
+    """predictions: of a metric for all candidates, natural logarithms, {} without a twin."""
+
+    candidates: Candidates
+    objectives: Sequence[str]
+    limits: Constraints
+    predictions: Mapping[str, Floats] = field(default_factory=dict)
+    costs: Costs = Costs()
+
+    def __post_init__(self) -> None:
+        self._regression = Regression(self.candidates.axes(), len(self.candidates))
+        self._groups = [item.group for item in self.candidates.items]
+        self._hoped = np.array(
+            [HOPED_QUALITY.get(item.config.precision.bits, 1.0) for item in self.candidates.items]
+        )
+
+    def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
+        """The best of what is neither measured nor taken; None where nothing is worth a trial.
+
+        taken: candidates that run now, failed or do not fit.
+        """
+        ranked = self.rank(measured, taken)
+        return ranked[0] if ranked and ranked[0].gain >= WORTH else None
+
+    def rank(
+        self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
+    ) -> list[Proposal]:
+        """The `most` best, by gain a second."""
+        closed = {one.index for one in measured} | set(taken)
+        open_ = np.array([i for i in range(len(self.candidates)) if i not in closed], dtype=int)
+        if not len(open_):
+            return []
+        beliefs = {name: self.believe(name, measured) for name in SPEEDS}
+        quality, known = self._quality(measured)
+        gains, whole = self._gains(open_, beliefs, quality, measured)
+        seconds = self._seconds(open_, beliefs["output_tps"], known)
+        order = np.argsort(-gains / seconds, kind="stable")[:most]
+        return [
+            Proposal(int(open_[i]), float(gains[i] / whole) if whole else 1.0, float(seconds[i]))
+            for i in order
+        ]
+
+    def believe(self, name: str, measured: Sequence[Measured]) -> Belief:
+        """log(metric) of all candidates."""
+        rows = [one for one in measured if one.values.get(name, 0.0) > 0]
+        values = np.log([one.values[name] for one in rows])
+        noise = np.array([one.deviations.get(name, 0.05) for one in rows])
+        prior = self.predictions.get(name)
+        if prior is None:
+            prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
+        return self._regression.believe(prior, [one.index for one in rows], values, noise)
+
+    def _quality(self, measured: Sequence[Measured]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Of all candidates, and whether it was evaluated."""
+        found = {
+            self._groups[one.index]: one.quality for one in measured if one.quality is not None
+        }
+        quality = np.array(
+            [found.get(g, hoped) for g, hoped in zip(self._groups, self._hoped, strict=True)],
+            dtype=float,
+        )
+        return quality, np.array([group in found for group in self._groups])
+
+    def _gains(
+        self,
+        rows: NDArray[np.int_],
+        beliefs: Mapping[str, Belief],
+        quality: Floats,
+        measured: Sequence[Measured],
+    ) -> tuple[Floats, float]:
+        """Expected improvement of each of these candidates, and the present hypervolume."""
+        draws = self._drawn(rows, beliefs, quality)  # [n, S, d], more is better
+        front = self._front(measured, quality)  # [M, d]
+        centre = np.vstack([draws.mean(axis=1), front])
+        best = centre[non_dominated(centre)]
+        low, high = best.min(axis=0), best.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        reference = low - BEYOND_NADIR * span
+        stairs = Staircases((front - reference) / span)
+        gains = stairs.improvement((draws - reference) / span)
+        gains *= self._allowed(rows, beliefs, quality)
+        scaled = ((front - reference) / span).tolist()
+        signs = [1] * centre.shape[1]
+        whole = pareto.hypervolume(scaled, [0.0] * len(signs), signs)
+        return gains.mean(axis=1), whole
+
+    def _drawn(
+        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+    ) -> Floats:
+        columns = []
+        for name in self.objectives:
+            if name == "quality":
+                columns.append(np.repeat(quality[rows][:, None], len(DRAWS), axis=1))
+                continue
+            belief, sign = beliefs[name], pareto.SIGNS[name]
+            spread = sign * DRAWS[None, :] * belief.deviation[rows][:, None]
+            columns.append(sign * np.exp(belief.mean[rows][:, None] + spread))
+        return np.stack(columns, axis=2)
+
+    def _front(self, measured: Sequence[Measured], quality: Floats) -> Floats:
+        points = [
+            [
+                quality[one.index] if name == "quality" else pareto.SIGNS[name] * one.values[name]
+                for name in self.objectives
+            ]
+            for one in measured
+            if one.complete and self._within(one, quality)
+        ]
+        return np.array(points, dtype=float).reshape(len(points), len(self.objectives))
+
+    def _within(self, one: Measured, quality: Floats) -> bool:
+        floor = self.limits.min_quality
+        if floor is not None and quality[one.index] < floor:
+            return False
+        return all(
+            limit is None or one.values.get(name, 0.0) <= limit
+            for name, limit in self._speed_limits()
+        )
+
+    def _allowed(
+        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+    ) -> Floats:
+        """1 where a draw keeps every limit, else 0, [n, S]."""
+        allowed = np.ones((len(rows), len(DRAWS)))
+        if self.limits.min_quality is not None:
+            allowed *= (quality[rows] >= self.limits.min_quality)[:, None]
+        for name, limit in self._speed_limits():
+            if limit is not None:
+                belief = beliefs[name]
+                # a good draw is a short time, as in _drawn
+                spread = DRAWS[None, :] * belief.deviation[rows][:, None]
+                allowed *= np.exp(belief.mean[rows][:, None] - spread) <= limit
+        return allowed
+
+    def _speed_limits(self) -> list[tuple[str, float | None]]:
+        return [(name, getattr(self.limits, limit)) for name, limit in LIMITED.items()]
+
+    def _seconds(self, rows: NDArray[np.int_], speed: Belief, known: NDArray[np.bool_]) -> Floats:
+        costs = self.costs
+        once = costs.tokens / np.exp(speed.mean[rows])
+        return costs.overhead_s + costs.passes * once + np.where(known[rows], 0.0, costs.quality_s)

@@ -1,0 +1,57 @@
+"""Our search as an Optuna sampler, so that storage, queue and heartbeats are Optuna's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from tuner.search.guide import Guide
+from tuner.store.snapshots import TrialSnapshot
+
+
+class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
+    """Proposes what the guide does; where that has nothing left, what `fallback` does.
+
+    trials: all of the study, as our store has them.
+    """
+
+    def __init__(
+        self, guide: Guide, trials: Callable[[], Sequence[TrialSnapshot]], fallback: Any
+    ) -> None:
+        self._guide = guide
+        self._trials = trials
+        self._fallback = fallback
+        self._chosen: dict[int, dict[str, Any]] = {}
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        """Empty: a point is chosen as a whole in before_trial."""
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        """Empty, as the space is."""
+        return {}
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        """Choose the point, unless it was enqueued."""
+        if trial.system_attrs.get("fixed_params"):
+            return
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        others = [other.params for other in running if other.number != trial.number]
+        point = self._guide.propose(self._trials(), others)
+        if point is not None:
+            self._chosen[trial.number] = dict(point)
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        """One setting of the chosen point."""
+        point = self._chosen.get(trial.number)
+        if point is not None:
+            return point[name]
+        return self._fallback.sample_independent(study, trial, name, distribution)
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        """Forget the point; the fallback learns."""
+        self._chosen.pop(trial.number, None)
+        self._fallback.after_trial(study, trial, state, values)
