@@ -1,0 +1,197 @@
+"""Measure every point of a study's space once, so that samplers can be compared without an engine.
+
+    python scripts/measure_grid.py studies/reference/compute_bound.yaml
+
+Writes beside the definition: NAME.jsonl (a line a configuration, every sample of every repeat, the
+seconds that each took, a sentinel series), NAME.npz (the routing trace), NAME.json (model facts,
+machine, its profile, quality of each group). Resumable: what the files hold is not measured again.
+Points are run in an order drawn by a seed, so that drift of the machine does not look like an
+effect of a setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.config import EngineConfig
+from engine.hardware import probe
+from engine.report import Report
+from tuner.cli.options import open_session
+from tuner.definition import StudyDefinition, load_definition
+from tuner.errors import WorkerError
+from tuner.folders import cache_folder, default_storage, resolve_model
+from tuner.machine import machine_profile
+from tuner.quality import QualityJudge, quality_ratio
+from tuner.search.candidates import Candidates
+from tuner.session import EngineSession
+from tuner.space import SearchSpace, build_space
+from tuner.statistics import relative_half_width
+from tuner.store.database import open_database
+from tuner.store.repository import Store
+from tuner.trial import STEADY_METRICS
+from tuner.twin import ROUNDS
+
+SEED = 0
+KEPT_METRICS = (
+    "output_tps",
+    "tpot_ms",
+    "ttft_ms",
+    "expert_hit_rate",
+    "stall_ms_per_token",
+    "transfer_bytes_per_token",
+)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("definition", type=Path)
+    parser.add_argument("--most", type=int, default=0, help="stop after so many new ones")
+    arguments = parser.parse_args()
+    definition = load_definition(arguments.definition, {})
+    rows = read_rows(arguments.definition.with_suffix(".jsonl"))
+    with open_session(resolve_model(definition.model), definition.device) as session:
+        workload = definition.load_workload()
+        space = build_space(definition, session.facts, workload)
+        record_trace(session, definition, space, arguments.definition.with_suffix(".npz"))
+        candidates = Candidates(space)
+        order = list(range(len(candidates)))
+        random.Random(SEED).shuffle(order)
+        known = {json.dumps(row["point"], sort_keys=True) for row in rows}
+        fresh = 0
+        for place, index in enumerate(order, 1):
+            point = candidates.items[index].point
+            if json.dumps(dict(point), sort_keys=True) in known:
+                continue
+            row = {"point": dict(point), **measure(session, definition, space, point)}
+            with arguments.definition.with_suffix(".jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            fresh += 1
+            print(f"{place}/{len(order)} {row['seconds']} {point}", flush=True)
+            if fresh == arguments.most:
+                return 0
+        describe(session, definition, space, candidates, arguments.definition.with_suffix(".json"))
+    return 0
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Finished configurations."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def record_trace(
+    session: EngineSession, definition: StudyDefinition, space: SearchSpace, path: Path
+) -> None:
+    """The routing that the twin replays, recorded one sequence at a time."""
+    if path.is_file():
+        return
+    config = space.config(space.default()).overlay(
+        {"batch.count": 1, "batch.size": 1, "prefetch.predictor": "none", "prefetch.depth": 0}
+    )
+    started = time.monotonic()
+    session.configure(config)
+    session.request(
+        "trace",
+        path=str(path.resolve()),
+        workload=definition.load_workload().to_json(),
+        repeats=ROUNDS,
+        seed=0,
+        gate_inputs=False,
+    )
+    path.with_suffix(".trace_s").write_text(f"{time.monotonic() - started:.2f}\n")
+
+
+def measure(
+    session: EngineSession,
+    definition: StudyDefinition,
+    space: SearchSpace,
+    point: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One configuration, repeated as a study repeats it. seconds: of configuring, then of each
+    repeat; the first one holds the warm-up."""
+    config: EngineConfig = space.config(point)
+    rule, workload = definition.repeats, definition.load_workload()
+    before = session.busy_s
+    try:
+        session.configure(config)
+    except WorkerError as error:
+        return {"error": str(error), "seconds": [round(session.busy_s - before, 3)], "samples": []}
+    seconds = [session.busy_s - before]
+    samples: list[dict[str, float]] = []
+    sentinel: list[list[float]] = []
+    while len(samples) < rule.max:
+        if len(samples) >= rule.min and steady(samples, rule.half_width):
+            break
+        before = session.busy_s
+        report: Report = session.measure(
+            workload, repeats=1, warm_up=not samples, seed=definition.seed + len(samples)
+        )
+        seconds.append(session.busy_s - before)
+        values = {sample.metric: sample.value for sample in report.samples}
+        samples.append({name: values[name] for name in KEPT_METRICS if name in values})
+        sentinel.append([report.sentinel.compute_ms, report.sentinel.read_ms])
+    return {
+        "seconds": [round(one, 3) for one in seconds],
+        "samples": samples,
+        "sentinel": sentinel,
+    }
+
+
+def steady(samples: list[dict[str, float]], half_width: float) -> bool:
+    """Whether the intervals are narrow enough."""
+    return all(
+        relative_half_width([sample[name] for sample in samples]) <= half_width
+        for name in STEADY_METRICS
+    )
+
+
+def describe(
+    session: EngineSession,
+    definition: StudyDefinition,
+    space: SearchSpace,
+    candidates: Candidates,
+    path: Path,
+) -> None:
+    """What is common to all rows: facts, machine, profile, and the quality of each group."""
+    hardware = probe(cache_folder())
+    profile = machine_profile(session, hardware)
+    database = open_database(default_storage())
+    try:
+        store = Store(database)
+        workload = definition.load_workload()
+        study = store.begin_study(definition, session.facts, hardware, workload)
+        judge = QualityJudge(
+            session, store, study.model_id, definition.quality, definition.seed, space.base
+        )
+        reference = judge.reference()
+        qualities = {}
+        for item in candidates.items:
+            if item.group not in qualities:
+                found = judge.judge(item.config)
+                qualities[item.group] = quality_ratio(reference.report, found.report)
+        store.set_study_state(study.id, "FINISHED")
+    finally:
+        database.close()
+    document = {
+        "facts": session.facts.to_json(),
+        "machine": hardware.to_json(),
+        "profile": profile.to_json(),
+        "trace_s": float(path.with_suffix(".trace_s").read_text()),
+        "quality": qualities,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
