@@ -21,6 +21,7 @@ from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick
 from engine.replay.bound import best_hits
 from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
+from engine.routing import Fingerprint, RoutingCounts
 from engine.run.engine import Engine
 from engine.run.phase_clock import ACTIVITIES
 
@@ -90,6 +91,7 @@ def measure(
         "warm_up_passes": warm_ups,
         "energy_source": meter.source if meter else None,
         "forced_text": all(sequence.forced for sequence in sequences),
+        "routing": _routing(engine, recorder),
         **_environment(engine),
     }
     return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
@@ -124,6 +126,13 @@ def _one_repeat(
         if energy_j > 0:  # a counter that stands still counts nothing
             row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
     return row, done
+
+
+def _routing(engine: Engine, recorder: TraceRecorder) -> Fingerprint | None:
+    """Of everything that ran, warm-ups too."""
+    counts = RoutingCounts(engine.facts.moe_layers, engine.facts.experts)
+    counts.add_table(recorder.trace().experts)
+    return counts.take()
 
 
 def _environment(engine: Engine) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+from engine.errors import EvaluationError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ class Sampler:
         if self._options.top_p < 1:
             probabilities = _keep_nucleus(probabilities, self._options.top_p)
         return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]  # [B]
+
+
+def check_logits(last: torch.Tensor, number: int) -> None:
+    """Raise EvaluationError where the logits [B, V] of an answer's token `number` are NaN."""
+    if math.isnan(float(last.max())):
+        raise EvaluationError(
+            f"the logits became NaN at token {number} of the answer with "
+            f"compute.dtype={str(last.dtype).removeprefix('torch.')}: use "
+            "compute.dtype=float32, or bfloat16 where float16 overflows"
+        )
 
 
 def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
