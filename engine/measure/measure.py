@@ -21,9 +21,9 @@ from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick
 from engine.replay.bound import best_hits
 from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
-from engine.routing import Fingerprint, RoutingCounts
 from engine.run.engine import Engine
 from engine.run.phase_clock import ACTIVITIES
+from engine.trace import Trace
 
 MAX_WARM_UPS = 4
 _FLAT = 0.05
@@ -44,13 +44,14 @@ def measure(
     runtime_bytes: int,
     meter: EnergyMeter | None = None,
     progress: Progress | None = None,
+    on_trace: Callable[[Trace], None] | None = None,
 ) -> Report:
     """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
 
     warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline; meter: counts energy, where something does. Sequences whose logits become NaN count in
-    error_rate, and in the hit rates, but in nothing else. Raises EngineError when there are no
-    sequences or all of them fail.
+    baseline; meter: counts energy, where something does; on_trace: gets what was routed, warm-ups
+    too. Sequences whose logits become NaN count in error_rate, and in the hit rates, but in nothing
+    else. Raises EngineError when there are no sequences or all of them fail.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -71,6 +72,8 @@ def measure(
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
     engine.record(None)
+    if on_trace is not None:
+        on_trace(recorder.trace())
     if not timings:
         raise EngineError(
             f"every sequence failed: with compute.dtype {engine.config.compute.dtype} and "
@@ -91,7 +94,6 @@ def measure(
         "warm_up_passes": warm_ups,
         "energy_source": meter.source if meter else None,
         "forced_text": all(sequence.forced for sequence in sequences),
-        "routing": _routing(engine, recorder),
         **_environment(engine),
     }
     return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
@@ -126,13 +128,6 @@ def _one_repeat(
         if energy_j > 0:  # a counter that stands still counts nothing
             row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
     return row, done
-
-
-def _routing(engine: Engine, recorder: TraceRecorder) -> Fingerprint | None:
-    """Of everything that ran, warm-ups too."""
-    counts = RoutingCounts(engine.facts.moe_layers, engine.facts.experts)
-    counts.add_table(recorder.trace().experts)
-    return counts.take()
 
 
 def _environment(engine: Engine) -> dict[str, Any]:

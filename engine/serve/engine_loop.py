@@ -171,9 +171,10 @@ class EngineLoop:
     def _recover(self, error: Exception) -> None:
         """What ran is lost. A step that failed leaves the engine without a configuration: make it
         anew, or give up."""
+        reason = str(error) if isinstance(error, EngineError) else type(error).__name__
         for sequence in self._running:
             if not sequence.done:
-                sequence.fail(f"the engine failed: {error}")
+                sequence.fail(f"the engine failed: {reason}")
                 self._meters.ended(sequence, "failed")
         try:
             self._engine.configure(self._config)

@@ -18,6 +18,7 @@ from engine.measure.workload import tokenize
 from engine.model.hub import locate
 from engine.model.loader import check_description
 from engine.protocol import Workload
+from engine.routing import RoutingCounts
 from engine.run.engine import Engine
 from engine.serve.server import ServeOptions, serve_http
 from engine.worker.baseline import settle_serving_baseline
@@ -101,10 +102,11 @@ class Operations:
         warm_up: bool = True,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """As a worker does: the canary."""
-        task = Workload.from_json(workload)
+        """As a worker does, with the routing's fingerprint in the report's environment: the canary."""
+        task, engine = Workload.from_json(workload), self._opened()
+        counts = RoutingCounts(engine.facts.moe_layers, engine.facts.experts)
         report = measure(
-            self._opened(),
+            engine,
             tokenize(task, self._tokenizer),
             output_tokens=task.output_tokens,
             sequences_per_repeat=task.sequences,
@@ -113,7 +115,9 @@ class Operations:
             warm_up=warm_up,
             runtime_bytes=self._runtime_bytes,
             progress=self._progress,
+            on_trace=lambda trace: counts.add_table(trace.experts),
         )
+        report.environment["routing"] = counts.take()
         return report.to_json()
 
     def serve(self, **options: Any) -> dict[str, Any]:
