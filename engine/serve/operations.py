@@ -102,7 +102,7 @@ class Operations:
         warm_up: bool = True,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """As a worker does, with the routing's fingerprint in the report's environment: the canary."""
+        """The canary: as a worker does it, with the routing's fingerprint in the environment."""
         task, engine = Workload.from_json(workload), self._opened()
         counts = RoutingCounts(engine.facts.moe_layers, engine.facts.experts)
         report = measure(

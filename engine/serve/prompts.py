@@ -42,6 +42,7 @@ class PromptReader:
     def completion(self, request: CompletionRequest) -> list[Wanted]:
         """One sequence for each prompt and choice, a prompt's choices side by side."""
         self._check_model(request)
+        self._check_room("max_tokens", request.max_tokens)
         prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
         limit = request.max_tokens or COMPLETION_TOKENS
         return self._spread(request, prompts, limit, request.logprobs)
@@ -49,6 +50,8 @@ class PromptReader:
     def chat(self, request: ChatRequest) -> list[Wanted]:
         """One sequence for each choice."""
         self._check_model(request)
+        self._check_room("max_tokens", request.max_tokens)
+        self._check_room("max_completion_tokens", request.max_completion_tokens)
         prompt = self._render(request)
         limit = request.max_completion_tokens or request.max_tokens or self._served.room_tokens
         wants = request.logprobs or request.top_logprobs is not None
@@ -59,8 +62,6 @@ class PromptReader:
         self, request: Generation, prompts: Sequence[list[int]], limit: int, logprobs: int | None
     ) -> list[Wanted]:
         room = self._served.room_tokens
-        if limit > room:
-            raise _too_long(f"{limit} tokens are asked for", room, "max_tokens")
         for prompt in prompts:
             if len(prompt) >= room:
                 raise _too_long(f"the prompt has {len(prompt)} tokens", room, "prompt")
@@ -92,6 +93,10 @@ class PromptReader:
                 param="model",
                 code="model_not_found",
             )
+
+    def _check_room(self, name: str, tokens: int | None) -> None:
+        if tokens is not None and tokens > self._served.room_tokens:
+            raise _too_long(f"{name} is {tokens}", self._served.room_tokens, name)
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
         """Ids of a text; of an empty one the token that begins a text."""
@@ -153,7 +158,7 @@ def _plain(message: Message) -> dict[str, str]:
 
 
 def _seed(seed: int, choice: int) -> int:
-    """Of one of several choices; torch takes 64 bits."""
+    """Of one of several choices; any number is a seed, torch takes 64 bits."""
     return (seed + choice) % 2**63
 
 

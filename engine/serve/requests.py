@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_PROMPTS = 8  # of one request
 MOST_CHOICES = 8  # of one prompt
@@ -33,6 +33,12 @@ def _check_variables(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _as_whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+AS_WHOLE = BeforeValidator(_as_whole)
 Scalar = str | bool | int | float | None
 TemplateVariables = Annotated[
     dict[str, Scalar],
@@ -41,7 +47,7 @@ TemplateVariables = Annotated[
 ]
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopWord | Annotated[list[StopWord], Field(max_length=4)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0), AS_WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -57,12 +63,12 @@ class Generation(Strict):
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 1.0
     top_p: Annotated[float, Field(ge=0, le=1)] | None = 1.0
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = 1
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = 1
+    seed: Annotated[int, AS_WHOLE] | None = None
     stop: Stop | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     user: str | None = None
@@ -77,7 +83,7 @@ class CompletionRequest(Generation):
         | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), AS_WHOLE] | None = None
 
 
 class TextPart(Strict):
@@ -100,7 +106,7 @@ class ChatRequest(Generation):
     as enable_thinking. max_completion_tokens goes before max_tokens."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
     logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = None
     chat_template_kwargs: TemplateVariables | None = None

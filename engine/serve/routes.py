@@ -40,7 +40,7 @@ from engine.serve.requests import ChatRequest, CompletionRequest, Generation
 from engine.serve.sequence import Wanted
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}}
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in (

@@ -118,6 +118,8 @@ def test_an_answer_gets_the_room_that_the_prompt_leaves(reader: PromptReader) ->
 def test_choices_have_seeds_of_their_own(reader: PromptReader) -> None:
     found = reader.completion(completion(prompt=["a", "b"], n=2, seed=5))
     assert [one.sampling.seed for one in found] == [5, 6, 5, 6]
+    large = reader.completion(completion(seed=10.0**30))[0].sampling.seed
+    assert 0 <= large < 2**63
     unseeded = {reader.completion(completion())[0].sampling.seed for _ in range(5)}
     assert len(unseeded) == 5
 
@@ -145,7 +147,7 @@ def test_sampling_and_stop_are_openais(reader: PromptReader) -> None:
         {"stop": ["a"] * 5},
         {"stop": ""},
         {"n": 9},
-        {"seed": 2**64},
+        {"seed": 1.5},
         {"prompt": []},
         {"prompt": ["a"] * 9},
     ],

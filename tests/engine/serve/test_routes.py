@@ -201,7 +201,7 @@ def test_errors_have_openais_shape(
 
 
 def test_openais_client_reads_errors_as_its_own(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="kv.max_tokens") as raised:
+    with pytest.raises(openai.BadRequestError, match=r"kv\.max_tokens") as raised:
         client.completions.create(model=MODEL, prompt=[5] * ROOM)
     assert raised.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
@@ -232,9 +232,7 @@ def test_models_names_the_model_and_its_room(client: OpenAI) -> None:
 
 
 def test_what_is_no_json_and_what_is_too_large_is_refused(web: httpx.Client) -> None:
-    torn = web.post(
-        "/v1/completions", content=b"{", headers={"content-type": "application/json"}
-    )
+    torn = web.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
     assert (torn.status_code, torn.json()["error"]["message"]) == (
         400,
         "the body is not valid JSON",

@@ -1,4 +1,4 @@
-"""Stop strings: however the text is cut, nothing of them goes out and nothing before them is lost."""
+"""Stop strings: however the text is cut, none goes out and nothing before one is lost."""
 
 from __future__ import annotations
 
