@@ -9,6 +9,8 @@ import torch
 
 from engine.errors import EvaluationError
 
+_COLDEST = 1e-5  # below, all the probability is the likeliest token's, and dividing overflows
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -28,7 +30,7 @@ class Sampler:
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """logits: [B, V]. Returns token ids [B]."""
-        if self._options.temperature <= 0:
+        if self._options.temperature < _COLDEST:
             return logits.argmax(dim=-1)  # [B]
         scaled = logits.float().cpu() / self._options.temperature
         probabilities = torch.softmax(scaled, dim=-1)  # [B, V]

@@ -12,7 +12,6 @@ import pytest
 from engine.run.engine import Engine
 from tests.engine.serve.made import configure, serving
 
-
 ALL = ("--max-examples", "200")
 FEW = ("--phases", "fuzzing", "--max-examples", "10")
 
