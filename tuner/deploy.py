@@ -39,7 +39,7 @@ class ServerOptions:
     host: str
     port: int
     queue: int
-    drain_s: float
+    drain_s: int
     telemetry_s: float
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +160,7 @@ async def _collect(exchange: Exchange, choices: Sequence[Choice]) -> None:
         choices[piece.index].add(piece.output)
 
 
-async def _finish_or_hang_up(work: Any, request: Request) -> None:
+async def _finish_or_hang_up(work: Coroutine[Any, Any, None], request: Request) -> None:
     """Wait for the work, or drop it when the client is gone. Raises what the work raises."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request))
     try:

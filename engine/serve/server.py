@@ -40,7 +40,7 @@ class ServeOptions:
     port: int = 8000
     queue: int = 64
     telemetry_s: float = 60.0
-    drain_s: float = 60.0
+    drain_s: int = 60
 
 
 def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def _serve(
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=int(options.drain_s),
+            timeout_graceful_shutdown=options.drain_s,
         )
     )
     telemetry = Telemetry(work, meters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ def deploy(
         int, typer.Option("--queue", min=1, help="Sequences that may wait; beyond them 429.")
     ] = 64,
     drain: Annotated[
-        float, typer.Option("--drain", min=0, help="Seconds that requests may take at the end.")
-    ] = 60.0,
+        int, typer.Option("--drain", min=0, help="Seconds that requests may take at the end.")
+    ] = 60,
     telemetry: Annotated[
         float, typer.Option("--telemetry", min=1, max=300, help="Seconds between two records.")
     ] = 60.0,
@@ -129,3 +130,4 @@ def _say_ready(name: str, host: str, port: int, canary: Canary, as_json: bool) -
         )
     else:
         print_text(f"serving '{name}' (trial {canary.point.trial}) at {url}")
+        sys.stdout.flush()  # whoever reads it through a pipe waits for it
