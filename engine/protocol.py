@@ -5,6 +5,8 @@ Worker to tuner, in any order:
   {"schema": 1, "event": "heartbeat", "rss_bytes": n}                    once a second
   {"schema": 1, "id": n, "event": "progress", "stage": s, "done": x, "total": y, ...}
   {"schema": 1, "id": n, "event": "token", "text": s}                    generate only
+  {"schema": 1, "id": n, "event": "ready", "host": s, "port": n}         serve: requests are taken
+  {"schema": 1, "id": n, "event": "telemetry", ...}                      serve: a window of time
   {"schema": 1, "id": n, "ok": true, "result": {...}}                    the answer
   {"schema": 1, "id": n, "ok": false, "error": {"class": FailureClass, "type": NAME,
        "message": s, "exit_code": n, "smallest_bytes": n | null}}        the answer, failed
@@ -27,9 +29,11 @@ parent died) or on `close`. Values only; the engine behind it is imported by eng
 | divergence | text, tokens, reference | kld_mean, top1_agreement, tokens |
 | trace | path, workload, repeats, seed, gate_inputs | path, bytes, passes, tokens |
 | calibrate | config, workload, bits | ModelTimings |
+| serve | name, host, port, queue, telemetry_s, drain_s | totals, after SIGTERM and draining |
 | parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
 | close | (none) | (empty) |
 
+`python -m engine.serve` knows open, configure, measure, serve and close, the worker all but serve.
 `describe` reads a hub id's description and headers, `open` fetches its weights too.
 `revision` of both, for a hub id: left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.

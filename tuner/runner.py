@@ -40,6 +40,7 @@ OPERATION_LIMIT_S: Mapping[str, float] = {
     "trace": 900.0,
     "calibrate": 900.0,
     "sensitivities": 3600.0,
+    "serve": 600.0,
     "close": 5.0,
 }
 
@@ -130,13 +131,18 @@ class EngineWorker:
         log.debug("started worker %s: %s", self._process.pid, " ".join(arguments))
 
     def request(
-        self, operation: str, on_event: OnEvent | None = None, **arguments: Any
+        self,
+        operation: str,
+        on_event: OnEvent | None = None,
+        limit_s: float | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         """Send one request and wait for its answer.
 
-        on_event is called with progress and token events. Raises WorkerError; after timeout,
-        crash, out_of_memory by the kernel and bad_output the process is gone (`alive` is False),
-        after an error that the worker itself reported it stays.
+        on_event is called with progress and token events; limit_s: seconds without progress, in
+        place of the operation's own. Raises WorkerError; after timeout, crash, out_of_memory by the
+        kernel and bad_output the process is gone (`alive` is False), after an error that the worker
+        itself reported it stays.
         """
         if self._process is None or self._socket is None:
             raise WorkerError("the engine worker is not running", "crash")
@@ -147,7 +153,12 @@ class EngineWorker:
             self._socket.sendall(protocol.encode(message))
         except OSError:
             raise self._died(operation) from None
-        return self._await_answer(operation, on_event)
+        return self._await_answer(operation, on_event, limit_s or self.limits.of(operation))
+
+    def interrupt(self) -> None:
+        """Ask a running request to come to its end (SIGTERM); its answer still comes."""
+        if self._process is not None:
+            self._process.terminate()
 
     def close(self) -> None:
         """Ask the worker to end, then make sure that its whole process group has."""
@@ -189,8 +200,9 @@ class EngineWorker:
         except (OSError, ValueError):
             inbox.put(_End())
 
-    def _await_answer(self, operation: str, on_event: OnEvent | None) -> dict[str, Any]:
-        limit_s = self.limits.of(operation)
+    def _await_answer(
+        self, operation: str, on_event: OnEvent | None, limit_s: float
+    ) -> dict[str, Any]:
         progress_s = time.monotonic()
         while True:
             try:

@@ -118,19 +118,33 @@ class EngineSession:
         warm_up: bool = True,
         seed: int = 0,
         on_event: OnEvent | None = None,
+        limit_s: float | None = None,
     ) -> Report:
         """Measure what is configured, when it is this process's turn; a report with impossible
-        figures is bad_output."""
+        figures is bad_output.
+
+        limit_s: a repeat that takes longer is a timeout, and ends the worker.
+        """
         with self._turn(), self._busy():
             result = self._live().request(
                 "measure",
                 on_event=on_event,
+                limit_s=limit_s,
                 workload=workload.to_json(),
                 repeats=repeats,
                 warm_up=warm_up,
                 seed=seed,
             )
         return self._checked(lambda: _check_report(Report.from_json(result)))
+
+    def serve(self, on_event: OnEvent, **options: Any) -> dict[str, Any]:
+        """Serve what is configured until `interrupt`; needs a worker that can (engine.serve)."""
+        return self._live().request("serve", on_event=on_event, **options)
+
+    def interrupt(self) -> None:
+        """Let a running `serve` come to its end: it drains, then answers."""
+        if self._worker is not None:
+            self._worker.interrupt()
 
     def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
         """Those of these that are neither task files nor names that lm-eval knows."""

@@ -7,7 +7,7 @@ now): the share of the time that the config waited for records by the read, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,22 +90,30 @@ def verify(
             if sample.metric in values:
                 values[sample.metric].append(sample.value)
         sentinels.append(report.sentinel)
+    return judge(deployment.measured, values, sentinels)
+
+
+def judge(
+    measured: Measured, values: Mapping[str, Sequence[float]], sentinels: Sequence[Sentinel]
+) -> Verification:
+    """Compare what was found now with what is recorded. values: of some of SPEEDS, one a repeat;
+    sentinels: timed beside them, at least one."""
     count = len(sentinels)
     now = Sentinel(
         sum(one.compute_ms for one in sentinels) / count,
         sum(one.read_ms for one in sentinels) / count,
     )
-    then = deployment.measured.get("sentinel")
+    then = measured.get("sentinel")
     if not isinstance(then, MeasuredSentinel) or not then.compute_ms or not then.read_ms:
         then = MeasuredSentinel(compute_ms=now.compute_ms, read_ms=now.read_ms)
-    longer = slow_down(deployment.measured, then, now)
+    longer = slow_down(measured, then, now)
     verdicts = []
-    for name, more_is_faster in SPEEDS.items():
-        recorded = deployment.measured.get(name)
-        if isinstance(recorded, MeasuredMetric) and values[name]:
-            expected = recorded.value / longer if more_is_faster else recorded.value * longer
+    for name, found_values in values.items():
+        recorded = measured.get(name)
+        if isinstance(recorded, MeasuredMetric) and found_values:
+            expected = recorded.value / longer if SPEEDS[name] else recorded.value * longer
             side = band(recorded)
-            found = interval(values[name], recorded.unit)
+            found = interval(found_values, recorded.unit)
             verdicts.append(
                 Verdict(
                     name, recorded, expected, expected * (1 - side), expected * (1 + side), found

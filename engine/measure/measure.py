@@ -23,6 +23,7 @@ from engine.replay.bound import best_hits
 from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
 from engine.run.engine import Engine
 from engine.run.phase_clock import ACTIVITIES
+from engine.trace import Trace
 
 MAX_WARM_UPS = 4
 _FLAT = 0.05
@@ -43,13 +44,14 @@ def measure(
     runtime_bytes: int,
     meter: EnergyMeter | None = None,
     progress: Progress | None = None,
+    on_trace: Callable[[Trace], None] | None = None,
 ) -> Report:
     """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
 
     warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline; meter: counts energy, where something does. Sequences whose logits become NaN count in
-    error_rate, and in the hit rates, but in nothing else. Raises EngineError when there are no
-    sequences or all of them fail.
+    baseline; meter: counts energy, where something does; on_trace: gets what was routed, warm-ups
+    too. Sequences whose logits become NaN count in error_rate, and in the hit rates, but in nothing
+    else. Raises EngineError when there are no sequences or all of them fail.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -70,6 +72,8 @@ def measure(
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
     engine.record(None)
+    if on_trace is not None:
+        on_trace(recorder.trace())
     if not timings:
         raise EngineError(
             f"every sequence failed: with compute.dtype {engine.config.compute.dtype} and "

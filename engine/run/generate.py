@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any
 
 import torch
 
-from engine.errors import EvaluationError, InfeasibleError, UsageError
+from engine.errors import InfeasibleError, UsageError
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.run.sampling import Sampler, SamplingOptions
+from engine.run.sampling import Sampler, SamplingOptions, check_logits
+from engine.run.text import TextPieces
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def generate(
     limit = min(max_tokens, room - len(prompt_ids))
     started = time.perf_counter()
     ids: list[int] = []
-    pieces = _TextPieces(tokenizer)
+    pieces = TextPieces(tokenizer)
     first = started
     for token in _tokens(engine, prompt_ids, Sampler(sampling), limit):
         if not ids:
@@ -99,12 +99,7 @@ def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int)
     logits = engine.prefill([batch])[0]
     for number in range(limit):
         last = logits[:, -1]  # [1, V]
-        if math.isnan(float(last.max())):
-            raise EvaluationError(
-                f"the logits became NaN at token {number + 1} of the answer with "
-                f"compute.dtype={str(last.dtype).removeprefix('torch.')}: use "
-                "compute.dtype=float32, or bfloat16 where float16 overflows"
-            )
+        check_logits(last, number + 1)
         token = int(sampler(last)[0])
         if token in ends:
             return
@@ -122,30 +117,3 @@ def end_tokens(engine: Engine) -> frozenset[int]:
         if value is not None:
             return frozenset(value if isinstance(value, list) else [value])
     return frozenset()
-
-
-class _TextPieces:
-    """Turns a stream of tokens into a stream of text without splitting characters."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pending: list[int] = []
-        self.text = ""
-
-    def push(self, token: int) -> str:
-        self._pending.append(token)
-        text = self._decode()
-        if text.endswith("\ufffd"):
-            return ""
-        return self._take(text)
-
-    def finish(self) -> str:
-        return self._take(self._decode()) if self._pending else ""
-
-    def _decode(self) -> str:
-        return str(self._tokenizer.decode(self._pending, skip_special_tokens=True))
-
-    def _take(self, text: str) -> str:
-        self._pending = []
-        self.text += text
-        return text

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+from engine.errors import EvaluationError
+
+_COLDEST = 1e-5  # below, all the probability is the likeliest token's, and dividing overflows
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,23 @@ class Sampler:
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """logits: [B, V]. Returns token ids [B]."""
-        if self._options.temperature <= 0:
+        if self._options.temperature < _COLDEST:
             return logits.argmax(dim=-1)  # [B]
         scaled = logits.float().cpu() / self._options.temperature
         probabilities = torch.softmax(scaled, dim=-1)  # [B, V]
         if self._options.top_p < 1:
             probabilities = _keep_nucleus(probabilities, self._options.top_p)
         return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]  # [B]
+
+
+def check_logits(last: torch.Tensor, number: int) -> None:
+    """Raise EvaluationError where the logits [B, V] of an answer's token `number` are NaN."""
+    if math.isnan(float(last.max())):
+        raise EvaluationError(
+            f"the logits became NaN at token {number} of the answer with "
+            f"compute.dtype={str(last.dtype).removeprefix('torch.')}: use "
+            "compute.dtype=float32, or bfloat16 where float16 overflows"
+        )
 
 
 def _keep_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

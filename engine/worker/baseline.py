@@ -12,16 +12,22 @@ from engine.device import process_memory
 
 
 def settle_baseline() -> int:
-    """Import all that any request may need, run one tiny forward, and read the resident bytes.
-
-    The tiny forward starts torch's thread pool and loads its kernels, so that a model's first
-    forward does not pay for them. Returns bytes.
-    """
+    """Import all that any request may need, run one tiny forward, and read the resident bytes."""
     import lm_eval.evaluator
     import lm_eval.tasks  # noqa: F401
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     _load_small_data_set()
+    return settle_serving_baseline()
+
+
+def settle_serving_baseline() -> int:
+    """The same for a process that never evaluates. Returns bytes.
+
+    The tiny forward starts torch's thread pool and loads its kernels, so that a model's first
+    forward does not pay for them.
+    """
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
     config = Qwen3MoeConfig(
         vocab_size=64,
         hidden_size=64,

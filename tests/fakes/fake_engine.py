@@ -205,6 +205,7 @@ class FakeEngine:
             "notes": ["the future is known"] if config.prefetch.predictor == "oracle" else [],
             "lossy": config.precision.scheme != "uniform",
             "plan": "2 micro-batches hide transfers" if planned else None,
+            "routing": [[1 / EXPERTS] * EXPERTS] * LAYERS,
         }
 
     def evaluate(self, tasks: list[str], reference: bool, **options: Any) -> dict[str, Any]:
@@ -239,6 +240,24 @@ class FakeEngine:
         words = [f" word{n}" for n in range(max_tokens)]
         return {"text": "".join(words), "tokens": list(range(max_tokens)),
                 "metrics": {"output_tps": 100.0}}  # fmt: skip
+
+    def serve(self, **options: Any) -> dict[str, Any]:
+        """Totals of a server that was drained at once."""
+        return {"finished": 2, "output_tokens": 600, "options": options}
+
+    def windows(self, port: int) -> list[dict[str, Any]]:
+        """What it says meanwhile: ready, a quiet window, one as tuned for, one of another text."""
+        figures = {"seconds": 1.0, "prompt_tokens": 0, "output_tokens": 300,
+                   "sequences": {"finished": 1, "failed": 0, "cancelled": 0}}  # fmt: skip
+        alike = [[1 / EXPERTS] * EXPERTS] * LAYERS
+        other = [[1.0] + [0.0] * (EXPERTS - 1)] * LAYERS
+        quiet = {**figures, "output_tokens": 0, "routing": None,
+                 "sequences": {"finished": 0, "failed": 0, "cancelled": 0}}  # fmt: skip
+        said = (quiet, {**figures, "routing": alike}, {**figures, "routing": other})
+        return [
+            {"event": "ready", "host": "127.0.0.1", "port": port or 8123},
+            *({"event": "telemetry", "expert_hit_rate": 1.0, **one} for one in said),
+        ]
 
     def pack(self, bits: int, group_size: int) -> dict[str, Any]:
         return {"path": "/packs/fake", "bytes": 1000, "records": LAYERS * EXPERTS}
@@ -353,6 +372,9 @@ def serve(connection: socket.socket, peer: str | None) -> None:
             if operation == "generate":
                 for word in result["text"].split(" ")[1:]:
                     send({"id": request_id, "event": "token", "text": f" {word}"})
+            if operation == "serve":
+                for event in engine.windows(message["port"]):
+                    send({"id": request_id, **event})
             send({"id": request_id, "event": "progress", "stage": operation, "done": 1, "total": 1})
             send({"id": request_id, "ok": True, "result": result})
         except (EngineError, MemoryError) as error:

@@ -16,7 +16,7 @@ from tuner.session import EngineSession
 
 COMMANDS = (
     "studies", "show", "export", "run", "bench", "plan", "profile", "doctor", "pack", "dashboard",
-    "trace", "replay", "compare", "verify",
+    "trace", "replay", "compare", "verify", "deploy",
 )  # fmt: skip
 BUDGET = str(BUDGET_BYTES)
 SMALL = ("--model", "m", "--vram", BUDGET, "--workload", "workload.yaml")
@@ -32,7 +32,7 @@ def test_help_has_an_example(tune: Tune, command: str):
 def test_only_finished_commands_are_offered(tune: Tune):
     out = tune("--help").out
     assert all(f"│ {command} " in out for command in COMMANDS)
-    for later in ("deploy", "service", "worker"):
+    for later in ("service", "worker"):
         assert f"│ {later} " not in out
 
 

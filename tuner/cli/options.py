@@ -43,6 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 # Another engine behind the same protocol, as shell words.
 ENGINE_VARIABLE = "EXPERTUNE_ENGINE"
 PEERS_COMMAND = (sys.executable, "-m", "engine.peers")
+SERVE_COMMAND = (sys.executable, "-m", "engine.serve")
 
 
 def read_size(option: str, text: str | None) -> int | None:
@@ -96,6 +97,12 @@ def peer_command(name: str) -> tuple[str, ...]:
     """The program of a peer behind the same protocol."""
     other = os.environ.get(ENGINE_VARIABLE)
     return (*(shlex.split(other) if other else PEERS_COMMAND), "--peer", name)
+
+
+def serve_command() -> tuple[str, ...]:
+    """The program that can serve: ours, or the one that EXPERTUNE_ENGINE names."""
+    other = os.environ.get(ENGINE_VARIABLE)
+    return tuple(shlex.split(other)) if other else SERVE_COMMAND
 
 
 def open_session(

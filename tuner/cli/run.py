@@ -61,16 +61,23 @@ def run(
 
 @contextlib.contextmanager
 def open_deployed(
-    file: Path, deployment: Deployment, model: str | None, trust_remote_code: bool
+    file: Path,
+    deployment: Deployment,
+    model: str | None,
+    trust_remote_code: bool,
+    command: tuple[str, ...] | None = None,
 ) -> Iterator[EngineSession]:
     """A session on a deployment's model at its revision, or on `model` in its place.
 
-    Raises DeploymentError where that is another model.
+    command: the engine's program, None for the usual one. Raises DeploymentError where that is
+    another model.
     """
     source = resolve_model(model or deployment.model.id)
     pinned = None if model else deployment.model.revision
     device = deployment.config().device.name
-    with options.open_session(source, device, trust_remote_code, revision=pinned) as session:
+    with options.open_session(
+        source, device, trust_remote_code, command=command, revision=pinned
+    ) as session:
         found = session.facts.fingerprint
         if found != deployment.model.fingerprint:
             raise DeploymentError(

@@ -36,6 +36,7 @@ from tuner.store.snapshots import (
     Role,
     StudySnapshot,
     StudyState,
+    TelemetrySnapshot,
     TrialSnapshot,
     TrialState,
 )
@@ -49,6 +50,7 @@ from tuner.store.tables import (
     SampleRow,
     SentinelRow,
     StudyRow,
+    TelemetryRow,
     TrialRow,
     now,
 )
@@ -321,6 +323,22 @@ class Store:
                 ExportRow(
                     study_id=study_id, trial_id=trial_id, pick=pick, path=path, content=content
                 )
+            )
+
+    def add_telemetry(self, deployment: str, payload: Mapping[str, Any]) -> None:
+        """Keep what a deployment said of one window of time."""
+        with self.database.session() as session:
+            session.add(TelemetryRow(deployment=deployment, payload=dict(payload)))
+
+    def telemetry(self, last: int = 100) -> tuple[TelemetrySnapshot, ...]:
+        """The newest windows of all deployments, the oldest of them first."""
+        with self.database.session() as session:
+            rows = session.scalars(
+                select(TelemetryRow).order_by(TelemetryRow.id.desc()).limit(last)
+            ).all()
+            return tuple(
+                TelemetrySnapshot(row.deployment, row.payload, row.created)
+                for row in reversed(rows)
             )
 
     def study_names(self) -> tuple[str, ...]:

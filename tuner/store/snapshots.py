@@ -129,3 +129,12 @@ class TrialSnapshot:
             "started": self.started.isoformat(),
             "finished": self.finished.isoformat() if self.finished else None,
         }
+
+
+@dataclass(frozen=True)
+class TelemetrySnapshot:
+    """What a deployment said of one window of time. deployment: `study/trial` of its config."""
+
+    deployment: str
+    payload: Mapping[str, Any]
+    created: datetime

@@ -51,6 +51,13 @@ def test_a_small_nucleus_is_greedy() -> None:
     assert torch.equal(sampler(logits), logits.argmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-5])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    logits = 100 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(SamplingOptions(temperature=temperature))
+    assert torch.equal(sampler(logits), logits.argmax(-1))
+
+
 def test_a_prompt_beyond_the_kv_room_is_refused_with_the_limit(
     engine: Engine, tiny_folder: Path
 ) -> None:

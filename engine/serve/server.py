@@ -1,0 +1,142 @@
+"""Serves until it is told to stop (SIGTERM, SIGINT), then drains: no new connections, what runs and
+waits is finished.
+
+In: a configured engine, where to listen. Out: `ready` and `telemetry` events, then the totals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import uvicorn
+
+from engine.errors import EngineError
+from engine.run.engine import Engine
+from engine.serve.engine_loop import EngineLoop
+from engine.serve.meters import Meters
+from engine.serve.prompts import PromptReader, Served
+from engine.serve.routes import Serving, create_app
+from engine.serve.telemetry import Telemetry
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """name: of the model, as clients call it; port 0: any that is free; queue: sequences that may
+    wait; telemetry_s: a window of telemetry; drain_s: how long requests under way may take at the
+    end before they are cut off."""
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    queue: int = 64
+    telemetry_s: float = 60.0
+    drain_s: int = 60
+
+
+def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit) -> dict[str, Any]:
+    """Serve; returns the totals after draining.
+
+    Raises EngineError where the address cannot be had, or once the engine has failed for good.
+    """
+    assert engine.config is not None, "configure first"
+    with _listening(options) as listener:
+        return asyncio.run(_serve(engine, tokenizer, options, listener, emit))
+
+
+async def _serve(
+    engine: Engine, tokenizer: Any, options: ServeOptions, listener: socket.socket, emit: Emit
+) -> dict[str, Any]:
+    meters = Meters(engine.facts.moe_layers, engine.facts.experts)
+    loop = asyncio.get_running_loop()
+    failed = asyncio.Event()
+
+    def on_failure(_: str) -> None:
+        loop.call_soon_threadsafe(failed.set)
+
+    work = EngineLoop(engine, tokenizer, queue=options.queue, meters=meters, on_failure=on_failure)
+    assert engine.config is not None
+    served = Served(
+        options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
+    )
+    meters.watch(lambda: work.running, lambda: work.waiting)
+    reader = PromptReader(served, copy.deepcopy(tokenizer))  # the engine's thread has the other
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(Serving(served, reader, work, meters)),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=options.drain_s,
+        )
+    )
+    telemetry = Telemetry(work, meters)
+    side = (
+        asyncio.create_task(_report(telemetry, options.telemetry_s, emit)),
+        asyncio.create_task(_stop_on(failed, server)),
+    )
+    with _stopping_on_signals(server):
+        work.start()
+        host, port = listener.getsockname()[:2]
+        emit({"event": "ready", "host": host, "port": port})
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            for task in side:
+                task.cancel()
+            await asyncio.gather(*side, return_exceptions=True)
+            work.close()
+            emit({"event": "telemetry", **telemetry.window()})
+    if work.failure is not None:
+        raise EngineError(work.failure)
+    return asdict(meters.totals)
+
+
+async def _report(telemetry: Telemetry, every_s: float, emit: Emit) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        emit({"event": "telemetry", **telemetry.window()})
+
+
+async def _stop_on(failed: asyncio.Event, server: uvicorn.Server) -> None:
+    await failed.wait()
+    server.should_exit = True
+
+
+@contextmanager
+def _listening(options: ServeOptions) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
+    except OSError as error:
+        raise EngineError(
+            f"cannot listen on {options.host}:{options.port} ({error.strerror}): give another "
+            "--host or --port (0: any that is free)"
+        ) from None
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
+    """SIGTERM and SIGINT drain from here on. uvicorn takes them while it serves, and raises them
+    again behind it, when they have done what they were for."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    former = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)

@@ -1,0 +1,53 @@
+"""Stop strings: however the text is cut, none goes out and nothing before one is lost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.serve.stop_gate import StopGate
+
+PIECES = st.lists(st.text(alphabet="abc", max_size=3), max_size=12)
+STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
+
+
+@given(PIECES, STOPS, st.text(alphabet="abc", max_size=3))
+def test_what_goes_out_ends_before_the_first_stop_string(
+    pieces: list[str], stops: list[str], rest: str
+) -> None:
+    gate: StopGate[int] = StopGate(stops)
+    text, items, ended = "", [], False
+    for number, piece in enumerate(pieces):
+        released = gate.push(piece, number)
+        text += released.text
+        items += released.items
+        if released.ended:
+            ended = True
+            break
+    if not ended:
+        released = gate.finish(rest)
+        text += released.text
+        items += released.items
+        ended = released.ended
+    whole = "".join(pieces) + rest
+    places = [whole.find(word) for word in stops if word in whole]
+    assert text == whole[: min(places, default=len(whole))]
+    assert ended == bool(places)
+    assert items == list(range(len(items)))
+    if not places:
+        assert len(items) == len(pieces)
+
+
+def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
+    gate: StopGate[str] = StopGate(["STOP"])
+    assert gate.push("a S", "one") == ("a ", ("one",), False)
+    assert gate.push("T", "two") == ("", (), False)
+    assert gate.push("ART", "three") == ("START", ("two", "three"), False)
+    assert gate.push("STO", "four") == ("", (), False)
+    assert gate.finish() == ("STO", ("four",), False)
+
+
+def test_what_belongs_to_text_behind_the_stop_string_is_dropped() -> None:
+    gate: StopGate[str] = StopGate(["."])
+    assert gate.push("a", "one") == ("a", ("one",), False)
+    assert gate.push(". b", "two") == ("", (), True)

@@ -1,0 +1,133 @@
+"""`tune deploy`: serve a deployment file over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.hardware import probe
+from tuner.canary import Canary
+from tuner.cli import options
+from tuner.cli.output import print_json, print_note, print_text
+from tuner.cli.run import open_deployed
+from tuner.deploy import Policy, ServerOptions, choose, serve
+from tuner.deployment import load_deployment
+from tuner.errors import UsageError
+from tuner.folders import cache_folder
+from tuner.session import EngineSession
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def deploy(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A deployment YAML.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")
+    ] = 8000,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a config that is outside its band here.")
+    ] = False,
+    walk: Annotated[
+        bool, typer.Option("--walk", help="Take a neighbour on the front that holds instead.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What clients call the model; default: its id.")
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="Sequences that may wait; beyond them 429.")
+    ] = 64,
+    drain: Annotated[
+        int, typer.Option("--drain", min=0, help="Seconds that requests may take at the end.")
+    ] = 60,
+    telemetry: Annotated[
+        float, typer.Option("--telemetry", min=1, max=300, help="Seconds between two records.")
+    ] = 60.0,
+    model: options.Model = None,
+    storage: options.Storage = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Serve an exported config as an OpenAI-compatible server, after a canary of at most a minute.
+
+    SIGTERM and Ctrl-C drain: nothing new is taken, what runs is finished; a second one ends it.
+
+    Example: tune deploy expertune-demo.yaml --port 8000
+    """
+    policy = _policy(strict, walk)
+    deployment = load_deployment(file)
+    machine = probe(cache_folder())
+    if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
+        print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")
+    if host not in LOOPBACK:
+        print_note(
+            f"anyone who reaches {host} can use this server: put a proxy that asks before it"
+        )
+    command = options.serve_command()
+    served = ServerOptions(name or deployment.model.id, host, port, queue, drain, telemetry)
+    with (
+        options.open_store(storage) as store,
+        open_deployed(file, deployment, model, trust_remote_code, command) as session,
+    ):
+        canary = choose(session, deployment, policy, print_note)
+
+        def ready(host: str, port: int) -> None:
+            _say_ready(served.name, host, port, canary, as_json)
+
+        with draining(session) as stop:
+            totals = serve(session, deployment, canary, served, store=store, on_ready=ready)
+    print_note(f"{totals['finished']} finished, {totals['output_tokens']} tokens")
+    if stop.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+@dataclass
+class Stop:
+    """Which signal asked to stop, None while none did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def draining(session: EngineSession) -> Iterator[Stop]:
+    """Inside, the first SIGTERM or SIGINT lets the server drain, the second interrupts."""
+    stop = Stop()
+
+    def ask(number: int, _: Any) -> None:
+        if stop.signal is not None:
+            raise KeyboardInterrupt
+        stop.signal = number
+        print_note("draining; once more to end at once")
+        session.interrupt()
+
+    former = {one: signal.signal(one, ask) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+
+def _policy(strict: bool, walk: bool) -> Policy:
+    if strict and walk:
+        raise UsageError("--strict refuses, --walk takes another: give one of them")
+    return "strict" if strict else "walk" if walk else "warn"
+
+
+def _say_ready(name: str, host: str, port: int, canary: Canary, as_json: bool) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}/v1"
+    if as_json:
+        print_json(
+            {"url": url, "host": host, "port": port, "model": name, "canary": canary.to_json()}
+        )
+    else:
+        print_text(f"serving '{name}' (trial {canary.point.trial}) at {url}")
+        sys.stdout.flush()  # whoever reads it through a pipe waits for it
