@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -102,15 +101,12 @@ def choose_progress(quiet: bool = False) -> Progress:
 class _Clock:
     """How long a trial takes here."""
 
-    last_s: float = field(default_factory=time.monotonic)
     spent_s: list[float] = field(default_factory=list)
 
     def done(self, trial: TrialSnapshot) -> None:
         """A trial ended; one that never ran says nothing of the time that others take."""
-        moment = time.monotonic()
-        if trial.configuration_id is not None:
-            self.spent_s.append(moment - self.last_s)
-        self.last_s = moment
+        if trial.configuration_id is not None and trial.finished is not None:
+            self.spent_s.append((trial.finished - trial.started).total_seconds())
 
     def left(self, trials: int) -> str:
         """A rough remainder, in words."""

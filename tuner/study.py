@@ -8,6 +8,7 @@ config is on disk after every trial.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tuner.definition import StudyDefinition
 from tuner.domination import Rivals, rivals_of
 from tuner.errors import StoreError, StudyError, UsageError
 from tuner.export import check_writable, render, write_atomically
+from tuner.fleet import devices_for, joined_workers
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
 from tuner.lock import study_lock
@@ -76,8 +78,11 @@ def run_study(
     store: Store,
     hardware: Hardware,
     progress: Progress,
+    workers: int = 1,
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
+
+    workers: processes that run trials, this one among them.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken, UsageError for
     a task that does not exist. On KeyboardInterrupt the study is left resumable and the interrupt
@@ -94,10 +99,39 @@ def run_study(
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, _ours_or_gone)  # runs first
             with progress.showing():
-                run.lead()
+                run.lead(workers)
             undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
+
+
+def join_study(
+    study: StudySnapshot,
+    definition: StudyDefinition,
+    session: EngineSession,
+    store: Store,
+    hardware: Hardware,
+    progress: Progress,
+) -> int:
+    """Run trials of a study that another process leads, until it needs no more; how many ran here.
+
+    Raises StudyError where it does not run, or was begun on another kind of machine.
+    """
+    if study.state != "RUNNING":
+        raise StudyError(
+            f"study '{study.name}' does not run ({study.state}): start it with `tune --model "
+            f"{study.model} --study {study.name} ...`, then let workers join"
+        )
+    if study.machine.get("fingerprint") != hardware.fingerprint:
+        raise StudyError(
+            f"study '{study.name}' was begun on another kind of machine "
+            f"({study.machine.get('cpu', '?')}): speeds measured here would not compare"
+        )
+    workload = definition.load_workload()
+    space = build_space(definition, session.facts, workload)
+    run = _Run(definition, session, store, hardware, progress, workload, space, study)
+    with progress.showing():
+        return run.join()
 
 
 def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
@@ -145,17 +179,28 @@ class _Run:
     guide: Guide | None = None
     runner: TrialRunner | None = None
 
-    def lead(self) -> None:
+    def lead(self, workers: int) -> None:
         """All stages, as the one parent of the study."""
         self.store.interrupt_running(self.study.id, is_gone)
         trials = self._trials()
         if self._left(trials) > 0:
             self._prepare()
             if self.guide is None or not self.guide.exhausted(trials):
-                self._search()
+                devices = devices_for(self.definition.device, self.hardware, workers)[1:]
+                trust = self.definition.trust_remote_code
+                with joined_workers(self.study.name, self.store.database.url, devices, trust):
+                    self._search(leading=True)
         self._write_best()
         self._confirm()
         self._write_best()
+
+    def join(self) -> int:
+        """The search alone, beside a parent; how many trials ran here."""
+        trials = self._trials()
+        self._prepare()
+        if self._open(trials) > 0:
+            self._search(leading=False)
+        return sum(trial.worker == own_id() for trial in self._trials())
 
     def result(self) -> StudyResult:
         study = self.store.study(self.study.name)
@@ -189,26 +234,27 @@ class _Run:
             self.guide.predict if self.guide is not None else lambda point: {},
         )
 
-    def _search(self) -> None:
+    def _search(self, *, leading: bool) -> None:
         started_s = time.monotonic()
         with (
             explained(self.store.database.url),
             open_storage(self.store.database, self.store, self.study) as storage,
         ):
             memory = open_memory(storage, self._sampler(), self.definition)
-            trials = self._trials()
-            fail_lost(memory, trials)
-            enqueue(memory, trials, self._first())
+            if leading:
+                trials = self._trials()
+                fail_lost(memory, trials)
+                enqueue(memory, trials, self._first())
             try:
                 memory.optimize(
                     self._objective,
-                    n_trials=self._left(trials),
                     timeout=self._seconds_left(1 - CONFIRMING_SHARE),
                     catch=(FailedTrialError,),
                     callbacks=[self._after_trial],
                 )
             finally:
-                self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
+                if leading:
+                    self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
 
     def _confirm(self) -> None:
         """The front again, in fresh processes; more of it where pooled samples change it."""
@@ -242,6 +288,10 @@ class _Run:
 
     def _left(self, trials: Sequence[TrialSnapshot]) -> int:
         return self.definition.trials - sum(t.state in FINISHED_STATES for t in trials)
+
+    def _open(self, trials: Sequence[TrialSnapshot]) -> int:
+        """How many trials nobody has begun yet."""
+        return self._left(trials) - sum(trial.state == "RUNNING" for trial in trials)
 
     def _rivals(self) -> Rivals:
         trials = self._trials()
@@ -307,12 +357,13 @@ class _Run:
     def _after_trial(self, memory: Any, trial: Any) -> None:
         trials = self._trials()
         front = front_of(self.study, trials)
-        self._write_best(front)
+        if self.study.parent_pid == os.getpid():
+            self._write_best(front)
         done = [t for t in trials if t.state in FINISHED_STATES]
         latest = next((t for t in trials if t.number == trial.number), None)
         if latest is not None:
             self.progress.trial_done(latest, front, len(done), self.definition.trials)
-        spent = self._left(trials) <= 0 or _distinct(done) >= self.space.size
+        spent = self._open(trials) <= 0 or _distinct(done) >= self.space.size
         if spent or (self.guide is not None and self.guide.exhausted(trials)):
             memory.stop()
 

@@ -18,6 +18,7 @@ from tuner.cli import (
     study,
     trace,
     verify,
+    worker,
 )
 
 app = typer.Typer(
@@ -45,3 +46,4 @@ for command in (
     app.command()(command)
 app.command("compare")(compare.compare_two)
 app.command("verify")(verify.verify_file)
+app.command("worker")(worker.join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,3 +152,17 @@ def read_bits(text: str) -> tuple[int, ...]:
             raise UsageError(f"--bits {text}: allowed are {', '.join(map(str, BITS))}")
         found.append(int(word))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def terminate_interrupts() -> Iterator[None]:
+    """SIGTERM ends a study as Ctrl-C does, resumable."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +59,12 @@ def study(
     sampler: Annotated[
         str | None, typer.Option(help="auto, tpe, nsga2, random or grid.", rich_help_panel=STUDY)
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that run trials, an accelerator each.", rich_help_panel=STUDY
+        ),
+    ] = 1,
     seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=STUDY)] = None,
     min_quality: Annotated[
         float | None,
@@ -144,11 +147,16 @@ def study(
             "output": str(output) if output else None,
         },
     )
-    _run(wanted, storage, resume, dry_run, as_json)
+    _run(wanted, storage, resume, dry_run, as_json, workers)
 
 
 def _run(
-    wanted: StudyDefinition, storage: str | None, resume: bool, dry_run: bool, as_json: bool
+    wanted: StudyDefinition,
+    storage: str | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    workers: int,
 ) -> None:
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
@@ -168,9 +176,9 @@ def _run(
         with options.open_store(storage) as store:
             wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
             try:
-                with _terminate_interrupts():
+                with options.terminate_interrupts():
                     result = run_study(
-                        wanted, session, store, probe(cache_folder()), choose_progress()
+                        wanted, session, store, probe(cache_folder()), choose_progress(), workers
                     )
             except KeyboardInterrupt:
                 print_note(
@@ -273,17 +281,3 @@ def _sampler(name: str | None) -> str | None:
     if name is not None:
         check_sampler(name)
     return name
-
-
-@contextlib.contextmanager
-def _terminate_interrupts() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does, resumable."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
