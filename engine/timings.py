@@ -155,6 +155,26 @@ def scaled(curve: Curve, factor: float) -> dict[int, float]:
     return {tokens: seconds * factor for tokens, seconds in curve.items()}
 
 
+def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimings:
+    """Timings whose parts take so many times as long. factors: of compute, dense, router, policy
+    and other, as the engine's clock names them; what is not named stays."""
+
+    def of(name: str) -> float:
+        return factors.get(name, 1.0)
+
+    return dataclasses.replace(
+        timings,
+        dense_s=scaled(timings.dense_s, of("dense")),
+        router_s=scaled(timings.router_s, of("router")),
+        policy_s=scaled(timings.policy_s, of("policy")),
+        pass_s=scaled(timings.pass_s, of("other")),
+        score_s=timings.score_s * of("policy"),
+        submit_s=timings.submit_s * of("policy"),
+        layer_s={b: scaled(curve, of("compute")) for b, curve in timings.layer_s.items()},
+        expert_s={b: scaled(curve, of("compute")) for b, curve in timings.expert_s.items()},
+    )
+
+
 def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
     found = {int(key): float(value) for key, value in data.items()}
     assert all(math.isfinite(value) for value in found.values())

@@ -35,6 +35,7 @@ from tuner.search.guide import Guide
 from tuner.search.proposer import Costs, Proposer
 from tuner.session import EngineSession
 from tuner.space import SearchSpace
+from tuner.store.snapshots import TrialSnapshot
 from tuner.twin import ROUNDS, Predictions, Twin, predict_all
 from tuner.workload import workload_hash
 
@@ -46,7 +47,8 @@ WARM_UPS = 2.0  # passes before the first repeat, commonly
 
 @dataclass(frozen=True)
 class Preparation:
-    """tell: hears what is being done; spent: hears a stage and its seconds."""
+    """tell: hears what is being done; spent: hears a stage and its seconds; first: a trial that ran
+    already, whose time split corrects the twin."""
 
     definition: StudyDefinition
     session: EngineSession
@@ -55,6 +57,7 @@ class Preparation:
     space: SearchSpace
     tell: Callable[[str], None]
     spent: Callable[[str, float], None]
+    first: TrialSnapshot | None = None
 
     def guide(self) -> Guide:
         """Everything; what fails is told and left out."""
@@ -86,9 +89,19 @@ class Preparation:
                 facts = self.session.facts
                 learned = load_learned_arrays(facts)
                 twin = Twin(facts, trace, timings, self.workload.sequences, learned)
+                twin = self._corrected(twin)
                 found = predict_all(twin, candidates, TWIN_S)
             _keep(kept, found)
         return found
+
+    def _corrected(self, twin: Twin) -> Twin:
+        """Where nothing of this model was timed, what its first trial took says how long parts
+        take."""
+        first = self.first
+        if first is None or first.config is None or "profiled" not in twin.timings.notes:
+            return twin
+        measured = {name: metric.value for name, metric in first.metrics.items()}
+        return twin.corrected_by(EngineConfig.from_dict(dict(first.config)), measured)
 
     def _timings(self) -> ModelTimings:
         """Of this model where it was profiled, else from the machine's general speeds."""
@@ -135,6 +148,7 @@ class Preparation:
                 trace.name,
                 hashlib.sha256(json.dumps(timings.to_json(), sort_keys=True).encode()).hexdigest(),
                 [item.config.digest() for item in candidates.items],
+                self.first.configuration_id if self.first is not None else None,
             ]
         )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -184,8 +184,12 @@ class _Run:
         self.store.interrupt_running(self.study.id, is_gone)
         trials = self._trials()
         if self._left(trials) > 0:
-            self._prepare()
-            if self.guide is None or not self.guide.exhausted(trials):
+            self._prepare_runner()
+            if self.definition.sampler == "auto":
+                self._search(leading=True, most=0 if _first_measured(trials) else 1)
+                self._prepare_guide()
+                trials = self._trials()
+            if self._left(trials) > 0 and not self._exhausted(trials):
                 devices = devices_for(self.definition.device, self.hardware, workers)[1:]
                 trust = self.definition.trust_remote_code
                 with joined_workers(self.study.name, self.store.database.url, devices, trust):
@@ -196,9 +200,10 @@ class _Run:
 
     def join(self) -> int:
         """The search alone, beside a parent; how many trials ran here."""
-        trials = self._trials()
-        self._prepare()
-        if self._open(trials) > 0:
+        self._prepare_runner()
+        if self.definition.sampler == "auto":
+            self._prepare_guide()
+        if self._open(self._trials()) > 0:
             self._search(leading=False)
         return sum(trial.worker == own_id() for trial in self._trials())
 
@@ -209,18 +214,21 @@ class _Run:
         output = str(self.definition.output_path) if front.members else None
         return StudyResult(study, trials, front, output)
 
-    def _prepare(self) -> None:
-        if self.definition.sampler == "auto":
-            preparation = Preparation(
-                self.definition,
-                self.session,
-                self.hardware,
-                self.workload,
-                self.space,
-                self.progress.tell,
-                lambda stage, seconds: self.store.add_spent(self.study.id, stage, seconds),
-            )
-            self.guide = preparation.guide()
+    def _prepare_guide(self) -> None:
+        """What our search needs; the first trial that was measured helps to predict the others."""
+        preparation = Preparation(
+            self.definition,
+            self.session,
+            self.hardware,
+            self.workload,
+            self.space,
+            self.progress.tell,
+            lambda stage, seconds: self.store.add_spent(self.study.id, stage, seconds),
+            _first_measured(self._trials()),
+        )
+        self.guide = preparation.guide()
+
+    def _prepare_runner(self) -> None:
         self.runner = TrialRunner(
             self.session,
             self.store,
@@ -231,10 +239,16 @@ class _Run:
             self._judge(),
             self.progress.tell,
             self._rivals,
-            self.guide.predict if self.guide is not None else lambda point: {},
+            lambda point: self.guide.predict(point) if self.guide is not None else {},
         )
 
-    def _search(self, *, leading: bool) -> None:
+    def _exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
+        return self.guide is not None and self.guide.exhausted(trials)
+
+    def _search(self, *, leading: bool, most: int | None = None) -> None:
+        """Trials until there are enough; most: at most so many."""
+        if most == 0:
+            return
         started_s = time.monotonic()
         with (
             explained(self.store.database.url),
@@ -248,6 +262,7 @@ class _Run:
             try:
                 memory.optimize(
                     self._objective,
+                    n_trials=most,
                     timeout=self._seconds_left(1 - CONFIRMING_SHARE),
                     catch=(FailedTrialError,),
                     callbacks=[self._after_trial],
@@ -364,7 +379,7 @@ class _Run:
         if latest is not None:
             self.progress.trial_done(latest, front, len(done), self.definition.trials)
         spent = self._open(trials) <= 0 or _distinct(done) >= self.space.size
-        if spent or (self.guide is not None and self.guide.exhausted(trials)):
+        if spent or self._exhausted(trials):
             memory.stop()
 
     def _write_best(self, front: Front | None = None) -> None:
@@ -373,6 +388,10 @@ class _Run:
         if front.members:
             study = self.store.study(self.study.name)
             write_atomically(self.definition.output_path, render(study, front, front.knee))
+
+
+def _first_measured(trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:
+    return next((trial for trial in trials if trial.state == "COMPLETE"), None)
 
 
 def _distinct(trials: Sequence[TrialSnapshot]) -> int:

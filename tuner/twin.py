@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from engine.errors import EngineError
 from engine.protocol import ModelFacts
 from engine.replay.regroup import regroup
 from engine.replay.simulate import replay
-from engine.timings import ModelTimings
+from engine.timings import ModelTimings, corrected
 from engine.trace import Trace
 from tuner.folders import cache_folder
 from tuner.search.candidates import Candidates
@@ -31,6 +31,7 @@ from tuner.search.regression import Floats, Regression
 log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
+PARTS = ("compute", "dense", "router", "policy", "other")
 FEWEST = 8  # predictions that the others can be told from
 
 
@@ -51,6 +52,24 @@ class Twin:
 
     def predict(self, config: EngineConfig) -> dict[str, float] | None:
         """Speeds, None where this config cannot be replayed."""
+        metrics = self._replayed(config)
+        if metrics is None or not set(SPEEDS) <= set(metrics):
+            return None
+        return {name: metrics[name] for name in SPEEDS}
+
+    def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
+        """A twin whose parts take as long as they took in a run of `config`. measured: metrics, of
+        which the time split counts."""
+        predicted = self._replayed(config) or {}
+        factors = {
+            part: measured[name] / predicted[name]
+            for part in PARTS
+            if measured.get(name := f"time_ms_per_token.{part}", 0.0) > 0
+            and predicted.get(name, 0.0) > 0
+        }
+        return replace(self, timings=corrected(self.timings, factors))
+
+    def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
         try:
             planned = with_table(config, self.facts, cache_folder())
             trace = self._as_run(planned)
@@ -62,11 +81,10 @@ class Twin:
             found = replay(
                 planned, self.facts, trace, self.timings, learned=dict(self.learned), warm=warm
             )
-            metrics = found.metrics(set(range(len(trace.passes))) - set(warm))
+            return found.metrics(set(range(len(trace.passes))) - set(warm))
         except (EngineError, KeyError) as error:  # a precision that was not timed
             log.debug("no prediction: %s", error)
             return None
-        return {name: metrics[name] for name in SPEEDS} if set(SPEEDS) <= set(metrics) else None
 
     def _as_run(self, config: EngineConfig) -> Trace:
         key = config.batch.count, config.batch.size, config.prefill.chunk_tokens
