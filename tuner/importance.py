@@ -1,15 +1,18 @@
-"""How much each setting matters: the share of an objective's variance between its choices.
+"""How much each setting matters to each objective: PED-ANOVA over finished trials.
 
-The plain one-way analysis of variance over finished trials, by hand because it needs nothing but
-means; with few trials it is a hint, not a proof.
+Optuna's evaluator (Watanabe et al., PED-ANOVA, 2023) asks which settings decide whether a trial is
+among the better ones; with few trials it is a hint, not a proof.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
 from collections.abc import Sequence
-from statistics import fmean
+from typing import Any
 
+import optuna
+
+from tuner.objective import DIRECTIONS
 from tuner.store.snapshots import TrialSnapshot
 
 FEWEST_TRIALS = 4
@@ -18,23 +21,41 @@ FEWEST_TRIALS = 4
 def importances(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By objective, by setting: 0..1; empty when fewer than FEWEST_TRIALS were measured."""
+    """By objective, by setting: shares that sum to 1; empty when fewer than FEWEST_TRIALS were
+    measured to the end."""
     measured = [t for t in trials if t.state == "COMPLETE" and set(objectives) <= set(t.scores)]
     if len(measured) < FEWEST_TRIALS:
         return {}
-    names = list(measured[0].params)
-    return {
-        objective: {name: _between_share(measured, name, objective) for name in names}
-        for objective in objectives
+    varied = {name for name in measured[0].params if len(_choices(measured, name)) > 1}
+    return {objective: _shares(measured, objective, varied) for objective in objectives}
+
+
+def _shares(trials: Sequence[TrialSnapshot], objective: str, varied: set[str]) -> dict[str, float]:
+    names = list(trials[0].params)
+    if not varied or len({trial.scores[objective] for trial in trials}) < 2:
+        return dict.fromkeys(names, 0.0)
+    distributions = {
+        name: optuna.distributions.CategoricalDistribution(_choices(trials, name))
+        for name in varied
     }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental, and few trials
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(direction=DIRECTIONS[objective])
+        for trial in trials:
+            study.add_trial(
+                optuna.create_trial(
+                    params={name: trial.params[name] for name in varied},
+                    distributions=distributions,
+                    value=trial.scores[objective],
+                )
+            )
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    return {name: float(found.get(name, 0.0)) for name in names}
 
 
-def _between_share(trials: Sequence[TrialSnapshot], name: str, objective: str) -> float:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for trial in trials:
-        groups[str(trial.params.get(name))].append(trial.scores[objective])
-    values = [value for group in groups.values() for value in group]
-    mean = fmean(values)
-    total = sum((value - mean) ** 2 for value in values)
-    between = sum(len(group) * (fmean(group) - mean) ** 2 for group in groups.values())
-    return between / total if total > 0 else 0.0
+def _choices(trials: Sequence[TrialSnapshot], name: str) -> list[Any]:
+    """In a stable order."""
+    return sorted({trial.params[name] for trial in trials}, key=str)

@@ -9,6 +9,7 @@ import typer
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_front
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.explain import Explanation, explain
 from tuner.front import Front, front_of
 from tuner.importance import importances
 from tuner.paired import PairedResult, paired_results
@@ -59,6 +60,7 @@ def show(
     print_front(front)
     plot_front(front)
     _print_trials(trials, front.objectives)
+    _print_explanation(explain(front, trials))
     _print_quality(front, paired)
     _print_importances(weights)
     _print_failures(trials)
@@ -86,6 +88,7 @@ def _document(
         "front": [document(trial) for trial in front.members],
         "recommended": front.knee.number if front.members else None,
         "importances": weights,
+        "explanation": found.to_json() if (found := explain(front, trials)) else None,
     }
 
 
@@ -146,12 +149,28 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
     print_table("Trials", columns, rows)
 
 
+def _print_explanation(found: Explanation | None) -> None:
+    if found is None:
+        return
+    if found.binding is not None:
+        print_text(f"trial {found.trial}: {found.binding.sentence}")
+    for exchange in found.exchanges:
+        print_text(f"instead, {exchange.sentence}")
+    if found.twin is not None:
+        print_text(
+            f"predictions were off by {found.twin.median:.0%} (median of {found.twin.n} trials, at "
+            f"most {found.twin.largest:.0%}) beside a common factor of {found.twin.factor:.2f}"
+        )
+
+
 def _print_importances(weights: dict[str, dict[str, float]]) -> None:
     if not weights:
         return
     names = sorted({name for by_name in weights.values() for name in by_name})
     rows = [[name, *(by_name.get(name) for by_name in weights.values())] for name in names]
-    print_table("Share of the variance explained", ["setting", *(f"#{o}" for o in weights)], rows)
+    print_table(
+        "How much each setting matters (PED-ANOVA)", ["setting", *(f"#{o}" for o in weights)], rows
+    )
 
 
 def _print_failures(trials: tuple[TrialSnapshot, ...]) -> None:
