@@ -7,6 +7,9 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
+│   ├── MissingStudyError there is none of this name
+│   ├── BusyStudyError    it waits or runs already, or asked something else
+│   └── FullQueueError    too many wait already
 ├── QualityError         quality cannot be evaluated or compared; carries the class of failure
 └── WorkerError          an engine worker failed; carries the class of failure
     └── OverBudgetError  an outside reading of its memory passed the budget
@@ -58,6 +61,18 @@ class StoreError(TunerError):
 
 class StudyError(TunerError):
     """A study is missing, taken or belongs to something else."""
+
+
+class MissingStudyError(StudyError):
+    """There is no study of this name."""
+
+
+class BusyStudyError(StudyError):
+    """The name of a study that waits or runs already, or that asked something else."""
+
+
+class FullQueueError(StudyError):
+    """So many studies wait that no other is taken."""
 
 
 class QualityError(TunerError):

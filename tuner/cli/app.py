@@ -13,6 +13,7 @@ from tuner.cli import (
     pack,
     plan,
     run,
+    service,
     studies,
     study,
     trace,
@@ -41,5 +42,6 @@ for command in (
     dashboard.dashboard,
 ):
     app.command()(command)
+app.add_typer(service.app)
 app.command("compare")(compare.compare_two)
 app.command("verify")(verify.verify_file)
