@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 
 from tuner.service import configs, studies
 from tuner.service.access import require_token
-from tuner.service.guard import BodySize, LocalHost, Rate, SafeHeaders
+from tuner.service.guard import BeforeHttp, BodySize, Layer, LocalHost, Rate, SafeHeaders
 from tuner.service.health import health_router, metrics_router
 from tuner.service.metrics import Metered
 from tuner.service.problems import documented, explain_problems
@@ -37,16 +37,18 @@ def build_app(service: Service) -> FastAPI:
     for router in (studies.router, configs.router, metrics_router):
         app.include_router(router, dependencies=private, responses=refusals)
     explain_problems(app)
-    _stand_before(app, service)
+    app.add_middleware(BeforeHttp, layers=_layers(service))
     return app
 
 
-def _stand_before(app: FastAPI, service: Service) -> None:
-    """The last one added sees a request first."""
+def _layers(service: Service) -> list[Layer]:
+    """What stands before every request, the outermost last."""
     settings = service.settings
-    app.add_middleware(BodySize, max_bytes=settings.max_body_bytes)
-    if not settings.needs_token:
-        app.add_middleware(LocalHost)
-    app.add_middleware(Rate, limit=RateLimit(settings.requests_per_s, settings.burst))
-    app.add_middleware(Metered, metrics=service.metrics)
-    app.add_middleware(SafeHeaders)
+    limit = RateLimit(settings.requests_per_s, settings.burst)
+    return [
+        lambda app: BodySize(app, settings.max_body_bytes),
+        *([] if settings.needs_token else [LocalHost]),
+        lambda app: Rate(app, limit),
+        lambda app: Metered(app, service.metrics),
+        SafeHeaders,
+    ]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from engine.types import parse_size_bytes
 from tuner.service.best import Wanted
 from tuner.service.problems import documented
-from tuner.service.requests import WantedDevice, WantedGoal, WantedModel, WantedVram
+from tuner.service.requests import Missing, WantedDevice, WantedGoal, WantedModel, WantedVram
 from tuner.service.service import Service, current
 
 router = APIRouter(prefix="/v1/configs", tags=["configs"])
@@ -37,7 +37,7 @@ def best(
     device: WantedDevice = None,
     vram: WantedVram = None,
     goal: WantedGoal = "knee",
-    if_none_match: Annotated[str | None, Header(description="An ETag got before.")] = None,
+    if_none_match: Annotated[str | Missing, Header(description="An ETag got before.")] = None,
 ) -> Response:
     """The config to run: the best for `goal` among all studies of this model that fit."""
     vram_bytes = None if vram is None else parse_size_bytes(vram)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +14,8 @@ from tuner.service.problems import problem
 from tuner.service.rate import RateLimit, client_of
 from tuner.service.settings import is_loopback
 
+Layer = Callable[[ASGIApp], ASGIApp]
+
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -21,6 +24,21 @@ SAFE_HEADERS = {
 }
 NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
 DOCS = ("/docs", "/docs/oauth2-redirect")  # load scripts
+
+
+class BeforeHttp:
+    """Puts layers before HTTP requests, the last one outermost; what else a server says passes."""
+
+    def __init__(self, app: ASGIApp, layers: Sequence[Layer]) -> None:
+        self.app = app
+        self.http = app
+        for layer in layers:
+            self.http = layer(self.http)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Through the layers, or straight on."""
+        app = self.http if scope["type"] == "http" else self.app
+        await app(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,10 @@ class LocalHost:
         if is_loopback(name.strip("[]")):
             await self.app(scope, receive, send)
             return
-        sentence = "this service answers to localhost, 127.0.0.1 and [::1] only"
+        sentence = (
+            "this service answers to localhost, 127.0.0.1 and [::1] only; its operator can let it "
+            "answer to other names with --require-token"
+        )
         await problem(400, sentence)(scope, receive, send)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Path, Query
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from engine.types import Bits
 from tuner.definition import ObjectiveName, SamplerName
@@ -37,19 +38,28 @@ Goal = Literal["knee", "throughput", "latency", "quality"]
 WantedModel = Annotated[
     str, Query(pattern=MODEL, description="As the study named it.", examples=["demo"])
 ]
+# A parameter that may be missing, but not `null`, which in a URL is a word.
+Missing = SkipJsonSchema[None]
 WantedDevice = Annotated[
-    str | None,
-    Query(pattern=DEVICE, description="cpu, cuda:0; a type alone stands for each of its devices."),
+    Annotated[str, Field(pattern=DEVICE)] | Missing,
+    Query(description="cpu, cuda:0; a type alone stands for each of its devices."),
 ]
 WantedVram = Annotated[
-    str | None,
-    Query(pattern=SIZE, description="Configs of at most this budget.", examples=["8GB"]),
+    Annotated[str, Field(pattern=SIZE)] | Missing,
+    Query(description="Configs of at most this budget.", examples=["8GB"]),
 ]
 WantedGoal = Annotated[Goal, Query(description="What the config should be best in.")]
 
-Size = Annotated[str, Field(pattern=SIZE)] | Annotated[int, Field(ge=1, le=10**18)]
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 4.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # behind the bounds, so that the schema shows them
+Size = Annotated[str, Field(pattern=SIZE)] | Annotated[int, Field(ge=1, le=10**18), WHOLE]
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000, pattern=NO_CONTROLS)]
-Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Tokens = Annotated[int, Field(ge=1, le=1 << 20), WHOLE]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -69,13 +79,13 @@ class SearchedSettings(Body):
         max_length=32,
         examples=[["25%", "auto"]],
     )
-    depth: list[Annotated[int, Field(ge=0, le=8)]] | None = Field(
+    depth: list[Annotated[int, Field(ge=0, le=8), WHOLE]] | None = Field(
         default=None, alias="prefetch.depth", min_length=1, max_length=9
     )
-    bits: list[Bits] | None = Field(
+    bits: list[Annotated[Bits, WHOLE]] | None = Field(
         default=None, alias="precision.bits", min_length=1, max_length=5
     )
-    count: list[Annotated[int, Field(ge=1, le=256)]] | None = Field(
+    count: list[Annotated[int, Field(ge=1, le=256), WHOLE]] | None = Field(
         default=None, alias="batch.count", min_length=1, max_length=32
     )
 
@@ -98,7 +108,7 @@ class NewStudy(Body):
         "continues the same study.",
     )
     device: str = Field(default="auto", pattern=DEVICE)
-    trials: int = Field(default=24, ge=1, le=10_000)
+    trials: Annotated[int, Field(ge=1, le=10_000), WHOLE] = 24
     timeout_s: float = Field(default=0.0, ge=0, le=1e7, description="0: none.")
     objectives: list[ObjectiveName] = Field(
         default=["output_tps", "tpot_ms", "quality"],
@@ -107,7 +117,7 @@ class NewStudy(Body):
         json_schema_extra={"uniqueItems": True},
     )
     sampler: SamplerName = "auto"
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] = 0
     min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: Milliseconds | None = None
     max_tpot_ms: Milliseconds | None = None
@@ -115,9 +125,11 @@ class NewStudy(Body):
     chat: bool | None = None
     prompt_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
-    sequences: int | None = Field(default=None, ge=1, le=4096)
+    sequences: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
     tasks: list[Annotated[str, Field(pattern=TASK)]] = Field(
         default=[], max_length=20, description="lm-eval tasks by name; default: held-out text."
     )
-    limit: int | None = Field(default=None, ge=1, le=1_000_000, description="Items of each task.")
+    limit: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = Field(
+        default=None, description="Items of each task."
+    )
     space: SearchedSettings = SearchedSettings()

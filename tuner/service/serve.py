@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, closing: threading.Event) -> None:
         config = uvicorn.Config(
             app,
+            lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,

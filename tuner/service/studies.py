@@ -6,6 +6,7 @@ import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
@@ -15,14 +16,14 @@ from tuner.service.define import define_study
 from tuner.service.documents import FrontDocument, StudiesDocument, StudyDocument, TrialsDocument
 from tuner.service.events import END, EventStream
 from tuner.service.problems import documented
-from tuner.service.requests import NewStudy, StudyName
+from tuner.service.requests import Missing, NewStudy, StudyName
 from tuner.service.service import FoundStudy, Service, current
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 Current = Annotated[Service, Depends(current)]
 LastEventId = Annotated[
-    str | None,
-    Header(pattern=rf"^({END}|[0-9]{{1,9}})$", description="Of the last event that arrived."),
+    Annotated[str, Field(pattern=rf"^({END}|[0-9]{{1,9}})$")] | Missing,
+    Header(description="Of the last event that arrived."),
 ]
 
 

@@ -145,7 +145,7 @@ class Jobs:
         """How many jobs stand how."""
         with self.database.session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
-            return dict(rows.tuples().all())
+            return dict(rows.all())
 
 
 @dataclass(frozen=True)
