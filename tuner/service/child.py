@@ -94,5 +94,7 @@ def _without_password(storage: str) -> tuple[str, dict[str, str]]:
     url = sa.make_url(storage)
     if url.password is None:
         return storage, {}
-    shown = url.set(password=None).render_as_string(hide_password=False)
-    return shown, {"PGPASSWORD": str(url.password)}
+    shown = sa.URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, url.query
+    )
+    return shown.render_as_string(hide_password=False), {"PGPASSWORD": str(url.password)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Path, Query
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from engine.types import Bits
@@ -36,7 +36,8 @@ StudyName = Annotated[
 ]
 Goal = Literal["knee", "throughput", "latency", "quality"]
 WantedModel = Annotated[
-    str, Query(pattern=MODEL, description="As the study named it.", examples=["demo"])
+    str,
+    Query(min_length=1, max_length=512, description="As the study named it.", examples=["demo"]),
 ]
 # A parameter that may be missing, but not `null`, which in a URL is a word.
 Missing = SkipJsonSchema[None]
@@ -133,3 +134,10 @@ class NewStudy(Body):
         default=None, description="Items of each task."
     )
     space: SearchedSettings = SearchedSettings()
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, value: list[ObjectiveName]) -> list[ObjectiveName]:
+        if len(set(value)) != len(value):
+            raise ValueError("name each objective once")
+        return value
