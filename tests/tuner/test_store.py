@@ -55,6 +55,8 @@ def test_a_store_of_before_items_is_brought_up_to_date(tmp_path: Path):
     store.database.close()
     with sqlite3.connect(tmp_path / "e.db") as connection:
         connection.execute("DROP TABLE quality_items")
+        connection.execute("DROP INDEX uq_job_under_way")
+        connection.execute("ALTER TABLE job DROP COLUMN host")
         connection.execute("UPDATE expertune_version SET version_num = '0001'")
     connection.close()
     with pytest.raises(StoreError, match="brings it up to date"):

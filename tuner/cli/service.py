@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +13,6 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.errors import UsageError
 from tuner.folders import data_folder, default_storage
-from tuner.service.app import build_app
-from tuner.service.requests import STUDY_NAME
-from tuner.service.serve import Server, address, listen
-from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings
 from tuner.service.tokens import make_token
 from tuner.store.database import open_database, open_read_only
@@ -64,8 +59,7 @@ def service(
         require_token=require_token,
         requests_per_s=rate,
     )
-    with open_service(settings) as opened:
-        _serve(opened, port)
+    _serve(settings, port)
 
 
 @token_app.command()
@@ -74,8 +68,6 @@ def add(name: TokenName, storage: options.Storage = None, as_json: options.Json 
 
     Example: tune service token add ci
     """
-    if not re.fullmatch(STUDY_NAME, name):
-        raise UsageError(f"'{name}' is no name of a token: use letters, digits, '.', '_' and '-'")
     with _tokens(storage) as tokens:
         token = make_token(tokens, name)
     if as_json:
@@ -122,12 +114,16 @@ def revoke(name: TokenName, storage: options.Storage = None, as_json: options.Js
     print_text(f"token '{name}' is refused from now on")
 
 
-def _serve(opened: Service, port: int) -> None:
-    settings = opened.settings
-    with listen(settings.host, port) as listening:
+def _serve(settings: ServiceSettings, port: int) -> None:
+    # Here, so that every other command starts without a web framework.
+    from tuner.service.app import build_app
+    from tuner.service.serve import Server, address, listen
+    from tuner.service.service import open_service
+
+    with listen(settings.host, port) as listening, open_service(settings) as opened:
         where = address(listening)
         print_note(f"{where} (OpenAPI at {where}/docs; end it with Ctrl-C)")
-        if settings.needs_token and not any(t.revoked is None for t in opened.tokens.all()):
+        if settings.needs_token and all(token.revoked for token in opened.tokens.all()):
             print_note("there is no token yet: make one with `tune service token add NAME`")
         server = Server(build_app(opened), opened.closing)
         server.run([listening])

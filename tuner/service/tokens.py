@@ -10,15 +10,21 @@ import hmac
 import re
 import secrets
 
+from tuner.errors import UsageError
 from tuner.store.service import Tokens, TokenSnapshot
 
 SECRET_BYTES = 32
 _TOKEN = re.compile(r"expertune_([1-9][0-9]{0,17})_([A-Za-z0-9_-]{43})")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 def make_token(tokens: Tokens, name: str) -> str:
-    """A new token; this is the only time that it can be read."""
+    """A new token; this is the only time that it can be read. UsageError for a bad name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' is no name of a token: use up to 100 letters, digits, '.', '_' and '-'"
+        )
     secret = secrets.token_urlsafe(SECRET_BYTES)
     kept = tokens.add(name, _digest(secret))
     return f"expertune_{kept.id}_{secret}"

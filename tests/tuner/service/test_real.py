@@ -1,4 +1,4 @@
-"""Real studies, of the fake engine, through the real service: to the end, ended and killed midway."""
+"""Studies of the fake engine through a service of its own: to the end, ended, killed midway."""
 
 import contextlib
 import json
