@@ -83,9 +83,19 @@ def _detail(detail: Mapping[str, object]) -> str:
     return f"{place}{given}: {detail.get('msg')} (see /docs)"
 
 
-async def _explain_status(_: Request, error: Exception) -> JSONResponse:
+async def _explain_status(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
+    return problem(error.status_code, str(error.detail), headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, of which a route knows only its own."""
+    template = getattr(request.scope.get("route"), "path", "")
+    methods = request.app.openapi()["paths"].get(template, {})
+    return ", ".join(sorted(method.upper() for method in methods))
 
 
 async def _explain_own(_: Request, error: Exception) -> JSONResponse:

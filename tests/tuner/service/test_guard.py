@@ -132,6 +132,15 @@ def test_unknown_paths_and_methods_are_documents_too(client: TestClient):
         assert isinstance(answer.json()["error"]["message"], str)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/v1/studies", "GET, POST"), ("/v1/studies/a", "DELETE, GET"), ("/healthz", "GET")],
+)
+def test_a_wrong_method_is_told_the_right_ones(client: TestClient, path: str, allowed: str):
+    answer = client.patch(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
 def test_an_unexpected_error_says_nothing_of_itself(
     client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog
 ):
