@@ -7,7 +7,12 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
+<<<<<<< HEAD
 ├── CanaryError          a config does not do here what its file says, and was not to be served so
+=======
+│   ├── MissingStudyError there is none of this name
+│   ├── BusyStudyError    it waits or runs already, or asked something else
+│   └── FullQueueError    too many wait already
 ├── QualityError         quality cannot be evaluated or compared; carries the class of failure
 └── WorkerError          an engine worker failed; carries the class of failure
     └── OverBudgetError  an outside reading of its memory passed the budget
@@ -63,6 +68,18 @@ class StudyError(TunerError):
 
 class CanaryError(TunerError):
     """A config does not do here what its file says."""
+
+
+class MissingStudyError(StudyError):
+    """There is no study of this name."""
+
+
+class BusyStudyError(StudyError):
+    """The name of a study that waits or runs already, or that asked something else."""
+
+
+class FullQueueError(StudyError):
+    """So many studies wait that no other is taken."""
 
 
 class QualityError(TunerError):

@@ -1,4 +1,4 @@
-"""One parent a study: a lock that is released when its holder dies.
+"""One parent a study, one service a machine: locks that are released when their holder dies.
 
 A file lock beside an SQLite database; in PostgreSQL, whose clients run anywhere, an advisory lock
 that its server holds for a connection.
@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,33 +18,62 @@ import sqlalchemy as sa
 from tuner.errors import StoreError, StudyError
 from tuner.store.database import explained, parse_url
 
+Refusal = Callable[[str], StudyError]
+
 
 @contextlib.contextmanager
 def study_lock(url: str, name: str) -> Iterator[None]:
     """Hold the study for this process; StudyError where another one has it."""
+
+    def refusal(holder: str) -> StudyError:
+        return StudyError(
+            f"study '{name}' is already running ({holder}): wait for it, end it, or give this one "
+            "another name with --study"
+        )
+
+    with _lock(url, name, refusal):
+        yield
+
+
+@contextlib.contextmanager
+def service_lock(url: str, host: str) -> Iterator[None]:
+    """Hold the store's place of a service on this machine; StudyError where another has it."""
+
+    def refusal(holder: str) -> StudyError:
+        return StudyError(
+            f"a service over this store already runs on {host} ({holder}): end it, or name "
+            "another store with --storage"
+        )
+
+    with _lock(url, f"\nservice {host}", refusal):  # no study's name holds a line break
+        yield
+
+
+@contextlib.contextmanager
+def _lock(url: str, name: str, refusal: Refusal) -> Iterator[None]:
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
-        with _file_lock(parsed, name):
+        with _file_lock(parsed, name, refusal):
             yield
     else:
-        with explained(url), _advisory_lock(parsed, name):
+        with explained(url), _advisory_lock(parsed, name, refusal):
             yield
 
 
 @contextlib.contextmanager
-def _advisory_lock(parsed: sa.URL, name: str) -> Iterator[None]:
+def _advisory_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
     digest = hashlib.sha256(f"expertune {name}".encode()).digest()
     key = int.from_bytes(digest[:8], "big", signed=True)
     engine = sa.create_engine(parsed, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         held = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
         if not held:
-            raise _running(name, "another process, maybe on another machine")
+            raise refusal("another process, maybe on another machine")
         yield
 
 
 @contextlib.contextmanager
-def _file_lock(parsed: sa.URL, name: str) -> Iterator[None]:
+def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
     path = _lock_path(parsed, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,19 +85,12 @@ def _file_lock(parsed: sa.URL, name: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
-            raise _running(name, f"process {holder}") from None
+            raise refusal(f"process {holder}") from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         os.close(descriptor)
-
-
-def _running(name: str, holder: str) -> StudyError:
-    return StudyError(
-        f"study '{name}' is already running ({holder}): wait for it, end it, or give this one "
-        "another name with --study"
-    )
 
 
 def _lock_path(parsed: sa.URL, name: str) -> Path:

@@ -14,6 +14,7 @@ from tuner.cli import (
     pack,
     plan,
     run,
+    service,
     studies,
     study,
     trace,
@@ -44,6 +45,7 @@ for command in (
     dashboard.dashboard,
 ):
     app.command()(command)
+app.add_typer(service.app)
 app.command("compare")(compare.compare_two)
 app.command("verify")(verify.verify_file)
 app.command("worker")(worker.join)

@@ -21,7 +21,7 @@ from engine.hardware import Hardware
 from engine.protocol import MemoryPlan, ModelFacts, Workload
 from engine.report import QualityReport, Report
 from tuner.definition import StudyDefinition, definition_json
-from tuner.errors import StudyError
+from tuner.errors import MissingStudyError, StudyError
 from tuner.store.database import Database
 from tuner.store.reading import (
     Pool,
@@ -353,14 +353,14 @@ class Store:
             return tuple(study_snapshot(session, row) for row in rows)
 
     def study(self, name: str) -> StudySnapshot:
-        """The study of this name; StudyError naming the others where there is none."""
+        """The study of this name; MissingStudyError naming the others where there is none."""
         with self.database.session() as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             if row is not None:
                 return study_snapshot(session, row)
         names = self.study_names()
         known = f"there are: {', '.join(names)}" if names else "there are none yet"
-        raise StudyError(f"there is no study '{name}'; {known}")
+        raise MissingStudyError(f"there is no study '{name}'; {known}")
 
     def trials(self, study: StudySnapshot) -> tuple[TrialSnapshot, ...]:
         """Every trial of a study in order, with pooled metrics."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -186,14 +196,27 @@ class ExportRow(Base):
     created: Mapped[datetime] = mapped_column(default=now)
 
 
+_UNDER_WAY = text("state IN ('QUEUED', 'RUNNING', 'STOPPING')")
+
+
 class JobRow(Base):
-    """A study asked for through the service."""
+    """A study asked for through the service; host: the machine that runs it. One at a time."""
 
     __tablename__ = "job"
+    __table_args__ = (
+        Index(
+            "uq_job_under_way",
+            "study_name",
+            unique=True,
+            sqlite_where=_UNDER_WAY,
+            postgresql_where=_UNDER_WAY,
+        ),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     study_name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(16))
     request: Mapped[dict[str, Any]]
+    host: Mapped[str | None] = mapped_column(String(200))
     error: Mapped[str | None] = mapped_column(Text)
     created: Mapped[datetime] = mapped_column(default=now)
     updated: Mapped[datetime] = mapped_column(default=now)

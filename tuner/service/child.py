@@ -1,0 +1,100 @@
+"""StudyProcess: the child `python -m tuner` that runs the study of one job.
+
+It dies with this process, ends resumably on SIGTERM, and leaves one JSON document on stdout. Its
+working folder is the job's own, so that no model id can be taken for a folder beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import sqlalchemy as sa
+import yaml
+
+from tuner.definition import StudyDefinition
+from tuner.export import write_atomically
+from tuner.runner import python_path
+
+ERROR_BYTES = 1 << 20  # a longer document is no error
+
+
+@dataclass
+class StudyProcess:
+    """A study under way. Start it from a thread that outlives it: Linux ties it to that thread."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code, None where it still runs after so long; negative: ended by a signal."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout_s)
+        return None
+
+    def interrupt(self) -> None:
+        """Ask it to end; finished trials are kept."""
+        self.process.terminate()
+
+    def kill(self) -> None:
+        """End it and what it started at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def error(self) -> str:
+        """The sentence that it ended with, where it wrote one."""
+        self.output.seek(0)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(self.output.read(ERROR_BYTES))["error"]["message"])
+        return f"the study's process ended with code {self.process.returncode}"
+
+    def close(self) -> None:
+        """Forget its output; it must have ended."""
+        self.output.close()
+
+
+def start_study(definition: StudyDefinition, storage: str, folder: Path) -> StudyProcess:
+    """Write the definition into the job's folder and run it; its log lies beside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "definition.yaml"
+    output = str(folder / "recommended.yaml")
+    complete = definition.model_copy(update={"output": output})
+    written = complete.model_dump(mode="json", exclude_defaults=True)
+    write_atomically(path, yaml.safe_dump(written, sort_keys=False))
+    url, secrets = _without_password(storage)
+    command = [sys.executable, "-m", "tuner.tether", str(os.getpid())]
+    command += [sys.executable, "-m", "tuner", "--definition", str(path)]
+    command += ["--storage", url, "--json"]
+    with contextlib.ExitStack() as undo:
+        document = undo.enter_context(tempfile.TemporaryFile())
+        with (folder / "log.txt").open("ab") as log_file:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=document,
+                stderr=log_file,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": python_path(), **secrets},
+            )
+        undo.pop_all()
+    return StudyProcess(process, document)
+
+
+def _without_password(storage: str) -> tuple[str, dict[str, str]]:
+    """The URL as everybody may see it in a list of processes, the rest as libpq reads it."""
+    url = sa.make_url(storage)
+    if url.password is None:
+        return storage, {}
+    shown = sa.URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, url.query
+    )
+    return shown.render_as_string(hide_password=False), {"PGPASSWORD": str(url.password)}

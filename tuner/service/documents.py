@@ -1,0 +1,121 @@
+"""What the service answers, as the OpenAPI document shows it; the keys are those of `--json`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel
+
+from tuner.front import Front
+from tuner.store.service import JobSnapshot, JobState
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """SQLite keeps no zone; what the store keeps is UTC."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class JobDocument(BaseModel):
+    """The newest job of a study. error: why it failed, one sentence."""
+
+    id: int
+    state: JobState
+    host: str | None
+    error: str | None
+    created: Moment
+    updated: Moment
+
+    @classmethod
+    def of(cls, job: JobSnapshot) -> JobDocument:
+        """Without what was asked, which may be long."""
+        return cls(
+            id=job.id,
+            state=job.state,
+            host=job.host,
+            error=job.error,
+            created=job.created,
+            updated=job.updated,
+        )
+
+
+class StudyDocument(BaseModel):
+    """A study as it stands. state: of the study once it has begun, of its job before.
+
+    job: None for a study that no service was asked for.
+    """
+
+    name: str
+    model: str
+    model_fingerprint: str | None
+    state: str
+    trials: int
+    trials_by_state: dict[str, int]
+    created: Moment
+    updated: Moment
+    job: JobDocument | None
+
+    @classmethod
+    def of(cls, study: StudySnapshot, job: JobSnapshot | None) -> StudyDocument:
+        """A study that has begun."""
+        return cls(**study.to_json(), job=JobDocument.of(job) if job else None)
+
+    @classmethod
+    def waiting(cls, job: JobSnapshot) -> StudyDocument:
+        """A study that has not begun: nothing is known but what was asked."""
+        return cls(
+            name=job.study_name,
+            model=str(job.request["model"]),
+            model_fingerprint=None,
+            state=job.state,
+            trials=0,
+            trials_by_state={},
+            created=job.created,
+            updated=job.updated,
+            job=JobDocument.of(job),
+        )
+
+
+class StudiesDocument(BaseModel):
+    """All studies, the oldest first, then those that have not begun."""
+
+    studies: list[StudyDocument]
+
+
+class TrialsDocument(BaseModel):
+    """All trials of a study, in order."""
+
+    trials: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, trials: tuple[TrialSnapshot, ...]) -> TrialsDocument:
+        """As in `tune show --json`."""
+        return cls(trials=[trial.to_json() for trial in trials])
+
+
+class FrontDocument(BaseModel):
+    """What no other trial beats, the fastest first. recommended: a trial's number."""
+
+    objectives: list[str]
+    front: list[dict[str, Any]]
+    recommended: int | None
+
+    @classmethod
+    def of(cls, front: Front) -> FrontDocument:
+        """With the knee as the recommended one."""
+        return cls(
+            objectives=list(front.objectives),
+            front=[trial.to_json() for trial in front.members],
+            recommended=front.knee.number if front.members else None,
+        )
+
+
+class HealthDocument(BaseModel):
+    """status: `ok` where the store answers and jobs are taken."""
+
+    status: str
+    jobs: dict[str, int]

@@ -1,0 +1,131 @@
+"""What stands before every request, as ASGI layers: rate, body size, host name, safe headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tuner.service.problems import problem
+from tuner.service.rate import RateLimit, client_of
+from tuner.service.settings import is_loopback
+
+Layer = Callable[[ASGIApp], ASGIApp]
+
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
+DOCS = ("/docs", "/docs/oauth2-redirect")  # load scripts
+
+
+class BeforeHttp:
+    """Puts layers before HTTP requests, the last one outermost; what else a server says passes."""
+
+    def __init__(self, app: ASGIApp, layers: Sequence[Layer]) -> None:
+        self.app = app
+        self.http = app
+        for layer in layers:
+            self.http = layer(self.http)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Through the layers, or straight on."""
+        app = self.http if scope["type"] == "http" else self.app
+        await app(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class SafeHeaders:
+    """Tells browsers to guess, keep, frame and load nothing; what an answer says itself counts."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; add headers to its answer."""
+
+        async def send_safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"] not in DOCS:
+                    headers.setdefault("Content-Security-Policy", NO_CONTENT)
+            await send(message)
+
+        await self.app(scope, receive, send_safe)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Answers 429 to a client that asks too often."""
+
+    app: ASGIApp
+    limit: RateLimit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        client = scope.get("client")
+        wait_s = self.limit.wait_s(client_of(client[0] if client else ""))
+        if wait_s <= 0:
+            await self.app(scope, receive, send)
+            return
+        sentence = f"more than {self.limit.per_s:g} requests a second: try again later"
+        headers = {"Retry-After": str(math.ceil(wait_s))}
+        await problem(429, sentence, headers)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class LocalHost:
+    """Answers 400 to a page that reaches a loopback service under another name of its own.
+
+    Without tokens a web page could otherwise read answers, by letting its name resolve to here.
+    """
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        host = Headers(scope=scope).get("host", "")
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        if is_loopback(name.strip("[]")):
+            await self.app(scope, receive, send)
+            return
+        sentence = (
+            "this service answers to localhost, 127.0.0.1 and [::1] only; its operator can let it "
+            "answer to other names with --require-token"
+        )
+        await problem(400, sentence)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class BodySize:
+    """Answers 413 to a body of more bytes, announced or not."""
+
+    app: ASGIApp
+    max_bytes: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting its body."""
+        sentence = f"the request is larger than {self.max_bytes} bytes"
+        announced = Headers(scope=scope).get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > self.max_bytes:
+            await problem(413, sentence)(scope, receive, send)
+            return
+        seen_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal seen_bytes
+            message = await receive()
+            seen_bytes += len(message.get("body", b""))
+            if seen_bytes > self.max_bytes:
+                raise HTTPException(413, sentence)
+            return message
+
+        await self.app(scope, receive_counted, send)

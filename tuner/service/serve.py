@@ -1,0 +1,63 @@
+"""Listening: an address of our own choice, and an end that leaves the running study resumable."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from tuner.errors import TunerError
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10
+
+
+class ListenError(TunerError):
+    """The address cannot be listened on."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling others that it closes; it leaves signals to its caller's exit code."""
+
+    def __init__(self, app: FastAPI, closing: threading.Event) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        super().__init__(config)
+        self.closing = closing
+        self.interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End after the requests at hand; at once when asked twice."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        self.closing.set()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; ListenError with one sentence."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ListenError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): name another --host or --port"
+        ) from None
+
+
+def address(listening: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

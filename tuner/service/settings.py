@@ -1,0 +1,52 @@
+"""ServiceSettings: what an operator decides; nothing of it comes from a request."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How a service runs.
+
+    storage: the URL of the store; folder: where it keeps definitions, prompts and logs of its
+    jobs; models_folders: only folders below these may be named as a model; requests_per_s: of one
+    client, who may save up `burst` of them; max_waiting: jobs in the queue; max_streams: event
+    streams open at once; poll_s: how often the store is asked for news; grace_s: how long an
+    interrupted study may take to end.
+    """
+
+    storage: str
+    folder: Path
+    host: str = "127.0.0.1"
+    models_folders: tuple[Path, ...] = ()
+    require_token: bool = False
+    requests_per_s: float = 50.0
+    max_body_bytes: int = 1 << 20
+    max_waiting: int = 100
+    max_streams: int = 32
+    poll_s: float = 0.5
+    heartbeat_s: float = 15.0
+    grace_s: float = 30.0
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether a request must carry a token: everywhere but on loopback, or where asked for."""
+        return self.require_token or not is_loopback(self.host)
+
+    @property
+    def burst(self) -> float:
+        """Requests that a client who was quiet may send at once."""
+        return max(1.0, 2 * self.requests_per_s)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address; a name other than localhost may not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
