@@ -100,9 +100,10 @@ def test_repeats_of_one_configuration_are_pooled_over_trials(tmp_path: Path):
 def test_trials_of_a_dead_parent_become_interrupted(tmp_path: Path):
     store = Store(open_database(url_of(tmp_path)))
     study = begin(store)
-    store.start_trial(study.id, 0, {})
-    assert store.interrupt_running(study.id) == (0,)
-    assert store.trials(study)[0].state == "INTERRUPTED"
+    store.start_trial(study.id, 0, {}, worker="a")
+    store.start_trial(study.id, 1, {}, worker="b")
+    assert store.interrupt_running(study.id, lambda worker: worker == "a") == (0,)
+    assert [trial.state for trial in store.trials(study)] == ["INTERRUPTED", "RUNNING"]
     store.database.close()
 
 

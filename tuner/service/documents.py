@@ -44,7 +44,8 @@ class JobDocument(BaseModel):
 
 
 class StudyDocument(BaseModel):
-    """A study as it stands. state: of the study once it has begun, of its job before.
+    """A study as it stands. state: of the study once it has begun, of its job before; spent_s:
+    seconds by stage.
 
     job: None for a study that no service was asked for.
     """
@@ -55,6 +56,7 @@ class StudyDocument(BaseModel):
     state: str
     trials: int
     trials_by_state: dict[str, int]
+    spent_s: dict[str, float]
     created: Moment
     updated: Moment
     job: JobDocument | None
@@ -74,6 +76,7 @@ class StudyDocument(BaseModel):
             state=job.state,
             trials=0,
             trials_by_state={},
+            spent_s={},
             created=job.created,
             updated=job.updated,
             job=JobDocument.of(job),

@@ -35,9 +35,9 @@ class StudySnapshot:
     trials: int
     trials_by_state: Mapping[str, int]
     parent_pid: int | None
-    spent: Mapping[str, float]
     created: datetime
     updated: datetime
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `tune studies --json`."""
