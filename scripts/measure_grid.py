@@ -29,7 +29,6 @@ from tuner.cli.options import open_session
 from tuner.definition import StudyDefinition, load_definition
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, default_storage, resolve_model
-from tuner.machine import machine_profile
 from tuner.quality import QualityJudge, quality_ratio
 from tuner.search.candidates import Candidates
 from tuner.session import EngineSession
@@ -165,7 +164,11 @@ def describe(
 ) -> None:
     """What is common to all rows: facts, machine, profile, and the quality of each group."""
     hardware = probe(cache_folder())
-    profile = machine_profile(session, hardware)
+    started = time.monotonic()
+    profile = session.profile()
+    profile_s = time.monotonic() - started
+    session.close()  # what profiling leaves in a process is no trial's
+    split = time_split(session, definition, space)
     database = open_database(default_storage())
     try:
         store = Store(database)
@@ -187,10 +190,23 @@ def describe(
         "facts": session.facts.to_json(),
         "machine": hardware.to_json(),
         "profile": profile.to_json(),
+        "profile_s": profile_s,
+        "default_split": split,
         "trace_s": float(path.with_suffix(".trace_s").read_text()),
         "quality": qualities,
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def time_split(
+    session: EngineSession, definition: StudyDefinition, space: SearchSpace
+) -> dict[str, float]:
+    """Where a token's time goes in the default config, measured beside the grid: what a study
+    learns from its trial 0 to correct its twin."""
+    session.configure(space.config(space.default()))
+    report = session.measure(definition.load_workload(), repeats=2, warm_up=True)
+    names = [name for name in report.metrics if name.startswith("time_ms_per_token.")]
+    return {name: report.metrics[name].value for name in names}
 
 
 if __name__ == "__main__":
