@@ -154,8 +154,6 @@ class Simulation:
     def run(
         self, propose: Callable[[], Point | None], tell: Callable[[TrialSnapshot], None]
     ) -> None:
-        self, propose: Callable[[], Point | None], tell: Callable[[TrialSnapshot], None]
-    ) -> None:
         """Until half of the grid's seconds are spent, all is found or nothing is proposed."""
         while self.spent_s < MOST_SHARE * self.grid.total_s:
             point = propose()

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
@@ -29,16 +29,32 @@ Setting = Value | list[Value]  # a list: options such as precision.options.table
 
 
 class Budget(Strict):
-    """Hard limits in bytes; 0: none given. YAML may write 8GB."""
+    """Hard limits in bytes; 0: none given. YAML may write 8GB. curve: smaller device budgets that
+    the same study answers, rising."""
 
     vram_bytes: int = 0
     ram_bytes: int = 0
     disk_bytes: int = 0
+    curve: list[int] = Field(default=[])
 
     @field_validator("*", mode="before")
     @classmethod
     def _read_size(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [cls._read_size(one) for one in value]
         return parse_size_bytes(value) if isinstance(value, str) and value != "0" else value
+
+    @model_validator(mode="after")
+    def _check_curve(self) -> Budget:
+        rising = [*self.curve, self.vram_bytes]
+        if self.curve and (rising != sorted(set(rising)) or rising[0] <= 0):
+            raise ValueError("curve lists device budgets that rise and lie below vram_bytes")
+        return self
+
+    @property
+    def device_budgets(self) -> tuple[int, ...]:
+        """Every device budget that is asked about, rising."""
+        return (*self.curve, self.vram_bytes)
 
 
 class Constraints(Strict):
@@ -159,7 +175,10 @@ class StudyDefinition(Strict):
             "stall_s",
             "confirm_rounds",
         }
-        text = self.model_dump_json(exclude=free)
+        asked = self.model_dump(mode="json", exclude=free)
+        if not self.budget.curve:  # as in studies of before there were curves
+            del asked["budget"]["curve"]
+        text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def load_workload(self) -> Workload:

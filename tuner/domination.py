@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuner import pareto
 from tuner.statistics import quantile
@@ -27,15 +27,20 @@ FEWEST_REPEATS = 6  # pooled over configurations, before they say how much a rep
 class Rivals:
     """The front as it stands. members: trial number and objective values of each; deviation: of
     one repeat, relative, over all that was measured; configurations: of the members, whose further
-    repeats nothing stops."""
+    repeats nothing stops; budgets: device budget of each member, which beats nothing that runs
+    under a smaller one."""
 
     objectives: tuple[str, ...]
     members: tuple[tuple[int, tuple[float, ...]], ...]
     deviation: float
+    budgets: Mapping[int, int] = field(default_factory=dict)
     configurations: frozenset[int] = frozenset()
 
     def beating(
-        self, values: Mapping[str, Sequence[float]], quality: float | None
+        self,
+        values: Mapping[str, Sequence[float]],
+        quality: float | None,
+        budget_bytes: int = 0,
     ) -> tuple[int | None, dict[str, float]]:
         """The trial that beats this box, None where none does; and the box.
 
@@ -53,6 +58,8 @@ class Rivals:
         signs = [pareto.SIGNS[name] for name in self.objectives]
         own = tuple(box[name] for name in self.objectives)
         for number, member in self.members:
+            if budget_bytes and self.budgets.get(number, 0) > budget_bytes:
+                continue
             if pareto.dominates(member, own, signs):
                 return number, box
         return None, box
@@ -72,8 +79,14 @@ def rivals_of(
         tuple(objectives),
         points,
         max(pooled_deviation(trials, name) for name in speeds),
+        {trial.number: budget_of(trial) for trial in members},
         frozenset(trial.configuration_id or 0 for trial in members),
     )
+
+
+def budget_of(trial: TrialSnapshot) -> int:
+    """The device budget that its config was resolved under, in bytes; 0: none."""
+    return int((trial.config or {}).get("budget", {}).get("vram_bytes", 0))
 
 
 def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:

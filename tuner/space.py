@@ -27,6 +27,7 @@ CACHE_CHOICES: tuple[Choice, ...] = ("12.5%", "25%", "37.5%", "50%", "75%", "100
 DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
+BUDGET = "budget.vram_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR = "prefetch.predictor"
 _MEMORY_SECTIONS = (
@@ -71,7 +72,20 @@ class SearchSpace:
         names = {parameter.name for parameter in self.parameters}
         if DEPTH in values and PREDICTOR not in names:
             values[PREDICTOR] = "next_gate" if values[DEPTH] else "none"
-        return self.base.overlay(values)
+        return self._at_least_budget(self.base.overlay(values), BUDGET in names)
+
+    def _at_least_budget(self, config: EngineConfig, curved: bool) -> EngineConfig:
+        """In a budget curve, under the smallest budget that holds it: what fits 4 GB is measured
+        once and answers for 8 GB too."""
+        if not curved:
+            return config
+        try:
+            needed = memory.resolve(with_table(config, self.facts, cache_folder()), self.facts)[1]
+        except (InfeasibleError, ConfigError):
+            return config
+        budgets = next(p.choices for p in self.parameters if p.name == BUDGET)
+        enough = [int(b) for b in budgets if int(b) >= needed.total_bytes]
+        return config.overlay({BUDGET: min(enough, default=config.budget.vram_bytes)})
 
     def resolve(self, point: Point) -> tuple[EngineConfig, MemoryPlan]:
         """The complete config and its memory; InfeasibleError where it does not fit."""
@@ -155,6 +169,8 @@ def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
         choices.pop(name, None)
     if base.precision.scheme in PLANNED:
         choices.pop(BITS, None)  # the plan says the bits of every expert
+    if definition.budget.curve:
+        choices[BUDGET] = definition.budget.device_budgets[::-1]
     choices.update({name: tuple(values) for name, values in definition.space.items()})
     parameters = tuple(Parameter(name, values) for name, values in choices.items())
     return _without_hopeless(SearchSpace(parameters, base, facts))

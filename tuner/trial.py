@@ -167,7 +167,7 @@ class TrialRunner:
         self, rivals: Rivals, pool: Pool, config: EngineConfig, peak_bytes: int
     ) -> None:
         known = self.judge.known_ratio(config) if self.judge is not None else None
-        rival, box = rivals.beating(pool.values, known)
+        rival, box = rivals.beating(pool.values, known, config.budget.vram_bytes)
         if rival is not None:
             raise _BeatenError(rival, pool, box, known is not None, peak_bytes)
 

@@ -52,11 +52,19 @@ def read_size(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     if "," in text:
-        raise UsageError(f"{option} {text}: this release tunes for one budget at a time")
+        raise UsageError(f"{option} {text}: this command takes one budget")
     try:
         return parse_size_bytes(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+
+
+def read_budgets(text: str | None) -> dict[str, Any]:
+    """The budget section of `--vram 4GB,6GB,8GB`: the largest one, and the curve below it."""
+    if text is None:
+        return {}
+    sizes = sorted({read_size("--vram", part.strip()) or 0 for part in text.split(",")})
+    return {"vram_bytes": sizes[-1], **({"curve": sizes[:-1]} if len(sizes) > 1 else {})}
 
 
 def require_model(model: str | None) -> str:

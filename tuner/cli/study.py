@@ -126,7 +126,7 @@ def study(
             "name": name,
             "trust_remote_code": trust_remote_code or None,
             "budget": {
-                "vram_bytes": options.read_size("--vram", vram),
+                **options.read_budgets(vram),
                 "ram_bytes": options.read_size("--ram", ram),
                 "disk_bytes": options.read_size("--disk", disk),
             },

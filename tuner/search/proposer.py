@@ -77,6 +77,8 @@ class Proposer:
 
     def __post_init__(self) -> None:
         self._regression = Regression(self.candidates.axes(), len(self.candidates))
+        budgets = [item.config.budget.vram_bytes for item in self.candidates.items]
+        self._budgets = np.array(budgets, dtype=np.int64)
         self._groups = [item.group for item in self.candidates.items]
         self._hoped = np.array(
             [HOPED_QUALITY.get(item.config.precision.bits, 1.0) for item in self.candidates.items]
@@ -138,19 +140,16 @@ class Proposer:
     ) -> tuple[Floats, float]:
         """Expected improvement of each of these candidates, and the present hypervolume."""
         draws = self._drawn(rows, beliefs, quality)  # [n, S, d], more is better
-        front = self._front(measured, quality)  # [M, d]
-        centre = np.vstack([draws.mean(axis=1), front])
-        best = centre[non_dominated(centre)]
-        low, high = best.min(axis=0), best.max(axis=0)
-        span = np.where(high > low, high - low, 1.0)
-        reference = low - BEYOND_NADIR * span
-        stairs = Staircases((front - reference) / span)
-        gains = stairs.improvement((draws - reference) / span)
-        gains *= self._allowed(rows, beliefs, quality)
-        scaled = ((front - reference) / span).tolist()
-        signs = [1] * centre.shape[1]
-        whole = pareto.hypervolume(scaled, [0.0] * len(signs), signs)
-        return gains.mean(axis=1), whole
+        allowed = self._allowed(rows, beliefs, quality)
+        gains, whole = np.zeros(len(rows)), 0.0
+        for budget in np.unique(self._budgets):  # one, but for budget curves
+            within = self._budgets[rows] <= budget
+            fitting = [one for one in measured if self._budgets[one.index] <= budget]
+            front = self._front(fitting, quality)  # [M, d]
+            more, volume = _improvement(draws[within], allowed[within], front)
+            gains[within] += more
+            whole += volume
+        return gains, whole
 
     def _drawn(
         self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
@@ -207,3 +206,20 @@ class Proposer:
         costs = self.costs
         once = costs.tokens / np.exp(speed.mean[rows])
         return costs.overhead_s + costs.passes * once + np.where(known[rows], 0.0, costs.quality_s)
+
+
+def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:
+    """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume; both
+    in units of what is within reach."""
+    if not len(draws):
+        return np.zeros(0), 0.0
+    centre = np.vstack([draws.mean(axis=1), front])
+    best = centre[non_dominated(centre)]
+    low, high = best.min(axis=0), best.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    reference = low - BEYOND_NADIR * span
+    scaled = (front - reference) / span
+    gains = Staircases(scaled).improvement((draws - reference) / span) * allowed
+    signs = [1] * centre.shape[1]
+    whole = pareto.hypervolume(scaled.tolist(), [0.0] * len(signs), signs)
+    return gains.mean(axis=1), whole
