@@ -57,7 +57,7 @@ def deploy(
 ) -> None:
     """Serve an exported config as an OpenAI-compatible server, after a canary of at most a minute.
 
-    SIGTERM and Ctrl-C drain: nothing new is taken, what runs is finished; a second one ends it.
+    SIGTERM and Ctrl-C drain: nothing new is taken, what runs is finished; a Ctrl-C then ends it.
 
     Example: tune deploy expertune-demo.yaml --port 8000
     """
@@ -97,14 +97,17 @@ class Stop:
 
 @contextmanager
 def draining(session: EngineSession) -> Iterator[Stop]:
-    """Inside, the first SIGTERM or SIGINT lets the server drain, the second interrupts."""
+    """Inside, the first SIGTERM or SIGINT lets the server drain; a later SIGINT interrupts, a later
+    SIGTERM does not, because supervisors send it to a group and to its leader."""
     stop = Stop()
 
     def ask(number: int, _: Any) -> None:
         if stop.signal is not None:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         stop.signal = number
-        print_note("draining; once more to end at once")
+        print_note("draining; Ctrl-C ends at once")
         session.interrupt()
 
     former = {one: signal.signal(one, ask) for one in (signal.SIGTERM, signal.SIGINT)}
