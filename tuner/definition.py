@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.protocol import TaskOptions, Workload
-from engine.types import parse_size_bytes
+from engine.types import format_bytes, parse_size_bytes
 from tuner.errors import DefinitionError
 from tuner.folders import studies_folder
 from tuner.strict import Strict, load_yaml, read_strict
@@ -162,6 +162,12 @@ class StudyDefinition(Strict):
     def output_path(self) -> Path:
         """Where the recommended config goes."""
         return Path(self.output or f"expertune-{self.study_name}.yaml")
+
+    def curve_path(self, budget_bytes: int) -> Path:
+        """Where the recommended config of a smaller budget goes."""
+        path = self.output_path
+        size = format_bytes(budget_bytes).replace(" ", "")
+        return path.with_name(f"{path.stem}-{size}{path.suffix}")
 
     def search_digest(self) -> str:
         """Hash of what makes results comparable; a study of the same name must agree in it."""

@@ -20,6 +20,7 @@ from engine.hardware import Hardware
 from engine.protocol import Workload
 from tuner import objective
 from tuner.confirm import Confirmation
+from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition
 from tuner.domination import Rivals, rivals_of
 from tuner.errors import StoreError, StudyError, UsageError
@@ -60,12 +61,14 @@ MOST_CONFIRMED = 8
 
 @dataclass(frozen=True)
 class StudyResult:
-    """How a study stands when its run ends. output: the recommended config, None without one."""
+    """How a study stands when its run ends. output: the recommended config, None without one;
+    ended_early: before its trials were spent, since nothing left was promising."""
 
     study: StudySnapshot
     trials: tuple[TrialSnapshot, ...]
     front: Front
     output: str | None
+    ended_early: bool = False
 
 
 class FailedTrialError(Exception):
@@ -212,7 +215,8 @@ class _Run:
         trials = self.store.trials(study)
         front = front_of(self.study, trials)
         output = str(self.definition.output_path) if front.members else None
-        return StudyResult(study, trials, front, output)
+        early = self._left(trials) > 0 and self._exhausted(trials)
+        return StudyResult(study, trials, front, output, early)
 
     def _prepare_guide(self) -> None:
         """What our search needs; the first trial that was measured helps to predict the others."""
@@ -277,7 +281,7 @@ class _Run:
         front = front_of(self.study, self._trials())
         if not rounds or not front.members:
             return
-        members = [front.knee, *(m for m in front.members if m != front.knee)][:MOST_CONFIRMED]
+        members = self._members()[:MOST_CONFIRMED]
         until_s = None
         if self.definition.timeout_s:
             until_s = self.started_s + self.definition.timeout_s
@@ -309,8 +313,14 @@ class _Run:
         return self._left(trials) - sum(trial.state == "RUNNING" for trial in trials)
 
     def _rivals(self) -> Rivals:
-        trials = self._trials()
-        return rivals_of(self.definition.objectives, front_of(self.study, trials).members, trials)
+        return rivals_of(self.definition.objectives, self._members(), self._trials())
+
+    def _members(self) -> list[TrialSnapshot]:
+        """Of the fronts of all budgets, each recommended one first."""
+        fronts = [point.front for point in fronts_by_budget(self.study, self._trials())]
+        knees = [front.knee for front in fronts[::-1] if front.members]
+        every = [*knees, *(member for front in fronts for member in front.members)]
+        return list({member.number: member for member in every}.values())
 
     def _judge(self) -> QualityJudge | None:
         if "quality" not in self.definition.objectives:
@@ -385,9 +395,14 @@ class _Run:
     def _write_best(self, front: Front | None = None) -> None:
         if front is None:
             front = front_of(self.study, self._trials())
-        if front.members:
-            study = self.store.study(self.study.name)
-            write_atomically(self.definition.output_path, render(study, front, front.knee))
+        if not front.members:
+            return
+        study = self.store.study(self.study.name)
+        write_atomically(self.definition.output_path, render(study, front, front.knee))
+        for point in fronts_by_budget(self.study, front.trials)[:-1]:
+            if point.front.members:
+                path = self.definition.curve_path(point.budget_bytes)
+                write_atomically(path, render(study, point.front, point.front.knee))
 
 
 def _first_measured(trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:

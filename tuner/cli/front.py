@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotext
 
+from engine.types import format_bytes
 from tuner.cli.output import print_table, print_text
+from tuner.curve import CurvePoint, fastest_tps
 from tuner.formats import format_metric
 from tuner.front import Front
 
@@ -27,6 +31,27 @@ def print_front(front: Front) -> None:
         rows.append([f"{trial.number}{mark}", *figures, *(trial.params.get(n) for n in names)])
     columns = ["#trial", *(f"#{name}" for name in front.objectives), *names]
     print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
+
+
+def print_curve(points: Sequence[CurvePoint]) -> None:
+    """What each budget gives, and what the next gigabyte would; nothing for a single budget."""
+    if len(points) < 2:
+        return
+    rows = []
+    for point in points:
+        knee = point.front.knee if point.front.members else None
+        rows.append(
+            [
+                format_bytes(point.budget_bytes),
+                "-" if knee is None else knee.number,
+                *(None if knee is None else knee.scores[o] for o in point.front.objectives),
+                fastest_tps(point.front),
+                point.gained_tps,
+            ]
+        )
+    names = [f"#{name}" for name in points[0].front.objectives]
+    columns = ["budget", "#trial", *names, "#fastest tokens/s", "#more for each GB"]
+    print_table("Budget curve: the recommended config of each budget", columns, rows)
 
 
 def plot_front(front: Front) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from tuner.cli import options
-from tuner.cli.front import plot_front, print_front
+from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.curve import fronts_by_budget
 from tuner.explain import Explanation, explain
 from tuner.front import Front, front_of
 from tuner.importance import importances
@@ -59,6 +60,7 @@ def show(
     )
     print_front(front)
     plot_front(front)
+    print_curve(fronts_by_budget(study, trials))
     _print_trials(trials, front.objectives)
     _print_explanation(explain(front, trials))
     _print_quality(front, paired)
@@ -88,6 +90,7 @@ def _document(
         "front": [document(trial) for trial in front.members],
         "recommended": front.knee.number if front.members else None,
         "importances": weights,
+        "curve": [point.to_json() for point in fronts_by_budget(study, trials)],
         "explanation": found.to_json() if (found := explain(front, trials)) else None,
     }
 

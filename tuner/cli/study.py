@@ -10,15 +10,18 @@ import typer
 
 from engine.hardware import probe
 from tuner.cli import options
-from tuner.cli.front import plot_front, print_front
+from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition, load_definition
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.estimate import StudyPlan, plan_study
 from tuner.folders import cache_folder, resolve_model
 from tuner.progress import choose_progress, format_duration
 from tuner.sampler import check_sampler
+from tuner.search.proposer import WORTH
 from tuner.store.repository import Store
+from tuner.store.snapshots import FINISHED_STATES
 from tuner.study import StudyResult, run_study, with_default_tasks
 
 STUDY = "Study"
@@ -226,6 +229,13 @@ def _check_found(result: StudyResult) -> None:
 def _print_result(result: StudyResult) -> None:
     print_front(result.front)
     plot_front(result.front)
+    print_curve(fronts_by_budget(result.study, result.trials))
+    finished = sum(trial.state in FINISHED_STATES for trial in result.trials)
+    if result.ended_early:
+        print_text(
+            f"ended after {finished} trials: nothing that is left promises more than "
+            f"{WORTH:.1%} of the hypervolume"
+        )
     if result.output:
         print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
         print_text(f"try it: tune run {result.output} --prompt 'Once upon a time'")
@@ -239,6 +249,7 @@ def _document(result: StudyResult) -> dict[str, Any]:
         "front": [trial.to_json() for trial in front.members],
         "recommended": front.knee.number if front.members else None,
         "output": result.output,
+        "curve": [p.to_json() for p in fronts_by_budget(result.study, result.trials)],
     }
 
 
