@@ -57,6 +57,7 @@ CORNERS_FROM_TRIALS = 8
 # Of a study's --timeout, kept for confirming its front.
 CONFIRMING_SHARE = 0.2
 MOST_CONFIRMED = 8
+MOST_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -276,24 +277,25 @@ class _Run:
                     self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
 
     def _confirm(self) -> None:
-        """The front again, in fresh processes; more of it where pooled samples change it."""
+        """The front again, in fresh processes; then what these samples put onto it instead."""
         rounds = self.definition.confirm_rounds
-        front = front_of(self.study, self._trials())
-        if not rounds or not front.members:
+        if not rounds:
             return
-        members = self._members()[:MOST_CONFIRMED]
         until_s = None
         if self.definition.timeout_s:
             until_s = self.started_s + self.definition.timeout_s
-        started_s = time.monotonic()
-        Confirmation(
+        confirmation = Confirmation(
             self.session,
             self.store,
             self.study,
             self.workload,
             self.definition.seed,
             self.progress.tell,
-        ).run(members, rounds, until_s)
+        )
+        started_s = time.monotonic()
+        for _ in range(MOST_PASSES):
+            if not confirmation.run(self._members()[:MOST_CONFIRMED], rounds, until_s):
+                break
         self.store.add_spent(self.study.id, "confirm", time.monotonic() - started_s)
 
     def _seconds_left(self, share: float) -> float | None:

@@ -1,0 +1,105 @@
+"""What ends early, and what must not."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from engine.report import Metric
+from tuner.domination import FIRST_DEVIATION, Rivals, pooled_deviation, rivals_of
+from tuner.explain import binding_of, explain, twin_error
+from tuner.front import build_front
+from tuner.statistics import confirmed_interval, interval
+from tuner.store.snapshots import TrialSnapshot
+
+OBJECTIVES = ("output_tps", "tpot_ms", "quality")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def trial(number: int, tps: tuple[float, ...], quality: float = 1.0, **changes: Any):
+    metrics = {
+        "output_tps": interval(tps, "tok/s"),
+        "tpot_ms": interval([1000 / value for value in tps], "ms"),
+    }
+    scores = {**{name: metric.value for name, metric in metrics.items()}, "quality": quality}
+    made = TrialSnapshot(
+        number, number, "COMPLETE", None, None, {"precision.bits": number}, scores, {}, {}, number,
+        {"budget": {"vram_bytes": 8}}, metrics, None, None, NOW, NOW,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def rivals(*trials: TrialSnapshot) -> Rivals:
+    return rivals_of(OBJECTIVES, build_front(trials, OBJECTIVES).members, trials)
+
+
+def values(tps: float) -> dict[str, list[float]]:
+    return {"output_tps": [tps], "tpot_ms": [1000 / tps]}
+
+
+def test_what_cannot_reach_the_front_ends():
+    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    assert front.beating(values(10.0), 0.9)[0] == 0
+
+
+def test_what_its_noise_may_lift_onto_the_front_goes_on():
+    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    assert front.beating(values(20.0 * (1 - FIRST_DEVIATION)), 1.0)[0] is None
+
+
+def test_a_quality_that_is_not_known_is_hoped_for():
+    front = rivals(trial(0, (20.0, 20.2, 19.8), quality=0.98))
+    beaten, box = front.beating(values(10.0), None)
+    assert (beaten, box["quality"]) == (None, 1.0)
+    assert front.beating(values(10.0), 0.97)[0] == 0
+
+
+def test_a_larger_budget_beats_nothing_under_a_smaller_one():
+    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    assert front.beating(values(10.0), 0.9, budget_bytes=4)[0] is None
+    assert front.beating(values(10.0), 0.9, budget_bytes=8)[0] == 0
+
+
+def test_the_scatter_of_a_repeat_is_pooled_over_configurations():
+    some = [trial(0, (10.0, 11.0, 9.0)), trial(1, (20.0, 22.0, 18.0))]
+    assert pooled_deviation(some, "output_tps") == pytest.approx(0.1)
+    assert pooled_deviation(some[:1], "output_tps") == FIRST_DEVIATION
+
+
+def test_confirming_values_are_reported_with_the_scatter_of_all():
+    found = confirmed_interval([19.0, 21.0], [30.0, 32.0, 19.0, 21.0], "tok/s")
+    alone = interval([19.0, 21.0], "tok/s")
+    assert (found.value, found.n) == (20.0, 2)
+    assert found.high - found.low < alone.high - alone.low
+
+
+def test_one_value_has_no_interval():
+    assert confirmed_interval([5.0], [5.0], "ms") == Metric(5.0, 5.0, 5.0, 1, "ms")
+
+
+def test_what_binds_and_what_the_neighbours_give():
+    split = {
+        f"time_ms_per_token.{part}": Metric(ms, ms, ms, 3, "ms")
+        for part, ms in {"disk_wait": 60.0, "compute": 30.0, "dense": 10.0}.items()
+    }
+    first = trial(4, (20.0, 20.0, 20.0), quality=0.99)
+    first = replace(first, metrics={**first.metrics, **split})
+    second = trial(8, (15.0, 15.0, 15.0), quality=1.0)
+    found = explain(build_front([first, second], OBJECTIVES), [first, second])
+    assert found is not None
+    assert binding_of(first).part == "disk_wait"  # type: ignore[union-attr]
+    assert binding_of(second) is None
+    (exchange,) = found.exchanges
+    assert exchange.changes["output_tps"] in (pytest.approx(-0.25), pytest.approx(1 / 3))
+    assert set(exchange.settings) == {"precision.bits"}
+
+
+def test_the_common_factor_of_predictions_is_no_error():
+    some = [
+        trial(n, (10.0 * (n + 1),) * 3, predicted={"output_tps": 35.0 * (n + 1)}) for n in range(3)
+    ]
+    found = twin_error(some)
+    assert found is not None
+    assert (found.factor, found.median, found.n) == (pytest.approx(3.5), pytest.approx(0.0), 3)
+    assert twin_error([trial(0, (10.0, 10.0))]) is None
