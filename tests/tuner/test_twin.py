@@ -12,6 +12,7 @@ from tests.fakes.fake_engine import facts_of
 from tests.tuner.conftest import Tune
 from tuner.deployment import MeasuredMetric, load_deployment
 
+TOKENS = (1, 4, 16, 64, 256)
 PROFILE = MachineProfile(
     {"65536": 5e8, "1048576": 2e9},
     8e9,

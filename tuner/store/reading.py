@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -52,7 +52,12 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
     """A study with its model, machine and counts."""
     model = session.get_one(ModelRow, row.model_id)
     machine = session.get_one(MachineRow, row.machine_id)
-    states = session.scalars(select(TrialRow.state).where(TrialRow.study_id == row.id)).all()
+    counts = session.execute(
+        select(TrialRow.state, func.count())
+        .where(TrialRow.study_id == row.id)
+        .group_by(TrialRow.state)
+    )
+    by_state = {state: count for state, count in counts}
     return StudySnapshot(
         id=row.id,
         name=row.name,
@@ -67,8 +72,8 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         search_digest=row.search_digest,
         workload=row.workload,
         workload_hash=row.workload_hash,
-        trials=len(states),
-        trials_by_state=dict(Counter(states)),
+        trials=sum(by_state.values()),
+        trials_by_state=by_state,
         parent_pid=row.parent_pid,
         spent=row.spent or {},
         created=row.created,
