@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InfeasibleError
+from engine.hardware import probe
 from engine.memory import record_bytes
 from engine.protocol import MachineProfile, ModelFacts, Workload
 from tuner.definition import StudyDefinition
 from tuner.errors import WorkerError
+from tuner.folders import cache_folder
+from tuner.machine import machine_profile
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
 
@@ -57,7 +60,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
         fitting += space.fits(point)
     trials = min(definition.trials, space.size)
     try:
-        profile = session.profile()
+        profile = machine_profile(session, probe(cache_folder()))
     except WorkerError:
         estimate_s = None
     else:

@@ -129,7 +129,8 @@ def _trial_line(trial: TrialSnapshot) -> str:
         figures = " ".join(f"{name} {value:.4g}" for name, value in trial.scores.items())
         limits = "" if trial.feasible else " (outside the limits)"
         return f"trial {trial.number}: {figures}{limits} [{params}]"
-    return f"trial {trial.number}: {trial.state} ({trial.failure}) {trial.reason} [{params}]"
+    why = f" ({trial.failure})" if trial.failure else ""
+    return f"trial {trial.number}: {trial.state}{why} {trial.reason} [{params}]"
 
 
 def _study_line(front: Front, done: int, planned: int, clock: _Clock) -> str:

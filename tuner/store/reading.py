@@ -57,7 +57,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         .where(TrialRow.study_id == row.id)
         .group_by(TrialRow.state)
     )
-    by_state = {state: count for state, count in counts}
+    by_state = {str(state): int(count) for state, count in counts}
     return StudySnapshot(
         id=row.id,
         name=row.name,
