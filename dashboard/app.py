@@ -9,13 +9,15 @@ import streamlit as st
 import yaml
 
 from dashboard import charts, frames
+from tuner.curve import fronts_by_budget
 from tuner.errors import TunerError
+from tuner.explain import Explanation, explain
 from tuner.export import render
 from tuner.folders import default_storage
 from tuner.front import Front, front_of
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import StudySnapshot, TelemetrySnapshot, TrialSnapshot
 
 ALL = "All studies"
 
@@ -29,6 +31,7 @@ def main() -> None:
         chosen = _choose_study(names)
         if chosen == ALL:
             _draw_studies(store.studies())
+            _draw_deployments(store.telemetry())
         else:
             study = store.study(chosen)
             _draw_study(study, store.trials(study))
@@ -61,6 +64,22 @@ def _draw_studies(studies: tuple[StudySnapshot, ...]) -> None:
     st.caption("Choose one at the left to see its front.")
 
 
+def _draw_deployments(windows: tuple[TelemetrySnapshot, ...]) -> None:
+    """What deployments said last; `re-tune` where their texts route otherwise than before."""
+    if windows:
+        st.subheader("Deployments")
+        st.dataframe(frames.deployments_frame(windows), hide_index=True, width="stretch")
+
+
+def _draw_explanation(found: Explanation | None) -> None:
+    if found is None:
+        return
+    if found.binding is not None:
+        st.markdown(f"Trial {found.trial}: {found.binding.sentence}.")
+    for exchange in found.exchanges:
+        st.markdown(f"- Instead, {exchange.sentence}")
+
+
 def _draw_study(study: StudySnapshot, trials: tuple[TrialSnapshot, ...]) -> None:
     front = front_of(study, trials)
     st.title(study.name)
@@ -69,6 +88,13 @@ def _draw_study(study: StudySnapshot, trials: tuple[TrialSnapshot, ...]) -> None
     if front.members:
         number = _draw_front(front)
         _draw_trial(study, front, front.pick(str(number)))
+        st.subheader("Why, and what else")
+        _draw_explanation(explain(front, trials))
+        curve = frames.curve_frame(fronts_by_budget(study, trials))
+        if len(curve):
+            st.subheader("Budget curve")
+            st.plotly_chart(charts.curve_figure(curve), key="curve")
+            st.dataframe(curve, hide_index=True, width="stretch")
     else:
         st.info("No trial ran to its end within the limits yet.")
     st.subheader("Trials")

@@ -27,6 +27,23 @@ LABEL = {
 }
 
 
+def curve_figure(curve: pd.DataFrame) -> Any:
+    """Tokens a second of the fastest recommended quality against the budget."""
+    figure = go.Figure(
+        go.Scatter(
+            x=curve["budget (GB)"].tolist(),
+            y=curve["fastest tokens/s"].tolist(),
+            mode="lines+markers",
+            line={"color": BLUE},
+            marker={"size": 10},
+        )
+    )
+    figure.update_layout(
+        xaxis_title="device budget (GB)", yaxis_title=LABEL["output_tps"], showlegend=False
+    )
+    return figure
+
+
 def front_figure(points: pd.DataFrame, x: str, y: str) -> Any:
     """Measured trials at two objectives, with intervals; customdata holds the trial's number."""
     figure = go.Figure()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from tuner.curve import CurvePoint, fastest_tps
 from tuner.front import Front
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import StudySnapshot, TelemetrySnapshot, TrialSnapshot
 
 SPLIT_PREFIX = "time_ms_per_token."
 FRONT, KNEE, INSIDE, OUTSIDE = "front", "recommended", "dominated", "outside the limits"
@@ -26,6 +27,43 @@ def studies_frame(studies: Sequence[StudySnapshot]) -> pd.DataFrame:
                 "updated (UTC)": study.updated.strftime("%Y-%m-%d %H:%M"),
             }
             for study in studies
+        ]
+    )
+
+
+def curve_frame(points: Sequence[CurvePoint]) -> pd.DataFrame:
+    """One row a budget of a budget curve; empty for a single budget."""
+    if len(points) < 2:
+        return pd.DataFrame()
+    return pd.DataFrame(
+        [
+            {
+                "budget (GB)": point.budget_bytes / 1e9,
+                "recommended trial": point.front.knee.number if point.front.members else None,
+                "fastest tokens/s": fastest_tps(point.front),
+                "more tokens/s for each GB": point.gained_tps,
+            }
+            for point in points
+        ]
+    )
+
+
+def deployments_frame(windows: Sequence[TelemetrySnapshot]) -> pd.DataFrame:
+    """The newest window of each deployment, and whether to tune again."""
+    newest = {window.deployment: window for window in windows}
+    return pd.DataFrame(
+        [
+            {
+                "deployment": name,
+                "tokens": window.payload.get("output_tokens"),
+                "ms per token": window.payload.get("tpot_ms"),
+                "stall ms per token": window.payload.get("stall_ms_per_token"),
+                "hit rate": window.payload.get("expert_hit_rate"),
+                "routing drift": window.payload.get("drift", {}).get("routing"),
+                "state": "re-tune" if window.payload.get("drift", {}).get("retune") else "holds",
+                "at (UTC)": window.created.strftime("%Y-%m-%d %H:%M"),
+            }
+            for name, window in newest.items()
         ]
     )
 

@@ -6,6 +6,9 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
+from tuner.store.database import open_database
+from tuner.store.repository import Store
+
 APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
 
 
@@ -55,3 +58,29 @@ def test_a_store_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPat
     app = AppTest.from_file(str(APP), default_timeout=60).run()
     assert not app.exception
     assert "run a study first" in app.error[0].value
+
+
+def test_a_study_says_why_and_what_else(app: AppTest):
+    opened(app)
+    assert not app.exception
+    assert "Why, and what else" in [one.value for one in app.subheader]
+    assert any("of a token's time" in one.value for one in app.markdown)
+
+
+def test_a_deployment_whose_texts_changed_says_re_tune(app: AppTest, storage: str):
+    store = Store(open_database(storage))
+    store.add_telemetry(
+        "small/0", {"output_tokens": 5, "drift": {"routing": 0.01, "retune": False}}
+    )
+    for name, routing, retune in (
+        ("small/0", 0.01, False),
+        ("small/0", 0.30, True),
+        ("small/1", 0.02, False),
+    ):
+        drift = {"routing": routing, "retune": retune}
+        store.add_telemetry(name, {"output_tokens": 5, "drift": drift})
+    store.database.close()
+    app.run()
+    assert not app.exception
+    shown = app.dataframe[1].value.set_index("deployment")["state"].to_dict()
+    assert shown == {"small/0": "re-tune", "small/1": "holds"}

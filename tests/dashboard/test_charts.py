@@ -1,5 +1,6 @@
 """Charts and frames: from a store's snapshots to what Plotly gets."""
 
+import pandas as pd
 import pytest
 
 from dashboard import charts, frames
@@ -61,3 +62,9 @@ def test_a_selection_names_its_trial_however_it_arrives(customdata: object):
 @pytest.mark.parametrize("selection", [None, {}, {"points": []}, {"points": [{}]}])
 def test_no_selection_names_none(selection: object):
     assert charts.selected_number(selection) is None
+
+
+def test_a_curve_has_one_point_a_budget():
+    frame = pd.DataFrame({"budget (GB)": [4.0, 8.0], "fastest tokens/s": [10.0, 14.0]})
+    (line,) = charts.curve_figure(frame).data
+    assert (tuple(line.x), tuple(line.y)) == ((4.0, 8.0), (10.0, 14.0))
