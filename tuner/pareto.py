@@ -20,13 +20,13 @@ def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:
 
 def front(points: Sequence[Vector], signs: Sequence[int]) -> list[int]:
     """Indices of the non-dominated points, in order; of equal points only the first."""
-    kept = []
-    for i, point in enumerate(points):
-        beaten = any(dominates(other, point, signs) for other in points)
-        twin = any(tuple(points[j]) == tuple(point) for j in range(i))
-        if not beaten and not twin:
+    gains = [tuple(s * x for s, x in zip(signs, point, strict=True)) for point in points]
+    kept: list[int] = []
+    # whatever beats a point comes before it, so that the points kept so far decide
+    for i in sorted(range(len(points)), key=lambda i: gains[i], reverse=True):
+        if not any(all(a >= b for a, b in zip(gains[j], gains[i], strict=True)) for j in kept):
             kept.append(i)
-    return kept
+    return sorted(kept)
 
 
 def hypervolume(points: Sequence[Vector], reference: Vector, signs: Sequence[int]) -> float:

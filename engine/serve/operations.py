@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.device.registry import open_device
 from engine.errors import ConfigError, EngineError, ModelError, ProtocolError
-from engine.hardware import probe
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
-from engine.model.hub import locate
-from engine.model.loader import check_description
 from engine.protocol import Workload
 from engine.routing import RoutingCounts
 from engine.run.engine import Engine
 from engine.serve.server import ServeOptions, serve_http
 from engine.worker.baseline import settle_serving_baseline
+from engine.worker.opening import open_engine
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -62,27 +59,17 @@ class Operations:
     ) -> dict[str, Any]:
         """Load a model's dense part and its tokenizer."""
         self.close()
-        location = locate(
+        opened = open_engine(
             model,
-            revision,
-            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
-        )
-        self._runtime_bytes = settle_serving_baseline()
-        self._engine = Engine(
-            location.folder,
-            open_device(device),
+            device,
             self._cache_folder,
-            model_id=model,
-            revision=location.revision,
             trust_remote_code=trust_remote_code,
+            revision=revision,
+            settle=settle_serving_baseline,
         )
+        self._engine, self._runtime_bytes = opened.engine, opened.runtime_bytes
         self._tokenizer = _load_tokenizer(self._engine)
-        return {
-            "facts": self._engine.facts.to_json(),
-            "hardware": probe(self._cache_folder).to_json(),
-            "runtime_bytes": self._runtime_bytes,
-            "device": self._engine.device.name,
-        }
+        return opened.to_json(self._cache_folder)
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         """Reconfigure in place. Raises ConfigError for a config that only recorded text can run."""

@@ -32,7 +32,6 @@ from engine.measure.workload import pick, tokenize
 from engine.memory import resolve
 from engine.model.facts import describe
 from engine.model.headers import locate_headers
-from engine.model.hub import locate
 from engine.model.loader import check_description, load_model
 from engine.protocol import TaskOptions, Workload
 from engine.records import Part
@@ -41,6 +40,7 @@ from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
 from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
+from engine.worker.opening import open_engine
 
 Emit = Callable[[dict[str, Any]], None]
 _CODED_BITS: tuple[Bits, ...] = (8, 4)
@@ -123,26 +123,16 @@ class Operations:
     ) -> dict[str, Any]:
         """Load a model's dense part; its experts stay on disk. A hub id is fetched first."""
         self.close()
-        location = locate(
+        opened = open_engine(
             model,
-            revision,
-            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
-        )
-        self._runtime_bytes = settle_baseline()
-        self._engine = Engine(
-            location.folder,
-            open_device(device),
+            device,
             self._cache_folder,
-            model_id=model,
-            revision=location.revision,
             trust_remote_code=trust_remote_code,
+            revision=revision,
+            settle=settle_baseline,
         )
-        return {
-            "facts": self._engine.facts.to_json(),
-            "hardware": probe(self._cache_folder).to_json(),
-            "runtime_bytes": self._runtime_bytes,
-            "device": self._engine.device.name,
-        }
+        self._engine, self._runtime_bytes = opened.engine, opened.runtime_bytes
+        return opened.to_json(self._cache_folder)
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         """Reconfigure in place; makes a missing pack first."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from engine.report import Metric, QualityReport, TaskItems
@@ -23,6 +23,8 @@ from tuner.store.tables import (
     StudyRow,
     TrialRow,
 )
+
+Wanted = Collection[int] | Select[int | None]
 
 
 @dataclass(frozen=True)
@@ -81,48 +83,56 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
     )
 
 
-def pools(session: Session, ids: Iterable[int], machine_id: int) -> dict[int, Pool]:
-    """All samples of these configurations on one machine, by configuration."""
-    query = (
-        select(
-            SampleRow.configuration_id,
-            SampleRow.metric,
-            SampleRow.value,
-            SampleRow.unit,
-            SampleRow.sentinel_id,
-            SampleRow.role,
-        )
-        .where(SampleRow.configuration_id.in_(list(ids)), SampleRow.machine_id == machine_id)
-        .order_by(SampleRow.id)
+def pools(session: Session, ids: Wanted, machine_id: int) -> dict[int, Pool]:
+    """All samples of these configurations on one machine, by configuration; in two queries,
+    however many there are. ids: numbers, or a query for them."""
+    ours = SampleRow.configuration_id.in_(ids), SampleRow.machine_id == machine_id
+    query = select(
+        SampleRow.configuration_id,
+        SampleRow.metric,
+        SampleRow.value,
+        SampleRow.unit,
+        SampleRow.role,
     )
     values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    units: dict[int, dict[str, str]] = defaultdict(dict)
     confirming: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    sentinels: dict[int, set[int]] = defaultdict(set)
-    for configuration_id, metric, value, unit, sentinel_id, role in session.execute(query):
+    units: dict[int, dict[str, str]] = defaultdict(dict)
+    rows = session.execute(query.where(*ours).order_by(SampleRow.id))
+    for configuration_id, metric, value, unit, role in rows:
         values[configuration_id][metric].append(value)
+        units[configuration_id][metric] = unit
         if role == "confirm":
             confirming[configuration_id][metric].append(value)
-        units[configuration_id][metric] = unit
-        sentinels[configuration_id].add(sentinel_id)
+    sentinels = _mean_sentinels(session, *ours)
     return {
         configuration_id: Pool(
             {name: tuple(found) for name, found in metrics.items()},
             units[configuration_id],
-            _mean_sentinel(session, sentinels[configuration_id]),
+            sentinels[configuration_id],
             {name: tuple(found) for name, found in confirming[configuration_id].items()},
         )
         for configuration_id, metrics in values.items()
     }
 
 
-def _mean_sentinel(session: Session, ids: set[int]) -> dict[str, float]:
-    compute_ms, read_ms = session.execute(
-        select(func.avg(SentinelRow.compute_ms), func.avg(SentinelRow.read_ms)).where(
-            SentinelRow.id.in_(ids)
+def _mean_sentinels(session: Session, *ours: ColumnElement[bool]) -> dict[int, dict[str, float]]:
+    """Means of the sentinels beside each configuration's samples, each sentinel once."""
+    each = (
+        select(SampleRow.configuration_id, SampleRow.sentinel_id).where(*ours).distinct().subquery()
+    )
+    query = (
+        select(
+            each.c.configuration_id,
+            func.avg(SentinelRow.compute_ms),
+            func.avg(SentinelRow.read_ms),
         )
-    ).one()
-    return {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
+        .join(SentinelRow, SentinelRow.id == each.c.sentinel_id)
+        .group_by(each.c.configuration_id)
+    )
+    return {
+        configuration_id: {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
+        for configuration_id, compute_ms, read_ms in session.execute(query)
+    }
 
 
 def quality_result(row: QualityRow) -> QualityResult:

@@ -368,7 +368,7 @@ class Store:
             rows = session.scalars(
                 select(TrialRow).where(TrialRow.study_id == study.id).order_by(TrialRow.number)
             ).all()
-            ids = {row.configuration_id for row in rows if row.configuration_id is not None}
+            ids = select(TrialRow.configuration_id).where(TrialRow.study_id == study.id)
             pooled = pools(session, ids, study.machine_id)
             configs = {
                 row.id: row.config
