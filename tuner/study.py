@@ -49,6 +49,7 @@ from tuner.space import Point, SearchSpace, build_space
 from tuner.store.database import explained
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.transfer import starting_points
 from tuner.trial import TrialRunner
 from tuner.workers import is_gone, own_id
 
@@ -342,9 +343,11 @@ class _Run:
         return plain if self.guide is None else GuidedSampler(self.guide, self._trials, plain)
 
     def _first(self) -> list[tuple[str, Point]]:
-        """The default config is trial 0. Without predictions, `auto` also begins with the default
-        at every precision, since bits matter most."""
+        """The default config is trial 0; then what earlier studies recommend. Without predictions,
+        `auto` also begins with the default at every precision, since bits matter most."""
         first: list[tuple[str, Point]] = [(DEFAULT, self.space.default())]
+        if self.guide is not None:
+            first += starting_points(self.store, self.study, self.space)
         blind = self.guide is not None and not self.guide.predictions.logs
         if blind and self.definition.trials >= CORNERS_FROM_TRIALS:
             first += [(CORNER, point) for point in self.space.precision_corners()]

@@ -16,6 +16,7 @@ from tuner.importance import importances
 from tuner.paired import PairedResult, paired_results
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.transfer import worth
 
 Paired = dict[int, tuple[PairedResult, ...]]
 
@@ -63,6 +64,8 @@ def show(
     print_curve(fronts_by_budget(study, trials))
     _print_trials(trials, front.objectives)
     _print_explanation(explain(front, trials))
+    for sentence in worth(front, trials):
+        print_text(sentence)
     _print_quality(front, paired)
     _print_importances(weights)
     _print_failures(trials)
