@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engine.report import Metric
+from tuner.certainty import near_front, on_front
 from tuner.domination import FIRST_DEVIATION, Rivals, pooled_deviation, rivals_of
 from tuner.explain import binding_of, explain, twin_error
 from tuner.front import build_front
@@ -103,3 +104,20 @@ def test_the_common_factor_of_predictions_is_no_error():
     assert found is not None
     assert (found.factor, found.median, found.n) == (pytest.approx(3.5), pytest.approx(0.0), 3)
     assert twin_error([trial(0, (10.0, 10.0))]) is None
+
+
+def test_what_lies_within_noise_may_be_on_the_front():
+    best = trial(0, (20.0, 21.0, 19.0))
+    close = trial(1, (19.8, 20.8, 18.8))
+    far = trial(2, (10.0, 10.5, 9.5))
+    front = build_front([best, close, far], OBJECTIVES)
+    sure = on_front(front)
+    assert sure[0] > sure[1] > 0.2
+    assert sure.get(2, 0.0) == 0.0
+    assert abs(sure[0] + sure[1] - 1) < 0.01  # of two that differ by noise, one
+    assert [number for number, _ in near_front(front, sure)] == [1]
+
+
+def test_a_quality_that_nothing_else_has_is_surely_on_the_front():
+    front = build_front([trial(0, (20.0, 21.0, 19.0)), trial(1, (5.0, 5.1, 4.9), 1.1)], OBJECTIVES)
+    assert on_front(front) == {0: 1.0, 1: 1.0}

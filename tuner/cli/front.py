@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import plotext
 
 from engine.types import format_bytes
+from tuner.certainty import near_front, on_front
 from tuner.cli.output import print_table, print_text
 from tuner.curve import CurvePoint, fastest_tps
 from tuner.formats import format_metric
@@ -21,6 +22,7 @@ def print_front(front: Front) -> None:
         return
     knee = front.knee
     names = list(knee.params)
+    sure = on_front(front)
     rows = []
     for trial in front.members:
         mark = " *" if trial.id == knee.id else ""
@@ -28,9 +30,14 @@ def print_front(front: Front) -> None:
             format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
             for name in front.objectives
         ]
-        rows.append([f"{trial.number}{mark}", *figures, *(trial.params.get(n) for n in names)])
-    columns = ["#trial", *(f"#{name}" for name in front.objectives), *names]
+        certainty = f"{sure[trial.number]:.0%}"
+        settings = (trial.params.get(n) for n in names)
+        rows.append([f"{trial.number}{mark}", *figures, certainty, *settings])
+    columns = ["#trial", *(f"#{name}" for name in front.objectives), "#sure", *names]
     print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
+    near = [f"trial {number} ({share:.0%})" for number, share in near_front(front, sure)]
+    if near:
+        print_text(f"within noise of the front: {', '.join(near)}")
 
 
 def print_curve(points: Sequence[CurvePoint]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tuner.certainty import on_front
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
@@ -78,9 +79,15 @@ def _document(
     weights: dict[str, dict[str, float]],
     paired: Paired,
 ) -> dict[str, Any]:
+    sure = on_front(front)
+
     def document(trial: TrialSnapshot) -> dict[str, Any]:
         pairs = [one.to_json() for one in paired.get(trial.id, ())]
-        return {**trial.to_json(), "quality_paired": pairs}
+        return {
+            **trial.to_json(),
+            "quality_paired": pairs,
+            "on_front": sure.get(trial.number, 0.0),
+        }
 
     return {
         "study": {
