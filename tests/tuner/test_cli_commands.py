@@ -16,7 +16,7 @@ from tuner.session import EngineSession
 
 COMMANDS = (
     "studies", "show", "export", "run", "bench", "plan", "profile", "doctor", "pack", "dashboard",
-    "trace", "replay", "compare", "verify", "deploy",
+    "trace", "replay", "compare", "verify", "deploy", "service", "worker",
 )  # fmt: skip
 BUDGET = str(BUDGET_BYTES)
 SMALL = ("--model", "m", "--vram", BUDGET, "--workload", "workload.yaml")
@@ -29,11 +29,9 @@ def test_help_has_an_example(tune: Tune, command: str):
     assert f"Example: tune {command}".strip() in " ".join(done.out.split())
 
 
-def test_only_finished_commands_are_offered(tune: Tune):
+def test_every_command_is_offered(tune: Tune):
     out = tune("--help").out
     assert all(f"│ {command} " in out for command in COMMANDS)
-    for later in ("service", "worker"):
-        assert f"│ {later} " not in out
 
 
 def test_studies_lists_them(tune: Tune, study: Path):
@@ -54,7 +52,7 @@ def test_show_has_study_trials_and_front(tune: Tune, study: Path):
     assert all("prefill_kld_mean" in quality for quality in qualities)
     out = tune("show", "small").out
     assert "Pareto front" in out
-    assert "Share of the variance explained" in out
+    assert "PED-ANOVA" in out
 
 
 def test_show_compares_tasks_with_16_bits_item_by_item(tune: Tune, folder: Path):
@@ -93,8 +91,9 @@ def test_export_picks(tune: Tune, study: Path, pick: str):
     assert deployment.provenance.trial == done.document["trial"]
     front = tune("show", "small", "--json").document["front"]
     if pick == "throughput":
-        best = max(t["scores"]["output_tps"] for t in front)
-        assert deployment.measured["output_tps"].value == pytest.approx(best)
+        best = max(front, key=lambda trial: trial["scores"]["output_tps"])
+        stated = best["confirmed"]["output_tps"]["value"]
+        assert deployment.measured["output_tps"].value == pytest.approx(stated)
 
 
 def test_export_without_a_file_prints_yaml(tune: Tune, study: Path):
@@ -213,7 +212,7 @@ def test_profile_keeps_the_timings_of_a_model(tune: Tune):
 
 def test_a_trace_is_replayed_with_the_timings_that_profile_kept(tune: Tune, folder: Path):
     traced = ("trace", "--model", "m", "--workload", "workload.yaml", "-o", "routing.npz")
-    assert tune(*traced, "--json").document["passes"] == 28
+    assert tune(*traced, "--json").document["passes"] == 4 * 4 * 7  # rounds, sequences
     done = tune("replay", "routing.npz", "--policies", "on_demand,lru", "--json")
     assert done.code == 2
     assert "tune profile" in done.err

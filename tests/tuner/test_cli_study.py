@@ -202,7 +202,7 @@ def test_quality_is_evaluated_once_for_each_precision(tune: Tune, misbehave, fol
         (("error", "measure", 3), "INFEASIBLE", "out_of_memory"),
         (("bad_output", "measure", 3), "FAILED", "bad_output"),
         (("garbage", "measure", 3), "FAILED", "bad_output"),
-        (("crash", "configure", 3), "FAILED", "crash"),
+        (("crash", "configure", 7), "FAILED", "crash"),
     ],
 )
 def test_a_failure_has_its_class_and_the_study_goes_on(
@@ -316,7 +316,7 @@ def test_a_folder_that_cannot_take_the_output_is_said_before_measuring(tune: Tun
     ("words", "code", "says"),
     [
         (["--model", "m", "--vram", "8GBB"], 2, "'8GBB' is not a size"),
-        (["--model", "m", "--vram", "1GB,2GB"], 2, "one budget at a time"),
+        (["--model", "m", "--vram", "1GB,2GX"], 2, "'2GX' is not a size"),
         (["--model", "m"], 2, "no budget was given"),
         (["--model", "./absent", "--vram", "1GB"], 1, "default"),
         (["--definition", "absent.yaml"], 2, "cannot be read"),

@@ -94,11 +94,12 @@ def test_requests_that_outlast_the_drain_are_cut_off(process: Client) -> None:
     threads = [threading.Thread(target=_long, args=(service.url,)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    eventually(lambda: _busy(service) == 2)
+    eventually(lambda: _busy(service) == 16)
     totals = service.stop()
     for thread in threads:
         thread.join(60)
-    assert totals["cancelled"] + totals["failed"] == 2
+    assert totals["cancelled"] + totals["failed"] > 0
+    assert totals["finished"] + totals["cancelled"] + totals["failed"] == 16
 
 
 def test_windows_of_telemetry_come_while_it_serves(process: Client) -> None:
@@ -130,6 +131,6 @@ def _busy(service: Service) -> int:
 
 
 def _long(url: str) -> None:
-    body = {"model": "tiny", "prompt": "The engine", "max_tokens": 250, "stream": True}
+    body = {"model": "tiny", "prompt": "The engine", "max_tokens": 250, "n": 8, "stream": True}
     with contextlib.suppress(httpx.RemoteProtocolError):  # cut off in the middle
         httpx.post(f"{url}/v1/completions", json=body, timeout=60)
