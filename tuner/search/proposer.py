@@ -57,12 +57,11 @@ class Proposal:
 @dataclass(frozen=True)
 class Costs:
     """What a trial costs: seconds beside running, passes over the workload, generated tokens of
-    one; quality_s: of evaluating a group that was not evaluated yet."""
+    one."""
 
     overhead_s: float = 3.0
     passes: float = 5.0
     tokens: int = 128
-    quality_s: float = 0.0
 
 
 @dataclass
@@ -101,9 +100,9 @@ class Proposer:
         if not len(open_):
             return []
         beliefs = {name: self.believe(name, measured) for name in SPEEDS}
-        quality, known = self._quality(measured)
+        quality = self._quality(measured)
         gains, whole = self._gains(open_, beliefs, quality, measured)
-        seconds = self._seconds(open_, beliefs["output_tps"], known)
+        seconds = self._seconds(open_, beliefs["output_tps"])
         order = np.argsort(-gains / seconds, kind="stable")[:most]
         return [
             Proposal(int(open_[i]), float(gains[i] / whole) if whole else 1.0, float(seconds[i]))
@@ -120,16 +119,13 @@ class Proposer:
             prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
         return self._regression.believe(prior, [one.index for one in rows], values, noise)
 
-    def _quality(self, measured: Sequence[Measured]) -> tuple[Floats, NDArray[np.bool_]]:
-        """Of all candidates, and whether it was evaluated."""
+    def _quality(self, measured: Sequence[Measured]) -> Floats:
+        """Of all candidates: evaluated for their group, or hoped for."""
         found = {
             self._groups[one.index]: one.quality for one in measured if one.quality is not None
         }
-        quality = np.array(
-            [found.get(g, hoped) for g, hoped in zip(self._groups, self._hoped, strict=True)],
-            dtype=float,
-        )
-        return quality, np.array([group in found for group in self._groups])
+        pairs = zip(self._groups, self._hoped, strict=True)
+        return np.array([found.get(group, hoped) for group, hoped in pairs], dtype=float)
 
     def _gains(
         self,
@@ -202,10 +198,10 @@ class Proposer:
     def _speed_limits(self) -> list[tuple[str, float | None]]:
         return [(name, getattr(self.limits, limit)) for name, limit in LIMITED.items()]
 
-    def _seconds(self, rows: NDArray[np.int_], speed: Belief, known: NDArray[np.bool_]) -> Floats:
-        costs = self.costs
-        once = costs.tokens / np.exp(speed.mean[rows])
-        return costs.overhead_s + costs.passes * once + np.where(known[rows], 0.0, costs.quality_s)
+    def _seconds(self, rows: NDArray[np.int_], speed: Belief) -> Floats:
+        once = self.costs.tokens / np.exp(speed.mean[rows])
+        seconds: Floats = self.costs.overhead_s + self.costs.passes * once
+        return seconds
 
 
 def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:
