@@ -23,7 +23,7 @@ from tuner.strict import Strict, load_yaml, read_strict
 from tuner.workload import load_workload, workload_from_prompts
 
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
-SamplerName = Literal["auto", "tpe", "nsga2", "random", "grid"]
+SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
 Value = str | int | float | bool
 Setting = Value | list[Value]  # a list: options such as precision.options.table
 

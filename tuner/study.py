@@ -12,49 +12,31 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import optuna
 
 from engine.hardware import Hardware
 from engine.protocol import Workload
-from tuner import objective
 from tuner.confirm import Confirmation
 from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition
 from tuner.domination import Rivals, rivals_of
-from tuner.errors import StoreError, StudyError, UsageError
+from tuner.errors import StudyError, UsageError
 from tuner.export import check_writable, render, write_atomically
 from tuner.fleet import devices_for, joined_workers
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
 from tuner.lock import study_lock
-from tuner.optuna_memory import (
-    CORNER,
-    DEFAULT,
-    enqueue,
-    fail_lost,
-    open_memory,
-    open_storage,
-    origin_of,
-)
 from tuner.preparation import Preparation
 from tuner.progress import Progress
 from tuner.quality import QualityJudge
-from tuner.sampler import LEARN_FROM_PRUNED, build_sampler
 from tuner.search.guide import Guide
-from tuner.search.sampler import GuidedSampler
 from tuner.session import EngineSession
-from tuner.space import Point, SearchSpace, build_space
-from tuner.store.database import explained
-from tuner.store.repository import Store, TrialOutcome
+from tuner.space import SearchSpace, build_space
+from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
-from tuner.transfer import starting_points
 from tuner.trial import TrialRunner
+from tuner.trial_loop import TrialLoop
 from tuner.workers import is_gone, own_id
 
-# A study of fewer trials leaves all but the first to the sampler.
-CORNERS_FROM_TRIALS = 8
 # Of a study's --timeout, kept for confirming its front.
 CONFIRMING_SHARE = 0.2
 MOST_CONFIRMED = 8
@@ -71,10 +53,6 @@ class StudyResult:
     front: Front
     output: str | None
     ended_early: bool = False
-
-
-class FailedTrialError(Exception):
-    """Tells Optuna that a trial failed; the store knows why."""
 
 
 def run_study(
@@ -255,27 +233,23 @@ class _Run:
         """Trials until there are enough; most: at most so many."""
         if most == 0:
             return
+        assert self.runner is not None
+        loop = TrialLoop(
+            self.definition,
+            self.study,
+            self.store,
+            self.space,
+            self.runner,
+            self.guide,
+            self._after_trial,
+        )
         started_s = time.monotonic()
-        with (
-            explained(self.store.database.url),
-            open_storage(self.store.database, self.store, self.study) as storage,
-        ):
-            memory = open_memory(storage, self._sampler(), self.definition)
+        try:
+            timeout_s = self._seconds_left(1 - CONFIRMING_SHARE)
+            loop.run(leading=leading, most=most, timeout_s=timeout_s)
+        finally:
             if leading:
-                trials = self._trials()
-                fail_lost(memory, trials)
-                enqueue(memory, trials, self._first())
-            try:
-                memory.optimize(
-                    self._objective,
-                    n_trials=most,
-                    timeout=self._seconds_left(1 - CONFIRMING_SHARE),
-                    catch=(FailedTrialError,),
-                    callbacks=[self._after_trial],
-                )
-            finally:
-                if leading:
-                    self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
+                self.store.add_spent(self.study.id, "search", time.monotonic() - started_s)
 
     def _confirm(self) -> None:
         """The front again, in fresh processes; then what these samples put onto it instead."""
@@ -337,65 +311,13 @@ class _Run:
             self.space.base,
         )
 
-    def _sampler(self) -> Any:
-        seed = self.definition.seed + len(self._trials())
-        plain = build_sampler(self.definition.sampler, seed, self.space, self.definition.trials)
-        return plain if self.guide is None else GuidedSampler(self.guide, self._trials, plain)
-
-    def _first(self) -> list[tuple[str, Point]]:
-        """The default config is trial 0; then what earlier studies recommend. Without predictions,
-        `auto` also begins with the default at every precision, since bits matter most."""
-        first: list[tuple[str, Point]] = [(DEFAULT, self.space.default())]
-        if self.guide is not None:
-            first += starting_points(self.store, self.study, self.space)
-        blind = self.guide is not None and not self.guide.predictions.logs
-        if blind and self.definition.trials >= CORNERS_FROM_TRIALS:
-            first += [(CORNER, point) for point in self.space.precision_corners()]
-        return first
-
-    def _objective(self, trial: Any) -> list[float]:
-        point = {
-            p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters
-        }
-        trial_id = self.store.start_trial(
-            self.study.id, trial.number, point, own_id(), origin_of(trial)
-        )
-        assert self.runner is not None
-        try:
-            outcome = self.runner.run(trial_id, point)
-        except BaseException as error:
-            lost = TrialOutcome("INTERRUPTED", "interrupted", "stopped while this trial ran")
-            if not isinstance(error, StoreError):
-                self.store.finish_trial(trial_id, lost)
-            raise
-        self.store.finish_trial(trial_id, outcome)
-        return self._tell_sampler(trial, outcome)
-
-    def _tell_sampler(self, trial: Any, outcome: TrialOutcome) -> list[float]:
-        if outcome.state == "FAILED":
-            raise FailedTrialError(outcome.reason)
-        found = outcome.violations or {}
-        for name in objective.CONSTRAINTS:
-            trial.set_constraint(name, found.get(name, 0.0))
-        if outcome.state in ("COMPLETE", "DOMINATED"):
-            scores = outcome.scores or {}
-            return [scores[name] for name in self.definition.objectives]
-        if self.definition.sampler in LEARN_FROM_PRUNED:
-            raise optuna.TrialPruned(outcome.reason)
-        return [objective.WORST[name] for name in self.definition.objectives]
-
-    def _after_trial(self, memory: Any, trial: Any) -> None:
-        trials = self._trials()
+    def _after_trial(self, trial: TrialSnapshot | None, trials: tuple[TrialSnapshot, ...]) -> None:
         front = front_of(self.study, trials)
         if self.study.parent_pid == os.getpid():
             self._write_best(front)
-        done = [t for t in trials if t.state in FINISHED_STATES]
-        latest = next((t for t in trials if t.number == trial.number), None)
-        if latest is not None:
-            self.progress.trial_done(latest, front, len(done), self.definition.trials)
-        spent = self._open(trials) <= 0 or _distinct(done) >= self.space.size
-        if spent or self._exhausted(trials):
-            memory.stop()
+        if trial is not None:
+            done = sum(one.state in FINISHED_STATES for one in trials)
+            self.progress.trial_done(trial, front, done, self.definition.trials)
 
     def _write_best(self, front: Front | None = None) -> None:
         if front is None:
@@ -412,7 +334,3 @@ class _Run:
 
 def _first_measured(trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:
     return next((trial for trial in trials if trial.state == "COMPLETE"), None)
-
-
-def _distinct(trials: Sequence[TrialSnapshot]) -> int:
-    return len({tuple(sorted((k, str(v)) for k, v in t.params.items())) for t in trials})

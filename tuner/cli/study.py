@@ -60,7 +60,8 @@ def study(
         typer.Option(help="Some of output_tps,tpot_ms,quality.", rich_help_panel=STUDY),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="auto, tpe, nsga2, random or grid.", rich_help_panel=STUDY)
+        str | None,
+        typer.Option(help="auto, tpe, gp, nsga2, random or grid.", rich_help_panel=STUDY),
     ] = None,
     workers: Annotated[
         int,
