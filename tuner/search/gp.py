@@ -48,7 +48,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
                 params=trial["params"],
                 distributions=space,
                 values=trial["values"],
-                constraints={name: found[name] for name in binding} or None,
+                constraints={name: found.get(name, 0.0) for name in binding} or None,
             )
         )
     for params in asked["running"]:
@@ -61,7 +61,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _binding(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """Constraints that tell trials apart; a model of one that is 0 everywhere costs its time."""
     names = trials[0]["constraints"] if trials else {}
-    return [n for n in names if any(trial["constraints"][n] != 0.0 for trial in trials)]
+    return [n for n in names if any(trial["constraints"].get(n, 0.0) for trial in trials)]
 
 
 if __name__ == "__main__":
