@@ -7,12 +7,10 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
-<<<<<<< HEAD
-├── CanaryError          a config does not do here what its file says, and was not to be served so
-=======
 │   ├── MissingStudyError there is none of this name
 │   ├── BusyStudyError    it waits or runs already, or asked something else
 │   └── FullQueueError    too many wait already
+├── CanaryError          a config does not do here what its file says, and was not to be served so
 ├── QualityError         quality cannot be evaluated or compared; carries the class of failure
 └── WorkerError          an engine worker failed; carries the class of failure
     └── OverBudgetError  an outside reading of its memory passed the budget

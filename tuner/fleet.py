@@ -1,4 +1,5 @@
-"""More workers of a study on this machine: `tune worker` processes that die with their parent.
+"""Who runs trials of a study; the workers of this machine: `tune worker` processes that die with
+their parent.
 
 Each keeps an engine of its own, on an accelerator of its own where there are several. On the
 processor they take turns while something is timed, so they help there as far as a trial does other
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.hardware import Hardware
@@ -19,6 +21,18 @@ from tuner.folders import data_folder
 from tuner.runner import python_path
 
 ENDING_S = 30.0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Who runs trials of a study. workers: processes of this machine, the parent among them; ray:
+    address of a cluster, or `auto`, whose accelerators each run one more."""
+
+    workers: int = 1
+    ray: str | None = None
+
+
+ALONE = Fleet()
 
 
 def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:

@@ -21,13 +21,14 @@ from tuner.definition import StudyDefinition
 from tuner.domination import Rivals, rivals_of
 from tuner.errors import StudyError, UsageError
 from tuner.export import check_writable, render, write_atomically
-from tuner.fleet import devices_for, joined_workers
+from tuner.fleet import ALONE, Fleet, devices_for, joined_workers
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
 from tuner.lock import study_lock
 from tuner.preparation import Preparation
 from tuner.progress import Progress
 from tuner.quality import QualityJudge
+from tuner.ray_fleet import placed_workers
 from tuner.search.guide import Guide
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
@@ -41,6 +42,7 @@ from tuner.workers import is_gone, own_id
 CONFIRMING_SHARE = 0.2
 MOST_CONFIRMED = 8
 MOST_PASSES = 3
+MOST_ROUNDS = 3  # of searching, should workers die
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,15 @@ def run_study(
     store: Store,
     hardware: Hardware,
     progress: Progress,
-    workers: int = 1,
+    fleet: Fleet = ALONE,
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
 
-    workers: processes that run trials, this one among them.
+    fleet: who runs trials beside this process.
 
-    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken, UsageError for
-    a task that does not exist. On KeyboardInterrupt the study is left resumable and the interrupt
-    goes on.
+    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
+    cannot be used, UsageError for a task that does not exist. On KeyboardInterrupt the study is
+    left resumable and the interrupt goes on.
     """
     check_writable(definition.output_path)
     _check_tasks(definition, session)
@@ -80,9 +82,9 @@ def run_study(
         run = _Run(definition, session, store, hardware, progress, workload, space, study)
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
-            undo.callback(store.interrupt_running, study.id, _ours_or_gone)  # runs first
+            undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
             with progress.showing():
-                run.lead(workers)
+                run.lead(fleet)
             undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
@@ -144,10 +146,6 @@ def _check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
         )
 
 
-def _ours_or_gone(worker: str | None) -> bool:
-    return worker == own_id() or is_gone(worker)
-
-
 @dataclass
 class _Run:
     definition: StudyDefinition
@@ -161,8 +159,9 @@ class _Run:
     started_s: float = field(default_factory=time.monotonic)
     guide: Guide | None = None
     runner: TrialRunner | None = None
+    lost: set[str] = field(default_factory=set)  # workers whose node or process died
 
-    def lead(self, workers: int) -> None:
+    def lead(self, fleet: Fleet) -> None:
         """All stages, as the one parent of the study."""
         self.store.interrupt_running(self.study.id, is_gone)
         trials = self._trials()
@@ -172,11 +171,15 @@ class _Run:
                 self._search(leading=True, most=0 if _first_measured(trials) else 1)
                 self._prepare_guide()
                 trials = self._trials()
-            if self._left(trials) > 0 and not self._exhausted(trials):
-                devices = devices_for(self.definition.device, self.hardware, workers)[1:]
-                trust = self.definition.trust_remote_code
-                with joined_workers(self.study.name, self.store.database.url, devices, trust):
+            for _ in range(MOST_ROUNDS):
+                if self._left(trials) <= 0 or self._exhausted(trials):
+                    break
+                with self._joined(fleet):
                     self._search(leading=True)
+                # a worker that died leaves its trial, which the next round tries again
+                if not self.store.interrupt_running(self.study.id, self._is_lost):
+                    break
+                trials = self._trials()
         self._write_best()
         self._confirm()
         self._write_best()
@@ -225,6 +228,28 @@ class _Run:
             self._rivals,
             lambda point: self.guide.predict(point) if self.guide is not None else {},
         )
+
+    def _joined(self, fleet: Fleet) -> contextlib.AbstractContextManager[None]:
+        """The other workers, while they are wanted."""
+        url, trust = self.store.database.url, self.definition.trust_remote_code
+        if fleet.ray is not None:
+            return placed_workers(
+                self.study.name,
+                url,
+                fleet.ray,
+                (self.definition.device, self.session.opened_device),
+                trust,
+                self.lost.add,
+            )
+        devices = devices_for(self.definition.device, self.hardware, fleet.workers)[1:]
+        return joined_workers(self.study.name, url, devices, trust)
+
+    def ends_with_us(self, worker: str | None) -> bool:
+        """Whether a trial of that worker runs no more when this process leaves the study."""
+        return worker == own_id() or self._is_lost(worker)
+
+    def _is_lost(self, worker: str | None) -> bool:
+        return worker in self.lost or is_gone(worker)
 
     def _exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
         return self.guide is not None and self.guide.exhausted(trials)

@@ -11,8 +11,12 @@ import psutil
 
 def own_id() -> str:
     """This process, as trials keep it."""
-    began = int(psutil.Process().create_time())
-    return f"{socket.gethostname()} {os.getpid()} {began}"
+    return id_of(os.getpid())
+
+
+def id_of(pid: int) -> str:
+    """A process of this host, as trials keep it."""
+    return f"{socket.gethostname()} {pid} {int(psutil.Process(pid).create_time())}"
 
 
 def is_gone(worker: str | None) -> bool:

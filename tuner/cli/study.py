@@ -16,8 +16,10 @@ from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition, load_definition
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.estimate import StudyPlan, plan_study
+from tuner.fleet import Fleet
 from tuner.folders import cache_folder, resolve_model
 from tuner.progress import choose_progress, format_duration
+from tuner.ray_fleet import check_address
 from tuner.sampler import check_sampler
 from tuner.search.proposer import WORTH
 from tuner.store.repository import Store
@@ -69,6 +71,13 @@ def study(
             min=1, help="Processes that run trials, an accelerator each.", rich_help_panel=STUDY
         ),
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Workers on a Ray cluster: its address, or auto (extra `ray`).",
+            rich_help_panel=STUDY,
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=STUDY)] = None,
     min_quality: Annotated[
         float | None,
@@ -151,7 +160,7 @@ def study(
             "output": str(output) if output else None,
         },
     )
-    _run(wanted, storage, resume, dry_run, as_json, workers)
+    _run(wanted, storage, resume, dry_run, as_json, Fleet(workers, ray))
 
 
 def _run(
@@ -160,10 +169,14 @@ def _run(
     resume: bool,
     dry_run: bool,
     as_json: bool,
-    workers: int,
+    fleet: Fleet,
 ) -> None:
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
+    if fleet.ray is not None and fleet.workers > 1:
+        raise UsageError(
+            "--workers counts processes here; with --ray the cluster counts: leave one out"
+        )
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
     pinned = _studied_revision(wanted, storage) if resume else None
@@ -182,7 +195,7 @@ def _run(
             try:
                 with options.terminate_interrupts():
                     result = run_study(
-                        wanted, session, store, probe(cache_folder()), choose_progress(), workers
+                        wanted, session, store, probe(cache_folder()), choose_progress(), fleet
                     )
             except KeyboardInterrupt:
                 print_note(
@@ -195,6 +208,14 @@ def _run(
     else:
         _print_result(result)
     _check_found(result)
+
+
+def _check_fleet(fleet: Fleet) -> None:
+    if fleet.ray is None:
+        return
+    check_address(fleet.ray)
+    if fleet.workers > 1:
+        raise UsageError("--workers is for this machine, --ray for a cluster: leave one out")
 
 
 def _studied_revision(wanted: StudyDefinition, storage: str | None) -> str:

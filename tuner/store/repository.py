@@ -23,6 +23,7 @@ from engine.report import QualityReport, Report
 from tuner.definition import StudyDefinition, definition_json
 from tuner.errors import MissingStudyError, StudyError
 from tuner.store.database import Database
+from tuner.store.once import kept_once
 from tuner.store.reading import (
     Pool,
     pools,
@@ -203,18 +204,15 @@ class Store:
         text = f"{model_id} {work_hash} {config.digest()}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         with self.database.session() as session:
-            row = session.scalar(select(ConfigurationRow).where(ConfigurationRow.hash == digest))
-            if row is None:
-                row = ConfigurationRow(
-                    hash=digest,
-                    model_id=model_id,
-                    workload_hash=work_hash,
-                    config=config.to_dict(),
-                    memory=plan.to_json(),
-                )
-                session.add(row)
-                session.flush()
-            return row.id
+            row = ConfigurationRow(
+                hash=digest,
+                model_id=model_id,
+                workload_hash=work_hash,
+                config=config.to_dict(),
+                memory=plan.to_json(),
+            )
+            same = select(ConfigurationRow).where(ConfigurationRow.hash == digest)
+            return kept_once(session, same, row)[0].id
 
     def known_infeasible(self, study_id: int, configuration_id: int) -> TrialOutcome | None:
         """How an earlier trial of this configuration showed that it does not fit, if one did."""
@@ -293,12 +291,15 @@ class Store:
     def keep_quality(
         self, model_id: int, key: str, depends_on: Mapping[str, Any], report: QualityReport
     ) -> QualityResult:
-        """Write a new quality result, and its items beside it."""
+        """Write a new quality result, and its items beside it; where another worker was faster, its
+        result stands."""
         with self.database.session() as session:
             kept = report.to_json(with_items=False)
             row = QualityRow(model_id=model_id, key=key, depends_on=dict(depends_on), report=kept)
-            session.add(row)
-            session.flush()
+            same = select(QualityRow).where(QualityRow.model_id == model_id, QualityRow.key == key)
+            row, new = kept_once(session, same, row)
+            if not new:
+                return quality_result(row)
             session.add_all(
                 QualityItemsRow(
                     quality_id=row.id,
@@ -386,27 +387,24 @@ class Store:
 
 
 def _model_id(session: Session, facts: ModelFacts) -> int:
-    row = session.scalar(select(ModelRow).where(ModelRow.fingerprint == facts.fingerprint))
-    if row is None:
-        row = ModelRow(
-            fingerprint=facts.fingerprint,
-            name=facts.id,
-            revision=facts.revision,
-            family=facts.family,
-        )
-        session.add(row)
+    row = ModelRow(
+        fingerprint=facts.fingerprint,
+        name=facts.id,
+        revision=facts.revision,
+        family=facts.family,
+        facts=facts.to_json(),
+    )
+    same = select(ModelRow).where(ModelRow.fingerprint == facts.fingerprint)
+    row, _ = kept_once(session, same, row)
     row.facts = facts.to_json()
-    session.flush()
     return row.id
 
 
 def _machine_id(session: Session, hardware: Hardware) -> int:
-    row = session.scalar(select(MachineRow).where(MachineRow.fingerprint == hardware.fingerprint))
-    if row is None:
-        row = MachineRow(fingerprint=hardware.fingerprint)
-        session.add(row)
+    row = MachineRow(fingerprint=hardware.fingerprint, description=hardware.to_json())
+    same = select(MachineRow).where(MachineRow.fingerprint == hardware.fingerprint)
+    row, _ = kept_once(session, same, row)
     row.description = hardware.to_json()
-    session.flush()
     return row.id
 
 
