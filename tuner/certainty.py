@@ -1,4 +1,4 @@
-"""How sure it is that a trial belongs on the front, given how its repeats scatter.
+"""How sure it is that a trial belongs on the front, and the front that this makes.
 
 Each configuration's means are drawn again and again from their standard errors (speeds of one
 configuration rise and fall together, as they come from the same repeats); the share of draws in
@@ -9,44 +9,83 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuner import pareto
 from tuner.domination import pooled_deviation
-from tuner.front import Front
-from tuner.search.improvement import non_dominated
 from tuner.store.snapshots import TrialSnapshot
+
+if TYPE_CHECKING:
+    from tuner.front import Front
+
+Floats = NDArray[np.float64]
 
 DRAWS = 400
 REACH = 3.0  # standard errors: what is farther off is not drawn
+MOST_DRAWN = 150  # the nearest; a crowd of equals says no more
 LIKELY = 0.05  # trials beside the front that are as likely are worth naming
+EVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Draws:
+    """trials: those within reach of the front; beats: in draw s trial j beats trial i, [S, n, n]."""
+
+    trials: tuple[TrialSnapshot, ...]
+    beats: NDArray[np.bool_]
+
+    def probabilities(self) -> Floats:
+        """Of standing on the front, [n]."""
+        found: Floats = 1.0 - self.beats.any(axis=2).mean(axis=0)
+        return found
+
+    def beaten(self, index: int, others: Sequence[int]) -> float:
+        """In which share of draws one of `others` beats this one."""
+        if not others:
+            return 0.0
+        return float(self.beats[:, index, list(others)].any(axis=1).mean())
+
+
+def draws_of(front: Front, seed: int = 0) -> Draws:
+    """From a front of means and all trials beside it."""
+    names = front.objectives
+    trials = _distinct(front, names)
+    if not trials:
+        return Draws((), np.zeros((DRAWS, 0, 0), dtype=bool))
+    signs = np.array([pareto.SIGNS[name] for name in names], dtype=float)
+    means = np.array([[trial.scores[name] for name in names] for trial in trials]) * signs
+    errors = _errors(front, trials)
+    near = _near(means, errors, len(front.members))
+    dice = np.random.default_rng(seed)
+    scatter = dice.standard_normal((DRAWS, len(near), 1))
+    values = means[near] + scatter * errors[near]  # [S, n, d]
+    return Draws(tuple(trials[index] for index in near), _beats(values))
 
 
 def on_front(front: Front, seed: int = 0) -> dict[int, float]:
     """Probability of each measured, feasible trial that is within reach, by its number."""
-    names = front.objectives
-    trials = _distinct(front, names)
-    if not trials:
-        return {}
-    signs = np.array([pareto.SIGNS[name] for name in names], dtype=float)
-    means = np.array([[trial.scores[name] for name in names] for trial in trials]) * signs
-    errors = np.array([[_error(front, trial, name) for name in names] for trial in trials])
-    best, worst = means + REACH * errors, means - REACH * errors
-    near = [
-        index
-        for index in range(len(trials))
-        if not ((worst >= best[index]).all(axis=1) & (worst > best[index]).any(axis=1)).any()
-    ]
-    dice = np.random.default_rng(seed)
-    counts = np.zeros(len(near))
-    for _ in range(DRAWS):
-        scatter = dice.standard_normal((len(near), 1))
-        counts += non_dominated(means[near] + scatter * errors[near])
-    return {
-        trials[index].number: float(count / DRAWS)
-        for index, count in zip(near, counts, strict=True)
-    }
+    draws = draws_of(front, seed)
+    pairs = zip(draws.trials, draws.probabilities(), strict=True)
+    return {trial.number: float(share) for trial, share in pairs}
+
+
+def likely_members(front: Front, seed: int = 0) -> tuple[TrialSnapshot, ...]:
+    """What stands on the front more likely than not, and of what the means put there whatever these
+    do not beat more likely than not: of several that noise cannot tell apart, one at least stays.
+    """
+    draws = draws_of(front, seed)
+    share = draws.probabilities()
+    means = {member.id for member in front.members}
+    chosen: list[int] = []
+    for index in np.argsort(-share, kind="stable").tolist():
+        by_means = draws.trials[index].id in means
+        if share[index] >= EVEN or (by_means and draws.beaten(index, chosen) < EVEN):
+            chosen.append(index)
+    return tuple(draws.trials[index] for index in chosen)
 
 
 def near_front(front: Front, probabilities: dict[int, float]) -> list[tuple[int, float]]:
@@ -57,7 +96,7 @@ def near_front(front: Front, probabilities: dict[int, float]) -> list[tuple[int,
 
 
 def _distinct(front: Front, names: Sequence[str]) -> list[TrialSnapshot]:
-    """One trial a configuration; the front's members among them."""
+    """One trial a configuration; the front's members first."""
     found: dict[int, TrialSnapshot] = {}
     for trial in [*front.members, *front.trials]:
         complete = trial.feasible and all(name in trial.scores for name in names)
@@ -66,9 +105,39 @@ def _distinct(front: Front, names: Sequence[str]) -> list[TrialSnapshot]:
     return list(found.values())
 
 
-def _error(front: Front, trial: TrialSnapshot, name: str) -> float:
-    """Standard error of a mean, by the scatter that repeats of this study have."""
-    metric = trial.metrics.get(name)
-    if metric is None:
-        return 0.0
-    return abs(metric.value) * pooled_deviation(front.trials, name) / math.sqrt(metric.n)
+def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
+    """Standard errors of means, [n, d], by the scatter that repeats of this study have."""
+    columns = []
+    for name in front.objectives:
+        metrics = [trial.metrics.get(name) for trial in trials]
+        deviation = pooled_deviation(front.trials, name)
+        columns.append([
+            0.0 if one is None else abs(one.value) * deviation / math.sqrt(one.n)
+            for one in metrics
+        ])  # fmt: skip
+    return np.array(columns, dtype=float).T
+
+
+def _near(means: Floats, errors: Floats, members: int) -> list[int]:
+    """Indices of what the first `members` do not beat by REACH errors in everything; at most
+    MOST_DRAWN, the nearest."""
+    lags = np.full(len(means), -np.inf)
+    for mean, error in zip(means[:members], errors[:members], strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            behind = (mean - means) / (error + errors)
+        behind[np.isnan(behind)] = np.inf  # equal, and neither scatters
+        lag = behind.min(axis=1)
+        lag[(means == mean).all(axis=1)] = -np.inf  # itself, and what equals it
+        lags = np.maximum(lags, lag)
+    order = np.argsort(lags, kind="stable")[:MOST_DRAWN]
+    return [int(index) for index in order if lags[index] < REACH]
+
+
+def _beats(values: Floats) -> NDArray[np.bool_]:
+    """[S, n, d] -> [S, n, n]: whether the second of a pair beats the first."""
+    size = values.shape[1]
+    beats = np.zeros((len(values), size, size), dtype=bool)
+    for number, drawn in enumerate(values):
+        first, second = drawn[:, None, :], drawn[None, :, :]
+        beats[number] = (second >= first).all(axis=2) & (second > first).any(axis=2)
+    return beats

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.domination import budget_of
-from tuner.front import Front, build_front
+from tuner.front import Front, likely_front
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 GIGABYTE = 10**9
@@ -65,7 +65,7 @@ def front_within(study: StudySnapshot, trials: Sequence[TrialSnapshot], budget_b
     definition = study.definition
     fitting = [trial for trial in trials if budget_of(trial) <= budget_bytes]
     limit = definition["constraints"].get("min_quality")
-    return build_front(fitting, definition["objectives"], limit)
+    return likely_front(fitting, definition["objectives"], limit)
 
 
 def fastest_tps(front: Front) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuner import pareto
+from tuner.certainty import likely_members
 from tuner.errors import StudyError, UsageError
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
@@ -70,17 +71,24 @@ class Front:
 
 
 def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, by its own objectives and limits."""
+    """The front of a stored study, by its own objectives and limits, as sure as its samples are."""
     definition = study.definition
-    return build_front(
-        trials, definition["objectives"], definition["constraints"].get("min_quality")
-    )
+    limit = definition["constraints"].get("min_quality")
+    return likely_front(trials, definition["objectives"], limit)
+
+
+def likely_front(
+    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
+) -> Front:
+    """As build_front, of what is more likely than not to stand on it, given how repeats scatter."""
+    front = build_front(trials, objectives, min_quality)
+    return replace(front, members=_sorted(likely_members(front), front.objectives[0]))
 
 
 def build_front(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
 ) -> Front:
-    """From all trials of a study; a configuration that was proposed twice counts once.
+    """By means, from all trials of a study; a configuration that was proposed twice counts once.
 
     min_quality: the user's own limit, in place of KNEE_MIN_QUALITY.
     """
@@ -92,9 +100,10 @@ def build_front(
     candidates = list(first.values())
     vectors = [[trial.scores[name] for name in objectives] for trial in candidates]
     kept = pareto.front(vectors, [pareto.SIGNS[name] for name in objectives])
-    leading = objectives[0]
-    members = sorted(
-        (candidates[i] for i in kept), key=lambda t: -pareto.SIGNS[leading] * t.scores[leading]
-    )
+    members = _sorted([candidates[i] for i in kept], objectives[0])
     floor = KNEE_MIN_QUALITY if min_quality is None else min_quality
-    return Front(tuple(objectives), tuple(members), tuple(trials), floor)
+    return Front(tuple(objectives), members, tuple(trials), floor)
+
+
+def _sorted(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
+    return tuple(sorted(members, key=lambda t: -pareto.SIGNS[leading] * t.scores[leading]))

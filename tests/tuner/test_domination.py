@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.report import Metric
-from tuner.certainty import near_front, on_front
+from tuner.certainty import likely_members, near_front, on_front
 from tuner.domination import FIRST_DEVIATION, Rivals, pooled_deviation, rivals_of
 from tuner.explain import binding_of, explain, twin_error
 from tuner.front import build_front
@@ -121,3 +121,27 @@ def test_what_lies_within_noise_may_be_on_the_front():
 def test_a_quality_that_nothing_else_has_is_surely_on_the_front():
     front = build_front([trial(0, (20.0, 21.0, 19.0)), trial(1, (5.0, 5.1, 4.9), 1.1)], OBJECTIVES)
     assert on_front(front) == {0: 1.0, 1: 1.0}
+
+
+def test_of_two_that_noise_cannot_tell_apart_one_stays_on_the_front():
+    """The second is a little worse in speed and a hair better in time: noise, most likely."""
+    best = trial(0, (20.0, 21.0, 19.0))
+    shade = trial(1, (19.0, 20.0, 18.0))
+    shade = replace(shade, scores={**shade.scores, "tpot_ms": best.scores["tpot_ms"] * 0.999})
+    front = build_front([best, shade], OBJECTIVES)
+    assert len(front.members) == 2
+    kept = likely_members(front)
+    assert 0 in [member.number for member in kept]
+    again = likely_members(build_front([shade, best], OBJECTIVES))
+    assert {member.number for member in again} == {member.number for member in kept}
+
+
+def test_a_front_is_never_empty_where_something_ran():
+    equals = [trial(number, (20.0, 21.0, 19.0)) for number in range(5)]
+    assert likely_members(build_front(equals, OBJECTIVES))
+    assert likely_members(build_front([], OBJECTIVES)) == ()
+
+
+def test_a_front_without_scatter_is_that_of_the_means():
+    front = build_front([trial(n, (10.0 + n,), 1 - n / 10) for n in range(4)], OBJECTIVES)
+    assert sorted(t.number for t in likely_members(front)) == [0, 1, 2, 3]
