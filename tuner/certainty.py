@@ -33,7 +33,7 @@ EVEN = 0.5
 
 @dataclass(frozen=True)
 class Draws:
-    """trials: those within reach of the front; beats: in draw s trial j beats trial i, [S, n, n]."""
+    """trials: those within reach of the front; beats [S, n, n]: in draw s trial j beats trial i."""
 
     trials: tuple[TrialSnapshot, ...]
     beats: NDArray[np.bool_]

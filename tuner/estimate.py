@@ -1,35 +1,57 @@
-"""What a study will do, before it does it: space, what fits, a rough time."""
+"""What a study will do, before it does it: space, what fits, a rough time.
+
+The time is of every trial run to its end, from the machine's general speeds. `check` says
+afterwards how it compared.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.errors import InfeasibleError
 from engine.hardware import probe
-from engine.memory import record_bytes
-from engine.protocol import MachineProfile, ModelFacts, Workload
+from engine.profiled_timings import profiled_timings
+from engine.protocol import MemoryPlan, ModelFacts, Workload
+from engine.timings import ModelTimings, at
 from tuner.definition import StudyDefinition
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
 from tuner.machine import machine_profile
+from tuner.preparation import TWIN_S, WARM_UPS
+from tuner.progress import format_duration
+from tuner.quality import quality_group
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
+from tuner.store.snapshots import StudySnapshot
+from tuner.twin import ROUNDS
 
-# Beside computing: configuring, warming up, the sentinel. Seconds a trial, rough.
-TRIAL_OVERHEAD_S = 4.0
+# Beside computing, in seconds, as commonly seen (docs/lab.md): configuring an engine and its
+# sentinel; starting one; lm-eval's own start; replaying one config.
+CONFIGURE_S, START_S, TASKS_S, REPLAY_S = 1.0, 6.0, 5.0, 0.4
+CONFIRMED = 4  # members of a front, commonly
+ITEM_TOKENS = 120
+ITEMS = 100  # of a task without --limit, of which few are so short
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """checked: memory layouts looked at; fitting: how many of them fit; estimate_s: rough."""
+    """checked: memory layouts looked at; fitting: how many of them fit; estimate: rough seconds by
+    stage, {} where the machine could not be measured."""
 
     model: str
     space: SearchSpace
     trials: int
     checked: int
     fitting: int
-    estimate_s: float | None
+    estimate: Mapping[str, float]
+
+    @property
+    def estimate_s(self) -> float | None:
+        """All stages; None where nothing is known."""
+        return sum(self.estimate.values()) if self.estimate else None
 
     def to_json(self) -> dict[str, Any]:
         """The document of `tune --dry-run --json`."""
@@ -43,6 +65,7 @@ class StudyPlan:
                 "default": self.space.default(),
                 "trials": self.trials,
                 "estimate_s": self.estimate_s,
+                "estimate_by_stage_s": dict(self.estimate),
             }
         }
 
@@ -62,36 +85,76 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     try:
         profile = machine_profile(session, probe(cache_folder()))
     except WorkerError:
-        estimate_s = None
+        estimate = {}
     else:
-        estimate_s = trials * _trial_s(space, workload, profile, definition.repeats.min)
-    return StudyPlan(space.facts.id, space, trials, checked, fitting, estimate_s)
+        timings = profiled_timings(profile, space.facts, session.opened_device)
+        estimate = _estimate(definition, space, workload, timings, trials)
+    return StudyPlan(space.facts.id, space, trials, checked, fitting, estimate)
 
 
-def token_s(space: SearchSpace, profile: MachineProfile) -> float:
-    """Seconds a token of the default config when every miss waits for the disk: an upper guess."""
-    facts = space.facts
+def check(study: StudySnapshot) -> str:
+    """A sentence on how long it took, beside what was expected; empty where nothing was."""
+    took = sum(study.spent.values())
+    if study.estimate_s is None or not took:
+        return ""
+    return (
+        f"estimated: {format_duration(study.estimate_s)} for all trials run to their end; took: "
+        f"{format_duration(took)}"
+    )
+
+
+def token_s(space: SearchSpace, timings: ModelTimings) -> float:
+    """Seconds a decoded token of the default config when every miss waits: an upper guess."""
     try:
         config, plan = space.resolve(space.default())
     except InfeasibleError:
         return 0.0
-    record = record_bytes(config, facts)
-    needed = facts.moe_layers * facts.experts_per_token * record
-    missing = 1 - plan.resident_share(facts.moe_layers * facts.experts)
-    read = _read_speed(profile, record, facts)
-    return needed * missing / read + (needed + plan.dense_bytes) / profile.memory_bytes_per_s
+    return _token_s(config, plan, space.facts, timings)
 
 
-def _trial_s(
-    space: SearchSpace, workload: Workload, profile: MachineProfile, repeats: int
+def _token_s(
+    config: EngineConfig, plan: MemoryPlan, facts: ModelFacts, timings: ModelTimings
 ) -> float:
-    tokens = workload.sequences * (workload.output_tokens + workload.prompt_tokens / 8)
-    return TRIAL_OVERHEAD_S + (repeats + 1) * tokens * token_s(space, profile)
+    bits = config.precision.bits if config.precision.bits in timings.expert_s else _most(timings)
+    medium, record = timings.media[bits], facts.record_bytes[str(bits)]
+    missing = 1 - plan.resident_share(facts.moe_layers * facts.experts)
+    fetch = medium.chunk_s * medium.extents + record / max(medium.bytes_per_s.values())
+    expert = at(timings.expert_s[bits], 1) + missing * fetch
+    layer = sum(at(c, 1) for c in (timings.dense_s, timings.router_s, timings.policy_s))
+    layer += at(timings.layer_s[bits], 1)
+    return at(timings.pass_s, 1) + facts.moe_layers * (layer + facts.experts_per_token * expert)
 
 
-def _read_speed(profile: MachineProfile, record: int, facts: ModelFacts) -> float:
-    """The measured speed at the record size nearest to this one."""
-    if not profile.read_bytes_per_s:
-        return 1e9
-    nearest = min(profile.read_bytes_per_s, key=lambda size: abs(int(size) - record))
-    return profile.read_bytes_per_s[nearest]
+def _most(timings: ModelTimings) -> int:
+    """Codes that a publisher chose are timed as the most bits are."""
+    return max(timings.expert_s)
+
+
+def _estimate(
+    definition: StudyDefinition,
+    space: SearchSpace,
+    workload: Workload,
+    timings: ModelTimings,
+    trials: int,
+) -> dict[str, float]:
+    """Seconds by stage. A prompt's token costs an eighth of a decoded one: experts are shared."""
+    token = token_s(space, timings)
+    once = workload.sequences * (workload.output_tokens + workload.prompt_tokens / 8) * token
+    search = trials * (CONFIGURE_S + (WARM_UPS + definition.repeats.min) * once)
+    if "quality" in definition.objectives:
+        tasks = definition.quality.tasks
+        items = len(tasks) * (definition.quality.limit or ITEMS)
+        search += min(trials, _groups(space)) * (TASKS_S + items * ITEM_TOKENS / 8 * token)
+    found = {"search": search}
+    if definition.sampler == "auto":
+        found["trace"] = ROUNDS * once
+        found["twin"] = min(TWIN_S, REPLAY_S * space.size)
+    if definition.confirm_rounds:
+        each = START_S + CONFIRMED * (CONFIGURE_S + (WARM_UPS + 1) * once)
+        found["confirm"] = definition.confirm_rounds * each
+    return found
+
+
+def _groups(space: SearchSpace) -> int:
+    """How many configs differ in quality."""
+    return len({quality_group(space.config(point)) for point in space.memory_points()})

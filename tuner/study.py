@@ -64,10 +64,11 @@ def run_study(
     hardware: Hardware,
     progress: Progress,
     fleet: Fleet = ALONE,
+    estimate_s: float | None = None,
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
 
-    fleet: who runs trials beside this process.
+    fleet: who runs trials beside this process; estimate_s: how long it is expected to take.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
     cannot be used, UsageError for a task that does not exist. On KeyboardInterrupt the study is
@@ -79,6 +80,8 @@ def run_study(
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload)
         study = store.begin_study(definition, session.facts, hardware, workload)
+        if estimate_s is not None:
+            store.keep_estimate(study.id, estimate_s)
         run = _Run(definition, session, store, hardware, progress, workload, space, study)
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")

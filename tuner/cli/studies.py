@@ -11,6 +11,7 @@ from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
 from tuner.curve import fronts_by_budget
+from tuner.estimate import check
 from tuner.explain import Explanation, explain
 from tuner.front import Front, front_of
 from tuner.importance import importances
@@ -60,6 +61,8 @@ def show(
     print_text(
         f"{study.name}: {study.model}, {study.state}, {study.trials} trials, {_counts(study)}"
     )
+    if took := check(study):
+        print_text(took)
     print_front(front)
     plot_front(front)
     print_curve(fronts_by_budget(study, trials))

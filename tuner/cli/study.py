@@ -15,7 +15,7 @@ from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition, load_definition
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.estimate import StudyPlan, plan_study
+from tuner.estimate import StudyPlan, check, plan_study
 from tuner.fleet import Fleet
 from tuner.folders import cache_folder, resolve_model
 from tuner.progress import choose_progress, format_duration
@@ -194,8 +194,15 @@ def _run(
             wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
             try:
                 with options.terminate_interrupts():
+                    hardware = probe(cache_folder())
                     result = run_study(
-                        wanted, session, store, probe(cache_folder()), choose_progress(), fleet
+                        wanted,
+                        session,
+                        store,
+                        hardware,
+                        choose_progress(),
+                        fleet,
+                        plan.estimate_s,
                     )
             except KeyboardInterrupt:
                 print_note(
@@ -258,6 +265,8 @@ def _print_result(result: StudyResult) -> None:
             f"ended after {finished} trials: nothing that is left promises more than "
             f"{WORTH:.1%} of the hypervolume"
         )
+    if took := check(result.study):
+        print_text(took)
     if result.output:
         print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
         print_text(f"try it: tune run {result.output} --prompt 'Once upon a time'")

@@ -78,6 +78,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         trials_by_state=by_state,
         parent_pid=row.parent_pid,
         spent=row.spent or {},
+        estimate_s=row.estimate_s,
         created=row.created,
         updated=row.updated,
     )

@@ -146,6 +146,12 @@ class Store:
             before = row.spent or {}
             row.spent = {**before, stage: before.get(stage, 0.0) + seconds}
 
+    def keep_estimate(self, study_id: int, seconds: float) -> None:
+        """How long the study was expected to take, said before it began; the first word stands."""
+        with self.database.session() as session:
+            row = session.get_one(StudyRow, study_id)
+            row.estimate_s = seconds if row.estimate_s is None else row.estimate_s
+
     def interrupt_trial(self, study_id: int, number: int, reason: str) -> None:
         """A RUNNING trial whose worker is gone."""
         with self.database.session() as session:

@@ -38,6 +38,7 @@ class StudySnapshot:
     created: datetime
     updated: datetime
     spent: Mapping[str, float] = field(default_factory=dict)
+    estimate_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `tune studies --json`."""
@@ -49,6 +50,7 @@ class StudySnapshot:
             "trials_by_state": dict(self.trials_by_state),
             "state": self.state,
             "spent_s": dict(self.spent),
+            "estimate_s": self.estimate_s,
             "created": self.created.isoformat(),
             "updated": self.updated.isoformat(),
         }

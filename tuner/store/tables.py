@@ -82,6 +82,7 @@ class StudyRow(Base):
     parent_pid: Mapped[int | None]
     parent_host: Mapped[str | None] = mapped_column(String(200))
     spent: Mapped[dict[str, Any] | None]
+    estimate_s: Mapped[float | None]
     created: Mapped[datetime] = mapped_column(default=now)
     updated: Mapped[datetime] = mapped_column(default=now)
 
