@@ -30,8 +30,8 @@ from tuner.twin import ROUNDS
 
 # Beside computing, in seconds, as commonly seen (docs/lab.md): configuring an engine and its
 # sentinel; starting one; lm-eval's own start; replaying one config.
-CONFIGURE_S, START_S, TASKS_S, REPLAY_S = 1.0, 6.0, 5.0, 0.4
-CONFIRMED = 4  # members of a front, commonly
+CONFIGURE_S, START_S, TASKS_S, REPLAY_S = 1.0, 4.0, 5.0, 0.2
+CONFIRMED = 3  # members of a front, commonly
 ITEM_TOKENS = 120
 ITEMS = 100  # of a task without --limit, of which few are so short
 

@@ -104,9 +104,11 @@ class _Clock:
     spent_s: list[float] = field(default_factory=list)
 
     def done(self, trial: TrialSnapshot) -> None:
-        """A trial ended; one that never ran says nothing of the time that others take."""
+        """A trial ended; one that never ran, or over which the clock was set back, says nothing of
+        the time that others take."""
         if trial.configuration_id is not None and trial.finished is not None:
-            self.spent_s.append((trial.finished - trial.started).total_seconds())
+            seconds = (trial.finished - trial.started).total_seconds()
+            self.spent_s += [seconds] if seconds >= 0 else []
 
     def left(self, trials: int) -> str:
         """A rough remainder, in words."""

@@ -166,7 +166,7 @@ class _Run:
 
     def lead(self, fleet: Fleet) -> None:
         """All stages, as the one parent of the study."""
-        self.store.interrupt_running(self.study.id, is_gone)
+        self.store.interrupt_running(self.study.id, self.ends_with_us)
         trials = self._trials()
         if self._left(trials) > 0:
             self._prepare_runner()

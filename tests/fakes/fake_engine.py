@@ -6,7 +6,8 @@ misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slo
 
 KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
 reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
-external reading passes the budget), task (an lm-eval task cannot be run), nan (logits are NaN).
+external reading passes the budget), task (an lm-eval task cannot be run), nan (logits are NaN),
+full (the disk of the packs is).
 `at` counts this op from 1, over all processes when `counter` names a file; without it the fault
 happens every time.
 """
@@ -33,6 +34,7 @@ from engine.errors import (
     EngineError,
     EvaluationError,
     NotAModelError,
+    StorageError,
     TaskError,
 )
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
@@ -52,6 +54,12 @@ from engine.trace import Trace, TracePass
 
 PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
+ERRORS = {
+    "error": MemoryError("the fake engine found no memory"),
+    "task": TaskError("the data of a_task cannot be reached: go online"),
+    "nan": EvaluationError("the logits became NaN on 1 of 5 texts"),
+    "full": StorageError("the disk of /packs is full: make room"),
+}
 BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 3: 1.7, 2: 2.4}
 
 
@@ -359,12 +367,8 @@ def serve(connection: socket.socket, peer: str | None) -> None:
         if strike(faults, connection, beating):
             continue
         try:
-            if "error" in faults:
-                raise MemoryError("the fake engine found no memory")
-            if "task" in faults:
-                raise TaskError("the data of a_task cannot be reached: go online")
-            if "nan" in faults:
-                raise EvaluationError("the logits became NaN on 1 of 5 texts")
+            for error in (ERRORS[kind] for kind in faults if kind in ERRORS):
+                raise error
             engine.over_budget = "over_budget" in faults
             result = getattr(engine, operation)(**message)
             if "bad_output" in faults:

@@ -204,6 +204,7 @@ def test_quality_is_evaluated_once_for_each_precision(tune: Tune, misbehave, fol
         (("bad_output", "measure", 3), "FAILED", "bad_output"),
         (("garbage", "measure", 3), "FAILED", "bad_output"),
         (("crash", "configure", 7), "FAILED", "crash"),
+        (("full", "configure", 7), "FAILED", "storage"),
     ],
 )
 def test_a_failure_has_its_class_and_the_study_goes_on(

@@ -103,8 +103,6 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _sentence(url: str, error: Exception) -> str:
-    text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-    lower = text.lower()
     causes = {
         "locked": "is locked by another program: wait for it or end it, then run this again",
         "is full": "cannot grow: the disk is full; free some space and run this again (finished "
@@ -115,10 +113,22 @@ def _sentence(url: str, error: Exception) -> str:
         "malformed": "is damaged: restore a copy, or name another file with --storage",
         "i/o error": "cannot be read or written: the disk reports an error",
     }
-    for sign, sentence in causes.items():
-        if sign in lower:
-            return f"the database {_shown(url)} {sentence}"
-    return f"the database {_shown(url)} does not answer as it should: {text}"
+    told = _told(error)
+    for text in told:
+        for sign, sentence in causes.items():
+            if sign in text.lower():
+                return f"the database {_shown(url)} {sentence}"
+    return f"the database {_shown(url)} does not answer as it should: {told[0]}"
+
+
+def _told(error: BaseException) -> list[str]:
+    """What the database said, then what it had said before: undoing what failed may fail too."""
+    found: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        found.append(str(getattr(cause, "orig", None) or cause).strip().split("\n")[0])
+        cause = cause.__cause__ or cause.__context__
+    return found
 
 
 def _shown(url: str) -> str:
