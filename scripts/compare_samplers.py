@@ -1,25 +1,28 @@
 """Which sampler finds a measured grid's front soonest, in seconds that an engine was busy.
 
-    python scripts/compare_samplers.py studies/reference/compute_bound.yaml --seeds 20
+    python scripts/compare_samplers.py
+
+Runs every sampler on every complete grid of studies/reference/ (or on those named), prints a
+Markdown table of each, and writes beside the grids NAME.csv (what the plot shows) and NAME.svg.
 
 Every sampler runs the same simulated study: a trial costs what configuring and repeating cost when
 the grid was measured, repeats follow the study's own rule, and what the front beats after a short
 replicate ends there, whoever proposed it. Quality is evaluated once a group by every sampler and
 counted for none. Ours pays for its trace and for profiling the machine. The hypervolume is of the
-grid's mean figures, from its nadir plus 10 %. Prints a Markdown table; --curves FILE.csv keeps what
-it was made of.
+grid's mean figures, from its nadir plus 10 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
-import json
+import multiprocessing
 import random
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,117 +30,32 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import optuna
-from measure_grid import read_rows
+from reference_grid import OBJECTIVES, Grid, load_grid, predictions_of
 
-from engine.profiled_timings import profiled_timings
-from engine.protocol import MachineProfile, ModelFacts
-from engine.trace import load_trace
-from tuner import objective, pareto
-from tuner.definition import StudyDefinition, load_definition
+from tuner import objective
 from tuner.domination import rivals_of
 from tuner.front import build_front
-from tuner.sampler import build_sampler
-from tuner.search.candidates import Candidates
+from tuner.sampler import open_sampler
 from tuner.search.guide import Guide
 from tuner.search.proposer import Costs, Proposer
-from tuner.space import Point, build_space
+from tuner.space import Point
 from tuner.statistics import interval, relative_half_width
 from tuner.store.snapshots import TrialSnapshot
 from tuner.trial import STEADY_METRICS
-from tuner.twin import Predictions, Twin, predict_all
+from tuner.twin import Predictions
 
-OBJECTIVES = ("output_tps", "tpot_ms", "quality")
-SIGNS = [pareto.SIGNS[name] for name in OBJECTIVES]
-SAMPLERS = ("ours", "ours without a twin", "tpe", "nsga2", "random", "grid")
+REFERENCE = Path(__file__).resolve().parents[1] / "studies" / "reference"
+STOCK = ("tpe", "gp", "nsga2", "random", "grid")
+SAMPLERS = ("ours", "ours without a twin", *STOCK)
 LEVELS = (0.95, 0.99)
+ENOUGH = 0.995
 MOST_SHARE = 0.5  # of the grid's seconds: what takes longer has not arrived
+BUDGET = 0.05
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured configuration. seconds: of configuring and of each repeat."""
-
-    seconds: tuple[float, ...]
-    samples: tuple[Mapping[str, float], ...]
-    quality: float
-
-    @property
-    def truth(self) -> tuple[float, ...]:
-        """Its objectives by all samples."""
-        speeds = [statistics.fmean(s[name] for s in self.samples) for name in OBJECTIVES[:2]]
-        return (*speeds, self.quality)
-
-
-@dataclass
-class Grid:
-    """Everything of one reference study. rows: by candidate."""
-
-    definition: StudyDefinition
-    candidates: Candidates
-    rows: list[Row]
-    facts: ModelFacts
-    document: Mapping[str, Any]
-    trace: Path
-
-    @property
-    def total_s(self) -> float:
-        """Seconds that measuring the grid took."""
-        return sum(sum(row.seconds) for row in self.rows)
-
-    def hypervolume(self, indices: Sequence[int]) -> float:
-        """As a share of the whole grid's."""
-        return self._volume(indices) / self._volume(range(len(self.rows)))
-
-    def _volume(self, indices: Sequence[int]) -> float:
-        columns = list(zip(*(row.truth for row in self.rows), strict=True))
-        front = pareto.front([row.truth for row in self.rows], SIGNS)
-        best = list(zip(*(self.rows[i].truth for i in front), strict=True))
-        reference, spans = [], []
-        for sign, column, kept in zip(SIGNS, columns, best, strict=True):
-            nadir = min(kept) if sign > 0 else max(kept)
-            span = max(column) - min(column) or 1.0
-            reference.append(nadir - sign * 0.1 * span)
-            spans.append(span)
-        points = [
-            [value / span for value, span in zip(self.rows[i].truth, spans, strict=True)]
-            for i in indices
-        ]
-        scaled = [value / span for value, span in zip(reference, spans, strict=True)]
-        return pareto.hypervolume(points, scaled, SIGNS)
-
-
-def load_grid(path: Path) -> Grid:
-    """From the files that measure_grid.py wrote. Every candidate must have been measured."""
-    definition = load_definition(path, {})
-    document = json.loads(path.with_suffix(".json").read_text())
-    facts = ModelFacts.from_json(document["facts"])
-    space = build_space(definition, facts, definition.load_workload())
-    candidates = Candidates(space)
-    rows: dict[int, Row] = {}
-    for row in read_rows(path.with_suffix(".jsonl")):
-        index = candidates.index_of(row["point"])
-        assert index is not None, f"{row['point']} is no point of the space"
-        quality = document["quality"][candidates.items[index].group]
-        rows[index] = Row(tuple(row["seconds"]), tuple(row["samples"]), quality)
-    missing = len(candidates) - len(rows)
-    assert not missing, f"{missing} configurations were not measured: run measure_grid.py again"
-    ordered = [rows[index] for index in range(len(candidates))]
-    return Grid(definition, candidates, ordered, facts, document, path.with_suffix(".npz"))
-
-
-def predictions_of(grid: Grid) -> Predictions:
-    """As a study makes them: profiled timings, corrected by the default's time split."""
-    profile = MachineProfile(**grid.document["profile"])
-    timings = profiled_timings(profile, grid.facts, grid.definition.device)
-    workload = grid.definition.load_workload()
-    twin = Twin(grid.facts, load_trace(grid.trace), timings, workload.sequences)
-    default = grid.candidates.index_of(grid.candidates.space.default())
-    assert default is not None
-    config = grid.candidates.items[default].config
-    twin = twin.corrected_by(config, grid.document["default_split"])
-    return predict_all(twin, grid.candidates, within_s=1e9)
+Run = tuple[str, int]
+Curve = list[tuple[float, float]]
 
 
 @dataclass
@@ -154,7 +72,7 @@ class Simulation:
     def run(
         self, propose: Callable[[], Point | None], tell: Callable[[TrialSnapshot], None]
     ) -> None:
-        """Until half of the grid's seconds are spent, all is found or nothing is proposed."""
+        """Until MOST_SHARE is spent, nearly all is found or nothing is proposed."""
         while self.spent_s < MOST_SHARE * self.grid.total_s:
             point = propose()
             if point is None:
@@ -163,7 +81,7 @@ class Simulation:
             self.trials.append(trial)
             tell(trial)
             self.curve.append((self.spent_s, self.grid.hypervolume(self.found)))
-            if self.curve[-1][1] >= 1 - 1e-9:
+            if self.curve[-1][1] >= ENOUGH:
                 break
 
     def _trial(self, point: Point) -> TrialSnapshot:
@@ -221,97 +139,190 @@ def _snapshot(
     )  # fmt: skip
 
 
-def simulate(grid: Grid, name: str, seed: int, predictions: Predictions) -> Simulation:
-    """One study."""
+def simulate(grid: Grid, name: str, seed: int, predictions: Predictions) -> Curve:
+    """One study of one sampler."""
     simulation = Simulation(grid, seed)
-    space = grid.candidates.space
-    default = space.default()
     if name.startswith("ours"):
-        twin = name == "ours"
-        if twin:
-            simulation.spent_s += grid.document["trace_s"] + grid.document["profile_s"]
-        workload = grid.definition.load_workload()
-        costs = Costs(tokens=workload.sequences * workload.output_tokens)
-        logs = predictions.logs if twin else {}
-        proposer = Proposer(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
-        guide = Guide(grid.candidates, proposer, Predictions(logs, 0, 0.0))
-        first = [default, *([] if twin else space.precision_corners())]
+        _run_ours(simulation, predictions if name == "ours" else None)
+    else:
+        _run_stock(simulation, name)
+    return simulation.curve
 
-        def propose() -> Point | None:
-            if len(simulation.trials) < len(first):
-                return first[len(simulation.trials)]
-            return guide.propose(simulation.trials, ())
 
-        simulation.run(propose, lambda trial: None)
-        return simulation
-    sampler = build_sampler(name, seed, space, 50)
-    memory = optuna.create_study(
-        sampler=sampler, directions=[objective.DIRECTIONS[one] for one in OBJECTIVES]
-    )
+def _run_ours(simulation: Simulation, predictions: Predictions | None) -> None:
+    grid = simulation.grid
+    space, workload = grid.candidates.space, grid.definition.load_workload()
+    first = [space.default()]
+    if predictions is None:
+        first += space.precision_corners()
+    else:
+        simulation.spent_s += grid.document["trace_s"] + grid.document["profile_s"]
+    logs = predictions.logs if predictions is not None else {}
+    costs = Costs(tokens=workload.sequences * workload.output_tokens)
+    proposer = Proposer(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
+    guide = Guide(grid.candidates, proposer, Predictions(logs, 0, 0.0))
+
+    def propose() -> Point | None:
+        if len(simulation.trials) < len(first):
+            return first[len(simulation.trials)]
+        return guide.propose(simulation.trials, ())
+
+    simulation.run(propose, lambda trial: None)
+
+
+def _run_stock(simulation: Simulation, name: str) -> None:
+    space = simulation.grid.candidates.space
     distributions = {
         p.name: optuna.distributions.CategoricalDistribution(p.choices) for p in space.parameters
     }
-    memory.enqueue_trial(dict(default))
+    directions = [objective.DIRECTIONS[one] for one in OBJECTIVES]
     asked: list[Any] = []
+    with open_sampler(name, simulation.seed, space, 50) as sampler:
+        memory = optuna.create_study(sampler=sampler, directions=directions)
+        memory.enqueue_trial(dict(space.default()))
 
-    def ask() -> Point | None:
-        asked.append(memory.ask(distributions))
-        return dict(asked[-1].params)
+        def ask() -> Point | None:
+            asked.append(memory.ask(distributions))
+            return dict(asked[-1].params)
 
-    def tell(trial: TrialSnapshot) -> None:
-        memory.tell(asked[-1], [trial.scores[one] for one in OBJECTIVES])
+        def tell(trial: TrialSnapshot) -> None:
+            memory.tell(asked[-1], [trial.scores[one] for one in OBJECTIVES])
 
-    simulation.run(ask, tell)
-    return simulation
+        simulation.run(ask, tell)
 
 
-def arrival(simulation: Simulation, level: float) -> float | None:
+def arrival(curve: Curve, level: float) -> float | None:
     """Engine seconds until this share of the hypervolume, None where it never came."""
-    return next((spent for spent, share in simulation.curve if share >= level), None)
+    return next((spent for spent, share in curve if share >= level), None)
+
+
+def share_at(curve: Curve, seconds: float) -> float:
+    """The share of the hypervolume that was found by then."""
+    return max((share for spent, share in curve if spent <= seconds), default=0.0)
 
 
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("definition", type=Path)
+    parser.add_argument("definitions", type=Path, nargs="*", help="default: all complete grids")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
-    parser.add_argument("--curves", type=Path)
     arguments = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore")
-    grid = load_grid(arguments.definition)
-    predictions = predictions_of(grid)
-    curves: list[tuple[str, int, float, float]] = []
-    print(f"{grid.definition.name}: {len(grid.rows)} configurations, {grid.total_s:.0f} engine s\n")
-    columns = [f"{level:.0%} of the hypervolume" for level in LEVELS]
-    print("| sampler | " + " | ".join(columns) + " | share at 5 % of the seconds |")
-    print("| --- | " + " | ".join("---" for _ in columns) + " | --- |")
-    for name in arguments.samplers.split(","):
-        done = [simulate(grid, name, seed, predictions) for seed in range(arguments.seeds)]
-        cells = [_cell(grid, [arrival(one, level) for one in done]) for level in LEVELS]
-        at_five = [_share_at(one, 0.05 * grid.total_s) for one in done]
-        cells.append(f"{statistics.median(at_five):.3f}")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-        curves += [(name, seed, *point) for seed, one in enumerate(done) for point in one.curve]
-    if arguments.curves:
-        with arguments.curves.open("w", newline="") as file:
-            csv.writer(file).writerows([("sampler", "seed", "engine_s", "share"), *curves])
+    names = arguments.samplers.split(",")
+    complete = [p.with_suffix(".yaml") for p in sorted(REFERENCE.glob("*.json"))]
+    for definition in arguments.definitions or complete:
+        grid = load_grid(definition)
+        curves = compare(grid, names, arguments.seeds)
+        print_table(grid, names, curves)
+        write_quantiles(grid, names, curves, definition.with_suffix(".csv"))
+        plot(grid, names, curves, definition.with_suffix(".svg"))
     return 0
 
 
+def compare(grid: Grid, names: Sequence[str], seeds: int) -> dict[Run, Curve]:
+    """Every sampler with every seed, in as many processes as there are processors."""
+    predictions = predictions_of(grid)
+    runs = [(name, seed) for name in names for seed in range(seeds)]
+    jobs = [(grid, name, seed, predictions) for name, seed in runs]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(initializer=_quietly) as pool:
+        return dict(zip(runs, pool.starmap(simulate, jobs, chunksize=1), strict=True))
+
+
+def _quietly() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve]) -> None:
+    """Medians over seeds; what never arrived counts as late."""
+    print(
+        f"\n{grid.definition.name}: {len(grid.rows)} configurations, {grid.total_s:.0f} engine s\n"
+    )
+    columns = [f"{level:.0%} of the hypervolume" for level in LEVELS]
+    print("| sampler | " + " | ".join(columns) + f" | share at {BUDGET:.0%} of the seconds |")
+    print("| --- | " + " | ".join("---" for _ in columns) + " | --- |")
+    for name in names:
+        own = _of(curves, name)
+        cells = [_cell(grid, [arrival(one, level) for one in own]) for level in LEVELS]
+        cells.append(f"{statistics.median(share_at(c, BUDGET * grid.total_s) for c in own):.3f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def write_quantiles(
+    grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve], path: Path
+) -> None:
+    """Median and quartiles over seeds of the share that is found, by engine seconds."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["sampler", "engine_s", "low", "median", "high"])
+        for name in names:
+            for row in _quantiles(grid, _of(curves, name)):
+                writer.writerow([name, *(f"{value:.4f}" for value in row)])
+
+
+def plot(grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve], path: Path) -> None:
+    """The same as a picture."""
+    with _drawing() as (figure, axes):
+        for name, style in zip(names, _styles(), strict=False):
+            seconds, low, median, high = np.array(_quantiles(grid, _of(curves, name))).T
+            axes.step(seconds, median, where="post", label=name, **style)
+            axes.fill_between(seconds, low, high, step="post", alpha=0.12, color=style["color"])
+        axes.axvline(BUDGET * grid.total_s, color="0.6", linewidth=0.8)
+        axes.set(
+            xscale="log",
+            xlabel="engine seconds",
+            ylabel="share of the grid's hypervolume",
+            title=f"{grid.definition.name}: medians and quartiles over seeds",
+            ylim=(0.5, 1.01),
+        )
+        axes.legend(loc="lower right", fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[tuple[Any, Any]]:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "expertune"  # the same file of the same figures
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    try:
+        yield figure, axes
+    finally:
+        pyplot.close(figure)
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """Okabe and Ito's colours, and dashes for who sees none."""
+    colors = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+    dashes = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+    for color, dash in zip(colors, dashes, strict=True):
+        yield {"color": color, "linestyle": dash, "linewidth": 1.6}
+
+
+def _quantiles(grid: Grid, curves: Sequence[Curve]) -> list[tuple[float, ...]]:
+    moments = np.geomspace(0.005, MOST_SHARE, 60) * grid.total_s
+    found = []
+    for seconds in moments:
+        shares = [share_at(curve, seconds) for curve in curves]
+        found.append((float(seconds), *map(float, np.quantile(shares, (0.25, 0.5, 0.75)))))
+    return found
+
+
+def _of(curves: Mapping[Run, Curve], name: str) -> list[Curve]:
+    return [curve for (sampler, _), curve in curves.items() if sampler == name]
+
+
 def _cell(grid: Grid, arrivals: Sequence[float | None]) -> str:
-    """The median over seeds as a share of the grid's seconds; what never arrived counts as late."""
     late = [MOST_SHARE * grid.total_s if one is None else one for one in arrivals]
     median, missing = statistics.median(late), sum(one is None for one in arrivals)
     text = f"{median:.0f} s ({median / grid.total_s:.1%})"
     if missing > len(late) / 2:
         text = f"over {MOST_SHARE:.0%}"
     return f"{text}, {missing} of {len(late)} never" if missing else text
-
-
-def _share_at(simulation: Simulation, seconds: float) -> float:
-    return max((share for spent, share in simulation.curve if spent <= seconds), default=0.0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""A study's space measured point by point, as files: loads what measure_grid.py wrote."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure_grid import read_rows
+
+from engine.profiled_timings import profiled_timings
+from engine.protocol import MachineProfile, ModelFacts
+from engine.trace import load_trace
+from tuner import pareto
+from tuner.definition import StudyDefinition, load_definition
+from tuner.search.candidates import Candidates
+from tuner.space import build_space
+from tuner.twin import Predictions, Twin, predict_all
+
+OBJECTIVES = ("output_tps", "tpot_ms", "quality")
+SIGNS = [pareto.SIGNS[name] for name in OBJECTIVES]
+BEYOND_NADIR = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured configuration. seconds: of configuring and of each repeat."""
+
+    seconds: tuple[float, ...]
+    samples: tuple[Mapping[str, float], ...]
+    quality: float
+
+    @property
+    def truth(self) -> tuple[float, ...]:
+        """Its objectives by all samples."""
+        speeds = [statistics.fmean(s[name] for s in self.samples) for name in OBJECTIVES[:2]]
+        return (*speeds, self.quality)
+
+
+@dataclass
+class Grid:
+    """Everything of one reference study. rows: by candidate."""
+
+    definition: StudyDefinition
+    candidates: Candidates
+    rows: list[Row]
+    facts: ModelFacts
+    document: Mapping[str, Any]
+    trace: Path
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that measuring the grid took."""
+        return sum(sum(row.seconds) for row in self.rows)
+
+    def hypervolume(self, indices: Sequence[int]) -> float:
+        """As a share of the whole grid's, from the front's nadir and BEYOND_NADIR of the spans."""
+        points, reference, whole = self._scaled
+        found = pareto.hypervolume([points[i] for i in indices], reference, SIGNS)
+        return found / whole
+
+    @cached_property
+    def _scaled(self) -> tuple[list[list[float]], list[float], float]:
+        """All points and the reference in units of each objective's span; the whole volume."""
+        truths = [row.truth for row in self.rows]
+        best = [truths[i] for i in pareto.front(truths, SIGNS)]
+        reference, spans = [], []
+        for sign, column, kept in zip(
+            SIGNS, zip(*truths, strict=True), zip(*best, strict=True), strict=True
+        ):
+            span = max(column) - min(column) or 1.0
+            nadir = min(kept) if sign > 0 else max(kept)
+            reference.append(nadir / span - sign * BEYOND_NADIR)
+            spans.append(span)
+        points = [[v / span for v, span in zip(truth, spans, strict=True)] for truth in truths]
+        return points, reference, pareto.hypervolume(points, reference, SIGNS)
+
+
+def load_grid(path: Path) -> Grid:
+    """From the files that measure_grid.py wrote. Every candidate must have been measured."""
+    definition = load_definition(path, {})
+    document = json.loads(path.with_suffix(".json").read_text())
+    facts = ModelFacts.from_json(document["facts"])
+    space = build_space(definition, facts, definition.load_workload())
+    candidates = Candidates(space)
+    rows: dict[int, Row] = {}
+    for row in read_rows(path.with_suffix(".jsonl")):
+        index = candidates.index_of(row["point"])
+        assert index is not None, f"{row['point']} is no point of the space"
+        quality = document["quality"][candidates.items[index].group]
+        rows[index] = Row(tuple(row["seconds"]), tuple(row["samples"]), quality)
+    missing = len(candidates) - len(rows)
+    assert not missing, f"{missing} configurations were not measured: run measure_grid.py again"
+    ordered = [rows[index] for index in range(len(candidates))]
+    return Grid(definition, candidates, ordered, facts, document, path.with_suffix(".npz"))
+
+
+def predictions_of(grid: Grid) -> Predictions:
+    """As a study makes them: profiled timings, corrected by the default's time split."""
+    profile = MachineProfile(**grid.document["profile"])
+    timings = profiled_timings(profile, grid.facts, grid.definition.device)
+    workload = grid.definition.load_workload()
+    twin = Twin(grid.facts, load_trace(grid.trace), timings, workload.sequences)
+    default = grid.candidates.index_of(grid.candidates.space.default())
+    assert default is not None
+    config = grid.candidates.items[default].config
+    twin = twin.corrected_by(config, grid.document["default_split"])
+    return predict_all(twin, grid.candidates, within_s=1e9)
