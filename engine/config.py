@@ -158,6 +158,14 @@ class KvConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """What a server does beside the engine. prefix_share: room, in tokens of keys and values, for
+    what prompts begin with alike (0: every prompt is read whole)."""
+
+    prefix_share: int = 0
+
+
+@dataclass(frozen=True)
 class IoConfig:
     """How the disk is read."""
 
@@ -211,6 +219,7 @@ class EngineConfig:
     placement: PlacementConfig = PlacementConfig()
     host: HostConfig = HostConfig()
     kv: KvConfig = KvConfig()
+    serve: ServeConfig = ServeConfig()
     io: IoConfig = IoConfig()
     kernel: KernelConfig = KernelConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -415,6 +424,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "host.bytes": (0, 1 << 62),
     "kv.max_tokens": (2, 1 << 24),
     "kv.keep_ratio": (0.01, 1.0),
+    "serve.prefix_share": (0, 1 << 24),
     "io.threads": (1, 32),
     "budget.vram_bytes": (0, 1 << 62),
     "budget.ram_bytes": (0, 1 << 62),

@@ -47,6 +47,30 @@ def check_kv(config: EngineConfig, facts: ModelFacts) -> None:
         )
 
 
+def check_prefix_share(config: EngineConfig, facts: ModelFacts) -> None:
+    """Raises ConfigError where beginnings cannot be cut out of the kv_cache."""
+    if not config.serve.prefix_share:
+        return
+    given = f"serve.prefix_share = {config.serve.prefix_share}"
+    if facts.kv_plain_layers != facts.layers:
+        raise ConfigError(
+            f"{given} does not suit '{facts.family}': not all of its layers keep plain keys and "
+            "values; set serve.prefix_share to 0"
+        )
+    kv = config.kv
+    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+        raise ConfigError(
+            f"{given} needs keys and values whole, at 16 bits, on the device: set kv.bits to 16, "
+            "kv.keep_ratio to 1 and kv.placement to device, or serve.prefix_share to 0"
+        )
+
+
+def prefix_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Keys and values of what prompts begin with alike."""
+    width = DTYPE_BYTES[config.compute.dtype]
+    return facts.kv_bytes_per_token * width // 2 * config.serve.prefix_share
+
+
 def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """What keys and values take on the host at most: none unless kv.placement moves them there."""
     if not _kv_moves(config, facts):

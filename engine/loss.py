@@ -15,6 +15,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "prefetch.": "exact",
     "transfer.": "exact",
     "io.": "exact",
+    "serve.": "rounding",
     "host.": "exact",
     "budget.": "exact",
     "plan.": "exact",

@@ -14,7 +14,15 @@ from engine.config import EngineConfig
 from engine.dense import block_rows, dense_matrix_bytes
 from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
-from engine.kv_memory import DTYPE_BYTES, check_kv, kv_bytes, kv_growth_bytes, kv_host_bytes
+from engine.kv_memory import (
+    DTYPE_BYTES,
+    check_kv,
+    check_prefix_share,
+    kv_bytes,
+    kv_growth_bytes,
+    kv_host_bytes,
+    prefix_bytes,
+)
 from engine.protocol import MemoryPlan, ModelFacts
 from engine.published import published_layout
 from engine.records import (
@@ -49,6 +57,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     """
     config = _resolve_group(_resolve_native(config, facts), facts)
     check_kv(config, facts)
+    check_prefix_share(config, facts)
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     kinds = _kinds(config, facts)
@@ -231,6 +240,7 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
             "batch.size": 1,
             "kv.max_tokens": together,
             "kv.placement": "device",
+            "serve.prefix_share": 0,
             "prefill.chunk_tokens": together,
         }
     )
@@ -296,7 +306,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
     dense = _dense_bytes(config, facts)
-    kv = kv_bytes(config, facts)
+    kv = kv_bytes(config, facts) + prefix_bytes(config, facts)
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
         chunk

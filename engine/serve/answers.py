@@ -9,12 +9,19 @@ from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 Finish = Literal["stop", "length"]
 
 
+class PromptDetails(BaseModel):
+    """cached_tokens: of the prompt, those that an earlier request had left (serve.prefix_share)."""
+
+    cached_tokens: int = 0
+
+
 class Usage(BaseModel):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails = PromptDetails()
 
 
 class CompletionLogprobs(BaseModel):

@@ -19,8 +19,8 @@ from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens
-from engine.run.micro_batch import MicroBatch
 from engine.serve.meters import Meters
+from engine.serve.prompt_reading import PromptReading
 from engine.serve.sequence import Deliver, LiveSequence, Wanted
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class EngineLoop:
         self._running: list[LiveSequence] = []
         self._closing = False
         self.failure: str | None = None
+        self._reading = PromptReading(engine)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -149,8 +150,8 @@ class EngineLoop:
         """Read the prompts of newcomers, then decode one token of every sequence."""
         newcomers = [one for one in self._running if one.batch.kv is None]
         if newcomers:
-            with self._meters.reading(self._engine, sum(len(s.wanted.prompt) for s in newcomers)):
-                logits = read_prompts(self._engine, newcomers)
+            with self._meters.reading(self._engine, newcomers):
+                logits = self._reading.read(newcomers)
             self._accept(newcomers, logits)
         going = [one for one in self._running if not (one.done or one.cancelled)]
         if going:
@@ -178,6 +179,7 @@ class EngineLoop:
                 self._meters.ended(sequence, "failed")
         try:
             self._engine.configure(self._config)
+            self._reading = PromptReading(self._engine)
             self._engine.record(self._meters.routing)
         except Exception as again:
             log.exception("the engine cannot be configured again")
@@ -192,23 +194,3 @@ class EngineLoop:
             if not sequence.done:
                 sequence.fail(reason)
                 self._meters.ended(sequence, "failed")
-
-
-def read_prompts(engine: Engine, sequences: Sequence[LiveSequence]) -> list[torch.Tensor]:
-    """Put the prompts, of any lengths, through the engine in chunks. Returns the logits [1, 1, V]
-    behind each."""
-    engine.begin_sequences()
-    prompts = [torch.tensor([one.wanted.prompt]) for one in sequences]  # [1, S]
-    done = [0] * len(sequences)
-    logits: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-    while left := [n for n, prompt in enumerate(prompts) if done[n] < prompt.shape[1]]:
-        batches: list[MicroBatch] = []
-        for number in left:
-            length = prompts[number].shape[1]
-            end = min(length, done[number] + engine.chunk_tokens(length))
-            sequences[number].batch.tokens = prompts[number][:, done[number] : end]
-            batches.append(sequences[number].batch)
-            done[number] = end
-        for number, rows in zip(left, engine.forward(batches, "prefill"), strict=True):
-            logits[number] = rows
-    return logits

@@ -35,6 +35,7 @@ class Choice:
 
     text: str = ""
     tokens: int = 0
+    cached: int = 0
     finish: Finish | None = None
     logprobs: list[TokenLogprob] | None = None
 
@@ -42,6 +43,7 @@ class Choice:
         """The next piece."""
         self.text += output.text
         self.tokens = output.tokens
+        self.cached = output.cached
         self.finish = output.finish
         if self.logprobs is not None:
             self.logprobs.extend(output.logprobs)

@@ -6,7 +6,7 @@ The engine's thread writes totals, any thread reads them. Nothing here holds tex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -28,13 +28,15 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 @dataclass
 class Totals:
-    """Sums since the server began. *_s: seconds; stall_s: of decode_s, waiting for records;
-    decode_tokens: of all decode steps; ttft_*, tpot_*: over the sequences that have one."""
+    """Sums since the server began. cached_tokens: of prompt_tokens, those whose keys and values
+    were there; *_s: seconds; stall_s: of decode_s, waiting for records; decode_tokens: of all
+    decode steps; ttft_*, tpot_*: over the sequences that have one."""
 
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     prefill_s: float = 0.0
     output_tokens: int = 0
     decode_tokens: int = 0
@@ -145,13 +147,14 @@ class Meters:
             self.totals.tpot_count += 1
 
     @contextmanager
-    def reading(self, engine: Engine, tokens: int) -> Iterator[None]:
-        """Count a group of prompts of so many tokens while they are read."""
+    def reading(self, engine: Engine, newcomers: Sequence[LiveSequence]) -> Iterator[None]:
+        """Count a group of prompts while they are read."""
         hits, misses, started = *_lookups(engine, "prefill"), time.monotonic()
         yield
         now = _lookups(engine, "prefill")
         self.totals.prefill_s += time.monotonic() - started
-        self.totals.prompt_tokens += tokens
+        self.totals.prompt_tokens += sum(len(one.wanted.prompt) for one in newcomers)
+        self.totals.cached_tokens += sum(one.cached for one in newcomers)
         self.totals.prefill_hits += now[0] - hits
         self.totals.prefill_misses += now[1] - misses
 
@@ -194,6 +197,7 @@ class _TotalsCollector(Collector):
             lookups.add_metric([phase, "hit"], getattr(totals, f"{phase}_hits"))
             lookups.add_metric([phase, "miss"], getattr(totals, f"{phase}_misses"))
         tokens.add_metric(["prompt"], totals.prompt_tokens)
+        tokens.add_metric(["prompt_cached"], totals.cached_tokens)
         tokens.add_metric(["output"], totals.output_tokens)
         yield from (ended, lookups, tokens)
         rate = GaugeMetricFamily(

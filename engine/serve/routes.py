@@ -26,6 +26,7 @@ from engine.serve.answers import (
     Health,
     Model,
     Models,
+    PromptDetails,
     Usage,
 )
 from engine.serve.document import describe_api
@@ -212,4 +213,5 @@ def _usage(choices: Sequence[Choice], prompt_tokens: int) -> Usage:
         prompt_tokens=prompt_tokens,
         completion_tokens=generated,
         total_tokens=prompt_tokens + generated,
+        prompt_tokens_details=PromptDetails(cached_tokens=sum(one.cached for one in choices)),
     )

@@ -54,12 +54,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Output:
-    """What one step added. tokens: how many were generated so far; finish: why it ended, None while
-    it goes on; error: why it failed, which ends it too."""
+    """What one step added. tokens: how many were generated so far; cached: how many of the prompt
+    did not have to be read; finish: why it ended, None while it goes on; error: why it failed,
+    which ends it too."""
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens: int = 0
+    cached: int = 0
     finish: Finish | None = None
     error: str | None = None
 
@@ -104,7 +106,8 @@ class Timing:
 class LiveSequence:
     """One row of the running group, a micro-batch of its own.
 
-    cancelled: set by any thread; nobody waits for it any more.
+    cancelled: set by any thread; nobody waits for it any more. cached: tokens of the prompt whose
+    keys and values were there already.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class LiveSequence:
         self.batch = MicroBatch(torch.empty(1, 0, dtype=torch.long))
         self.timing = Timing()
         self.cancelled = False
+        self.cached = 0
         self.done = False
         self._tokenizer = tokenizer
         self._ends = ends
@@ -162,7 +166,7 @@ class LiveSequence:
 
     def _output(self, released: Released[TokenLogprob | None], finish: Finish | None) -> Output:
         logprobs = tuple(one for one in released.items if one is not None)
-        return Output(released.text, logprobs, self.timing.tokens, finish)
+        return Output(released.text, logprobs, self.timing.tokens, self.cached, finish)
 
     def _logprob(self, row: torch.Tensor, token: int) -> TokenLogprob | None:
         """Of logits [V], before temperature and nucleus."""

@@ -35,6 +35,7 @@ class Telemetry:
                 "waiting": self._engine.waiting,
             },
             "prompt_tokens": part.prompt_tokens,
+            "cached_tokens": part.cached_tokens,
             "output_tokens": part.output_tokens,
             "expert_hit_rate": part.hit_rate,
             "expert_hit_rate.prefill": part.prefill_hit_rate,

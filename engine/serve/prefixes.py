@@ -1,0 +1,97 @@
+"""Beginnings that prompts share, with their keys and values, computed once.
+
+Inspired by Ca2-VDM (arXiv 2411.16375), which computes the keys and values of conditioning frames
+once for all that is generated behind them. A system prompt, or a conversation that grows, is read
+from where the known beginning ends. Constant in size: so many tokens of keys and values, and the
+last prompts to compare with.
+
+Letters: H heads, S tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+LEAST_TOKENS = 16  # a shorter beginning is not worth a copy
+REMEMBERED = 64  # prompts to find common beginnings with
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the first tokens of a prompt left in each layer: keys and values [1, H, S, D]."""
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+
+class Prefixes:
+    """Keeps what at least two prompts began with. config: of transformers' model; room_tokens: of
+    all kept beginnings together. For models whose every layer keeps plain keys and values."""
+
+    def __init__(self, config: Any, room_tokens: int) -> None:
+        self._config = config
+        self._room = room_tokens
+        self._kept: OrderedDict[Tokens, Beginning] = OrderedDict()  # the least lately used first
+        self._seen: deque[Tokens] = deque(maxlen=REMEMBERED)
+
+    @property
+    def tokens(self) -> int:
+        """Held now."""
+        return sum(map(len, self._kept))
+
+    def start(self, prompt: Tokens) -> tuple[Any, int]:
+        """A kv_cache that holds the longest known beginning of a prompt, and its tokens; (None, 0)
+        where none is known. At least the last token is left to read, for its logits."""
+        best, shared = None, LEAST_TOKENS - 1
+        for tokens in self._kept:
+            length = common_tokens(tokens, prompt[:-1])
+            if length > shared:
+                best, shared = tokens, length
+        if best is None:
+            return None, 0
+        self._kept.move_to_end(best)
+        cache = DynamicCache(config=self._config)
+        for number, (keys, values) in enumerate(self._kept[best].layers):
+            cache.update(keys[:, :, :shared], values[:, :, :shared], number)  # copies
+        return cache, shared
+
+    def note(self, prompt: Tokens, cache: Any) -> None:
+        """A prompt was read into this kv_cache: keep what it has in common with an earlier one."""
+        shared = max((common_tokens(prompt, other) for other in self._seen), default=0)
+        self._seen.append(prompt)
+        shared = min(shared, self._room)
+        known = max((common_tokens(prompt, tokens) for tokens in self._kept), default=0)
+        if shared < LEAST_TOKENS or shared <= known:
+            return
+        beginning = prompt[:shared]
+        for shorter in [one for one in self._kept if beginning[: len(one)] == one]:
+            del self._kept[shorter]
+        while self.tokens + shared > self._room:
+            self._kept.popitem(last=False)
+        self._kept[beginning] = Beginning(
+            tuple(
+                (layer.keys[:, :, :shared].clone(), layer.values[:, :, :shared].clone())
+                for layer in cache.layers
+            )
+        )
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._seen.clear()
+
+
+def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    length = min(len(first), len(second))
+    for place in range(length):
+        if first[place] != second[place]:
+            return place
+    return length
