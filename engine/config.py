@@ -160,9 +160,11 @@ class KvConfig:
 @dataclass(frozen=True)
 class ServeConfig:
     """What a server does beside the engine. prefix_share: room, in tokens of keys and values, for
-    what prompts begin with alike (0: every prompt is read whole)."""
+    what prompts begin with alike (0: every prompt is read whole); instcache: how many deterministic
+    answers are kept on the disk and given again (0: none)."""
 
     prefix_share: int = 0
+    instcache: int = 0
 
 
 @dataclass(frozen=True)
@@ -425,6 +427,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "kv.max_tokens": (2, 1 << 24),
     "kv.keep_ratio": (0.01, 1.0),
     "serve.prefix_share": (0, 1 << 24),
+    "serve.instcache": (0, 1 << 24),
     "io.threads": (1, 32),
     "budget.vram_bytes": (0, 1 << 62),
     "budget.ram_bytes": (0, 1 << 62),

@@ -16,6 +16,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "transfer.": "exact",
     "io.": "exact",
     "serve.": "rounding",
+    "serve.instcache": "exact",
     "host.": "exact",
     "budget.": "exact",
     "plan.": "exact",

@@ -19,9 +19,10 @@ from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens
+from engine.serve.instcache import InstCache
 from engine.serve.meters import Meters
 from engine.serve.prompt_reading import PromptReading
-from engine.serve.sequence import Deliver, LiveSequence, Wanted
+from engine.serve.sequence import Deliver, LiveSequence, Output, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class EngineLoop:
     """Runs sequences on a configured engine.
 
     queue: how many may wait beside those that run; meters: what is counted; on_failure: called once
-    from its thread when the engine cannot go on.
+    from its thread when the engine cannot go on; answers: what is known without it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EngineLoop:
         queue: int,
         meters: Meters,
         on_failure: Callable[[str], None],
+        answers: InstCache | None = None,
     ) -> None:
         assert engine.config is not None, "configure first"
         self.queue = queue
@@ -55,6 +57,7 @@ class EngineLoop:
         self._ends = end_tokens(engine)
         self._meters = meters
         self._on_failure = on_failure
+        self._answers = answers
         self._changed = threading.Condition()
         self._waiting: deque[LiveSequence] = deque()
         self._running: list[LiveSequence] = []
@@ -86,23 +89,44 @@ class EngineLoop:
         return len(self._running)
 
     def submit(self, wanted: Sequence[tuple[Wanted, Deliver]]) -> list[LiveSequence]:
-        """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread.
+        """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread; of
+        one whose answer is known at once, in this one.
 
-        Raises QueueFullError where they do not fit, EngineError once the engine has failed.
+        Returns those that are queued. Raises QueueFullError where they do not fit, EngineError
+        once the engine has failed.
         """
+        known, asked = self._look_up(wanted)
         with self._changed:
             if self.failure is not None or self._closing:
                 raise EngineError(self.failure or "the server is shutting down")
             free = self.queue + self.rows - len(self._running) - len(self._waiting)
-            if len(wanted) > free:
+            if len(asked) > free:
                 raise QueueFullError(
                     f"{len(self._running)} sequences run and {len(self._waiting)} wait, at most "
                     f"{self.rows} run and {self.queue} wait: try again later"
                 )
-            made = [LiveSequence(one, self._tokenizer, self._ends, out) for one, out in wanted]
+            made = [LiveSequence(one, self._tokenizer, self._ends, out) for one, out in asked]
             self._waiting.extend(made)
             self._changed.notify()
+        for output, deliver in known:
+            deliver(output)
         return made
+
+    def _look_up(
+        self, wanted: Sequence[tuple[Wanted, Deliver]]
+    ) -> tuple[list[tuple[Output, Deliver]], list[tuple[Wanted, Deliver]]]:
+        """What is known already, and what the engine must be asked."""
+        if self._answers is None:
+            return [], list(wanted)
+        known, asked = [], []
+        for one, deliver in wanted:
+            found = self._answers.find(one)
+            self._meters.looked_up(found is not None)
+            if found is None:
+                asked.append((one, self._answers.recording(one, deliver)))
+            else:
+                known.append((found, deliver))
+        return known, asked
 
     def cancel(self, sequences: Sequence[LiveSequence]) -> None:
         """Nobody waits for these any more."""

@@ -5,6 +5,7 @@ The engine's thread writes totals, any thread reads them. Nothing here holds tex
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 class Totals:
     """Sums since the server began. cached_tokens: of prompt_tokens, those whose keys and values
     were there; *_s: seconds; stall_s: of decode_s, waiting for records; decode_tokens: of all
-    decode steps; ttft_*, tpot_*: over the sequences that have one."""
+    decode steps; ttft_*, tpot_*: over the sequences that have one; answers_*: looked up where
+    serve.instcache is set, and found or not. What is found counts into nothing else."""
 
     finished: int = 0
     failed: int = 0
@@ -50,6 +52,8 @@ class Totals:
     ttft_count: int = 0
     tpot_s: float = 0.0
     tpot_count: int = 0
+    answers_known: int = 0
+    answers_asked: int = 0
 
     @property
     def hit_rate(self) -> float | None:
@@ -60,6 +64,11 @@ class Totals:
     def prefill_hit_rate(self) -> float | None:
         """Of prompts."""
         return _share(self.prefill_hits, self.prefill_misses)
+
+    @property
+    def answer_hit_rate(self) -> float | None:
+        """Of serve.instcache; None where nothing was looked up."""
+        return _share(self.answers_known, self.answers_asked)
 
     def since(self, earlier: Totals) -> Totals:
         """What came after an earlier copy."""
@@ -98,6 +107,7 @@ class Meters:
 
     def __init__(self, layers: int, experts: int) -> None:
         self.totals = Totals()
+        self._lock = threading.Lock()
         self.routing = RoutingWatch(layers, experts)
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -127,6 +137,14 @@ class Meters:
     def request(self, route: str, code: int) -> None:
         """An HTTP request was answered."""
         self._requests.labels(route, str(code)).inc()
+
+    def looked_up(self, known: bool) -> None:
+        """An answer was looked for before the engine was asked. Any thread may call."""
+        with self._lock:
+            if known:
+                self.totals.answers_known += 1
+            else:
+                self.totals.answers_asked += 1
 
     def progressed(self, sequence: LiveSequence, tokens: int) -> None:
         """A step gave a sequence so many new tokens."""
@@ -196,10 +214,15 @@ class _TotalsCollector(Collector):
         for phase in ("prefill", "decode"):
             lookups.add_metric([phase, "hit"], getattr(totals, f"{phase}_hits"))
             lookups.add_metric([phase, "miss"], getattr(totals, f"{phase}_misses"))
+        answers = CounterMetricFamily(
+            "expertune_instcache", "Answers looked for before the engine", labels=["outcome"]
+        )
+        answers.add_metric(["hit"], totals.answers_known)
+        answers.add_metric(["miss"], totals.answers_asked)
         tokens.add_metric(["prompt"], totals.prompt_tokens)
         tokens.add_metric(["prompt_cached"], totals.cached_tokens)
         tokens.add_metric(["output"], totals.output_tokens)
-        yield from (ended, lookups, tokens)
+        yield from (ended, lookups, tokens, answers)
         rate = GaugeMetricFamily(
             "expertune_expert_hit_rate", "Since the server began", labels=["phase"]
         )

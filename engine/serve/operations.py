@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineError, ModelError, ProtocolError
+from engine.loss import ON_MISS
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
 from engine.protocol import Workload
@@ -79,6 +80,12 @@ class Operations:
             raise ConfigError(
                 "this config knows its future (prefetch.predictor oracle or cache.eviction "
                 "belady), which nobody knows of what clients ask: export another trial"
+            )
+        if resolved.serve.instcache and resolved.precision.scheme in ON_MISS:
+            raise ConfigError(
+                f"serve.instcache keeps answers that are always the same; what precision.scheme = "
+                f"{resolved.precision.scheme} computes depends on what happens to be resident: set "
+                "serve.instcache to 0"
             )
         return {"config": resolved.to_dict(), "memory": memory.to_json()}
 

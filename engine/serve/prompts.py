@@ -76,6 +76,7 @@ class PromptReader:
                 SamplingOptions(temperature, top_p, seed),
                 stop,
                 logprobs,
+                request.seed is not None,
             )
             for prompt in prompts
         ]

@@ -26,7 +26,8 @@ class Wanted:
     """One sequence that a client asked for.
 
     prompt: token ids, at least one; max_tokens: at most so many are generated; logprobs: how many
-    of the likeliest tokens to name beside each chosen one, None: no probabilities at all.
+    of the likeliest tokens to name beside each chosen one, None: no probabilities at all; seeded:
+    the client gave the seed, so that it may expect the same answer again.
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +35,7 @@ class Wanted:
     sampling: SamplingOptions
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    seeded: bool = False
 
 
 @dataclass(frozen=True)

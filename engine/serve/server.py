@@ -7,6 +7,7 @@ In: a configured engine, where to listen. Out: `ready` and `telemetry` events, t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import signal
 import socket
@@ -21,6 +22,7 @@ import uvicorn
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.serve.engine_loop import EngineLoop
+from engine.serve.instcache import InstCache, instcache_path
 from engine.serve.meters import Meters
 from engine.serve.prompts import PromptReader, Served
 from engine.serve.routes import Serving, create_app
@@ -49,12 +51,17 @@ def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit
     Raises EngineError where the address cannot be had, or once the engine has failed for good.
     """
     assert engine.config is not None, "configure first"
-    with _listening(options) as listener:
-        return asyncio.run(_serve(engine, tokenizer, options, listener, emit))
+    with _listening(options) as listener, _answers(engine) as answers:
+        return asyncio.run(_serve(engine, tokenizer, options, listener, emit, answers))
 
 
 async def _serve(
-    engine: Engine, tokenizer: Any, options: ServeOptions, listener: socket.socket, emit: Emit
+    engine: Engine,
+    tokenizer: Any,
+    options: ServeOptions,
+    listener: socket.socket,
+    emit: Emit,
+    answers: InstCache | None,
 ) -> dict[str, Any]:
     meters = Meters(engine.facts.moe_layers, engine.facts.experts)
     loop = asyncio.get_running_loop()
@@ -63,7 +70,14 @@ async def _serve(
     def on_failure(_: str) -> None:
         loop.call_soon_threadsafe(failed.set)
 
-    work = EngineLoop(engine, tokenizer, queue=options.queue, meters=meters, on_failure=on_failure)
+    work = EngineLoop(
+        engine,
+        tokenizer,
+        queue=options.queue,
+        meters=meters,
+        on_failure=on_failure,
+        answers=answers,
+    )
     assert engine.config is not None
     served = Served(
         options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
@@ -124,6 +138,19 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
         ) from None
     with listener:
         yield listener
+
+
+@contextmanager
+def _answers(engine: Engine) -> Iterator[InstCache | None]:
+    """The answers that are known, where the config asks for them."""
+    assert engine.config is not None
+    room = engine.config.serve.instcache
+    if not room:
+        yield None
+        return
+    path = instcache_path(engine.config, engine.facts, engine.cache_folder)
+    with contextlib.closing(InstCache(path, room)) as answers:
+        yield answers
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
 from engine.serve.engine_loop import EngineLoop
+from engine.serve.instcache import InstCache
 from engine.serve.meters import Meters
 from engine.serve.prompts import PromptReader, Served
 from engine.serve.routes import Serving, create_app
@@ -51,12 +52,19 @@ def configure(engine: Engine, **settings: Any) -> None:
 
 @contextmanager
 def looping(
-    engine: Engine, tokenizer: Any, queue: int = 8
+    engine: Engine, tokenizer: Any, queue: int = 8, answers: InstCache | None = None
 ) -> Iterator[tuple[EngineLoop, Meters, list[str]]]:
     """The engine's thread alone."""
     meters = Meters(engine.facts.moe_layers, engine.facts.experts)
     failures: list[str] = []
-    loop = EngineLoop(engine, tokenizer, queue=queue, meters=meters, on_failure=failures.append)
+    loop = EngineLoop(
+        engine,
+        tokenizer,
+        queue=queue,
+        meters=meters,
+        on_failure=failures.append,
+        answers=answers,
+    )
     meters.watch(lambda: loop.running, lambda: loop.waiting)
     loop.start()
     try:

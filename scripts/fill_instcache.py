@@ -1,0 +1,145 @@
+"""Answer likely instructions ahead: `python scripts/fill_instcache.py FILE.yaml --bound 12`.
+
+FILE is an exported config whose engine.serve.instcache gives room. The model enumerates texts that
+it finds likely behind --begin (its chat template's opening where it has one), up to --until, and
+answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
+were found, at which cost; `tune deploy FILE` gives the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import AutoTokenizer
+
+from engine.config import EngineConfig
+from engine.device.registry import open_device
+from engine.run.engine import Engine
+from engine.run.generate import generate
+from engine.run.micro_batch import MicroBatch
+from engine.run.sampling import SamplingOptions
+from engine.serve.instcache import InstCache, instcache_path
+from engine.serve.likely_prompts import LikelyPrompt, Search, likely_prompts
+from engine.serve.sequence import Output, Wanted
+from tuner.deployment import load_deployment
+from tuner.folders import cache_folder, resolve_model
+
+USER = "\x00"  # stands for the user's text in the chat template
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--bound", type=float, default=12.0, help="nats of a whole text")
+    parser.add_argument("--most", type=int, default=1000, help="texts")
+    parser.add_argument("--longest", type=int, default=24, help="tokens of a text")
+    parser.add_argument("--begin", help="text before; default: the chat template's")
+    parser.add_argument("--until", help="text that ends it; default: the chat template's")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer")
+    arguments = parser.parse_args()
+    deployment = load_deployment(arguments.file)
+    config = EngineConfig.from_dict(deployment.engine)
+    assert config.serve.instcache, f"{arguments.file}: engine.serve.instcache is 0: give it room"
+    folder = Path(resolve_model(deployment.model.id))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    frame = frame_of(tokenizer, arguments.begin, arguments.until)
+    engine = Engine(folder, open_device(config.device.name), cache_folder())
+    engine.configure(config)
+    search = Search(frame.begin, frame.ends, arguments.bound, arguments.longest, config.batch.count)
+    path = instcache_path(config, engine.facts, cache_folder())
+    with contextlib.closing(InstCache(path, config.serve.instcache)) as answers:
+        started = time.monotonic()
+        found = list(islice(likely_prompts(search, Asking(engine)), arguments.most))
+        listed_s = time.monotonic() - started
+        for one in found:
+            keep(engine, tokenizer, answers, frame, one, arguments.max_tokens)
+        answered_s = time.monotonic() - started - listed_s
+        for one in found[:10]:
+            print(f"{one.nll:6.2f} {tokenizer.decode(one.tokens)!r}")
+        print(
+            f"{len(found)} texts of at most {arguments.bound:g} nats in {listed_s:.1f} s, answered "
+            f"in {answered_s:.1f} s; {len(answers)} answers in {path}"
+        )
+    return 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Tokens around a user's text. after: behind it; ends: of which the first token of `after`,
+    or any that begins with --until, ends it."""
+
+    begin: tuple[int, ...]
+    after: tuple[int, ...]
+    ends: frozenset[int]
+
+
+def frame_of(tokenizer: Any, begin: str | None, until: str | None) -> Frame:
+    """From the chat template, or from what was given."""
+    if begin is None and tokenizer.chat_template:
+        message = [{"role": "user", "content": USER}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        begin, after = text.split(USER)
+    else:
+        begin, after = begin or "", ""
+    first = tokenizer(begin, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
+    behind = tokenizer(after, add_special_tokens=False)["input_ids"]
+    ends = {behind[0]} if behind else set()
+    if until is not None or not ends:
+        wanted = until or "\n"
+        vocabulary = range(len(tokenizer))
+        ends |= {token for token in vocabulary if tokenizer.decode([token]).startswith(wanted)}
+    return Frame(tuple(first), tuple(behind), frozenset(ends))
+
+
+class Asking:
+    """The engine as what likely_prompts asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, sequences: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        """Each sequence is a micro-batch; those of one length go together."""
+        found: dict[tuple[int, ...], torch.Tensor] = {}
+        for length in {len(one) for one in sequences}:
+            alike = [one for one in sequences if len(one) == length]
+            batches = [MicroBatch(torch.tensor([one])) for one in alike]
+            for one, rows in zip(alike, self._engine.prefill(batches), strict=True):
+                found[one] = torch.log_softmax(rows[0, -1].float().cpu(), dim=-1)  # [V]
+        return [found[one] for one in sequences]
+
+
+def keep(
+    engine: Engine,
+    tokenizer: Any,
+    answers: InstCache,
+    frame: Frame,
+    prompt: LikelyPrompt,
+    max_tokens: int,
+) -> None:
+    """Answer it and keep the answer."""
+    tokens = (*frame.begin, *prompt.tokens, *frame.after)
+    assert engine.config is not None
+    limit = min(max_tokens, engine.config.kv.max_tokens - len(tokens))
+    wanted = Wanted(tokens, limit, SamplingOptions())
+    if answers.find(wanted) is None:
+        done = generate(
+            engine, tokenizer, list(tokens), max_tokens=limit, sampling=SamplingOptions()
+        )
+        finish: Any = "length" if len(done.tokens) >= limit else "stop"
+        answers.keep(wanted, done.text, Output(tokens=len(done.tokens), finish=finish))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
