@@ -22,7 +22,7 @@ from tuner.workload import workload_hash
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
 # Settings that files of earlier releases lack; their defaults are what those releases did.
-ADDED_LATER = frozenset({"kv.keep_ratio"})
+ADDED_LATER = frozenset({"kv.keep_ratio", "serve.prefix_share", "serve.instcache"})
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 
@@ -226,7 +226,11 @@ def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in values
         if name not in engine.get(section, {})
     }
-    given = {s: {n: config[s][n] for n in config[s] if f"{s}.{n}" not in missing} for s in config}
+    given = {
+        section: {name: values[name] for name in values if f"{section}.{name}" not in missing}
+        for section, values in config.items()
+        if section in engine
+    }
     if missing - ADDED_LATER or engine != given:
         raise ValueError(
             "settings must be complete and resolved; missing: "
