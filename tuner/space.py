@@ -120,6 +120,9 @@ class SearchSpace:
             p.name: flat[p.name] if flat[p.name] in p.choices else p.choices[0]
             for p in self.parameters
         }
+        sized = CACHE in wanted and wanted[CACHE] != flat[CACHE]
+        if sized:
+            wanted = self._with_most_room(wanted)
         if self.fits(wanted):
             return wanted
         free = {p.name for p in self.parameters if not p.name.startswith(_MEMORY_SECTIONS)}
@@ -127,7 +130,17 @@ class SearchSpace:
             (point for point in self.memory_points() if self.fits(point)),
             key=lambda point: sum(point[name] == value for name, value in wanted.items()),
         )
-        return {**best, **{name: wanted[name] for name in free}}
+        found = {**best, **{name: wanted[name] for name in free}}
+        return self._with_most_room(found) if sized else found
+
+    def _with_most_room(self, wanted: Mapping[str, Choice]) -> dict[str, Choice]:
+        """With the cache size that holds most of those that fit beside the rest."""
+        sizes = next(p.choices for p in self.parameters if p.name == CACHE)
+        points = [{**wanted, CACHE: size} for size in sizes]
+        fitting = [point for point in points if self.fits(point)]
+        if not fitting:
+            return dict(wanted)
+        return max(fitting, key=lambda point: int(self.resolve(point)[0].cache.expert_bytes))
 
     def precision_corners(self) -> list[dict[str, Choice]]:
         """The default at each other precision, as far as it fits."""

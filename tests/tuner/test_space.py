@@ -98,6 +98,16 @@ def test_the_default_is_all_that_fits_at_the_most_bits_that_fit():
     assert space_of(vram_bytes=TIGHT_BYTES).default()["precision.bits"] == 8
 
 
+@pytest.mark.parametrize("budget", [None, TIGHT_BYTES])
+def test_the_default_among_given_cache_sizes_is_the_largest_that_fits(budget: int | None):
+    sizes = ["25%", "12.5%", "100%", "50%"]
+    options = {} if budget is None else {"vram_bytes": budget}
+    space = space_of(space={"cache.expert_bytes": sizes}, **options)
+    point = space.default()
+    fitting = [s for s in sizes if space.fits({**point, "cache.expert_bytes": s})]
+    assert point["cache.expert_bytes"] == max(fitting, key=lambda s: float(s[:-1]))
+
+
 def test_the_definition_fixes_and_adds_settings():
     found = choices(space_of(engine={"precision.bits": 4}, space={"io.threads": [1, 2]}))
     assert "precision.bits" not in found
