@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from tuner.errors import WorkerError
 from tuner.folders import cache_folder, data_folder
 from tuner.runner import EngineWorker, OnEvent, WorkerLimits
 from tuner.timed import timed_section
+
+log = logging.getLogger(__name__)
 
 StartWorker = Callable[[], EngineWorker]
 T = TypeVar("T")
@@ -97,7 +100,7 @@ class EngineSession:
     def describe(self) -> ModelFacts:
         """What is known of the model before its weights are fetched or read."""
         if self._facts is None:
-            result = self._ready().request("describe", **self._named())
+            result = self._ask_first("describe")
             self._tainted = True
             self._take_facts(result)
             self.opened_device = str(result.get("device", "cpu"))
@@ -245,16 +248,32 @@ class EngineSession:
         worker = self._ready()
         if self._is_open:
             return worker
-        with contextlib.ExitStack() as undo:
-            undo.callback(worker.kill)
-            result = worker.request("open", **self._named())
-            self._take_facts(result)
-            undo.pop_all()
+        result = self._ask_first("open")
+        self._take_facts(result)
+        worker = self._live()
         self._is_open = True
         self.hardware = dict(result.get("hardware", {}))
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
         self.opened_device = str(result.get("device", "cpu"))
         return worker
+
+    def _ask_first(self, operation: str) -> dict[str, Any]:
+        """Describing and opening build on nothing: a worker that dies of it is replaced, once."""
+        worker = self._ready()
+        try:
+            return worker.request(operation, **self._named())
+        except WorkerError as error:
+            died = not worker.alive and error.failure != "timeout"
+            worker.kill()
+            if not died:
+                raise
+            log.warning("%s: another one is tried", error)
+        worker = self._ready()
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.kill)
+            result = worker.request(operation, **self._named())
+            undo.pop_all()
+        return result
 
     def _named(self) -> dict[str, Any]:
         """What opens or describes this model, at the pinned revision once there is one."""

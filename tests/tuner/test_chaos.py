@@ -38,7 +38,7 @@ def test_fifty_kills_lose_and_double_no_trial(
         while killed.total() < KILLS:
             time.sleep(dice.uniform(0.3, 3.0))
             if parent.poll() is not None:
-                assert parent.returncode in (0, -signal.SIGKILL), "the study gave up"
+                assert parent.returncode in (0, -signal.SIGKILL), _last_words()
                 if parent.returncode == 0:
                     break
                 _check_kept(tune, finished)
@@ -64,7 +64,8 @@ def test_fifty_kills_lose_and_double_no_trial(
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with Path("parent.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
 
 
 def _ended(parent: subprocess.Popen[bytes], command: list[str]) -> subprocess.Popen[bytes]:
@@ -73,7 +74,11 @@ def _ended(parent: subprocess.Popen[bytes], command: list[str]) -> subprocess.Po
         if parent.wait(timeout=600) == 0:
             return parent
         parent = _start(command)
-    raise AssertionError(f"the study ended with {parent.returncode}")
+    raise AssertionError(f"the study ended with {parent.returncode}: {_last_words()}")
+
+
+def _last_words() -> str:
+    return Path("parent.log").read_text(errors="replace")[-2000:]
 
 
 def _choose(parent: int, dice: random.Random) -> tuple[str, int]:

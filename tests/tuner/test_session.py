@@ -69,3 +69,22 @@ def test_only_one_configuration_and_nothing_else_is_fresh(tmp_path: Path):
         session.refresh()
         session.configure(EngineConfig())
         assert session.fresh
+
+
+@pytest.mark.parametrize("operation", ["describe", "open"])
+def test_a_worker_that_dies_while_it_opens_is_replaced_once(tmp_path: Path, operation: str):
+    with session_of(tmp_path, ("kill", operation, 1)) as session:
+        assert session.describe().family
+        assert session.facts.family
+    again = tmp_path / "again"
+    again.mkdir()
+    faults = [("kill", operation, at) for at in (1, 2)]
+    with session_of(again, *faults) as session, pytest.raises(WorkerError, match="was killed"):
+        session.configure(EngineConfig()) if operation == "open" else session.describe()
+
+
+def test_a_refusal_to_open_is_no_death(tmp_path: Path):
+    with session_of(tmp_path, ("error", "open", 1)) as session:
+        with pytest.raises(WorkerError, match="found no memory"):
+            session.configure(EngineConfig())
+        assert json.loads((tmp_path / "counts.json").read_text()) == {"open": 1}
