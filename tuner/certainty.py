@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 DRAWS = 400
 REACH = 3.0  # standard errors: what is farther off is not drawn
-MOST_DRAWN = 150  # the nearest; a crowd of equals says no more
+MOST_DRAWN = 60  # the nearest; a crowd of equals says no more
 LIKELY = 0.05  # trials beside the front that are as likely are worth naming
 EVEN = 0.5
 

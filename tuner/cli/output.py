@@ -16,8 +16,8 @@ from tuner.formats import format_cell
 
 def print_json(document: dict[str, Any]) -> None:
     """Exactly one JSON document on stdout; numbers that JSON does not know become null."""
-    json.dump(_plain(document), sys.stdout, indent=2, default=str, allow_nan=False)
-    sys.stdout.write("\n")
+    # at once: piece by piece a study of thousands of trials takes a second more
+    sys.stdout.write(json.dumps(_plain(document), indent=2, default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
