@@ -41,8 +41,11 @@ def service(
     rate: Annotated[
         float, typer.Option(min=0.1, help="Requests a second of one client, twice that at once.")
     ] = 50.0,
+    as_json: options.Json = False,
 ) -> None:
     """Start studies, follow them and fetch their configs over HTTP; ends with Ctrl-C.
+
+    With --json the one document appears when requests are taken.
 
     Example: tune service --port 8700
     """
@@ -59,7 +62,7 @@ def service(
         require_token=require_token,
         requests_per_s=rate,
     )
-    _serve(settings, port)
+    _serve(settings, port, as_json)
 
 
 @token_app.command()
@@ -114,7 +117,7 @@ def revoke(name: TokenName, storage: options.Storage = None, as_json: options.Js
     print_text(f"token '{name}' is refused from now on")
 
 
-def _serve(settings: ServiceSettings, port: int) -> None:
+def _serve(settings: ServiceSettings, port: int, as_json: bool) -> None:
     # Here, so that every other command starts without a web framework.
     from tuner.service.app import build_app
     from tuner.service.serve import Server, address, listen
@@ -126,6 +129,8 @@ def _serve(settings: ServiceSettings, port: int) -> None:
         if settings.needs_token and all(token.revoked for token in opened.tokens.all()):
             print_note("there is no token yet: make one with `tune service token add NAME`")
         server = Server(build_app(opened), opened.closing)
+        if as_json:
+            print_json({"url": where, "openapi": f"{where}/openapi.json"})
         server.run([listening])
     if server.interrupted:
         raise typer.Exit(130)

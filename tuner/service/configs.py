@@ -24,7 +24,7 @@ MEDIA_TYPE = "text/yaml"
     responses={
         200: {
             "description": "A deployment YAML.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "content": {MEDIA_TYPE: {"schema": {"type": "object"}}},
             "headers": {"ETag": {"schema": {"type": "string"}}},
         },
         304: {"description": "It is still the one that If-None-Match names."},

@@ -24,7 +24,7 @@ class ServiceSettings:
     models_folders: tuple[Path, ...] = ()
     require_token: bool = False
     requests_per_s: float = 50.0
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = 32 << 20
     max_waiting: int = 100
     max_streams: int = 32
     poll_s: float = 0.5
