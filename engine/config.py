@@ -149,12 +149,14 @@ class HostConfig:
 class KvConfig:
     """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, the share
     of the positions that a layer keeps, and where they lie between two uses (host: without effect
-    where the device is host memory)."""
+    where the device is host memory). elastic: while serving, room that no sequence has been
+    promised holds experts."""
 
     max_tokens: int = 1024
     bits: KvBits = 16
     keep_ratio: float = 1.0
     placement: KvPlacementName = "device"
+    elastic: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,28 @@ def check_prefix_share(config: EngineConfig, facts: ModelFacts) -> None:
         )
 
 
+def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool) -> None:
+    """Raises ConfigError where the room of keys and values cannot be lent."""
+    if not config.kv.elastic:
+        return
+    kv = config.kv
+    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+        raise ConfigError(
+            "kv.elastic counts keys and values by tokens: set kv.bits to 16, kv.keep_ratio to 1 "
+            "and kv.placement to device, or kv.elastic to false"
+        )
+    if not host_memory:
+        raise ConfigError(
+            f"kv.elastic gives pages back one by one, which device.name = {config.device.name} "
+            "cannot: set kv.elastic to false"
+        )
+    if config.precision.low_bits or config.precision.scheme != "uniform":
+        raise ConfigError(
+            "kv.elastic lends slots of one size: set precision.scheme to uniform and "
+            "precision.low_bits to 0, or kv.elastic to false"
+        )
+
+
 def prefix_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Keys and values of what prompts begin with alike."""
     width = DTYPE_BYTES[config.compute.dtype]

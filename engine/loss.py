@@ -33,6 +33,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "kv.bits": "lossy_static",
     "kv.keep_ratio": "lossy_static",
     "kv.placement": "exact",
+    "kv.elastic": "exact",
 }
 
 

@@ -16,6 +16,7 @@ from engine.emulation import PREFIX
 from engine.errors import ConfigError, InfeasibleError
 from engine.kv_memory import (
     DTYPE_BYTES,
+    check_elastic,
     check_kv,
     check_prefix_share,
     kv_bytes,
@@ -58,6 +59,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     config = _resolve_group(_resolve_native(config, facts), facts)
     check_kv(config, facts)
     check_prefix_share(config, facts)
+    check_elastic(config, facts, host_memory=_on_host(config))
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
     kinds = _kinds(config, facts)
@@ -94,6 +96,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
         slots=sum(slots),
         slots_bytes=sum(k.record_bytes * count for k, count in zip(kinds, slots, strict=True)),
         slots_by_bits=by_bits if len(kinds) > 1 else {},
+        lent_slots=_lent_slots(config, facts, kinds[0], sum(slots)),
     )
     if budget and plan.total_bytes > budget:
         raise InfeasibleError(
@@ -139,6 +142,13 @@ def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
     assert low
     size = record_bytes_of(config, facts, low)
     return (replace(one, share=1 - low_share), _Kind(low, size, total, least, low_share))
+
+
+def _lent_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: int) -> int:
+    """What fits the room of keys and values while nothing is in it."""
+    if not config.kv.elastic:
+        return 0
+    return min(kv_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
 
 
 def _room(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
@@ -240,6 +250,7 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
             "batch.size": 1,
             "kv.max_tokens": together,
             "kv.placement": "device",
+            "kv.elastic": False,
             "serve.prefix_share": 0,
             "prefill.chunk_tokens": together,
         }

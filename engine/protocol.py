@@ -123,7 +123,8 @@ class ModelFacts:
 class MemoryPlan:
     """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
 
-    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart.
+    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
+    lent_slots: more of them in the room of keys and values while that is free (kv.elastic).
     """
 
     slots: int
@@ -133,6 +134,7 @@ class MemoryPlan:
     workspace_bytes: int
     staging_bytes: int
     slots_by_bits: dict[Bits, int] = field(default_factory=dict)
+    lent_slots: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -58,6 +58,10 @@ class AcceleratorDevice:
         """Wait until nothing uses it; compact() gives it back."""
         self.synchronize()
 
+    def give_back(self, part: torch.Tensor) -> None:
+        """Not possible: configs that would ask for it are refused (kv.elastic)."""
+        raise AssertionError("an accelerator's arena stays whole")
+
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
         """The host cannot write into it."""
         return None

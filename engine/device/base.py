@@ -37,6 +37,10 @@ class Device(Protocol):
     def release_arena(self, arena: torch.Tensor) -> None:
         """Give the memory back to the system. The tensor must not be used afterwards."""
 
+    def give_back(self, part: torch.Tensor) -> None:
+        """Return the pages of a part of an arena to the system; writing into it brings new ones.
+        Only where the device is host memory."""
+
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
         """The arena as writable host memory, None where the host cannot write into it."""
 

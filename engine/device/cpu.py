@@ -9,7 +9,7 @@ import torch
 
 from engine.device import process_memory
 from engine.device.base import Event
-from engine.device.pages import allocate_pages, bytes_view
+from engine.device.pages import allocate_pages, bytes_view, give_pages_back
 from engine.errors import InfeasibleError
 from engine.types import format_bytes
 
@@ -47,6 +47,10 @@ class CpuDevice:
 
     def release_arena(self, arena: torch.Tensor) -> None:
         """The pages go when the last view of them dies."""
+
+    def give_back(self, part: torch.Tensor) -> None:
+        """At once."""
+        give_pages_back(part)
 
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
         """The arena itself: the disk is read straight into slots."""

@@ -70,6 +70,10 @@ class EmulatedDevice:
     def release_arena(self, arena: torch.Tensor) -> None:
         """The pages go when the last view of them dies."""
 
+    def give_back(self, part: torch.Tensor) -> None:
+        """At once."""
+        self._cpu.give_back(part)
+
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
         """None: bytes come over the link only."""
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import sys
 
 import numpy as np
 import torch
@@ -28,6 +30,16 @@ def allocate_pages(size_bytes: int) -> torch.Tensor:
     array = np.frombuffer(pages, dtype=np.uint8, count=size_bytes)
     array[::PAGE_BYTES] = 0  # the first touch is slow: not in a timed section
     return torch.from_numpy(array)
+
+
+def give_pages_back(part: torch.Tensor) -> None:
+    """The whole pages of contiguous host memory that allocate_pages gave; they read as zeros then
+    and take no memory until written."""
+    first = -(-part.data_ptr() // PAGE_BYTES) * PAGE_BYTES
+    end = (part.data_ptr() + part.numel()) // PAGE_BYTES * PAGE_BYTES
+    if end > first and sys.platform == "linux":
+        library = ctypes.CDLL(None, use_errno=True)
+        library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
 
 
 def bytes_view(tensor: torch.Tensor) -> memoryview:

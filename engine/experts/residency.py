@@ -114,6 +114,14 @@ class Residency:
         """The forward pass is done."""
         self.policy.end_pass()
 
+    def lend(self, share: float) -> None:
+        """Between two passes: how much of the lent slots is there from now on (0 to 1). The memory
+        of the others is given back at once."""
+        self._transfers.drain()  # into a slot that may go
+        for slot in self.policy.cache.lend(share):
+            self._in_slot.pop(slot, None)
+            self._slots.give_back(slot)
+
     def reset_counters(self) -> None:
         """Start counting anew."""
         self.policy.reset_counters()

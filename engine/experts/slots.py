@@ -83,6 +83,10 @@ class Slots:
             self._views[slot, bits] = view
         return view
 
+    def give_back(self, slot: int) -> None:
+        """Nothing is in this slot any more, and nothing will be for a while."""
+        self.device.give_back(self.bytes_of(slot, 0, self._sizes[slot]))
+
     def mark_used(self, slot: int) -> None:
         """Compute that reads this slot was queued: a later copy into it waits for that."""
         self._free_events[slot] = self.device.record()

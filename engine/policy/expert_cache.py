@@ -20,6 +20,7 @@ from engine.policy.precision import Wanted
 from engine.types import Bits, ExpertId
 
 ON_HOST = -1
+_NOBODY = ExpertId(-1, -1)  # for whom room is made that no expert takes
 _EVERYTHING_HIGH: Wanted = {}
 
 
@@ -74,10 +75,12 @@ class _Pool:
     free: list[int]
     eviction: Eviction
     residents: dict[ExpertId, _Resident] = field(default_factory=dict)
+    closed: list[int] = field(default_factory=list)
+    lent: int = 0
 
     @property
     def capacity(self) -> int:
-        return len(self.slots)
+        return len(self.slots) - len(self.closed)
 
 
 class ExpertCache:
@@ -88,7 +91,8 @@ class ExpertCache:
 
     eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
     hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
-    can be (HOBBIT's mask, ScratchPipe's hold mask).
+    can be (HOBBIT's mask, ScratchPipe's hold mask); lent: how many slots of each pool are only
+    there for a while, see lend.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class ExpertCache:
         layers: int,
         high: Bits = 16,
         hold_predicted: bool = False,
+        lent: Sequence[int] = (),
     ) -> None:
         self.pools = tuple(pools)
         first = 0
@@ -121,6 +126,8 @@ class ExpertCache:
             for by_bits in self._by_layer
         ]
         self.slots = first
+        for own, count in zip(self._pools, lent, strict=False):
+            own.lent = count
         self._ids = tuple(_Ids(layer) for layer in range(layers))
         self._high = high
         self._hold = hold_predicted
@@ -308,11 +315,30 @@ class ExpertCache:
             fetches.append(Fetch(expert, slot, bits))
         return fetches
 
+    def lend(self, share: float) -> list[int]:
+        """Between two layer passes: so much of the lent slots is there now (0 to 1). Returns those
+        that were there and are not; who lay in them is evicted as for any newcomer."""
+        assert self._layer < 0, "a layer pass is under way"
+        taken: list[int] = []
+        for pool in self._pools:
+            wanted = pool.lent - int(pool.lent * share + 1e-9)  # closed ones
+            while len(pool.closed) > wanted:
+                pool.free.append(pool.closed.pop())
+            while len(pool.closed) < wanted:
+                if not pool.free:
+                    allowed = self._least_wanted(list(pool.residents))
+                    self._release(pool, pool.eviction.victim(allowed, _NOBODY))
+                slot = pool.free.pop()
+                pool.closed.append(slot)
+                taken.append(slot)
+        return taken
+
     def check_integrity(self) -> None:
         """Raise AssertionError if two experts share a slot or one got lost (for tests)."""
         seen: list[int] = []
         for pool in self._pools:
             seen.extend(pool.free)
+            seen.extend(pool.closed)
             seen.extend(resident.slot for resident in pool.residents.values())
         assert sorted(seen) == list(range(self.slots)), f"slots lost or doubled: {sorted(seen)}"
 

@@ -205,21 +205,29 @@ def build_pools(context: PolicyContext, slots: int | Mapping[Bits, int]) -> tupl
 
 
 def build_policy(
-    context: PolicyContext, slots: int | Mapping[Bits, int], *, host_compute: bool
+    context: PolicyContext,
+    slots: int | Mapping[Bits, int],
+    *,
+    host_compute: bool,
+    lent: int = 0,
 ) -> ExpertPolicy:
     """The policy of a resolved config over its slots, see build_pools.
 
+    lent: of `slots`, those that come and go (kv.elastic), none of them there at first;
     host_compute: whether device and host are two memories; where they are one, placement has no
     effect. Raises ConfigError where options contradict each other.
     """
     config = context.config
+    pools = build_pools(context, slots)
     cache = ExpertCache(
-        build_pools(context, slots),
+        pools,
         lambda: EVICTIONS[config.cache.eviction](context),
         layers=context.layers,
         high=config.precision.bits,
         hold_predicted=flag(config.cache.options, "cache.options.hold_predicted"),
+        lent=_lent_by_pool(context, pools, slots, lent),
     )
+    cache.lend(0.0)
     return ExpertPolicy(
         cache,
         PREDICTORS[config.prefetch.predictor](context),
@@ -229,3 +237,14 @@ def build_policy(
         stop_at_miss=flag(config.prefetch.options, "prefetch.options.stop_at_miss"),
         limit=whole(config.prefetch.options, "prefetch.options.limit", 0, 0, 10_000),
     )
+
+
+def _lent_by_pool(
+    context: PolicyContext, pools: Sequence[Pool], slots: int | Mapping[Bits, int], lent: int
+) -> list[int]:
+    """How many of each pool's slots come and go: what it has beyond its part of the others."""
+    if not lent:
+        return []
+    assert isinstance(slots, int), "lent slots are of one size"
+    fixed = build_pools(context, slots - lent)
+    return [max(0, pool.slots - own.slots) for pool, own in zip(pools, fixed, strict=True)]

@@ -248,6 +248,12 @@ class Engine:
         config = self.live.config
         return config.prefetch.predictor == "oracle" or config.cache.eviction == "belady"
 
+    def lend(self, share: float) -> None:
+        """How much of the room of keys and values no sequence has been promised (0 to 1): experts
+        use it until told otherwise. Without kv.elastic nothing changes."""
+        if self.live.memory.lent_slots:
+            self.live.lend(share)
+
     def begin_sequences(self) -> None:
         """What comes next are new sequences (prefill says so itself)."""
         self.live.runtime.begin_sequences()

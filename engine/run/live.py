@@ -99,7 +99,7 @@ class LiveConfiguration:
         future = Future(facts.moe_layers)
         history, learned = load_history(config), load_learned(config, facts, cache_folder)
         context = PolicyContext(config, facts, future, history, learned, self._submit)
-        slots = memory.slots_by_bits or memory.slots
+        slots = memory.slots_by_bits or memory.slots + memory.lent_slots
         self.slots = Slots(device, records, build_pools(context, slots))
         opened.callback(self.slots.close)
         opened.callback(self._stop_predictions)
@@ -127,7 +127,9 @@ class LiveConfiguration:
             share = measure_host_share(self.host, self.transfers, self.slots.count, model)
             config = self.config = config.overlay({"placement.host_share": share})
             context = replace(context, config=config)
-        self.policy = build_policy(context, slots, host_compute=self.host is not None)
+        self.policy = build_policy(
+            context, slots, host_compute=self.host is not None, lent=memory.lent_slots
+        )
         self.residency = Residency(
             self.policy,
             self.slots,
@@ -135,12 +137,18 @@ class LiveConfiguration:
             ORDERS[config.batch.order](),
             self._on_wait,
         )
+        if memory.lent_slots:
+            self._give_lent_back()
         gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
         self.runtime = ExpertsRuntime(
             model, self.residency, multipliers, gates, self._clock, self.host
         )
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
+
+    def lend(self, share: float) -> None:
+        """Between two passes: so much of the room of keys and values holds experts (0 to 1)."""
+        self.residency.lend(share)
 
     @property
     def store(self) -> ExpertStore:
@@ -203,6 +211,12 @@ class LiveConfiguration:
     def close(self) -> None:
         """Stop threads, free slots and tiers, close files."""
         self._opened.close()
+
+    def _give_lent_back(self) -> None:
+        """No slot is lent at first: what allocating touched goes."""
+        cache = self.policy.cache
+        cache.lend(1.0)
+        self.residency.lend(0.0)
 
     def _stop_predictions(self) -> None:
         if self._threads is not None:

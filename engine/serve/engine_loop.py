@@ -142,6 +142,7 @@ class EngineLoop:
     def _run(self) -> None:
         while self._gather():
             try:
+                self._lend()
                 self._step()
             except Exception as error:
                 log.exception("a step failed")
@@ -169,6 +170,15 @@ class EngineLoop:
             if not sequence.done:
                 self._meters.ended(sequence, "cancelled")
         self._running = staying
+
+    def _lend(self) -> None:
+        """What those that run may still need of keys and values is theirs; the rest is lent."""
+        if not self._config.kv.elastic:
+            return
+        room = self._config.kv.max_tokens
+        wanted = (len(one.wanted.prompt) + one.wanted.max_tokens for one in self._running)
+        promised = sum(min(room, tokens) for tokens in wanted)
+        self._engine.lend(max(0.0, 1 - promised / (room * self.rows)))
 
     def _step(self) -> None:
         """Read the prompts of newcomers, then decode one token of every sequence."""

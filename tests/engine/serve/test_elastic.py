@@ -1,0 +1,94 @@
+"""Room of keys and values that nobody was promised holds experts, and goes when it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.memory import resolve
+from engine.run.engine import Engine
+from engine.run.generate import generate
+from engine.run.sampling import SamplingOptions
+from tests.engine.conftest import TEXT
+from tests.engine.serve.made import ROOM, configure, eventually, looping, want
+from tests.engine.serve.test_engine_loop import ask
+
+FEW = {"cache.expert_bytes": "25%"}
+
+
+def open_slots(engine: Engine) -> int:
+    return sum(engine.live.policy.cache.slots_by_pool)
+
+
+def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) -> None:
+    configure(engine, **FEW)
+    base = open_slots(engine)
+    ids = tokenizer(TEXT)["input_ids"]
+    prompts = [ids[start : start + 20 + start] for start in range(5)]
+    expected = [
+        generate(engine, tokenizer, p, max_tokens=12, sampling=SamplingOptions()).text
+        for p in prompts
+    ]
+    configure(engine, **FEW, **{"kv.elastic": True})
+    plan = engine.live.memory
+    assert plan.lent_slots > 0
+    assert open_slots(engine) == base  # nothing is lent before anybody is served
+    lent: list[float] = []
+    lend = engine.lend
+
+    def watching(share: float) -> None:
+        lend(share)
+        lent.append(share)
+        engine.live.policy.cache.check_integrity()
+        assert open_slots(engine) <= base + plan.lent_slots * share
+
+    engine.lend = watching  # type: ignore[method-assign]
+    try:
+        with looping(engine, tokenizer) as (loop, _, _):
+            heard = ask(loop, *(want(prompt, 12) for prompt in prompts))
+            assert [one.text for one in heard] == expected
+            (large,) = ask(loop, want(ids[:20], ROOM - 20))
+            large.wait()
+            eventually(lambda: loop.running == 0)
+    finally:
+        del engine.lend  # type: ignore[method-assign]
+    assert min(lent) < max(lent) <= 1.0
+    assert min(lent) <= 1 - ROOM / (3 * ROOM) + 1e-9  # one of three rows was promised all it has
+    configure(engine)
+
+
+def test_what_is_lent_never_passes_what_is_free(engine: Engine) -> None:
+    config, plan = resolve(
+        EngineConfig().overlay(
+            {
+                "compute.dtype": "float32",
+                "batch.count": 3,
+                "kv.elastic": True,
+                "cache.expert_bytes": "25%",
+            }
+        ),
+        engine.facts,
+    )
+    record = plan.slots_bytes // plan.slots
+    assert 0 < plan.lent_slots * record <= plan.kv_bytes
+    fixed = resolve(config.overlay({"kv.elastic": False}), engine.facts)[1]
+    assert plan.total_bytes == fixed.total_bytes  # a border that moves takes nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kv.keep_ratio": 0.5}, "counts keys and values by tokens"),
+        ({"device.name": "cuda:0"}, "cannot: set kv.elastic to false"),
+        ({"precision.low_bits": 4, "precision.scheme": "gate_threshold"}, "slots of one size"),
+    ],
+)
+def test_what_cannot_be_lent_is_refused(
+    engine: Engine, settings: dict[str, Any], says: str
+) -> None:
+    config = EngineConfig().overlay({"kv.elastic": True, **settings})
+    with pytest.raises(ConfigError, match=says):
+        resolve(config, engine.facts)
