@@ -66,6 +66,7 @@ class Simulation:
     seed: int
     spent_s: float = 0.0
     trials: list[TrialSnapshot] = field(default_factory=list)
+    used: dict[int, int] = field(default_factory=dict)
     found: list[int] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)
 
@@ -85,30 +86,36 @@ class Simulation:
                 break
 
     def _trial(self, point: Point) -> TrialSnapshot:
+        """A duplicate goes on with the repeats that are left, and counts what came before."""
         index = self.grid.candidates.index_of(point)
         assert index is not None
         row, rule = self.grid.rows[index], self.grid.definition.repeats
         order = list(range(len(row.samples)))
         random.Random(f"{self.seed} {index}").shuffle(order)
-        self.spent_s += row.seconds[0]
-        kept: list[Mapping[str, float]] = []
+        before = self.used.get(index, 0)
+        kept = [row.samples[number] for number in order[:before]]
+        self.spent_s += row.seconds[0] + (row.seconds[1] if before == len(order) else 0.0)
         state = "COMPLETE"
-        for number in range(len(order)):
-            self.spent_s += row.seconds[1 + number]
-            kept.append(row.samples[order[number]])
-            if number + 1 < rule.min:
-                if self._beaten(kept, row.quality):
+        for place in range(before, len(order)):
+            # the first repeat of a trial holds the warm-up
+            self.spent_s += row.seconds[1 + (place if place > before else 0)]
+            kept.append(row.samples[order[place]])
+            if len(kept) < rule.min or place == before:
+                if self._beaten(index, kept, row.quality):
                     state = "DOMINATED"
                     break
             elif _steady(kept, rule.half_width):
                 break
+        self.used[index] = len(kept)
         if state == "COMPLETE" and index not in self.found:
             self.found.append(index)
         return _snapshot(len(self.trials), index, state, point, kept, row.quality)
 
-    def _beaten(self, kept: Sequence[Mapping[str, float]], quality: float) -> bool:
+    def _beaten(self, index: int, kept: Sequence[Mapping[str, float]], quality: float) -> bool:
         front = build_front(self.trials, OBJECTIVES)
         rivals = rivals_of(OBJECTIVES, front.members, self.trials)
+        if index in rivals.configurations:
+            return False
         values = {name: [sample[name] for sample in kept] for name in OBJECTIVES[:2]}
         return rivals.beating(values, quality)[0] is not None
 
@@ -165,6 +172,8 @@ def _run_ours(simulation: Simulation, predictions: Predictions | None) -> None:
     def propose() -> Point | None:
         if len(simulation.trials) < len(first):
             return first[len(simulation.trials)]
+        if guide.exhausted(simulation.trials):
+            return None  # as a study ends
         return guide.propose(simulation.trials, ())
 
     simulation.run(propose, lambda trial: None)

@@ -22,9 +22,7 @@ from tuner.workload import workload_hash
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
 # Settings that files of earlier releases lack; their defaults are what those releases did.
-ADDED_LATER = frozenset(
-    {"kv.keep_ratio", "kv.elastic", "serve.prefix_share", "serve.instcache"}
-)
+ADDED_LATER = frozenset({"kv.keep_ratio", "kv.elastic", "serve.prefix_share", "serve.instcache"})
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 
