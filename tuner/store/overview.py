@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, and_, cast, func, select
+from sqlalchemy import ColumnElement, String, cast, func, select
 
 from engine.report import ExpertUse
 from tuner.objective import CONSTRAINTS, DIRECTIONS
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
 from tuner.store.snapshots import StudySnapshot
-from tuner.store.tables import ExpertUseRow, ExportRow, ModelRow, QualityRow, TrialRow
+from tuner.store.tables import ExpertUseRow, ExportRow, QualityRow, TrialRow
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,6 @@ class Overview:
             found = [dict(row.get("versions", {})) for row in session.scalars(query)]
         return tuple({tuple(sorted(one.items())): one for one in found if one}.values())
 
-    def revision(self, study: StudySnapshot) -> str:
-        """The commit of the study's model, `local` for a folder."""
-        with self.database.session() as session:
-            return session.get_one(ModelRow, study.model_id).revision
-
 
 def _conditions(study: StudySnapshot, wanted: TrialFilter) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = [TrialRow.study_id == study.id]
@@ -179,7 +174,7 @@ def _conditions(study: StudySnapshot, wanted: TrialFilter) -> list[ColumnElement
     if wanted.failures:
         found.append(TrialRow.failure.in_(wanted.failures))
     if wanted.setting is not None and wanted.value is not None:
-        found.append(and_(_text_of(wanted.setting) == wanted.value))
+        found.append(_text_of(wanted.setting) == wanted.value)
     return found
 
 
