@@ -1,6 +1,7 @@
 """The Streamlit program: `streamlit run dashboard/app.py -- --storage URL`. Reads, never writes.
 
-The frame of every page: the navigation and the chosen study. What a page shows stands in pages/.
+The frame of every page: the navigation and the chosen study. What a page shows stands in views/; a
+folder named pages/ Streamlit would run by itself, without this frame.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     st.set_page_config(page_title="expertune", layout="wide")
     page = st.navigation(
         [
-            st.Page(f"pages/{name}.py", title=title, url_path=name, help=question,
+            st.Page(f"views/{name}.py", title=title, url_path=name, help=question,
                     default=name == "studies")
             for name, title, question in PAGES
         ]

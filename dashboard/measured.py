@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
 
 from tuner.certainty import on_front
 from tuner.definition import Constraints
@@ -12,7 +15,9 @@ from tuner.front import Front, build_front
 from tuner.limits import MEASURES, inside, judged, own_limits
 from tuner.store.database import Database
 from tuner.store.overview import Overview
+from tuner.store.points import Points
 from tuner.store.repository import Store
+from tuner.store.service import revision
 from tuner.store.snapshots import StudySnapshot
 
 
@@ -47,8 +52,28 @@ def measured_front(
     wanted = own if limits is None else limits
     objectives = study.definition["objectives"]
     moved = MEASURES if wanted != own else ()
-    points = Overview(moment).points(study, tuple(dict.fromkeys((*objectives, *moved))))
+    points = read_points(moment, study, tuple(dict.fromkeys((*objectives, *moved))))
     kept = inside(points, own, wanted)
     trials = Store(moment).trials(study, drawable(points, objectives, kept))
     front = build_front(judged(trials, own, wanted), objectives, wanted.min_quality)
     return Measured(front, on_front(front), len(points), int(kept.sum()))
+
+
+def read_points(
+    moment: Database, study: StudySnapshot, names: tuple[str, ...], with_budgets: bool = False
+) -> Points:
+    """All measured trials as columns; not read again while nothing was written."""
+    return _kept_points(moment.url, study.id, names, with_budgets, revision(moment), moment, study)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _kept_points(
+    url: str,
+    study_id: int,
+    names: tuple[str, ...],
+    with_budgets: bool,
+    written: tuple[Any, ...],
+    _moment: Database,
+    _study: StudySnapshot,
+) -> Points:
+    return Overview(_moment).points(_study, names, with_budgets)

@@ -31,7 +31,8 @@ def on_front(front: Front, seed: int = 0) -> dict[int, float]:
         return {}
     signs = np.array([pareto.SIGNS[name] for name in names], dtype=float)
     means = np.array([[trial.scores[name] for name in names] for trial in trials]) * signs
-    errors = np.array([[_error(front, trial, name) for name in names] for trial in trials])
+    scatter = {name: pooled_deviation(front.trials, name) for name in names}
+    errors = np.array([[_error(trial, name, scatter[name]) for name in names] for trial in trials])
     best, worst = means + REACH * errors, means - REACH * errors
     near = [
         index
@@ -41,8 +42,8 @@ def on_front(front: Front, seed: int = 0) -> dict[int, float]:
     dice = np.random.default_rng(seed)
     counts = np.zeros(len(near))
     for _ in range(DRAWS):
-        scatter = dice.standard_normal((len(near), 1))
-        counts += non_dominated(means[near] + scatter * errors[near])
+        drawn = dice.standard_normal((len(near), 1))
+        counts += non_dominated(means[near] + drawn * errors[near])
     return {
         trials[index].number: float(count / DRAWS)
         for index, count in zip(near, counts, strict=True)
@@ -66,9 +67,9 @@ def _distinct(front: Front, names: Sequence[str]) -> list[TrialSnapshot]:
     return list(found.values())
 
 
-def _error(front: Front, trial: TrialSnapshot, name: str) -> float:
-    """Standard error of a mean, by the scatter that repeats of this study have."""
+def _error(trial: TrialSnapshot, name: str, deviation: float) -> float:
+    """Standard error of a mean. deviation: relative, of one repeat in this study."""
     metric = trial.metrics.get(name)
     if metric is None:
         return 0.0
-    return abs(metric.value) * pooled_deviation(front.trials, name) / math.sqrt(metric.n)
+    return abs(metric.value) * deviation / math.sqrt(metric.n)

@@ -60,7 +60,7 @@ def study_points(
     )
     if with_budgets:
         query = query.join(ConfigurationRow, ConfigurationRow.id == TrialRow.configuration_id)
-    rows = session.execute(query.order_by(TrialRow.number)).all()
+    rows = session.connection().execute(query.order_by(TrialRow.number)).all()
     table = _table(rows, len(columns))
     numbers, configurations = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
     means: dict[str, Floats] = {}
@@ -102,7 +102,7 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
     found = np.full((len(wanted), 3), (0.0, np.nan, np.nan))
     if metric == "quality":  # judged, not sampled
         return found
-    rows = session.execute(query).all()
+    rows = session.connection().execute(query).all()
     if not rows or not len(wanted):
         return found
     table = _table(rows, 4)

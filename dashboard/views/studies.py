@@ -30,9 +30,12 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
         st.metric("trials", study.trials, border=True)
         for state, count in sorted(study.trials_by_state.items()):
             st.metric(state.lower(), count, border=True)
+    best = overview.best(study)
     with st.container(horizontal=True):
-        for name, value in overview.best(study).items():
+        for name, value in best.items():
             st.metric(f"best {name}", f"{value:.4g}", border=True)
+    if best:
+        st.caption("Within the limits, as each trial ended; the front pools later repeats too.")
     _draw_running(overview, study)
     spent = spent_frame(study)
     if len(spent):

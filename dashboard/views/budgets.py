@@ -7,13 +7,13 @@ import streamlit as st
 
 from dashboard.charts.budgets import curve_figure
 from dashboard.frames.budgets import curve_frame
+from dashboard.measured import read_points
 from dashboard.reading import read_study
 from engine.types import format_bytes
 from tuner.curve import device_budgets, fronts_by_budget
 from tuner.drawable import drawable
 from tuner.limits import inside, own_limits
 from tuner.store.database import Database
-from tuner.store.overview import Overview
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
@@ -56,7 +56,7 @@ def _trials(
 ) -> tuple[TrialSnapshot, ...]:
     """Those that can stand on a budget's front, of very many."""
     objectives, own = study.definition["objectives"], own_limits(study)
-    points = Overview(moment).points(study, objectives, with_budgets=True)
+    points = read_points(moment, study, tuple(objectives), with_budgets=True)
     assert points.budgets is not None
     kept = inside(points, own, own)
     numbers: set[int] = set()
