@@ -29,11 +29,10 @@ def main() -> None:
     st.set_page_config(page_title="expertune", layout="wide")
     page = st.navigation(
         [
-            st.Page(f"views/{name}.py", title=title, url_path=name, help=question,
-                    default=name == "studies")
+            st.Page(f"views/{name}.py", title=title, help=question, default=name == PAGES[0][0])
             for name, title, question in PAGES
         ]
-    )  # fmt: skip
+    )
     read(_choose_study)
     page.run()
 

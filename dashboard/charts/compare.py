@@ -10,11 +10,15 @@ import plotly.graph_objects as go
 from dashboard.charts.style import BLUE, GREY, ORANGE, layout
 from dashboard.frames.compare import ALIKE, DIFFERS
 
+LEAST = 0.1
 STYLE = {DIFFERS: (ORANGE, "diamond"), ALIKE: (BLUE, "circle-open")}
 
 
 def ratios_figure(figures: pd.DataFrame) -> Any:
-    """One row a metric; an interval that leaves 1 out is a difference beyond noise."""
+    """One row a metric, on a log axis; an interval that leaves 1 out is a difference beyond noise.
+
+    A bound at or below 0, which few repeats of a small figure give, is drawn at LEAST of the ratio.
+    """
     figure = go.Figure()
     order = figures["metric"].tolist()
     for verdict, (colour, symbol) in STYLE.items():
@@ -30,7 +34,7 @@ def ratios_figure(figures: pd.DataFrame) -> Any:
                     "type": "data",
                     "symmetric": False,
                     "array": (rows["high"] - ratio).tolist(),
-                    "arrayminus": (ratio - rows["low"]).tolist(),
+                    "arrayminus": (ratio - rows["low"].clip(lower=LEAST * ratio)).tolist(),
                 },
                 mode="markers",
                 name=verdict,
@@ -39,7 +43,8 @@ def ratios_figure(figures: pd.DataFrame) -> Any:
             )
         )
     figure.add_vline(x=1.0, line={"color": GREY, "dash": "dash"})
-    layout(figure, height=140 + 26 * len(figures), xaxis_title="second / first")
+    layout(figure, height=140 + 26 * len(figures))
     return figure.update_layout(
-        yaxis={"categoryorder": "array", "categoryarray": order, "autorange": "reversed"}
+        xaxis={"title": "second / first", "type": "log"},
+        yaxis={"categoryorder": "array", "categoryarray": order, "autorange": "reversed"},
     )

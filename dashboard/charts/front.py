@@ -77,8 +77,9 @@ def front_figure_3d(points: pd.DataFrame, x: str, y: str, z: str) -> Any:
                 hovertemplate=_hover(f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<br>{z} %{{z:.4g}}"),
             )
         )
-    axes = {f"{axis}axis_title": name for axis, name in (("x", x), ("y", y), ("z", z))}
-    return layout(figure, scene=axes, height=560)
+    axes = {f"{axis}axis": {"title": name} for axis, name in (("x", x), ("y", y), ("z", z))}
+    camera = {"eye": {"x": 1.6, "y": 1.6, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}}
+    return layout(figure, scene={**axes, "camera": camera}, height=600)
 
 
 def split_figure(split: pd.DataFrame) -> Any:
@@ -98,7 +99,8 @@ def split_figure(split: pd.DataFrame) -> Any:
                 hovertemplate=f"{part} %{{x:.3g}} ms<extra></extra>",
             )
         )
-    return layout(figure, barmode="stack", height=200, xaxis_title="ms per token")
+    layout(figure, barmode="stack", height=220, xaxis_title="ms per token")
+    return figure.update_layout(legend={"y": 1.6, "traceorder": "normal"})
 
 
 def selected_number(selection: Any) -> int | None:

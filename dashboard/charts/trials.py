@@ -102,7 +102,8 @@ def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
     short = name.rsplit(".", 1)[-1] if "." in name else name
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         few = sorted(set(values))
-        ticks = {"tickvals": few} if len(few) <= 8 else {}
+        listed = len(few) <= 8 and all(isinstance(value, int) for value in few)
+        ticks: dict[str, Any] = {"tickvals": few} if listed else {"tickformat": ".4~g"}
         return {"label": short, "values": values, **ticks}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]

@@ -54,7 +54,10 @@ def versions_frame(versions: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     names = sorted({name for one in versions for name in one})
     return pd.DataFrame(
         [
-            {"package": name, **{f"set {n}": one.get(name, "-") for n, one in enumerate(versions)}}
+            {
+                "package": name,
+                **{f"set {n}": one.get(name, "-") for n, one in enumerate(versions, start=1)},
+            }
             for name in names
         ]
     )

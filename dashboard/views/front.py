@@ -95,8 +95,7 @@ def _choose_trial(study: StudySnapshot, front: Front, clicked: int | None) -> in
     st.session_state[last] = clicked
     if st.session_state.get(key) not in numbers:
         st.session_state[key] = front.knee.number
-    hint = "Trial (or click a point)"
-    return int(st.selectbox(hint, numbers, key=key))
+    return int(st.selectbox("Trial (or click a point of two objectives)", numbers, key=key))
 
 
 def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> None:
@@ -114,6 +113,11 @@ def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Non
     with left:
         st.markdown("**Measured, with 95 % intervals**")
         st.dataframe(metrics_frame(trial), hide_index=True, width="stretch")
+        if trial.confirmed:
+            st.caption(
+                "A file states what fresh processes measured after the search; the chart pools "
+                "those repeats with the search's."
+            )
         st.markdown("**Where the figures come from**")
         st.dataframe(origin_frame(trial), hide_index=True, width="stretch")
     with right:
