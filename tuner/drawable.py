@@ -17,7 +17,7 @@ from tuner.domination import FEWEST_REPEATS, FIRST_DEVIATION, LEAST_DEVIATION
 from tuner.search.improvement import non_dominated
 from tuner.store.points import Floats, Points
 
-MOST = 300  # beyond, a chart is one blot and a browser slow
+MOST = 200  # beyond, a chart is one blot and a browser slow
 
 
 def drawable(

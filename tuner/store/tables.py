@@ -173,10 +173,10 @@ class SampleRow(Base):
     __tablename__ = "sample"
     # one metric of very many configurations, read without touching the rows
     __table_args__ = (
-        Index("ix_sample_pooled", "machine_id", "metric", "configuration_id", "value"),
+        Index("ix_sample_pooled", "configuration_id", "machine_id", "metric", "value"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
-    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"), index=True)
+    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"))
     machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
     trial_id: Mapped[int | None] = mapped_column(ForeignKey("trial.id"))
     sentinel_id: Mapped[int] = mapped_column(ForeignKey("sentinel.id"))

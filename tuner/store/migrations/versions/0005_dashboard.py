@@ -34,8 +34,9 @@ def upgrade() -> None:
             batch_op.f("ix_expert_use_configuration_id"), ["configuration_id"], unique=False
         )
     with op.batch_alter_table("sample", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_sample_configuration_id"))
         batch_op.create_index(
-            "ix_sample_pooled", ["machine_id", "metric", "configuration_id", "value"], unique=False
+            "ix_sample_pooled", ["configuration_id", "machine_id", "metric", "value"], unique=False
         )
 
 
@@ -43,4 +44,7 @@ def downgrade() -> None:
     """Undo."""
     with op.batch_alter_table("sample", schema=None) as batch_op:
         batch_op.drop_index("ix_sample_pooled")
+        batch_op.create_index(
+            batch_op.f("ix_sample_configuration_id"), ["configuration_id"], unique=False
+        )
     op.drop_table("expert_use")
