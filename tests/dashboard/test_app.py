@@ -1,5 +1,6 @@
 """The frame of every page: navigation, the chosen study, errors as sentences."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,6 @@ def test_the_address_names_the_study(own_storage: str, monkeypatch: pytest.Monke
 
 
 def test_a_store_of_another_release_is_left_alone(opened: Opened, own_storage: str):
-    import sqlite3
-
     path = own_storage.removeprefix("sqlite:///")
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE expertune_version SET version_num = '0001'")

@@ -1,5 +1,6 @@
 """The dashboard as a person meets it: `tune dashboard` in a real headless Chromium."""
 
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ import yaml
 from dashboard.app import PAGES
 from tests.requirements import require_program
 from tuner.front import Front
+from tuner.store.database import open_database
+from tuner.store.repository import Store, TrialOutcome
 
 pytestmark = [pytest.mark.chromium, pytest.mark.alone]
 # WebGL without a GPU, which charts of three axes and parallel coordinates need
@@ -29,6 +32,13 @@ ADDRESSES = ["", *(name for name, _, _ in PAGES[1:])]
 @pytest.fixture(scope="module")
 def address(storage: str) -> Iterator[str]:
     """A running dashboard."""
+    with serving(storage) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(storage: str) -> Iterator[str]:
+    """`tune dashboard` on a store, for one block."""
     require_program("chromium")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -134,6 +144,31 @@ def test_a_limit_is_moved_by_keys_and_the_front_follows(browser: Any, address: s
     page.close()
 
 
+def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, own_storage: str):
+    store = Store(open_database(own_storage))
+    study = store.study("small")
+    store.set_study_state(study.id, "RUNNING")
+    [first] = store.trials(study, [0])
+    with serving(own_storage) as url:
+        page = open_page(browser, f"{url}/front?study=small")
+        page.get_by_label("Trial (or click").click()
+        page.get_by_role("option", name="0", exact=True).click()
+        page.locator("h3", has_text="Trial 0").wait_for()
+        complete = study.trials_by_state["COMPLETE"]
+        trial = store.start_trial(study.id, 99, first.params)
+        ended = TrialOutcome(
+            "COMPLETE",
+            scores=first.scores,
+            violations=first.violations,
+            configuration_id=first.configuration_id,
+        )
+        store.finish_trial(trial, ended)
+        page.get_by_text(f"{complete + 1} measured").first.wait_for(timeout=30_000)
+        assert heading_of(page).startswith("Trial 0")
+        page.close()
+    store.database.close()
+
+
 def test_three_objectives_are_drawn(browser: Any, address: str):
     page = open_page(browser, f"{address}/front?study=small")
     page.get_by_text("three objectives", exact=True).click()
@@ -158,19 +193,22 @@ def test_every_page_is_reached_by_keys_alone(browser: Any, address: str):
 
 @pytest.mark.parametrize("width", [1024, 390])
 def test_no_page_scrolls_sideways(browser: Any, address: str, width: int):
+    page = browser.new_page(viewport={"width": width, "height": 1000})
     for name in ADDRESSES:
-        page = open_page(browser, f"{address}/{name}?study=small", width)
+        page.goto(f"{address}/{name}?study=small")
+        settle(page)
         wide = page.evaluate(
             "() => Math.max(document.documentElement.scrollWidth,"
             " document.querySelector('[data-testid=\"stMain\"]').scrollWidth)"
         )
         assert wide <= width, name
-        page.close()
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_follow_the_light_or_dark_of_the_reader(browser: Any, address: str, scheme: Any):
     page = open_page(browser, f"{address}/front?study=small", color_scheme=scheme)
+    page.locator(".js-plotly-plot .xtick text").first.wait_for(timeout=30_000)
     ground, ink = page.evaluate(
         "() => { const style = getComputedStyle(document.querySelector('.stApp'));"
         " const text = getComputedStyle(document.querySelector('.js-plotly-plot .xtick text'));"
