@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.policy.expert_policy import PolicyCounters
 from engine.protocol import ModelFacts
@@ -33,7 +34,7 @@ def expert_use(
     )
 
 
-def _tokens_by_expert(chosen: np.ndarray, experts: int) -> tuple[int, ...]:
+def _tokens_by_expert(chosen: NDArray[np.int16], experts: int) -> tuple[int, ...]:
     """chosen: [N, K], -1 where a router chose fewer."""
     found = np.bincount(chosen[chosen >= 0], minlength=experts)
     return tuple(int(count) for count in found)

@@ -1,16 +1,19 @@
 """One finished study in a store, made once for all dashboard tests; the program on it, headless."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from streamlit.testing.v1 import AppTest
 
+from tests.fakes.postgres import serving
 from tests.fakes.study import make_study
 from tuner.front import Front, front_of
-from tuner.store.database import open_read_only
+from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
+from tuner.store.tables import Base
 
 APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
 Opened = Callable[..., AppTest]
@@ -57,3 +60,29 @@ def opened(storage: str, monkeypatch: pytest.MonkeyPatch) -> Opened:
         return app
 
     return open_page
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_storage(request: pytest.FixtureRequest, own_storage: str) -> Iterator[str]:
+    """A store with the study `small`, in either database."""
+    if request.param == "sqlite":
+        yield own_storage
+        return
+    with serving() as url:
+        copy_rows(own_storage, url)
+        yield url
+
+
+def copy_rows(source: str, target: str) -> None:
+    """Of all our tables, into PostgreSQL."""
+    old, new = open_read_only(source), open_database(target)
+    with old.engine.connect() as reading, new.engine.begin() as writing:
+        for table in Base.metadata.sorted_tables:
+            rows = [dict(row) for row in reading.execute(table.select()).mappings()]
+            if rows:
+                writing.execute(table.insert(), rows)
+                sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
+                last = f"(SELECT max(id) FROM {table.name})"
+                writing.execute(sa.text(f"SELECT setval({sequence}, {last})"))
+    old.close()
+    new.close()

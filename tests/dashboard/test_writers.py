@@ -1,47 +1,17 @@
 """The pages while four processes write: no error, no count that never was."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
-import sqlalchemy as sa
 from streamlit.testing.v1 import AppTest
 
 from tests.dashboard.conftest import Opened
-from tests.fakes.postgres import serving
 from tests.fakes.writers import WRITERS, Writers
-from tuner.store.database import open_database, open_read_only
+from tuner.store.database import open_read_only
 from tuner.store.overview import Overview, TrialFilter
 from tuner.store.repository import Store
-from tuner.store.tables import Base
 
 LOOKS, LOOK_S = 12, 5.0
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def any_storage(request: pytest.FixtureRequest, own_storage: str) -> Iterator[str]:
-    """A store with the study `small`, in either database."""
-    if request.param == "sqlite":
-        yield own_storage
-        return
-    with serving() as url:
-        copy_rows(own_storage, url)
-        yield url
-
-
-def copy_rows(source: str, target: str) -> None:
-    """Of all our tables, into PostgreSQL."""
-    old, new = open_read_only(source), open_database(target)
-    with old.engine.connect() as reading, new.engine.begin() as writing:
-        for table in Base.metadata.sorted_tables:
-            rows = [dict(row) for row in reading.execute(table.select()).mappings()]
-            if rows:
-                writing.execute(table.insert(), rows)
-                sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
-                last = f"(SELECT max(id) FROM {table.name})"
-                writing.execute(sa.text(f"SELECT setval({sequence}, {last})"))
-    old.close()
-    new.close()
 
 
 def counts_of(app: AppTest) -> dict[str, int]:
@@ -99,13 +69,3 @@ def test_answers_of_one_moment_agree_while_four_processes_write(any_storage: str
                 seen.add(study.trials)
     database.close()
     assert len(seen) > 3
-
-
-def test_a_reader_is_refused_to_write(any_storage: str):
-    database = open_read_only(any_storage)
-    with (
-        database.engine.connect() as connection,
-        pytest.raises(sa.exc.DBAPIError, match=r"(?i)read-?only"),
-    ):
-        connection.execute(sa.text("DELETE FROM trial"))
-    database.close()

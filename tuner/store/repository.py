@@ -282,7 +282,6 @@ class Store:
                     ExpertUseRow(
                         configuration_id=configuration_id,
                         machine_id=machine_id,
-                        role=role,
                         counts=report.experts.to_json(),
                     )
                 )

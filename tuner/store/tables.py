@@ -194,7 +194,6 @@ class ExpertUseRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"), index=True)
     machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
-    role: Mapped[str] = mapped_column(String(10), default="search", server_default="search")
     counts: Mapped[dict[str, Any]]
     created: Mapped[datetime] = mapped_column(default=now)
 
