@@ -53,7 +53,6 @@ SHOTS = (
     Shot("settings", "trials", scroll_to="Settings and what they gave", height=1000),
     Shot("experts", "experts", height=1100),
     Shot("compare", "compare", height=1000),
-    Shot("machine", "machine"),
 )
 
 
