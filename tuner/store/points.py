@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Select, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from tuner.objective import CONSTRAINTS
@@ -48,9 +49,31 @@ def study_points(
     session: Session, study: StudySnapshot, names: Sequence[str], with_budgets: bool = False
 ) -> Points:
     """names: objectives, and metrics that limits are about."""
-    scores = [TrialRow.scores[name].as_float() for name in names]
-    excesses = [TrialRow.violations[name].as_float() for name in CONSTRAINTS]
-    columns = [TrialRow.number, TrialRow.configuration_id, *scores, *excesses]
+    table = _trials(session, study, names, with_budgets)
+    numbers, configurations = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+    means: dict[str, Floats] = {}
+    counts: dict[str, Integers] = {}
+    deviations: dict[str, Floats] = {}
+    for place, name in enumerate(names, start=2):
+        pooled = _pooled(session, study, name, configurations)
+        counts[name] = pooled[:, 0].astype(np.int64)
+        means[name] = np.where(pooled[:, 0] > 0, pooled[:, 1], table[:, place])
+        deviations[name] = pooled[:, 2]
+    violations = {
+        name: np.nan_to_num(table[:, place])
+        for place, name in enumerate(CONSTRAINTS, start=2 + len(names))
+    }
+    budgets = table[:, -1].astype(np.int64) if with_budgets else None
+    return Points(numbers, configurations, means, counts, deviations, violations, budgets)
+
+
+def _trials(
+    session: Session, study: StudySnapshot, names: Sequence[str], with_budgets: bool
+) -> Floats:
+    """Number, configuration, scores as each trial ended, violations and, last, the budget."""
+    columns: list[Any] = [TrialRow.number, TrialRow.configuration_id]
+    columns += [TrialRow.scores[name].as_float() for name in names]
+    columns += [TrialRow.violations[name].as_float() for name in CONSTRAINTS]
     if with_budgets:
         columns.append(ConfigurationRow.config["budget"]["vram_bytes"].as_integer())
     query: Select[Any] = select(*columns).where(
@@ -60,32 +83,15 @@ def study_points(
     )
     if with_budgets:
         query = query.join(ConfigurationRow, ConfigurationRow.id == TrialRow.configuration_id)
-    table = _table(session, query.order_by(TrialRow.number), len(columns))
-    numbers, configurations = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
-    means: dict[str, Floats] = {}
-    counts: dict[str, Integers] = {}
-    deviations: dict[str, Floats] = {}
-    for place, name in enumerate(names):
-        pooled = _pooled(session, study, name, configurations)
-        measured = pooled[:, 0] > 0
-        counts[name] = pooled[:, 0].astype(np.int64)
-        means[name] = np.where(measured, pooled[:, 1], table[:, 2 + place])
-        deviations[name] = pooled[:, 2]
-    first = 2 + len(names)
-    return Points(
-        numbers,
-        configurations,
-        means,
-        counts,
-        deviations,
-        {name: np.nan_to_num(table[:, first + place]) for place, name in enumerate(CONSTRAINTS)},
-        table[:, -1].astype(np.int64) if with_budgets else None,
-    )
+    return _table(session, query.order_by(TrialRow.number), len(columns))
 
 
 def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integers) -> Floats:
     """Count, mean and relative deviation of one metric, [N, 3], for each of these configurations;
     one pass over an index, however many there are."""
+    found = np.full((len(wanted), 3), (0.0, np.nan, np.nan))
+    if metric == "quality":  # judged, not sampled
+        return found
     ours = select(TrialRow.configuration_id).where(TrialRow.study_id == study.id)
     value = SampleRow.value
     query = (
@@ -98,9 +104,6 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
         .group_by(SampleRow.configuration_id)
         .order_by(SampleRow.configuration_id)
     )
-    found = np.full((len(wanted), 3), (0.0, np.nan, np.nan))
-    if metric == "quality":  # judged, not sampled
-        return found
     table = _table(session, query, 4)
     if not len(table) or not len(wanted):
         return found
@@ -124,6 +127,8 @@ def _table(session: Session, query: Select[Any], width: int) -> Floats:
     try:
         cursor.execute(str(statement))
         rows = cursor.fetchall()
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError(str(statement), None, error) from error
     finally:
         cursor.close()
     return np.array(rows, dtype=float).reshape(len(rows), width)
