@@ -21,7 +21,7 @@ Opened = Callable[..., AppTest]
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database file of a store with one study, `small`, of which one trial failed."""
+    """The database file of a store with one study, `small`, some of whose trials failed."""
     folder = tmp_path_factory.mktemp("dashboard")
     make_study(folder, '{"faults": [{"kind": "crash", "op": "measure", "at": 4}]}')
     return folder / "data" / "expertune" / "expertune.db"
