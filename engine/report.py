@@ -61,14 +61,52 @@ class MemoryReading:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """What measured passes asked of each layer's experts, in counts; warm-ups are left out.
+
+    activations: [layer][expert], how many tokens chose it, prompts and decoding together; hits,
+    misses: look-ups of each layer while decoding; predicted: experts named to each layer ahead of
+    its router; predicted_demanded: those of them that it then chose.
+    """
+
+    activations: tuple[tuple[int, ...], ...]
+    hits: tuple[int, ...]
+    misses: tuple[int, ...]
+    predicted: tuple[int, ...]
+    predicted_demanded: tuple[int, ...]
+
+    def plus(self, other: ExpertUse) -> ExpertUse:
+        """Both measurements of one model together."""
+        rows = zip(self.activations, other.activations, strict=True)
+        return ExpertUse(
+            tuple(_sums(own, theirs) for own, theirs in rows),
+            _sums(self.hits, other.hits),
+            _sums(self.misses, other.misses),
+            _sums(self.predicted, other.predicted),
+            _sums(self.predicted_demanded, other.predicted_demanded),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ExpertUse:
+        """Inverse of to_json."""
+        rest = {name: tuple(row) for name, row in data.items() if name != "activations"}
+        return cls(activations=tuple(tuple(row) for row in data["activations"]), **rest)
+
+
+@dataclass(frozen=True)
 class Report:
-    """The outcome of one measurement."""
+    """The outcome of one measurement. experts: None from an engine that does not count them."""
 
     metrics: dict[str, Metric]
     samples: tuple[Sample, ...]
     memory: MemoryReading
     sentinel: Sentinel
     environment: dict[str, Any] = field(default_factory=dict)
+    experts: ExpertUse | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -83,6 +121,7 @@ class Report:
             memory=MemoryReading(**data["memory"]),
             sentinel=Sentinel(**data["sentinel"]),
             environment=dict(data.get("environment", {})),
+            experts=ExpertUse.from_json(data["experts"]) if data.get("experts") else None,
         )
 
 
@@ -152,3 +191,7 @@ class QualityReport:
             ),
             **rest,
         )
+
+
+def _sums(own: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(own, other, strict=True))

@@ -14,11 +14,13 @@ from engine.errors import EngineError
 from engine.loss import ON_MISS
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.energy import EnergyMeter
+from engine.measure.expert_use import expert_use
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.sentinel import measure_sentinel
 from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick
+from engine.policy.expert_policy import PolicyCounters
 from engine.replay.bound import best_hits
 from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
 from engine.run.engine import Engine
@@ -63,12 +65,15 @@ def measure(
     sentinels: list[Sentinel] = []
     rows: list[Values] = []
     timings: list[GroupTiming] = []
+    counted: list[PolicyCounters] = []
+    first_pass = recorder.passes
     for repeat in range(first_repeat, first_repeat + repeats):
         sentinels.append(measure_sentinel(engine.store.files[0]))
         texts = pick(sequences, sequences_per_repeat, repeat)
         row, done = _one_repeat(engine, texts, output_tokens, repeat, recorder, meter, bandwidth)
         rows.append(row)
         timings.extend(done)
+        counted.append(engine.residency.counters)
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
     engine.record(None)
@@ -96,7 +101,14 @@ def measure(
         "forced_text": all(sequence.forced for sequence in sequences),
         **_environment(engine),
     }
-    return Report(metrics, samples, memory_reading(engine, runtime_bytes), sentinel, environment)
+    return Report(
+        metrics,
+        samples,
+        memory_reading(engine, runtime_bytes),
+        sentinel,
+        environment,
+        expert_use(engine.facts, recorder.trace(), first_pass, counted),
+    )
 
 
 def _one_repeat(

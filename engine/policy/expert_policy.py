@@ -24,7 +24,8 @@ from engine.types import Phase
 @dataclass
 class PolicyCounters:
     """Look-ups and predictions since the last reset, by phase. hits + misses = look-ups;
-    skipped and on_host are among the misses; *_by_layer: both phases together."""
+    skipped and on_host are among the misses; hits_by_layer, misses_by_layer: of decoding;
+    predicted*_by_layer: both phases together."""
 
     hits: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
     misses: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
@@ -37,6 +38,8 @@ class PolicyCounters:
     prefetched: int = 0
     hits_by_layer: Counter[int] = field(default_factory=Counter)
     misses_by_layer: Counter[int] = field(default_factory=Counter)
+    predicted_by_layer: Counter[int] = field(default_factory=Counter)
+    predicted_demanded_by_layer: Counter[int] = field(default_factory=Counter)
 
 
 class ExpertPolicy:
@@ -181,13 +184,17 @@ class ExpertPolicy:
         lookups = len(self.tokens)
         counters.hits[phase] += hits
         counters.misses[phase] += lookups - hits
-        counters.hits_by_layer[layer] += hits
-        counters.misses_by_layer[layer] += lookups - hits
+        if phase == "decode":
+            counters.hits_by_layer[layer] += hits
+            counters.misses_by_layer[layer] += lookups - hits
         counters.skipped += lookups - len(self._steps)
         predicted = self._predicted.pop(layer, None)
         if predicted is not None:
+            demanded = len(self.tokens.keys() & predicted.keys())
             counters.predicted += len(predicted)
-            counters.predicted_demanded += len(self.tokens.keys() & predicted.keys())
+            counters.predicted_demanded += demanded
+            counters.predicted_by_layer[layer] += len(predicted)
+            counters.predicted_demanded_by_layer[layer] += demanded
             counters.predicted_layer_demand += lookups
 
 

@@ -1,86 +1,72 @@
-"""The Streamlit program, run headless by Streamlit's own test harness."""
+"""The frame of every page: navigation, the chosen study, errors as sentences."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
-import yaml
 from streamlit.testing.v1 import AppTest
 
+from dashboard.app import PAGES
+from tests.dashboard.conftest import APP, Opened
+from tests.fakes.crowd import crowd
 from tuner.store.database import open_database
 from tuner.store.repository import Store
 
-APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
+
+@pytest.mark.parametrize("page", [name for name, _, _ in PAGES])
+def test_every_page_opens(opened: Opened, page: str):
+    app = opened(page)
+    assert not app.error
+    assert app.title[0].value
 
 
-@pytest.fixture
-def app(storage: str, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    monkeypatch.setattr("sys.argv", ["app.py", "--storage", storage])
-    return AppTest.from_file(str(APP), default_timeout=60)
-
-
-def opened(app: AppTest) -> AppTest:
-    app.run()
-    return app.selectbox(key="study").set_value("small").run()
-
-
-def test_the_first_page_lists_the_studies(app: AppTest):
-    app.run()
-    assert not app.exception
-    assert app.title[0].value == "Studies"
-    assert app.dataframe[0].value["study"].tolist() == ["small"]
-
-
-def test_a_study_shows_front_trial_and_trials(app: AppTest):
-    opened(app)
-    assert not app.exception
-    assert app.title[0].value == "small"
-    assert "(recommended)" in app.subheader[1].value
-    assert [metric.label for metric in app.metric] == ["output_tps", "tpot_ms", "quality"]
-    assert len(app.dataframe[-1].value) == 5
-
-
-def test_choosing_a_trial_shows_its_config(app: AppTest):
-    opened(app)
-    app.selectbox(key="trial").set_value(0).run()
-    assert not app.exception
-    assert app.subheader[1].value.startswith("Trial 0")
-    assert yaml.safe_load(app.code[0].value)["precision"]["bits"] == 16
-
-
-def test_the_objectives_of_the_plot_can_be_chosen(app: AppTest):
-    opened(app)
-    app.selectbox(key="y").set_value("tpot_ms").run()
-    assert not app.exception
-
-
-def test_a_store_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("sys.argv", ["app.py", "--storage", f"sqlite:///{tmp_path / 'no.db'}"])
-    app = AppTest.from_file(str(APP), default_timeout=60).run()
-    assert not app.exception
+@pytest.mark.parametrize("page", [name for name, _, _ in PAGES])
+def test_a_store_that_is_not_there_is_one_sentence(opened: Opened, page: str, tmp_path: Path):
+    app = opened(page, f"sqlite:///{tmp_path / 'no.db'}")
     assert "run a study first" in app.error[0].value
+    assert not (tmp_path / "no.db").exists()
 
 
-def test_a_study_says_why_and_what_else(app: AppTest):
-    opened(app)
-    assert not app.exception
-    assert "Why, and what else" in [one.value for one in app.subheader]
-    assert any("of a token's time" in one.value for one in app.markdown)
+@pytest.mark.parametrize("page", [name for name, _, _ in PAGES if name != "deployments"])
+def test_a_store_without_studies_says_how_to_begin(opened: Opened, page: str, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'e.db'}"
+    open_database(url).close()
+    assert "There are no studies yet" in opened(page, url).info[0].value
 
 
-def test_a_deployment_whose_texts_changed_says_re_tune(app: AppTest, storage: str):
-    store = Store(open_database(storage))
-    store.add_telemetry(
-        "small/0", {"output_tokens": 5, "drift": {"routing": 0.01, "retune": False}}
-    )
-    for name, routing, retune in (
-        ("small/0", 0.01, False),
-        ("small/0", 0.30, True),
-        ("small/1", 0.02, False),
-    ):
-        drift = {"routing": routing, "retune": retune}
-        store.add_telemetry(name, {"output_tokens": 5, "drift": drift})
-    store.database.close()
+def test_the_chosen_study_stays_from_page_to_page(opened: Opened, own_storage: str):
+    crowd(own_storage, studies=1, trials=10)
+    app = opened("studies", own_storage)
+    assert app.selectbox(key="study").value == "copy-1"
+    app.selectbox(key="study").set_value("small").run()
+    app.switch_page("views/trials.py").run()
+    assert app.selectbox(key="study").value == "small"
+    assert len(app.dataframe[0].value) == 5
+
+
+def test_the_address_names_the_study(own_storage: str, monkeypatch: pytest.MonkeyPatch):
+    crowd(own_storage, studies=1, trials=10)
+    monkeypatch.setattr("sys.argv", ["app.py", "--storage", own_storage])
+    app = AppTest.from_file(str(APP), default_timeout=60)
+    app.query_params["study"] = "small"
     app.run()
-    assert not app.exception
-    shown = app.dataframe[1].value.set_index("deployment")["state"].to_dict()
-    assert shown == {"small/0": "re-tune", "small/1": "holds"}
+    assert app.selectbox(key="study").value == "small"
+    app.selectbox(key="study").set_value("copy-1").run()
+    assert app.query_params["study"] in ("copy-1", ["copy-1"])
+
+
+def test_a_store_of_another_release_is_left_alone(opened: Opened, own_storage: str):
+    path = own_storage.removeprefix("sqlite:///")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE expertune_version SET version_num = '0001'")
+    connection.close()
+    assert "brings it up to date" in opened("studies", own_storage).error[0].value
+
+
+def test_reading_changes_no_byte(opened: Opened, own_storage: str):
+    path = Path(own_storage.removeprefix("sqlite:///"))
+    before = path.read_bytes()
+    for page, _, _ in PAGES:
+        opened(page, own_storage)
+    assert path.read_bytes() == before
+    assert Store(open_database(own_storage)).study_names() == ("small",)

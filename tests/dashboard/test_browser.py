@@ -1,6 +1,8 @@
 """The dashboard as a person meets it: `tune dashboard` in a real headless Chromium."""
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,19 +11,34 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from dashboard.app import PAGES
 from tests.requirements import require_program
+from tuner.front import Front
+from tuner.store.database import open_database
+from tuner.store.repository import Store, TrialOutcome
 
 pytestmark = [pytest.mark.chromium, pytest.mark.alone]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# WebGL without a GPU, which charts of three axes and parallel coordinates need
+FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
+ADDRESSES = ["", *(name for name, _, _ in PAGES[1:])]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(storage: str) -> Iterator[str]:
     """A running dashboard."""
+    with serving(storage) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(storage: str) -> Iterator[str]:
+    """`tune dashboard` on a store, for one block."""
     require_program("chromium")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,6 +61,17 @@ def address(storage: str) -> Iterator[str]:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=require_program("chromium"), args=FLAGS)
+        yield opened
+        opened.close()
+
+
 def wait_until_up(url: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -56,30 +84,155 @@ def wait_until_up(url: str) -> None:
     raise AssertionError("the dashboard did not come up")
 
 
-def test_a_click_on_a_point_shows_its_trial_and_exports_it(address: str, tmp_path: Path):
-    from playwright.sync_api import sync_playwright
+def settle(page: Any) -> None:
+    """Wait until the program behind the page has run."""
+    page.locator("h1").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(300)
+    page.locator('[data-test-script-state="notRunning"]').first.wait_for(
+        state="attached", timeout=60_000
+    )
+    page.wait_for_timeout(700)
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=require_program("chromium"), args=FLAGS
-        )
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        page.goto(f"{address}/?study=small")
-        page.get_by_text("(recommended)").wait_for(timeout=60_000)
-        before = page.locator("h3", has_text="Trial ").first.inner_text()
-        points = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")
-        points.first.wait_for()
-        for number in range(points.count()):
-            points.nth(number).click(force=True)
-            page.wait_for_timeout(1500)
-            after = page.locator("h3", has_text="Trial ").first.inner_text()
-            if after != before:
-                break
-        assert after != before
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export as YAML").click()
-        path = tmp_path / "picked.yaml"
-        download.value.save_as(path)
-        browser.close()
+
+def open_page(browser: Any, url: str, width: int = 1400, **settings: Any) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 1200}, **settings)
+    page.goto(url)
+    settle(page)
+    return page
+
+
+def heading_of(page: Any) -> str:
+    return str(page.locator("h3", has_text="Trial ").first.inner_text())
+
+
+def test_a_click_on_a_point_shows_its_trial_and_exports_it(
+    browser: Any, address: str, tmp_path: Path
+):
+    page = open_page(browser, f"{address}/front?study=small")
+    before = heading_of(page)
+    assert "(recommended)" in before
+    points = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")
+    points.first.wait_for()
+    for number in range(points.count()):
+        points.nth(number).click(force=True)
+        settle(page)
+        after = heading_of(page)
+        if after != before:
+            break
+    assert after != before
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as yaml").click()
+    path = tmp_path / "picked.yaml"
+    download.value.save_as(path)
     exported = yaml.safe_load(path.read_text())
     assert after.startswith(f"Trial {exported['provenance']['trial']}")
+    page.close()
+
+
+def test_a_limit_is_moved_by_keys_and_the_front_follows(browser: Any, address: str, front: Front):
+    page = open_page(browser, f"{address}/front?study=small")
+    members = f"{len(front.members)} on the front of"
+    page.get_by_text(members).first.wait_for()
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    page.keyboard.press("End")
+    page.get_by_text("differ from the study's own").wait_for(timeout=20_000)
+    settle(page)
+    best = max(member.scores["quality"] for member in front.members)
+    kept = sum(member.scores["quality"] >= best for member in front.members)
+    page.get_by_text(re.compile(rf"^{kept} on the front of")).first.wait_for()
+    page.close()
+
+
+def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, own_storage: str):
+    store = Store(open_database(own_storage))
+    study = store.study("small")
+    store.set_study_state(study.id, "RUNNING")
+    [first] = store.trials(study, [0])
+    with serving(own_storage) as url:
+        page = open_page(browser, f"{url}/front?study=small")
+        page.get_by_label("Trial (or click").click()
+        page.get_by_role("option", name="0", exact=True).click()
+        page.locator("h3", has_text="Trial 0").wait_for()
+        complete = study.trials_by_state["COMPLETE"]
+        trial = store.start_trial(study.id, 99, first.params)
+        ended = TrialOutcome(
+            "COMPLETE",
+            scores=first.scores,
+            violations=first.violations,
+            configuration_id=first.configuration_id,
+        )
+        store.finish_trial(trial, ended)
+        page.get_by_text(f"{complete + 1} measured").first.wait_for(timeout=30_000)
+        assert heading_of(page).startswith("Trial 0")
+        page.close()
+    store.database.close()
+
+
+def test_three_objectives_are_drawn(browser: Any, address: str):
+    page = open_page(browser, f"{address}/front?study=small")
+    page.get_by_text("three objectives", exact=True).click()
+    page.locator(".js-plotly-plot .gl-container canvas").first.wait_for(timeout=30_000)
+    assert page.get_by_text("WebGL is not supported").count() == 0
+    page.close()
+
+
+def test_every_page_is_reached_by_keys_alone(browser: Any, address: str):
+    page = open_page(browser, f"{address}/?study=small")
+    link = page.get_by_role("link", name="Trials")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if link.evaluate("element => element === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    settle(page)
+    assert urlsplit(page.url).path == "/trials"
+    assert "study=small" in page.url
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1024, 390])
+def test_no_page_scrolls_sideways(browser: Any, address: str, width: int):
+    page = browser.new_page(viewport={"width": width, "height": 1000})
+    for name in ADDRESSES:
+        page.goto(f"{address}/{name}?study=small")
+        settle(page)
+        wide = page.evaluate(
+            "() => Math.max(document.documentElement.scrollWidth,"
+            " document.querySelector('[data-testid=\"stMain\"]').scrollWidth)"
+        )
+        assert wide <= width, name
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_follow_the_light_or_dark_of_the_reader(browser: Any, address: str, scheme: Any):
+    page = open_page(browser, f"{address}/front?study=small", color_scheme=scheme)
+    page.locator(".js-plotly-plot .xtick text").first.wait_for(timeout=30_000)
+    ground, ink = page.evaluate(
+        "() => { const style = getComputedStyle(document.querySelector('.stApp'));"
+        " const text = getComputedStyle(document.querySelector('.js-plotly-plot .xtick text'));"
+        " return [style.backgroundColor, text.fill]; }"
+    )
+    assert (brightness(ground) < 128) == (scheme == "dark")
+    assert abs(brightness(ground) - brightness(ink)) > 80
+    page.close()
+
+
+def brightness(colour: str) -> float:
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
+
+
+def test_nothing_is_asked_of_another_host(browser: Any, address: str):
+    asked: set[str] = set()
+    page = browser.new_page()
+    page.on("request", lambda request: asked.add(request.url))
+    page.on("websocket", lambda socket: asked.add(socket.url))
+    for name in ADDRESSES:
+        page.goto(f"{address}/{name}?study=small")
+        settle(page)
+    page.close()
+    own = urlsplit(address).netloc
+    hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
+    assert len(asked) > 20
+    assert hosts == {own}

@@ -40,6 +40,7 @@ from engine.errors import (
 from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
 from engine.records import Part, record_bytes_table
 from engine.report import (
+    ExpertUse,
     MemoryReading,
     Metric,
     QualityReport,
@@ -152,6 +153,7 @@ class FakeEngine:
             memory=reading,
             sentinel=Sentinel(2.0, 1.0),
             environment=self.environment(),
+            experts=None if self.peer else self.expert_use(work, repeats),
         ).to_json()
 
     def figures(self, work: Workload, seed: int) -> dict[tuple[str, str], float]:
@@ -201,6 +203,25 @@ class FakeEngine:
                 found["policy_ratio", "share"] = (1 - best) / (1 - hits)
         found["read_bytes_per_s", "bytes/s"] = 1e9
         return found
+
+    def expert_use(self, work: Workload, repeats: int) -> ExpertUse:
+        """Lower numbers are chosen more often; later layers hit a little less often."""
+        assert self.plan is not None
+        assert self.facts is not None
+        tokens = repeats * work.sequences * (work.prompt_tokens + work.output_tokens)
+        weights = [1 / (1 + expert) for expert in range(EXPERTS)]
+        row = tuple(round(2 * tokens * weight / sum(weights)) for weight in weights)
+        lookups = 2 * repeats * work.sequences * (work.output_tokens - 1)
+        share = self.plan.resident_share(LAYERS * EXPERTS) * (self.config.cache.eviction != "none")
+        hits = tuple(round(lookups * share * (1 - layer / 20)) for layer in range(LAYERS))
+        named = lookups if self.config.prefetch.depth else 0
+        return ExpertUse(
+            activations=tuple(row[layer:] + row[:layer] for layer in range(LAYERS)),
+            hits=hits,
+            misses=tuple(lookups - hit for hit in hits),
+            predicted=(0, *[named] * (LAYERS - 1)),
+            predicted_demanded=(0, *[named * 8 // 10] * (LAYERS - 1)),
+        )
 
     def environment(self) -> dict[str, Any]:
         """What a reader must know of the configured run."""

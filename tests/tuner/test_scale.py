@@ -8,61 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
+from tests.fakes.crowd import crowd
 from tests.tuner.conftest import Tune
 from tuner.folders import default_storage
-from tuner.store.database import open_database
-from tuner.store.tables import ConfigurationRow, SampleRow, SentinelRow, StudyRow, TrialRow
 
-STUDIES, TRIALS, REPEATS = 50, 2000, 3
-METRICS = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate")
+STUDIES, TRIALS = 50, 2000
 LIMIT_S = 2.0
 
 
 @pytest.fixture
 def crowded(tune: Tune, study: Path) -> Path:
     """The finished study beside 49 copies of it with 2000 trials each."""
-    database = open_database(default_storage())
-    with database.engine.begin() as connection:
-        one = connection.execute(sa.select(StudyRow.__table__)).mappings().one()
-        first = connection.execute(sa.select(TrialRow.__table__)).mappings().first()
-        config = connection.execute(sa.select(ConfigurationRow.__table__)).mappings().first()
-        assert first is not None
-        assert config is not None
-        sentinel = connection.execute(
-            sa.insert(SentinelRow).values(machine_id=one["machine_id"], compute_ms=1.0, read_ms=1.0)
-        ).inserted_primary_key[0]
-        number = 10_000
-        for index in range(1, STUDIES):
-            study_id = 1000 + index
-            connection.execute(
-                sa.insert(StudyRow), {**one, "id": study_id, "name": f"copy-{index}"}
-            )
-            numbers = range(number, number + TRIALS)
-            number += TRIALS
-            connection.execute(
-                sa.insert(ConfigurationRow),
-                [{**config, "id": n, "hash": f"{n:016d}"} for n in numbers],
-            )
-            connection.execute(
-                sa.insert(TrialRow),
-                [
-                    {**first, "id": n, "study_id": study_id, "number": place,
-                     "configuration_id": n, "state": "COMPLETE"}
-                    for place, n in enumerate(numbers)
-                ],
-            )  # fmt: skip
-            connection.execute(
-                sa.insert(SampleRow),
-                [
-                    {"configuration_id": n, "machine_id": one["machine_id"], "trial_id": n,
-                     "sentinel_id": sentinel, "repeat": repeat, "role": "search",
-                     "metric": metric, "value": 10.0 + n % 97 + repeat, "unit": "x"}
-                    for n in numbers for repeat in range(REPEATS) for metric in METRICS
-                ],
-            )  # fmt: skip
-    database.close()
+    crowd(default_storage(), studies=STUDIES - 1, trials=TRIALS)
     return study
 
 

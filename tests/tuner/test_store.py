@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from engine.config import EngineConfig
 from engine.hardware import probe
 from engine.memory import resolve
 from engine.protocol import Workload
-from engine.report import MemoryReading, QualityReport, Report, Sample, Sentinel
+from engine.report import ExpertUse, MemoryReading, QualityReport, Report, Sample, Sentinel
 from tests.fakes.fake_engine import facts_of
 from tuner.definition import StudyDefinition
 from tuner.errors import StoreError, StudyError, UsageError
 from tuner.store.database import MIGRATIONS, open_database, open_read_only
+from tuner.store.overview import Overview
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.tables import Base
 
@@ -206,3 +208,32 @@ def test_a_read_only_folder_is_said_and_can_still_be_read(tmp_path: Path):
 def test_a_url_that_is_no_store_is_a_usage_error(url: str):
     with pytest.raises(UsageError):
         open_database(url)
+
+
+def test_what_experts_were_asked_adds_up_over_a_configurations_measurements(tmp_path: Path):
+    store = Store(open_database(url_of(tmp_path)))
+    study = begin(store)
+    config, plan = resolve(EngineConfig(), facts_of("m"))
+    key = store.keep_configuration(study.model_id, study.workload_hash, config, plan)
+    overview = Overview(store.database)
+    assert overview.expert_use(key, study.machine_id) is None
+    use = ExpertUse(((3, 1), (2, 2)), (3, 0), (1, 4), (0, 4), (0, 2))
+    for _ in range(2):
+        report = replace(report_of(1.0), experts=use)
+        store.add_samples(key, study.machine_id, None, report)
+    store.add_samples(key, study.machine_id, None, report_of(1.0))
+    found = overview.expert_use(key, study.machine_id)
+    assert found == ExpertUse(((6, 2), (4, 4)), (6, 0), (2, 8), (0, 8), (0, 4))
+    assert overview.expert_use(key, study.machine_id + 1) is None
+    store.database.close()
+
+
+def test_a_store_of_before_counts_is_brought_up_to_date(tmp_path: Path):
+    url = url_of(tmp_path)
+    store = Store(open_database(url))
+    begin(store)
+    store.database.close()
+    downgrade(url, "0004")
+    store = Store(open_database(url))
+    assert Overview(store.database).expert_use(1, 1) is None
+    store.database.close()

@@ -45,11 +45,21 @@ class Staircases:
 
 
 def non_dominated(points: Floats) -> NDArray[np.bool_]:
-    """Which points [n, d] no other one beats in everything; more is better."""
+    """Which points [n, d] no other one beats in everything; more is better.
+
+    What nothing left beats (the largest scaled sum) drops all that is nowhere better, so it takes a
+    pass for each member of the front. Equal points stand or fall together.
+    """
+    span = np.ptp(points, axis=0) if len(points) else np.ones(points.shape[1])
+    scaled = (points / np.where(span > 0, span, 1.0)).sum(axis=1)
+    left, peaks = np.arange(len(points)), []
+    while len(left):
+        peak = points[left[np.argmax(scaled[left])]]
+        peaks.append(peak)
+        left = left[(points[left] > peak).any(axis=1)]
     kept = np.ones(len(points), dtype=bool)
-    for number, point in enumerate(points):
-        beaten = (points >= point).all(axis=1) & (points > point).any(axis=1)
-        kept[number] = not beaten.any()
+    for peak in peaks:
+        kept &= ~((peak >= points).all(axis=1) & (peak > points).any(axis=1))
     return kept
 
 

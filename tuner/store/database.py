@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ BUSY_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Database:
-    """An open store. url: as the user would write it."""
+    """An open store. url: as the user would write it; held: the transaction of `at_one_moment`."""
 
     url: str
     engine: sa.Engine
     read_only: bool
+    held: Session | None = None
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -41,10 +42,22 @@ class Database:
 
         Raises StoreError with one sentence for a locked, full or read-only database.
         """
+        if self.held is not None:
+            with explained(self.url):
+                yield self.held
+            return
         with explained(self.url), Session(self.engine, expire_on_commit=False) as session:
             yield session
             if not self.read_only:
                 session.commit()
+
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[Database]:
+        """The same store, in which every question is answered as of one moment, whoever writes
+        meanwhile. For a database that was opened read-only."""
+        assert self.read_only, "a writer would hold others up"
+        with self.session() as session:
+            yield replace(self, held=session)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -79,7 +92,9 @@ def open_read_only(url: str) -> Database:
             )
         engine = _make_read_only_engine(path)
     else:
-        engine = _make_engine(parsed)
+        engine = _make_engine(parsed).execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
     with explained(url), contextlib.ExitStack() as undo:
         undo.callback(engine.dispose)
         version = _version(engine)
@@ -190,9 +205,12 @@ def _make_read_only_engine(path: Path) -> sa.Engine:
             # there either, so the file will not change under us.
             connection.close()
             connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
+        connection.isolation_level = None  # the driver would leave SELECT outside of transactions
         return connection
 
-    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

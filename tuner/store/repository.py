@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from tuner.store.snapshots import (
 )
 from tuner.store.tables import (
     ConfigurationRow,
+    ExpertUseRow,
     ExportRow,
     MachineRow,
     ModelRow,
@@ -249,7 +250,8 @@ class Store:
         report: Report,
         role: Role = "search",
     ) -> None:
-        """Every sample of a report with its sentinel; repeats are numbered on."""
+        """Every sample of a report with its sentinel and what it counted; repeats are numbered
+        on."""
         with self.database.session() as session:
             sentinel = SentinelRow(
                 machine_id=machine_id,
@@ -279,6 +281,14 @@ class Store:
                 )
                 for sample in report.samples
             )
+            if report.experts is not None:
+                session.add(
+                    ExpertUseRow(
+                        configuration_id=configuration_id,
+                        machine_id=machine_id,
+                        counts=report.experts.to_json(),
+                    )
+                )
 
     def pool(self, configuration_id: int, machine_id: int) -> Pool:
         """All samples of one configuration; empty when there are none."""
@@ -369,13 +379,16 @@ class Store:
         known = f"there are: {', '.join(names)}" if names else "there are none yet"
         raise MissingStudyError(f"there is no study '{name}'; {known}")
 
-    def trials(self, study: StudySnapshot) -> tuple[TrialSnapshot, ...]:
-        """Every trial of a study in order, with pooled metrics."""
+    def trials(
+        self, study: StudySnapshot, numbers: Collection[int] | None = None
+    ) -> tuple[TrialSnapshot, ...]:
+        """Trials of a study in order, with pooled metrics; numbers: only these, None: all."""
+        wanted = [TrialRow.study_id == study.id]
+        if numbers is not None:
+            wanted.append(TrialRow.number.in_(numbers))
         with self.database.session() as session:
-            rows = session.scalars(
-                select(TrialRow).where(TrialRow.study_id == study.id).order_by(TrialRow.number)
-            ).all()
-            ids = select(TrialRow.configuration_id).where(TrialRow.study_id == study.id)
+            rows = session.scalars(select(TrialRow).where(*wanted).order_by(TrialRow.number)).all()
+            ids = select(TrialRow.configuration_id).where(*wanted)
             pooled = pools(session, ids, study.machine_id)
             configs = {
                 row.id: row.config

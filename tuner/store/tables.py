@@ -172,8 +172,12 @@ class SampleRow(Base):
     verify."""
 
     __tablename__ = "sample"
+    # one metric of very many configurations, read without touching the rows
+    __table_args__ = (
+        Index("ix_sample_pooled", "configuration_id", "machine_id", "metric", "value"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
-    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"), index=True)
+    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"))
     machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
     trial_id: Mapped[int | None] = mapped_column(ForeignKey("trial.id"))
     sentinel_id: Mapped[int] = mapped_column(ForeignKey("sentinel.id"))
@@ -182,6 +186,17 @@ class SampleRow(Base):
     metric: Mapped[str] = mapped_column(String(64))
     value: Mapped[float]
     unit: Mapped[str] = mapped_column(String(16))
+
+
+class ExpertUseRow(Base):
+    """What one measurement of a configuration asked of each layer's experts: ExpertUse as JSON."""
+
+    __tablename__ = "expert_use"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"), index=True)
+    machine_id: Mapped[int] = mapped_column(ForeignKey("machine.id"))
+    counts: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=now)
 
 
 class ExportRow(Base):

@@ -191,3 +191,28 @@ def test_no_sequence_fails_where_all_logits_are_numbers(engine: Engine) -> None:
 def test_a_measurement_where_every_sequence_fails_raises(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"every sequence failed: .* try compute.dtype"):
         run_poisoned(engine, [BAD["in the prompt"]])
+
+
+def test_what_each_layers_experts_were_asked_agrees_with_the_hit_rate(
+    engine: Engine, tiny_folder: Path
+) -> None:
+    report = run(
+        engine,
+        tiny_folder,
+        **{"cache.expert_bytes": "50%", "prefetch.predictor": "next_gate", "prefetch.depth": 1},
+    )
+    use, facts = report.experts, engine.facts
+    assert use is not None
+    tokens = 2 * WORKLOAD.sequences * (WORKLOAD.prompt_tokens + WORKLOAD.output_tokens - 1)
+    for row in use.activations:
+        assert len(row) == facts.experts
+        assert sum(row) == tokens * facts.experts_per_token
+    decoded = 2 * WORKLOAD.sequences * (WORKLOAD.output_tokens - 1)
+    looked_up = [hits + misses for hits, misses in zip(use.hits, use.misses, strict=True)]
+    assert looked_up == [decoded * facts.experts_per_token] * facts.moe_layers
+    rate = sum(use.hits) / sum(looked_up)
+    assert rate == pytest.approx(report.metrics["expert_hit_rate"].value)
+    assert use.predicted[0] == 0
+    precision = sum(use.predicted_demanded) / sum(use.predicted)
+    assert precision == pytest.approx(report.metrics["prefetch_precision"].value, rel=0.2)
+    assert Report.from_json(report.to_json()).experts == use

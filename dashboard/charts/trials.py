@@ -1,0 +1,112 @@
+"""Trials: failures, settings against objectives, importances, predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.charts.style import BLUE, GREY, ORANGE, PALETTE, PATTERNS, SCALE, bars, label, layout
+from dashboard.frames.trials import MEASURED, PREDICTED
+
+
+def failures_figure(failures: pd.DataFrame) -> Any:
+    """How many trials ended in each class of failure."""
+    figure = go.Figure(
+        go.Bar(
+            x=failures["trials"].tolist(),
+            y=failures["failure"].tolist(),
+            text=failures["trials"].tolist(),
+            orientation="h",
+            marker={"color": ORANGE},
+        )
+    )
+    return layout(figure, height=100 + 32 * len(failures), xaxis_title="trials")
+
+
+def parallel_figure(table: pd.DataFrame, colour_by: str) -> Any:
+    """One line a trial over its settings and objectives; dragging along an axis filters."""
+    figure = go.Figure(
+        go.Parcoords(
+            dimensions=[_dimension(table[name], str(name)) for name in table.columns],
+            line={
+                "color": table[colour_by].tolist(),
+                "colorscale": SCALE,
+                "showscale": True,
+                "colorbar": {"title": {"text": colour_by}},
+            },
+            labelangle=-15,
+        )
+    )
+    layout(figure, height=460)
+    return figure.update_layout(margin={"l": 60, "r": 30, "t": 90, "b": 20})
+
+
+def importances_figure(shares: pd.DataFrame) -> Any:
+    """A group of bars a setting, one an objective; they differ in pattern too."""
+    figure = go.Figure()
+    for place, (objective, rows) in enumerate(shares.groupby("objective", sort=False)):
+        figure.add_trace(
+            go.Bar(
+                x=rows["share"].tolist(),
+                y=rows["setting"].tolist(),
+                name=str(objective),
+                orientation="h",
+                marker={"color": PALETTE[place], "pattern": {"shape": PATTERNS[place]}},
+                hovertemplate=f"%{{y}}: %{{x:.0%}} of {objective}<extra></extra>",
+            )
+        )
+    layout(figure, barmode="group", height=140 + 24 * len(shares))
+    return figure.update_layout(
+        xaxis={"title": "share of what decides", "tickformat": ".0%"},
+        yaxis={"autorange": "reversed"},
+    )
+
+
+def predicted_figure(pairs: pd.DataFrame, metric: str) -> Any:
+    """Predicted against measured with its interval, and the line on which both are equal."""
+    ends = [
+        float(min(pairs[PREDICTED].min(), pairs[MEASURED].min())),
+        float(max(pairs[PREDICTED].max(), pairs[MEASURED].max())),
+    ]
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=ends, y=ends, mode="lines", name="equal", line={"color": GREY, "dash": "dash"}
+            ),
+            go.Scatter(
+                x=pairs[PREDICTED].tolist(),
+                y=pairs[MEASURED].tolist(),
+                error_y=bars(pairs, MEASURED),
+                mode="markers",
+                name="trials",
+                marker={"color": BLUE, "size": 9},
+                customdata=pairs["number"].tolist(),
+                hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>measured %{y:.4g}"
+                "<extra></extra>",
+            ),
+        ]
+    )
+    return layout(
+        figure,
+        height=420,
+        xaxis_title=f"predicted {metric}",
+        yaxis_title=f"measured {label(metric)}",
+    )
+
+
+def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
+    """An axis: numbers as they are, what is not a number as its place in order."""
+    values = column.tolist()
+    short = name.rsplit(".", 1)[-1] if "." in name else name
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        few = sorted(set(values))
+        listed = len(few) <= 8 and all(isinstance(value, int) for value in few)
+        ticks: dict[str, Any] = {"tickvals": few} if listed else {"tickformat": ".4~g"}
+        return {"label": short, "values": values, **ticks}
+    known = sorted({str(value) for value in values})
+    places = [known.index(str(value)) for value in values]
+    return {
+        "label": short, "values": places, "tickvals": list(range(len(known))), "ticktext": known
+    }  # fmt: skip

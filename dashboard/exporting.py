@@ -1,0 +1,36 @@
+"""A button that hands out a trial in any format that `tune export` writes."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from tuner.errors import TunerError
+from tuner.export import render_format
+from tuner.exports.formats import FORMATS
+from tuner.front import Front
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+
+def draw_exports(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> None:
+    """The format's list and its button; why not, where the format cannot hold this config."""
+    name = str(
+        st.selectbox(
+            "Format",
+            list(FORMATS),
+            format_func=lambda known: f"{known}: {FORMATS[known].title}",
+            key="format",
+        )
+    )
+    try:
+        text = render_format(name, study, front, trial)
+    except TunerError as error:
+        st.warning(str(error))
+        return
+    st.download_button(
+        f"Export as {name}",
+        text,
+        file_name=f"expertune-{study.name}-{trial.number}{FORMATS[name].suffix}",
+        mime=FORMATS[name].mime,
+        key="export",
+        on_click="ignore",
+    )

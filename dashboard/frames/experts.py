@@ -1,0 +1,57 @@
+"""Experts: which are chosen, which were there, which were foreseen; one row a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from engine.report import ExpertUse
+from tuner.formats import format_metric
+from tuner.store.snapshots import TrialSnapshot
+
+FIGURES = (
+    "expert_hit_rate",
+    "expert_hit_rate.prefill",
+    "oracle_hit_rate",
+    "prefetch_precision",
+    "prefetch_recall",
+    "prefetch_in_time",
+    "resident_share",
+)
+
+
+def activations_frame(use: ExpertUse) -> pd.DataFrame:
+    """[layer, expert]: the share of a layer's choices that fell on each expert."""
+    counts = np.array(use.activations, dtype=float)
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    return pd.DataFrame(counts / totals)
+
+
+def layers_frame(use: ExpertUse) -> pd.DataFrame:
+    """Columns layer, hit rate, prefetch precision (None where nothing was looked up or predicted),
+    look-ups and predictions behind them, share of the four most chosen experts."""
+    busiest = [sum(sorted(row)[-4:]) / max(1, sum(row)) for row in use.activations]
+    return pd.DataFrame(
+        {
+            "layer": range(len(use.hits)),
+            "hit rate": _shares(
+                use.hits, [a + b for a, b in zip(use.hits, use.misses, strict=True)]
+            ),
+            "look-ups": [a + b for a, b in zip(use.hits, use.misses, strict=True)],
+            "prefetch precision": _shares(use.predicted_demanded, use.predicted),
+            "predictions": use.predicted,
+            "four busiest experts": busiest,
+        }
+    )
+
+
+def rates_frame(trial: TrialSnapshot) -> pd.DataFrame:
+    """The trial's own figures about experts, with intervals: columns metric, value."""
+    rows = [(name, format_metric(trial.metrics[name])) for name in FIGURES if name in trial.metrics]
+    return pd.DataFrame(rows, columns=["metric", "value"])
+
+
+def _shares(parts: Sequence[int], wholes: Sequence[int]) -> list[float | None]:
+    return [part / whole if whole else None for part, whole in zip(parts, wholes, strict=True)]

@@ -1,0 +1,122 @@
+"""The front, one trial of it, and where that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from tuner.certainty import near_front
+from tuner.export import reported
+from tuner.formats import format_metric
+from tuner.front import Front
+from tuner.store.snapshots import TrialSnapshot
+
+SPLIT_PREFIX = "time_ms_per_token."
+FRONT, KNEE, INSIDE, OUTSIDE = "front", "recommended", "dominated", "outside the limits"
+NEAR = "within noise of the front"
+
+
+def points_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
+    """One row a measured trial: number, kind, probability of being on the front, objectives with
+    low and high, settings as text."""
+    near = {number for number, _ in near_front(front, dict(sure))}
+    on_front = {trial.id for trial in front.members}
+    knee = front.knee.id if front.members else None
+    rows = []
+    for trial in front.trials:
+        if trial.state != "COMPLETE" or not set(front.objectives) <= set(trial.scores):
+            continue
+        row: dict[str, object] = {
+            "number": trial.number,
+            "kind": _kind(trial, on_front, near, knee),
+            "sure": sure.get(trial.number, 0.0),
+            "settings": "<br>".join(f"{name} = {value}" for name, value in trial.params.items()),
+        }
+        for name in front.objectives:
+            value = trial.scores[name]
+            metric = trial.metrics.get(name)
+            row[name] = value
+            row[f"{name}_low"] = metric.low if metric else value
+            row[f"{name}_high"] = metric.high if metric else value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def members_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
+    """The front as a table: what a chart shows, for those who read rather than look."""
+    knee = front.knee.id if front.members else None
+    return pd.DataFrame(
+        [
+            {
+                "trial": member.number,
+                "": "★ recommended" if member.id == knee else "",
+                **{
+                    name: format_metric(member.metrics[name])
+                    if name in member.metrics
+                    else f"{member.scores[name]:.4g}"
+                    for name in front.objectives
+                },
+                "on the front with": f"{sure.get(member.number, 0.0):.0%}",
+                **{name: str(value) for name, value in member.params.items()},
+            }
+            for member in front.members
+        ]
+    )
+
+
+def metrics_frame(trial: TrialSnapshot) -> pd.DataFrame:
+    """One row a metric of a trial, with its interval."""
+    return pd.DataFrame(
+        [
+            {
+                "metric": name,
+                "value": metric.value,
+                "low": metric.low,
+                "high": metric.high,
+                "n": metric.n,
+                "unit": metric.unit,
+                "measured": "in fresh processes" if name in trial.confirmed else "in the search",
+            }
+            for name, metric in reported(trial).items()
+        ]
+    )
+
+
+def split_frame(trial: TrialSnapshot) -> pd.DataFrame:
+    """Where the time of a token goes: columns part, ms."""
+    rows = [
+        (name.removeprefix(SPLIT_PREFIX), metric.value)
+        for name, metric in trial.metrics.items()
+        if name.startswith(SPLIT_PREFIX)
+    ]
+    return pd.DataFrame(rows, columns=["part", "ms"])
+
+
+def origin_frame(trial: TrialSnapshot) -> pd.DataFrame:
+    """Where a trial's figures come from: columns what, is."""
+    sentinel = trial.sentinel or {}
+    repeats = max((metric.n for metric in trial.metrics.values()), default=0)
+    fresh = max((metric.n for metric in trial.confirmed.values()), default=0)
+    rows = {
+        "proposed by": trial.origin or "the sampler",
+        "run by": trial.worker,
+        "started (UTC)": trial.started.strftime("%Y-%m-%d %H:%M:%S"),
+        "ended (UTC)": trial.finished and trial.finished.strftime("%Y-%m-%d %H:%M:%S"),
+        "engine seconds": trial.engine_s and f"{trial.engine_s:.1f}",
+        "repeats": f"{repeats}, of them {fresh} in fresh processes",
+        "sentinel kernel, ms": f"{sentinel['compute_ms']:.4g}" if sentinel else None,
+        "sentinel read, ms": f"{sentinel['read_ms']:.4g}" if sentinel else None,
+    }
+    found = [(name, str(value)) for name, value in rows.items() if value is not None]
+    return pd.DataFrame(found, columns=["what", "is"])
+
+
+def _kind(trial: TrialSnapshot, on_front: set[int], near: set[int], knee: int | None) -> str:
+    if trial.id == knee:
+        return KNEE
+    if trial.id in on_front:
+        return FRONT
+    if not trial.feasible:
+        return OUTSIDE
+    return NEAR if trial.number in near else INSIDE

@@ -1,0 +1,70 @@
+"""Studies: how they stand, what they spent, what runs now; deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tuner.store.overview import RunningTrial
+from tuner.store.snapshots import StudySnapshot, TelemetrySnapshot
+
+MINUTES = "%Y-%m-%d %H:%M"
+
+
+def studies_frame(studies: Sequence[StudySnapshot]) -> pd.DataFrame:
+    """One row a study, the newest first."""
+    states = sorted({state for study in studies for state in study.trials_by_state})
+    return pd.DataFrame(
+        [
+            {
+                "study": study.name,
+                "model": study.model,
+                "state": study.state,
+                "trials": study.trials,
+                **{state.lower(): study.trials_by_state.get(state, 0) for state in states},
+                "updated (UTC)": study.updated.strftime(MINUTES),
+            }
+            for study in reversed(studies)
+        ]
+    )
+
+
+def spent_frame(study: StudySnapshot) -> pd.DataFrame:
+    """Seconds by stage: columns stage, seconds."""
+    return pd.DataFrame(list(study.spent.items()), columns=["stage", "seconds"])
+
+
+def running_frame(trials: Sequence[RunningTrial]) -> pd.DataFrame:
+    """One row a trial that is being run."""
+    return pd.DataFrame(
+        [
+            {
+                "trial": trial.number,
+                "since (UTC)": trial.started.strftime("%H:%M:%S"),
+                "worker": trial.worker or "",
+                **{name: str(value) for name, value in trial.params.items()},
+            }
+            for trial in trials
+        ]
+    )
+
+
+def deployments_frame(windows: Sequence[TelemetrySnapshot]) -> pd.DataFrame:
+    """The newest window of each deployment, and whether to tune again."""
+    newest = {window.deployment: window for window in windows}
+    return pd.DataFrame(
+        [
+            {
+                "deployment": name,
+                "tokens": window.payload.get("output_tokens"),
+                "ms per token": window.payload.get("tpot_ms"),
+                "stall ms per token": window.payload.get("stall_ms_per_token"),
+                "hit rate": window.payload.get("expert_hit_rate"),
+                "routing drift": window.payload.get("drift", {}).get("routing"),
+                "state": "re-tune" if window.payload.get("drift", {}).get("retune") else "holds",
+                "at (UTC)": window.created.strftime(MINUTES),
+            }
+            for name, window in newest.items()
+        ]
+    )

@@ -1,0 +1,85 @@
+"""Trials as tables: one page of them, failures, settings against objectives, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from tuner.formats import format_metric
+from tuner.store.snapshots import TrialSnapshot
+
+PREDICTED, MEASURED = "predicted", "measured"
+
+
+def trials_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> pd.DataFrame:
+    """One row a trial, the newest first."""
+    return pd.DataFrame(
+        [
+            {
+                "trial": trial.number,
+                "state": _state(trial),
+                "failure": trial.failure or "",
+                **{name: _figure(trial, name) for name in objectives},
+                **{name: str(value) for name, value in trial.params.items()},
+                "reason": trial.reason or "",
+                "engine s": trial.engine_s,
+                "origin": trial.origin or "",
+            }
+            for trial in sorted(trials, key=lambda trial: -trial.number)
+        ]
+    )
+
+
+def failures_frame(failures: Mapping[str, int]) -> pd.DataFrame:
+    """How many trials ended in each class of failure: columns failure, trials."""
+    return pd.DataFrame(sorted(failures.items()), columns=["failure", "trials"])
+
+
+def parallel_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> pd.DataFrame:
+    """One row a trial that ran to its end: settings as they were proposed, then objectives."""
+    return pd.DataFrame(
+        [
+            {**trial.params, **{name: trial.scores[name] for name in objectives}}
+            for trial in trials
+            if trial.state == "COMPLETE" and set(objectives) <= set(trial.scores)
+        ]
+    )
+
+
+def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Columns setting, objective, share; what matters most in all objectives first."""
+    rows = [
+        (setting, objective, share)
+        for objective, shares in weights.items()
+        for setting, share in shares.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["setting", "objective", "share"])
+    total = frame.groupby("setting")["share"].transform("sum")
+    order = frame.assign(total=total).sort_values(["total", "setting"], ascending=False)
+    return order.drop(columns="total").reset_index(drop=True)
+
+
+def predicted_frame(trials: Sequence[TrialSnapshot], metric: str) -> pd.DataFrame:
+    """Columns number, predicted, measured with its interval, of trials that have both."""
+    rows = [
+        (trial.number, trial.predicted[metric], found.value, found.low, found.high)
+        for trial in trials
+        if metric in trial.predicted and (found := trial.metrics.get(metric)) is not None
+    ]
+    columns = ["number", PREDICTED, MEASURED, f"{MEASURED}_low", f"{MEASURED}_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _state(trial: TrialSnapshot) -> str:
+    outside = trial.state == "COMPLETE" and not trial.feasible
+    return "OUTSIDE LIMITS" if outside else trial.state
+
+
+def _figure(trial: TrialSnapshot, name: str) -> str:
+    """With its interval, a bound marked as one."""
+    if name in trial.bounds:
+        return f"at most {trial.bounds[name]:.4g}"
+    if name in trial.metrics:
+        return format_metric(trial.metrics[name])
+    return f"{trial.scores[name]:.4g}" if name in trial.scores else "-"

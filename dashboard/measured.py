@@ -1,0 +1,79 @@
+"""What pages draw of a study's measured trials: the front under given limits, from few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from tuner.certainty import on_front
+from tuner.definition import Constraints
+from tuner.drawable import drawable
+from tuner.front import Front, build_front
+from tuner.limits import MEASURES, inside, judged, own_limits
+from tuner.store.database import Database
+from tuner.store.overview import Overview
+from tuner.store.points import Points
+from tuner.store.repository import Store
+from tuner.store.service import revision
+from tuner.store.snapshots import StudySnapshot
+
+
+@dataclass(frozen=True)
+class Measured:
+    """front: its trials are those that are drawn; sure: probability of being on the front, by
+    number; complete, within: how many trials ran to their end, and how many keep the limits."""
+
+    front: Front
+    sure: Mapping[int, float]
+    complete: int
+    within: int
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        drawn = len(self.front.trials)
+        text = (
+            f"{len(self.front.members)} on the front of {self.within} within the limits and "
+            f"{self.complete} measured."
+        )
+        if drawn == self.complete:
+            return text
+        return f"{text} Drawn are {drawn}: the front, what lies within noise of it, and the newest."
+
+
+def measured_front(
+    moment: Database, study: StudySnapshot, limits: Constraints | None = None
+) -> Measured:
+    """limits: other ones than the study's own."""
+    own = own_limits(study)
+    wanted = own if limits is None else limits
+    objectives = study.definition["objectives"]
+    moved = MEASURES if wanted != own else ()
+    points = read_points(moment, study, tuple(dict.fromkeys((*objectives, *moved))))
+    kept = inside(points, own, wanted)
+    trials = Store(moment).trials(study, drawable(points, objectives, kept))
+    front = build_front(judged(trials, own, wanted), objectives, wanted.min_quality)
+    return Measured(front, on_front(front), len(points), int(kept.sum()))
+
+
+def read_points(
+    moment: Database, study: StudySnapshot, names: tuple[str, ...], with_budgets: bool = False
+) -> Points:
+    """All measured trials as columns; not read again while nothing was written."""
+    return _kept_points(moment.url, study.id, names, with_budgets, revision(moment), moment, study)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _kept_points(
+    url: str,
+    study_id: int,
+    names: tuple[str, ...],
+    with_budgets: bool,
+    written: tuple[Any, ...],
+    _moment: Database,
+    _study: StudySnapshot,
+) -> Points:
+    return Overview(_moment).points(_study, names, with_budgets)

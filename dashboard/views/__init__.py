@@ -1,0 +1,1 @@
+"""One page a question; Streamlit runs each file as a program."""

@@ -1,0 +1,32 @@
+"""Deployments: what each said last, and which to tune again."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.frames.studies import deployments_frame
+from dashboard.reading import read
+from tuner.store.database import Database
+from tuner.store.repository import Store
+
+
+def main() -> None:
+    """One row a deployment."""
+    st.title("Deployments")
+    read(_draw)
+
+
+def _draw(moment: Database) -> None:
+    windows = Store(moment).telemetry()
+    if not windows:
+        st.info("No deployment has reported yet: `tune deploy FILE` writes telemetry here.")
+        return
+    st.dataframe(deployments_frame(windows), hide_index=True, width="stretch")
+    st.caption(
+        "`re-tune` stands where texts route to other experts than those that the config was tuned "
+        "for."
+    )
+
+
+if __name__ == "__main__":
+    main()

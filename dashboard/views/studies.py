@@ -1,0 +1,55 @@
+"""Studies, and how far the chosen one is: redrawn by itself while it runs."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.charts.studies import spent_figure
+from dashboard.frames.studies import running_frame, spent_frame, studies_frame
+from dashboard.reading import EVERY_S, read_study
+from tuner.store.database import Database
+from tuner.store.overview import Overview
+from tuner.store.repository import Store
+from tuner.store.snapshots import StudySnapshot
+
+
+def main() -> None:
+    """All studies, and the chosen one's progress."""
+    st.title("Studies")
+    read_study(_draw)
+
+
+def _draw(moment: Database, study: StudySnapshot) -> None:
+    st.dataframe(studies_frame(Store(moment).studies()), hide_index=True, width="stretch")
+    st.caption("Choose one at the left; the other pages are about it.")
+    st.subheader(study.name)
+    again = f" · looked at again every {EVERY_S:.0f} s" if study.state == "RUNNING" else ""
+    st.caption(f"{study.model} · {study.state.lower()}{again}")
+    overview = Overview(moment)
+    with st.container(horizontal=True):
+        st.metric("trials", study.trials, border=True)
+        for state, count in sorted(study.trials_by_state.items()):
+            st.metric(state.lower(), count, border=True)
+    best = overview.best(study)
+    with st.container(horizontal=True):
+        for name, value in best.items():
+            st.metric(f"best {name}", f"{value:.4g}", border=True)
+    if best:
+        st.caption("Within the limits, as each trial ended; the front pools later repeats too.")
+    _draw_running(overview, study)
+    spent = spent_frame(study)
+    if len(spent):
+        st.markdown("**Seconds by stage**")
+        said = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in study.spent.items())
+        st.plotly_chart(spent_figure(spent), key="spent", alt=f"Seconds by stage: {said}")
+
+
+def _draw_running(overview: Overview, study: StudySnapshot) -> None:
+    running = running_frame(overview.running(study))
+    if len(running):
+        st.markdown("**Running now**")
+        st.dataframe(running, hide_index=True, width="stretch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Trials: what was run, what failed, which settings mattered, how good predictions were."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.charts.trials import (
+    failures_figure,
+    importances_figure,
+    parallel_figure,
+    predicted_figure,
+)
+from dashboard.frames.trials import (
+    failures_frame,
+    importances_frame,
+    parallel_frame,
+    predicted_frame,
+    trials_frame,
+)
+from dashboard.reading import read_study
+from tuner.explain import twin_error
+from tuner.importance import importances
+from tuner.store.database import Database
+from tuner.store.overview import Overview, TrialFilter
+from tuner.store.repository import Store
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+ROWS = 100  # of a table's page
+NEWEST = 300  # trials behind the charts
+ANY = "any"
+
+
+def main() -> None:
+    """The table, then the charts."""
+    st.title("Trials")
+    read_study(_draw)
+
+
+def _draw(moment: Database, study: StudySnapshot) -> None:
+    overview = Overview(moment)
+    if not study.trials:
+        st.info("No trial has begun yet.")
+        return
+    failures = overview.failures(study)
+    _draw_table(moment, study, _choose_filter(overview, study, failures))
+    if failures:
+        st.subheader("Failures by class")
+        said = ", ".join(f"{count} {name}" for name, count in failures.items())
+        figure = failures_figure(failures_frame(failures))
+        st.plotly_chart(figure, key="failures", alt=f"Failures: {said}")
+    complete = TrialFilter(states=("COMPLETE",))
+    newest = overview.numbers(study, complete, 0, NEWEST)
+    trials = Store(moment).trials(study, newest)
+    if not trials:
+        return
+    total = study.trials_by_state.get("COMPLETE", 0)
+    if total > len(trials):
+        st.caption(f"The charts below are of the newest {len(trials)} of {total} complete trials.")
+    objectives = study.definition["objectives"]
+    _draw_parallel(trials, objectives)
+    _draw_importances(trials, objectives)
+    _draw_predictions(trials)
+
+
+def _choose_filter(
+    overview: Overview, study: StudySnapshot, failures: dict[str, int]
+) -> TrialFilter:
+    state, failure, setting, value = st.columns(4)
+    states = state.multiselect("State", sorted(study.trials_by_state), key=f"state-{study.name}")
+    classes = failure.multiselect("Failure", list(failures), key=f"failure-{study.name}")
+    settings = [ANY, *overview.settings(study)]
+    name = str(setting.selectbox("Setting", settings, key=f"setting-{study.name}"))
+    if name == ANY:
+        value.selectbox("Value", [ANY], disabled=True, key="no-value")
+        return TrialFilter(tuple(states), tuple(classes))
+    values = overview.values(study, name)
+    chosen = value.selectbox("Value", values, key=f"value-{study.name}-{name}")
+    return TrialFilter(tuple(states), tuple(classes), name, chosen)
+
+
+def _draw_table(moment: Database, study: StudySnapshot, wanted: TrialFilter) -> None:
+    overview = Overview(moment)
+    count = overview.count(study, wanted)
+    pages = max(1, -(-count // ROWS))
+    page = 1
+    if pages > 1:
+        key = f"page-{study.name}"
+        if st.session_state.get(key, 1) > pages:
+            st.session_state[key] = pages
+        page = int(st.number_input("Page", 1, pages, key=key))
+    skip = (page - 1) * ROWS
+    numbers = overview.numbers(study, wanted, skip, ROWS)
+    trials = Store(moment).trials(study, numbers) if numbers else ()
+    frame = trials_frame(trials, study.definition["objectives"])
+    st.dataframe(frame, hide_index=True, width="stretch")
+    last = skip + len(trials)
+    shown = f"{skip + 1} to {last}" if trials else "0"
+    st.caption(f"Shown are {shown} of {count} trials, the newest first (± half a 95 % interval).")
+
+
+def _draw_parallel(trials: tuple[TrialSnapshot, ...], objectives: list[str]) -> None:
+    table = parallel_frame(trials, objectives)
+    if len(table) < 2:
+        return
+    st.subheader("Settings and what they gave")
+    colour = str(st.selectbox("Coloured by", objectives, key="colour"))
+    said = f"One line a trial over {', '.join(map(str, table.columns))}; the table holds the same."
+    st.plotly_chart(parallel_figure(table, colour), key="parallel", alt=said)
+    st.caption("Drag along an axis to keep only some lines; the filter above narrows the table.")
+
+
+def _draw_importances(trials: tuple[TrialSnapshot, ...], objectives: list[str]) -> None:
+    weights = importances(trials, objectives)
+    if not weights:
+        return
+    st.subheader("How much each setting matters")
+    shares = importances_frame(weights)
+    said = "; ".join(
+        f"{name}: {', '.join(f'{setting} {share:.0%}' for setting, share in by_name.items())}"
+        for name, by_name in weights.items()
+    )
+    st.plotly_chart(importances_figure(shares), key="importances", alt=said)
+    st.caption(
+        f"PED-ANOVA over {len(trials)} trials: which settings decide whether a trial is among the "
+        "better ones. With few trials it is a hint."
+    )
+
+
+def _draw_predictions(trials: tuple[TrialSnapshot, ...]) -> None:
+    pairs = predicted_frame(trials, "output_tps")
+    error = twin_error(trials)
+    if error is None or not len(pairs):
+        return
+    st.subheader("Predicted against measured")
+    said = (
+        f"Predictions were off by {error.median:.0%} (median of {error.n} trials, at most "
+        f"{error.largest:.0%}) beside a common factor of {error.factor:.2f}, which the search "
+        "corrects at once."
+    )
+    st.plotly_chart(predicted_figure(pairs, "output_tps"), key="predicted", alt=said)
+    st.caption(said)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Studies and live progress."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from tests.dashboard.conftest import Opened
+from tuner.front import Front
+from tuner.store.database import open_database
+from tuner.store.repository import Store, TrialOutcome
+
+
+def metrics_of(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def failed_of(front: Front) -> int:
+    return sum(trial.state == "FAILED" for trial in front.trials)
+
+
+def test_every_study_is_listed_with_its_counts(opened: Opened, front: Front):
+    app = opened("studies")
+    row = app.dataframe[0].value.iloc[0]
+    assert (row["study"], row["state"], row["trials"]) == ("small", "FINISHED", 5)
+    assert row["failed"] == failed_of(front) > 0
+
+
+def test_the_chosen_study_shows_states_and_the_best_so_far(
+    opened: Opened, front: Front, made: Path
+):
+    shown = metrics_of(opened("studies"))
+    assert (shown["trials"], shown["failed"]) == ("5", str(failed_of(front)))
+    with sqlite3.connect(made) as connection:
+        rows = connection.execute("SELECT scores FROM trial WHERE state = 'COMPLETE'").fetchall()
+    connection.close()
+    scores = [json.loads(text) for (text,) in rows]
+    assert shown["best output_tps"] == f"{max(one['output_tps'] for one in scores):.4g}"
+    assert shown["best tpot_ms"] == f"{min(one['tpot_ms'] for one in scores):.4g}"
+
+
+def test_a_running_study_says_what_runs_and_that_it_looks_again(
+    opened: Opened, own_storage: str, front: Front
+):
+    store = Store(open_database(own_storage))
+    study = store.study("small")
+    store.set_study_state(study.id, "RUNNING")
+    trial = store.start_trial(study.id, 5, {"precision.bits": 4}, worker="w1")
+    app = opened("studies", own_storage)
+    assert metrics_of(app)["running"] == "1"
+    assert app.dataframe[1].value["trial"].tolist() == [5]
+    assert any("looked at again every" in one.value for one in app.caption)
+    store.finish_trial(trial, TrialOutcome("FAILED", "crash", "it fell"))
+    store.set_study_state(study.id, "FINISHED")
+    store.database.close()
+    app.run()
+    assert not app.exception
+    assert metrics_of(app)["failed"] == str(failed_of(front) + 1)
+    assert not any("looked at again" in one.value for one in app.caption)
+
+
+def test_new_trials_do_not_move_what_was_chosen(opened: Opened, own_storage: str):
+    store = Store(open_database(own_storage))
+    study = store.study("small")
+    store.set_study_state(study.id, "RUNNING")
+    app = opened("front", own_storage)
+    app.selectbox(key="trial-small").set_value(0).run()
+    app.selectbox(key="y").set_value("tpot_ms").run()
+    store.start_trial(study.id, 5, {"precision.bits": 4})
+    store.database.close()
+    app.run()
+    assert not app.exception
+    assert app.selectbox(key="trial-small").value == 0
+    assert app.selectbox(key="y").value == "tpot_ms"

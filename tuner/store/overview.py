@@ -1,0 +1,183 @@
+"""What pages ask of the store: counts, columns and single pages of trials, never a whole study.
+
+Reads, never writes. Ask several questions within `Database.at_one_moment` where their answers must
+agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, String, cast, func, select
+
+from engine.report import ExpertUse
+from tuner.objective import CONSTRAINTS, DIRECTIONS
+from tuner.store.database import Database
+from tuner.store.points import Points, study_points
+from tuner.store.snapshots import StudySnapshot
+from tuner.store.tables import ExpertUseRow, ExportRow, QualityRow, TrialRow
+
+
+@dataclass(frozen=True)
+class TrialFilter:
+    """Which trials of a study. Empty: all. setting, value: as text, of what was proposed."""
+
+    states: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    setting: str | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial that is being run."""
+
+    number: int
+    params: dict[str, Any]
+    worker: str | None
+    started: datetime
+
+
+@dataclass(frozen=True)
+class WrittenExport:
+    """A deployment YAML that was written. content: the file."""
+
+    trial: int
+    pick: str
+    path: str
+    content: str
+    created: datetime
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Questions over one open database."""
+
+    database: Database
+
+    def points(
+        self, study: StudySnapshot, names: Sequence[str], with_budgets: bool = False
+    ) -> Points:
+        """All COMPLETE trials as columns."""
+        with self.database.session() as session:
+            return study_points(session, study, names, with_budgets)
+
+    def count(self, study: StudySnapshot, wanted: TrialFilter) -> int:
+        """How many trials."""
+        with self.database.session() as session:
+            query = select(func.count()).select_from(TrialRow)
+            return int(session.scalar(query.where(*_conditions(study, wanted))) or 0)
+
+    def numbers(
+        self, study: StudySnapshot, wanted: TrialFilter, skip: int, most: int
+    ) -> tuple[int, ...]:
+        """Of at most so many trials, the newest first, after skipping some."""
+        with self.database.session() as session:
+            query = select(TrialRow.number).where(*_conditions(study, wanted))
+            newest = query.order_by(TrialRow.number.desc()).offset(skip).limit(most)
+            return tuple(session.scalars(newest))
+
+    def failures(self, study: StudySnapshot) -> dict[str, int]:
+        """How many trials ended in each class of failure."""
+        query = select(TrialRow.failure, func.count()).where(
+            TrialRow.study_id == study.id, TrialRow.failure.is_not(None)
+        )
+        with self.database.session() as session:
+            rows = session.execute(query.group_by(TrialRow.failure).order_by(TrialRow.failure))
+            return {str(failure): int(count) for failure, count in rows}
+
+    def settings(self, study: StudySnapshot) -> tuple[str, ...]:
+        """Names of what is searched, as its first trial has them."""
+        with self.database.session() as session:
+            query = select(TrialRow.params).where(TrialRow.study_id == study.id)
+            params = session.scalar(query.order_by(TrialRow.number).limit(1))
+            return tuple(params or {})
+
+    def values(self, study: StudySnapshot, setting: str) -> tuple[str, ...]:
+        """Every value that was proposed for a setting, as text."""
+        with self.database.session() as session:
+            query = select(_text_of(setting)).where(TrialRow.study_id == study.id).distinct()
+            return tuple(
+                sorted(str(value) for value in session.scalars(query) if value is not None)
+            )
+
+    def running(self, study: StudySnapshot) -> tuple[RunningTrial, ...]:
+        """Trials that are under way."""
+        query = select(TrialRow).where(TrialRow.study_id == study.id, TrialRow.state == "RUNNING")
+        with self.database.session() as session:
+            return tuple(
+                RunningTrial(row.number, row.params, row.worker, row.started)
+                for row in session.scalars(query.order_by(TrialRow.number))
+            )
+
+    def best(self, study: StudySnapshot) -> dict[str, float]:
+        """The best of each objective among trials within the limits, as each trial ended."""
+        objectives = study.definition["objectives"]
+        bests = [
+            (func.max if DIRECTIONS[name] == "maximize" else func.min)(
+                TrialRow.scores[name].as_float()
+            )
+            for name in objectives
+        ]
+        within = [func.coalesce(TrialRow.violations[n].as_float(), 0.0) <= 0 for n in CONSTRAINTS]
+        query = select(*bests).where(
+            TrialRow.study_id == study.id, TrialRow.state == "COMPLETE", *within
+        )
+        with self.database.session() as session:
+            row = session.execute(query).one()
+        found = zip(objectives, row, strict=True)
+        return {name: float(value) for name, value in found if value is not None}
+
+    def expert_use(self, configuration_id: int, machine_id: int) -> ExpertUse | None:
+        """What all measurements of a configuration asked of its experts; None where none counted,
+        as those of earlier releases."""
+        query = select(ExpertUseRow.counts).where(
+            ExpertUseRow.configuration_id == configuration_id,
+            ExpertUseRow.machine_id == machine_id,
+        )
+        found: ExpertUse | None = None
+        with self.database.session() as session:
+            for counts in session.scalars(query.order_by(ExpertUseRow.id)):
+                use = ExpertUse.from_json(counts)
+                found = use if found is None else found.plus(use)
+        return found
+
+    def exports(self, study: StudySnapshot) -> tuple[WrittenExport, ...]:
+        """Deployment files of a study, the newest first."""
+        query = (
+            select(ExportRow, TrialRow.number)
+            .join(TrialRow, TrialRow.id == ExportRow.trial_id)
+            .where(ExportRow.study_id == study.id)
+            .order_by(ExportRow.id.desc())
+        )
+        with self.database.session() as session:
+            return tuple(
+                WrittenExport(number, row.pick, row.path, row.content, row.created)
+                for row, number in session.execute(query)
+            )
+
+    def versions(self, study: StudySnapshot) -> tuple[dict[str, str], ...]:
+        """Each distinct set of package versions that evaluated this study's model."""
+        query = select(QualityRow.depends_on).where(QualityRow.model_id == study.model_id)
+        with self.database.session() as session:
+            found = [dict(row.get("versions", {})) for row in session.scalars(query)]
+        return tuple({tuple(sorted(one.items())): one for one in found if one}.values())
+
+
+def _conditions(study: StudySnapshot, wanted: TrialFilter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [TrialRow.study_id == study.id]
+    if wanted.states:
+        found.append(TrialRow.state.in_(wanted.states))
+    if wanted.failures:
+        found.append(TrialRow.failure.in_(wanted.failures))
+    if wanted.setting is not None and wanted.value is not None:
+        found.append(_text_of(wanted.setting) == wanted.value)
+    return found
+
+
+def _text_of(setting: str) -> ColumnElement[str]:
+    """A proposed value as text, alike in both databases but for true and false."""
+    return cast(TrialRow.params[setting].as_string(), String)
