@@ -1,7 +1,12 @@
-"""Programs that some tests need. Missing: skipped with what to install, or failed under .ci/run."""
+"""Programs and modules that some tests need. Missing: skipped with what to install, or failed under
+.ci/run."""
 
 import os
 import shutil
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
@@ -11,9 +16,19 @@ PACKAGES = {"gcc": "gcc", "chromium": "chromium", "initdb": "postgresql"}
 def require_program(name: str) -> str:
     """The program's path; skips the test (fails it when EXPERTUNE_REQUIRE_TOOLS is set)."""
     found = shutil.which(name)
-    if found is not None:
-        return found
-    message = f"{name} is missing: apt-get install {PACKAGES.get(name, name)}"
+    if found is None:
+        _missing(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+    return found
+
+
+def require_module(name: str, package: str) -> ModuleType:
+    """A module that only tests use; skips (or fails) like require_program where it is missing."""
+    if find_spec(name) is None:
+        _missing(f"{name} is missing: pip install {package}")
+    return import_module(name)
+
+
+def _missing(message: str) -> NoReturn:
     if os.environ.get("EXPERTUNE_REQUIRE_TOOLS"):
         pytest.fail(message)
     pytest.skip(message)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.protocol import Workload
+from engine.protocol import ModelFacts, Workload
 from engine.report import Metric
 from tuner.deployment import (
     VERSION,
@@ -26,12 +26,12 @@ from tuner.deployment import (
     dump_deployment,
 )
 from tuner.errors import StoreError, UsageError
+from tuner.exports.formats import FORMATS
 from tuner.folders import SOURCE
 from tuner.front import Front
 from tuner.quality import package_versions
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
-FORMATS = ("yaml",)
 NEIGHBOURS = 3
 
 
@@ -79,6 +79,20 @@ def check_format(name: str) -> None:
 def render(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> str:
     """The deployment of a trial as YAML text."""
     return dump_deployment(build_deployment(study, front, trial))
+
+
+def render_format(name: str, study: StudySnapshot, front: Front, trial: TrialSnapshot) -> str:
+    """The deployment of a trial in one of FORMATS.
+
+    Raises UsageError for another name, ExportError where the format cannot hold this config.
+    """
+    return render_deployment(name, build_deployment(study, front, trial), study)
+
+
+def render_deployment(name: str, deployment: Deployment, study: StudySnapshot) -> str:
+    """A deployment of this study in one of FORMATS; raises as render_format does."""
+    check_format(name)
+    return FORMATS[name].render(deployment, ModelFacts.from_json(dict(study.facts)))
 
 
 def write_atomically(path: Path, text: str) -> None:

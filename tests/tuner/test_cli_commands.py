@@ -12,6 +12,7 @@ from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
 from tuner.deployment import load_deployment
+from tuner.exports.formats import FORMATS
 from tuner.session import EngineSession
 
 COMMANDS = (
@@ -100,10 +101,20 @@ def test_export_without_a_file_prints_yaml(tune: Tune, study: Path):
     assert yaml.safe_load(tune("export", "small").out)["schema"] == "expertune/v1"
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_export_writes_every_format(tune: Tune, study: Path, name: str):
+    file = f"picked{FORMATS[name].suffix}"
+    done = tune("export", "small", "--format", name, "-o", file, "--json")
+    assert done.code == 0, done.err
+    assert (study / file).read_text() == done.document["text"]
+    assert done.document["format"] == name
+    assert done.document["deployment"]["schema"] == "expertune/v1"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--format", "vllm"], 2, "this release writes yaml"),
+        (["--format", "gguf"], 2, "this release writes yaml, llama.cpp, vllm, kubernetes"),
         (["--pick", "best"], 2, "write knee, throughput, latency, quality or a trial"),
         (["--pick", "99"], 1, "has no trial 99"),
         (["-o", "absent/x.yaml"], 1, "cannot be written"),

@@ -1,0 +1,25 @@
+"""FORMATS: every format that `tune export --format` and the dashboard offer, by name."""
+
+from __future__ import annotations
+
+from engine.protocol import ModelFacts
+from tuner.deployment import Deployment, dump_deployment
+from tuner.exports.base import Format
+from tuner.exports.kubernetes import render_kubernetes
+from tuner.exports.llama_cpp import render_llama_cpp
+from tuner.exports.vllm import render_vllm
+
+
+def render_yaml(deployment: Deployment, facts: ModelFacts) -> str:
+    """What `tune run`, `deploy` and `verify` read; the facts are not needed."""
+    return dump_deployment(deployment)
+
+
+FORMATS: dict[str, Format] = {
+    "yaml": Format(render_yaml, ".yaml", "application/yaml", "for tune run, deploy and verify"),
+    "llama.cpp": Format(render_llama_cpp, ".sh", "text/x-shellscript", "for llama-server"),
+    "vllm": Format(render_vllm, ".sh", "text/x-shellscript", "for vllm serve"),
+    "kubernetes": Format(
+        render_kubernetes, ".yaml", "application/yaml", "tune deploy in a cluster"
+    ),
+}
