@@ -7,7 +7,7 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
-│   ├── MissingStudyError there is none of this name
+│   ├── MissingStudyError there is none of this name (exit 2)
 │   ├── BusyStudyError    it waits or runs already, or asked something else
 │   └── FullQueueError    too many wait already
 ├── CanaryError          a config does not do here what its file says, and was not to be served so
@@ -74,7 +74,9 @@ class ExportError(TunerError):
 
 
 class MissingStudyError(StudyError):
-    """There is no study of this name."""
+    """There is no study of this name: what the user typed names nothing (exit 2)."""
+
+    exit_code = 2
 
 
 class BusyStudyError(StudyError):

@@ -116,7 +116,7 @@ def test_export_writes_every_format(tune: Tune, study: Path, name: str):
     [
         (["--format", "gguf"], 2, "this release writes yaml, llama.cpp, vllm, kubernetes"),
         (["--pick", "best"], 2, "write knee, throughput, latency, quality or a trial"),
-        (["--pick", "99"], 1, "has no trial 99"),
+        (["--pick", "99"], 2, "has no trial 99: it has trials 0 to 4"),
         (["-o", "absent/x.yaml"], 1, "cannot be written"),
     ],
 )
@@ -124,6 +124,33 @@ def test_export_refuses(tune: Tune, study: Path, words: list[str], code: int, sa
     done = tune("export", "small", *words)
     assert done.code == code
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show", "absent"], ["export", "absent"], ["compare", "small", "absent"],
+     ["worker", "absent"], ["run", "absent.yaml", "--prompt", "p"], ["verify", "absent.yaml"],
+     ["pack", "--remove", "absent"], ["service", "token", "revoke", "absent"]],
+)  # fmt: skip
+def test_a_name_of_nothing_is_usage(tune: Tune, study: Path, words: list[str]):
+    done = tune(*words)
+    assert done.code == 2
+    assert "absent" in done.err
+
+
+def test_what_a_study_did_not_ask_for_cannot_be_picked_and_the_message_says_why(
+    tune: Tune, folder: Path
+):
+    words = ("--objectives", "output_tps,tpot_ms", "--trials", "1")
+    assert tune("--definition", "study.yaml", *words).code == 0
+    done = tune("export", "small", "--pick", "quality")
+    assert done.code == 2
+    assert "quality is no objective of this study; write knee, throughput, latency" in done.err
+
+
+def test_one_trial_is_not_several(tune: Tune, folder: Path):
+    assert tune("--definition", "study.yaml", "--trials", "1").code == 0
+    assert "FINISHED, 1 trial, 1 COMPLETE" in tune("show", "small").out
 
 
 def test_an_infeasible_trial_cannot_be_exported(tune: Tune, folder: Path, misbehave):
@@ -407,7 +434,7 @@ def test_bench_refuses(tune: Tune, words: list[str], code: int, says: str):
 
 def test_an_error_under_json_is_one_document(tune: Tune):
     done = tune("show", "absent", "--json")
-    assert json.loads(done.out)["error"]["exit_code"] == 1
+    assert json.loads(done.out)["error"]["exit_code"] == done.code
 
 
 def test_policies_need_the_studies_folder(
