@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from engine.errors import EngineError
-from tests.docs.pages import CURRENT, Found, commands, mentions, shell_lines
+from tests.docs.pages import CURRENT, PAGES, Found, commands, mentions, shell_lines
 from tuner.__main__ import run
 from tuner.cli.app import app
 from tuner.cli.options import read_settings
@@ -23,7 +23,7 @@ COMMANDS = [found for page in CURRENT for found in commands(page)]
 MENTIONS = [found for page in CURRENT for found in mentions(page)]
 OURS = ("studies/", "scripts/", "docs/", "tests/")
 # What needs no study, no download and only seconds.
-QUICK = ("--help", "--version", "studies", "doctor --no-parity", "plan --model demo")
+QUICK = ("--help", "doctor --no-parity", "plan --model demo")
 
 
 def parse(words: tuple[str, ...]) -> dict[str, Any]:
@@ -95,6 +95,12 @@ def test_what_commands_name_in_the_source_tree_is_there(page: Path):
             assert words[1] in targets, f"{page.name}: make {words[1]}"
 
 
+def test_every_page_is_linked_from_the_front_page():
+    text = (SOURCE / "README.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert page.parent == SOURCE or f"](docs/{page.name})" in text, page.name
+
+
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path):
     text = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
@@ -128,4 +134,4 @@ def test_a_quick_command_does_what_it_says(
 
 
 def test_some_commands_are_run():
-    assert {found.words[0] for found in quick()} >= {"plan"}
+    assert {found.words[0] for found in quick()} >= {"plan", "doctor"}

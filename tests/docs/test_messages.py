@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -109,7 +108,3 @@ def test_the_page_has_messages():
 def test_every_class_of_failure_is_explained():
     for name in get_args(FailureClass):
         assert f"`{name}`" in PAGE, name
-
-
-def test_the_page_is_linked_from_the_front_page():
-    assert "docs/troubleshooting.md" in Path(SOURCE / "README.md").read_text(encoding="utf-8")

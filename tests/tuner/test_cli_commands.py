@@ -1,16 +1,19 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
+from tuner.cli.app import app
 from tuner.deployment import load_deployment
 from tuner.exports.formats import FORMATS
 from tuner.session import EngineSession
@@ -23,7 +26,15 @@ BUDGET = str(BUDGET_BYTES)
 SMALL = ("--model", "m", "--vram", BUDGET, "--workload", "workload.yaml")
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+def every_command(command: Any, path: str = "") -> Iterator[str]:
+    """Of this group, groups in it and their commands too; a group that only lists has none."""
+    if not getattr(command, "no_args_is_help", False) or not path:
+        yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from every_command(inner, f"{path} {name}".strip())
+
+
+@pytest.mark.parametrize("command", every_command(typer.main.get_command(app)))
 def test_help_has_an_example(tune: Tune, command: str):
     done = tune(*command.split(), "--help")
     assert done.code == 0
