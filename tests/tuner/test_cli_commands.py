@@ -10,6 +10,7 @@ import pytest
 import typer
 import yaml
 
+from engine.memory import CONTEXT_BYTES
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
@@ -34,7 +35,7 @@ def every_command(command: Any, path: str = "") -> Iterator[str]:
         yield from every_command(inner, f"{path} {name}".strip())
 
 
-@pytest.mark.parametrize("command", every_command(typer.main.get_command(app)))
+@pytest.mark.parametrize("command", list(every_command(typer.main.get_command(app))))
 def test_help_has_an_example(tune: Tune, command: str):
     done = tune(*command.split(), "--help")
     assert done.code == 0
@@ -234,6 +235,18 @@ def test_plan_shows_the_memory_equation(tune: Tune):
     for row in rows.values():
         assert row["total_bytes"] <= BUDGET_BYTES
     assert "slots" in tune("plan", "--model", "m", "--vram", BUDGET).out
+
+
+def test_plan_counts_the_context_of_an_accelerator(tune: Tune, monkeypatch: pytest.MonkeyPatch):
+    words = ("plan", "--model", "m", "--vram", "2GB", "--json")
+    on_host = tune(*words).document["rows"][0]["workspace_bytes"]
+    monkeypatch.setattr(EngineSession, "opened_device", property(lambda _: "cuda:0", _ignore))
+    on_card = tune(*words).document["rows"][0]["workspace_bytes"]
+    assert on_card - on_host == CONTEXT_BYTES
+
+
+def _ignore(session: EngineSession, value: str) -> None:
+    """A device that the fake engine says does not count."""
 
 
 def test_plan_that_fits_nothing_names_the_smallest_budget(tune: Tune):

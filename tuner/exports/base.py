@@ -13,9 +13,8 @@ Renderer = Callable[[Deployment, ModelFacts], str]
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of its files, with the dot; mime: as HTTP names it; title: what it is for."""
+    """suffix: of its files, with the dot; mime: as HTTP names it."""
 
     render: Renderer
     suffix: str
     mime: str
-    title: str

@@ -16,10 +16,8 @@ def render_yaml(deployment: Deployment, facts: ModelFacts) -> str:
 
 
 FORMATS: dict[str, Format] = {
-    "yaml": Format(render_yaml, ".yaml", "application/yaml", "for tune run, deploy and verify"),
-    "llama.cpp": Format(render_llama_cpp, ".sh", "text/x-shellscript", "for llama-server"),
-    "vllm": Format(render_vllm, ".sh", "text/x-shellscript", "for vllm serve"),
-    "kubernetes": Format(
-        render_kubernetes, ".yaml", "application/yaml", "tune deploy in a cluster"
-    ),
+    "yaml": Format(render_yaml, ".yaml", "application/yaml"),
+    "llama.cpp": Format(render_llama_cpp, ".sh", "text/x-shellscript"),
+    "vllm": Format(render_vllm, ".sh", "text/x-shellscript"),
+    "kubernetes": Format(render_kubernetes, ".yaml", "application/yaml"),
 }

@@ -155,8 +155,7 @@ def _conversion(config: EngineConfig, source: CheckpointSource, kind: GgufType) 
 def _notes(config: EngineConfig) -> list[str]:
     notes = [
         "Option names are those of llama.cpp build 11434. Older builds say --mmap and --no-mmap "
-        "for --load-mode. llama-cli and llama-bench take most of them, without --alias, --host and "
-        "--port.",
+        "for --load-mode. llama-cli takes the same ones but --alias, --host and --port.",
         "To see what it does here: tune bench, with this config's YAML and --peers.",
     ]
     if place_of(config) == "emulated":

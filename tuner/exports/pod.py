@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from typing import Any
 
@@ -62,7 +61,7 @@ def _container(
 ) -> dict[str, Any]:
     return {
         "name": "tune",
-        "image": f"expertune:{importlib.metadata.version('expertune')}",
+        "image": f"expertune:{deployment.provenance.versions.get('expertune', 'latest')}",
         "args": _arguments(deployment, source),
         "env": _environment(source),
         "ports": [{"name": "http", "containerPort": PORT}],

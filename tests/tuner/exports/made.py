@@ -58,7 +58,7 @@ def deployment(
             "machine": machine,
             "provenance": {
                 "study": study, "trial": 3, "seed": 0, "created": "2026-01-01T00:00:00+00:00",
-                "versions": {}, "commit": None,
+                "versions": {"expertune": "1.2.3"}, "commit": None,
             },
         }
     )  # fmt: skip

@@ -74,6 +74,10 @@ def test_the_pod_may_do_little():
     assert all(any(path.startswith(mount) for mount in mounted) for path in written)
 
 
+def test_the_image_is_of_the_release_that_exported():
+    assert pod_of(deployment())["containers"][0]["image"] == "expertune:1.2.3"
+
+
 def test_it_drains_before_it_is_killed():
     pod = pod_of(deployment())
     arguments = pod["containers"][0]["args"]
