@@ -24,12 +24,11 @@ def source(*folders: str) -> str:
 
 @pytest.mark.parametrize(("page", "folder"), [(DEPLOY, "engine/serve"), (SERVICE, "tuner/service")])
 def test_every_route_on_a_page_is_served(page: str, folder: str):
-    served = source(folder).replace("/{name}", "") + "/docs /openapi.json"  # fastapi's own
+    served = source(folder) + "/docs /openapi.json"  # fastapi's own
     routes = set(re.findall(r"`(?:[A-Z]+ )?(/[a-z0-9/.]+)", page))
     assert routes
-    for route in routes:
-        short = route.removeprefix("/v1").rstrip("/")
-        assert route in served or short in served, route
+    for part in {part for route in routes for part in route.split("/") if part}:
+        assert re.search(rf"/{re.escape(part)}\b", served), part
 
 
 def test_every_metric_is_one_of_the_servers():
