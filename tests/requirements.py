@@ -1,11 +1,13 @@
-"""Programs and packages that some tests need.
+"""Programs and modules that some tests need.
 
 Missing: skipped with what to install, or failed under .ci/run.
 """
 
-import importlib.util
 import os
 import shutil
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -17,17 +19,24 @@ def require_program(name: str) -> str:
     """The program's path; skips the test (fails it when EXPERTUNE_REQUIRE_TOOLS is set)."""
     found = shutil.which(name)
     if found is None:
-        _miss(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+        _missing(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
     return found
 
 
-def require_package(extra: str) -> None:
-    """A Python package that an extra of the same name installs."""
-    if importlib.util.find_spec(extra) is None:
-        _miss(f"{extra} is missing: pip install -c constraints.txt -e '.[{extra}]'")
+def require_extra(name: str) -> None:
+    """A package that an extra of the same name installs; it is not imported here."""
+    if find_spec(name) is None:
+        _missing(f"{name} is missing: pip install -c constraints.txt -e '.[{name}]'")
 
 
-def _miss(message: str) -> NoReturn:
+def require_module(name: str, package: str) -> ModuleType:
+    """A module that only tests use; skips (or fails) like require_program where it is missing."""
+    if find_spec(name) is None:
+        _missing(f"{name} is missing: pip install {package}")
+    return import_module(name)
+
+
+def _missing(message: str) -> NoReturn:
     if os.environ.get("EXPERTUNE_REQUIRE_TOOLS"):
         pytest.fail(message)
     pytest.skip(message)

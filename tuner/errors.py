@@ -7,10 +7,11 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
-│   ├── MissingStudyError there is none of this name
+│   ├── MissingStudyError there is none of this name (exit 2)
 │   ├── BusyStudyError    it waits or runs already, or asked something else
 │   └── FullQueueError    too many wait already
 ├── CanaryError          a config does not do here what its file says, and was not to be served so
+├── ExportError          a config cannot be said in the wanted format
 ├── QualityError         quality cannot be evaluated or compared; carries the class of failure
 └── WorkerError          an engine worker failed; carries the class of failure
     └── OverBudgetError  an outside reading of its memory passed the budget
@@ -68,8 +69,14 @@ class CanaryError(TunerError):
     """A config does not do here what its file says."""
 
 
+class ExportError(TunerError):
+    """A config cannot be said in the wanted format."""
+
+
 class MissingStudyError(StudyError):
-    """There is no study of this name."""
+    """There is no study of this name: what the user typed names nothing (exit 2)."""
+
+    exit_code = 2
 
 
 class BusyStudyError(StudyError):

@@ -58,8 +58,8 @@ def resolve_model(name: str) -> str:
         folder = studies_folder() / "demo" / "model"
         if not (folder / "config.json").is_file():
             raise UsageError(
-                f"the demo model is not in {folder}: build it with `make demo-model`, or name "
-                "another model"
+                f"the demo model is not in {folder}: take it from the source tree, or name another "
+                "model"
             )
         return str(folder)
     folder = Path(name).expanduser()

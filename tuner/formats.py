@@ -7,6 +7,11 @@ from typing import Any
 from engine.report import Metric
 
 
+def format_count(count: int, noun: str) -> str:
+    """`1 trial`, `3 trials`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_cell(cell: Any) -> str:
     """Four digits, a dash for nothing."""
     if cell is None:

@@ -39,7 +39,8 @@ class Front:
     def pick(self, wanted: str) -> TrialSnapshot:
         """`knee`, `throughput`, `latency`, `quality`, or the number of any finished trial.
 
-        Raises StudyError when there is nothing to pick, UsageError for another word.
+        Raises StudyError when there is nothing to pick, UsageError for a word or a number that
+        names no trial of this study.
         """
         if wanted.isdigit():
             return self._numbered(int(wanted))
@@ -50,7 +51,8 @@ class Front:
         objective = PICKS.get(wanted)
         if objective is None or objective not in self.objectives:
             able = ["knee", *(p for p, o in PICKS.items() if o in self.objectives)]
-            raise UsageError(f"--pick {wanted}: write {', '.join(able)} or a trial's number")
+            why = f"{objective} is no objective of this study; " if objective else ""
+            raise UsageError(f"--pick {wanted}: {why}write {', '.join(able)} or a trial's number")
         sign = pareto.SIGNS[objective]
         return max(self.members, key=lambda trial: sign * trial.scores[objective])
 
@@ -64,7 +66,9 @@ class Front:
                     + (f" ({trial.reason})" if trial.reason else "")
                     + ": only a COMPLETE trial can be exported"
                 )
-        raise StudyError(f"this study has no trial {number}")
+        last = max((trial.number for trial in self.trials), default=None)
+        have = "no trials yet" if last is None else f"trials 0 to {last}"
+        raise UsageError(f"this study has no trial {number}: it has {have}")
 
     def _signs(self) -> list[int]:
         return [pareto.SIGNS[name] for name in self.objectives]

@@ -157,7 +157,7 @@ def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
     if needed > room:
         raise DefinitionError(
             f"the workload needs {needed} tokens a sequence, {facts.id} takes {room}: "
-            "lower --prompt-tokens or --output-tokens"
+            "lower prompt_tokens or output_tokens of the study or of its workload"
         )
     return EngineConfig().overlay(
         {

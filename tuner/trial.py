@@ -20,6 +20,7 @@ from tuner import objective
 from tuner.definition import StudyDefinition
 from tuner.domination import Rivals
 from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
+from tuner.formats import format_count
 from tuner.quality import QualityJudge, quality_ratio
 from tuner.session import Configured, EngineSession
 from tuner.space import Point, SearchSpace
@@ -199,8 +200,8 @@ class TrialRunner:
         quality = beaten.box.get("quality")
         return TrialOutcome(
             "DOMINATED",
-            reason=f"after {metrics['output_tps'].n} repeat(s) trial {beaten.rival} beats the best "
-            "that this could reach",
+            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')} trial {beaten.rival} "
+            "beats the best that this could reach",
             scores=objective.scores(metrics, quality, self.definition.objectives),
             violations=objective.violations(metrics, quality, self.definition.constraints),
             memory={**plan, "external_peak_bytes": beaten.peak_bytes},

@@ -1,17 +1,22 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from engine.memory import CONTEXT_BYTES
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
+from tuner.cli.app import app
 from tuner.deployment import load_deployment
+from tuner.exports.formats import FORMATS
 from tuner.session import EngineSession
 
 COMMANDS = (
@@ -22,7 +27,15 @@ BUDGET = str(BUDGET_BYTES)
 SMALL = ("--model", "m", "--vram", BUDGET, "--workload", "workload.yaml")
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+def every_command(command: Any, path: str = "") -> Iterator[str]:
+    """Of this group, groups in it and their commands too; a group that only lists has none."""
+    if not getattr(command, "no_args_is_help", False) or not path:
+        yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from every_command(inner, f"{path} {name}".strip())
+
+
+@pytest.mark.parametrize("command", list(every_command(typer.main.get_command(app))))
 def test_help_has_an_example(tune: Tune, command: str):
     done = tune(*command.split(), "--help")
     assert done.code == 0
@@ -100,12 +113,22 @@ def test_export_without_a_file_prints_yaml(tune: Tune, study: Path):
     assert yaml.safe_load(tune("export", "small").out)["schema"] == "expertune/v1"
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_export_writes_every_format(tune: Tune, study: Path, name: str):
+    file = f"picked{FORMATS[name].suffix}"
+    done = tune("export", "small", "--format", name, "-o", file, "--json")
+    assert done.code == 0, done.err
+    assert (study / file).read_text() == done.document["text"]
+    assert done.document["format"] == name
+    assert done.document["deployment"]["schema"] == "expertune/v1"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--format", "vllm"], 2, "this release writes yaml"),
+        (["--format", "gguf"], 2, "this release writes yaml, llama.cpp, vllm, kubernetes"),
         (["--pick", "best"], 2, "write knee, throughput, latency, quality or a trial"),
-        (["--pick", "99"], 1, "has no trial 99"),
+        (["--pick", "99"], 2, "has no trial 99: it has trials 0 to 4"),
         (["-o", "absent/x.yaml"], 1, "cannot be written"),
     ],
 )
@@ -113,6 +136,33 @@ def test_export_refuses(tune: Tune, study: Path, words: list[str], code: int, sa
     done = tune("export", "small", *words)
     assert done.code == code
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show", "absent"], ["export", "absent"], ["compare", "small", "absent"],
+     ["worker", "absent"], ["run", "absent.yaml", "--prompt", "p"], ["verify", "absent.yaml"],
+     ["pack", "--remove", "absent"], ["service", "token", "revoke", "absent"]],
+)  # fmt: skip
+def test_a_name_of_nothing_is_usage(tune: Tune, study: Path, words: list[str]):
+    done = tune(*words)
+    assert done.code == 2
+    assert "absent" in done.err
+
+
+def test_what_a_study_did_not_ask_for_cannot_be_picked_and_the_message_says_why(
+    tune: Tune, folder: Path
+):
+    words = ("--objectives", "output_tps,tpot_ms", "--trials", "1")
+    assert tune("--definition", "study.yaml", *words).code == 0
+    done = tune("export", "small", "--pick", "quality")
+    assert done.code == 2
+    assert "quality is no objective of this study; write knee, throughput, latency" in done.err
+
+
+def test_one_trial_is_not_several(tune: Tune, folder: Path):
+    assert tune("--definition", "study.yaml", "--trials", "1").code == 0
+    assert "FINISHED, 1 trial, 1 COMPLETE" in tune("show", "small").out
 
 
 def test_an_infeasible_trial_cannot_be_exported(tune: Tune, folder: Path, misbehave):
@@ -185,6 +235,18 @@ def test_plan_shows_the_memory_equation(tune: Tune):
     for row in rows.values():
         assert row["total_bytes"] <= BUDGET_BYTES
     assert "slots" in tune("plan", "--model", "m", "--vram", BUDGET).out
+
+
+def test_plan_counts_the_context_of_an_accelerator(tune: Tune, monkeypatch: pytest.MonkeyPatch):
+    words = ("plan", "--model", "m", "--vram", "2GB", "--json")
+    on_host = tune(*words).document["rows"][0]["workspace_bytes"]
+    monkeypatch.setattr(EngineSession, "opened_device", property(lambda _: "cuda:0", _ignore))
+    on_card = tune(*words).document["rows"][0]["workspace_bytes"]
+    assert on_card - on_host == CONTEXT_BYTES
+
+
+def _ignore(session: EngineSession, value: str) -> None:
+    """A device that the fake engine says does not count."""
 
 
 def test_plan_that_fits_nothing_names_the_smallest_budget(tune: Tune):
@@ -396,7 +458,7 @@ def test_bench_refuses(tune: Tune, words: list[str], code: int, says: str):
 
 def test_an_error_under_json_is_one_document(tune: Tune):
     done = tune("show", "absent", "--json")
-    assert json.loads(done.out)["error"]["exit_code"] == 1
+    assert json.loads(done.out)["error"]["exit_code"] == done.code
 
 
 def test_policies_need_the_studies_folder(

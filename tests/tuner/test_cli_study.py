@@ -94,7 +94,7 @@ def test_a_resumed_study_asks_for_its_revision(tune: Tune, monkeypatch: pytest.M
 
 def test_resume_needs_a_study_to_continue(tune: Tune):
     done = tune("--definition", "study.yaml", "--resume")
-    assert (done.code, "there is no study 'small'" in done.err) == (1, True)
+    assert (done.code, "there is no study 'small'" in done.err) == (2, True)
 
 
 def test_a_name_of_another_model_is_refused(tune: Tune):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.postgres import serving
-from tests.requirements import require_package
+from tests.requirements import require_extra
 from tests.tuner.conftest import Tune
 from tuner.ray_driver import Place, places_of
 
@@ -82,7 +82,7 @@ class RayCluster:
 @pytest.fixture
 def cluster(folder: Path) -> Iterator[RayCluster]:
     """A head and one more node, both with the environment of the test."""
-    require_package("ray")
+    require_extra("ray")
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -141,7 +141,7 @@ def _wait_for_two_workers(tune: Tune, url: str) -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_said_in_one_sentence(tune: Tune, folder: Path):
-    require_package("ray")
+    require_extra("ray")
     arguments = ["--definition", "study.yaml", "--trials", "2", "--sampler", "random"]
     done = subprocess.run(
         [sys.executable, "-m", "tuner", *arguments, "--ray", "127.0.0.1:1"],

@@ -27,7 +27,7 @@ def test_two_workers_share_the_trials(tune: Tune, folder: Path):
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "DOMINATED", "INFEASIBLE"}
     assert len({trial["worker"] for trial in trials}) == 2
     logs = list((folder / "data" / "expertune" / "logs").glob("joined-*.log"))
-    assert "trial(s) ran here" in logs[0].read_text()
+    assert " ran here" in logs[0].read_text()
 
 
 def test_a_worker_needs_a_study_that_runs(tune: Tune, study: Path):

@@ -9,9 +9,9 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_text
-from tuner.deployment import dump_deployment
 from tuner.errors import StoreError
-from tuner.export import build_deployment, check_format, write_atomically
+from tuner.export import build_deployment, check_format, render_deployment, write_atomically
+from tuner.exports.formats import FORMATS
 from tuner.front import front_of
 
 
@@ -20,14 +20,18 @@ def export(
     pick: Annotated[
         str, typer.Option(help="knee, throughput, latency, quality or a trial's number.")
     ] = "knee",
-    file_format: Annotated[str, typer.Option("--format", help="yaml.")] = "yaml",
+    file_format: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
+    ] = "yaml",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; without it stdout.")
     ] = None,
     storage: options.Storage = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the config of a trial as a deployment YAML.
+    """Write the config of a trial: as a deployment YAML, or in another program's words.
+
+    Only the YAML says all of it; the others say in comments what they leave out.
 
     Example: tune export demo --pick throughput -o fast.yaml
     """
@@ -37,7 +41,7 @@ def export(
         front = front_of(study, store.trials(study))
     trial = front.pick(pick)
     deployment = build_deployment(study, front, trial)
-    text = dump_deployment(deployment)
+    text = render_deployment(file_format, deployment, study)
     if output is not None:
         write_atomically(output, text)
         _remember(storage, study.id, trial.id, pick, output, text)
@@ -48,6 +52,8 @@ def export(
                 "study": name,
                 "trial": trial.number,
                 "path": str(output) if output else None,
+                "format": file_format,
+                "text": text,
                 "deployment": document,
             }
         )

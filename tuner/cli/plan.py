@@ -56,7 +56,12 @@ def plan(
         facts, opened = session.describe(), session.opened_device
     room = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
     base = EngineConfig().overlay(
-        {"budget.vram_bytes": budget_bytes, "kv.max_tokens": room, "batch.count": count}
+        {
+            "budget.vram_bytes": budget_bytes,
+            "kv.max_tokens": room,
+            "batch.count": count,
+            "device.name": opened,  # a driver's context counts too
+        }
     )
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))

@@ -13,6 +13,7 @@ from tuner.cli.output import print_json, print_table, print_text
 from tuner.curve import fronts_by_budget
 from tuner.estimate import check
 from tuner.explain import Explanation, explain
+from tuner.formats import format_count
 from tuner.front import Front, front_of
 from tuner.importance import importances
 from tuner.paired import PairedResult, paired_results
@@ -59,7 +60,8 @@ def show(
         print_json(_document(study, trials, front, weights, paired))
         return
     print_text(
-        f"{study.name}: {study.model}, {study.state}, {study.trials} trials, {_counts(study)}"
+        f"{study.name}: {study.model}, {study.state}, {format_count(study.trials, 'trial')}, "
+        f"{_counts(study)}"
     )
     if took := check(study):
         print_text(took)
@@ -174,8 +176,9 @@ def _print_explanation(found: Explanation | None) -> None:
         print_text(f"instead, {exchange.sentence}")
     if found.twin is not None:
         print_text(
-            f"predictions were off by {found.twin.median:.0%} (median of {found.twin.n} trials, at "
-            f"most {found.twin.largest:.0%}) beside a common factor of {found.twin.factor:.2f}"
+            f"predictions were off by {found.twin.median:.0%} (median of "
+            f"{format_count(found.twin.n, 'trial')}, at most {found.twin.largest:.0%}) beside a "
+            f"common factor of {found.twin.factor:.2f}"
         )
 
 

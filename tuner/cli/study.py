@@ -18,6 +18,7 @@ from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.estimate import StudyPlan, check, plan_study
 from tuner.fleet import Fleet
 from tuner.folders import cache_folder, resolve_model
+from tuner.formats import format_count
 from tuner.progress import choose_progress, format_duration
 from tuner.ray_fleet import check_address
 from tuner.sampler import check_sampler
@@ -262,8 +263,8 @@ def _print_result(result: StudyResult) -> None:
     finished = sum(trial.state in FINISHED_STATES for trial in result.trials)
     if result.ended_early:
         print_text(
-            f"ended after {finished} trials: nothing that is left promises more than "
-            f"{WORTH:.1%} of the hypervolume"
+            f"ended after {format_count(finished, 'trial')}: nothing that is left promises more "
+            f"than {WORTH:.1%} of the hypervolume"
         )
     if took := check(result.study):
         print_text(took)
@@ -297,7 +298,7 @@ def _plan_line(plan: StudyPlan) -> str:
     estimate = "unknown" if plan.estimate_s is None else format_duration(plan.estimate_s)
     return (
         f"{plan.model}: {plan.space.size} points, {plan.fitting} of {plan.checked} memory "
-        f"layouts fit; {plan.trials} trials, a rough {estimate}"
+        f"layouts fit; {format_count(plan.trials, 'trial')}, a rough {estimate}"
     )
 
 

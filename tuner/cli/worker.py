@@ -11,6 +11,7 @@ from tuner.cli import options
 from tuner.cli.output import print_note, print_text
 from tuner.definition import StudyDefinition
 from tuner.folders import cache_folder, resolve_model
+from tuner.formats import format_count
 from tuner.progress import choose_progress
 from tuner.study import join_study
 
@@ -45,4 +46,4 @@ def join(
             except KeyboardInterrupt:
                 print_note("interrupted: the study goes on without this worker")
                 raise typer.Exit(130) from None
-    print_text(f"study '{study}': {done} trial(s) ran here")
+    print_text(f"study '{study}': {format_count(done, 'trial')} ran here")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from engine.protocol import ModelFacts
 from tuner.deployment import Deployment, dump_deployment
 from tuner.exports.base import Format
+from tuner.exports.kubernetes import render_kubernetes
+from tuner.exports.llama_cpp import render_llama_cpp
+from tuner.exports.vllm import render_vllm
 
 
 def render_yaml(deployment: Deployment, facts: ModelFacts) -> str:
@@ -14,4 +17,11 @@ def render_yaml(deployment: Deployment, facts: ModelFacts) -> str:
 
 FORMATS: dict[str, Format] = {
     "yaml": Format(render_yaml, ".yaml", "application/yaml", "for tune run, deploy and verify"),
+    "llama.cpp": Format(
+        render_llama_cpp, ".sh", "text/x-shellscript", "converts, quantizes and serves"
+    ),
+    "vllm": Format(render_vllm, ".sh", "text/x-shellscript", "serves the same checkpoint"),
+    "kubernetes": Format(
+        render_kubernetes, ".yaml", "application/yaml", "the YAML and a pod that serves it"
+    ),
 }
