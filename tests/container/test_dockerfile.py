@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import tomllib
-from urllib.parse import urlparse
 
 from packaging.specifiers import SpecifierSet
 
@@ -111,10 +110,6 @@ def test_its_health_check_asks_the_server_that_it_exposes():
     assert "/healthz" in program[2]
     (port,) = [rest for word, rest in LAST if word == "EXPOSE"]
     assert environment()["HEALTH_PORT"] == port == str(pod.PORT)
-
-
-def test_the_default_torch_is_the_one_for_processors():
-    assert urlparse(argument("TORCH_INDEX")).path.endswith("/cpu")
 
 
 def test_nothing_but_what_is_copied_reaches_a_build():

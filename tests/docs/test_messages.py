@@ -12,7 +12,12 @@ from engine.types import FailureClass
 from tuner.cli.app import app
 from tuner.folders import SOURCE
 
-OPTIONS_OF_OTHERS = {"--fd", "--stride"}  # of the worker, and of scripts/train_predictor.py
+OPTIONS_OF_OTHERS = {
+    "--head",
+    "--address",
+    "--fd",
+    "--stride",
+}  # of the worker, and of scripts/train_predictor.py
 
 
 def texts(*patterns: str) -> Iterator[str]:
