@@ -6,15 +6,18 @@ with the record size. `tune profile --model` measures the same things on the mod
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from engine.emulation import PREFIX, load_machine
 from engine.protocol import MachineProfile, ModelFacts
 from engine.timings import Curve, Medium, ModelTimings
 
 _TOKENS = (1, 4, 16, 64, 256)  # what profiles time
 _PROFILED_WEIGHTS = 1024 * 1024
-# Python around a layer, as commonly seen (docs/lab.md): a pass, a router, a policy, an expert.
+# Python around a layer, as commonly seen (docs/lab.md): a pass, a router, a policy, an expert; and
+# starting a transfer, asking a gate, waking an I/O thread.
 _PASS_S, _ROUTER_S, _POLICY_S, _LAYER_S, _EXPERT_S = 1e-3, 1.5e-4, 1.5e-4, 5e-5, 3e-5
-_SUBMIT_S, _SCORE_S = 1e-5, 1e-4
+_SUBMIT_S, _SCORE_S, _WAKE_S = 1e-5, 1e-4, 4e-5
 
 
 def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) -> ModelTimings:
@@ -40,6 +43,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
             media[int(bits)] = Medium({2: _read_speed(profile, size)}, 0.0, "shared")
     one = dict.fromkeys(expert_s, 1.0)
     none = dict.fromkeys(expert_s, 0.0)
+    wake = dict.fromkeys(expert_s, _WAKE_S)
     return ModelTimings(
         model=facts.fingerprint,
         device=device,
@@ -52,7 +56,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         policy_s=dict.fromkeys(_TOKENS, _POLICY_S),
         submit_s=_SUBMIT_S,
         score_s=_SCORE_S,
-        wake_s=none,
+        wake_s=wake,
         restart_s=none,
         contention=one,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
@@ -72,8 +76,18 @@ def _products(profile: MachineProfile, bits: int, weights: float, beside_s: floa
 
 
 def _read_speed(profile: MachineProfile, record_bytes: int) -> float:
-    """Of the profiled record size nearest to this one."""
-    speeds = profile.read_bytes_per_s
+    """Of records of this size: between profiled sizes, and below the smallest, seconds lie on a
+    line, since each read costs a fixed part beside its bytes."""
+    speeds = {int(size): speed for size, speed in profile.read_bytes_per_s.items()}
     if not speeds:
         return 1e9
-    return speeds[min(speeds, key=lambda size: abs(int(size) - record_bytes))]
+    sizes = sorted(speeds)
+    if record_bytes >= sizes[-1] or len(sizes) == 1:
+        return speeds[min(sizes, key=lambda size: abs(size - record_bytes))]
+    seconds = {size: size / speeds[size] for size in sizes}
+    above = min(max(1, bisect_left(sizes, record_bytes)), len(sizes) - 1)
+    low, high = sizes[above - 1], sizes[above]
+    slope = (seconds[high] - seconds[low]) / (high - low)
+    found = seconds[low] + slope * (record_bytes - low)
+    # a noisy pair of sizes must not make a read cheaper than its bytes at full speed
+    return record_bytes / max(found, record_bytes / max(speeds.values()))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.profiled_timings import profiled_timings
+from engine.profiled_timings import _read_speed, profiled_timings
 from engine.protocol import MachineProfile
 from engine.timings import corrected
 from tests.fakes.fake_engine import facts_of
@@ -76,10 +76,26 @@ def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
     for bits, curve in timings.expert_s.items():
         times = [curve[n] for n in sorted(curve)]
         assert times == sorted(times)
-        assert timings.media[bits].rate(2) in (5e8, 2e9)
+        assert 0 < timings.media[bits].rate(2) <= 2e9
     assert timings.expert_s[16][1] > timings.expert_s[4][1]
     linked = MachineProfile({}, 8e9, 1e10)
     assert profiled_timings(linked, facts_of("m"), "cuda:0").media[16].sharing == "queued"
+
+
+def test_a_read_costs_a_fixed_part_beside_its_bytes():
+    speeds = {"65536": 8e8, "262144": 1.6e9, "1048576": 1.6e9}
+    profile = MachineProfile(speeds, 8e9)
+
+    def seconds(size: int) -> float:
+        return size / _read_speed(profile, size)
+
+    assert seconds(65536) == pytest.approx(65536 / 8e8)
+    assert seconds(8192) > 8192 / 8e8  # below what was profiled, latency is what counts
+    fixed = seconds(8192) - (seconds(65536) - seconds(8192)) / (65536 - 8192) * 8192
+    assert fixed == pytest.approx(65536 / 8e8 - 65536 * (262144 / 1.6e9 - 65536 / 8e8) / 196608)
+    assert seconds(1 << 24) == pytest.approx((1 << 24) / 1.6e9)
+    falling = MachineProfile({"65536": 2e9, "131072": 4e9}, 8e9)
+    assert 8192 / _read_speed(falling, 8192) >= 8192 / 4e9
 
 
 def test_a_correction_scales_the_parts_it_names():
