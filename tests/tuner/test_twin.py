@@ -84,7 +84,7 @@ def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
 
 def test_a_read_costs_a_fixed_part_beside_its_bytes():
     speeds = {"65536": 8e8, "262144": 1.6e9, "1048576": 1.6e9}
-    profile = MachineProfile(speeds, 8e9)
+    profile = MachineProfile(speeds, 8e9, None)
 
     def seconds(size: int) -> float:
         return size / _read_speed(profile, size)
@@ -94,7 +94,7 @@ def test_a_read_costs_a_fixed_part_beside_its_bytes():
     fixed = seconds(8192) - (seconds(65536) - seconds(8192)) / (65536 - 8192) * 8192
     assert fixed == pytest.approx(65536 / 8e8 - 65536 * (262144 / 1.6e9 - 65536 / 8e8) / 196608)
     assert seconds(1 << 24) == pytest.approx((1 << 24) / 1.6e9)
-    falling = MachineProfile({"65536": 2e9, "131072": 4e9}, 8e9)
+    falling = MachineProfile({"65536": 2e9, "131072": 4e9}, 8e9, None)
     assert 8192 / _read_speed(falling, 8192) >= 8192 / 4e9
 
 
