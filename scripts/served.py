@@ -15,6 +15,7 @@ from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
 from engine.serve.engine_loop import EngineLoop
+from engine.serve.instcache import InstCache
 from engine.serve.meters import Meters
 from engine.serve.sequence import LiveSequence, Output, Wanted
 from tuner.folders import cache_folder
@@ -22,21 +23,33 @@ from tuner.statistics import interval
 
 
 class Served:
-    """One engine with one configuration. cached: prompt tokens that the last request found."""
+    """One engine with one configuration. cached: prompt tokens that the last request found;
+    answers: what is known without the engine."""
 
-    def __init__(self, folder: Path, tokenizer: Any, paths: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        paths: dict[str, Any],
+        answers: InstCache | None = None,
+    ) -> None:
         self.engine = Engine(folder, open_device("cpu"), cache_folder())
         _, self.memory = self.engine.configure(EngineConfig().overlay(paths))
         self.cached = 0
         facts = self.engine.facts
         self.meters = Meters(facts.moe_layers, facts.experts)
         self._loop = EngineLoop(
-            self.engine, tokenizer, queue=4, meters=self.meters, on_failure=lambda reason: None
+            self.engine,
+            tokenizer,
+            queue=4,
+            meters=self.meters,
+            on_failure=lambda reason: None,
+            answers=answers,
         )
         self._loop.start()
 
-    def ask(self, prompt: Sequence[int], tokens: int) -> LiveSequence:
-        """One greedy request, to its end."""
+    def ask(self, prompt: Sequence[int], tokens: int) -> LiveSequence | None:
+        """One greedy request, to its end; None where the answer was known."""
         ended = threading.Event()
         heard: list[Output] = []
 
@@ -46,11 +59,11 @@ class Served:
                 ended.set()
 
         wanted = Wanted(tuple(prompt), tokens, SamplingOptions())
-        (sequence,) = self._loop.submit([(wanted, deliver)])
+        asked = self._loop.submit([(wanted, deliver)])
         ended.wait()
         assert heard[-1].error is None, heard[-1].error
         self.cached = heard[-1].cached
-        return sequence
+        return asked[0] if asked else None
 
     def close(self) -> None:
         """End the thread."""

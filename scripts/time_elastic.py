@@ -60,7 +60,8 @@ def main() -> int:
 
 def tpot_s(server: Served, prompt: Sequence[int], tokens: int) -> float:
     """Seconds a token after the first."""
-    found = server.ask(prompt, tokens).timing.tpot_s
+    sequence = server.ask(prompt, tokens)
+    found = None if sequence is None else sequence.timing.tpot_s
     assert found is not None, "the text ended at once: choose another"
     return found
 

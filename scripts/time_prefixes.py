@@ -55,7 +55,8 @@ def main() -> int:
 
 def ttft_s(server: Served, prompt: Sequence[int]) -> float:
     """Seconds to the first token; a text that ends at once has none."""
-    found = server.ask(prompt, 2).timing.ttft_s
+    sequence = server.ask(prompt, 2)
+    found = None if sequence is None else sequence.timing.ttft_s
     assert found is not None, "the first token ended the text: choose another"
     return found
 
