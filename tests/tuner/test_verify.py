@@ -124,4 +124,4 @@ def test_compare_takes_studies_and_files(tune: Tune, study: Path):
     shown = tune("compare", "small", FILE, "--pick", "0")
     assert shown.code == 0
     assert "output_tps" in shown.out
-    assert tune("compare", "small", "nothing").code == 1
+    assert tune("compare", "small", "nothing").code == 2
