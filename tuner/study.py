@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.hardware import Hardware
@@ -65,10 +65,12 @@ def run_study(
     progress: Progress,
     fleet: Fleet = ALONE,
     estimate_s: float | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
 
-    fleet: who runs trials beside this process; estimate_s: how long it is expected to take.
+    fleet: who runs trials beside this process; estimate_s: how long it is expected to take;
+    interrupted: whether somebody asked to stop, looked at before each trial.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
     cannot be used, UsageError for a task that does not exist. On KeyboardInterrupt the study is
@@ -82,7 +84,9 @@ def run_study(
         study = store.begin_study(definition, session.facts, hardware, workload)
         if estimate_s is not None:
             store.keep_estimate(study.id, estimate_s)
-        run = _Run(definition, session, store, hardware, progress, workload, space, study)
+        run = _Run(
+            definition, session, store, hardware, progress, workload, space, study, interrupted
+        )
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
@@ -159,6 +163,7 @@ class _Run:
     workload: Workload
     space: SearchSpace
     study: StudySnapshot
+    interrupted: Callable[[], bool] = lambda: False
     started_s: float = field(default_factory=time.monotonic)
     guide: Guide | None = None
     runner: TrialRunner | None = None
@@ -270,6 +275,7 @@ class _Run:
             self.runner,
             self.guide,
             self._after_trial,
+            self.interrupted,
         )
         started_s = time.monotonic()
         try:

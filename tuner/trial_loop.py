@@ -45,7 +45,8 @@ class FailedTrialError(Exception):
 
 @dataclass(frozen=True)
 class TrialLoop:
-    """done: hears of each trial that ended here, with all of the study."""
+    """done: hears of each trial that ended here, with all of the study; interrupted: whether
+    somebody asked to stop."""
 
     definition: StudyDefinition
     study: StudySnapshot
@@ -54,6 +55,7 @@ class TrialLoop:
     runner: TrialRunner
     guide: Guide | None
     done: Callable[[TrialSnapshot | None, tuple[TrialSnapshot, ...]], None]
+    interrupted: Callable[[], bool] = lambda: False
 
     def run(self, *, leading: bool, most: int | None, timeout_s: float | None) -> None:
         """leading: this process also queues what is to be tried first, and what was lost; most:
@@ -94,6 +96,8 @@ class TrialLoop:
         return first
 
     def _objective(self, trial: Any) -> list[float]:
+        if self.interrupted():
+            raise KeyboardInterrupt
         point = {
             p.name: trial.suggest_categorical(p.name, p.choices) for p in self.space.parameters
         }

@@ -401,6 +401,17 @@ def test_ctrl_c_leaves_a_study_that_continues(tune: Tune, folder: Path):
     assert tune("--definition", "study.yaml").code == 0
 
 
+def test_an_interrupt_that_got_lost_ends_the_study_before_its_next_trial(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        options, "terminate_interrupts", lambda: contextlib.nullcontext(lambda: True)
+    )
+    done = tune("--definition", "study.yaml")
+    assert (done.code, "the same command continues it" in done.err) == (130, True)
+    assert tune("show", "small", "--json").document["study"]["state"] == "INTERRUPTED"
+
+
 def test_a_second_parent_is_refused_by_name(tune: Tune, folder: Path):
     parent = start(folder, slow_s=0.3)
     wait_for("trial 0:", parent)

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,14 +163,18 @@ def read_bits(text: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def terminate_interrupts() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does, resumable."""
+def terminate_interrupts() -> Iterator[Callable[[], bool]]:
+    """SIGTERM ends a study as Ctrl-C does, resumable. Yields whether one of them came: an exception
+    that is raised while something is being finalized is lost."""
+    came: list[int] = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {one: signal.signal(one, interrupt) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -194,7 +194,7 @@ def _run(
         with options.open_store(storage) as store:
             wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
             try:
-                with options.terminate_interrupts():
+                with options.terminate_interrupts() as interrupted:
                     hardware = probe(cache_folder())
                     result = run_study(
                         wanted,
@@ -204,6 +204,7 @@ def _run(
                         choose_progress(),
                         fleet,
                         plan.estimate_s,
+                        interrupted,
                     )
             except KeyboardInterrupt:
                 print_note(
