@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.hardware import Hardware
 from tuner.folders import data_folder
@@ -53,7 +54,7 @@ def joined_workers(study: str, storage: str, devices: Sequence[str], trust: bool
         for number, device in enumerate(devices):
             log = undo.enter_context((folder / f"joined-{os.getpid()}-{number}.log").open("ab"))
             process = _start(study, storage, device, trust, log.fileno())
-            undo.callback(_end, process)
+            undo.callback(end_process, process)
             processes.append(process)
         yield
         for process in processes:
@@ -75,12 +76,12 @@ def _start(study: str, storage: str, device: str, trust: bool, log: int) -> subp
     )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> None:
     """As Ctrl-C would, then for sure."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(timeout=ENDING_S)
+            process.wait(timeout=within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

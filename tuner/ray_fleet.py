@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.errors import StudyError, UsageError
+from tuner.fleet import end_process
 from tuner.folders import data_folder
 from tuner.runner import python_path
 
@@ -96,17 +97,7 @@ def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[s
                 process.stdin.write(json.dumps(order) + "\n")
             yield process, messages
         finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=ENDING_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            end_process(process, ENDING_S)
 
 
 def _next(messages: IO[str]) -> dict[str, Any]:
