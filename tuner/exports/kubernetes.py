@@ -95,7 +95,7 @@ def _heading(deployment: Deployment, source: CheckpointSource) -> list[str]:
     config, study = deployment.config(), deployment.provenance
     notes = [
         "Build the image from expertune's Dockerfile, push it where the cluster can pull it, and "
-        "set `image` below. Then: kubectl apply -f THIS_FILE",
+        "set `image` below. Then: kubectl apply --server-side -f THIS_FILE",
         "Nobody is asked for a key: only the cluster reaches the Service; put an ingress that asks "
         "before it.",
         "The volume must not lie on a network file system that SQLite cannot lock.",

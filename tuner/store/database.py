@@ -101,8 +101,8 @@ def open_read_only(url: str) -> Database:
         _check_version(version, url)
         if version != _head():
             raise StoreError(
-                f"{_shown(url)} holds no studies of this version (found {version or 'none'}): "
-                "a study run with this program brings it up to date"
+                f"{_shown(url)} was written by an earlier version ({version or 'none'}): any study "
+                "that is run with this program brings it up to date, and keeps what it holds"
             )
         undo.pop_all()
     return Database(url, engine, read_only=True)
