@@ -186,9 +186,10 @@ def describe(
         store.set_study_state(study.id, "FINISHED")
     finally:
         database.close()
+    name = Path(definition.model).name  # where things lie on this machine is nobody else's matter
     document = {
-        "facts": session.facts.to_json(),
-        "machine": hardware.to_json(),
+        "facts": {**session.facts.to_json(), "id": name, "path": name},
+        "machine": {k: v for k, v in hardware.to_json().items() if k != "disk_folder"},
         "profile": profile.to_json(),
         "profile_s": profile_s,
         "default_split": split,
