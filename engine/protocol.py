@@ -71,7 +71,8 @@ class ModelFacts:
     kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
     published: the format of quantized experts; dense_matrices: shapes of the dense part that
     dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
-    kv_plain_layers: those whose keys and values kv.bits, kv.keep_ratio and kv.placement reach.
+    kv_plain_layers: those whose keys and values kv.bits, kv.keep_ratio and kv.placement reach;
+    pieces_16: in how many pieces a 16-bit record lies in the checkpoint, each a read of its own.
     """
 
     id: str
@@ -98,6 +99,7 @@ class ModelFacts:
     dense_matrices: tuple[DenseMatrix, ...] = ()
     embedding_bytes: int = 0
     kv_plain_layers: int = 0
+    pieces_16: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -213,8 +215,12 @@ class MachineProfile:
     """Measured speeds of this machine.
 
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
-    one large copy; kernel_ms: of one expert-sized product, by `bits/tokens`; crossover_tokens: up
-    to how many tokens the packed 4-bit product wins over dequantizing, None where there is none.
+    one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `bits/tokens`;
+    small_kernel_ms: with a 128 x 128 one, which is what a product costs beside its weights;
+    crossover_tokens: up to how many tokens the packed 4-bit product wins over dequantizing, None
+    where there is none.
+    By chunk size, where slots lie in host memory: busy_read_bytes_per_s, of the engine's reads
+    while a product runs; read_slowdown, how many times as long that product takes meanwhile.
     """
 
     read_bytes_per_s: dict[str, float]
@@ -222,6 +228,9 @@ class MachineProfile:
     link_bytes_per_s: float | None
     kernel_ms: dict[str, float] = field(default_factory=dict)
     crossover_tokens: int | None = None
+    busy_read_bytes_per_s: dict[str, float] = field(default_factory=dict)
+    read_slowdown: dict[str, float] = field(default_factory=dict)
+    small_kernel_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

@@ -1,8 +1,9 @@
 """Places workers of a study on a Ray cluster: `python -m tuner.ray_driver FD`, its order on stdin.
 
 A process of its own, since Ray prints, forks and catches signals. It writes one JSON message a line
-to FD: {"failed": sentence} or {"placed": n}, then {"lost": worker id} for each that died, then ends
-with the last worker. Ray ends the workers when it dies.
+to FD: {"failed": sentence} or {"placed": n}, then {"worker": id} for each that began and {"lost":
+id, "why": sentence} for each that died, then ends with the last worker. Ray ends the workers when
+it dies.
 """
 
 from __future__ import annotations
@@ -115,12 +116,12 @@ def main() -> None:
         except PlacingError as error:
             say({"failed": str(error)})
             return
+        say({"placed": len(actors)})
         watches = [
             threading.Thread(target=_watch, args=(actor, place, say)) for place, actor in actors
         ]
         for watch in watches:
             watch.start()
-        say({"placed": len(watches)})
         for watch in watches:
             watch.join()
 
@@ -169,6 +170,7 @@ def _watch(actor: Any, place: Place, say: Say) -> None:
     worker = ""
     try:
         worker = ray.get(actor.worker.remote())
+        say({"worker": worker})
         code, text = ray.get(actor.wait.remote())
     except ray.exceptions.RayError as error:
         say({"lost": worker, "why": f"the worker on {place.host}: {_first_line(error)}"})

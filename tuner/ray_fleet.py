@@ -46,8 +46,9 @@ def placed_workers(
     block runs; at its end they finish their trials.
 
     devices: the study's, and the one that this process takes; lost: hears the id of a worker whose
-    node, actor or process died, at the end of the block at the latest. Raises StudyError without
-    Ray, without a cluster, or for a storage that other machines cannot reach.
+    node, actor or process died, at the end of the block at the latest, and of all where the block
+    is left by an exception. Raises StudyError without Ray, without a cluster, or for a storage that
+    other machines cannot reach.
     """
     arguments = ["worker", study, "--storage", storage]
     order = {
@@ -62,10 +63,17 @@ def placed_workers(
         if "placed" not in first:
             raise StudyError(first.get("failed", "--ray: the process that places workers died"))
         log.info("%s workers on the cluster at %s", first["placed"], address)
-        yield
+        try:
+            yield
+        except BaseException:
+            end_process(process, ENDING_S)  # and with it every worker
+            while message := _next(messages):
+                lost(message.get("worker") or message["lost"])
+            raise
         while message := _next(messages):
-            log.warning("%s; its trial is tried once more", message["why"])
-            lost(message["lost"])
+            if "lost" in message:
+                log.warning("%s; its trial is tried once more", message["why"])
+                lost(message["lost"])
         process.wait()
 
 

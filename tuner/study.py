@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from engine.hardware import Hardware
 from engine.protocol import Workload
@@ -30,6 +30,7 @@ from tuner.progress import Progress
 from tuner.quality import QualityJudge
 from tuner.ray_fleet import placed_workers
 from tuner.search.guide import Guide
+from tuner.second_look import unbeaten
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
 from tuner.store.repository import Store
@@ -303,9 +304,36 @@ class _Run:
         )
         started_s = time.monotonic()
         for _ in range(MOST_PASSES):
-            if not confirmation.run(self._members()[:MOST_CONFIRMED], rounds, until_s):
+            finished = self._second_look(until_s)
+            confirmed = confirmation.run(self._members()[:MOST_CONFIRMED], rounds, until_s)
+            if not finished and not confirmed:
                 break
         self.store.add_spent(self.study.id, "confirm", time.monotonic() - started_s)
+
+    def _second_look(self, until_s: float | None) -> int:
+        """What ended early, and is beaten no more now that more is known, runs to its end; how
+        many did."""
+        found = unbeaten(self._trials(), self._rivals(), self._samples)[:MOST_CONFIRMED]
+        if found and self.runner is None:
+            self._prepare_runner()
+        done = 0
+        for trial in found:
+            if until_s is not None and time.monotonic() > until_s:
+                break
+            if self.interrupted():
+                raise KeyboardInterrupt
+            assert self.runner is not None
+            self.progress.tell(f"trial {trial.number} again: nothing beats it any more")
+            outcome = self.runner.run(trial.id, trial.params)
+            if outcome.state in ("COMPLETE", "DOMINATED"):
+                spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)
+                outcome = replace(outcome, predicted=trial.predicted, engine_s=spent_s)
+                self.store.finish_trial(trial.id, outcome)
+                done += 1
+        return done
+
+    def _samples(self, configuration_id: int) -> Mapping[str, Sequence[float]]:
+        return self.store.pool(configuration_id, self.study.machine_id).values
 
     def _seconds_left(self, share: float) -> float | None:
         timeout_s = self.definition.timeout_s

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
-from engine.experts.codec import RecordFormat, encode, matrix_view
+from engine.experts.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.disk import DiskReader, Extent
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KernelSupport
+from engine.measure.interference import SHAPES, Interference, measure_interference
 from engine.protocol import MachineProfile
 from engine.records import Part, record_layout
 from engine.types import Bits
@@ -27,6 +29,7 @@ _FILE_BYTES = 128 << 20
 _RECORD_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 _QUEUE_DEPTH = 2
 _ROWS = _COLUMNS = 1024
+_FEW_ROWS = _FEW_COLUMNS = 128
 _GROUP = 64
 _CROSSOVER_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -36,18 +39,25 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
 
     Raises StorageError when that file cannot be written.
     """
+    with _test_file(folder) as file:
+        reads = {str(size): _read_speed(file, size) for size in _RECORD_SIZES}
+        beside = _interference(device, file, support) if device.is_host_memory else {}
     return MachineProfile(
-        read_bytes_per_s=_disk_speeds(folder),
+        read_bytes_per_s=reads,
         memory_bytes_per_s=_memory_speed(),
         link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
-        kernel_ms=_kernel_times(device, support),
-        crossover_tokens=_crossover(support) if device.is_host_memory else None,
+        kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
+        small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
+        crossover_tokens=_crossover(device, support) if device.is_host_memory else None,
+        busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
+        read_slowdown={size: found.slowdown for size, found in beside.items()},
     )
 
 
-def _disk_speeds(folder: Path) -> dict[str, float]:
-    folder.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _test_file(folder: Path) -> Iterator[Path]:
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".profile") as file:
             block = os.urandom(1 << 20)
             for _ in range(_FILE_BYTES >> 20):
@@ -55,9 +65,20 @@ def _disk_speeds(folder: Path) -> dict[str, float]:
             file.flush()
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return {str(size): _read_speed(Path(file.name), size) for size in _RECORD_SIZES}
+            yield Path(file.name)
     except OSError as error:
         raise StorageError(f"{folder} cannot hold a test file of 128 MiB: {error}") from None
+
+
+def _interference(device: Device, file: Path, support: KernelSupport) -> dict[str, Interference]:
+    """Beside products of 4-bit weights with one token, as decoding does them."""
+    found = {}
+    for size, (rows, columns) in SHAPES.items():
+        view, record = _encoded(4, support, device, rows, columns)
+        multiply = Multiplier(4, _GROUP, record.code_layout, support, "auto")
+        product = partial(multiply, torch.randn(1, columns).to(torch.bfloat16), view)
+        found[str(size)] = measure_interference(device, file, size, product)
+    return found
 
 
 def _read_speed(file: Path, size: int) -> float:
@@ -98,21 +119,19 @@ def _link_speed(device: Device) -> float:
     return source.numel() / _best(copy)
 
 
-def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
-    part = Part("weight", (_ROWS, _COLUMNS))
-    weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
+def _kernel_times(
+    device: Device, support: KernelSupport, rows: int, columns: int
+) -> dict[str, float]:
+    """Milliseconds of one product with a matrix of this shape, by `bits/tokens`."""
     times: dict[str, float] = {}
     all_bits: tuple[Bits, ...] = (16, 8, 4, 3, 2)
     for bits in all_bits:
-        layout = record_layout((part,), bits, _GROUP)
-        record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
-        data = encode({"weight": weight}, record).to(device.torch_device)
-        view = matrix_view(data, record, part)
+        view, record = _encoded(bits, support, device, rows, columns)
         multiply = Multiplier(bits, _GROUP, record.code_layout, support, "auto")
-        for tokens in (1, 4, 16, 64, 256):
-            x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16).to(device.torch_device)
+        for tokens in (1, 2, 4, 16, 64, 256):
+            x = torch.randn(tokens, columns).to(torch.bfloat16).to(device.torch_device)
 
-            def run(multiply: Multiplier = multiply, x: torch.Tensor = x) -> None:
+            def run(x: torch.Tensor = x) -> None:
                 multiply(x, view)  # noqa: B023 (called at once)
                 device.synchronize()
 
@@ -120,16 +139,24 @@ def _kernel_times(device: Device, support: KernelSupport) -> dict[str, float]:
     return times
 
 
-def _crossover(support: KernelSupport) -> int | None:
+def _encoded(
+    bits: Bits, support: KernelSupport, device: Device, rows: int = _ROWS, columns: int = _COLUMNS
+) -> tuple[MatrixView, RecordFormat]:
+    """One matrix of this shape at this precision."""
+    part = Part("weight", (rows, columns))
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    layout = record_layout((part,), bits, _GROUP)
+    record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
+    data = encode({"weight": weight}, record).to(device.torch_device)
+    return matrix_view(data, record, part), record
+
+
+def _crossover(device: Device, support: KernelSupport) -> int | None:
     """The most tokens, of _CROSSOVER_TOKENS, at which and below which the packed 4-bit product is
     faster than dequantizing and multiplying; 0 where it never is."""
     if support.kernel_for(4) is None:
         return None
-    part = Part("weight", (_ROWS, _COLUMNS))
-    weight = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
-    layout = record_layout((part,), 4, _GROUP)
-    record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
-    view = matrix_view(encode({"weight": weight}, record), record, part)
+    view, record = _encoded(4, support, device)
     packed = Multiplier(4, _GROUP, record.code_layout, support, "auto", _CROSSOVER_TOKENS[-1])
     plain = Multiplier(4, _GROUP, record.code_layout, support, "dequantize")
     found = 0

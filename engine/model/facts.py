@@ -62,6 +62,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         dense_matrices=dense_matrices(model.linears),
         embedding_bytes=_embedding_bytes(model),
         kv_plain_layers=len(plain_kv_layers(model.model)),
+        pieces_16=_pieces_of_an_expert(model),
     )
 
 
@@ -120,3 +121,14 @@ def _predictors(model: LoadedModel) -> tuple[str, ...]:
 
 def _stored_at_16_bits(model: LoadedModel) -> bool:
     return all(is_sixteen_bit(entry.dtype) for entry in model.expert_entries())
+
+
+def _pieces_of_an_expert(model: LoadedModel) -> int:
+    """Tensors of the checkpoint that hold one expert; 1 where it can only be read from a pack."""
+    layer, pieces = model.layers[0], 0
+    for part in layer.parts:
+        entries = layer.sources[part.name].expert_entries(0, layer.count, model.checkpoint)
+        if entries is None:
+            return 1
+        pieces += len(entries)
+    return pieces

@@ -1,7 +1,9 @@
 """Workers on a Ray cluster: two nodes in one machine, PostgreSQL between them, a node that dies."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,24 +103,37 @@ def cluster(folder: Path) -> Iterator[RayCluster]:
         process.wait(timeout=60)
 
 
+@pytest.fixture
+def storage(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A PostgreSQL database that both nodes reach; trials take a while."""
+    monkeypatch.setenv("EXPERTUNE_FAKE", json.dumps({"slow_s": 0.3}))
+    with serving() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_study(tune: Tune, cluster: RayCluster, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Its parent, once both nodes run trials."""
+    arguments = ["--definition", "study.yaml", "--trials", "14", "--sampler", "random"]
+    arguments += ["--storage", url, "--ray", cluster.address]
+    parent = subprocess.Popen([sys.executable, "-m", "tuner", *arguments], env=environment())
+    try:
+        _wait_for_two_workers(tune, url)
+        yield parent
+    finally:
+        parent.kill()
+        parent.wait()
+
+
 @pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_two_nodes_share_a_study_and_a_lost_one_costs_its_trial(
-    tune: Tune, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+    tune: Tune, cluster: RayCluster, storage: str
 ):
-    monkeypatch.setenv("EXPERTUNE_FAKE", json.dumps({"slow_s": 0.3}))
-    with serving() as url:
-        arguments = ["--definition", "study.yaml", "--trials", "14", "--sampler", "random"]
-        arguments += ["--storage", url, "--ray", cluster.address]
-        parent = subprocess.Popen([sys.executable, "-m", "tuner", *arguments], env=environment())
-        try:
-            _wait_for_two_workers(tune, url)
-            cluster.kill_a_node()
-            assert parent.wait(timeout=90) == 0
-        finally:
-            parent.kill()
-            parent.wait()
-        shown = tune("show", "small", "--storage", url, "--json").document
+    with running_study(tune, cluster, storage) as parent:
+        cluster.kill_a_node()
+        assert parent.wait(timeout=90) == 0
+    shown = tune("show", "small", "--storage", storage, "--json").document
     states = Counter(trial["state"] for trial in shown["trials"])
     numbers = [trial["number"] for trial in shown["trials"]]
     assert len(set(numbers)) == len(numbers)
@@ -128,6 +143,19 @@ def test_two_nodes_share_a_study_and_a_lost_one_costs_its_trial(
     for lost in (trial for trial in shown["trials"] if trial["state"] == "INTERRUPTED"):
         again = [t for t in shown["trials"] if t["origin"] == "retry"]
         assert [t["params"] for t in again] == [lost["params"]]
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(200)
+def test_an_interrupted_parent_leaves_no_trial_running_anywhere(
+    tune: Tune, cluster: RayCluster, storage: str
+):
+    with running_study(tune, cluster, storage) as parent:
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=60) == 130
+    shown = tune("show", "small", "--storage", storage, "--json").document
+    assert shown["study"]["state"] == "INTERRUPTED"
+    assert "RUNNING" not in {trial["state"] for trial in shown["trials"]}
 
 
 def _wait_for_two_workers(tune: Tune, url: str) -> None:

@@ -19,17 +19,21 @@ SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "prefill_tps", "decode_tps", "exper
 
 
 def compare_two(
-    first: Annotated[str, typer.Argument(metavar="A", help="A study, or a deployment YAML.")],
+    first: Annotated[
+        str,
+        typer.Argument(metavar="A", help="A study, STUDY:PICK as in demo:3, or a deployment YAML."),
+    ],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     pick: Annotated[
-        str, typer.Option(help="Of a study: knee, throughput, latency, quality or a number.")
+        str,
+        typer.Option(help="Where A or B names none: knee, throughput, latency, quality, a trial."),
     ] = "knee",
     storage: options.Storage = None,
     as_json: options.Json = False,
 ) -> None:
     """Say which settings and which figures of two configs differ.
 
-    Example: tune compare demo demo-2
+    Example: tune compare demo:0 demo:knee
     """
     sides = [_read(name, pick, storage) for name in (first, second)]
     found = compare(*sides)
@@ -42,10 +46,11 @@ def compare_two(
 def _read(name: str, pick: str, storage: str | None) -> Deployment:
     if name.endswith((".yaml", ".yml")):
         return load_deployment(Path(name))
+    name, _, own = name.partition(":")
     with options.open_store_read_only(storage) as store:
         study = store.study(name)
         front = front_of(study, store.trials(study))
-    return build_deployment(study, front, front.pick(pick))
+    return build_deployment(study, front, front.pick(own or pick))
 
 
 def _print(first: str, second: str, found: Comparison) -> None:

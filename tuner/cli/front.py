@@ -38,6 +38,10 @@ def print_front(front: Front) -> None:
     near = [f"trial {number} ({share:.0%})" for number, share in near_front(front, sure)]
     if near:
         print_text(f"within noise of the front: {', '.join(near)}")
+    if any(trial.confirmed for trial in front.members):
+        print_text(
+            "figures are of all repeats; an exported file states those of the confirming ones alone"
+        )
 
 
 def print_curve(points: Sequence[CurvePoint]) -> None:

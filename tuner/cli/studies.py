@@ -22,6 +22,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 from tuner.transfer import worth
 
 Paired = dict[int, tuple[PairedResult, ...]]
+FEW_TRIALS = 50  # of which the share of good ones says little about a setting
 
 
 def studies(storage: options.Storage = None, as_json: options.Json = False) -> None:
@@ -73,7 +74,7 @@ def show(
     for sentence in worth(front, trials):
         print_text(sentence)
     _print_quality(front, paired)
-    _print_importances(weights)
+    _print_importances(weights, len(trials))
     _print_failures(trials)
 
 
@@ -182,7 +183,7 @@ def _print_explanation(found: Explanation | None) -> None:
         )
 
 
-def _print_importances(weights: dict[str, dict[str, float]]) -> None:
+def _print_importances(weights: dict[str, dict[str, float]], trials: int) -> None:
     if not weights:
         return
     names = sorted({name for by_name in weights.values() for name in by_name})
@@ -190,6 +191,8 @@ def _print_importances(weights: dict[str, dict[str, float]]) -> None:
     print_table(
         "How much each setting matters (PED-ANOVA)", ["setting", *(f"#{o}" for o in weights)], rows
     )
+    if trials < FEW_TRIALS:
+        print_text(f"of {format_count(trials, 'trial')}: a hint")
 
 
 def _print_failures(trials: tuple[TrialSnapshot, ...]) -> None:
