@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import optuna
-from reference_grid import OBJECTIVES, Grid, load_grid, predictions_of
+from reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 
 from tuner import objective
 from tuner.domination import rivals_of
@@ -54,7 +54,7 @@ ENOUGH = 0.995
 MOST_SHARE = 0.5  # of the grid's seconds: what takes longer has not arrived
 BUDGET = 0.05
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-Run = tuple[str, int]
+Job = tuple[str, int]  # a sampler and a seed
 Curve = list[tuple[float, float]]
 
 
@@ -86,30 +86,40 @@ class Simulation:
                 break
 
     def _trial(self, point: Point) -> TrialSnapshot:
-        """A duplicate goes on with the repeats that are left, and counts what came before."""
+        """One visit is one run's repeats; a duplicate goes on where the former visit ended, and
+        counts what came before."""
         index = self.grid.candidates.index_of(point)
         assert index is not None
         row, rule = self.grid.rows[index], self.grid.definition.repeats
-        order = list(range(len(row.samples)))
-        random.Random(f"{self.seed} {index}").shuffle(order)
+        order = self._order(index)
         before = self.used.get(index, 0)
-        kept = [row.samples[number] for number in order[:before]]
-        self.spent_s += row.seconds[0] + (row.seconds[1] if before == len(order) else 0.0)
+        kept = [run.samples[number] for run, number in order[:before]]
+        run = order[min(before, len(order) - 1)][0]
+        visit = [number for one, number in order[before:] if one is run]
+        self.spent_s += run.seconds[0] + (0.0 if visit else run.seconds[1])
         state = "COMPLETE"
-        for place in range(before, len(order)):
-            # the first repeat of a trial holds the warm-up
-            self.spent_s += row.seconds[1 + (place if place > before else 0)]
-            kept.append(row.samples[order[place]])
-            if len(kept) < rule.min or place == before:
+        for place, number in enumerate(visit):
+            self.spent_s += run.seconds[1 + place]  # the first repeat of a visit holds the warm-up
+            kept.append(run.samples[number])
+            if len(kept) < rule.min or not place:
                 if self._beaten(index, kept, row.quality):
                     state = "DOMINATED"
                     break
-            elif _steady(kept, rule.half_width):
+            elif len(kept) >= rule.max or _steady(kept, rule.half_width):
                 break
         self.used[index] = len(kept)
         if state == "COMPLETE" and index not in self.found:
             self.found.append(index)
         return _snapshot(len(self.trials), index, state, point, kept, row.quality)
+
+    def _order(self, index: int) -> list[tuple[Run, int]]:
+        """Run by run, all repeats of a configuration as this seed meets them."""
+        dice = random.Random(f"{self.seed} {index}")
+        runs = list(self.grid.rows[index].runs)
+        dice.shuffle(runs)
+        return [
+            (run, n) for run in runs for n in dice.sample(range(len(run.samples)), len(run.samples))
+        ]
 
     def _beaten(self, index: int, kept: Sequence[Mapping[str, float]], quality: float) -> bool:
         front = build_front(self.trials, OBJECTIVES)
@@ -228,7 +238,7 @@ def main() -> int:
     return 0
 
 
-def compare(grid: Grid, names: Sequence[str], seeds: int) -> dict[Run, Curve]:
+def compare(grid: Grid, names: Sequence[str], seeds: int) -> dict[Job, Curve]:
     """Every sampler with every seed, in as many processes as there are processors."""
     predictions = predictions_of(grid)
     runs = [(name, seed) for name in names for seed in range(seeds)]
@@ -243,7 +253,7 @@ def _quietly() -> None:
     warnings.simplefilter("ignore")
 
 
-def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve]) -> None:
+def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve]) -> None:
     """Medians over seeds; what never arrived counts as late."""
     print(
         f"\n{grid.definition.name}: {len(grid.rows)} configurations, {grid.total_s:.0f} engine s\n"
@@ -259,7 +269,7 @@ def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve]) -
 
 
 def write_quantiles(
-    grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve], path: Path
+    grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path
 ) -> None:
     """Median and quartiles over seeds of the share that is found, by engine seconds."""
     with path.open("w", newline="") as file:
@@ -270,7 +280,7 @@ def write_quantiles(
                 writer.writerow([name, *(f"{value:.4f}" for value in row)])
 
 
-def plot(grid: Grid, names: Sequence[str], curves: Mapping[Run, Curve], path: Path) -> None:
+def plot(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path) -> None:
     """The same as a picture."""
     with _drawing() as (figure, axes):
         for name, style in zip(names, _styles(), strict=False):
@@ -321,7 +331,7 @@ def _quantiles(grid: Grid, curves: Sequence[Curve]) -> list[tuple[float, ...]]:
     return found
 
 
-def _of(curves: Mapping[Run, Curve], name: str) -> list[Curve]:
+def _of(curves: Mapping[Job, Curve], name: str) -> list[Curve]:
     return [curve for (sampler, _), curve in curves.items() if sampler == name]
 
 

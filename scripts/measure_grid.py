@@ -1,12 +1,13 @@
-"""Measure every point of a study's space once, so that samplers can be compared without an engine.
+"""Measure every point of a study's space, so that samplers can be compared without an engine.
 
     python scripts/measure_grid.py studies/reference/compute_bound.yaml
 
-Writes beside the definition: NAME.jsonl (a line a configuration, every sample of every repeat, the
-seconds that each took, a sentinel series), NAME.npz (the routing trace), NAME.json (model facts,
-machine, its profile, quality of each group). Resumable: what the files hold is not measured again.
-Points are run in an order drawn by a seed, so that drift of the machine does not look like an
-effect of a setting.
+Writes beside the definition: NAME.jsonl (a line a configuration and round: every sample of every
+repeat, the seconds that each took, a sentinel series), NAME.npz (the routing trace), NAME.json
+(model facts, machine, its profile, quality of each group). Resumable: what the files hold is not
+measured again. Points are run in an order drawn by a seed, another one each round, so that drift of
+the machine does not look like an effect of a setting; several rounds tell a configuration that is
+fast from one that was lucky.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("definition", type=Path)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each one is measured")
     parser.add_argument("--most", type=int, default=0, help="stop after so many new ones")
     arguments = parser.parse_args()
     definition = load_definition(arguments.definition, {})
@@ -63,23 +65,28 @@ def main() -> int:
         space = build_space(definition, session.facts, workload)
         record_trace(session, definition, space, arguments.definition.with_suffix(".npz"))
         candidates = Candidates(space)
-        order = list(range(len(candidates)))
-        random.Random(SEED).shuffle(order)
-        known = {json.dumps(row["point"], sort_keys=True) for row in rows}
         fresh = 0
-        for place, index in enumerate(order, 1):
-            point = candidates.items[index].point
-            if json.dumps(dict(point), sort_keys=True) in known:
+        for number, index in in_order(len(candidates), arguments.rounds):
+            point = dict(candidates.items[index].point)
+            if sum(row["point"] == point for row in rows) > number:
                 continue
-            row = {"point": dict(point), **measure(session, definition, space, point)}
+            rows.append({"point": point, **measure(session, definition, space, point)})
             with arguments.definition.with_suffix(".jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(rows[-1]) + "\n")
             fresh += 1
-            print(f"{place}/{len(order)} {row['seconds']} {point}", flush=True)
+            print(f"{len(rows)} {rows[-1]['seconds']} {point}", flush=True)
             if fresh == arguments.most:
                 return 0
         describe(session, definition, space, candidates, arguments.definition.with_suffix(".json"))
     return 0
+
+
+def in_order(size: int, rounds: int) -> Iterator[tuple[int, int]]:
+    """Round and candidate, each round in an order of its own."""
+    for number in range(rounds):
+        order = list(range(size))
+        random.Random(SEED + number).shuffle(order)
+        yield from ((number, index) for index in order)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -30,18 +30,33 @@ BEYOND_NADIR = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measured configuration. seconds: of configuring and of each repeat."""
+class Run:
+    """A configuration, measured in one round. seconds: of configuring and of each repeat."""
 
     seconds: tuple[float, ...]
     samples: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration, with a run of every round."""
+
+    runs: tuple[Run, ...]
     quality: float
 
     @property
     def truth(self) -> tuple[float, ...]:
-        """Its objectives by all samples."""
-        speeds = [statistics.fmean(s[name] for s in self.samples) for name in OBJECTIVES[:2]]
+        """Its objectives by all samples, every round with the same weight."""
+        speeds = [
+            statistics.fmean(statistics.fmean(s[name] for s in run.samples) for run in self.runs)
+            for name in OBJECTIVES[:2]
+        ]
         return (*speeds, self.quality)
+
+    @property
+    def seconds(self) -> float:
+        """Of measuring it once, a mean over rounds."""
+        return statistics.fmean(sum(run.seconds) for run in self.runs)
 
 
 @dataclass
@@ -57,8 +72,8 @@ class Grid:
 
     @property
     def total_s(self) -> float:
-        """Seconds that measuring the grid took."""
-        return sum(sum(row.seconds) for row in self.rows)
+        """Seconds that measuring the grid takes, once."""
+        return sum(row.seconds for row in self.rows)
 
     def hypervolume(self, indices: Sequence[int]) -> float:
         """As a share of the whole grid's, from the front's nadir and BEYOND_NADIR of the spans."""
@@ -90,16 +105,18 @@ def load_grid(path: Path) -> Grid:
     facts = ModelFacts.from_json(document["facts"])
     space = build_space(definition, facts, definition.load_workload())
     candidates = Candidates(space)
-    rows: dict[int, Row] = {}
+    runs: dict[int, list[Run]] = {}
     for row in read_rows(path.with_suffix(".jsonl")):
         index = candidates.index_of(row["point"])
         assert index is not None, f"{row['point']} is no point of the space"
-        quality = document["quality"][candidates.items[index].group]
-        rows[index] = Row(tuple(row["seconds"]), tuple(row["samples"]), quality)
-    missing = len(candidates) - len(rows)
+        runs.setdefault(index, []).append(Run(tuple(row["seconds"]), tuple(row["samples"])))
+    missing = len(candidates) - len(runs)
     assert not missing, f"{missing} configurations were not measured: run measure_grid.py again"
-    ordered = [rows[index] for index in range(len(candidates))]
-    return Grid(definition, candidates, ordered, facts, document, path.with_suffix(".npz"))
+    rows = [
+        Row(tuple(runs[index]), document["quality"][item.group])
+        for index, item in enumerate(candidates.items)
+    ]
+    return Grid(definition, candidates, rows, facts, document, path.with_suffix(".npz"))
 
 
 def predictions_of(grid: Grid) -> Predictions:

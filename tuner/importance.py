@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from tuner.objective import DIRECTIONS
-from tuner.store.snapshots import TrialSnapshot
+from tuner.store.snapshots import MEASURED_STATES, TrialSnapshot
 
 FEWEST_TRIALS = 4
 
@@ -22,16 +22,26 @@ def importances(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """By objective, by setting: shares that sum to 1; empty when fewer than FEWEST_TRIALS were
-    measured to the end."""
-    measured = [t for t in trials if t.state == "COMPLETE" and set(objectives) <= set(t.scores)]
+    measured. What was ended early counts, as the worse half of most studies; but not with a
+    quality that was only granted to it."""
+    measured = [
+        trial
+        for trial in trials
+        if trial.state in MEASURED_STATES and set(objectives) <= set(trial.scores)
+    ]
     if len(measured) < FEWEST_TRIALS:
         return {}
-    varied = {name for name in measured[0].params if len(_choices(measured, name)) > 1}
-    return {objective: _shares(measured, objective, varied) for objective in objectives}
+    names = list(measured[0].params)
+    return {
+        objective: _shares([t for t in measured if objective not in t.bounds], objective, names)
+        for objective in objectives
+    }
 
 
-def _shares(trials: Sequence[TrialSnapshot], objective: str, varied: set[str]) -> dict[str, float]:
-    names = list(trials[0].params)
+def _shares(
+    trials: Sequence[TrialSnapshot], objective: str, names: Sequence[str]
+) -> dict[str, float]:
+    varied = {name for name in names if len(_choices(trials, name)) > 1}
     if not varied or len({trial.scores[objective] for trial in trials}) < 2:
         return dict.fromkeys(names, 0.0)
     distributions = {

@@ -34,7 +34,12 @@ from tuner.second_look import unbeaten
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
 from tuner.store.repository import Store
-from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import (
+    FINISHED_STATES,
+    MEASURED_STATES,
+    StudySnapshot,
+    TrialSnapshot,
+)
 from tuner.trial import TrialRunner
 from tuner.trial_loop import TrialLoop
 from tuner.workers import is_gone, own_id
@@ -325,7 +330,7 @@ class _Run:
             assert self.runner is not None
             self.progress.tell(f"trial {trial.number} again: nothing beats it any more")
             outcome = self.runner.run(trial.id, trial.params)
-            if outcome.state in ("COMPLETE", "DOMINATED"):
+            if outcome.state in MEASURED_STATES:
                 spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)
                 outcome = replace(outcome, predicted=trial.predicted, engine_s=spent_s)
                 self.store.finish_trial(trial.id, outcome)

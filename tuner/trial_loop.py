@@ -30,7 +30,12 @@ from tuner.search.sampler import GuidedSampler
 from tuner.space import Point, SearchSpace
 from tuner.store.database import explained
 from tuner.store.repository import Store, TrialOutcome
-from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import (
+    FINISHED_STATES,
+    MEASURED_STATES,
+    StudySnapshot,
+    TrialSnapshot,
+)
 from tuner.transfer import starting_points
 from tuner.trial import TrialRunner
 from tuner.workers import own_id
@@ -120,7 +125,7 @@ class TrialLoop:
         found = outcome.violations or {}
         for name in objective.CONSTRAINTS:
             trial.set_constraint(name, found.get(name, 0.0))
-        if outcome.state in ("COMPLETE", "DOMINATED"):
+        if outcome.state in MEASURED_STATES:
             scores = outcome.scores or {}
             return [scores[name] for name in self.definition.objectives]
         if self.definition.sampler in LEARN_FROM_PRUNED:

@@ -10,11 +10,10 @@ from tuner.domination import pooled_deviation
 from tuner.search.candidates import Candidates
 from tuner.search.proposer import SPEEDS, Measured, Proposer
 from tuner.space import Point
-from tuner.store.snapshots import FINISHED_STATES, TrialSnapshot
+from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
 from tuner.twin import Predictions
 
 FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
-MEASURED_STATES = ("COMPLETE", "DOMINATED")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from engine.report import Metric, QualityReport
 TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
 Role = Literal["search", "confirm", "verify"]
+MEASURED_STATES: tuple[TrialState, ...] = ("COMPLETE", "DOMINATED")
 FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED")
 
 
