@@ -37,9 +37,10 @@ from reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 from tuner import objective
 from tuner.domination import rivals_of
 from tuner.front import build_front
+from tuner.preparation import trial_costs
 from tuner.sampler import open_sampler
 from tuner.search.guide import Guide
-from tuner.search.proposer import Costs, Proposer
+from tuner.search.proposer import Proposer
 from tuner.space import Point
 from tuner.statistics import interval, relative_half_width
 from tuner.store.snapshots import TrialSnapshot
@@ -175,7 +176,7 @@ def _run_ours(simulation: Simulation, predictions: Predictions | None) -> None:
     else:
         simulation.spent_s += grid.document["trace_s"] + grid.document["profile_s"]
     logs = predictions.logs if predictions is not None else {}
-    costs = Costs(tokens=workload.sequences * workload.output_tokens)
+    costs = trial_costs(grid.definition, workload)
     proposer = Proposer(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
     guide = Guide(grid.candidates, proposer, Predictions(logs, 0, 0.0))
 

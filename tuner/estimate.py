@@ -20,7 +20,7 @@ from tuner.definition import StudyDefinition
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
 from tuner.machine import machine_profile
-from tuner.preparation import TWIN_S, WARM_UPS
+from tuner.preparation import CONFIGURE_S, TWIN_S, WARM_UPS
 from tuner.progress import format_duration
 from tuner.quality import quality_group
 from tuner.session import EngineSession
@@ -28,9 +28,9 @@ from tuner.space import SearchSpace, build_space
 from tuner.store.snapshots import StudySnapshot
 from tuner.twin import ROUNDS
 
-# Beside computing, in seconds, as commonly seen (docs/lab.md): configuring an engine and its
-# sentinel; starting one; lm-eval's own start; replaying one config.
-CONFIGURE_S, START_S, TASKS_S, REPLAY_S = 1.0, 4.0, 5.0, 0.2
+# Beside computing, in seconds, as commonly seen (docs/lab.md): starting an engine; lm-eval's own
+# start; replaying one config.
+START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.2
 CONFIRMED = 3  # members of a front, commonly
 ITEM_TOKENS = 120
 ITEMS = 100  # of a task without --limit, of which few are so short

@@ -42,7 +42,15 @@ from tuner.workload import workload_hash
 log = logging.getLogger(__name__)
 
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
-WARM_UPS = 2.0  # passes before the first repeat, commonly
+# As commonly seen (docs/lab.md): seconds of configuring an engine and of its sentinel, passes over
+# the workload before the first repeat.
+CONFIGURE_S, WARM_UPS = 1.0, 2.0
+
+
+def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
+    """What a trial of this study costs."""
+    tokens = workload.sequences * workload.output_tokens
+    return Costs(CONFIGURE_S, WARM_UPS + definition.repeats.min, tokens)
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,12 @@ class Preparation:
         """Everything; what fails is told and left out."""
         candidates = Candidates(self.space, self.definition.seed)
         predictions = self._predictions(candidates)
-        tokens = self.workload.sequences * self.workload.output_tokens
-        costs = Costs(passes=WARM_UPS + self.definition.repeats.min, tokens=tokens)
         proposer = Proposer(
             candidates,
             self.definition.objectives,
             self.definition.constraints,
             predictions.logs,
-            costs,
+            trial_costs(self.definition, self.workload),
         )
         return Guide(candidates, proposer, predictions)
 

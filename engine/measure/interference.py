@@ -96,7 +96,7 @@ def _beside_reads(
     count, spent, before = 0, 0.0, transfers.counters.moved_bytes
     started = now = time.perf_counter()
     while now - started < _SPAN_S or count < _FEWEST:
-        outstanding = [one for one in outstanding if not one.finished]
+        outstanding = _unfinished(outstanding)
         for expert, slot in itertools.islice(turn, _OUTSTANDING - len(outstanding)):
             outstanding.append(transfers.submit(expert, slot, 16, demanded=True))
         begun = time.perf_counter()
@@ -107,6 +107,14 @@ def _beside_reads(
     moved = transfers.counters.moved_bytes - before
     transfers.drain()
     return max(1.0, moved / (now - started)), spent / count
+
+
+def _unfinished(transfers: Sequence[Transfer]) -> list[Transfer]:
+    """Raises the error that ended one of them."""
+    for one in transfers:
+        if one.error is not None:
+            raise one.error
+    return [one for one in transfers if not one.finished]
 
 
 def _store_of(file: Path, chunk_bytes: int) -> ExpertStore:

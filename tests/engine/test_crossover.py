@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.device.cpu import CpuDevice
 from engine.experts.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.crossover import keep_crossover, known_crossover
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
@@ -51,5 +52,5 @@ def test_the_profile_finds_where_the_faster_product_changes(
 ) -> None:
     times = iter([1.0, 2.0, 1.0, 2.0, 3.0, 2.0])  # packed, plain; at 1, 2 and 4 tokens
     monkeypatch.setattr(profile, "_best", lambda run: next(times))
-    assert profile._crossover(KernelSupport(("torch_int4",))) == 2
-    assert profile._crossover(NO_KERNELS) is None
+    assert profile._crossover(CpuDevice(), KernelSupport(("torch_int4",))) == 2
+    assert profile._crossover(CpuDevice(), NO_KERNELS) is None

@@ -103,6 +103,13 @@ def profile(
         [f"disk read, {format_bytes(int(size))} records", f"{format_bytes(speed)}/s"]
         for size, speed in measured.read_bytes_per_s.items()
     ]
+    rows += [
+        [
+            f"the same while products run, {format_bytes(int(size))} chunks",
+            f"{format_bytes(speed)}/s; products take {measured.read_slowdown[size]:.2f} times",
+        ]
+        for size, speed in measured.busy_read_bytes_per_s.items()
+    ]
     rows.append(["memory copy", f"{format_bytes(measured.memory_bytes_per_s)}/s"])
     if measured.link_bytes_per_s is not None:
         rows.append(["host to device", f"{format_bytes(measured.link_bytes_per_s)}/s"])

@@ -59,7 +59,7 @@ class Costs:
     """What a trial costs: seconds beside running, passes over the workload, generated tokens of
     one."""
 
-    overhead_s: float = 3.0
+    overhead_s: float = 1.0
     passes: float = 5.0
     tokens: int = 128
 
