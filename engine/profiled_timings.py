@@ -34,7 +34,8 @@ _SUBMIT_S, _SCORE_S, _WAKE_S = 5e-6, 4e-5, 4e-5
 def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) -> ModelTimings:
     """What the machine's products, copies and reads make of this model.
 
-    device: as the engine names it; an emulated one takes its machine's slowed link.
+    device: as the engine names it; an emulated one takes its machine's slowed link. Elsewhere
+    records come from the disk, as they do without host.bytes.
     """
     matrices = [part.elements for part in facts.parts if part.kind == "matrix"]
     expert_s = {
@@ -52,10 +53,11 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         if emulated is not None:
             rate, latency = emulated.slowed_link_bytes_per_s, emulated.slowed_link_latency_s
             media[bits] = Medium({1: rate}, latency, "queued", pieces)
-        elif profile.link_bytes_per_s is not None:
-            media[bits] = Medium({1: profile.link_bytes_per_s}, 1e-5, "queued", pieces)
         else:
-            media[bits] = Medium({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
+            rate = _read_speed(profile, chunk)
+            if profile.link_bytes_per_s is not None:  # from the disk, then over the link
+                rate = min(rate, profile.link_bytes_per_s)
+            media[bits] = Medium({2: rate}, 0.0, "shared", pieces)
             contention[bits] = _slowdown(profile, chunk)
     none = dict.fromkeys(expert_s, 0.0)
     wake = dict.fromkeys(expert_s, _WAKE_S)

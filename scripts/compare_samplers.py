@@ -34,11 +34,12 @@ import numpy as np
 import optuna
 from reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 
+from engine.errors import InfeasibleError
 from tuner import objective
 from tuner.domination import rivals_of
-from tuner.front import build_front
+from tuner.front import likely_front
 from tuner.preparation import trial_costs
-from tuner.sampler import open_sampler
+from tuner.sampler import LEARN_FROM_PRUNED, open_sampler
 from tuner.search.guide import Guide
 from tuner.search.proposer import Proposer
 from tuner.space import Point
@@ -74,23 +75,41 @@ class Simulation:
     def run(
         self, propose: Callable[[], Point | None], tell: Callable[[TrialSnapshot], None]
     ) -> None:
-        """Until MOST_SHARE is spent, nearly all is found or nothing is proposed."""
+        """Until MOST_SHARE is spent, nearly all is found or nothing is proposed. What does not fit
+        costs nothing, as in a study."""
         while self.spent_s < MOST_SHARE * self.grid.total_s:
             point = propose()
             if point is None:
                 break
-            trial = self._trial(point)
+            trial = self._trial(point) or self._refused(point)
             self.trials.append(trial)
             tell(trial)
+            if trial.state == "INFEASIBLE":
+                continue
             self.curve.append((self.spent_s, self.grid.hypervolume(self.found)))
             if self.curve[-1][1] >= ENOUGH:
                 break
 
-    def _trial(self, point: Point) -> TrialSnapshot:
+    def _refused(self, point: Point) -> TrialSnapshot:
+        space = self.grid.candidates.space
+        try:
+            space.resolve(point)
+        except InfeasibleError as error:
+            needed = error.smallest_bytes
+        else:
+            raise AssertionError(f"{point} fits and was not measured")
+        excess = objective.memory_violation(needed, self.grid.definition.budget.vram_bytes)
+        return TrialSnapshot(
+            len(self.trials), len(self.trials), "INFEASIBLE", None, None, point, {}, excess, {},
+            None, None, {}, None, None, NOW, NOW,
+        )  # fmt: skip
+
+    def _trial(self, point: Point) -> TrialSnapshot | None:
         """One visit is one run's repeats; a duplicate goes on where the former visit ended, and
-        counts what came before."""
+        counts what came before. None where it does not fit."""
         index = self.grid.candidates.index_of(point)
-        assert index is not None
+        if index is None:
+            return None
         row, rule = self.grid.rows[index], self.grid.definition.repeats
         order = self._order(index)
         before = self.used.get(index, 0)
@@ -102,7 +121,7 @@ class Simulation:
         for place, number in enumerate(visit):
             self.spent_s += run.seconds[1 + place]  # the first repeat of a visit holds the warm-up
             kept.append(run.samples[number])
-            if len(kept) < rule.min or not place:
+            if len(kept) < rule.min:
                 if self._beaten(index, kept, row.quality):
                     state = "DOMINATED"
                     break
@@ -123,7 +142,7 @@ class Simulation:
         ]
 
     def _beaten(self, index: int, kept: Sequence[Mapping[str, float]], quality: float) -> bool:
-        front = build_front(self.trials, OBJECTIVES)
+        front = likely_front(self.trials, OBJECTIVES)
         rivals = rivals_of(OBJECTIVES, front.members, self.trials)
         if index in rivals.configurations:
             return False
@@ -206,7 +225,15 @@ def _run_stock(simulation: Simulation, name: str) -> None:
             return dict(asked[-1].params)
 
         def tell(trial: TrialSnapshot) -> None:
-            memory.tell(asked[-1], [trial.scores[one] for one in OBJECTIVES])
+            """As a study does."""
+            for one in objective.CONSTRAINTS:
+                asked[-1].set_constraint(one, trial.violations.get(one, 0.0))
+            if trial.state != "INFEASIBLE":
+                memory.tell(asked[-1], [trial.scores[one] for one in OBJECTIVES])
+            elif name in LEARN_FROM_PRUNED:
+                memory.tell(asked[-1], state=optuna.trial.TrialState.PRUNED)
+            else:
+                memory.tell(asked[-1], [objective.WORST[one] for one in OBJECTIVES])
 
         simulation.run(ask, tell)
 

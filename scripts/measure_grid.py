@@ -65,12 +65,17 @@ def main() -> int:
         space = build_space(definition, session.facts, workload)
         record_trace(session, definition, space, arguments.definition.with_suffix(".npz"))
         candidates = Candidates(space)
+        for item in {item.group: item for item in candidates.items}.values():
+            session.configure(item.config)  # packing is once a model, not a configuration's cost
         fresh = 0
         for number, index in in_order(len(candidates), arguments.rounds):
             point = dict(candidates.items[index].point)
             if sum(row["point"] == point for row in rows) > number:
                 continue
-            rows.append({"point": point, **measure(session, definition, space, point)})
+            try:
+                rows.append({"point": point, **measure(session, definition, space, point)})
+            except WorkerError as error:
+                sys.exit(f"{point}: {error}\n(run it again: what was measured is kept)")
             with arguments.definition.with_suffix(".jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             fresh += 1
@@ -129,10 +134,7 @@ def measure(
     config: EngineConfig = space.config(point)
     rule, workload = definition.repeats, definition.load_workload()
     before = session.busy_s
-    try:
-        session.configure(config)
-    except WorkerError as error:
-        return {"error": str(error), "seconds": [round(session.busy_s - before, 3)], "samples": []}
+    session.configure(config)
     seconds = [session.busy_s - before]
     samples: list[dict[str, float]] = []
     sentinel: list[list[float]] = []

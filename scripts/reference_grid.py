@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -121,7 +122,10 @@ def load_grid(path: Path) -> Grid:
 
 def predictions_of(grid: Grid) -> Predictions:
     """As a study makes them: profiled timings, corrected by the default's time split."""
-    profile = MachineProfile(**grid.document["profile"])
+    kept = grid.document["profile"]
+    names = {field.name for field in dataclasses.fields(MachineProfile)}
+    assert set(kept) == names, "the profile is of another release: run measure_grid.py again"
+    profile = MachineProfile(**kept)
     timings = profiled_timings(profile, grid.facts, grid.definition.device)
     workload = grid.definition.load_workload()
     twin = Twin(grid.facts, load_trace(grid.trace), timings, workload.sequences)

@@ -119,8 +119,8 @@ def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
 
 
 def _near(means: Floats, errors: Floats, members: int) -> list[int]:
-    """Indices of what the first `members` do not beat by REACH errors in everything; at most
-    MOST_DRAWN, the nearest."""
+    """Indices of the first `members` and of what these do not beat by REACH errors in everything,
+    MOST_DRAWN in all where there are more, the nearest."""
     lags = np.full(len(means), -np.inf)
     for mean, error in zip(means[:members], errors[:members], strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,7 +129,8 @@ def _near(means: Floats, errors: Floats, members: int) -> list[int]:
         lag = behind.min(axis=1)
         lag[(means == mean).all(axis=1)] = -np.inf  # itself, and what equals it
         lags = np.maximum(lags, lag)
-    order = np.argsort(lags, kind="stable")[:MOST_DRAWN]
+    lags[:members] = -np.inf  # none of them is left out, however many there are
+    order = np.argsort(lags, kind="stable")[: max(MOST_DRAWN, members)]
     return [int(index) for index in order if lags[index] < REACH]
 
 

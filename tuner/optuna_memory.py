@@ -7,6 +7,7 @@ workers, and fails those whose worker stopped beating; such a trial is tried onc
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
 
 HEARTBEAT_S, GRACE_S = 20, 90
 MOST_RETRIES = 1
-ORIGIN = "origin"
+ORIGIN, DEADLINE = "origin", "no_trial_after"
 
 
 # Why a point is run: the words that a trial keeps; a transferred point names its study.
@@ -68,10 +69,11 @@ def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
 
 
 def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
-    """Trials that Optuna takes for running and our store does not: their process is gone."""
-    running = {trial.number for trial in trials if trial.state == "RUNNING"}
+    """Trials that Optuna takes for running and that ended by our store: their process is gone. One
+    that our store does not know yet may be about to begin elsewhere; its heartbeat says."""
+    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
     for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
-        if trial.number not in running:
+        if trial.number in ended:
             memory.tell(trial.number, state=OptunaState.FAIL)
 
 
@@ -89,6 +91,17 @@ def enqueue(
         if dict(point) not in known:
             memory.enqueue_trial(dict(point), user_attrs={ORIGIN: origin})
             known.append(dict(point))
+
+
+def keep_deadline(memory: Any, timeout_s: float | None) -> None:
+    """Tell all workers when no trial is to begin any more; None: nothing says so."""
+    memory.set_user_attr(DEADLINE, None if timeout_s is None else time.time() + timeout_s)
+
+
+def seconds_left(memory: Any) -> float | None:
+    """Until the leading process's deadline, by this machine's clock; None without one."""
+    until = memory.user_attrs.get(DEADLINE)
+    return None if until is None else max(0.0, until - time.time())
 
 
 def origin_of(trial: Any) -> str:

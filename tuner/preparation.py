@@ -12,9 +12,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from tuner.workload import workload_hash
 
 log = logging.getLogger(__name__)
 
+VERSION = 2  # of what replays and interpolation say of the same trace and timings
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
 # As commonly seen (docs/lab.md): seconds of configuring an engine and of its sentinel, passes over
 # the workload before the first repeat.
@@ -87,13 +89,13 @@ class Preparation:
         except (WorkerError, EngineError) as error:
             log.warning("the search goes on without predictions: %s", error)
             return Predictions({}, 0, 0.0)
-        kept = self._kept_path(candidates, path, timings)
+        learned = load_learned_arrays(self.session.facts)
+        kept = self._kept_path(candidates, path, timings, learned)
         found = _load(kept, len(candidates))
         if found is None:
             self.tell(f"predicting {len(candidates)} configs by replay")
             with self._stage("twin"):
                 facts = self.session.facts
-                learned = load_learned_arrays(facts)
                 twin = Twin(facts, trace, timings, self.workload.sequences, learned)
                 twin = self._corrected(twin)
                 found = predict_all(twin, candidates, TWIN_S)
@@ -148,14 +150,24 @@ class Preparation:
         }
         return self.space.config(self.space.default()).overlay(single)
 
-    def _kept_path(self, candidates: Candidates, trace: Path, timings: ModelTimings) -> Path:
+    def _kept_path(
+        self,
+        candidates: Candidates,
+        trace: Path,
+        timings: ModelTimings,
+        learned: Mapping[str, Any],
+    ) -> Path:
         text = json.dumps(
             [
                 trace.name,
-                hashlib.sha256(json.dumps(timings.to_json(), sort_keys=True).encode()).hexdigest(),
+                _digest(json.dumps(timings.to_json(), sort_keys=True).encode()),
                 [item.config.digest() for item in candidates.items],
-                self.first.configuration_id if self.first is not None else None,
-            ]
+                # whose time split corrects the twin; a number alone is one in each store
+                self.first.started.isoformat() if self.first is not None else None,
+                {name: _digest(array.tobytes()) for name, array in learned.items()},
+                VERSION,
+            ],
+            sort_keys=True,
         )
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return cache_folder() / "predictions" / f"{digest}.npz"
@@ -167,6 +179,10 @@ class Preparation:
             yield
         finally:
             self.spent(name, time.monotonic() - started)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _load(path: Path, size: int) -> Predictions | None:

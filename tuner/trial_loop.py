@@ -6,6 +6,7 @@ time is over, or nothing that is left is promising. It must not know what comes 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from tuner.optuna_memory import (
     DEFAULT,
     enqueue,
     fail_lost,
+    keep_deadline,
     open_memory,
     open_storage,
     origin_of,
+    seconds_left,
 )
 from tuner.sampler import LEARN_FROM_PRUNED, open_sampler
 from tuner.search.guide import Guide
@@ -63,14 +66,13 @@ class TrialLoop:
     interrupted: Callable[[], bool] = lambda: False
 
     def run(self, *, leading: bool, most: int | None, timeout_s: float | None) -> None:
-        """leading: this process also queues what is to be tried first, and what was lost; most:
-        trials at most; timeout_s: after which none starts."""
-        seed = self.definition.seed + len(self._trials())
+        """leading: this process also queues what is to be tried first, and what was lost, and its
+        time is that of all workers; most: trials at most; timeout_s: after which none starts."""
         with (
             explained(self.store.database.url),
             open_storage(self.store.database, self.store, self.study) as storage,
             open_sampler(
-                self.definition.sampler, seed, self.space, self.definition.trials
+                self.definition.sampler, self._seed(leading), self.space, self.definition.trials
             ) as plain,
         ):
             sampler = plain
@@ -81,6 +83,9 @@ class TrialLoop:
                 trials = self._trials()
                 fail_lost(memory, trials)
                 enqueue(memory, trials, self._first())
+                keep_deadline(memory, timeout_s)
+            else:
+                timeout_s = seconds_left(memory)
             memory.optimize(
                 self._objective,
                 n_trials=most,
@@ -88,6 +93,14 @@ class TrialLoop:
                 catch=(FailedTrialError,),
                 callbacks=[self._after],
             )
+
+    def _seed(self, leading: bool) -> int:
+        """Another one for each process and each start, so that none repeats what another drew; one
+        for all of a grid, which numbers its points by it."""
+        if self.definition.sampler == "grid":
+            return self.definition.seed
+        own = 0 if leading else 1 + zlib.crc32(own_id().encode()) % 1_000_000
+        return self.definition.seed + len(self._trials()) + own
 
     def _first(self) -> list[tuple[str, Point]]:
         """The default config is trial 0; then what earlier studies recommend. Without predictions,

@@ -106,6 +106,7 @@ class SimulatedTransfers:
         """Share of a span in which something moved, if nothing else is submitted (1 or less)."""
         if until <= since:
             return 0.0
+        self.advance(since)
         before = self.busy_s
         self.advance(until)
         return min(1.0, (self.busy_s - before) / (until - since))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.report import Metric
-from tuner.certainty import likely_members, near_front, on_front
+from tuner.certainty import MOST_DRAWN, likely_members, near_front, on_front
 from tuner.domination import FIRST_DEVIATION, Rivals, pooled_deviation, rivals_of
 from tuner.explain import binding_of, explain, twin_error
 from tuner.front import build_front
@@ -145,3 +145,10 @@ def test_a_front_is_never_empty_where_something_ran():
 def test_a_front_without_scatter_is_that_of_the_means():
     front = build_front([trial(n, (10.0 + n,), 1 - n / 10) for n in range(4)], OBJECTIVES)
     assert sorted(t.number for t in likely_members(front)) == [0, 1, 2, 3]
+
+
+def test_a_large_front_loses_none_of_its_members():
+    many = [trial(n, (10.0 + n, 10.0 + n), quality=1 - n / 1000) for n in range(MOST_DRAWN + 20)]
+    front = build_front(many, OBJECTIVES)
+    assert len(front.members) == len(many)
+    assert len(likely_members(front)) == len(many)

@@ -30,10 +30,13 @@ class Guide:
         return {} if index is None else self.predictions.of(index)
 
     def propose(self, trials: Sequence[TrialSnapshot], running: Sequence[Point]) -> Point | None:
-        """The most promising point that is neither known nor running; None where none is left."""
+        """The most promising point that is neither known nor running, of those worth a trial where
+        any is; None where none is left."""
         measured, taken = self._known(trials, running)
-        ranked = self.proposer.rank(measured, taken)
-        return dict(self.candidates.items[ranked[0].index].point) if ranked else None
+        chosen = self.proposer.propose(measured, taken)
+        if chosen is None:
+            chosen = next(iter(self.proposer.rank(measured, taken)), None)
+        return None if chosen is None else dict(self.candidates.items[chosen.index].point)
 
     def exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
         """Whether no candidate promises enough hypervolume to be worth a trial."""

@@ -84,12 +84,12 @@ class Proposer:
         )
 
     def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
-        """The best of what is neither measured nor taken; None where nothing is worth a trial.
+        """The best of what is neither measured nor taken and worth a trial; None where nothing is.
 
         taken: candidates that run now, failed or do not fit.
         """
-        ranked = self.rank(measured, taken)
-        return ranked[0] if ranked and ranked[0].gain >= WORTH else None
+        ranked = self.rank(measured, taken, len(self.candidates))
+        return next((one for one in ranked if one.gain >= WORTH), None)
 
     def rank(
         self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1

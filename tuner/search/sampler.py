@@ -11,6 +11,22 @@ from optuna.trial import TrialState
 from tuner.search.guide import Guide
 from tuner.store.snapshots import TrialSnapshot
 
+CHOSEN = "chosen"
+MOST_TIES = 8
+
+
+def _others(study: Any, trial: Any) -> dict[int, dict[str, Any]]:
+    """The points of other running trials, by number; their settings are stored one by one, so
+    what was chosen or queued for them counts first."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return {
+        other.number: other.system_attrs.get(CHOSEN)
+        or other.system_attrs.get("fixed_params")
+        or dict(other.params)
+        for other in running
+        if other.number != trial.number
+    }
+
 
 class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
     """Proposes what the guide does; where that has nothing left, what `fallback` does.
@@ -35,14 +51,20 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
         return {}
 
     def before_trial(self, study: Any, trial: Any) -> None:
-        """Choose the point, unless it was enqueued."""
+        """Choose the point, unless it was enqueued, and tell it to the others at once; who chose
+        the same a moment before keeps it."""
         if trial.system_attrs.get("fixed_params"):
             return
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        others = [other.params for other in running if other.number != trial.number]
-        point = self._guide.propose(self._trials(), others)
-        if point is not None:
+        others = _others(study, trial)
+        for _ in range(MOST_TIES):
+            point = self._guide.propose(self._trials(), list(others.values()))
+            if point is None:
+                return
             self._chosen[trial.number] = dict(point)
+            study._storage.set_trial_system_attr(trial._trial_id, CHOSEN, dict(point))
+            others = _others(study, trial)
+            if all(number > trial.number for number, own in others.items() if own == point):
+                return
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         """One setting of the chosen point."""

@@ -47,6 +47,14 @@ def test_a_record_in_several_extents_pays_for_a_chunk_of_each() -> None:
     assert moving.wait(0.0, [transfer]) == pytest.approx(3.0 + 3 * 0.5)
 
 
+def test_what_moved_before_a_span_does_not_count_for_it() -> None:
+    moving = simulated()
+    moving.submit(0.0, A, 0, 1600, SHARED, demanded=True)  # until 1.6
+    assert moving.moving_share(0.0, 1.0) == pytest.approx(1.0)
+    assert moving.moving_share(1.4, 1.8) == pytest.approx(0.5)
+    assert moving.moving_share(1.8, 2.8) == 0.0
+
+
 def test_a_demand_overtakes_a_prediction_at_the_next_chunk() -> None:
     moving = simulated()
     predicted = moving.submit(0.0, A, 0, 40960, SHARED, demanded=False)
