@@ -18,6 +18,7 @@ space:
   cache.expert_bytes: ["25%", "50%", "75%"]
   prefetch.depth: [0, 1]
   precision.bits: [8, 4]
+  batch.count: [1]
 """
 CONFIGS = 12
 
