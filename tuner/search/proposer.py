@@ -26,7 +26,10 @@ LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
 HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
-WORTH = 0.002  # of the hypervolume: what promises less is not worth a trial
+# Relative, between two starts of an engine with one config, as commonly seen (docs/lab.md): what
+# repeats within one start do not show.
+START_DEVIATION = 0.05
+WORTH = 0.001  # of the hypervolume: what promises less is not worth a trial
 BEYOND_NADIR = 0.1
 
 
@@ -113,7 +116,8 @@ class Proposer:
         """log(metric) of all candidates."""
         rows = [one for one in measured if one.values.get(name, 0.0) > 0]
         values = np.log([one.values[name] for one in rows])
-        noise = np.array([one.deviations.get(name, 0.05) for one in rows])
+        repeats = np.array([one.deviations.get(name, 0.0) for one in rows])
+        noise = np.hypot(repeats, START_DEVIATION)
         prior = self.predictions.get(name)
         if prior is None:
             prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
@@ -205,15 +209,15 @@ class Proposer:
 
 
 def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:
-    """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume; both
-    in units of what is within reach."""
+    """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume; from
+    the nadir of what is within reach and BEYOND_NADIR, in units of what all of them span, so that
+    a difference counts as much as it is large among configs, not among the best of them."""
     if not len(draws):
         return np.zeros(0), 0.0
     centre = np.vstack([draws.mean(axis=1), front])
-    best = centre[non_dominated(centre)]
-    low, high = best.min(axis=0), best.max(axis=0)
-    span = np.where(high > low, high - low, 1.0)
-    reference = low - BEYOND_NADIR * span
+    span = np.ptp(centre, axis=0)
+    span = np.where(span > 0, span, 1.0)
+    reference = centre[non_dominated(centre)].min(axis=0) - BEYOND_NADIR * span
     scaled = (front - reference) / span
     gains = Staircases(scaled).improvement((draws - reference) / span) * allowed
     signs = [1] * centre.shape[1]

@@ -20,7 +20,6 @@ Floats = NDArray[np.float64]
 LENGTHS = (0.35, 1.0, 3.0)  # of the kernel, in ranks scaled to [0, 1]
 SHARES = (0.4, 0.8)  # of the variance that settings explain one by one
 SIGNALS = (0.1, 0.3, 1.0)  # standard deviation of f, in natural logarithms
-STARTS = (0.0, 0.05, 0.1)  # standard deviation between starts of an engine, in logarithms
 OTHER_KIND = 0.3  # correlation of two choices that have no order
 
 
@@ -63,9 +62,8 @@ class Regression:
         """What is known of all candidates.
 
         prior: log predictions [N]; rows: measured candidates; values: their log means; noise: the
-        standard deviation of each, in logarithms, as far as repeats show it. What a fresh start of
-        an engine adds to it, the kernel and its scale maximise the marginal likelihood over a small
-        grid.
+        standard deviation of each, in logarithms. The kernel and its scale maximise the marginal
+        likelihood over a small grid.
         """
         size = len(prior)
         if not len(rows):
@@ -73,9 +71,9 @@ class Regression:
         index = np.asarray(rows)
         residual = values - prior[index]
         best: tuple[float, Belief] | None = None
-        for kernel, signal, start in itertools.product(self._kernels, SIGNALS, STARTS):
+        for kernel, signal in itertools.product(self._kernels, SIGNALS):
             covariance = signal**2 * kernel
-            inner = covariance[np.ix_(index, index)] + np.diag(noise**2 + start**2 + 1e-6)
+            inner = covariance[np.ix_(index, index)] + np.diag(noise**2 + 1e-6)
             lower = np.linalg.cholesky(inner)
             half = np.linalg.solve(lower, residual)
             likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(lower)).sum())
