@@ -11,7 +11,7 @@ from tests.fakes.study import BUDGET_BYTES
 from tuner import pareto
 from tuner.definition import Constraints, StudyDefinition
 from tuner.search.candidates import Candidates
-from tuner.search.proposer import Measured, Proposal, Proposer
+from tuner.search.proposer import WORTH, Measured, Proposal, Proposer
 from tuner.space import build_space
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
@@ -120,6 +120,6 @@ def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
 def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
     """The best a second may promise too little; the study goes on for what promises enough."""
     proposer = Proposer(candidates, OBJECTIVES, Constraints())
-    cheap, dear = Proposal(0, 0.0015, 2.0), Proposal(1, 0.01, 20.0)
+    cheap, dear = Proposal(0, 0.9 * WORTH, 2.0), Proposal(1, 5 * WORTH, 20.0)
     proposer.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
     assert proposer.propose([]) == dear
