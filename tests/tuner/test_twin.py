@@ -83,8 +83,9 @@ def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
 def test_an_accelerator_gets_records_from_the_disk_over_its_link():
     speeds = {"65536": 2e9, "1048576": 2e9}
     fast_link, slow_link = MachineProfile(speeds, 8e9, 1e10), MachineProfile(speeds, 8e9, 1e9)
-    assert profiled_timings(fast_link, facts_of("m"), "cuda:0").media[16].rate(2) == pytest.approx(2e9)
-    assert profiled_timings(slow_link, facts_of("m"), "cuda:0").media[16].rate(2) == pytest.approx(1e9)
+    for profile, rate in ((fast_link, 2e9), (slow_link, 1e9)):
+        medium = profiled_timings(profile, facts_of("m"), "cuda:0").media[16]
+        assert medium.rate(2) == pytest.approx(rate)
 
 
 def test_a_read_costs_a_fixed_part_beside_its_bytes():
