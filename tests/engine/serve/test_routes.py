@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -253,8 +254,15 @@ def test_a_client_that_hangs_up_ends_its_stream(server: Running, client: OpenAI)
 
 
 def test_a_client_that_hangs_up_ends_its_whole_answer_too(
-    server: Running, web: httpx.Client
+    server: Running, web: httpx.Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forward = engine.forward
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.02)  # on a fast machine the answer would be there before the client gives up
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(engine, "forward", slow)
     before = server.meters.totals.cancelled
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.3) as own:
         post(own, max_tokens=ROOM - 20)
