@@ -85,8 +85,8 @@ class EngineLoop:
 
     @property
     def running(self) -> int:
-        """Sequences being generated."""
-        return len(self._running)
+        """Sequences being generated; one whose answer has gone out is none of them."""
+        return sum(not one.done for one in self._running)
 
     def submit(self, wanted: Sequence[tuple[Wanted, Deliver]]) -> list[LiveSequence]:
         """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread; of
@@ -99,10 +99,11 @@ class EngineLoop:
         with self._changed:
             if self.failure is not None or self._closing:
                 raise EngineError(self.failure or "the server is shutting down")
-            free = self.queue + self.rows - len(self._running) - len(self._waiting)
+            running = self.running
+            free = self.queue + self.rows - running - len(self._waiting)
             if len(asked) > free:
                 raise QueueFullError(
-                    f"{len(self._running)} sequences run and {len(self._waiting)} wait, at most "
+                    f"{running} sequences run and {len(self._waiting)} wait, at most "
                     f"{self.rows} run and {self.queue} wait: try again later"
                 )
             made = [LiveSequence(one, self._tokenizer, self._ends, out) for one, out in asked]

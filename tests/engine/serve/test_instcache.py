@@ -17,7 +17,7 @@ from engine.run.sampling import SamplingOptions
 from engine.serve.instcache import InstCache, instcache_path, key_of
 from engine.serve.sequence import Output, Wanted
 from tests.engine.conftest import TEXT
-from tests.engine.serve.made import configure, looping, want
+from tests.engine.serve.made import configure, eventually, looping, want
 from tests.engine.serve.test_engine_loop import ask
 
 GREEDY = want([1, 2, 3])
@@ -109,6 +109,7 @@ def test_the_second_of_equal_requests_does_not_reach_the_engine(
     sampled = want(prompt, 6, sampling=SamplingOptions(temperature=1.0, seed=3))
     with looping(engine, tokenizer, answers=answers) as (loop, meters, _):
         first = [ask(loop, want(prompt, 6))[0].text, ask(loop, sampled)[0].text]
+        eventually(lambda: meters.totals.finished == 2)  # counted after the answer has gone out
         before = meters.totals.copy()
         (heard,) = ask(loop, want(prompt, 6))
         assert (heard.text, heard.wait().finish) == (first[0], "length")
