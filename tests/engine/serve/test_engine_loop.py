@@ -16,7 +16,7 @@ from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.sampling import SamplingOptions
 from engine.serve.engine_loop import EngineLoop, QueueFullError
-from engine.serve.sequence import Wanted
+from engine.serve.sequence import Output, Wanted
 from tests.engine.conftest import TEXT
 from tests.engine.serve.made import Heard, configure, eventually, looping, want
 
@@ -133,6 +133,23 @@ def test_the_queue_is_bounded_and_takes_all_or_none(
         for heard in (*first, last):
             assert heard.wait().finish == "length"
         assert meters.totals.cancelled == 1
+
+
+def test_an_answer_that_has_gone_out_holds_no_place(
+    engine: Engine, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    one, again, running = want(prompts[1], 2), Heard(), []
+
+    with looping(engine, tokenizer, queue=0) as (loop, _, _):
+
+        def asks_at_once(output: Output) -> None:
+            if output.last:
+                running.append(loop.running)
+                loop.submit([(one, again)])
+
+        loop.submit([(one, asks_at_once)])
+        assert again.wait().finish == "length"
+    assert running == [0]
 
 
 def test_a_step_that_fails_fails_what_ran_and_the_next_requests_work(
