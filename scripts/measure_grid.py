@@ -75,7 +75,10 @@ def main() -> int:
             try:
                 rows.append({"point": point, **measure(session, definition, space, point)})
             except WorkerError as error:
-                sys.exit(f"{point}: {error}\n(run it again: what was measured is kept)")
+                sys.exit(
+                    f"{point}: {error}\n(run it again, what was measured is kept; a point that "
+                    "always fails does not belong into the space)"
+                )
             with arguments.definition.with_suffix(".jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             fresh += 1

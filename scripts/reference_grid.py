@@ -21,6 +21,7 @@ from engine.protocol import MachineProfile, ModelFacts
 from engine.trace import load_trace
 from tuner import pareto
 from tuner.definition import StudyDefinition, load_definition
+from tuner.preparation import TWIN_S
 from tuner.search.candidates import Candidates
 from tuner.space import build_space
 from tuner.twin import Predictions, Twin, predict_all
@@ -109,10 +110,14 @@ def load_grid(path: Path) -> Grid:
     runs: dict[int, list[Run]] = {}
     for row in read_rows(path.with_suffix(".jsonl")):
         index = candidates.index_of(row["point"])
-        assert index is not None, f"{row['point']} is no point of the space"
+        if index is None:
+            sys.exit(f"{path.with_suffix('.jsonl')}: {row['point']} is no point of {path}")
         runs.setdefault(index, []).append(Run(tuple(row["seconds"]), tuple(row["samples"])))
-    missing = len(candidates) - len(runs)
-    assert not missing, f"{missing} configurations were not measured: run measure_grid.py again"
+    if missing := len(candidates) - len(runs):
+        sys.exit(
+            f"{path}: {missing} of {len(candidates)} configurations were not measured: run "
+            "measure_grid.py again"
+        )
     rows = [
         Row(tuple(runs[index]), document["quality"][item.group])
         for index, item in enumerate(candidates.items)
@@ -124,7 +129,8 @@ def predictions_of(grid: Grid) -> Predictions:
     """As a study makes them: profiled timings, corrected by the default's time split."""
     kept = grid.document["profile"]
     names = {field.name for field in dataclasses.fields(MachineProfile)}
-    assert set(kept) == names, "the profile is of another release: run measure_grid.py again"
+    if set(kept) != names:
+        sys.exit(f"{grid.definition.name}: its profile is of another release: measure it anew")
     profile = MachineProfile(**kept)
     timings = profiled_timings(profile, grid.facts, grid.definition.device)
     workload = grid.definition.load_workload()
@@ -133,4 +139,4 @@ def predictions_of(grid: Grid) -> Predictions:
     assert default is not None
     config = grid.candidates.items[default].config
     twin = twin.corrected_by(config, grid.document["default_split"])
-    return predict_all(twin, grid.candidates, within_s=1e9)
+    return predict_all(twin, grid.candidates, TWIN_S)

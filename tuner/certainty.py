@@ -7,7 +7,6 @@ which nothing beats it is its probability. A quality has no scatter here: it is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner import pareto
-from tuner.domination import pooled_deviation
+from tuner.domination import mean_error_of, pooled_deviation
 from tuner.store.snapshots import TrialSnapshot
 
 if TYPE_CHECKING:
@@ -106,14 +105,15 @@ def _distinct(front: Front, names: Sequence[str]) -> list[TrialSnapshot]:
 
 
 def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
-    """Standard errors of means, [n, d], by the scatter that repeats of this study have."""
+    """Standard errors of means, [n, d], by the scatter that repeats of this study have, and that
+    starts of an engine commonly have."""
     columns = []
     for name in front.objectives:
-        metrics = [trial.metrics.get(name) for trial in trials]
         deviation = pooled_deviation(front.trials, name)
         columns.append([
-            0.0 if one is None else abs(one.value) * deviation / math.sqrt(one.n)
-            for one in metrics
+            abs(trial.metrics[name].value) * mean_error_of(trial, name, deviation)
+            if name in trial.metrics else 0.0
+            for trial in trials
         ])  # fmt: skip
     return np.array(columns, dtype=float).T
 

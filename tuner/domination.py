@@ -1,8 +1,8 @@
 """Stopping what cannot win: a short replicate's optimistic box against the front.
 
 The box of a configuration is what it could reach at best: each speed's mean and two standard
-errors, the quality that is known of it or at most to be hoped for. A box that a member of the front
-beats in everything is not worth another second.
+errors, another start of the engine included, and the quality that is known of it or at most to be
+hoped for. A box that a member of the front beats in everything is not worth another second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuner import pareto
-from tuner.statistics import quantile
+from tuner.statistics import mean_error, quantile
 from tuner.store.snapshots import TrialSnapshot
 
 SIGMAS = 2.0
@@ -53,7 +53,7 @@ class Rivals:
                 continue
             sample = values[name]
             mean = statistics.fmean(sample)
-            slack = SIGMAS * self.deviation / math.sqrt(len(sample))
+            slack = SIGMAS * mean_error(self.deviation, len(sample))
             box[name] = mean * (1 + pareto.SIGNS[name] * slack)
         signs = [pareto.SIGNS[name] for name in self.objectives]
         own = tuple(box[name] for name in self.objectives)
@@ -105,6 +105,13 @@ def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
     if repeats < FEWEST_REPEATS:
         return FIRST_DEVIATION
     return max(LEAST_DEVIATION, math.sqrt(squares / degrees))
+
+
+def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
+    """Relative standard error of what is known of a trial's configuration. deviation: of repeats
+    within one start, relative."""
+    confirmed = trial.confirmed.get(metric)
+    return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
 
 
 def _deviation(width: float, count: int) -> float:

@@ -15,6 +15,7 @@ from tuner import pareto
 from tuner.certainty import REACH
 from tuner.domination import FEWEST_REPEATS, FIRST_DEVIATION, LEAST_DEVIATION
 from tuner.search.improvement import non_dominated
+from tuner.statistics import START_DEVIATION
 from tuner.store.points import Floats, Points
 
 MOST = 200  # beyond, a chart is one blot and a browser slow
@@ -54,7 +55,7 @@ def _within_noise(
 
 
 def _errors(points: Points, name: str) -> Floats:
-    """Standard errors of the means, by the scatter that repeats of this study have."""
+    """Standard errors of the means, as if all repeats shared a start: at least what they are."""
     counts, deviations = points.counts[name], points.deviations[name]
     several = np.isfinite(deviations)
     first = np.unique(points.configurations, return_index=True)[1]
@@ -64,5 +65,5 @@ def _errors(points: Points, name: str) -> Floats:
         degrees = counts[chosen] - 1
         pooled = np.sqrt((deviations[chosen] ** 2 * degrees).sum() / degrees.sum())
         deviation = max(LEAST_DEVIATION, float(pooled))
-    scatter = np.abs(points.means[name]) * deviation / np.sqrt(np.maximum(counts, 1))
-    return np.where(counts > 0, scatter, 0.0)
+    relative = np.hypot(deviation / np.sqrt(np.maximum(counts, 1)), START_DEVIATION)
+    return np.where(counts > 0, np.abs(points.means[name]) * relative, 0.0)

@@ -21,9 +21,9 @@ FEWEST_TRIALS = 4
 def importances(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By objective, by setting: shares that sum to 1; empty when fewer than FEWEST_TRIALS were
-    measured. What was ended early counts, as the worse half of most studies; but not with a
-    quality that was only granted to it."""
+    """By objective, by setting: shares that sum to 1, or all 0 where fewer than FEWEST_TRIALS say
+    something of an objective; empty when fewer were measured. What was ended early counts, as the
+    worse half of most studies; but not with a quality that was only granted to it."""
     measured = [
         trial
         for trial in trials
@@ -42,7 +42,8 @@ def _shares(
     trials: Sequence[TrialSnapshot], objective: str, names: Sequence[str]
 ) -> dict[str, float]:
     varied = {name for name in names if len(_choices(trials, name)) > 1}
-    if not varied or len({trial.scores[objective] for trial in trials}) < 2:
+    few = len(trials) < FEWEST_TRIALS
+    if few or not varied or len({trial.scores[objective] for trial in trials}) < 2:
         return dict.fromkeys(names, 0.0)
     distributions = {
         name: optuna.distributions.CategoricalDistribution(_choices(trials, name))

@@ -20,6 +20,7 @@ from tuner.definition import StudyDefinition
 from tuner.store.database import Database
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.workers import is_gone
 
 HEARTBEAT_S, GRACE_S = 20, 90
 MOST_RETRIES = 1
@@ -69,12 +70,17 @@ def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
 
 
 def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
-    """Trials that Optuna takes for running and that ended by our store: their process is gone. One
-    that our store does not know yet may be about to begin elsewhere; its heartbeat says."""
-    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
+    """Trials that Optuna takes for running and whose process is gone: they ended by our store, or
+    were interrupted. One that our store does not know yet may be about to begin elsewhere, and one
+    that just ended there is told of in a moment; heartbeats say."""
+    ended = {
+        trial.number
+        for trial in trials
+        if trial.state == "INTERRUPTED" or (trial.state != "RUNNING" and is_gone(trial.worker))
+    }
     for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
         if trial.number in ended:
-            memory.tell(trial.number, state=OptunaState.FAIL)
+            memory.tell(trial.number, state=OptunaState.FAIL, skip_if_finished=True)
 
 
 def enqueue(

@@ -42,7 +42,7 @@ from tuner.workload import workload_hash
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of what replays and interpolation say of the same trace and timings
+VERSION = 3  # of what replays and interpolation say of the same trace and timings
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
 # As commonly seen (docs/lab.md): seconds of configuring an engine and of its sentinel, passes over
 # the workload before the first repeat.

@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.errors import InfeasibleError
 from engine.loss import ON_MISS, lossy_settings
 from engine.report import QualityReport, TaskResult
+from engine.types import FailureClass
 from tuner.definition import QualityTasks
 from tuner.errors import QualityError, WorkerError
 from tuner.runner import OnEvent
@@ -45,7 +46,10 @@ SIXTEEN_BITS: Mapping[str, Any] = {
     "kv.keep_ratio": 1.0,
 }
 PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
-REFERENCE_ATTEMPTS = 2
+# A kill looks like too little memory, whoever sent it.
+PASSING: frozenset[FailureClass] = frozenset({"crash", "timeout", "out_of_memory"})
+REFERENCE_ATTEMPTS = 2  # in one trial
+REFUSED_TRIALS = 2  # what failed for so many, attempts and all, fails for every other
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,12 @@ class QualityJudge:
         """The 16-bit model, evaluated once for each model and tasks.
 
         It may take more than the study's budget where 16 bits do not fit at all. Raises
-        QualityError when it cannot be evaluated; what would fail again is not tried again, but
+        QualityError when it cannot be evaluated; what fails again and again is tried no more, but
         tasks are, whose data may have come back.
         """
-        if self._refusals:
+        if self._refusals and (
+            self._refusals[0].failure not in PASSING or len(self._refusals) >= REFUSED_TRIALS
+        ):
             raise self._refusals[0]
         try:
             if not self._references:
@@ -107,7 +113,7 @@ class QualityJudge:
             try:
                 return self._result(config, on_event, reference=True)
             except WorkerError as error:
-                if error.failure not in ("crash", "timeout"):
+                if error.failure not in PASSING:
                     raise
         return self._result(config, on_event, reference=True)
 

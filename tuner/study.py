@@ -8,6 +8,7 @@ config is on disk after every trial.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from tuner.fleet import ALONE, Fleet, devices_for, joined_workers
 from tuner.folders import studies_folder
 from tuner.front import Front, front_of
 from tuner.lock import study_lock
+from tuner.optuna_memory import keep_deadline, open_memory, open_storage
 from tuner.preparation import Preparation
 from tuner.progress import Progress
 from tuner.quality import QualityJudge
@@ -33,16 +35,18 @@ from tuner.search.guide import Guide
 from tuner.second_look import unbeaten
 from tuner.session import EngineSession
 from tuner.space import SearchSpace, build_space
+from tuner.store.database import explained
 from tuner.store.repository import Store
 from tuner.store.snapshots import (
     FINISHED_STATES,
-    MEASURED_STATES,
     StudySnapshot,
     TrialSnapshot,
 )
 from tuner.trial import TrialRunner
 from tuner.trial_loop import TrialLoop
 from tuner.workers import is_gone, own_id
+
+log = logging.getLogger(__name__)
 
 # Of a study's --timeout, kept for confirming its front.
 CONFIRMING_SHARE = 0.2
@@ -177,6 +181,7 @@ class _Run:
 
     def lead(self, fleet: Fleet) -> None:
         """All stages, as the one parent of the study."""
+        self._keep_deadline()
         self.store.interrupt_running(self.study.id, self.ends_with_us)
         trials = self._trials()
         if self._left(trials) > 0:
@@ -197,6 +202,14 @@ class _Run:
         self._write_best()
         self._confirm()
         self._write_best()
+
+    def _keep_deadline(self) -> None:
+        """Before anything that takes its time: whoever joins meanwhile must not go by the deadline
+        of a former run."""
+        database = self.store.database
+        with explained(database.url), open_storage(database, self.store, self.study) as storage:
+            memory = open_memory(storage, None, self.definition)
+            keep_deadline(memory, self._seconds_left(1 - CONFIRMING_SHARE))
 
     def join(self) -> int:
         """The search alone, beside a parent; how many trials ran here."""
@@ -308,17 +321,20 @@ class _Run:
             self.progress.tell,
         )
         started_s = time.monotonic()
-        for _ in range(MOST_PASSES):
-            finished = self._second_look(until_s)
+        looked_at: set[int] = set()
+        for left in reversed(range(MOST_PASSES)):
             confirmed = confirmation.run(self._members()[:MOST_CONFIRMED], rounds, until_s)
+            # what the last pass finished would not be confirmed any more
+            finished = self._second_look(until_s, looked_at) if left else 0
             if not finished and not confirmed:
                 break
         self.store.add_spent(self.study.id, "confirm", time.monotonic() - started_s)
 
-    def _second_look(self, until_s: float | None) -> int:
-        """What ended early, and is beaten no more now that more is known, runs to its end; how
-        many did."""
-        found = unbeaten(self._trials(), self._rivals(), self._samples)[:MOST_CONFIRMED]
+    def _second_look(self, until_s: float | None, looked_at: set[int]) -> int:
+        """What ended early, and is beaten no more now that more is known, runs to its end, unless
+        it was looked at; how many did."""
+        every = unbeaten(self._trials(), self._rivals(), self._samples)
+        found = [trial for trial in every if trial.id not in looked_at][:MOST_CONFIRMED]
         if found and self.runner is None:
             self._prepare_runner()
         done = 0
@@ -328,13 +344,16 @@ class _Run:
             if self.interrupted():
                 raise KeyboardInterrupt
             assert self.runner is not None
+            looked_at.add(trial.id)
             self.progress.tell(f"trial {trial.number} again: nothing beats it any more")
             outcome = self.runner.run(trial.id, trial.params)
-            if outcome.state in MEASURED_STATES:
-                spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)
-                outcome = replace(outcome, predicted=trial.predicted, engine_s=spent_s)
-                self.store.finish_trial(trial.id, outcome)
-                done += 1
+            if outcome.state == "FAILED":  # what was measured of it stays
+                log.warning("trial %d could not be finished: %s", trial.number, outcome.reason)
+                continue
+            spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)
+            outcome = replace(outcome, predicted=trial.predicted, engine_s=spent_s)
+            self.store.finish_trial(trial.id, outcome)
+            done += 1
         return done
 
     def _samples(self, configuration_id: int) -> Mapping[str, Sequence[float]]:

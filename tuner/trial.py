@@ -200,7 +200,7 @@ class TrialRunner:
         quality = beaten.box.get("quality")
         return TrialOutcome(
             "DOMINATED",
-            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')} trial {beaten.rival} "
+            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')}: trial {beaten.rival} "
             "beats the best that this could reach",
             scores=objective.scores(metrics, quality, self.definition.objectives),
             violations=objective.violations(metrics, quality, self.definition.constraints),

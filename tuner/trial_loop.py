@@ -21,7 +21,6 @@ from tuner.optuna_memory import (
     DEFAULT,
     enqueue,
     fail_lost,
-    keep_deadline,
     open_memory,
     open_storage,
     origin_of,
@@ -66,8 +65,9 @@ class TrialLoop:
     interrupted: Callable[[], bool] = lambda: False
 
     def run(self, *, leading: bool, most: int | None, timeout_s: float | None) -> None:
-        """leading: this process also queues what is to be tried first, and what was lost, and its
-        time is that of all workers; most: trials at most; timeout_s: after which none starts."""
+        """leading: this process also queues what is to be tried first, and what was lost; most:
+        trials at most; timeout_s: after which none starts here, the others know it from the
+        deadline that the leading process keeps."""
         with (
             explained(self.store.database.url),
             open_storage(self.store.database, self.store, self.study) as storage,
@@ -83,7 +83,6 @@ class TrialLoop:
                 trials = self._trials()
                 fail_lost(memory, trials)
                 enqueue(memory, trials, self._first())
-                keep_deadline(memory, timeout_s)
             else:
                 timeout_s = seconds_left(memory)
             memory.optimize(

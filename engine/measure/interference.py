@@ -106,6 +106,7 @@ def _beside_reads(
         count += 1
     moved = transfers.counters.moved_bytes - before
     transfers.drain()
+    _unfinished(outstanding)
     return max(1.0, moved / (now - started)), spent / count
 
 

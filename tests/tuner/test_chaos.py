@@ -39,8 +39,9 @@ def test_fifty_kills_lose_and_double_no_trial(
             time.sleep(dice.uniform(0.3, 3.0))
             if parent.poll() is not None:
                 assert parent.returncode in (0, -signal.SIGKILL), _last_words()
-                if parent.returncode == 0:
-                    break
+                assert parent.returncode, (
+                    f"it ended after {killed.total()} kills: give it more trials"
+                )
                 _check_kept(tune, finished)
                 parent = _start(command)
                 continue
@@ -58,6 +59,7 @@ def test_fifty_kills_lose_and_double_no_trial(
     print(dict(killed), dict(states))
     assert len(set(numbers)) == len(numbers)
     assert states["RUNNING"] == 0
+    assert states["FAILED"] <= killed["engine"]  # a kill costs the trial that it hits
     assert TRIALS <= sum(states[state] for state in FINISHED_STATES) <= TRIALS + 2
     assert shown["study"]["state"] == "FINISHED"
     assert shown["front"]

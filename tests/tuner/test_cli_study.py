@@ -262,6 +262,23 @@ def test_a_reference_of_nan_fails_every_trial_and_is_asked_once(
     assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "bad_output")] * 3
 
 
+def test_a_reference_whose_engine_is_killed_is_tried_again(tune: Tune, misbehave, folder: Path):
+    misbehave(("kill", "evaluate", 1), ("kill", "evaluate", 2), ("kill", "evaluate", 3))
+    done = tune("--definition", "study.yaml", "--trials", "3", "--json")
+    assert done.code == 0, done.err
+    states = [trial["state"] for trial in done.document["trials"]]
+    assert states == ["FAILED", "COMPLETE", "COMPLETE"]  # two attempts, then two more
+
+
+def test_a_reference_that_kills_every_engine_is_given_up(tune: Tune, misbehave, folder: Path):
+    misbehave(*(("kill", "evaluate", at) for at in range(1, 20)))
+    done = tune("--definition", "study.yaml", "--trials", "5")
+    assert done.code == 1
+    assert json.loads((folder / "counts.json").read_text())["evaluate"] == 4
+    trials = tune("show", "small", "--json").document["trials"]
+    assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "out_of_memory")] * 5
+
+
 def test_a_hang_is_a_timeout(tune: Tune, misbehave, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("stall_s: 1\n")

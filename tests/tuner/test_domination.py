@@ -1,5 +1,6 @@
 """What ends early, and what must not."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -8,10 +9,17 @@ import pytest
 
 from engine.report import Metric
 from tuner.certainty import MOST_DRAWN, likely_members, near_front, on_front
-from tuner.domination import FIRST_DEVIATION, Rivals, pooled_deviation, rivals_of
+from tuner.domination import (
+    FIRST_DEVIATION,
+    LEAST_DEVIATION,
+    Rivals,
+    mean_error_of,
+    pooled_deviation,
+    rivals_of,
+)
 from tuner.explain import binding_of, explain, twin_error
 from tuner.front import build_front
-from tuner.statistics import confirmed_interval, interval
+from tuner.statistics import START_DEVIATION, confirmed_interval, interval, mean_error
 from tuner.store.snapshots import TrialSnapshot
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
@@ -47,6 +55,22 @@ def test_what_cannot_reach_the_front_ends():
 def test_what_its_noise_may_lift_onto_the_front_goes_on():
     front = rivals(trial(0, (20.0, 20.2, 19.8)))
     assert front.beating(values(20.0 * (1 - FIRST_DEVIATION)), 1.0)[0] is None
+
+
+def test_what_a_lucky_start_may_explain_goes_on():
+    front = rivals(*(trial(n, (20.0, 20.1, 19.9)) for n in range(3)))  # repeats scatter by 2 %
+    assert front.deviation == LEAST_DEVIATION
+    assert front.beating(values(20.0 * (1 - START_DEVIATION)), 1.0)[0] is None
+    assert front.beating(values(20.0 * (1 - 3 * START_DEVIATION)), 1.0)[0] is not None
+
+
+def test_a_mean_is_surer_by_repeats_and_surer_still_by_starts():
+    assert mean_error(0.03, 1) == pytest.approx(math.hypot(0.03, START_DEVIATION))
+    assert mean_error(0.0, 5) == START_DEVIATION  # of one start
+    assert mean_error(0.0, 4, fresh=4) == pytest.approx(START_DEVIATION / 2)
+    assert mean_error(0.0, 5, fresh=3) == pytest.approx(START_DEVIATION * math.sqrt(7) / 5)
+    confirmed = replace(trial(0, (20.0,) * 5), confirmed={"output_tps": interval((20.0,) * 3, "")})
+    assert mean_error_of(confirmed, "output_tps", 0.0) == mean_error(0.0, 5, fresh=3)
 
 
 def test_a_quality_that_is_not_known_is_hoped_for():
@@ -148,7 +172,8 @@ def test_a_front_without_scatter_is_that_of_the_means():
 
 
 def test_a_large_front_loses_none_of_its_members():
-    many = [trial(n, (10.0 + n, 10.0 + n), quality=1 - n / 1000) for n in range(MOST_DRAWN + 20)]
+    speeds = [1.5**n for n in range(MOST_DRAWN + 20)]
+    many = [trial(n, (tps, tps), quality=1 - n / 1000) for n, tps in enumerate(speeds)]
     front = build_front(many, OBJECTIVES)
     assert len(front.members) == len(many)
     assert len(likely_members(front)) == len(many)

@@ -58,10 +58,10 @@ def test_what_is_outside_the_limits_is_no_front():
 
 def test_the_newest_fill_what_is_left():
     values = np.column_stack([np.arange(100.0, 0.0, -1.0), np.arange(1.0, 101.0)])
-    chosen = drawable(points_of(values), OBJECTIVES, np.ones(100, bool), most=20)
+    chosen = drawable(points_of(values), OBJECTIVES, np.ones(100, bool), most=50)
     assert 0 in chosen
     assert chosen[-5:] == (190, 192, 194, 196, 198)
-    assert len(chosen) == 20
+    assert len(chosen) == 50
 
 
 def test_few_are_drawn_all():

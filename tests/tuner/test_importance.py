@@ -38,3 +38,13 @@ def test_a_quality_that_was_only_granted_does_not_count():
 def test_few_trials_say_nothing():
     few = [trial(n, (20.0 + n,), params=settings(4, n)) for n in range(FEWEST_TRIALS - 1)]
     assert importances(few, OBJECTIVES) == {}
+
+
+def test_an_objective_that_few_trials_know_says_nothing():
+    known = [trial(n, (20.0,), quality=1 - n / 10, params=settings(4 * n, 0)) for n in range(2)]
+    granted = [
+        trial(n, (5.0 + n,), params=settings(4, n), state="DOMINATED", bounds={"quality": 1.0})
+        for n in range(2, 5)
+    ]
+    found = importances([*known, *granted], OBJECTIVES)
+    assert set(found["quality"].values()) == {0.0}

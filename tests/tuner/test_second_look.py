@@ -22,6 +22,15 @@ def test_what_nothing_beats_any_more_deserves_its_end_once():
     assert unbeaten([*ended, done], lowered, lambda _: values(10.0)) == []
 
 
+def test_what_does_not_fit_or_keeps_no_limit_stays_ended():
+    lowered = rivals(trial(0, (10.1, 10.3, 9.9)))
+    ended = trial(1, (10.0,), state="DOMINATED", configuration_id=1)
+    unfit = trial(2, (10.0,), state="INFEASIBLE", configuration_id=1)
+    assert unbeaten([ended, unfit], lowered, lambda _: values(10.0)) == []
+    late = trial(1, (10.0,), state="DOMINATED", violations={"ttft": 0.2})
+    assert unbeaten([late], lowered, lambda _: values(10.0)) == []
+
+
 def test_a_study_finishes_what_its_front_wrongly_ended(tune: Tune, folder: Path):
     """Its first members turn out ten times slower than their first repeats said."""
     done = tune("--definition", "study.yaml", "--trials", "8", "--json")

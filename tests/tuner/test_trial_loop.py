@@ -1,5 +1,6 @@
 """What workers of one study share: when to stop, whom to give up, and what differs between them."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,17 @@ def test_the_leading_process_says_when_no_trial_begins_any_more(memory: Any):
 
 
 def test_what_our_store_ended_is_given_up_and_what_it_does_not_know_is_not(memory: Any):
-    for _ in range(3):
+    for _ in range(5):
         memory.ask()
-    fail_lost(memory, [trial(0, (1.0,), state="RUNNING"), trial(1, (1.0,), state="INTERRUPTED")])
-    assert [one.state for one in memory.trials] == [Running, Failed, Running]
+    kept = [
+        trial(0, (1.0,), state="RUNNING"),
+        trial(1, (1.0,), state="INTERRUPTED"),
+        trial(2, (1.0,), worker="elsewhere 7 7"),  # about to tell of its end
+        trial(3, (1.0,), worker=f"{socket.gethostname()} 999999999 7"),  # will never
+    ]
+    fail_lost(memory, kept)
+    states = [one.state for one in memory.trials]
+    assert states == [Running, Failed, Running, Failed, Running]
 
 
 def seed(sampler: str, leading: bool, worker: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -1,6 +1,7 @@
 """Verifying and comparing exported configs."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,14 @@ def test_compare_takes_studies_and_files(tune: Tune, study: Path):
     assert shown.code == 0
     assert "output_tps" in shown.out
     assert tune("compare", "small", "nothing").code == 2
+
+
+def test_compare_takes_two_trials_of_a_study_whose_name_may_hold_colons(tune: Tune, study: Path):
+    assert tune("compare", "small:0", "small:knee", "--json").code == 0
+    wrong = tune("compare", "small:fast", FILE)
+    assert (wrong.code, "fast" in wrong.err) == (2, True)
+    with sqlite3.connect(study / "data" / "expertune" / "expertune.db") as database:
+        database.execute("UPDATE study SET name = 'small:4b' WHERE name = 'small'")
+    assert tune("compare", "small:4b", FILE, "--json").code == 0
+    assert tune("compare", "small:4b:0", FILE, "--json").code == 0
+    assert tune("compare", "small:0", FILE).code == 2

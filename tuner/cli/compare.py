@@ -11,8 +11,11 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_table, print_text
 from tuner.compare import Comparison, compare
 from tuner.deployment import Deployment, load_deployment
+from tuner.errors import MissingStudyError
 from tuner.export import build_deployment
 from tuner.front import front_of
+from tuner.store.repository import Store
+from tuner.store.snapshots import StudySnapshot
 
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "prefill_tps", "decode_tps", "expert_hit_rate",
          "stall_ms_per_token", "disk_bytes_per_token", "quality")  # fmt: skip
@@ -46,11 +49,22 @@ def compare_two(
 def _read(name: str, pick: str, storage: str | None) -> Deployment:
     if name.endswith((".yaml", ".yml")):
         return load_deployment(Path(name))
-    name, _, own = name.partition(":")
     with options.open_store_read_only(storage) as store:
-        study = store.study(name)
+        study, own = _study(store, name)
         front = front_of(study, store.trials(study))
     return build_deployment(study, front, front.pick(own or pick))
+
+
+def _study(store: Store, name: str) -> tuple[StudySnapshot, str]:
+    """The study of this name, which may hold colons; else what stands before the last one is the
+    study and what stands behind it the pick."""
+    before, _, own = name.rpartition(":")
+    try:
+        return store.study(name), ""
+    except MissingStudyError:
+        if not before:
+            raise
+        return store.study(before), own
 
 
 def _print(first: str, second: str, found: Comparison) -> None:

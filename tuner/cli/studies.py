@@ -18,7 +18,7 @@ from tuner.front import Front, front_of
 from tuner.importance import importances
 from tuner.paired import PairedResult, paired_results
 from tuner.store.repository import Store
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.transfer import worth
 
 Paired = dict[int, tuple[PairedResult, ...]]
@@ -74,7 +74,7 @@ def show(
     for sentence in worth(front, trials):
         print_text(sentence)
     _print_quality(front, paired)
-    _print_importances(weights, len(trials))
+    _print_importances(weights, sum(trial.state in MEASURED_STATES for trial in trials))
     _print_failures(trials)
 
 
@@ -192,7 +192,7 @@ def _print_importances(weights: dict[str, dict[str, float]], trials: int) -> Non
         "How much each setting matters (PED-ANOVA)", ["setting", *(f"#{o}" for o in weights)], rows
     )
     if trials < FEW_TRIALS:
-        print_text(f"of {format_count(trials, 'trial')}: a hint")
+        print_text(f"from {format_count(trials, 'measured trial')}: no more than a hint")
 
 
 def _print_failures(trials: tuple[TrialSnapshot, ...]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuner.domination import pooled_deviation
+from tuner.domination import mean_error_of, pooled_deviation
 from tuner.search.candidates import Candidates
 from tuner.search.proposer import SPEEDS, Measured, Proposer
 from tuner.space import Point
@@ -68,7 +67,7 @@ def _measured(index: int, trial: TrialSnapshot, spread: Mapping[str, float]) -> 
     return Measured(
         index,
         {name: metric.value for name, metric in speeds.items()},
-        {name: spread[name] / math.sqrt(metric.n) for name, metric in speeds.items()},
+        {name: mean_error_of(trial, name, spread[name]) for name in speeds},
         None if "quality" in trial.bounds else trial.scores.get("quality"),
         trial.state == "COMPLETE",
     )

@@ -18,6 +18,7 @@ from tuner.definition import Constraints
 from tuner.search.candidates import Candidates
 from tuner.search.improvement import Staircases, non_dominated
 from tuner.search.regression import Belief, Regression
+from tuner.statistics import START_DEVIATION
 
 Floats = NDArray[np.float64]
 SPEEDS = ("output_tps", "tpot_ms", "ttft_ms")
@@ -26,9 +27,6 @@ LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
 HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
-# Relative, between two starts of an engine with one config, as commonly seen (docs/lab.md): what
-# repeats within one start do not show.
-START_DEVIATION = 0.05
 WORTH = 0.001  # of the hypervolume: what promises less is not worth a trial
 BEYOND_NADIR = 0.1
 
@@ -116,8 +114,7 @@ class Proposer:
         """log(metric) of all candidates."""
         rows = [one for one in measured if one.values.get(name, 0.0) > 0]
         values = np.log([one.values[name] for one in rows])
-        repeats = np.array([one.deviations.get(name, 0.0) for one in rows])
-        noise = np.hypot(repeats, START_DEVIATION)
+        noise = np.array([one.deviations.get(name, START_DEVIATION) for one in rows])
         prior = self.predictions.get(name)
         if prior is None:
             prior = np.full(len(self.candidates), values.mean() if rows else 0.0)

@@ -52,8 +52,12 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
 
     def before_trial(self, study: Any, trial: Any) -> None:
         """Choose the point, unless it was enqueued, and tell it to the others at once; who chose
-        the same a moment before keeps it."""
+        the same a moment before keeps it. A lost trial that is tried again keeps what was chosen
+        for it, also where not all of that had been suggested yet."""
         if trial.system_attrs.get("fixed_params"):
+            return
+        if CHOSEN in trial.system_attrs:
+            self._chosen[trial.number] = dict(trial.system_attrs[CHOSEN])
             return
         others = _others(study, trial)
         for _ in range(MOST_TIES):

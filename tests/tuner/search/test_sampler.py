@@ -66,3 +66,24 @@ def test_queued_points_are_taken_and_left_alone(storage: Any):
     queued, free = study.ask(SPACE), study.ask(SPACE)
     assert queued.params == POINTS[0]
     assert free.params == POINTS[1]
+
+
+def test_a_lost_trial_that_is_tried_again_runs_what_was_chosen_for_it(storage: Any):
+    lost = worker(storage, FirstFree()).ask()
+    lost.suggest_categorical("depth", SPACE["depth"].choices)  # and dies before the other one
+    kept = storage.get_trial(lost._trial_id)
+    storage.set_trial_state_values(lost._trial_id, optuna.trial.TrialState.FAIL)
+    again = worker(storage, FirstFree())
+    again.add_trial(
+        optuna.create_trial(
+            state=optuna.trial.TrialState.WAITING,
+            params=kept.params,
+            distributions=kept.distributions,
+            system_attrs={**kept.system_attrs, "failed_trial": lost.number},
+        )
+    )
+    retried = again.ask()
+    other = worker(storage, FirstFree()).ask(SPACE)
+    chosen = {name: retried.suggest_categorical(name, own.choices) for name, own in SPACE.items()}
+    assert chosen == POINTS[0]
+    assert other.params == POINTS[1]
