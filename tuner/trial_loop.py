@@ -150,7 +150,8 @@ class TrialLoop:
         finished = [t for t in trials if t.state in FINISHED_STATES]
         running = sum(t.state == "RUNNING" for t in trials)
         spent = len(finished) + running >= self.definition.trials
-        if spent or _distinct(finished) >= self.space.size or self._exhausted(trials):
+        over = self.store.study(self.study.name).state != "RUNNING"  # whoever leads it has stopped
+        if over or spent or _distinct(finished) >= self.space.size or self._exhausted(trials):
             memory.stop()
 
     def _exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:

@@ -56,18 +56,19 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
 
 @contextlib.contextmanager
 def _test_file(folder: Path) -> Iterator[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".profile") as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, suffix=".profile"))
             block = os.urandom(1 << 20)
             for _ in range(_FILE_BYTES >> 20):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            yield Path(file.name)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot hold a test file of 128 MiB: {error}") from None
+        except OSError as error:
+            raise StorageError(f"{folder} cannot hold a test file of 128 MiB: {error}") from None
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield Path(file.name)
 
 
 def _interference(device: Device, file: Path, support: KernelSupport) -> dict[str, Interference]:

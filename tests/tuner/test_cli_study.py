@@ -20,6 +20,7 @@ from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
 from tuner.deployment import load_deployment
+from tuner.optuna_memory import DEADLINE
 from tuner.session import EngineSession
 
 
@@ -453,3 +454,13 @@ def test_a_timeout_ends_the_study_and_keeps_what_was_found(tune: Tune, misbehave
     done = tune("--definition", "study.yaml", "--timeout", "2", "--trials", "500", "--json")
     assert done.code == 0, done.err
     assert 0 < done.document["study"]["trials"] < 500
+
+
+def test_whoever_joins_a_continued_study_does_not_go_by_its_former_deadline(
+    tune: Tune, folder: Path
+):
+    for timeout, kept in (["--timeout", "600"], float), ([], type(None)):
+        assert tune("--definition", "study.yaml", "--trials", "2", *timeout).code == 0
+        storage = f"sqlite:///{folder / 'data' / 'expertune' / 'expertune.db'}"
+        memory = optuna.load_study(study_name="small", storage=storage)
+        assert isinstance(memory.user_attrs[DEADLINE], kept)

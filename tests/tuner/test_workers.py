@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -87,3 +90,37 @@ def _joined(parent: int, within_s: float) -> int:
                 return child.pid
         time.sleep(0.1)
     raise AssertionError("no worker joined")
+
+
+def test_a_worker_elsewhere_ends_when_the_study_is_interrupted(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EXPERTUNE_FAKE", json.dumps({"slow_s": 0.15}))
+    command = [sys.executable, "-m", "tuner"]
+    arguments = ["--definition", "study.yaml", "--trials", "500", "--sampler", "random"]
+    parent = subprocess.Popen([*command, *arguments])
+    worker = None
+    try:
+        _eventually(lambda: bool(_trials(tune)))
+        worker = subprocess.Popen([*command, "worker", "small"])
+        _eventually(lambda: len({trial["worker"] for trial in _trials(tune)}) == 2)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=60) == 130
+        assert worker.wait(timeout=60) == 0
+    finally:
+        for process in filter(None, (parent, worker)):
+            process.kill()
+            process.wait()
+    assert "RUNNING" not in [trial["state"] for trial in _trials(tune)]
+
+
+def _trials(tune: Tune) -> list[dict[str, Any]]:
+    shown = tune("show", "small", "--json")
+    return shown.document["trials"] if shown.code == 0 else []
+
+
+def _eventually(holds: Callable[[], bool], within_s: float = 60.0) -> None:
+    end = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < end, "it never held"
+        time.sleep(0.1)
