@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import csv
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -313,6 +314,7 @@ def compare(grid: Grid, names: Sequence[str], seeds: int) -> dict[Job, Curve]:
     predictions = predictions_of(grid)
     runs = [(name, seed) for name in names for seed in range(seeds)]
     jobs = [(grid, name, seed, predictions) for name, seed in runs]
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that share the processors
     context = multiprocessing.get_context("spawn")
     with context.Pool(initializer=_quietly) as pool:
         return dict(zip(runs, pool.starmap(simulate, jobs, chunksize=1), strict=True))
