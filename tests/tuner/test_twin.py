@@ -80,6 +80,12 @@ def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
     assert timings.expert_s[16][1] > timings.expert_s[4][1]
 
 
+def test_what_surrounds_an_expert_does_not_grow_with_its_tokens():
+    still = MachineProfile({"65536": 2e9}, 8e9, None)  # whose products take what their weights do
+    for curve in profiled_timings(still, facts_of("m"), "cpu").expert_s.values():
+        assert curve[256] == pytest.approx(curve[2])
+
+
 def test_an_accelerator_gets_records_from_the_disk_over_its_link():
     speeds = {"65536": 2e9, "1048576": 2e9}
     fast_link, slow_link = MachineProfile(speeds, 8e9, 1e10), MachineProfile(speeds, 8e9, 1e9)
