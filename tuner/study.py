@@ -20,7 +20,7 @@ from tuner.confirm import Confirmation
 from tuner.curve import fronts_by_budget
 from tuner.definition import StudyDefinition
 from tuner.domination import Rivals, rivals_of
-from tuner.errors import StudyError, UsageError
+from tuner.errors import StudyError, UsageError, WorkerError
 from tuner.export import check_writable, render, write_atomically
 from tuner.fleet import ALONE, Fleet, devices_for, joined_workers
 from tuner.folders import studies_folder
@@ -29,7 +29,7 @@ from tuner.lock import study_lock
 from tuner.optuna_memory import keep_deadline, open_memory, open_storage
 from tuner.preparation import Preparation
 from tuner.progress import Progress
-from tuner.quality import QualityJudge
+from tuner.quality import PASSING, QualityJudge
 from tuner.ray_fleet import placed_workers
 from tuner.search.guide import Guide
 from tuner.second_look import unbeaten
@@ -152,10 +152,19 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
 
 
 def _check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
-    """A wrong name would fail every trial; data that cannot be reached now may come back."""
+    """A wrong name would fail every trial; data that cannot be reached now may come back. Where the
+    engine dies over the question, twice, trials will say."""
     if "quality" not in definition.objectives:
         return
-    unknown = session.unknown_tasks(definition.quality.tasks)
+    unknown: Sequence[str] = ()
+    for _ in range(2):
+        try:
+            unknown = session.unknown_tasks(definition.quality.tasks)
+            break
+        except WorkerError as error:
+            if error.failure not in PASSING:
+                raise
+            log.warning("whether lm-eval knows the tasks could not be asked: %s", error)
     if unknown:
         raise UsageError(
             f"--tasks: lm-eval knows no task '{unknown[0]}': see `lm_eval ls tasks`, or give the "

@@ -19,7 +19,7 @@ import pytest
 from tests.tuner.conftest import Tune
 from tuner.store.snapshots import FINISHED_STATES
 
-KILLS, TRIALS = 50, 60
+KILLS, TRIALS = 50, 150
 
 
 @pytest.mark.chaos
