@@ -280,6 +280,14 @@ def test_a_reference_that_kills_every_engine_is_given_up(tune: Tune, misbehave, 
     assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "out_of_memory")] * 5
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_an_engine_killed_over_the_question_for_tasks_is_no_end(tune: Tune, misbehave, kills: int):
+    misbehave(*(("kill", "unknown_tasks", at + 1) for at in range(kills)))
+    done = tune("--definition", "study.yaml", "--trials", "2", "--json")
+    assert done.code == 0, done.err
+    assert {trial["state"] for trial in done.document["trials"]} == {"COMPLETE"}
+
+
 def test_a_hang_is_a_timeout(tune: Tune, misbehave, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("stall_s: 1\n")
