@@ -7,6 +7,7 @@ now): the share of the time that the config waited for records by the read, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,9 +16,9 @@ from engine.report import Metric, Sentinel
 from tuner.definition import Repeats
 from tuner.deployment import Deployment, Measured, MeasuredMetric, MeasuredSentinel
 from tuner.session import EngineSession
-from tuner.statistics import interval, relative_half_width
+from tuner.statistics import START_DEVIATION, interval, relative_half_width
 
-MOST_BAND, LEAST_BAND = 0.10, 0.05
+MOST_BAND = 0.10
 # A speed, and whether more of it takes less time.
 SPEEDS = {"output_tps": True, "tpot_ms": False}
 
@@ -123,10 +124,12 @@ def judge(
 
 
 def band(recorded: MeasuredMetric) -> float:
-    """Each side of the stated band, relative: twice the recorded 95 % half-width, since the new
-    mean has one of its own, between LEAST_BAND and MOST_BAND."""
+    """Each side of the stated band, relative, at most MOST_BAND: twice the recorded 95 %
+    half-width, since the new mean has one of its own, and 95 % of what `recorded.n` starts of an
+    engine then and one now differ by."""
     half = (recorded.high - recorded.low) / 2 / abs(recorded.value) if recorded.value else 0.0
-    return min(MOST_BAND, max(LEAST_BAND, 2 * half))
+    starts = 1.96 * START_DEVIATION * math.sqrt(1 + 1 / max(1, recorded.n))
+    return min(MOST_BAND, math.hypot(2 * half, starts))
 
 
 def slow_down(measured: Measured, then: MeasuredSentinel, now: Sentinel) -> float:
