@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from tuner.deployment.export import render_format
+from tuner.deployment.formats.registry import FORMATS
 from tuner.errors import TunerError
-from tuner.export import render_format
-from tuner.exports.formats import FORMATS
-from tuner.front import Front
+from tuner.pareto.front import Front
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from tuner.definition import Constraints
-from tuner.front import Front
-from tuner.limits import own_limits
+from tuner.definition.study import Constraints
+from tuner.pareto.front import Front
+from tuner.pareto.limits import own_limits
 from tuner.store.snapshots import StudySnapshot
 
 STEPS = 100

@@ -8,11 +8,19 @@ from typing import Any
 
 import streamlit as st
 
-from tuner.certainty import on_front
-from tuner.definition import Constraints
-from tuner.drawable import drawable
-from tuner.front import Front, build_front
-from tuner.limits import MEASURES, inside, judged, own_limits
+from dashboard.thinning import drawable
+from tuner.definition.study import Constraints
+from tuner.pareto.front import (
+    Front,
+    build_front,
+)
+from tuner.pareto.limits import (
+    MEASURES,
+    inside,
+    judged,
+    own_limits,
+)
+from tuner.pareto.probability import on_front
 from tuner.store.database import Database
 from tuner.store.overview import Overview
 from tuner.store.points import Points

@@ -20,16 +20,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.config import EngineConfig
-from engine.protocol import Workload
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.facts.timings import (
+    ModelTimings,
+    load_timings,
+    save_timings,
+)
 from engine.replay.simulate import replay
-from engine.timings import ModelTimings, load_timings, save_timings
-from engine.trace import Trace, load_trace
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
 from tuner.cli.options import open_session
-from tuner.definition import default_workload
+from tuner.definition.study import default_workload
+from tuner.definition.workload import load_workload
+from tuner.engine_client.session import EngineSession
 from tuner.folders import resolve_model
-from tuner.session import EngineSession
-from tuner.workload import load_workload
 
 BITS = (16, 4)
 COUNTS = (1, 2, 4)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.evaluate.divergence import diverge
 from engine.measure.statistics import mean_metric

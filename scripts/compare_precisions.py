@@ -23,10 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoTokenizer
 
-from engine.bits_table import average_bits, bits_table
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.measure.statistics import mean_metric
+from engine.precision.table import (
+    average_bits,
+    bits_table,
+)
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tuner.folders import cache_folder, resolve_model

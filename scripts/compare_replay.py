@@ -27,13 +27,17 @@ from engine.policy.evict.lru import LruEviction
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
-from engine.policy.place import DevicePlacement
+from engine.policy.placement import DevicePlacement
 from engine.policy.pools import pools_of_layers
 from engine.policy.precision import UniformPrecision
 from engine.policy.predict.none import NoPredictor
 from engine.replay.bound import best_hits
 from engine.replay.walk import walk
-from engine.trace import Trace, TracePass, load_trace
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+    load_trace,
+)
 from engine.types import ExpertId
 
 Must = Literal["equal", "at least", "-"]

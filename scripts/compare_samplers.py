@@ -39,18 +39,21 @@ import optuna
 from reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 
 from engine.errors import InfeasibleError
-from tuner import objective
-from tuner.domination import rivals_of
-from tuner.front import likely_front
-from tuner.preparation import trial_costs
-from tuner.sampler import LEARN_FROM_PRUNED, open_sampler
+from tuner.definition import objectives
+from tuner.pareto.front import likely_front
+from tuner.search.acquisition import Proposer
 from tuner.search.guide import Guide
-from tuner.search.proposer import Proposer
-from tuner.space import Point
+from tuner.search.samplers import (
+    LEARN_FROM_PRUNED,
+    open_sampler,
+)
+from tuner.search.space import Point
+from tuner.search.twin import Predictions
 from tuner.statistics import interval, relative_half_width
 from tuner.store.snapshots import TrialSnapshot
-from tuner.trial import STEADY_METRICS
-from tuner.twin import Predictions
+from tuner.study.prepare import trial_costs
+from tuner.study.pruning import rivals_of
+from tuner.study.trial import STEADY_METRICS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "studies" / "reference"
 STOCK = ("tpe", "gp", "nsga2", "random", "grid")
@@ -124,7 +127,7 @@ class Simulation:
             needed = error.smallest_bytes
         else:
             raise AssertionError(f"{point} fits and was not measured")
-        excess = objective.memory_violation(needed, self.grid.definition.budget.vram_bytes)
+        excess = objectives.memory_violation(needed, self.grid.definition.budget.vram_bytes)
         return TrialSnapshot(
             len(self.trials), len(self.trials), "INFEASIBLE", None, None, point, {}, excess, {},
             None, None, {}, None, None, NOW, NOW,
@@ -251,7 +254,7 @@ def _run_stock(simulation: Simulation, name: str) -> None:
     distributions = {
         p.name: optuna.distributions.CategoricalDistribution(p.choices) for p in space.parameters
     }
-    directions = [objective.DIRECTIONS[one] for one in OBJECTIVES]
+    directions = [objectives.DIRECTIONS[one] for one in OBJECTIVES]
     asked: list[Any] = []
     with open_sampler(name, simulation.seed, space, 50) as sampler:
         memory = optuna.create_study(sampler=sampler, directions=directions)
@@ -263,14 +266,14 @@ def _run_stock(simulation: Simulation, name: str) -> None:
 
         def tell(trial: TrialSnapshot) -> None:
             """As a study does."""
-            for one in objective.CONSTRAINTS:
+            for one in objectives.CONSTRAINTS:
                 asked[-1].set_constraint(one, trial.violations.get(one, 0.0))
             if trial.state != "INFEASIBLE":
                 memory.tell(asked[-1], [trial.scores[one] for one in OBJECTIVES])
             elif name in LEARN_FROM_PRUNED:
                 memory.tell(asked[-1], state=optuna.trial.TrialState.PRUNED)
             else:
-                memory.tell(asked[-1], [objective.WORST[one] for one in OBJECTIVES])
+                memory.tell(asked[-1], [objectives.WORST[one] for one in OBJECTIVES])
 
         simulation.run(ask, tell)
 

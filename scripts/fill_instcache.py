@@ -1,6 +1,6 @@
 """Answer likely instructions ahead: `python scripts/fill_instcache.py FILE.yaml --bound 12`.
 
-FILE is an exported config whose engine.serve.instcache gives room. The model enumerates texts that
+FILE is an exported config whose engine.serve.batching.response_cache gives room. The model enumerates texts that
 it finds likely behind --begin (its chat template's opening where it has one), up to --until, and
 answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
 were found, at which cost; `tune deploy FILE` gives the answers.
@@ -23,16 +23,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import SamplingOptions
-from engine.serve.instcache import InstCache, instcache_path
+from engine.serve.batching.response_cache import (
+    InstCache,
+    instcache_path,
+)
+from engine.serve.batching.sequence import (
+    Output,
+    Wanted,
+)
 from engine.serve.likely_prompts import LikelyPrompt, Search, likely_prompts
-from engine.serve.sequence import Output, Wanted
-from tuner.deployment import load_deployment
+from tuner.deployment.document import load_deployment
 from tuner.folders import cache_folder, resolve_model
 
 USER = "\x00"  # stands for the user's text in the chat template
@@ -51,7 +57,9 @@ def main() -> int:
     arguments = parser.parse_args()
     deployment = load_deployment(arguments.file)
     config = EngineConfig.from_dict(deployment.engine)
-    assert config.serve.instcache, f"{arguments.file}: engine.serve.instcache is 0: give it room"
+    assert config.serve.instcache, (
+        f"{arguments.file}: engine.serve.batching.response_cache is 0: give it room"
+    )
     folder = Path(resolve_model(deployment.model.id))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     frame = frame_of(tokenizer, arguments.begin, arguments.until)

@@ -13,14 +13,20 @@ import numpy as np
 import optuna
 import typer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
 from engine.errors import EngineError
 from engine.policy.context import PolicyContext
+from engine.policy.events import (
+    PassStart,
+    Routing,
+)
 from engine.policy.future import Future
 from engine.policy.registry import build_policy
-from engine.policy.view import PassStart, Routing
-from engine.protocol import ModelFacts
-from engine.trace import Trace, load_trace
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
 from engine.types import EvictionName, ScopeName
 
 OTHERS: tuple[EvictionName, ...] = ("lru", "lfu", "arc", "belady")

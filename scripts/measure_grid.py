@@ -23,22 +23,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.config import EngineConfig
-from engine.hardware import probe
-from engine.report import Report
+from engine.config.settings import EngineConfig
+from engine.contract.report import Report
+from engine.facts.machine import probe
 from tuner.cli.options import open_session
-from tuner.definition import StudyDefinition, load_definition
+from tuner.definition.study import (
+    StudyDefinition,
+    load_definition,
+)
+from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, default_storage, resolve_model
-from tuner.quality import QualityJudge, quality_ratio
+from tuner.quality.judge import (
+    QualityJudge,
+    quality_ratio,
+)
 from tuner.search.candidates import Candidates
-from tuner.session import EngineSession
-from tuner.space import SearchSpace, build_space
+from tuner.search.space import (
+    SearchSpace,
+    build_space,
+)
+from tuner.search.twin import ROUNDS
 from tuner.statistics import relative_half_width
 from tuner.store.database import open_database
 from tuner.store.repository import Store
-from tuner.trial import STEADY_METRICS
-from tuner.twin import ROUNDS
+from tuner.study.trial import STEADY_METRICS
 
 SEED = 0
 KEPT_METRICS = (

@@ -16,18 +16,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure_grid import read_rows
 
-from engine.profiled_timings import profiled_timings
-from engine.protocol import MachineProfile, ModelFacts
-from engine.trace import load_trace
-from tuner import pareto
-from tuner.definition import StudyDefinition, load_definition
-from tuner.preparation import TWIN_S
+from engine.contract.messages import (
+    MachineProfile,
+    ModelFacts,
+)
+from engine.facts.estimated_timings import profiled_timings
+from engine.trace.trace import load_trace
+from tuner.definition.study import (
+    StudyDefinition,
+    load_definition,
+)
+from tuner.pareto import dominance
 from tuner.search.candidates import Candidates
-from tuner.space import build_space
-from tuner.twin import Predictions, Twin, predict_all
+from tuner.search.space import build_space
+from tuner.search.twin import (
+    Predictions,
+    Twin,
+    predict_all,
+)
+from tuner.study.prepare import TWIN_S
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
-SIGNS = [pareto.SIGNS[name] for name in OBJECTIVES]
+SIGNS = [dominance.SIGNS[name] for name in OBJECTIVES]
 BEYOND_NADIR = 0.1
 
 
@@ -80,14 +90,14 @@ class Grid:
     def hypervolume(self, indices: Sequence[int]) -> float:
         """As a share of the whole grid's, from the front's nadir and BEYOND_NADIR of the spans."""
         points, reference, whole = self._scaled
-        found = pareto.hypervolume([points[i] for i in indices], reference, SIGNS)
+        found = dominance.hypervolume([points[i] for i in indices], reference, SIGNS)
         return found / whole
 
     @cached_property
     def _scaled(self) -> tuple[list[list[float]], list[float], float]:
         """All points and the reference in units of each objective's span; the whole volume."""
         truths = [row.truth for row in self.rows]
-        best = [truths[i] for i in pareto.front(truths, SIGNS)]
+        best = [truths[i] for i in dominance.front(truths, SIGNS)]
         reference, spans = [], []
         for sign, column, kept in zip(
             SIGNS, zip(*truths, strict=True), zip(*best, strict=True), strict=True
@@ -97,7 +107,7 @@ class Grid:
             reference.append(nadir / span - sign * BEYOND_NADIR)
             spans.append(span)
         points = [[v / span for v, span in zip(truth, spans, strict=True)] for truth in truths]
-        return points, reference, pareto.hypervolume(points, reference, SIGNS)
+        return points, reference, dominance.hypervolume(points, reference, SIGNS)
 
 
 def load_grid(path: Path) -> Grid:

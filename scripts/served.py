@@ -9,14 +9,18 @@ from typing import Any
 
 import native_settings  # noqa: F401  # first
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
-from engine.serve.engine_loop import EngineLoop
-from engine.serve.instcache import InstCache
-from engine.serve.meters import Meters
-from engine.serve.sequence import LiveSequence, Output, Wanted
+from engine.serve.batching.metrics import Meters
+from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.scheduler import EngineLoop
+from engine.serve.batching.sequence import (
+    LiveSequence,
+    Output,
+    Wanted,
+)
 from tuner.folders import cache_folder
 from tuner.statistics import interval
 

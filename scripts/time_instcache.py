@@ -18,7 +18,7 @@ from pathlib import Path
 from served import Served, show
 from transformers import AutoTokenizer
 
-from engine.serve.instcache import InstCache
+from engine.serve.batching.response_cache import InstCache
 from tuner.folders import resolve_model
 
 

@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from engine.run.engine import Engine
-from engine.run.layer_major import LayerMajor
+from engine.run.layer_by_layer import LayerMajor
 from engine.run.micro_batch import MicroBatch
-from tuner.definition import default_workload
+from tuner.definition.study import default_workload
+from tuner.definition.workload import load_workload
 from tuner.folders import cache_folder, resolve_model
-from tuner.workload import load_workload
 
 
 def main() -> int:

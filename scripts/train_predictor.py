@@ -18,7 +18,10 @@ import typer
 from torch import Tensor, nn
 
 from engine.errors import EngineError
-from engine.trace import Trace, load_trace
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
 
 BATCH_TOKENS = 256
 LEARNING_RATE = 2e-3

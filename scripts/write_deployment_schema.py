@@ -2,7 +2,10 @@
 
 import json
 
-from tuner.deployment import SCHEMA_FILE, deployment_schema
+from tuner.deployment.document import (
+    SCHEMA_FILE,
+    deployment_schema,
+)
 
 
 def main() -> None:

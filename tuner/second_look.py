@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tuner.domination import Rivals, budget_of
 from tuner.store.snapshots import TrialSnapshot
+from tuner.study.pruning import (
+    Rivals,
+    budget_of,
+)
 
 Samples = Mapping[str, Sequence[float]]
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from engine.report import Metric
+from engine.contract.report import Metric
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's 1.96 is close.
 _T95 = (

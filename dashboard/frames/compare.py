@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tuner.compare import Comparison, Figure
-from tuner.deployment import MeasuredMetric
+from tuner.deployment.compare import (
+    Comparison,
+    Figure,
+)
+from tuner.deployment.document import MeasuredMetric
 
 DIFFERS, ALIKE, UNKNOWN = "differs", "not told apart", "no interval"
 

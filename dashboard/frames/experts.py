@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from engine.report import ExpertUse
-from tuner.formats import format_metric
+from engine.contract.report import ExpertUse
+from tuner.formatting import format_metric
 from tuner.store.snapshots import TrialSnapshot
 
 FIGURES = (

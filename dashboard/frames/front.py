@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from tuner.certainty import near_front
-from tuner.export import reported
-from tuner.formats import format_metric
-from tuner.front import Front
+from tuner.deployment.export import reported
+from tuner.formatting import format_metric
+from tuner.pareto.front import Front
+from tuner.pareto.probability import near_front
 from tuner.store.snapshots import TrialSnapshot
 
 SPLIT_PREFIX = "time_ms_per_token."

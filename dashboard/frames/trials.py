@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tuner.formats import format_metric
+from tuner.formatting import format_metric
 from tuner.store.snapshots import TrialSnapshot
 
 PREDICTED, MEASURED = "predicted", "measured"

@@ -8,8 +8,8 @@ from dashboard.charts.experts import activations_figure, rates_figure
 from dashboard.frames.experts import activations_frame, layers_frame, rates_frame
 from dashboard.measured import measured_front
 from dashboard.reading import read_study
-from engine.report import ExpertUse
-from tuner.front import Front
+from engine.contract.report import ExpertUse
+from tuner.pareto.front import Front
 from tuner.store.database import Database
 from tuner.store.overview import Overview
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot

@@ -22,9 +22,9 @@ from dashboard.frames.front import (
 from dashboard.limits import choose_limits
 from dashboard.measured import Measured, measured_front
 from dashboard.reading import read_study
-from tuner.explain import explain
-from tuner.front import Front
-from tuner.limits import own_limits
+from tuner.pareto.explain import explain
+from tuner.pareto.front import Front
+from tuner.pareto.limits import own_limits
 from tuner.store.database import Database
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 

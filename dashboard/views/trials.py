@@ -18,8 +18,8 @@ from dashboard.frames.trials import (
     trials_frame,
 )
 from dashboard.reading import read_study
-from tuner.explain import twin_error
-from tuner.importance import importances
+from tuner.pareto.explain import twin_error
+from tuner.pareto.importance import importances
 from tuner.store.database import Database
 from tuner.store.overview import Overview, TrialFilter
 from tuner.store.repository import Store

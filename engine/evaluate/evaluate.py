@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from engine.contract.messages import TaskOptions
+from engine.contract.report import QualityReport
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.divergence import TOKENS, Divergence, Reader, diverge, open_reader
 from engine.evaluate.journal import Journal, journal_path
 from engine.evaluate.results import BITS_PER_BYTE, rolling_texts, task_items, task_results
 from engine.evaluate.routes import RouteRecorder
 from engine.evaluate.scoring import Observer, passes_layer_major
-from engine.protocol import TaskOptions
-from engine.report import QualityReport
 from engine.run.engine import Engine
-from engine.trace import scored_trace_path
+from engine.trace.trace import scored_trace_path
 
 if TYPE_CHECKING:  # importing it imports lm-eval
     from engine.evaluate.tasks import LoadedTasks

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.config.exactness import lossy_settings
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
 from engine.errors import StorageError
-from engine.loss import lossy_settings
-from engine.protocol import ModelFacts
 
 PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
 

@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch

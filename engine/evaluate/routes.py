@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.protocol import ModelFacts
-from engine.run.layer_major import Routed, TextBatch
-from engine.trace import Trace, TracePass
+from engine.contract.messages import ModelFacts
+from engine.run.layer_by_layer import (
+    Routed,
+    TextBatch,
+)
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
 
 MOST_TOKENS = 1 << 15
 

@@ -22,12 +22,15 @@ from typing import Any
 
 import torch
 
+from engine.config.exactness import ON_MISS
 from engine.errors import InfeasibleError
 from engine.evaluate.routes import RouteRecorder
 from engine.experts.kernels.gemm import padded_length
-from engine.loss import ON_MISS
 from engine.run.engine import LOGIT_BYTES, Engine
-from engine.run.layer_major import TextBatch, UnknownHeadError
+from engine.run.layer_by_layer import (
+    TextBatch,
+    UnknownHeadError,
+)
 from engine.run.micro_batch import MicroBatch
 
 MAX_TOGETHER = 16

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.run.engine import Engine
-from engine.run.layer_major import LayerMajor, TextBatch
+from engine.run.layer_by_layer import (
+    LayerMajor,
+    TextBatch,
+)
 from engine.types import Bits, ExpertId
 
 ROW_TOKENS = 64

@@ -17,8 +17,8 @@ import yaml
 from datasets.exceptions import DatasetsError
 from lm_eval.tasks import TaskManager
 
+from engine.contract.messages import TaskOptions
 from engine.errors import TaskError
-from engine.protocol import TaskOptions
 
 ChatTemplate = Callable[..., str]
 _OUTSIDE = (OSError, httpx2.HTTPError)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from engine.device.pages import allocate_pages, bytes_view
-from engine.experts.host import HostTier
 from engine.experts.kernels.multiplier import Product
 from engine.experts.slots import ExpertView, expert_view
+from engine.experts.tiers.host import HostTier
 from engine.types import Bits, ExpertId
 
 ExpertFunction = Callable[[Any, Product, ExpertView, torch.Tensor], torch.Tensor]

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from engine.experts.slots import ExpertView, Slots
 from engine.experts.transfer import Transfer, TransferEngine
+from engine.policy.compute_order import Order
+from engine.policy.events import (
+    GateView,
+    PassStart,
+    Routing,
+)
 from engine.policy.expert_cache import ON_HOST, Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
-from engine.policy.order import Order
-from engine.policy.view import GateView, PassStart, Routing
 from engine.types import ExpertId
 
 

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from engine.device.base import Device, Event
-from engine.experts.codec import MatrixView, RecordFormat, matrix_view, vector_view
-from engine.experts.native import native_view
+from engine.experts.encoding.codec import (
+    MatrixView,
+    RecordFormat,
+    matrix_view,
+    vector_view,
+)
+from engine.experts.kernels.native import native_view
 from engine.policy.pools import Pool
 from engine.types import Bits
 

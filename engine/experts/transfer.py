@@ -16,11 +16,11 @@ import torch
 from engine.device.base import Event
 from engine.device.pages import bytes_view
 from engine.errors import EngineError
-from engine.experts.disk import Extent
-from engine.experts.host import HostTier
 from engine.experts.slots import Slots
-from engine.experts.store import ExpertStore
-from engine.policy.transfer import TransferQueue
+from engine.experts.tiers.direct_io import Extent
+from engine.experts.tiers.disk import ExpertStore
+from engine.experts.tiers.host import HostTier
+from engine.policy.transfer_queue import TransferQueue
 from engine.types import Bits, ExpertId
 
 Source = ExpertStore | HostTier

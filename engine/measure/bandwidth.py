@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
-from engine.experts.disk import Extent
-from engine.experts.host import HostTier
-from engine.experts.store import ExpertStore
+from engine.experts.tiers.direct_io import Extent
+from engine.experts.tiers.disk import ExpertStore
+from engine.experts.tiers.host import HostTier
 from engine.types import ExpertId
 
 _BYTES = 96_000_000

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.contract.messages import ModelFacts
+from engine.contract.report import ExpertUse
 from engine.policy.expert_policy import PolicyCounters
-from engine.protocol import ModelFacts
-from engine.report import ExpertUse
-from engine.trace import Trace
+from engine.trace.trace import Trace
 
 
 def expert_use(

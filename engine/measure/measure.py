@@ -9,9 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.config.exactness import ON_MISS
+from engine.contract.report import (
+    MemoryReading,
+    Metric,
+    Report,
+    Sample,
+    Sentinel,
+)
 from engine.device import process_memory
 from engine.errors import EngineError
-from engine.loss import ON_MISS
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.energy import EnergyMeter
 from engine.measure.expert_use import expert_use
@@ -22,10 +29,9 @@ from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick
 from engine.policy.expert_policy import PolicyCounters
 from engine.replay.bound import best_hits
-from engine.report import MemoryReading, Metric, Report, Sample, Sentinel
 from engine.run.engine import Engine
-from engine.run.phase_clock import ACTIVITIES
-from engine.trace import Trace
+from engine.run.time_split import ACTIVITIES
+from engine.trace.trace import Trace
 
 MAX_WARM_UPS = 4
 _FLAT = 0.05

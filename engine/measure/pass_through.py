@@ -14,8 +14,8 @@ import torch
 
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.run.phase_clock import Activity
 from engine.run.sampling import Sampler, SamplingOptions
+from engine.run.time_split import Activity
 
 
 @dataclass(frozen=True)

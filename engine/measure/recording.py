@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from engine.contract.messages import ModelFacts
 from engine.model.gates import RANKED_EXTRA, RouterView
-from engine.policy.view import Integers, Need, PassStart, Routing
-from engine.protocol import ModelFacts
-from engine.trace import LOOK_AHEAD_LAYERS, Trace, TracePass
+from engine.policy.events import (
+    Integers,
+    Need,
+    PassStart,
+    Routing,
+)
+from engine.trace.trace import (
+    LOOK_AHEAD_LAYERS,
+    Trace,
+    TracePass,
+)
 
 
 class TraceRecorder:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from engine.contract.report import Sentinel
 from engine.device.pages import allocate_pages, bytes_view
-from engine.experts.disk import DiskReader, Extent
-from engine.report import Sentinel
+from engine.experts.tiers.direct_io import (
+    DiskReader,
+    Extent,
+)
 
 _SIZE = 384
 _READ_BYTES = 1 << 20

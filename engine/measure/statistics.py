@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engine.report import Metric
+from engine.contract.report import Metric
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom (standard table).
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.contract.messages import Workload
 from engine.errors import UsageError
 from engine.measure.pass_through import Sequenced
-from engine.protocol import Workload
 from engine.run.generate import encode_prompt
 
 

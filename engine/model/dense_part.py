@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engine.dense import DenseMatrix
+from engine.layout.dense import DenseMatrix
 
 _LEAST_ROWS = 16  # below it is a gate, not a projection
 _OWN_PRODUCTS = ("Mamba", "Delta", "Mixer")  # modules that read weights, not call their layers

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.contract.messages import ModelFacts
 from engine.errors import FamilyError
+from engine.layout.prequantized import published_layout
+from engine.layout.record import record_bytes_table
 from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
-from engine.protocol import ModelFacts
-from engine.published import published_layout
-from engine.records import record_bytes_table
 
 _CHOSEN_COUNTS = (
     "num_experts_per_tok",

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from engine.model.hook import router_choice
 from engine.model.loader import LoadedModel
-from engine.policy.view import Floats
+from engine.policy.events import Floats
 
 RANKED_EXTRA = 4  # beyond the k that a token takes; traces keep as many
 _TRIED_TOKENS = 32

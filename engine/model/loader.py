@@ -28,13 +28,16 @@ from engine.errors import (
     NotAModelError,
     RemoteCodeError,
 )
+from engine.layout.prequantized import (
+    PublishedFormat,
+    PublishedName,
+)
+from engine.layout.record import Part
 from engine.model.checkpoint import Checkpoint, read_description
 from engine.model.dense_part import quantizable_linears
 from engine.model.quantized import Codes, check_method
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
-from engine.published import PublishedFormat, PublishedName
-from engine.records import Part
 from engine.types import ExpertId
 
 EXPERTS_IMPLEMENTATION = "expertune"

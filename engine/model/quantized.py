@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.errors import CheckpointError
+from engine.layout.prequantized import (
+    MXFP4_GROUP,
+    PublishedName,
+)
 from engine.model.safetensors_file import TensorEntry
-from engine.published import MXFP4_GROUP, PublishedName
 
 _FP8_SCALES = "_scale_inv"
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -9,11 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.protocol import PEERS, PeerName
+from engine.contract.messages import (
+    PEERS,
+    PeerName,
+)
 from engine.worker.__main__ import NATIVE_SETTINGS
 
 if TYPE_CHECKING:
-    from engine.worker.serve import Emit, Runner
+    from engine.worker.loop import (
+        Emit,
+        Runner,
+    )
 
 LLAMA_CPP_PEERS = ("llama.cpp mmap", "llama.cpp resident")
 
@@ -30,7 +36,10 @@ def main() -> int:
 
     import transformers
 
-    from engine.worker.serve import Connection, serve
+    from engine.worker.loop import (
+        Connection,
+        serve,
+    )
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import PeerName
 from engine.device import process_memory
 from engine.errors import EngineError, ModelError, UsageError
 from engine.measure.pass_through import Sequenced
@@ -26,7 +27,6 @@ from engine.model.hub import locate
 from engine.peers.gguf_file import QUANTIZATION, check_comparable, ensure_gguf
 from engine.peers.measurement import PeerMeasurement, SequenceTiming
 from engine.peers.memory_group import bounded_memory, drop_page_cache
-from engine.protocol import PeerName
 from engine.worker.__main__ import NATIVE_SETTINGS
 
 Emit = Callable[[dict[str, Any]], None]

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.contract.messages import Workload
+from engine.contract.report import (
+    MemoryReading,
+    Report,
+    Sample,
+)
 from engine.device import process_memory
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
 from engine.measure.statistics import mean_metric
 from engine.measure.workload import pick, tokenize
-from engine.protocol import Workload
-from engine.report import MemoryReading, Report, Sample
 
 _UNITS = {"output_tps": "tokens/s", "decode_tps": "tokens/s", "prefill_tps": "tokens/s"}
 

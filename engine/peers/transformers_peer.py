@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import PeerName
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.measure.pass_through import Sequenced
@@ -22,7 +23,6 @@ from engine.model.checkpoint import Checkpoint
 from engine.model.hub import locate
 from engine.peers.measurement import PeerMeasurement, SequenceTiming
 from engine.peers.memory_group import bounded_memory, drop_page_cache
-from engine.protocol import PeerName
 from engine.types import format_bytes
 from engine.worker.baseline import settle_baseline
 

@@ -6,9 +6,9 @@ import heapq
 from typing import Protocol
 
 from engine.errors import ConfigError
-from engine.memory import slots_by_layer
+from engine.memory.plan import slots_by_layer
 from engine.policy.predict.history import check_history
-from engine.trace import Trace
+from engine.trace.trace import Trace
 
 
 class Allocation(Protocol):

@@ -7,11 +7,11 @@ from concurrent.futures import Future as Pending
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.policy.events import Floats
 from engine.policy.future import Future
-from engine.policy.view import Floats
-from engine.protocol import ModelFacts
-from engine.trace import Trace
+from engine.trace.trace import Trace
 
 T = TypeVar("T")
 Submit = Callable[[Callable[[], Any]], "Pending[Any]"]

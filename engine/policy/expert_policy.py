@@ -1,6 +1,6 @@
 """The policy of a run: predictor, cache, precision and placement together, one object.
 
-In: the events of engine.policy.view. Out: steps to run and fetches to start. The engine executes
+In: the events of engine.policy.events. Out: steps to run and fetches to start. The engine executes
 them with real bytes, the replay with simulated ones; every decision is made here, so both decide
 alike. Holds no bytes, no torch, no clock.
 """
@@ -12,12 +12,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from engine.policy.events import (
+    GateView,
+    Need,
+    PassStart,
+    Routing,
+)
 from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, Step
 from engine.policy.future import Future
-from engine.policy.place import Placement
+from engine.policy.placement import Placement
 from engine.policy.precision import PrecisionPolicy
 from engine.policy.predict.base import Prediction, Predictor
-from engine.policy.view import GateView, Need, PassStart, Routing
 from engine.types import Phase
 
 

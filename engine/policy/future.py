@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from engine.trace import Trace
+from engine.trace.trace import Trace
 from engine.types import ExpertId
 
 NEVER = 1 << 60

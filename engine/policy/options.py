@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.config import Options
+from engine.config.settings import Options
 from engine.errors import ConfigError
 
 

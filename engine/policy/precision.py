@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from engine.bits_table import Table
-from engine.policy.view import Need, Routing
+from engine.policy.events import (
+    Need,
+    Routing,
+)
+from engine.precision.table import Table
 from engine.types import Bits, Phase
 
 Wanted = Mapping[int, Bits | None]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engine.bits_table import bits_table
 from engine.errors import ConfigError
 from engine.policy.allocate import (
     Allocation,
@@ -18,6 +17,18 @@ from engine.policy.allocate import (
     ProfileAllocation,
     ShallowFirstAllocation,
     UniformAllocation,
+)
+from engine.policy.batch_plan import (
+    FixedPlan,
+    IoComputePlan,
+    Plan,
+)
+from engine.policy.compute_order import (
+    HotFirstOrder,
+    Order,
+    PopularityOrder,
+    ReadyFirstOrder,
+    RoutedOrder,
 )
 from engine.policy.context import PolicyContext
 from engine.policy.evict.arc import ArcEviction
@@ -30,9 +41,12 @@ from engine.policy.evict.weighted import WeightedEviction, read_weights
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.options import choice, flag, number, whole
-from engine.policy.order import HotFirstOrder, Order, PopularityOrder, ReadyFirstOrder, RoutedOrder
-from engine.policy.place import DevicePlacement, HostBelow, HostSplit, Placement
-from engine.policy.plan import FixedPlan, IoComputePlan, Plan
+from engine.policy.placement import (
+    DevicePlacement,
+    HostBelow,
+    HostSplit,
+    Placement,
+)
 from engine.policy.pools import Pool, pools_of_layers, split_by_experts
 from engine.policy.precision import (
     GateThreshold,
@@ -52,7 +66,12 @@ from engine.policy.predict.oracle import OraclePredictor
 from engine.policy.predict.popularity import PopularityPredictor
 from engine.policy.predict.pregate import PregatePredictor
 from engine.policy.predict.repeat_last import RepeatLastPredictor
-from engine.policy.transfer import FifoQueue, TransferQueue, TwoPriorityQueue
+from engine.policy.transfer_queue import (
+    FifoQueue,
+    TransferQueue,
+    TwoPriorityQueue,
+)
+from engine.precision.table import bits_table
 from engine.types import (
     BITS,
     AllocationName,

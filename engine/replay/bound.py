@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.policy.future import NEVER, Future
-from engine.trace import Trace
+from engine.trace.trace import Trace
 from engine.types import ExpertId, Phase
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from engine.config import EngineConfig
-from engine.policy.plan import IoComputePlan, Planned
-from engine.protocol import ModelFacts
-from engine.timings import ModelTimings
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.facts.timings import ModelTimings
+from engine.policy.batch_plan import (
+    IoComputePlan,
+    Planned,
+)
 
 
 def plan_micro_batches(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -> Planned:
-    """Klotski's inequalities on measured timings: see engine.policy.plan.IoComputePlan."""
+    """Klotski's inequalities on measured timings: see engine.policy.batch_plan.IoComputePlan."""
     return IoComputePlan().plan(config, facts, timings)

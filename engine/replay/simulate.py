@@ -10,22 +10,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.bits_table import run_bits
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
 from engine.errors import UsageError
-from engine.memory import record_bytes_of, resolve
+from engine.facts.timings import (
+    ModelTimings,
+    at,
+)
+from engine.memory.plan import (
+    record_bytes_of,
+    resolve,
+)
+from engine.policy.batch_plan import host_share
 from engine.policy.context import PolicyContext
+from engine.policy.events import Floats
 from engine.policy.expert_cache import ON_HOST, Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
-from engine.policy.plan import host_share
 from engine.policy.registry import ORDERS, QUEUES, build_policy
-from engine.policy.view import Floats
-from engine.protocol import ModelFacts
+from engine.precision.table import run_bits
 from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
 from engine.replay.walk import walk
-from engine.timings import ModelTimings, at
-from engine.trace import Trace, TracePass
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
 from engine.types import Bits, ExpertId, Phase
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.policy.transfer import TransferQueue
-from engine.timings import Medium
+from engine.facts.timings import Medium
+from engine.policy.transfer_queue import TransferQueue
 from engine.types import ExpertId
 
 

@@ -12,10 +12,17 @@ from typing import Protocol
 import numpy as np
 
 from engine.errors import UsageError
+from engine.policy.events import (
+    Floats,
+    PassStart,
+    Routing,
+)
 from engine.policy.expert_cache import Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy
-from engine.policy.view import Floats, PassStart, Routing
-from engine.trace import Trace, TracePass
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
 
 
 class Listener(Protocol):

@@ -16,34 +16,61 @@ from typing import Any
 
 import torch
 
-from engine.bits_plan import with_table
-from engine.bits_table import bits_table, run_bits
-from engine.config import EngineConfig, optimize_name
+from engine.config.settings import (
+    EngineConfig,
+    optimize_name,
+)
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+)
 from engine.device.base import Device
 from engine.errors import EngineError
-from engine.experts.codec import RecordFormat
+from engine.experts.encoding.codec import RecordFormat
 from engine.experts.kernels.crossover import known_crossover
 from engine.experts.kernels.gemm import single_token_products, widen_linears
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
-from engine.experts.store import ExpertStore, open_store
+from engine.experts.tiers.disk import (
+    ExpertStore,
+    open_store,
+)
 from engine.experts.transfer import TransferEngine
-from engine.hardware import probe
-from engine.memory import config_layout, group_size_of, layer_major, resolve
+from engine.facts.machine import probe
+from engine.facts.timings import (
+    ModelTimings,
+    load_timings,
+    timings_path,
+)
+from engine.memory.plan import (
+    config_layout,
+    group_size_of,
+    layer_major,
+    resolve,
+)
 from engine.model.dense_part import HostEmbedding, can_keep_embeddings_on_host
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
-from engine.policy.plan import Planned
+from engine.policy.batch_plan import Planned
 from engine.policy.registry import PLANS
-from engine.protocol import MemoryPlan, ModelFacts
-from engine.run.dense import DenseQuantizer, dense_kernels
-from engine.run.experts_runtime import RoutingRecorder
-from engine.run.layer_major import LayerMajor
-from engine.run.live import LiveConfiguration, multiplier_of
+from engine.precision.allocate import with_table
+from engine.precision.table import (
+    bits_table,
+    run_bits,
+)
+from engine.run.configuration import (
+    LiveConfiguration,
+    multiplier_of,
+)
+from engine.run.layer_by_layer import LayerMajor
 from engine.run.micro_batch import MicroBatch, forward_together
-from engine.run.phase_clock import PhaseClock
-from engine.timings import ModelTimings, load_timings, timings_path
+from engine.run.moe_layers import RoutingRecorder
+from engine.run.quantized_linear import (
+    DenseQuantizer,
+    dense_kernels,
+)
+from engine.run.time_split import PhaseClock
 from engine.types import Bits, EmbeddingsName, KernelName, Phase
 
 Progress = Callable[[str, int, int], None]

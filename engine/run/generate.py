@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from engine.errors import InfeasibleError, UsageError
+from engine.run.detokenize import TextPieces
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import Sampler, SamplingOptions, check_logits
-from engine.run.text import TextPieces
 
 
 @dataclass(frozen=True)

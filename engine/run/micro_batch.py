@@ -9,8 +9,11 @@ from typing import Any
 import greenlet
 import torch
 
-from engine.run.experts_runtime import ExpertsCall, ExpertsRuntime
-from engine.run.phase_clock import PhaseClock
+from engine.run.moe_layers import (
+    ExpertsCall,
+    ExpertsRuntime,
+)
+from engine.run.time_split import PhaseClock
 
 
 @dataclass

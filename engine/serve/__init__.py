@@ -1,5 +1,5 @@
 """An OpenAI-compatible server on one configured engine: `python -m engine.serve --fd N`.
 
-It is spoken to like a worker (engine.protocol): open, configure, measure, then serve. Nothing
+It is spoken to like a worker (engine.contract.messages): open, configure, measure, then serve. Nothing
 imports it; tuner starts it.
 """

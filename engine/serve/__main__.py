@@ -25,7 +25,10 @@ def main() -> int:
     import transformers
 
     from engine.serve.operations import Operations
-    from engine.worker.serve import Connection, serve
+    from engine.worker.loop import (
+        Connection,
+        serve,
+    )
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

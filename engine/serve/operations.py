@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.config.exactness import ON_MISS
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
 from engine.errors import ConfigError, EngineError, ModelError, ProtocolError
-from engine.loss import ON_MISS
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
-from engine.protocol import Workload
-from engine.routing import RoutingCounts
 from engine.run.engine import Engine
 from engine.serve.server import ServeOptions, serve_http
+from engine.trace.fingerprint import RoutingCounts
 from engine.worker.baseline import settle_serving_baseline
-from engine.worker.opening import open_engine
+from engine.worker.open_model import open_engine
 
 Emit = Callable[[dict[str, Any]], None]
 

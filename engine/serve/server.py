@@ -21,11 +21,20 @@ import uvicorn
 
 from engine.errors import EngineError
 from engine.run.engine import Engine
-from engine.serve.engine_loop import EngineLoop
-from engine.serve.instcache import InstCache, instcache_path
-from engine.serve.meters import Meters
-from engine.serve.prompts import PromptReader, Served
-from engine.serve.routes import Serving, create_app
+from engine.serve.batching.metrics import Meters
+from engine.serve.batching.response_cache import (
+    InstCache,
+    instcache_path,
+)
+from engine.serve.batching.scheduler import EngineLoop
+from engine.serve.openai.routes import (
+    Serving,
+    create_app,
+)
+from engine.serve.openai.tokenization import (
+    PromptReader,
+    Served,
+)
 from engine.serve.telemetry import Telemetry
 
 Emit = Callable[[dict[str, Any]], None]

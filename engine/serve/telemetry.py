@@ -7,8 +7,11 @@ import time
 from typing import Any
 
 from engine.device import process_memory
-from engine.serve.engine_loop import EngineLoop
-from engine.serve.meters import Meters, Totals
+from engine.serve.batching.metrics import (
+    Meters,
+    Totals,
+)
+from engine.serve.batching.scheduler import EngineLoop
 
 
 class Telemetry:

@@ -34,8 +34,11 @@ def main() -> int:
     os.environ.setdefault("HF_DATASETS_CACHE", str(cache_folder / "datasets"))
     import transformers
 
+    from engine.worker.loop import (
+        Connection,
+        serve,
+    )
     from engine.worker.operations import Operations
-    from engine.worker.serve import Connection, serve
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a worker can do: one method an operation of engine.protocol, values in, values out."""
+"""What a worker can do: one method an operation of engine.contract.messages, values in, values out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from engine.bits_plan import save_sensitivities, sensitivities_path
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    TaskOptions,
+    Workload,
+)
 from engine.device.registry import open_device
 from engine.errors import EngineError, ModelError, ProtocolError
 from engine.evaluate.divergence import diverge
@@ -20,27 +23,30 @@ from engine.evaluate.sensitivity import measure_sensitivities
 from engine.experts.kernels.crossover import keep_crossover
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import KernelSupport
-from engine.experts.pack import ensure_pack
-from engine.hardware import probe
-from engine.measure.calibrate import calibrate
+from engine.experts.tiers.pack import ensure_pack
+from engine.facts.machine import probe
+from engine.layout.record import Part
 from engine.measure.energy import open_energy_meter
 from engine.measure.measure import measure, memory_reading
 from engine.measure.pass_through import run_pass
-from engine.measure.profile import profile_machine
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from engine.model.facts import describe
 from engine.model.headers import locate_headers
 from engine.model.loader import check_description, load_model
-from engine.protocol import TaskOptions, Workload
-from engine.records import Part
+from engine.precision.allocate import (
+    save_sensitivities,
+    sensitivities_path,
+)
+from engine.profile.machine import profile_machine
+from engine.profile.model import calibrate
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
 from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
-from engine.worker.opening import open_engine
+from engine.worker.open_model import open_engine
 
 Emit = Callable[[dict[str, Any]], None]
 _CODED_BITS: tuple[Bits, ...] = (8, 4)

@@ -56,11 +56,11 @@ import sys
 from pathlib import Path
 from engine.worker.baseline import settle_baseline
 base = settle_baseline()
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device import process_memory
 from engine.device.cpu import CpuDevice
-from engine.experts.pack import ensure_pack
-from engine.memory import resolve
+from engine.experts.tiers.pack import ensure_pack
+from engine.memory.plan import resolve
 from engine.run.engine import Engine
 engine = Engine(Path(sys.argv[1]), CpuDevice(), Path(sys.argv[2]))
 config, _ = resolve(EngineConfig().overlay({"precision.bits": 4}), engine.facts)

@@ -7,7 +7,7 @@ import tomllib
 
 from packaging.specifiers import SpecifierSet
 
-from tuner.exports import pod
+from tuner.deployment.formats import pod
 from tuner.folders import SOURCE
 
 PROJECT = tomllib.loads((SOURCE / "pyproject.toml").read_text())

@@ -19,7 +19,7 @@ import yaml
 
 from dashboard.app import PAGES
 from tests.requirements import require_program
-from tuner.front import Front
+from tuner.pareto.front import Front
 from tuner.store.database import open_database
 from tuner.store.repository import Store, TrialOutcome
 

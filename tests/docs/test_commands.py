@@ -14,10 +14,10 @@ from tests.docs.pages import CURRENT, PAGES, Found, commands, mentions, shell_li
 from tuner.__main__ import run
 from tuner.cli.app import app
 from tuner.cli.options import read_settings
+from tuner.definition.policies import load_policy
+from tuner.deployment.export import check_format
 from tuner.errors import TunerError
-from tuner.export import check_format
 from tuner.folders import SOURCE
-from tuner.policies import load_policy
 
 COMMANDS = [found for page in CURRENT for found in commands(page)]
 MENTIONS = [found for page in CURRENT for found in mentions(page)]

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
-from tuner.exports import llama_cpp, vllm
-from tuner.exports.formats import FORMATS
+from tuner.deployment.formats import (
+    llama_cpp,
+    vllm,
+)
+from tuner.deployment.formats.registry import FORMATS
 from tuner.folders import SOURCE
 
 TEXT = (SOURCE / "docs" / "exports.md").read_text(encoding="utf-8")

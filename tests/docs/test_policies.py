@@ -7,11 +7,17 @@ from typing import get_args
 import pytest
 
 from engine import types
-from engine.config import EngineConfig
-from engine.loss import ON_MISS, sensitivity
-from tuner.ablation import MECHANISMS
-from tuner.policies import load_policy, policy_names
-from tuner.report.tables import DERIVED
+from engine.config.exactness import (
+    ON_MISS,
+    sensitivity,
+)
+from engine.config.settings import EngineConfig
+from tuner.bench.ablation import MECHANISMS
+from tuner.bench.report.tables import DERIVED
+from tuner.definition.policies import (
+    load_policy,
+    policy_names,
+)
 
 TEXT = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
 PRESETS = TEXT.split("## Presets")[1].split("## ")[0].splitlines()

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.docs.test_commands import parse
-from tuner import canary, drift
+from tuner.deployment import (
+    canary,
+    drift,
+)
 from tuner.folders import SOURCE
 from tuner.service.settings import ServiceSettings
 

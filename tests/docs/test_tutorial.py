@@ -9,15 +9,15 @@ import pytest
 import torch
 import yaml
 
-from engine.config import EngineConfig
-from engine.memory import resolve
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.memory.plan import resolve
 from engine.model.facts import describe
 from engine.model.loader import load_model
-from engine.protocol import ModelFacts
 from tests.docs.pages import CURRENT, blocks
 from tests.docs.shapes import gpt_oss_20b, qwen3_30b_a3b
-from tuner.definition import load_definition
-from tuner.deployment import VERSION
+from tuner.definition.study import load_definition
+from tuner.deployment.document import VERSION
 from tuner.folders import SOURCE
 
 TEXT = (SOURCE / "docs" / "tutorial.md").read_text(encoding="utf-8")

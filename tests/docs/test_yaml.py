@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from tuner.deployment import (
+from tuner.deployment.document import (
     DeployedBudget,
     DeployedModel,
     DeployedQuality,

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError
 from engine.measure.recording import TraceRecorder
 from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PREDICTORS, QUEUES
+from engine.run.configuration import learned_path
 from engine.run.engine import Engine
-from engine.run.live import learned_path
 from engine.run.micro_batch import MicroBatch
 
 BASE: dict[str, Any] = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch

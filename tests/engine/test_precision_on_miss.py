@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config.exactness import lossy_settings
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError
-from engine.loss import lossy_settings
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 

@@ -1,4 +1,4 @@
-"""An engine that computes nothing: engine.protocol over a socket, with made-up but lawful numbers.
+"""An engine that computes nothing: engine.contract.messages over a socket, with made-up but lawful numbers.
 
 Run as `python fake_engine.py --fd N [--peer NAME]`. More cache is faster, fewer bits are faster and
 worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes it
@@ -27,19 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from engine import memory, protocol
-from engine.config import EngineConfig
-from engine.errors import (
-    DenseModelError,
-    EngineError,
-    EvaluationError,
-    NotAModelError,
-    StorageError,
-    TaskError,
+from engine.config.settings import EngineConfig
+from engine.contract import messages
+from engine.contract.messages import (
+    MachineProfile,
+    MemoryPlan,
+    ModelFacts,
+    TaskOptions,
+    Workload,
 )
-from engine.protocol import MachineProfile, MemoryPlan, ModelFacts, TaskOptions, Workload
-from engine.records import Part, record_bytes_table
-from engine.report import (
+from engine.contract.report import (
     ExpertUse,
     MemoryReading,
     Metric,
@@ -50,8 +47,27 @@ from engine.report import (
     TaskItems,
     TaskResult,
 )
-from engine.timings import Medium, ModelTimings
-from engine.trace import Trace, TracePass
+from engine.errors import (
+    DenseModelError,
+    EngineError,
+    EvaluationError,
+    NotAModelError,
+    StorageError,
+    TaskError,
+)
+from engine.facts.timings import (
+    Medium,
+    ModelTimings,
+)
+from engine.layout.record import (
+    Part,
+    record_bytes_table,
+)
+from engine.memory import plan as memory
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
 
 PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
@@ -366,7 +382,7 @@ def serve(connection: socket.socket, peer: str | None) -> None:
 
     def send(message: dict[str, Any]) -> None:
         with sending:
-            connection.sendall(protocol.encode(message))
+            connection.sendall(messages.encode(message))
 
     def beat() -> None:
         while not beating.wait(knobs.get("heartbeat_s", 1.0)):
@@ -377,7 +393,7 @@ def serve(connection: socket.socket, peer: str | None) -> None:
 
     threading.Thread(target=beat, daemon=True).start()
     for line in connection.makefile("rb"):
-        message = protocol.decode(line)
+        message = messages.decode(line)
         operation, request_id = message.pop("op"), message.pop("id")
         message.pop("schema")
         if operation == "close":

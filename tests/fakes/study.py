@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from tests.fakes import FAKE_ENGINE
 from tests.fakes.fake_engine import facts_of
 from tuner.__main__ import run

@@ -3,7 +3,12 @@
 import multiprocessing
 from typing import Any
 
-from engine.report import MemoryReading, Report, Sample, Sentinel
+from engine.contract.report import (
+    MemoryReading,
+    Report,
+    Sample,
+    Sentinel,
+)
 from tuner.store.database import open_database
 from tuner.store.repository import Store, TrialOutcome
 

@@ -9,7 +9,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from engine.trace import Trace
+from engine.trace.trace import Trace
 from scripts.fit_eviction import fit, hit_rate, main
 from tests.engine.policy.made import make_trace
 

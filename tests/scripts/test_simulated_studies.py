@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from compare_samplers import Simulation, Step, arrival, computing, share_at
 from reference_grid import Row, Run
 
-from tuner.definition import Repeats
+from tuner.definition.study import Repeats
 
 BEST, WORSE, COARSE = {"bits": 8}, {"bits": 16}, {"bits": 2}
 POINTS = [BEST, WORSE, COARSE]

@@ -10,7 +10,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from engine.policy import registry
-from engine.trace import Trace, TracePass
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
 from scripts import distill_pregates, train_predictor
 from tests.engine.policy.made import make_context
 

@@ -9,23 +9,49 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config import EngineConfig
-from engine.protocol import PEERS, PeerName, Workload
-from tuner.ablation import ablate
-from tuner.bench import BenchRow, RowResult, add_divergence, grid_rows, run_bench
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    PEERS,
+    PeerName,
+    Workload,
+)
+from tuner.bench.ablation import ablate
+from tuner.bench.report.document import bench_document
+from tuner.bench.report.tables import (
+    Table,
+    ablation_table,
+    published_table,
+)
+from tuner.bench.report.write import (
+    SUFFIXES,
+    write_report,
+)
+from tuner.bench.run import (
+    BenchRow,
+    RowResult,
+    add_divergence,
+    grid_rows,
+    run_bench,
+)
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table
-from tuner.definition import default_workload
-from tuner.deployment import Deployment, load_deployment
+from tuner.definition.policies import (
+    PolicyFile,
+    load_policy,
+)
+from tuner.definition.study import default_workload
+from tuner.definition.workload import (
+    load_workload,
+    workload_from_prompts,
+)
+from tuner.deployment.document import (
+    Deployment,
+    load_deployment,
+)
+from tuner.engine_client.session import EngineSession
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import resolve_model
-from tuner.formats import format_metric
-from tuner.policies import PolicyFile, load_policy
-from tuner.report.document import bench_document
-from tuner.report.tables import Table, ablation_table, published_table
-from tuner.report.write import SUFFIXES, write_report
-from tuner.session import EngineSession
-from tuner.workload import load_workload, workload_from_prompts
+from tuner.formatting import format_metric
 
 PEERS_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")

@@ -9,11 +9,17 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_table, print_text
-from tuner.compare import Comparison, compare
-from tuner.deployment import Deployment, load_deployment
+from tuner.deployment.compare import (
+    Comparison,
+    compare,
+)
+from tuner.deployment.document import (
+    Deployment,
+    load_deployment,
+)
+from tuner.deployment.export import build_deployment
 from tuner.errors import MissingStudyError
-from tuner.export import build_deployment
-from tuner.front import front_of
+from tuner.pareto.front import front_of
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot
 

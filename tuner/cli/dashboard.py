@@ -11,9 +11,9 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_note
+from tuner.engine_client.process import python_path
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
-from tuner.runner import python_path
 from tuner.store.database import open_read_only
 
 
@@ -32,7 +32,7 @@ def dashboard(
     if not app.is_file():
         raise StudyError(f"the dashboard is not installed: {app} is missing")
     print_note(f"http://{host}:{port} (end it with Ctrl-C)")
-    command = [sys.executable, "-m", "tuner.tether", str(os.getpid())]
+    command = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
     command += [sys.executable, "-m", "streamlit", "run", str(app)]
     command += ["--server.address", host, "--server.port", str(port), "--server.headless", "true"]
     command += ["--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none"]

@@ -12,16 +12,21 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.hardware import probe
-from tuner.canary import Canary
+from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_text
 from tuner.cli.run import open_deployed
-from tuner.deploy import Policy, ServerOptions, choose, serve
-from tuner.deployment import load_deployment
+from tuner.deployment.canary import Canary
+from tuner.deployment.document import load_deployment
+from tuner.deployment.serve import (
+    Policy,
+    ServerOptions,
+    choose,
+    serve,
+)
+from tuner.engine_client.session import EngineSession
 from tuner.errors import UsageError
 from tuner.folders import cache_folder
-from tuner.session import EngineSession
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -9,10 +9,15 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_text
+from tuner.deployment.export import (
+    build_deployment,
+    check_format,
+    render_deployment,
+    write_atomically,
+)
+from tuner.deployment.formats.registry import FORMATS
 from tuner.errors import StoreError
-from tuner.export import build_deployment, check_format, render_deployment, write_atomically
-from tuner.exports.formats import FORMATS
-from tuner.front import front_of
+from tuner.pareto.front import front_of
 
 
 def export(

@@ -7,17 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config import EngineConfig
-from engine.hardware import Hardware, probe
-from engine.protocol import Workload
-from engine.timings import ModelTimings, save_timings, timings_path
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.facts.machine import (
+    Hardware,
+    probe,
+)
+from engine.facts.timings import (
+    ModelTimings,
+    save_timings,
+    timings_path,
+)
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
-from tuner.definition import default_workload
+from tuner.definition.study import default_workload
+from tuner.definition.workload import load_workload
+from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
-from tuner.session import EngineSession
-from tuner.workload import load_workload
 
 SENSITIVITY_TOKENS = 512
 

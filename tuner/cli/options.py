@@ -13,12 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.types import BITS, parse_size_bytes
+from tuner.engine_client.process import (
+    ENGINE_COMMAND,
+    WorkerLimits,
+)
+from tuner.engine_client.session import (
+    EngineSession,
+    worker_factory,
+)
 from tuner.errors import UsageError
 from tuner.folders import default_storage, resolve_model
-from tuner.runner import ENGINE_COMMAND, WorkerLimits
-from tuner.session import EngineSession, worker_factory
 from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tuner.formats import format_cell
+from tuner.formatting import format_cell
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -7,21 +7,33 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import memory
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
 from engine.errors import InfeasibleError
-from engine.hardware import probe
-from engine.protocol import ModelFacts
+from engine.facts.machine import probe
+from engine.facts.timings import (
+    ModelTimings,
+    load_timings,
+    timings_path,
+)
+from engine.memory import plan as memory
 from engine.replay.planning import plan_micro_batches
-from engine.timings import ModelTimings, load_timings, timings_path
-from engine.trace import load_trace
+from engine.trace.trace import load_trace
 from engine.types import format_at_least, format_bytes
-from tuner.budget import ERROR_RATIO, BudgetAnswer, budget_for, find_trace
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.errors import InfeasibleStudyError, UsageError
 from tuner.folders import cache_folder
-from tuner.replay import longest, timings_for
+from tuner.replay.predict import (
+    longest,
+    timings_for,
+)
+from tuner.replay.required_memory import (
+    ERROR_RATIO,
+    BudgetAnswer,
+    budget_for,
+    find_trace,
+)
 
 
 def plan(

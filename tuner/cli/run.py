@@ -12,11 +12,14 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note
-from tuner.deployment import Deployment, load_deployment
+from tuner.deployment.document import (
+    Deployment,
+    load_deployment,
+)
+from tuner.engine_client.process import Event
+from tuner.engine_client.session import EngineSession
 from tuner.errors import DeploymentError
 from tuner.folders import resolve_model
-from tuner.runner import Event
-from tuner.session import EngineSession
 
 
 def run(

@@ -6,20 +6,29 @@ from typing import Annotated, Any
 
 import typer
 
-from tuner.certainty import on_front
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
-from tuner.curve import fronts_by_budget
-from tuner.estimate import check
-from tuner.explain import Explanation, explain
-from tuner.formats import format_count
-from tuner.front import Front, front_of
-from tuner.importance import importances
-from tuner.paired import PairedResult, paired_results
+from tuner.formatting import format_count
+from tuner.pareto.budget_curve import fronts_by_budget
+from tuner.pareto.explain import (
+    Explanation,
+    explain,
+)
+from tuner.pareto.front import (
+    Front,
+    front_of,
+)
+from tuner.pareto.importance import importances
+from tuner.pareto.probability import on_front
+from tuner.quality.paired import (
+    PairedResult,
+    paired_results,
+)
 from tuner.store.repository import Store
 from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
-from tuner.transfer import worth
+from tuner.study.estimate import check
+from tuner.study.warm_start import worth
 
 Paired = dict[int, tuple[PairedResult, ...]]
 FEW_TRIALS = 50  # of which the share of good ones says little about a setting

@@ -8,24 +8,38 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.hardware import probe
+from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
-from tuner.curve import fronts_by_budget
-from tuner.definition import StudyDefinition, load_definition
+from tuner.definition.study import (
+    StudyDefinition,
+    load_definition,
+)
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.estimate import StudyPlan, check, plan_study
-from tuner.fleet import Fleet
 from tuner.folders import cache_folder, resolve_model
-from tuner.formats import format_count
-from tuner.progress import choose_progress, format_duration
-from tuner.ray_fleet import check_address
-from tuner.sampler import check_sampler
-from tuner.search.proposer import WORTH
+from tuner.formatting import format_count
+from tuner.pareto.budget_curve import fronts_by_budget
+from tuner.search.acquisition import WORTH
+from tuner.search.samplers import check_sampler
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
-from tuner.study import StudyResult, run_study, with_default_tasks
+from tuner.study.estimate import (
+    StudyPlan,
+    check,
+    plan_study,
+)
+from tuner.study.progress import (
+    choose_progress,
+    format_duration,
+)
+from tuner.study.run import (
+    StudyResult,
+    run_study,
+    with_default_tasks,
+)
+from tuner.workers.local import Fleet
+from tuner.workers.ray_cluster import check_address
 
 STUDY = "Study"
 LIMITS = "Budget and limits"

@@ -7,16 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config import EngineConfig
-from engine.trace import load_trace
+from engine.config.settings import EngineConfig
+from engine.trace.trace import load_trace
 from engine.types import format_bytes
-from tuner.bench import grid_rows
+from tuner.bench.run import grid_rows
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
-from tuner.definition import default_workload
+from tuner.definition.policies import load_policy
+from tuner.definition.study import default_workload
+from tuner.definition.workload import (
+    load_workload,
+    workload_from_prompts,
+    workload_hash,
+)
 from tuner.folders import cache_folder
-from tuner.policies import load_policy
-from tuner.replay import (
+from tuner.replay.predict import (
     ReplayRow,
     facts_of,
     load_learned_arrays,
@@ -24,7 +29,6 @@ from tuner.replay import (
     replay_configs,
     timings_for,
 )
-from tuner.workload import load_workload, workload_from_prompts, workload_hash
 
 SHOWN = ("output_tps", "decode_tps", "prefill_tps", "expert_hit_rate", "oracle_hit_rate",
          "stall_ms_per_token")  # fmt: skip

@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
-from engine.hardware import probe
+from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.cli.run import open_deployed
-from tuner.definition import Repeats
-from tuner.deployment import load_deployment
+from tuner.definition.study import Repeats
+from tuner.deployment.document import load_deployment
+from tuner.deployment.verify import (
+    Verification,
+    verify,
+)
 from tuner.folders import cache_folder
-from tuner.verify import Verification, verify
 
 
 def verify_file(

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from engine.hardware import probe
+from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.output import print_note, print_text
-from tuner.definition import StudyDefinition
+from tuner.definition.study import StudyDefinition
 from tuner.folders import cache_folder, resolve_model
-from tuner.formats import format_count
-from tuner.progress import choose_progress
-from tuner.study import join_study
+from tuner.formatting import format_count
+from tuner.study.progress import choose_progress
+from tuner.study.run import join_study
 
 
 def join(

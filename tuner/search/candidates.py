@@ -10,11 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
-from tuner.quality import quality_group
-from tuner.search.regression import Axis
-from tuner.space import CACHE, Choice, Parameter, Point, SearchSpace
+from tuner.quality.judge import quality_group
+from tuner.search.posterior import Axis
+from tuner.search.space import (
+    CACHE,
+    Choice,
+    Parameter,
+    Point,
+    SearchSpace,
+)
 
 # A larger space is sampled: what is not drawn is left to the fallback sampler.
 MOST = 2000

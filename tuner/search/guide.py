@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuner.domination import mean_error_of, pooled_deviation
+from tuner.search.acquisition import (
+    SPEEDS,
+    Measured,
+    Proposer,
+)
 from tuner.search.candidates import Candidates
-from tuner.search.proposer import SPEEDS, Measured, Proposer
-from tuner.space import Point
+from tuner.search.space import Point
+from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
-from tuner.twin import Predictions
+from tuner.study.pruning import (
+    mean_error_of,
+    pooled_deviation,
+)
 
 FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
 

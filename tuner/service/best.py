@@ -13,9 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tuner.deployment import dump_deployment
-from tuner.export import build_deployment
-from tuner.front import PICKS, Front, build_front, front_of
+from tuner.deployment.document import dump_deployment
+from tuner.deployment.export import build_deployment
+from tuner.pareto.front import (
+    PICKS,
+    Front,
+    build_front,
+    front_of,
+)
 from tuner.service.requests import Goal
 from tuner.store.repository import Store
 from tuner.store.service import revision

@@ -20,9 +20,9 @@ from typing import IO
 import sqlalchemy as sa
 import yaml
 
-from tuner.definition import StudyDefinition
-from tuner.export import write_atomically
-from tuner.runner import python_path
+from tuner.definition.study import StudyDefinition
+from tuner.deployment.export import write_atomically
+from tuner.engine_client.process import python_path
 
 ERROR_BYTES = 1 << 20  # a longer document is no error
 
@@ -70,7 +70,7 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     written = complete.model_dump(mode="json", exclude_defaults=True)
     write_atomically(path, yaml.safe_dump(written, sort_keys=False))
     url, secrets = _without_password(storage)
-    command = [sys.executable, "-m", "tuner.tether", str(os.getpid())]
+    command = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
     command += [sys.executable, "-m", "tuner", "--definition", str(path)]
     command += ["--storage", url, "--json"]
     with contextlib.ExitStack() as undo:

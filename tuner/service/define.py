@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.types import parse_size_bytes
-from tuner.definition import Budget, Constraints, QualityTasks, StudyDefinition
+from tuner.definition.study import (
+    Budget,
+    Constraints,
+    QualityTasks,
+    StudyDefinition,
+)
+from tuner.deployment.export import write_atomically
 from tuner.errors import TunerError
-from tuner.export import write_atomically
 from tuner.service.requests import NewStudy, Size
 from tuner.service.settings import ServiceSettings
-from tuner.study import with_default_tasks
+from tuner.study.run import with_default_tasks
 
 
 class ForbiddenModelError(TunerError):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel
 
-from tuner.front import Front
+from tuner.pareto.front import Front
 from tuner.store.service import JobSnapshot, JobState
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tuner.definition.strict_yaml import read_strict
 from tuner.errors import StoreError, TunerError
 from tuner.service.child import start_study
 from tuner.service.define import define_study, write_prompts
 from tuner.service.requests import NewStudy
 from tuner.service.settings import ServiceSettings
 from tuner.store.service import Jobs, JobSnapshot, JobState
-from tuner.strict import read_strict
 
 log = logging.getLogger(__name__)
 

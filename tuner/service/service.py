@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from tuner.errors import MissingStudyError
-from tuner.lock import service_lock
 from tuner.service.best import BestConfigs
 from tuner.service.documents import StudyDocument
 from tuner.service.metrics import ServiceMetrics
@@ -19,6 +18,7 @@ from tuner.service.runner import JobRunner, Start, start_job
 from tuner.service.settings import ServiceSettings
 from tuner.service.streams import Streams
 from tuner.store.database import open_database, open_read_only
+from tuner.store.lock import service_lock
 from tuner.store.repository import Store
 from tuner.store.service import Jobs, JobSnapshot, Tokens
 from tuner.store.snapshots import StudySnapshot

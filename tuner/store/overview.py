@@ -13,8 +13,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, String, cast, func, select
 
-from engine.report import ExpertUse
-from tuner.objective import CONSTRAINTS, DIRECTIONS
+from engine.contract.report import ExpertUse
+from tuner.definition.objectives import (
+    CONSTRAINTS,
+    DIRECTIONS,
+)
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
 from tuner.store.snapshots import StudySnapshot

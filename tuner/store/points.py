@@ -16,7 +16,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from tuner.objective import CONSTRAINTS
+from tuner.definition.objectives import CONSTRAINTS
 from tuner.store.snapshots import StudySnapshot
 from tuner.store.tables import ConfigurationRow, SampleRow, TrialRow
 

@@ -10,7 +10,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
-from engine.report import Metric, QualityReport, TaskItems
+from engine.contract.report import (
+    Metric,
+    QualityReport,
+    TaskItems,
+)
 from tuner.statistics import confirmed_interval, interval
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
 from tuner.store.tables import (

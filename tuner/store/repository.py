@@ -16,11 +16,22 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from engine.config import EngineConfig
-from engine.hardware import Hardware
-from engine.protocol import MemoryPlan, ModelFacts, Workload
-from engine.report import QualityReport, Report
-from tuner.definition import StudyDefinition, definition_json
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+    Workload,
+)
+from engine.contract.report import (
+    QualityReport,
+    Report,
+)
+from engine.facts.machine import Hardware
+from tuner.definition.study import (
+    StudyDefinition,
+    definition_json,
+)
+from tuner.definition.workload import workload_hash
 from tuner.errors import MissingStudyError, StudyError
 from tuner.store.database import Database
 from tuner.store.once import kept_once
@@ -56,7 +67,6 @@ from tuner.store.tables import (
     TrialRow,
     now,
 )
-from tuner.workload import workload_hash
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from engine.experts.codec import CodeLayout
+from engine.experts.encoding.codec import CodeLayout
 from engine.types import Bits
 
 

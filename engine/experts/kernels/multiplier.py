@@ -9,16 +9,19 @@ from collections.abc import Callable
 
 import torch
 
-from engine.experts.codec import (
+from engine.experts.encoding.codec import (
     CodeLayout,
     MatrixView,
     can_unpack,
     expand_codes,
     unpack_codes,
 )
+from engine.experts.encoding.quantization import (
+    Quantized,
+    dequantize,
+)
 from engine.experts.kernels.gemm import gemm
 from engine.experts.kernels.registry import KernelSupport
-from engine.experts.quantization import Quantized, dequantize
 from engine.types import Bits, KernelName
 
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, where no profile of

@@ -15,12 +15,24 @@ from pathlib import Path
 
 import torch
 
-from engine.experts.codec import CodeLayout, RecordFormat, can_unpack, encode, matrix_view
+from engine.experts.encoding.codec import (
+    CodeLayout,
+    RecordFormat,
+    can_unpack,
+    encode,
+    matrix_view,
+)
+from engine.experts.encoding.quantization import (
+    dequantize,
+    quantize,
+)
 from engine.experts.kernels.base import Kernel, MatrixShape
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
-from engine.experts.quantization import dequantize, quantize
-from engine.records import Part, record_layout
+from engine.layout.record import (
+    Part,
+    record_layout,
+)
 from engine.types import Bits
 
 _TOLERANCE = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.experts.codec import CodeLayout
+from engine.experts.encoding.codec import CodeLayout
 from engine.experts.kernels.base import Kernel
 from engine.experts.kernels.torch_packed import CudaInt4, TorchInt4, TorchInt8
 from engine.experts.kernels.triton_int4 import TritonInt4

@@ -9,7 +9,10 @@ from typing import cast
 
 import torch
 
-from engine.experts.codec import INNER_TILES, CodeLayout
+from engine.experts.encoding.codec import (
+    INNER_TILES,
+    CodeLayout,
+)
 from engine.experts.kernels.base import MatrixShape
 from engine.types import Bits
 

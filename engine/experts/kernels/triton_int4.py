@@ -15,10 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.experts.codec import CodeLayout, RecordFormat, unpack_codes
+from engine.experts.encoding.codec import (
+    CodeLayout,
+    RecordFormat,
+    unpack_codes,
+)
+from engine.experts.encoding.quantization import (
+    Quantized,
+    dequantize,
+)
 from engine.experts.kernels.base import MatrixShape
-from engine.experts.quantization import Quantized, dequantize
-from engine.records import Part
+from engine.layout.record import Part
 from engine.types import Bits
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from engine.config import Options
+from engine.config.settings import Options
 from engine.errors import ConfigError
 from engine.types import ExpertId
 

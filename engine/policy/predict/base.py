@@ -1,6 +1,6 @@
 """The prediction contract.
 
-A Predictor is told every event of engine.policy.view and answers some of them with hints, which
+A Predictor is told every event of engine.policy.events and answers some of them with hints, which
 never change an output. What it needs of the model beyond the chosen experts it declares.
 """
 
@@ -10,7 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.policy.view import GateView, Need, PassStart, Routing
+from engine.policy.events import (
+    GateView,
+    Need,
+    PassStart,
+    Routing,
+)
 
 
 @dataclass(frozen=True)

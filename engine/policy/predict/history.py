@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from engine.errors import ConfigError
+from engine.policy.events import (
+    PassStart,
+    Routing,
+)
 from engine.policy.predict.base import Predictor
-from engine.policy.view import PassStart, Routing
-from engine.trace import Trace
+from engine.trace.trace import Trace
 
 
 def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None:

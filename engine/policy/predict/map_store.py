@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.policy.view import Floats
+from engine.policy.events import Floats
 
 Array = NDArray[np.float32]
 _TINY = 1e-12

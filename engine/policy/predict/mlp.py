@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigError
 from engine.policy.context import PolicyContext
+from engine.policy.events import (
+    Floats,
+    GateView,
+    Need,
+    PassStart,
+)
 from engine.policy.options import whole
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import rank_by_count
 from engine.policy.predict.none import NoPredictor
 from engine.policy.predict.top import top_columns
-from engine.policy.view import Floats, GateView, Need, PassStart
 
 _Array = NDArray[np.float32]
 

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
+from engine.policy.events import (
+    GateView,
+    Need,
+)
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.none import NoPredictor
-from engine.policy.view import GateView, Need
 
 
 class NextGatePredictor(NoPredictor):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.policy.events import (
+    GateView,
+    Need,
+    PassStart,
+    Routing,
+)
 from engine.policy.predict.base import Prediction
-from engine.policy.view import GateView, Need, PassStart, Routing
 
 
 class NoPredictor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from engine.policy.events import PassStart
 from engine.policy.future import Future
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.none import NoPredictor
-from engine.policy.view import PassStart
 
 
 class OraclePredictor(NoPredictor):

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from engine.policy.context import PolicyContext
+from engine.policy.events import (
+    GateView,
+    Need,
+)
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import NextGatePredictor, rank_by_count
 from engine.policy.predict.none import NoPredictor
 from engine.policy.predict.top import top_columns
-from engine.policy.view import GateView, Need
 
 
 class PregatePredictor(NoPredictor):

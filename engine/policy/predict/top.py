@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.policy.view import Floats
+from engine.policy.events import Floats
 
 _FEW_ROWS = 4
 

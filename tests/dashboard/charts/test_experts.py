@@ -2,7 +2,7 @@
 
 from dashboard.charts.experts import activations_figure, rates_figure
 from dashboard.frames.experts import activations_frame, layers_frame
-from engine.report import ExpertUse
+from engine.contract.report import ExpertUse
 
 USE = ExpertUse(((3, 1), (0, 0)), (3, 0), (1, 0), (0, 4), (0, 2))
 

@@ -12,7 +12,7 @@ from dashboard.charts.front import (
     split_figure,
 )
 from dashboard.frames.front import INSIDE, KNEE, NEAR, points_frame, split_frame
-from tuner.front import Front
+from tuner.pareto.front import Front
 
 
 def test_every_measured_trial_is_one_point_with_its_number(front: Front):

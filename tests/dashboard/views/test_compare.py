@@ -2,7 +2,7 @@
 
 from tests.dashboard.conftest import Opened
 from tests.fakes.crowd import crowd
-from tuner.front import Front
+from tuner.pareto.front import Front
 
 
 def test_two_members_of_a_front_are_compared_at_first(opened: Opened, front: Front):

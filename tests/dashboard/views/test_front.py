@@ -3,8 +3,8 @@
 import yaml
 
 from tests.dashboard.conftest import Opened
-from tuner.exports.formats import FORMATS
-from tuner.front import Front
+from tuner.deployment.formats.registry import FORMATS
+from tuner.pareto.front import Front
 
 
 def test_the_recommended_trial_is_shown_first(opened: Opened, front: Front):

@@ -7,7 +7,7 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 
 from tests.dashboard.conftest import Opened
-from tuner.front import Front
+from tuner.pareto.front import Front
 from tuner.store.database import open_database
 from tuner.store.repository import Store, TrialOutcome
 

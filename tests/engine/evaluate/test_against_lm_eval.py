@@ -13,10 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import TaskOptions
 from engine.evaluate.language_model import EngineLanguageModel
 from engine.evaluate.tasks import load_tasks
-from engine.protocol import TaskOptions
 from engine.run.engine import Engine
 from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task, generation_task, rolling_task

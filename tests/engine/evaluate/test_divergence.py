@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.evaluate import scoring
 from engine.evaluate.divergence import diverge, reference_path
 from engine.run.engine import Engine

@@ -13,19 +13,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from engine.bits_plan import with_table
-from engine.bits_table import bits_table
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import TaskOptions
+from engine.contract.report import QualityReport
 from engine.evaluate import evaluate as evaluate_module
 from engine.evaluate import scoring
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import Journal, journal_path
 from engine.evaluate.language_model import EngineLanguageModel
-from engine.protocol import TaskOptions
-from engine.report import QualityReport
+from engine.precision.allocate import with_table
+from engine.precision.table import bits_table
 from engine.run.engine import Engine
-from engine.run.layer_major import LayerMajor
-from engine.trace import load_trace, scored_trace_path
+from engine.run.layer_by_layer import LayerMajor
+from engine.trace.trace import (
+    load_trace,
+    scored_trace_path,
+)
 from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task, generation_task, rolling_task
 

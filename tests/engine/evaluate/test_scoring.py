@@ -8,11 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
 from engine.run.engine import Engine
-from engine.run.layer_major import LayerMajor, UnknownHeadError
+from engine.run.layer_by_layer import (
+    LayerMajor,
+    UnknownHeadError,
+)
 
 BASE = {"compute.dtype": "float32", "cache.expert_bytes": "40%", "kv.max_tokens": 200}
 

@@ -11,11 +11,11 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import TaskOptions
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.tasks import load_tasks, read_task
-from engine.protocol import TaskOptions
 from engine.run.engine import Engine
 from tests.engine.evaluate.made import (
     CHOICE,

@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import CheckpointError
-from engine.experts.codec import encode
-from engine.experts.disk import DiskReader, Extent
-from engine.experts.host import HostTier
+from engine.experts.encoding.codec import encode
 from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.slots import Slots
-from engine.experts.store import open_store
+from engine.experts.tiers.direct_io import (
+    DiskReader,
+    Extent,
+)
+from engine.experts.tiers.disk import open_store
+from engine.experts.tiers.host import HostTier
 from engine.experts.transfer import Transfer, TransferEngine
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from engine.policy.pools import Pool
 from engine.policy.registry import QUEUES
 from engine.run.engine import Engine

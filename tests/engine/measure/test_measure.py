@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.contract.report import Report
 from engine.errors import EngineError, UsageError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.pass_through import Sequenced
 from engine.measure.statistics import mean_metric, percentile_metric
 from engine.measure.workload import pick, tokenize
-from engine.protocol import Workload
-from engine.report import Report
 from engine.run.engine import Engine
-from engine.run.phase_clock import PhaseClock
+from engine.run.time_split import PhaseClock
 from tests.engine.conftest import TEXT
 
 WORKLOAD = Workload(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.contract.messages import Workload
 from engine.errors import ModelError, RemoteCodeError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.peers.gguf_file import check_comparable
 from engine.peers.llama_cpp_peer import LlamaCppPeer
-from engine.protocol import Workload
 
 DEMO = Path(__file__).resolve().parents[3] / "studies" / "demo"
 LLAMA_CPP = ("llama.cpp mmap", "llama.cpp resident")

@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.policy.context import PolicyContext, Submit, run_at_once
+from engine.policy.events import (
+    Floats,
+    PassStart,
+    Routing,
+)
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
-from engine.policy.view import Floats, PassStart, Routing
-from engine.trace import Trace, TracePass
-from tests.engine.test_memory import make_facts
+from engine.trace.trace import (
+    Trace,
+    TracePass,
+)
+from tests.engine.memory.test_plan import make_facts
 
 HIDDEN = 6
 

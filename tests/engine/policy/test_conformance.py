@@ -10,17 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import types
-from engine.bits_table import PLANNED
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.policy import registry
+from engine.policy.compute_order import Order
 from engine.policy.context import PolicyContext
+from engine.policy.events import (
+    PassStart,
+    Routing,
+)
 from engine.policy.expert_cache import ON_HOST, Step
 from engine.policy.expert_policy import ExpertPolicy
-from engine.policy.order import Order
 from engine.policy.pools import split_by_experts
 from engine.policy.predict.base import Prediction
-from engine.policy.view import PassStart, Routing
-from engine.trace import Trace
+from engine.precision.table import PLANNED
+from engine.trace.trace import Trace
 from engine.types import ExpertId
 from tests.engine.policy.made import (
     TraceView,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.errors import UsageError
 from engine.measure.pass_through import Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.replay.regroup import regroup
 from engine.run.engine import Engine
-from engine.trace import Trace
+from engine.trace.trace import Trace
 
 BASE: dict[str, Any] = {
     "cache.expert_bytes": "40%",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.measure.recording import TraceRecorder
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from engine.policy.context import PolicyContext
 from engine.policy.expert_policy import PolicyCounters
 from engine.policy.future import Future
@@ -19,7 +19,10 @@ from engine.policy.registry import ALLOCATIONS, EVICTIONS, PREDICTORS, build_pol
 from engine.replay.walk import walk
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.trace import Trace, load_trace
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
 
 BASE: dict[str, Any] = {
     "cache.expert_bytes": "40%",

@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
+from engine.facts.timings import (
+    Medium,
+    ModelTimings,
+    at,
+)
 from engine.policy.registry import QUEUES
 from engine.replay.bound import best_hits
 from engine.replay.simulate import replay
 from engine.replay.transfers import SimulatedTransfers
-from engine.timings import Medium, ModelTimings, at
 from engine.types import ExpertId
+from tests.engine.memory.test_plan import make_facts
 from tests.engine.policy.made import make_trace
-from tests.engine.test_memory import make_facts
 
 SHARED = Medium({1: 1000.0, 2: 1000.0}, 0.0, "shared")
 QUEUED = Medium({1: 1000.0}, 0.5, "queued")

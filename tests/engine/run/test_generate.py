@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import EvaluationError, InfeasibleError, UsageError
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate

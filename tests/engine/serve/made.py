@@ -15,15 +15,24 @@ from typing import Any
 import openai
 import uvicorn
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
-from engine.serve.engine_loop import EngineLoop
-from engine.serve.instcache import InstCache
-from engine.serve.meters import Meters
-from engine.serve.prompts import PromptReader, Served
-from engine.serve.routes import Serving, create_app
-from engine.serve.sequence import Output, Wanted
+from engine.serve.batching.metrics import Meters
+from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.scheduler import EngineLoop
+from engine.serve.batching.sequence import (
+    Output,
+    Wanted,
+)
+from engine.serve.openai.routes import (
+    Serving,
+    create_app,
+)
+from engine.serve.openai.tokenization import (
+    PromptReader,
+    Served,
+)
 
 MODEL = "tiny"
 ROOM = 256

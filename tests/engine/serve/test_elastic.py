@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.config.settings import EngineConfig
 from engine.errors import ConfigError
-from engine.memory import resolve
+from engine.memory.plan import resolve
 from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.sampling import SamplingOptions
 from tests.engine.conftest import TEXT
+from tests.engine.serve.batching.test_scheduler import ask
 from tests.engine.serve.made import ROOM, configure, eventually, looping, want
-from tests.engine.serve.test_engine_loop import ask
 
 FEW = {"cache.expert_bytes": "25%"}
 

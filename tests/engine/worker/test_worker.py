@@ -16,8 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.contract.messages import (
+    decode,
+    encode,
+)
 from engine.model.checkpoint import Checkpoint
-from engine.protocol import decode, encode
 from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task
 from tests.fakes.hub import FIRST, MODEL, serving

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from engine.config import EngineConfig
-from engine.report import Metric
+from engine.config.settings import EngineConfig
+from engine.contract.report import Metric
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tests.tuner.service.made import client_of
-from tuner.deployment import parse_deployment
-from tuner.front import build_front
+from tuner.deployment.document import parse_deployment
+from tuner.pareto.front import build_front
 from tuner.service.best import Candidate, Choice, Wanted, choose
 from tuner.service.service import Service
 from tuner.store.repository import Store

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.tuner.service.made import REQUEST
+from tuner.definition.workload import load_prompts
 from tuner.service.child import _without_password
 from tuner.service.define import ForbiddenModelError, allowed_model, define_study, write_prompts
 from tuner.service.requests import STUDY_NAME, NewStudy
 from tuner.service.settings import ServiceSettings
-from tuner.workload import load_prompts
 
 WRONG = [
     {"model": "../demo"}, {"model": "demo/.."}, {"model": "a/b/c"}, {"model": "~/m"},

@@ -7,11 +7,11 @@ import anyio
 import pytest
 from fastapi.testclient import TestClient
 
-from engine.hardware import probe
-from engine.protocol import Workload
+from engine.contract.messages import Workload
+from engine.facts.machine import probe
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.service.made import REQUEST, MadeChild, client_of, until
-from tuner.definition import StudyDefinition
+from tuner.definition.study import StudyDefinition
 from tuner.service.events import EventStream
 from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings

@@ -17,7 +17,7 @@ import pytest
 
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.service.made import until
-from tuner.deployment import parse_deployment
+from tuner.deployment.document import parse_deployment
 
 REQUEST = {
     "model": "owner/some-moe",

@@ -11,7 +11,7 @@ import torch
 from engine.experts.kernels import probe
 from engine.experts.kernels.probe import first_refusal, probe_support, self_test
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
-from engine.records import Part
+from engine.layout.record import Part
 
 CPU = torch.device("cpu")
 

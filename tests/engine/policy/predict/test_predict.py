@@ -12,13 +12,17 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.policy import registry
+from engine.policy.events import (
+    Floats,
+    PassStart,
+    Routing,
+)
 from engine.policy.predict.activation_path import ActivationPathPredictor
 from engine.policy.predict.base import Prediction, Predictor
 from engine.policy.predict.expert_map import ExpertMapPredictor
 from engine.policy.predict.next_gate import rank_by_count
 from engine.policy.predict.pregate import PregatePredictor
 from engine.policy.predict.top import top_columns
-from engine.policy.view import Floats, PassStart, Routing
 from engine.types import Phase
 from tests.engine.policy.made import (
     HIDDEN,

@@ -1,0 +1,73 @@
+"""Which of very many trials a page shows: the front, what may belong on it, and the newest.
+
+In: all measured trials as columns. Out: numbers of few of them. The front of these few is the front
+of all, so that nothing else needs to be read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.pareto import dominance
+from tuner.pareto.probability import REACH
+from tuner.search.hypervolume_improvement import non_dominated
+from tuner.statistics import START_DEVIATION
+from tuner.store.points import Floats, Points
+from tuner.study.pruning import (
+    FEWEST_REPEATS,
+    FIRST_DEVIATION,
+    LEAST_DEVIATION,
+)
+
+MOST = 200  # beyond, a chart is one blot and a browser slow
+
+
+def drawable(
+    points: Points,
+    objectives: Sequence[str],
+    kept: NDArray[np.bool_],
+    most: int = MOST,
+) -> tuple[int, ...]:
+    """Numbers, rising. kept: which points are within the limits, [N]; most: of those that are no
+    members of the front, which are all there."""
+    if len(points) <= most:
+        return tuple(int(number) for number in points.numbers)
+    signs = np.array([dominance.SIGNS[name] for name in objectives], dtype=float)
+    gains = np.column_stack([points.means[name] for name in objectives]) * signs  # [N, d]
+    feasible = np.flatnonzero(kept & np.isfinite(gains).all(axis=1))
+    front = feasible[non_dominated(gains[feasible])]
+    near = feasible[_within_noise(points, objectives, gains, feasible)]
+    order = np.concatenate([front, near[::-1], np.arange(len(points))[::-1]])
+    chosen = dict.fromkeys(order.tolist())
+    room = max(most, len(front))
+    return tuple(sorted(int(points.numbers[index]) for index in list(chosen)[:room]))
+
+
+def _within_noise(
+    points: Points, objectives: Sequence[str], gains: Floats, feasible: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Which feasible points nothing surely beats: the rule of certainty.on_front, for many."""
+    errors = np.column_stack([_errors(points, name) for name in objectives])[feasible]
+    best, worst = gains[feasible] + REACH * errors, gains[feasible] - REACH * errors
+    near = np.ones(len(feasible), dtype=bool)
+    for index in np.flatnonzero(non_dominated(worst)):
+        near &= ~((worst[index] >= best).all(axis=1) & (worst[index] > best).any(axis=1))
+    return near
+
+
+def _errors(points: Points, name: str) -> Floats:
+    """Standard errors of the means, as if all repeats shared a start: at least what they are."""
+    counts, deviations = points.counts[name], points.deviations[name]
+    several = np.isfinite(deviations)
+    first = np.unique(points.configurations, return_index=True)[1]
+    chosen = first[several[first]]
+    deviation = FIRST_DEVIATION
+    if counts[chosen].sum() >= FEWEST_REPEATS:
+        degrees = counts[chosen] - 1
+        pooled = np.sqrt((deviations[chosen] ** 2 * degrees).sum() / degrees.sum())
+        deviation = max(LEAST_DEVIATION, float(pooled))
+    relative = np.hypot(deviation / np.sqrt(np.maximum(counts, 1)), START_DEVIATION)
+    return np.where(counts > 0, np.abs(points.means[name]) * relative, 0.0)

@@ -1,0 +1,94 @@
+"""How far each setting can change what a run computes, and which of them a quality depends on.
+
+In: a config. Out: its lossy settings by path. Pure: no torch, no clock, no machine access.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config.settings import (
+    OPTIMIZE,
+    EngineConfig,
+    optimize_name,
+)
+from engine.types import PrecisionName, SensitivityClass
+
+SENSITIVITY: dict[str, SensitivityClass] = {
+    "cache.": "exact",
+    "prefetch.": "exact",
+    "transfer.": "exact",
+    "io.": "exact",
+    "serve.": "rounding",
+    "serve.instcache": "exact",
+    "host.": "exact",
+    "budget.": "exact",
+    "plan.": "exact",
+    "batch.order": "exact",
+    "batch.": "rounding",
+    "prefill.": "rounding",
+    "placement.": "rounding",
+    "placement.embeddings": "exact",
+    "kernel.": "lossy_static",
+    "device.": "lossy_static",
+    "compute.": "lossy_static",
+    "precision.": "lossy_static",
+    "kv.max_tokens": "exact",
+    "kv.bits": "lossy_static",
+    "kv.keep_ratio": "lossy_static",
+    "kv.placement": "exact",
+    "kv.elastic": "exact",
+}
+
+
+ON_MISS: tuple[PrecisionName, ...] = ("popularity_mass", "gate_threshold")
+"""Schemes whose outputs depend on what happens to be resident."""
+
+_MISS_PATHS = ("cache.", "prefetch.", "transfer.", "batch.")
+
+
+def sensitivity(path: str) -> SensitivityClass:
+    """How far a setting can change outputs (the longest matching prefix decides)."""
+    matches = [prefix for prefix in SENSITIVITY if path.startswith(prefix)]
+    return SENSITIVITY[max(matches, key=len)]
+
+
+def lossy_settings(config: EngineConfig) -> dict[str, Any]:
+    """Every setting that can change what this config computes beyond rounding, by path.
+
+    Where precision is decided on a miss, everything that decides what is a miss belongs to it.
+    Where kv.bits is below 16 or kv.keep_ratio below 1, prefill.chunk_tokens does: tokens of a chunk
+    see each other as they are. Settings that have no effect under the config's scheme are left out.
+    """
+    on_miss = config.precision.scheme in ON_MISS
+    found = {
+        path: value
+        for path, value in config.flat().items()
+        if sensitivity(path).startswith("lossy") or (on_miss and path.startswith(_MISS_PATHS))
+    }
+    grouped = config.precision.bits != 16 and not config.precision.native
+    if not grouped and config.precision.dense_bits != 4:
+        found.pop("precision.group_size")
+    if not grouped and config.precision.dense_bits == 16:
+        found.pop("kernel.crossover_tokens")
+    if not config.precision.native:
+        found.pop("precision.native")
+    given = dict(found.pop("precision.options"))
+    given.pop(OPTIMIZE, None)
+    options = given if on_miss else {n: given[n] for n in ("table",) if n in given}
+    if not on_miss:
+        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
+            found.pop(f"precision.{name}")
+    planned = not on_miss and config.precision.scheme != "uniform"
+    if not planned:
+        options.pop("table", None)
+    fewest = min(config.precision.bits, config.precision.low_bits if on_miss else 16)
+    if planned or fewest <= 4:
+        options[OPTIMIZE] = optimize_name(config)
+    if options:
+        found["precision.options"] = options
+    if config.kv.keep_ratio == 1:
+        found.pop("kv.keep_ratio")
+    if config.kv.bits != 16 or config.kv.keep_ratio != 1:
+        found["prefill.chunk_tokens"] = config.prefill.chunk_tokens
+    return found

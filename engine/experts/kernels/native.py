@@ -1,0 +1,93 @@
+"""Records of published codes: fp8 and mxfp4 as the checkpoint holds them, never quantized again.
+
+Letters: N output rows, K input columns. A product dequantizes one matrix and multiplies by it, so
+that what is computed is what the published codes stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from engine.errors import CheckpointError
+from engine.experts.encoding.codec import (
+    MatrixView,
+    RecordFormat,
+    put_field,
+    take_field,
+)
+from engine.experts.kernels.gemm import gemm
+from engine.layout.prequantized import PublishedFormat
+from engine.layout.record import Part
+from engine.model.loader import LoadedModel
+from engine.model.quantized import fp8_values, mxfp4_values
+from engine.types import ExpertId
+
+
+class NativeMultiplier:
+    """x [T, K] times a matrix of published codes -> [T, N]."""
+
+    def __init__(self, published: PublishedFormat) -> None:
+        self._published = published
+
+    def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
+        """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
+        return gemm(x, matrix_values(view, self._published).t())  # [T, N]
+
+
+def matrix_values(view: MatrixView, published: PublishedFormat) -> torch.Tensor:
+    """The matrix that a record's codes stand for, float32 [N, K]."""
+    assert view.scales is not None
+    if published.name == "mxfp4":
+        return mxfp4_values(view.codes, view.scales)
+    values = fp8_values(view.codes, view.scales, (published.block_rows, published.block_columns))
+    return values.t() if view.part.transposed else values
+
+
+def encode_native(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
+    """The record of one expert, uint8 [record bytes]: codes and scales as they were published.
+
+    Raises CheckpointError where the model's own conversion of codes does not give its weights.
+    """
+    out = torch.zeros(record.size_bytes, dtype=torch.uint8)
+    codes = model.read_expert_codes(expert)
+    for part in record.parts:
+        if part.kind == "matrix":
+            put_field(out, record, part.name, codes[part.name].codes)
+            put_field(out, record, f"{part.name}.scales", codes[part.name].scales)
+        else:
+            put_field(out, record, part.name, model.read_part(expert, part).to(record.sixteen))
+    if expert.expert == 0:
+        _check(out, record, model.read_expert(expert), expert)
+    return out
+
+
+def native_view(raw: torch.Tensor, record: RecordFormat, part: Part) -> MatrixView:
+    """Typed views of one matrix's codes and scales. raw: uint8 [record bytes]."""
+    assert record.published is not None
+    codes = take_field(raw, record, part.name)
+    scales = take_field(raw, record, f"{part.name}.scales")
+    shape = record.published.scales_shape(part)
+    if record.published.name == "mxfp4":
+        return MatrixView(part, codes.view(part.rows, part.columns // 2), scales.view(shape))
+    whole = codes.view(torch.float8_e4m3fn).view(part.shape)
+    return MatrixView(part, whole, scales.view(torch.float32).view(shape))
+
+
+def _check(
+    out: torch.Tensor, record: RecordFormat, tensors: Mapping[str, torch.Tensor], expert: ExpertId
+) -> None:
+    """A conversion that does more than stack and join rows would mix up codes: one expert of each
+    layer is compared with its values."""
+    assert record.published is not None
+    for part in record.parts:
+        if part.kind == "vector":
+            continue
+        values = matrix_values(native_view(out, record, part), record.published)
+        wanted = tensors[part.name].t() if part.transposed else tensors[part.name]
+        if not torch.equal(values, wanted):
+            raise CheckpointError(
+                f"layer {expert.layer}: the published codes of {part.name} cannot be kept as they "
+                "are in this family: set precision.bits to 16, 8 or 4"
+            )

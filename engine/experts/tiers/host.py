@@ -1,0 +1,178 @@
+"""The host tier: records kept in one pinned slab between the disk and a device.
+
+Filled by what is read from the disk, least recently used out first. It changes where bytes come
+from, never which are asked for. On a device that is host memory itself it would hold every record
+twice, so the engine leaves it out there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.device.base import Device
+from engine.device.pages import allocate_pages, bytes_view
+from engine.errors import EngineError
+from engine.experts.encoding.codec import RecordFormat
+from engine.experts.tiers.direct_io import Extent
+from engine.experts.tiers.disk import ExpertStore
+from engine.types import ExpertId
+
+
+@dataclass
+class _Entry:
+    slot: int
+    size_bytes: int
+    present: dict[int, int] = field(default_factory=dict)  # bytes by offset in the record
+    lent: int = 0
+
+    @property
+    def whole(self) -> bool:
+        return sum(self.present.values()) == self.size_bytes
+
+
+class HostTier:
+    """Same interface as ExpertStore, with `count` records held in host memory.
+
+    size_bytes: room for records; at least one must fit (ValueError).
+    """
+
+    def __init__(self, store: ExpertStore, device: Device, size_bytes: int) -> None:
+        self._store = store
+        self.count = min(size_bytes // store.record.size_bytes, len(store.experts))
+        if self.count < 1:
+            raise ValueError("the host tier has no room for one record")
+        self._slab = device.allocate_staging(self.count * store.record.size_bytes)
+        self._view = bytes_view(self._slab)
+        self._free = list(range(self.count))
+        self._entries: OrderedDict[ExpertId, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def record(self) -> RecordFormat:
+        """The format of the records."""
+        return self._store.record
+
+    @property
+    def experts(self) -> Sequence[ExpertId]:
+        """All experts of the store behind it, in order."""
+        return self._store.experts
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files behind the tier."""
+        return self._store.files
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether every record has room."""
+        return self.count == len(self._store.experts)
+
+    def fill(self) -> None:
+        """Read as many records as there is room for, in order."""
+        scratch = bytes_view(allocate_pages(self.scratch_bytes()))
+        for expert in self._store.experts[: self.count]:
+            with self.lend(expert, scratch):
+                pass
+
+    @contextmanager
+    def lend(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
+        """The whole record in host memory, uint8 [record bytes], which stays while it is lent.
+
+        scratch: of scratch_bytes. Reads it from the disk where it is missing.
+        """
+        with self._lock:
+            entry = self._entries.get(expert) or self._admit(expert)
+            entry.lent += 1
+        try:
+            self._complete(expert, entry, scratch)
+            first = entry.slot * self.record.size_bytes
+            yield self._slab[first : first + self.record.size_bytes]
+        finally:
+            with self._lock:
+                entry.lent -= 1
+
+    def lend_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
+        """A piece of a record that is wholly here, as the slab's own memory; None where it is not.
+
+        Give it back with `give_back`.
+        """
+        with self._lock:
+            entry = self._entries.get(expert)
+            if entry is None or not entry.whole:
+                return None
+            entry.lent += 1
+            self._entries.move_to_end(expert)
+            self.hits += 1
+            first = entry.slot * self.record.size_bytes + piece.record_offset
+            return self._slab[first : first + piece.size_bytes]
+
+    def give_back(self, expert: ExpertId) -> None:
+        """The piece that was lent is no longer read."""
+        with self._lock:
+            self._entries[expert].lent -= 1
+
+    def _complete(self, expert: ExpertId, entry: _Entry, scratch: memoryview) -> None:
+        if entry.whole:
+            return
+        for piece in self._store.chunks(expert, 1 << 62):
+            self._store.read(expert, piece, self._range(entry.slot, piece), scratch)
+        with self._lock:
+            entry.present = {0: entry.size_bytes}
+
+    def scratch_bytes(self) -> int:
+        """Scratch that one reading thread needs."""
+        return self._store.scratch_bytes()
+
+    def chunks(self, expert: ExpertId, chunk_bytes: int) -> Sequence[Extent]:
+        """As the disk gives them."""
+        return self._store.chunks(expert, chunk_bytes)
+
+    def read(
+        self, expert: ExpertId, piece: Extent, target: memoryview, scratch: memoryview
+    ) -> None:
+        """From the slab where the whole record is there, else from the disk, kept for later."""
+        with self._lock:
+            entry = self._entries.get(expert)
+            if entry is not None and entry.whole:
+                self._entries.move_to_end(expert)
+                self.hits += 1
+                _copy(target, self._range(entry.slot, piece))
+                return
+        self._store.read(expert, piece, target, scratch)
+        with self._lock:
+            self.misses += 1
+            entry = self._entries.get(expert) or self._admit(expert)
+            if not entry.whole:  # pieces of one record always have the same borders
+                _copy(self._range(entry.slot, piece), target)
+                entry.present[piece.record_offset] = piece.size_bytes
+
+    def _admit(self, expert: ExpertId) -> _Entry:
+        """Lock held. A slot for a record that is being read; the oldest that is not lent leaves,
+        whole or not."""
+        if not self._free:
+            oldest = next((e for e, entry in self._entries.items() if not entry.lent), None)
+            if oldest is None:
+                raise EngineError("every record of the host tier is in use: raise host.bytes")
+            self._free.append(self._entries.pop(oldest).slot)
+        size = sum(piece.size_bytes for piece in self._store.chunks(expert, 1 << 62))
+        entry = _Entry(self._free.pop(), size)
+        self._entries[expert] = entry
+        return entry
+
+    def _range(self, slot: int, piece: Extent) -> memoryview:
+        first = slot * self.record.size_bytes + piece.record_offset
+        return self._view[first : first + piece.size_bytes]
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    np.copyto(np.frombuffer(target, dtype=np.uint8), np.frombuffer(source, dtype=np.uint8))

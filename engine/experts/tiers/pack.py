@@ -1,0 +1,290 @@
+"""Expert packs: a checkpoint's experts as one file of aligned records, one file a precision.
+
+A pack folder holds `records.bin` and `manifest.json`. The manifest is written last, so a folder
+without one is not a pack. While packing, `records.partial` grows layer by layer and `journal.jsonl`
+names the layers whose records are safely on disk; a torn pack is resumed from the last layer whose
+checksums hold, or rebuilt, never read. Memory is bounded by one expert.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import PackError, StorageError
+from engine.experts.encoding.codec import (
+    RecordFormat,
+    encode,
+)
+from engine.experts.kernels.native import encode_native
+from engine.experts.kernels.probe import layout_key
+from engine.layout.record import parts_to_json
+from engine.model.loader import LoadedModel
+from engine.types import ExpertId, format_bytes
+
+PACK_VERSION = 2
+_MARGIN_BYTES = 64_000_000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A complete pack. offsets follow from layer sizes; checksums: crc32 by record number."""
+
+    folder: Path
+    records: Path
+    record_bytes: int
+    layer_counts: tuple[int, ...]
+    checksums: tuple[int, ...]
+
+    def number(self, expert: ExpertId) -> int:
+        """Position of a record in the file."""
+        return sum(self.layer_counts[: expert.layer]) + expert.expert
+
+
+def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
+    """Where the pack of this model and format lives: every input of its bytes is in the name."""
+    bits, group = record.layout.bits, record.layout.group_size
+    key = f"{layout_key(record.code_layout)}-{record.optimize}" if bits <= 4 else "any"
+    kind = f"{bits}b-g{group}-{key}" if record.published is None else record.published.name
+    name = f"{model.checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}"
+    return root / "packs" / name
+
+
+def open_pack(folder: Path, model: LoadedModel, record: RecordFormat) -> Pack | None:
+    """The complete pack in this folder, or None. Raises PackError if it is for something else."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        expected = _identity(model, record)
+        if manifest["identity"] != expected:
+            raise PackError(f"{folder} holds a pack of another model or format: remove it")
+        pack = Pack(
+            folder,
+            folder / "records.bin",
+            record.size_bytes,
+            tuple(layer.count for layer in model.layers),
+            tuple(manifest["checksums"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise PackError(f"{path} is damaged: remove it with `tune pack --remove`") from None
+    expected_bytes = len(pack.checksums) * pack.record_bytes
+    if not pack.records.is_file() or pack.records.stat().st_size != expected_bytes:
+        return None
+    return pack
+
+
+def ensure_pack(
+    root: Path,
+    model: LoadedModel,
+    record: RecordFormat,
+    *,
+    disk_budget_bytes: int = 0,
+    progress: Progress | None = None,
+) -> Pack:
+    """Open the pack, or make it (resuming a torn one). Only one process packs at a time.
+
+    Raises StorageError when the disk is full, read-only or over budget, before or while writing.
+    """
+    folder = pack_folder(root, model, record)
+    if (pack := open_pack(folder, model, record)) is not None:
+        return pack
+    total = sum(layer.count for layer in model.layers) * record.size_bytes
+    with _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _exclusive(folder):
+            if (pack := open_pack(folder, model, record)) is not None:
+                return pack
+            _reclaim_finished(folder)
+            _check_space(folder, total, disk_budget_bytes)
+            _write_pack(folder, model, record, progress)
+    pack = open_pack(folder, model, record)
+    if pack is None:
+        raise PackError(f"{folder} did not become a pack: look for another program that removes it")
+    return pack
+
+
+def list_packs(root: Path) -> list[dict[str, Any]]:
+    """Every pack folder: name, bytes, whether it is complete, model and bits where known."""
+    rows = []
+    for folder in sorted((root / "packs").glob("*")):
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        row: dict[str, Any] = {"name": folder.name, "path": str(folder), "bytes": size}
+        row["complete"] = (folder / "manifest.json").is_file()
+        rows.append(row)
+    return rows
+
+
+def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
+    own = {"published": record.published.to_json()} if record.published else {}
+    return {
+        **own,
+        "version": PACK_VERSION,
+        "model": model.checkpoint.fingerprint,
+        "bits": record.layout.bits,
+        "group_size": record.layout.group_size,
+        "record_bytes": record.size_bytes,
+        "parts": parts_to_json(record.parts),
+        "sixteen": str(record.sixteen),
+        "optimize": record.optimize,
+        "layout": layout_key(record.code_layout),
+        "layers": [layer.count for layer in model.layers],
+    }
+
+
+def _write_pack(
+    folder: Path, model: LoadedModel, record: RecordFormat, progress: Progress | None
+) -> None:
+    partial, journal = folder / "records.partial", folder / "journal.jsonl"
+    identity = _identity(model, record)
+    checksums, done_layers = _resume(partial, journal, identity, model, record)
+    total = sum(layer.count for layer in model.layers)
+    with partial.open("r+b" if partial.exists() else "w+b") as records, journal.open("a") as log:
+        records.truncate(len(checksums) * record.size_bytes)
+        records.seek(0, os.SEEK_END)
+        if done_layers == 0 and not checksums:
+            log.write(json.dumps({"identity": identity}) + "\n")
+        for layer in model.layers[done_layers:]:
+            layer_sums = []
+            for index in range(layer.count):
+                data = encode_expert(model, ExpertId(layer.index, index), record).numpy().tobytes()
+                records.write(data)
+                layer_sums.append(zlib.crc32(data))
+                if progress is not None:
+                    progress(len(checksums) + len(layer_sums), total)
+            _sync(records)
+            checksums.extend(layer_sums)
+            log.write(json.dumps({"layer": layer.index, "checksums": layer_sums}) + "\n")
+            _sync(log)
+        os.posix_fadvise(records.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    partial.replace(folder / "records.bin")
+    manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
+    _write_atomically(folder / "manifest.json", json.dumps(manifest))
+    journal.unlink()
+
+
+def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
+    """The record of one expert, uint8 [record bytes]."""
+    if record.published is not None:
+        return encode_native(model, expert, record)
+    return encode(model.read_expert(expert), record)
+
+
+def _reclaim_finished(folder: Path) -> None:
+    """Records that were renamed just before a crash are resumed like unfinished ones."""
+    partial, records = folder / "records.partial", folder / "records.bin"
+    if records.is_file() and not partial.exists() and (folder / "journal.jsonl").is_file():
+        records.replace(partial)
+
+
+def _resume(
+    partial: Path,
+    journal: Path,
+    identity: dict[str, Any],
+    model: LoadedModel,
+    record: RecordFormat,
+) -> tuple[list[int], int]:
+    """Checksums of the layers that are intact on disk, and how many layers those are."""
+    if not (partial.is_file() and journal.is_file()):
+        for path in (partial, journal):
+            path.unlink(missing_ok=True)
+        return [], 0
+    lines = list(_journal_lines(journal))
+    checksums: list[int] = []
+    layers = 0
+    if lines and lines[0].get("identity") == identity:
+        with partial.open("rb") as records:
+            for line in lines[1:]:
+                sums = line["checksums"]
+                if line["layer"] != layers or len(sums) != model.layers[layers].count:
+                    break
+                blocks = (records.read(record.size_bytes) for _ in sums)
+                if any(zlib.crc32(block) != crc for block, crc in zip(blocks, sums, strict=True)):
+                    break
+                checksums.extend(sums)
+                layers += 1
+    kept = lines[: layers + 1] if layers else []
+    _write_atomically(journal, "".join(json.dumps(line) + "\n" for line in kept))
+    return checksums, layers
+
+
+def _journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    for text in journal.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if isinstance(line, dict):
+            yield line
+
+
+def _check_space(folder: Path, total: int, disk_budget_bytes: int) -> None:
+    if disk_budget_bytes and total > disk_budget_bytes:
+        raise StorageError(
+            f"the pack needs {format_bytes(total)}, the disk budget is "
+            f"{format_bytes(disk_budget_bytes)}: raise --disk or use fewer bits"
+        )
+    partial = folder / "records.partial"
+    have = partial.stat().st_size if partial.is_file() else 0
+    free = shutil.disk_usage(folder).free
+    if total - have + _MARGIN_BYTES > free:
+        raise StorageError(
+            f"the pack needs {format_bytes(total - have)} more in {folder}, "
+            f"{format_bytes(free)} are free: make room or set XDG_CACHE_HOME to a larger disk"
+        )
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(
+                f"the disk of {folder} is full: make room; packing resumes where it stopped"
+            ) from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StorageError(
+                f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME to a folder "
+                "that can"
+            ) from None
+        raise
+
+
+def _sync(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".new")
+    with partial.open("w") as stream:
+        stream.write(text)
+        _sync(stream)
+    partial.replace(path)
+
+
+def record_checksum(data: memoryview) -> int:
+    """crc32 of one record (releases the GIL on large ones)."""
+    return zlib.crc32(data)

@@ -1,0 +1,163 @@
+"""Machines that are not here, as figures: what the emulated device and the replay read.
+
+A profile is a YAML of published figures. The emulated device slows all of them down by one stated
+factor, chosen so that this machine's core reads weights as fast as the slowed device would (decode
+is bound by bytes a second); ratios between compute, link and host memory are then the profile's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.contract.messages import ModelFacts
+from engine.errors import UsageError
+from engine.facts.timings import (
+    Medium,
+    ModelTimings,
+)
+from engine.types import parse_size_bytes
+
+PREFIX = "emulated:"
+
+_CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+_LAUNCH_S = 5e-6  # a kernel launch, as commonly seen
+_READBACK_S = 15e-6  # chosen experts back to the host, one synchronisation a layer
+_HOST_FLOPS = 1e12  # a desktop processor in 16 bits
+
+
+@dataclass(frozen=True)
+class EmulatedMachine:
+    """One machine. All figures are the real machine's; slow_down divides every speed.
+
+    name, description, sources: for people; device_bytes: memory of the device;
+    device_bytes_per_s: its memory bandwidth; device_flops: dense 16-bit; link_bytes_per_s,
+    link_latency_s: host to device, one direction; host_bytes_per_s: host memory;
+    disk_bytes_per_s: reads.
+    """
+
+    name: str
+    description: str
+    sources: str
+    device_bytes: int
+    device_bytes_per_s: float
+    device_flops: float
+    link_bytes_per_s: float
+    link_latency_s: float
+    host_bytes_per_s: float
+    disk_bytes_per_s: float
+    slow_down: float
+
+    @property
+    def slowed_link_bytes_per_s(self) -> float:
+        """As the emulated device runs it."""
+        return self.link_bytes_per_s / self.slow_down
+
+    @property
+    def slowed_link_latency_s(self) -> float:
+        """As the emulated device runs it."""
+        return self.link_latency_s * self.slow_down
+
+    @property
+    def slowed_host_bytes_per_s(self) -> float:
+        """As the emulated device runs it."""
+        return self.host_bytes_per_s / self.slow_down
+
+
+def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimings:
+    """Timings of a model on the real machine from its published figures: a roofline.
+
+    Weights are read once a pass and multiplied at the device's dense rate; each layer pays a launch
+    cost for every product (_LAUNCH_S, an assumption). What comes of it is predicted, not measured.
+    """
+    layers = facts.moe_layers
+    dense_layer = facts.dense_bytes / max(1, facts.layers)
+    rate, flops = machine.device_bytes_per_s, machine.device_flops
+
+    def work(weight_bytes: float, bits: int, tokens: int, bandwidth: float, peak: float) -> float:
+        operations = 2 * (weight_bytes * 8 / bits) * tokens
+        return max(weight_bytes / bandwidth, operations / peak)
+
+    expert_s = {
+        int(bits): {n: 3 * _LAUNCH_S + work(size, int(bits), n, rate, flops) for n in _CURVE_TOKENS}
+        for bits, size in facts.record_bytes.items()
+    }
+    host_s = {
+        int(bits): {
+            n: work(size, int(bits), n, machine.host_bytes_per_s, _HOST_FLOPS)
+            for n in _CURVE_TOKENS
+        }
+        for bits, size in facts.record_bytes.items()
+    }
+    dense_s = {n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS}
+    link = Medium({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued")
+    return ModelTimings(
+        model=facts.fingerprint,
+        device=f"{PREFIX}{machine.name}",
+        media=dict.fromkeys(expert_s, link),
+        dense_s={n: seconds * facts.layers / layers for n, seconds in dense_s.items()},
+        router_s=dict.fromkeys(_CURVE_TOKENS, 2 * _LAUNCH_S),
+        layer_s={bits: dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S) for bits in expert_s},
+        expert_s=expert_s,
+        pass_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
+        policy_s=dict.fromkeys(_CURVE_TOKENS, _READBACK_S),
+        submit_s=2 * _LAUNCH_S,
+        score_s=2 * _LAUNCH_S,
+        wake_s=dict.fromkeys(expert_s, _LAUNCH_S),
+        restart_s=dict.fromkeys(expert_s, 0.0),
+        contention=dict.fromkeys(expert_s, 1.0),
+        host_expert_s=host_s,
+        notes={"predicted": "from published figures, not measured"},
+    )
+
+
+def machine_folder() -> Path:
+    """Where the profiles lie: `studies/hardware/`, or under EXPERTUNE_STUDIES."""
+    source = Path(__file__).resolve().parents[2] / "studies"
+    return Path(os.environ.get("EXPERTUNE_STUDIES", source)) / "hardware"
+
+
+def machine_names() -> tuple[str, ...]:
+    """The profiles of this installation."""
+    return tuple(sorted(path.stem for path in machine_folder().glob("*.yaml")))
+
+
+def load_machine(name: str) -> EmulatedMachine:
+    """A profile by name, or by the path of its YAML. UsageError with what is wrong."""
+    path = Path(name) if name.endswith(".yaml") else machine_folder() / f"{name}.yaml"
+    if not path.is_file():
+        names = machine_names()
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"; the nearest is '{nearest[0]}'" if nearest else ""
+        raise UsageError(f"there is no machine '{name}'{hint} (there are: {', '.join(names)})")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {error}") from None
+    fields = {field.name: field.type for field in dataclasses.fields(EmulatedMachine)}
+    given = dict(data) if isinstance(data, dict) else {}
+    unknown = sorted(set(given) - set(fields))
+    missing = sorted(set(fields) - set(given))
+    if unknown or missing:
+        raise UsageError(f"{path}: unknown keys {unknown}, missing keys {missing}")
+    values: dict[str, Any] = {}
+    for key, kind in fields.items():
+        value = given[key]
+        try:
+            if kind == "str":
+                values[key] = str(value)
+            elif kind == "int":
+                values[key] = parse_size_bytes(value)
+            else:
+                values[key] = float(value)
+                if values[key] <= 0:
+                    raise ValueError("must be above zero")
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{path}: {key} = {value!r}: {error}") from None
+    return EmulatedMachine(**values)

@@ -1,0 +1,174 @@
+"""The kv_cache of a configuration: transformers' own, with the plain layers replaced where keys and
+values have fewer bits, lie on the host, or are kept in part.
+
+Letters: B sequences, H heads, S tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
+
+from engine.config.settings import KvConfig
+from engine.device.base import Device
+from engine.kv_cache.host_rows import (
+    DeviceRows,
+    HostLink,
+    KvRows,
+)
+from engine.kv_cache.merged_layer import (
+    AttentionWatch,
+    MergedLayer,
+)
+from engine.kv_cache.quantized_rows import (
+    KvFormat,
+    PlainFormat,
+    QuantizedFormat,
+)
+from engine.layout.kv import WINDOW_TOKENS
+from engine.model.attention_hook import watch_attention
+from engine.model.kv_layers import plain_kv_layers
+
+
+class KvCaches:
+    """Makes the kv_cache of each micro-batch.
+
+    model: transformers' model. Keys and values that are kept whole, at 16 bits and on the device,
+    are left to the model, which makes transformers' own cache at its first forward. Where a share
+    is kept, the model's attention is watched until close.
+    """
+
+    def __init__(self, model: Any, device: Device, kv: KvConfig) -> None:
+        self._config = model.config
+        self._plain = plain_kv_layers(model)
+        self._bits = kv.bits
+        on_host = kv.placement == "host" and not device.is_host_memory and bool(self._plain)
+        self.link = HostLink(device) if on_host else None
+        self._keep_ratio = kv.keep_ratio
+        self._watch = AttentionWatch()
+        self._unwatch: Callable[[], None] | None = None
+        if kv.keep_ratio != 1:
+            self._unwatch = watch_attention(model, self._plain, self._watch)
+        self.notes = self._notes(kv, device)
+
+    def make(self) -> Any:
+        """An empty cache for one micro-batch, None: let the model make its own."""
+        merging = self._keep_ratio != 1
+        if self._bits == 16 and self.link is None and not merging:
+            return None
+        cache = DynamicCache(config=self._config)
+        if merging:
+            for number in self._plain:
+                cache.layers[number] = MergedLayer(self._keep_ratio, self._watch)
+            return cache
+        following: StoredLayer | None = None
+        for number in reversed(self._plain):
+            following = StoredLayer(self._format(), self._rows(), following)
+            cache.layers[number] = following
+        return cache
+
+    def close(self) -> None:
+        """Stop the thread that fetches, and no longer watch the model."""
+        if self._unwatch is not None:
+            self._unwatch()
+        if self.link is not None:
+            self.link.close()
+
+    def _format(self) -> KvFormat:
+        return PlainFormat() if self._bits == 16 else QuantizedFormat(self._bits)
+
+    def _rows(self) -> KvRows:
+        return DeviceRows() if self.link is None else self.link.open_rows()
+
+    def _notes(self, kv: KvConfig, device: Device) -> tuple[str, ...]:
+        """Layers that the settings do not reach."""
+        total = self._config.get_text_config().num_hidden_layers
+        reached = f"{len(self._plain)} of {total} layers"
+        rest = "sliding windows and recurrent states stay whole, at 16 bits on the device"
+        if not self._plain or len(self._plain) == total:
+            return ()
+        settings = [f"kv.bits = {kv.bits}"] if kv.bits != 16 else []
+        settings += [f"kv.keep_ratio = {kv.keep_ratio:g}"] if kv.keep_ratio != 1 else []
+        settings += ["kv.placement = host"] if self.link is not None else []
+        return tuple(f"{setting}: {reached}; {rest}" for setting in settings)
+
+
+class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer: older tokens in rows, the newest as they came.
+
+    Inherits because transformers' Cache asks its layers for their class. following: the layer whose
+    rows are wanted next.
+    """
+
+    def __init__(
+        self, layout: KvFormat, rows: KvRows, following: StoredLayer | None = None
+    ) -> None:
+        super().__init__()
+        self._format = layout
+        self._rows = rows
+        self._following = following
+        self._window = 0 if layout.tokens_per_row == 1 else WINDOW_TOKENS
+        self._count = 0
+        self._stored = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Empty windows of the right shapes, [B, H, 0, D]."""
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [B, H, S, D]; returns all keys and values, [B, H, count, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._rows.prefetch()
+        if self._following is not None:
+            self._following._rows.prefetch()
+        stored = self._stored
+        self._count += key_states.shape[2]
+        keys = _with_room(key_states, self._count)
+        values = _with_room(value_states, self._count)
+        rows = self._rows.read()
+        if rows is not None:
+            self._format.decode(rows, keys[:, :, :stored], values[:, :, :stored])
+            del rows
+        for whole, window, new in (
+            (keys, self.keys, key_states),
+            (values, self.values, value_states),
+        ):
+            middle = stored + window.shape[2]
+            whole[:, :, stored:middle] = window
+            whole[:, :, middle:] = new
+        self._store(keys[:, :, stored:], values[:, :, stored:])
+        return keys, values
+
+    def _store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Move what is older than the window into rows, in whole rows; keep the rest."""
+        step = self._format.tokens_per_row
+        old = max(0, keys.shape[2] - self._window) // step * step
+        if old:
+            self._rows.append(self._format.encode(keys[:, :, :old], values[:, :, :old]))
+            self._stored += old
+        self.keys, self.values = keys[:, :, old:].clone(), values[:, :, old:].clone()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All tokens are visible."""
+        return self._count + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self._count
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+
+def _with_room(states: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, H, count, D] for states [B, H, S, D]."""
+    batch, heads, _, width = states.shape
+    return states.new_empty(batch, heads, count, width)

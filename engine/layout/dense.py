@@ -1,0 +1,53 @@
+"""The dense part at fewer bits: which format each of its matrices gets, and what it takes.
+
+Pure arithmetic, no torch. Letters: N output rows, K input columns.
+
+A matrix is cut into blocks of rows, each quantized like an expert's matrix, so that dequantizing
+one of them (a head over a large vocabulary) needs little room.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine.layout.record import (
+    Part,
+    RecordLayout,
+    record_layout,
+    resolve_group_size,
+)
+from engine.types import Bits
+
+_BLOCK_ELEMENTS = 1 << 23
+_BLOCK_ROWS = 64  # blocks hold a multiple of this, which the int4 kernels' layouts ask for
+
+
+class DenseMatrix(NamedTuple):
+    """A shape of the dense part that may be quantized, and how often it occurs."""
+
+    rows: int
+    columns: int
+    occurrences: int
+
+
+def dense_blocks(rows: int, columns: int, bits: Bits, wanted_group: int) -> list[RecordLayout]:
+    """Layouts of a matrix's blocks of rows, in order; 8 bits where no group divides K."""
+    group = resolve_group_size((Part("weight", (rows, columns)),), wanted_group)
+    if bits != 8 and not group:
+        bits = 8
+    return [
+        record_layout((Part("weight", (count, columns)),), bits, group)
+        for count in block_rows(rows, columns)
+    ]
+
+
+def block_rows(rows: int, columns: int) -> list[int]:
+    """How many rows each block of a matrix has."""
+    most = max(1, _BLOCK_ELEMENTS // columns // _BLOCK_ROWS) * _BLOCK_ROWS
+    return [min(most, rows - start) for start in range(0, rows, most)]
+
+
+def dense_matrix_bytes(matrix: DenseMatrix, bits: Bits, wanted_group: int) -> int:
+    """All matrices of this shape at these bits."""
+    blocks = dense_blocks(matrix.rows, matrix.columns, bits, wanted_group)
+    return matrix.occurrences * sum(block.size_bytes for block in blocks)

@@ -1,0 +1,64 @@
+"""Quantized checkpoints: how their codes and scales are arranged, and a record that keeps them.
+
+Pure arithmetic, no torch. Letters: N output rows, K input columns.
+
+fp8: one float8_e4m3fn a weight and one float32 scale a block of rows and columns (DeepSeek-V3,
+Qwen3 FP8). mxfp4: two e2m1 codes a byte along K and one power of two (e8m0) for 32 of them
+(gpt-oss).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.layout.record import (
+    Part,
+    RecordLayout,
+    lay_out,
+)
+from engine.types import Bits
+
+PublishedName = Literal["fp8", "mxfp4"]
+MXFP4_GROUP = 32
+
+
+@dataclass(frozen=True)
+class PublishedFormat:
+    """How all experts of a checkpoint are stored. block_rows and block_columns: what one scale
+    covers of a matrix as the module stores it (of [N, K] for mxfp4)."""
+
+    name: PublishedName
+    block_rows: int
+    block_columns: int
+
+    @property
+    def bits(self) -> Bits:
+        """Bits of a code."""
+        return 8 if self.name == "fp8" else 4
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {
+            "name": self.name,
+            "block_rows": self.block_rows,
+            "block_columns": self.block_columns,
+        }
+
+    def scales_shape(self, part: Part) -> tuple[int, int]:
+        """Of one matrix: scales along its rows and columns."""
+        rows, columns = (part.rows, part.columns) if self.name == "mxfp4" else part.shape
+        return -(-rows // self.block_rows), -(-columns // self.block_columns)
+
+
+def published_layout(parts: tuple[Part, ...], published: PublishedFormat) -> RecordLayout:
+    """A record of the published codes: `<name>` and `<name>.scales` a matrix, biases at 16 bits."""
+    fields: list[tuple[str, int]] = []
+    for part in parts:
+        if part.kind == "vector":
+            fields.append((part.name, part.elements * 2))
+            continue
+        rows, columns = published.scales_shape(part)
+        fields.append((part.name, part.elements * published.bits // 8))
+        fields.append((f"{part.name}.scales", rows * columns * (4 if published.bits == 8 else 1)))
+    return lay_out(fields, published.bits, 0)

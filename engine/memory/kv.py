@@ -1,0 +1,163 @@
+"""The part of the memory equation that is keys and values, and what they cannot be together.
+
+Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import ConfigError
+from engine.layout.kv import (
+    HOST_GROWTH,
+    MARK_BYTES,
+    SCORE_SLICE_BYTES,
+    kept_tokens,
+    packed_ratio,
+    packed_tokens,
+    window_tokens,
+)
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+# Scratch of a block of keys or values that is (de)quantized: tokens, and bytes of a channel for
+# float32 copies, codes and the rows they become.
+_KV_SLICE_TOKENS = 512
+_KV_SCRATCH_BYTES = 16
+
+
+def check_kv(config: EngineConfig, facts: ModelFacts) -> None:
+    """Raises ConfigError where this model, or another setting, does not go with a kv setting."""
+    bits, keep_ratio = config.kv.bits, config.kv.keep_ratio
+    for path, value, exact in (("kv.bits", bits, 16), ("kv.keep_ratio", keep_ratio, 1)):
+        if value != exact and not facts.kv_plain_layers:
+            raise ConfigError(
+                f"{path} = {value} does not suit '{facts.family}': none of its layers keeps plain "
+                f"keys and values in transformers' own kv_cache; set {path} to {exact}"
+            )
+    if keep_ratio != 1 and bits != 16:
+        raise ConfigError(
+            f"kv.keep_ratio = {keep_ratio:g} and kv.bits = {bits}: merged keys and values are kept "
+            "at 16 bits only; set kv.bits to 16 or kv.keep_ratio to 1"
+        )
+    if keep_ratio != 1 and config.kv.placement != "device":
+        raise ConfigError(
+            f"kv.keep_ratio = {keep_ratio:g} and kv.placement = {config.kv.placement}: merged keys "
+            "and values lie on the device only; set kv.placement to device or kv.keep_ratio to 1"
+        )
+
+
+def check_prefix_share(config: EngineConfig, facts: ModelFacts) -> None:
+    """Raises ConfigError where beginnings cannot be cut out of the kv_cache."""
+    if not config.serve.prefix_share:
+        return
+    given = f"serve.prefix_share = {config.serve.prefix_share}"
+    if facts.kv_plain_layers != facts.layers:
+        raise ConfigError(
+            f"{given} does not suit '{facts.family}': not all of its layers keep plain keys and "
+            "values; set serve.prefix_share to 0"
+        )
+    kv = config.kv
+    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+        raise ConfigError(
+            f"{given} needs keys and values whole, at 16 bits, on the device: set kv.bits to 16, "
+            "kv.keep_ratio to 1 and kv.placement to device, or serve.prefix_share to 0"
+        )
+
+
+def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool) -> None:
+    """Raises ConfigError where the room of keys and values cannot be lent."""
+    if not config.kv.elastic:
+        return
+    kv = config.kv
+    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+        raise ConfigError(
+            "kv.elastic counts keys and values by tokens: set kv.bits to 16, kv.keep_ratio to 1 "
+            "and kv.placement to device, or kv.elastic to false"
+        )
+    if not host_memory:
+        raise ConfigError(
+            f"kv.elastic gives pages back one by one, which device.name = {config.device.name} "
+            "cannot: set kv.elastic to false"
+        )
+    if config.precision.low_bits or config.precision.scheme != "uniform":
+        raise ConfigError(
+            "kv.elastic lends slots of one size: set precision.scheme to uniform and "
+            "precision.low_bits to 0, or kv.elastic to false"
+        )
+
+
+def prefix_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Keys and values of what prompts begin with alike."""
+    width = DTYPE_BYTES[config.compute.dtype]
+    return facts.kv_bytes_per_token * width // 2 * config.serve.prefix_share
+
+
+def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """What keys and values take on the host at most: none unless kv.placement moves them there."""
+    if not _kv_moves(config, facts):
+        return 0
+    return int(_packed_layer_bytes(config, facts) * facts.kv_plain_layers * HOST_GROWTH)
+
+
+def kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Keys and values on the device: layers as they are, windows at 16 bits, and rows: of all plain
+    layers, or of the one in use and the next. Of merged layers what they keep, and one position
+    more while decoding."""
+    token = _kv_layer_token_bytes(config, facts)
+    plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
+    if config.kv.keep_ratio != 1:
+        kept = min(tokens, kept_tokens(config.kv.keep_ratio, tokens) + 1)
+        marks = MARK_BYTES * config.batch.count * config.batch.size
+        return token * (facts.layers - plain) * tokens + (token + marks) * plain * kept
+    moves = _kv_moves(config, facts)
+    if config.kv.bits == 16 and not moves:
+        width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
+        return facts.kv_bytes_per_token * width // 2 * tokens * sequences
+    as_they_are = token * (facts.layers - plain) * tokens
+    windows = token * plain * window_tokens(config.kv.bits, tokens)
+    rows = _packed_layer_bytes(config, facts) * (min(2, plain) if moves else plain)
+    return as_they_are + windows + rows
+
+
+def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """A layer's keys and values while they are joined, merged, or brought back from fewer bits."""
+    token = _kv_layer_token_bytes(config, facts)
+    growth = token * config.kv.max_tokens * 2
+    width = DTYPE_BYTES[config.compute.dtype]
+    if config.kv.keep_ratio != 1:
+        return growth + _merge_bytes(config, facts, token * 4 // width)
+    if config.kv.bits == 16:
+        return growth
+    slice_tokens = min(config.kv.max_tokens, _KV_SLICE_TOKENS) * config.batch.size
+    channels = facts.kv_bytes_per_token // 2 // max(1, facts.layers)
+    return growth + slice_tokens * channels // 2 * (_KV_SCRATCH_BYTES + width)
+
+
+def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int) -> int:
+    """While one layer merges: attention weights, and float32 copies of what it keeps and of a chunk
+    that has just come. Layers that are not plain may mean that a prompt goes through whole."""
+    tokens = config.kv.max_tokens
+    if facts.kv_plain_layers == facts.layers:
+        joined = kept_tokens(config.kv.keep_ratio, tokens) + config.prefill.chunk_tokens
+        tokens = min(tokens, joined)
+    return 3 * SCORE_SLICE_BYTES + token_float_bytes * tokens
+
+
+def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """One token of all sequences in one layer, in the compute dtype."""
+    width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
+    return facts.kv_bytes_per_token * width // 2 * sequences // max(1, facts.layers)
+
+
+def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Rows of one plain layer."""
+    ratio = packed_ratio(config.kv.bits, DTYPE_BYTES[config.compute.dtype])
+    tokens = packed_tokens(config.kv.bits, config.kv.max_tokens)
+    return int(_kv_layer_token_bytes(config, facts) * tokens * ratio)
+
+
+def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:
+    """Whether keys and values lie on the host and come layer by layer."""
+    one_memory = config.device.name in ("cpu", "auto")
+    return config.kv.placement == "host" and not one_memory and bool(facts.kv_plain_layers)

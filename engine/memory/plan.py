@@ -1,0 +1,394 @@
+"""The memory equation: what a configuration needs on the device, and what fits a budget.
+
+`resolve` makes every automatic choice of a config from model facts alone, so that the tuner can
+say "does not fit" before anything runs. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+)
+from engine.errors import ConfigError, InfeasibleError
+from engine.facts.emulated_machine import PREFIX
+from engine.layout.dense import (
+    block_rows,
+    dense_matrix_bytes,
+)
+from engine.layout.prequantized import published_layout
+from engine.layout.record import (
+    RECORD_ALIGN,
+    RecordLayout,
+    record_layout,
+    resolve_group_size,
+    supported_bits,
+)
+from engine.memory.kv import (
+    DTYPE_BYTES,
+    check_elastic,
+    check_kv,
+    check_prefix_share,
+    kv_bytes,
+    kv_growth_bytes,
+    kv_host_bytes,
+    prefix_bytes,
+)
+from engine.precision.table import (
+    PLANNED,
+    bits_table,
+    run_bits,
+)
+from engine.types import Bits, format_at_least, format_bytes
+
+# Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
+# measured on the reference machine (docs/lab.md, "memory equation").
+FIXED_WORKSPACE_BYTES = 34_000_000
+_STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
+_INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
+
+LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
+LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
+
+# What a driver's context holds on an accelerator before any tensor: commonly seen for CUDA, not
+# measured here.
+CONTEXT_BYTES = 500_000_000
+
+
+def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, MemoryPlan]:
+    """Make every automatic choice and check the budget.
+
+    Returns the complete config (expert_bytes in bytes, a group size that divides) and its memory.
+    Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
+    ConfigError where the model's shapes do not allow the precision.
+    """
+    config = _resolve_group(_resolve_native(config, facts), facts)
+    check_kv(config, facts)
+    check_prefix_share(config, facts)
+    check_elastic(config, facts, host_memory=_on_host(config))
+    record = record_bytes(config, facts)
+    base = _base_plan(config, facts, record)
+    kinds = _kinds(config, facts)
+    least = sum(kind.least * kind.record_bytes for kind in kinds)
+    budget = config.budget.vram_bytes
+    smallest = base.total_bytes + least
+    if budget and smallest > budget:
+        raise InfeasibleError(
+            f"{config.precision.bits}-bit experts with {config.batch.count} x {config.batch.size} "
+            f"sequences need at least {format_at_least(smallest)} ({smallest} bytes), the budget "
+            f"is {format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
+            smallest,
+        )
+    kv_host = kv_host_bytes(config, facts)
+    if config.budget.ram_bytes and config.host.bytes + kv_host > config.budget.ram_bytes:
+        keys = f" and {format_bytes(kv_host)} of keys and values" if kv_host else ""
+        raise InfeasibleError(
+            f"host.bytes = {config.host.bytes}{keys} on the host pass the RAM budget of "
+            f"{format_bytes(config.budget.ram_bytes)}: lower them or raise --ram"
+        )
+    wanted = config.cache.expert_bytes
+    room = _room(config, kinds, budget - base.total_bytes)
+    if wanted != "auto" and room < least:
+        raise InfeasibleError(
+            f"cache.expert_bytes = {wanted} holds {room // record} experts of {record} bytes; this "
+            f"model needs at least {sum(kind.least for kind in kinds)} slots "
+            f"({format_bytes(least)})",
+            smallest,
+        )
+    slots = _fill(kinds, room)
+    by_bits = {kind.bits: count for kind, count in zip(kinds, slots, strict=True)}
+    plan = replace(
+        base,
+        slots=sum(slots),
+        slots_bytes=sum(k.record_bytes * count for k, count in zip(kinds, slots, strict=True)),
+        slots_by_bits=by_bits if len(kinds) > 1 else {},
+        lent_slots=_lent_slots(config, facts, kinds[0], sum(slots)),
+    )
+    if budget and plan.total_bytes > budget:
+        raise InfeasibleError(
+            f"cache.expert_bytes = {wanted} brings the total to {format_bytes(plan.total_bytes)}, "
+            f"the budget is {format_bytes(budget)}: lower cache.expert_bytes or raise the budget",
+            plan.total_bytes,
+        )
+    return config.overlay({"cache.expert_bytes": plan.slots_bytes}), plan
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Slots of one size. experts: that can lie in them; least: slots that run at all; share: of
+    the bytes for slots."""
+
+    bits: Bits
+    record_bytes: int
+    experts: int
+    least: int
+    share: float
+
+
+def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
+    """One kind, unless records of different precisions are kept apart."""
+    total = facts.moe_layers * facts.experts
+    least = minimum_slots(config, facts)
+    table = bits_table(config, facts)
+    if table is not None:
+        found = []
+        for bits in run_bits(config):
+            layers = [row.count(bits) for row in table if bits in row]
+            if layers:
+                need = least if _shares_slots(config) else len(layers)
+                size = record_bytes_of(config, facts, bits)
+                found.append((bits, size, sum(layers), min(need, sum(layers))))
+        everything = sum(size * experts for _, size, experts, _ in found)
+        return tuple(_Kind(*kind, share=kind[1] * kind[2] / everything) for kind in found)
+    own, low_share = config.precision.bits, config.cache.low_share
+    one = _Kind(own, record_bytes(config, facts), total, least, 1.0)
+    if len(run_bits(config)) == 1 or not low_share:
+        return (one,)
+    low = config.precision.low_bits
+    assert low
+    size = record_bytes_of(config, facts, low)
+    return (replace(one, share=1 - low_share), _Kind(low, size, total, least, low_share))
+
+
+def _lent_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: int) -> int:
+    """What fits the room of keys and values while nothing is in it."""
+    if not config.kv.elastic:
+        return 0
+    return min(kv_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
+
+
+def _room(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
+    """Bytes for slots that the config asks for. free_bytes: what the budget leaves, if any."""
+    wanted = config.cache.expert_bytes
+    if wanted == "auto":
+        everything = sum(kind.record_bytes * kind.experts for kind in kinds)
+        return min(everything, free_bytes) if config.budget.vram_bytes else everything
+    if isinstance(wanted, str):
+        share = float(wanted.rstrip("%")) / 100
+        if len(kinds) == 1:
+            return int(kinds[0].experts * share + 1e-9) * kinds[0].record_bytes
+        own = [kinds[0]] if config.precision.scheme not in PLANNED else kinds
+        return int(sum(kind.record_bytes * kind.experts for kind in own) * share)
+    return wanted
+
+
+def _fill(kinds: Sequence[_Kind], room: int) -> list[int]:
+    """Slots of each kind in this room, which holds the least of all: by their shares, then what is
+    left to whatever still fits, the finest first."""
+    counts = [
+        min(kind.experts, max(kind.least, int(room * kind.share) // kind.record_bytes))
+        for kind in kinds
+    ]
+
+    def left() -> int:
+        return room - sum(k.record_bytes * count for k, count in zip(kinds, counts, strict=True))
+
+    while left() < 0:
+        able = [n for n, kind in enumerate(kinds) if counts[n] > kind.least]
+        counts[max(able, key=lambda n: counts[n])] -= 1
+    for number, kind in enumerate(kinds):
+        counts[number] += min(kind.experts - counts[number], left() // kind.record_bytes)
+    return counts
+
+
+def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Padded bytes of one record at this config's precision."""
+    return config_layout(config, facts, config.precision.bits).size_bytes
+
+
+def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
+    """The record of a resolved config at one of its precisions."""
+    own = bits == config.precision.bits
+    if own and config.precision.native:
+        assert facts.published is not None, "native is resolved"
+        return published_layout(facts.parts, facts.published)
+    return record_layout(facts.parts, bits, group_size_of(config, bits))
+
+
+def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
+    """Padded bytes of one record of a resolved config, at one of its precisions."""
+    return config_layout(config, facts, bits).size_bytes
+
+
+def group_size_of(config: EngineConfig, bits: Bits) -> int:
+    """The group of a precision: what is loaded coarser on a miss has a group of its own."""
+    own = bits == config.precision.bits or config.precision.scheme in PLANNED
+    return config.precision.group_size if own else config.precision.low_group_size
+
+
+def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
+    """The fewest slots that run at all: one a layer, or two where all layers share them."""
+    return 2 if _shares_slots(config) else facts.moe_layers
+
+
+def _shares_slots(config: EngineConfig) -> bool:
+    """Whether all layers take their slots from the same pools."""
+    return config.cache.scope == "shared" or config.cache.eviction == "none"
+
+
+def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
+    """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
+    prefill.chunk_tokens is what may go through the dense part at once, and how many tokens can be
+    under way together.
+
+    No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
+    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
+    kv.keep_ratio below 1: what they lose is only seen by what passes through the kv_cache.
+    """
+    for path, value, exact in (
+        ("kv.bits", config.kv.bits, 16),
+        ("kv.keep_ratio", config.kv.keep_ratio, 1),
+    ):
+        if value != exact:
+            raise InfeasibleError(
+                f"with {path} = {value} texts have to pass through the kv_cache, which a pass "
+                f"layer by layer does not keep: set {path} to {exact} for it"
+            )
+    together = max(2, longest, config.prefill.chunk_tokens)
+    wanted = config.overlay(
+        {
+            "cache.expert_bytes": LAYER_MAJOR_SLOTS * record_bytes(config, facts),
+            "cache.scope": "shared",
+            "cache.eviction": "lru",
+            "prefetch.predictor": "none",
+            "prefetch.depth": 0,
+            "batch.count": 1,
+            "batch.size": 1,
+            "kv.max_tokens": together,
+            "kv.placement": "device",
+            "kv.elastic": False,
+            "serve.prefix_share": 0,
+            "prefill.chunk_tokens": together,
+        }
+    )
+    resolved, plan = resolve(wanted, facts)
+    width = DTYPE_BYTES[config.compute.dtype]
+    token_bytes = (4 * width + 4) * facts.hidden_size  # states on both sides of a layer, and sums
+    token_bytes += (2 * width + 56) * facts.experts_per_token  # choices, sorted by expert
+    budget = config.budget.vram_bytes
+    room = budget - plan.total_bytes + plan.kv_bytes if budget else LAYER_MAJOR_BYTES
+    tokens = int(room // (token_bytes * 1.15))
+    if tokens < together:
+        missing = int((together - tokens) * token_bytes * 1.15)
+        raise InfeasibleError(
+            f"hidden states of a text of {longest} tokens do not fit beside the model: give "
+            f"{format_bytes(missing)} more, or shorter texts",
+            budget + missing,
+        )
+    return resolved, tokens
+
+
+def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
+    """Uniform allocation: as even as whole slots allow, the remainder to the first layers."""
+    return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
+
+
+def _resolve_native(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The bits of the published codes; a checkpoint that is not quantized is native at 16."""
+    if not config.precision.native:
+        return config
+    if facts.published is None:
+        return config.overlay({"precision.bits": 16})
+    return config.overlay({"precision.bits": facts.published.bits, "precision.native": True})
+
+
+def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    if config.precision.low_bits:
+        low = resolve_group_size(facts.parts, config.precision.low_group_size)
+        if not low and config.precision.low_bits != 8:
+            raise ConfigError(
+                f"precision.low_bits = {config.precision.low_bits} does not suit this model's "
+                "expert shapes: set it to 8 or 0"
+            )
+        config = config.overlay({"precision.low_group_size": low}) if low else config
+    bits = config.precision.bits
+    if config.precision.native:
+        return config
+    group = resolve_group_size(facts.parts, config.precision.group_size)
+    if bits not in supported_bits(facts.parts, config.precision.group_size):
+        allowed = ", ".join(map(str, supported_bits(facts.parts, 128)))
+        raise ConfigError(
+            f"precision.bits = {bits} does not suit this model's expert shapes with groups of at "
+            f"most {config.precision.group_size}; possible are {allowed}"
+        )
+    config = config.overlay({"precision.group_size": group}) if group else config
+    table = bits_table(config, facts)
+    if table is None:
+        return config
+    return config.overlay({"precision.bits": max(map(max, table))})
+
+
+def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPlan:
+    width = DTYPE_BYTES[config.compute.dtype]
+    tokens = config.kv.max_tokens
+    chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
+    dense = _dense_bytes(config, facts)
+    kv = kv_bytes(config, facts) + prefix_bytes(config, facts)
+    expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
+    activations = (
+        chunk
+        * width
+        * (facts.hidden_size * (8 + facts.experts_per_token) + 3 * expert_width)
+        * max(1, config.batch.count // 2)
+    )
+    logits = 8 * facts.vocabulary * config.batch.size
+    index = _INDEX_BYTES_PER_TENSOR * facts.moe_layers * facts.experts * (len(facts.parts) + 1)
+    matrix = max((p.elements for p in facts.parts if p.kind == "matrix"), default=0)
+    scratch = 4 * matrix * 2  # products of several tokens repack the weights
+    # One matrix at a time is dequantized: codes, one float32 copy, the result.
+    coarse = any(bits != 16 for bits in run_bits(config))
+    dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
+    dequantized = max(dequantized, _dense_block_elements(config, facts) * (4 + 1 + width))
+    context = 0 if _on_host(config) else CONTEXT_BYTES
+    depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
+    stacks = (
+        facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
+    )
+    kv_growth = kv_growth_bytes(config, facts)
+    return MemoryPlan(
+        slots=0,
+        slots_bytes=0,
+        dense_bytes=dense,
+        kv_bytes=kv,
+        workspace_bytes=(
+            activations
+            + logits
+            + dequantized
+            + kv_growth
+            + index
+            + scratch
+            + context
+            + stacks
+            + FIXED_WORKSPACE_BYTES
+        ),
+        staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
+    )
+
+
+def _on_host(config: EngineConfig) -> bool:
+    return config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
+
+
+def _dense_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Everything that is no expert: linear layers at their bits, embeddings where they lie."""
+    width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.dense_bits
+    total = facts.dense_bytes * width // 2
+    if bits != 16:
+        for matrix in facts.dense_matrices:
+            total += dense_matrix_bytes(matrix, bits, config.precision.group_size)
+            total -= matrix.occurrences * matrix.rows * matrix.columns * width
+    if config.placement.embeddings == "host" and not _on_host(config):
+        total -= facts.embedding_bytes * width // 2
+    return total
+
+
+def _dense_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
+    """The largest block of the dense part that is dequantized at once."""
+    if config.precision.dense_bits == 16:
+        return 0
+    matrices = facts.dense_matrices
+    return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)

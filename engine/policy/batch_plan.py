@@ -1,0 +1,131 @@
+"""Who chooses micro-batches, prefetch depth and split before a run, and what binds then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import ConfigError, InfeasibleError
+from engine.facts.timings import (
+    ModelTimings,
+    at,
+)
+from engine.memory.plan import (
+    record_bytes_of,
+    resolve,
+)
+
+Binds = Literal["transfer", "compute", "unknown"]
+MOST_MICRO_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The config to run; which resource its layer passes wait for; why, in a sentence."""
+
+    config: EngineConfig
+    binds: Binds
+    reason: str
+
+
+class Plan(Protocol):
+    """Adjusts a config to a measured machine."""
+
+    def plan(
+        self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
+    ) -> Planned:
+        """What to run. timings: of this model on this machine, None where it was not profiled."""
+
+
+class FixedPlan:
+    """What the config says."""
+
+    def plan(
+        self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
+    ) -> Planned:
+        """Unchanged."""
+        return Planned(config, "unknown", "as the config says")
+
+
+class IoComputePlan:
+    """Enough micro-batches that computing a layer hides loading the next one (Klotski, arXiv
+    2502.06888, inequalities 4 to 7; the dense part is resident here, so its transfers are zero).
+
+    Expected demands assume that tokens route independently and evenly: more than trained routers
+    ask for, so the plan errs towards more micro-batches.
+    """
+
+    def plan(
+        self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
+    ) -> Planned:
+        """The smallest batch.count that hides transfers, capped by memory; the depth that has the
+        time; the split by measured rates. ConfigError where the machine was not profiled."""
+        if timings is None:
+            raise ConfigError(
+                "plan.name = io_compute needs this model's timings on this machine: run `tune "
+                "profile --model ...` first, or set plan.name to fixed"
+            )
+        most = _most_that_fit(config, facts)
+        count, hidden = most, False
+        for candidate in range(1, most + 1):
+            work, load = _layer_times(config, facts, timings, candidate)
+            if work >= load:
+                count, hidden = candidate, True
+                break
+        work, load = _layer_times(config, facts, timings, count)
+        overlay: dict[str, float | int] = {"batch.count": count}
+        if config.prefetch.predictor != "none":
+            overlay["prefetch.depth"] = 1 if hidden or count > 1 else max(1, config.prefetch.depth)
+        if config.placement.name == "host_split" and timings.host_expert_s:
+            overlay["placement.host_share"] = host_share(config, facts, timings)
+        how = "hides" if hidden else "does not hide"
+        reason = (
+            f"{count} micro-batches: a layer computes for {work * 1e3:.2f} ms, which {how} "
+            f"{load * 1e3:.2f} ms of transfers"
+        )
+        if not hidden:
+            reason += f"; {most} is what memory allows (at most {MOST_MICRO_BATCHES} are planned)"
+        return Planned(config.overlay(overlay), "compute" if hidden else "transfer", reason)
+
+
+def host_share(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -> float:
+    """Share of the misses that the host computes: c / (p + c) with the link's rate p and the
+    host's rate c, in records a second, one token each."""
+    record = record_bytes_of(config, facts, config.precision.bits)
+    moved = timings.media[config.precision.bits].rate(config.transfer.in_flight) / record
+    computed = 1.0 / at(timings.host_expert_s[config.precision.bits], 1)
+    return computed / (moved + computed)
+
+
+def _most_that_fit(config: EngineConfig, facts: ModelFacts) -> int:
+    """The largest batch.count that fits the budget with the fewest slots that run."""
+    fitting = 1
+    for count in range(1, MOST_MICRO_BATCHES + 1):
+        try:
+            resolve(config.overlay({"batch.count": count}), facts)
+        except InfeasibleError:
+            break
+        fitting = count
+    return fitting
+
+
+def _layer_times(
+    config: EngineConfig, facts: ModelFacts, timings: ModelTimings, count: int
+) -> tuple[float, float]:
+    """Seconds of compute and of transfers of one decode layer pass of `count` micro-batches."""
+    resolved, memory = resolve(config.overlay({"batch.count": count}), facts)
+    size, bits = config.batch.size, config.precision.bits
+    tokens = count * size
+    experts, chosen = facts.experts, facts.experts_per_token
+    demanded = experts * (1 - (1 - chosen / experts) ** tokens)
+    resident = 0.0
+    if config.cache.eviction != "none":
+        resident = memory.resident_share(facts.moe_layers * experts)
+    missing = demanded * (1 - resident)
+    each = max(1, round(tokens * chosen / max(1.0, demanded)))
+    dense = count * (at(timings.dense_s, size) + at(timings.router_s, size))
+    work = dense + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)
+    rate = timings.media[bits].rate(min(resolved.io.threads, resolved.transfer.in_flight))
+    return work, missing * record_bytes_of(resolved, facts, bits) / rate

@@ -1,0 +1,189 @@
+"""Making a table of bits: by sensitivity of layers, or by popularity of experts.
+
+Both minimise a sum of losses under an average number of bits, greedily along the lower convex hull
+of every unit's loss curve, which is optimal up to the last step that fits. Values only, no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.settings import (
+    EngineConfig,
+    optimize_name,
+)
+from engine.contract.messages import ModelFacts
+from engine.errors import ConfigError, StorageError
+from engine.precision.table import (
+    PLANNED,
+    Table,
+    write_table,
+)
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+    scored_trace_path,
+)
+from engine.types import BITS, Bits
+
+Losses = Mapping[Bits, float]
+"""Loss of one unit at each precision that it may get."""
+
+
+def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> EngineConfig:
+    """The config with the table of its plan, where it has a plan but no table yet.
+
+    by_sensitivity reads what `tune profile --sensitivity` kept in the cache folder, by_popularity
+    the trace `precision.options.trace`, or what the last evaluation at 16 bits chose; both need
+    `precision.options.average_bits`. Raises ConfigError where something of it is missing.
+    """
+    precision = config.precision
+    if precision.scheme not in PLANNED or "table" in precision.options:
+        return config
+    if precision.scheme == "by_layer":
+        raise ConfigError(
+            "precision.scheme = by_layer needs precision.options.table, one digit for each MoE "
+            "layer: write it, or choose by_sensitivity"
+        )
+    average = _average(precision.options)
+    if precision.scheme == "by_sensitivity":
+        path = sensitivities_path(cache_folder, facts, config)
+        found = load_sensitivities(path)
+        if found is None:
+            raise ConfigError(
+                "precision.scheme = by_sensitivity needs this model's sensitivities at groups of "
+                f"{precision.group_size}: measure them with `tune profile --model ... "
+                "--sensitivity`"
+            )
+        table = spread_by_sensitivity(found, average, facts.experts)
+    else:
+        kept = scored_trace_path(cache_folder, facts.fingerprint)
+        trace = Path(str(precision.options.get("trace") or kept))
+        if "trace" not in precision.options and not trace.is_file():
+            raise ConfigError(
+                "precision.scheme = by_popularity needs precision.options.trace: record one with "
+                "`tune trace` (a study that judges quality keeps one too)"
+            )
+        table = spread_by_popularity(load_trace(trace), average, facts)
+    options = {**precision.options, "table": write_table(table)}
+    return config.overlay({f"precision.options.{name}": value for name, value in options.items()})
+
+
+def spread_by_sensitivity(losses: Sequence[Losses], average: float, experts: int) -> Table:
+    """Bits of each layer; every expert of a layer gets the same.
+
+    losses: divergence in nats when only this layer has so many bits.
+    """
+    return tuple((bits,) * experts for bits in spread(losses, average))
+
+
+def spread_by_popularity(trace: Trace, average: float, facts: ModelFacts) -> Table:
+    """Bits of each expert by its share of the tokens of a trace.
+
+    The squared error of a group quantizer falls fourfold with every bit, so an expert's loss is its
+    share times 4 ** -bits.
+    """
+    choices = [bits for bits in BITS if bits < 16 and str(bits) in facts.record_bytes]
+    shares = np.zeros((facts.moe_layers, facts.experts))
+    for layer in range(facts.moe_layers):
+        chosen = trace.experts[:, layer]
+        shares[layer] = np.bincount(chosen[chosen >= 0], minlength=facts.experts)
+    shares /= shares.sum(axis=1, keepdims=True)
+    units = [{bits: float(share) * 4.0**-bits for bits in choices} for share in shares.ravel()]
+    flat = spread(units, average)
+    width = facts.experts
+    return tuple(tuple(flat[first : first + width]) for first in range(0, len(flat), width))
+
+
+def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
+    """The bits of each unit: the least sum of losses found whose mean is at most `average`.
+
+    Raises ConfigError where even the fewest bits pass the average.
+    """
+    chosen = [min(curve) for curve in losses]
+    room = average * len(losses) - sum(chosen)
+    if room < -1e-9:
+        raise ConfigError(
+            f"an average of {average:g} bits is below the fewest, {sum(chosen) / len(chosen):g}: "
+            "allow more"
+        )
+    steps = sorted(
+        (-gain, number, unit, bits)
+        for unit, curve in enumerate(losses)
+        for number, (gain, bits) in enumerate(_hull(curve))
+    )
+    stopped: set[int] = set()
+    for _, _, unit, bits in steps:
+        more = bits - chosen[unit]
+        if unit in stopped or more > room + 1e-9:
+            stopped.add(unit)  # a later step of this unit stands on this one
+            continue
+        room -= more
+        chosen[unit] = bits
+    return chosen
+
+
+def sensitivities_path(cache_folder: Path, facts: ModelFacts, config: EngineConfig) -> Path:
+    """Where the sensitivities of a model's layers are kept, by how records are quantized."""
+    how = f"g{config.precision.group_size}-{optimize_name(config)}"
+    return cache_folder / "sensitivities" / f"{facts.fingerprint}-{how}.json"
+
+
+def save_sensitivities(path: Path, losses: Sequence[Losses], **facts: Any) -> None:
+    """Write atomically. facts: how they were measured. Raises StorageError."""
+    rows = [{str(bits): loss for bits, loss in curve.items()} for curve in losses]
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"layers": rows, **facts}, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"sensitivities cannot be kept in {path}: {error.strerror}") from None
+
+
+def load_sensitivities(path: Path) -> list[Losses] | None:
+    """Kept sensitivities, None where there are none. StorageError where the file is no such."""
+    if not path.is_file():
+        return None
+    try:
+        rows = json.loads(path.read_text())["layers"]
+        return [{bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} holds no sensitivities ({type(error).__name__}): measure them again with "
+            "`tune profile --sensitivity`"
+        ) from None
+
+
+def _hull(curve: Losses) -> list[tuple[float, Bits]]:
+    """Steps up the lower convex hull from the fewest bits: (loss saved a bit, bits), falling."""
+    found: list[tuple[float, Bits]] = []
+    at = min(curve)
+    while True:
+        gains = [
+            ((curve[at] - curve[bits]) / (bits - at), bits)
+            for bits in curve
+            if bits > at and curve[bits] < curve[at]
+        ]
+        if not gains:
+            return found
+        gain, at = max(gains)
+        found.append((gain, at))
+
+
+def _average(options: Mapping[str, Any]) -> float:
+    try:
+        average = float(options["average_bits"])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            "a plan of precisions needs precision.options.average_bits, such as 3, or "
+            "precision.options.table"
+        ) from None
+    if not 2 <= average <= 16:
+        raise ConfigError(f"precision.options.average_bits = {average:g}: allowed is 2 to 16")
+    return average

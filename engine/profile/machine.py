@@ -1,0 +1,195 @@
+"""Speeds of this machine that decide a config: disk by record size, memory, kernels by tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from engine.contract.messages import MachineProfile
+from engine.device.base import Device
+from engine.device.pages import allocate_pages, bytes_view
+from engine.errors import StorageError
+from engine.experts.encoding.codec import (
+    MatrixView,
+    RecordFormat,
+    encode,
+    matrix_view,
+)
+from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.registry import KernelSupport
+from engine.experts.tiers.direct_io import (
+    DiskReader,
+    Extent,
+)
+from engine.layout.record import (
+    Part,
+    record_layout,
+)
+from engine.profile.interference import (
+    SHAPES,
+    Interference,
+    measure_interference,
+)
+from engine.types import Bits
+
+_FILE_BYTES = 128 << 20
+_RECORD_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
+_QUEUE_DEPTH = 2
+_ROWS = _COLUMNS = 1024
+_FEW_ROWS = _FEW_COLUMNS = 128
+_GROUP = 64
+_CROSSOVER_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def profile_machine(device: Device, folder: Path, support: KernelSupport) -> MachineProfile:
+    """Measure. folder: where the disk is tried (a file of 128 MiB, removed afterwards).
+
+    Raises StorageError when that file cannot be written.
+    """
+    with _test_file(folder) as file:
+        reads = {str(size): _read_speed(file, size) for size in _RECORD_SIZES}
+        beside = _interference(device, file, support) if device.is_host_memory else {}
+    return MachineProfile(
+        read_bytes_per_s=reads,
+        memory_bytes_per_s=_memory_speed(),
+        link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
+        kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
+        small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
+        crossover_tokens=_crossover(device, support) if device.is_host_memory else None,
+        busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
+        read_slowdown={size: found.slowdown for size, found in beside.items()},
+    )
+
+
+@contextlib.contextmanager
+def _test_file(folder: Path) -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, suffix=".profile"))
+            block = os.urandom(1 << 20)
+            for _ in range(_FILE_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{folder} cannot hold a test file of 128 MiB: {error}") from None
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield Path(file.name)
+
+
+def _interference(device: Device, file: Path, support: KernelSupport) -> dict[str, Interference]:
+    """Beside products of 4-bit weights with one token, as decoding does them."""
+    found = {}
+    for size, (rows, columns) in SHAPES.items():
+        view, record = _encoded(4, support, device, rows, columns)
+        multiply = Multiplier(4, _GROUP, record.code_layout, support, "auto")
+        product = partial(multiply, torch.randn(1, columns).to(torch.bfloat16), view)
+        found[str(size)] = measure_interference(device, file, size, product)
+    return found
+
+
+def _read_speed(file: Path, size: int) -> float:
+    reader = DiskReader([file], "auto")
+    count = min(256, _FILE_BYTES // size)
+    stride = _FILE_BYTES // count // 4096 * 4096
+
+    def read_part(part: int) -> None:
+        target = bytes_view(allocate_pages(size))
+        scratch = bytes_view(allocate_pages(4096))
+        for number in range(part, count, _QUEUE_DEPTH):
+            # a stride that jumps about, so that read-ahead does not help
+            place = number * 7919 % count
+            reader.read(Extent(0, place * stride, 0, size), target, scratch)
+
+    with ThreadPoolExecutor(_QUEUE_DEPTH) as pool:
+        started = time.perf_counter()
+        list(pool.map(read_part, range(_QUEUE_DEPTH)))
+        seconds = time.perf_counter() - started
+    reader.close()
+    return count * size / seconds
+
+
+def _memory_speed() -> float:
+    source = torch.ones(64 << 20, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = _best(lambda: target.copy_(source))
+    return 2 * source.numel() / seconds
+
+
+def _link_speed(device: Device) -> float:
+    source = device.allocate_staging(32 << 20)
+    target = device.allocate_arena(32 << 20)
+
+    def copy() -> None:
+        device.copy(target, source, None).synchronize()
+
+    return source.numel() / _best(copy)
+
+
+def _kernel_times(
+    device: Device, support: KernelSupport, rows: int, columns: int
+) -> dict[str, float]:
+    """Milliseconds of one product with a matrix of this shape, by `bits/tokens`."""
+    times: dict[str, float] = {}
+    all_bits: tuple[Bits, ...] = (16, 8, 4, 3, 2)
+    for bits in all_bits:
+        view, record = _encoded(bits, support, device, rows, columns)
+        multiply = Multiplier(bits, _GROUP, record.code_layout, support, "auto")
+        for tokens in (1, 2, 4, 16, 64, 256):
+            x = torch.randn(tokens, columns).to(torch.bfloat16).to(device.torch_device)
+
+            def run(x: torch.Tensor = x) -> None:
+                multiply(x, view)  # noqa: B023 (called at once)
+                device.synchronize()
+
+            times[f"{bits}/{tokens}"] = _best(run) * 1e3
+    return times
+
+
+def _encoded(
+    bits: Bits, support: KernelSupport, device: Device, rows: int = _ROWS, columns: int = _COLUMNS
+) -> tuple[MatrixView, RecordFormat]:
+    """One matrix of this shape at this precision."""
+    part = Part("weight", (rows, columns))
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    layout = record_layout((part,), bits, _GROUP)
+    record = RecordFormat((part,), layout, torch.bfloat16, support.code_layout())
+    data = encode({"weight": weight}, record).to(device.torch_device)
+    return matrix_view(data, record, part), record
+
+
+def _crossover(device: Device, support: KernelSupport) -> int | None:
+    """The most tokens, of _CROSSOVER_TOKENS, at which and below which the packed 4-bit product is
+    faster than dequantizing and multiplying; 0 where it never is."""
+    if support.kernel_for(4) is None:
+        return None
+    view, record = _encoded(4, support, device)
+    packed = Multiplier(4, _GROUP, record.code_layout, support, "auto", _CROSSOVER_TOKENS[-1])
+    plain = Multiplier(4, _GROUP, record.code_layout, support, "dequantize")
+    found = 0
+    for tokens in _CROSSOVER_TOKENS:
+        x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
+        times = (_best(partial(packed, x, view)), _best(partial(plain, x, view)))
+        if times[0] > times[1]:
+            break
+        found = tokens
+    return found
+
+
+def _best(function: Callable[[], object], repeats: int = 7) -> float:
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,325 @@
+"""Measuring the parts of this model's forward passes on this machine: ModelTimings.
+
+What can be timed alone is (experts by tokens, reads by chunks in flight); the rest comes from the
+engine's own clock over real passes. What cannot be separated (how much the disk slows down while
+compute runs, and the other way round) is fitted: the replay of three calibration runs must take as
+long as they took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.device.emulated import EmulatedDevice
+from engine.errors import InfeasibleError
+from engine.facts.timings import (
+    Medium,
+    ModelTimings,
+    at,
+)
+from engine.measure.bandwidth import record_bandwidth
+from engine.measure.pass_through import Sequenced
+from engine.measure.recording import TraceRecorder
+from engine.profile.fit import (
+    calibration_runs,
+    configure_plainly,
+    fit,
+)
+from engine.run.configuration import multiplier_of
+from engine.run.engine import Engine
+from engine.run.micro_batch import MicroBatch
+from engine.run.moe_layers import expert_output
+from engine.run.time_split import Activity
+from engine.types import Bits, Phase
+
+EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+DECODE_SIZES = (1, 2, 4)
+PREFILL_TOKENS = (16, 64, 128)
+DECODE_PASSES = 12
+HOST_ROW = 4
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _PassClock:
+    """One timed pass: seconds by activity, tokens of each expert by layer."""
+
+    tokens: int
+    seconds: dict[Activity, float]
+    counts: list[list[int]]
+
+
+def calibrate(
+    engine: Engine,
+    sequences: Sequence[Sequenced],
+    base: EngineConfig,
+    bits: Sequence[Bits],
+    progress: Progress | None = None,
+) -> ModelTimings:
+    """Measure. sequences: real text of at least a few prompts with what follows them; base: budget
+    and io settings of the runs that will be predicted; bits: precisions to time.
+
+    Takes about a minute a precision. Raises InfeasibleError where nothing of it fits.
+    """
+    steps = 3 * len(bits) + 1
+    done = itertools.count(1)
+
+    def tell() -> None:
+        if progress is not None:
+            progress("calibrate", next(done), steps)
+
+    parts = []
+    for one in bits:
+        configure_plainly(engine, base, {"precision.bits": one})
+        curve = _time_experts(engine)
+        passes = list(_clocked_passes(engine, sequences))
+        own = _from_passes(engine, passes, curve, one)
+        tell()
+        own = replace(own, media={one: _time_medium(engine, base, one)})
+        own = _with_host(own, engine, base, one)
+        tell()
+        runs = list(calibration_runs(engine, sequences, base, one))
+        parts.append(fit(own, engine, runs, one))
+        tell()
+    whole = _joined(parts)
+    score_s = _time_scores(engine, sequences, base, bits[-1], at(whole.policy_s, 1))
+    tell()
+    return replace(whole, score_s=score_s)
+
+
+def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
+    """Timings of each precision as one. What does not depend on bits is taken from the last: the
+    fewest bits disturb the rest least."""
+    last = parts[-1]
+    return replace(
+        last,
+        media=_merged(part.media for part in parts),
+        layer_s=_merged(part.layer_s for part in parts),
+        expert_s=_merged(part.expert_s for part in parts),
+        host_expert_s=_merged(part.host_expert_s for part in parts),
+        wake_s=_merged(part.wake_s for part in parts),
+        restart_s=_merged(part.restart_s for part in parts),
+        contention=_merged(part.contention for part in parts),
+        host_start_s=_merged(part.host_start_s for part in parts),
+        host_contention=_merged(part.host_contention for part in parts),
+        notes={str(bits): dict(part.notes) for part in parts for bits in part.expert_s},
+    )
+
+
+def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
+    return {bits: value for one in maps for bits, value in one.items()}
+
+
+def _time_experts(engine: Engine) -> dict[int, float]:
+    """Seconds of one expert by tokens, each time another one, so that its weights come from
+    memory and not from a processor cache."""
+    live = engine.live
+    record = live.store.record
+    bits = record.layout.bits
+    support = engine.kernel_support(live.config, bits)
+    multiply = multiplier_of(live.config, record, support)
+    module = engine.model.layers[0].experts
+    views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
+    turn = itertools.cycle(views)
+
+    generator = torch.Generator().manual_seed(1)
+    chosen = engine.facts.experts_per_token
+    rows = max(EXPERT_TOKENS)
+    out = torch.zeros(
+        rows * chosen,
+        engine.facts.hidden_size,
+        dtype=engine.model.dtype,
+        device=engine.device.torch_device,
+    )
+    places = {
+        n: torch.randperm(rows * chosen, generator=generator)[:n].sort().values.to(out.device)
+        for n in EXPERT_TOKENS
+    }
+
+    def run(x: torch.Tensor) -> None:
+        """As the runtime does it: gather the tokens, multiply, scatter the results."""
+        view, tokens = next(turn), x.shape[0]
+        if tokens == 1:
+            out[0].copy_(expert_output(module, multiply, view, x)[0])
+        else:
+            place = places[tokens]
+            y = expert_output(module, multiply, view, out[place // chosen])
+            out[place] = y.to(out.dtype)
+        engine.device.synchronize()
+
+    return _time_by_tokens(engine, run)
+
+
+def _with_host(
+    timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
+) -> ModelTimings:
+    """With the times of one expert on the host; as it is where device and host are one.
+
+    A single expert and several in a row are timed: the difference is what an expert takes, the rest
+    is what handing over takes.
+    """
+    if engine.device.is_host_memory:
+        return timings
+    try:
+        configure_plainly(engine, base, {"precision.bits": bits, "placement.name": "host_below"})
+    except InfeasibleError:
+        return timings
+    host = engine.live.host
+    if host is None:
+        return timings
+    module = engine.model.layers[0].experts
+    turn = itertools.cycle(engine.live.store.experts)
+
+    def run(x: torch.Tensor, count: int) -> None:
+        pending = [host.submit(module, next(turn), bits, x) for _ in range(count)]
+        for one in pending:
+            one.result()
+
+    alone = _time_by_tokens(engine, lambda x: run(x, 1))
+    several = _time_by_tokens(engine, lambda x: run(x, 1 + HOST_ROW))
+    expert_s = {n: max(1e-6, (several[n] - alone[n]) / HOST_ROW) for n in alone}
+    start_s = statistics.median(max(0.0, alone[n] - expert_s[n]) for n in alone)
+    return replace(timings, host_expert_s={bits: expert_s}, host_start_s={bits: start_s})
+
+
+def _time_by_tokens(engine: Engine, run: Callable[[torch.Tensor], None]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    hidden = engine.facts.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for tokens in EXPERT_TOKENS:
+            x = torch.randn(tokens, hidden, generator=generator)
+            x = x.to(engine.device.torch_device, engine.model.dtype)
+            run(x)
+            seconds: list[float] = []
+            while len(seconds) < 9 and (len(seconds) < 3 or sum(seconds) < 0.3):
+                started = time.perf_counter()
+                run(x)
+                seconds.append(time.perf_counter() - started)
+            found[tokens] = statistics.median(seconds)
+    return found
+
+
+def _clocked_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[_PassClock]:
+    """Prefill chunks and decode passes of several sizes, timed by the engine's clock."""
+    text = [token for s in sequences for token in (*s.prompt, *s.forced)]
+    for tokens in PREFILL_TOKENS:
+        for number in range(4):
+            start = number * tokens % max(1, len(text) - tokens)
+            batch = MicroBatch(torch.tensor([text[start : start + tokens]]))
+            clocked = _clocked(engine, [batch], "prefill")
+            if number:  # the first one warms caches and kernels
+                yield clocked
+    for size in DECODE_SIZES:
+        rows = [text[start::7][: DECODE_PASSES + 9] for start in range(size)]
+        batch = MicroBatch(torch.tensor([row[:8] for row in rows]))
+        engine.prefill([batch])
+        for number in range(min(DECODE_PASSES, min(map(len, rows)) - 9)):
+            batch.tokens = torch.tensor([[row[8 + number]] for row in rows])
+            clocked = _clocked(engine, [batch], "decode")
+            if number > 1:
+                yield clocked
+
+
+def _clocked(engine: Engine, batches: list[MicroBatch], phase: Phase) -> _PassClock:
+    recorder = TraceRecorder(engine.facts, lean=True)
+    engine.record(recorder)
+    engine.device.synchronize()
+    engine.clock.reset()
+    engine.forward(batches, phase)
+    engine.device.synchronize()
+    engine.clock.switch("other")
+    seconds = dict(engine.clock.seconds)
+    engine.record(None)
+    trace = recorder.trace()
+    counts = [
+        [int(n) for n in torch.bincount(torch.from_numpy(trace.experts[:, layer].ravel()).long())]
+        for layer in range(trace.layers)
+    ]
+    return _PassClock(trace.experts.shape[0], seconds, counts)
+
+
+def _from_passes(
+    engine: Engine,
+    passes: Sequence[_PassClock],
+    expert_s: dict[int, float],
+    bits: Bits,
+) -> ModelTimings:
+    layers = engine.facts.moe_layers
+    sizes = sorted({item.tokens for item in passes})
+
+    def median(name: Activity, tokens: int) -> float:
+        return statistics.median(p.seconds[name] for p in passes if p.tokens == tokens)
+
+    def gathering(item: _PassClock) -> float:
+        known = sum(at(expert_s, n) for layer in item.counts for n in layer if n)
+        return (item.seconds["compute"] - known) / layers
+
+    return ModelTimings(
+        model=engine.facts.fingerprint,
+        device=engine.device.name,
+        media={},
+        dense_s={n: median("dense", n) / layers for n in sizes},
+        router_s={n: median("router", n) / layers for n in sizes},
+        layer_s={
+            bits: {
+                n: statistics.median(gathering(p) for p in passes if p.tokens == n) for n in sizes
+            }
+        },
+        expert_s={bits: expert_s},
+        pass_s={n: median("other", n) for n in sizes},
+        policy_s={n: median("policy", n) / layers for n in sizes},
+        submit_s=0.0,
+        score_s=0.0,
+        wake_s={bits: 0.0},
+        restart_s={bits: 0.0},
+        contention={bits: 1.0},
+    )
+
+
+def _time_scores(
+    engine: Engine,
+    sequences: Sequence[Sequenced],
+    base: EngineConfig,
+    bits: Bits,
+    policy_s: float,
+) -> float:
+    """What asking the next router costs at one gate, at one token."""
+    if "next_gate" not in engine.facts.predictors:
+        return 0.0
+    overlay = {"precision.bits": bits, "prefetch.predictor": "next_gate", "prefetch.depth": 1}
+    configure_plainly(engine, base, overlay)
+    batch = MicroBatch(torch.tensor([sequences[0].prompt[:8]]))
+    engine.prefill([batch])
+    seconds = []
+    for token in (*sequences[0].prompt[8:], *sequences[0].forced)[:DECODE_PASSES]:
+        batch.tokens = torch.tensor([[token]])
+        seconds.append(_clocked(engine, [batch], "decode").seconds["policy"])
+    spent = statistics.median(seconds[1:]) / engine.facts.moe_layers
+    return max(0.0, spent - policy_s)
+
+
+def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
+    """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
+    config = configure_plainly(engine, base, {"precision.bits": bits})
+    extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
+    if isinstance(engine.device, EmulatedDevice):
+        machine = engine.device.machine
+        rate = {1: machine.slowed_link_bytes_per_s}
+        return Medium(rate, machine.slowed_link_latency_s, "queued", extents)
+    chunk = config.transfer.chunk_bytes
+    depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
+    speeds = {
+        depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
+        for depth in depths
+    }
+    return Medium(speeds, 0.0, "shared", extents)

@@ -1,0 +1,354 @@
+"""The live parts of one configuration: stores, tiers, slots, transfers, policy, runtime.
+
+Built by the engine at configure and closed as a whole; nothing of it outlives the configuration.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future as Pending
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+)
+from engine.device.base import Device
+from engine.device.emulated import EmulatedDevice
+from engine.errors import ConfigError
+from engine.experts.encoding.codec import RecordFormat
+from engine.experts.host_compute import HostCompute
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
+from engine.experts.kernels.native import NativeMultiplier
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
+from engine.experts.residency import Residency
+from engine.experts.slots import Slots
+from engine.experts.tiers.disk import ExpertStore
+from engine.experts.tiers.host import HostTier
+from engine.experts.transfer import Source, TransferEngine
+from engine.kv_cache.cache import KvCaches
+from engine.model.dense_part import can_keep_embeddings_on_host
+from engine.model.gates import GateStack
+from engine.model.hook import attach, detach
+from engine.model.loader import LoadedModel
+from engine.policy.context import PolicyContext
+from engine.policy.events import Floats
+from engine.policy.future import Future
+from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
+from engine.run.moe_layers import (
+    ExpertsRuntime,
+    expert_output,
+)
+from engine.run.time_split import PhaseClock
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
+from engine.types import Bits, ExpertId
+
+_SPLIT_RECORDS = 32
+_SPLIT_LIMIT_S = 5.0
+
+
+class LiveConfiguration:
+    """Everything that one resolved config needs beside the dense weights.
+
+    stores: the disk tier by bits (closed with this); supports: kernels by bits.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        facts: ModelFacts,
+        device: Device,
+        config: EngineConfig,
+        memory: MemoryPlan,
+        stores: Mapping[Bits, ExpertStore],
+        supports: Mapping[Bits, KernelSupport],
+        clock: PhaseClock,
+        cache_folder: Path,
+    ) -> None:
+        self.config = config
+        self.memory = memory
+        self.stores = dict(stores)
+        self._model = model
+        self._device = device
+        self._clock = clock
+        self._threads: ThreadPoolExecutor | None = None
+        with ExitStack() as opened:
+            for store in self.stores.values():
+                opened.callback(store.close)
+            self._open(facts, supports, cache_folder, opened)
+            self._opened = opened.pop_all()  # a failure before this line leaves nothing behind
+
+    def _open(
+        self,
+        facts: ModelFacts,
+        supports: Mapping[Bits, KernelSupport],
+        cache_folder: Path,
+        opened: ExitStack,
+    ) -> None:
+        config, memory, device, model = self.config, self.memory, self._device, self._model
+        opened.callback(gc.collect)  # views of the arena may stand in reference cycles
+        records = {bits: store.record for bits, store in self.stores.items()}
+        self.tiers = self._open_tiers()
+        opened.callback(self.tiers.clear)
+        self.kv = KvCaches(model.model, device, config.kv)
+        opened.callback(self.kv.close)
+        future = Future(facts.moe_layers)
+        history, learned = load_history(config), load_learned(config, facts, cache_folder)
+        context = PolicyContext(config, facts, future, history, learned, self._submit)
+        slots = memory.slots_by_bits or memory.slots + memory.lent_slots
+        self.slots = Slots(device, records, build_pools(context, slots))
+        opened.callback(self.slots.close)
+        opened.callback(self._stop_predictions)
+        sources: dict[Bits, Source] = {**self.stores, **self.tiers}
+        self.transfers = TransferEngine(
+            self.slots,
+            sources,
+            QUEUES[config.transfer.queue](),
+            threads=config.io.threads,
+            chunk_bytes=config.transfer.chunk_bytes,
+            in_flight=config.transfer.in_flight,
+        )
+        opened.callback(self.transfers.close)
+        multipliers = {
+            bits: multiplier_of(config, records[bits], supports[bits]) for bits in records
+        }
+        self.host = self._open_host(
+            multipliers
+            if device.torch_device.type == "cpu"
+            else {bits: multiplier_of(config, records[bits], NO_KERNELS) for bits in records}
+        )
+        if self.host is not None:
+            opened.callback(self.host.close)
+        if self.host is not None and config.placement.host_share == "auto":
+            share = measure_host_share(self.host, self.transfers, self.slots.count, model)
+            config = self.config = config.overlay({"placement.host_share": share})
+            context = replace(context, config=config)
+        self.policy = build_policy(
+            context, slots, host_compute=self.host is not None, lent=memory.lent_slots
+        )
+        self.residency = Residency(
+            self.policy,
+            self.slots,
+            self.transfers,
+            ORDERS[config.batch.order](),
+            self._on_wait,
+        )
+        if memory.lent_slots:
+            self._give_lent_back()
+        gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
+        self.runtime = ExpertsRuntime(
+            model, self.residency, multipliers, gates, self._clock, self.host
+        )
+        handles: list[Any] = list(attach(model, self.runtime))
+        opened.callback(detach, model, handles)
+
+    def lend(self, share: float) -> None:
+        """Between two passes: so much of the room of keys and values holds experts (0 to 1)."""
+        self.residency.lend(share)
+
+    @property
+    def store(self) -> ExpertStore:
+        """The disk tier of the run's own precision."""
+        return self.stores[self.config.precision.bits]
+
+    @property
+    def inactive(self) -> tuple[str, ...]:
+        """Settings of this config whose mechanism has no effect here, each with its reason."""
+        found = []
+        if self.config.placement.name != "device" and self.host is None:
+            found.append(
+                f"placement.name = {self.config.placement.name}: inactive, device and host are one "
+                "memory here"
+                if self._device.is_host_memory
+                else f"placement.name = {self.config.placement.name}: inactive, the host tier has "
+                "no room for records"
+            )
+        if self.config.placement.embeddings == "host":
+            if self._device.torch_device.type == "cpu":
+                found.append(
+                    "placement.embeddings = host: inactive, the device is host memory here"
+                )
+            elif not can_keep_embeddings_on_host(self._model.model):
+                found.append(
+                    "placement.embeddings = host: inactive, this model's head is the same tensor"
+                )
+        if self.config.kv.placement == "host" and self.kv.link is None:
+            found.append(
+                "kv.placement = host: inactive, the device is host memory itself"
+                if self._device.is_host_memory
+                else "kv.placement = host: inactive, no layer of this model keeps plain keys and "
+                "values"
+            )
+        if self.config.host.bytes and not self.tiers:
+            found.append("host.bytes: inactive, the device is host memory itself")
+        if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
+            found.append(
+                f"cache.allocation = {self.config.cache.allocation}: inactive, all layers "
+                "share their slots"
+            )
+        return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this configuration's figures should know."""
+        return (*self.policy.notes, *self.kv.notes)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Read from the disk since configure."""
+        return sum(store.bytes_read for store in self.stores.values())
+
+    @property
+    def host_tier_bytes(self) -> int:
+        """Held by the host tier, and by keys and values on the host at most."""
+        records = sum(tier.count * tier.record.size_bytes for tier in self.tiers.values())
+        return records + (self.kv.link.peak_host_bytes if self.kv.link else 0)
+
+    def close(self) -> None:
+        """Stop threads, free slots and tiers, close files."""
+        self._opened.close()
+
+    def _give_lent_back(self) -> None:
+        """No slot is lent at first: what allocating touched goes."""
+        cache = self.policy.cache
+        cache.lend(1.0)
+        self.residency.lend(0.0)
+
+    def _stop_predictions(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+
+    def _open_tiers(self) -> dict[Bits, HostTier]:
+        """A tier for each precision that has room; on an emulated machine one that holds all.
+
+        None on a device that is host memory itself: it would hold every record twice.
+        """
+        if self._device.is_host_memory:
+            return {}
+        emulated = isinstance(self._device, EmulatedDevice)
+        if emulated and not self.config.host.bytes:
+            tiers = {b: HostTier(s, self._device, s.all_bytes) for b, s in self.stores.items()}
+            for tier in tiers.values():
+                tier.fill()
+            return tiers
+        total = sum(store.all_bytes for store in self.stores.values())
+        rooms = {
+            bits: self.config.host.bytes * store.all_bytes // total
+            for bits, store in self.stores.items()
+        }
+        return {
+            bits: HostTier(store, self._device, rooms[bits])
+            for bits, store in self.stores.items()
+            if rooms[bits] >= store.record.size_bytes
+        }
+
+    def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:
+        """Only where host and device are two memories, the host holds records, and an expert needs
+        nothing else that lies on the device."""
+        elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
+        wanted = self.config.placement.name != "device"
+        if not wanted or elsewhere or set(self.tiers) != set(self.stores):
+            return None
+        rate = None
+        if isinstance(self._device, EmulatedDevice):
+            rate = self._device.machine.slowed_host_bytes_per_s
+        return HostCompute(self.tiers, multipliers, expert_output, rate)
+
+    def _submit(self, work: Any) -> Pending[Any]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, thread_name_prefix="expert-predictor")
+        return self._threads.submit(work)
+
+    def _on_wait(self, begins: bool) -> None:
+        waiting = "transfer_wait" if self.host_holds_all else "disk_wait"
+        self._clock.switch(waiting if begins else "policy")  # type: ignore[arg-type]
+
+    @property
+    def host_holds_all(self) -> bool:
+        """Whether the host tier has room for every record, so that transfers come from it."""
+        return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
+
+
+def measure_host_share(
+    host: HostCompute, transfers: TransferEngine, slots: int, model: LoadedModel
+) -> float:
+    """Share of the misses that the host should compute: c / (p + c), p records moved and c records
+    computed a second, both measured while both run (MoNDE's split as FreeToken states it)."""
+    layer = model.layers[0]
+    count = min(slots, layer.count, _SPLIT_RECORDS)
+    bits = min(transfers.sources)  # the same records on both sides
+    x = torch.zeros(1, model.config.get_text_config().hidden_size, dtype=model.dtype)
+    started = time.perf_counter()
+    experts = [ExpertId(0, number) for number in range(count)]
+    computed = [host.submit(layer.experts, expert, bits, x) for expert in experts]
+    moved = [
+        transfers.submit(expert, slot, bits, demanded=True) for slot, expert in enumerate(experts)
+    ]
+    while True:
+        host_done = sum(pending.done() for pending in computed)
+        link_done = sum(transfer.read for transfer in moved)
+        if count in (host_done, link_done) or time.perf_counter() - started > _SPLIT_LIMIT_S:
+            break
+        time.sleep(0.001)
+    for pending in computed:
+        pending.cancel()
+    transfers.drain()
+    return (host_done + 0.5) / (host_done + link_done + 1.0)
+
+
+def load_history(config: EngineConfig) -> Trace | None:
+    """The trace that policies start their statistics from: `prefetch.options.trace`, else
+    `cache.options.trace`."""
+    path = config.prefetch.options.get("trace") or config.cache.options.get("trace")
+    return load_trace(Path(str(path))) if path else None
+
+
+def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> dict[str, Floats]:
+    """Arrays of trained predictors: `prefetch.options.weights`, else what lies beside the packs.
+
+    Raises ConfigError where the named file cannot be read.
+    """
+    named = config.prefetch.options.get("weights")
+    path = Path(str(named)) if named else learned_path(facts, cache_folder)
+    if not named and not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
+            "scripts/train_predictor.py"
+        ) from None
+
+
+def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
+    """Where a model's trained predictors lie."""
+    return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
+
+
+def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
+    """The products with records of this format under this config."""
+    if record.published is not None:
+        return NativeMultiplier(record.published)
+    return Multiplier(
+        record.layout.bits,
+        record.layout.group_size,
+        record.code_layout,
+        support,
+        config.kernel.name,
+        config.kernel.crossover_tokens or CROSSOVER_TOKENS,
+    )

@@ -1,0 +1,295 @@
+"""Runs the MoE layers: gathers micro-batches, shows events to the policy, multiplies.
+
+Letters: T tokens of all micro-batches together, K chosen experts, D hidden, F expert width.
+
+Each micro-batch runs the model's own forward in a greenlet and switches to the hub inside the
+experts hook. When all have arrived at a layer, every demanded expert is computed once for all of
+them. Each expert's output goes to its place [T, K, D] and is summed in routing order, so results do
+not depend on what arrived first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import greenlet
+import torch
+
+from engine.experts.host_compute import HostCompute
+from engine.experts.kernels.multiplier import Product
+from engine.experts.residency import Residency
+from engine.experts.slots import ExpertView
+from engine.model.gates import GateStack, RouterView, as_traced
+from engine.model.hook import RouterProbabilities
+from engine.model.loader import LoadedModel
+from engine.policy.events import (
+    Need,
+    PassStart,
+    Routing,
+)
+from engine.run.time_split import PhaseClock
+from engine.trace.trace import LOOK_AHEAD_LAYERS
+from engine.types import Bits, Phase
+
+
+@dataclass
+class ExpertsCall:
+    """One micro-batch waiting in the experts hook of a layer."""
+
+    layer: int
+    hidden: torch.Tensor
+    index: torch.Tensor
+    weights: torch.Tensor
+
+
+class RoutingRecorder(Protocol):
+    """Keeps what is routed: a trace being made."""
+
+    needs: frozenset[Need]
+
+    def begin_sequences(self) -> None:
+        """New sequences begin."""
+
+    def begin_pass(self, start: PassStart) -> None:
+        """A forward pass begins."""
+
+    def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
+        """A router is about to run."""
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
+        """The routing of one micro-batch became known."""
+
+
+class ExpertsRuntime:
+    """Implements ExpertsPort. phase: set by the caller before each forward.
+
+    multipliers: by bits of the record; host: computes beside the host tier, where that is used.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        residency: Residency,
+        multipliers: Mapping[Bits, Product],
+        gates: GateStack,
+        clock: PhaseClock,
+        host: HostCompute | None = None,
+    ) -> None:
+        self._model = model
+        self._residency = residency
+        self._multipliers = dict(multipliers)
+        self._gates = gates
+        self._clock = clock
+        self._host = host
+        self._arrived = 0
+        self._scoring = False
+        self._recorder: RoutingRecorder | None = None
+        self._probabilities: torch.Tensor | None = None
+        self._routers = RouterProbabilities()
+        self.phase: Phase = "decode"
+        self._set_needs()
+
+    def record(self, recorder: RoutingRecorder | None) -> None:
+        """Let this recorder see every event; None: no longer."""
+        self._recorder = recorder
+        if recorder is not None and "top_experts" in recorder.needs:
+            self._gates = self._gates.at_least(LOOK_AHEAD_LAYERS)
+        self._set_needs()
+
+    def begin_sequences(self) -> None:
+        """New sequences begin."""
+        self._residency.policy.begin_sequences()
+        if self._recorder is not None:
+            self._recorder.begin_sequences()
+
+    def begin_pass(self, tokens: Sequence[torch.Tensor]) -> None:
+        """A forward pass of these micro-batches' tokens ([B, S] each) begins."""
+        embeddings = None
+        if "embeddings" in self._needs:
+            table = self._model.model.get_input_embeddings()
+            rows = [table(batch.reshape(-1)) for batch in tokens]
+            embeddings = as_traced(torch.cat(rows))  # [T, D]
+        start = PassStart(self.phase, tuple(batch.numel() for batch in tokens), embeddings)
+        self._arrived = 0
+        if self._recorder is not None:
+            self._recorder.begin_pass(start)
+        self._residency.begin_pass(start)
+
+    def end_pass(self) -> None:
+        """The forward pass is done."""
+        self._residency.end_pass()
+
+    # ExpertsPort -------------------------------------------------------------------------------
+
+    def gate_entered(
+        self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        """Let predictors look ahead from this router's input."""
+        if self._scoring:
+            return
+        if self._watches_gate:
+            self._clock.switch("policy")
+            self._scoring = True
+            try:
+                view = self._gates.view(layer, arguments, keywords)
+                if self._recorder is not None:
+                    self._recorder.gate_entered(layer, self._arrived, view)
+                if self._residency.policy.watches_gate:
+                    self._residency.gate_entered(layer, self._arrived, view)
+            finally:
+                self._scoring = False
+        self._clock.switch("router")
+
+    def gate_left(self, layer: int, output: Any) -> None:
+        """Back in the dense part."""
+        if self._scoring:
+            return
+        if "probabilities" in self._needs:
+            self._probabilities = self._routers.of(layer, output)
+        self._clock.switch("dense")
+
+    def experts(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Demand at once, then switch to the hub, which resumes with the output [T, D]."""
+        self._clock.switch("policy")
+        self._route(layer, index, weights)
+        self._clock.switch("other")
+        call = ExpertsCall(layer, hidden, index, weights)
+        out: torch.Tensor = greenlet.getcurrent().parent.switch(call)
+        self._clock.switch("dense")
+        return out
+
+    # The hub -----------------------------------------------------------------------------------
+
+    def compute(self, calls: Sequence[ExpertsCall]) -> list[torch.Tensor]:
+        """All micro-batches stand at one layer: run its experts. Returns one output for each."""
+        layer = calls[0].layer
+        assert all(call.layer == layer for call in calls), "micro-batches diverged"
+        self._clock.switch("policy")
+        self._arrived = 0
+        self._residency.layer_routed()
+        self._clock.switch("compute")
+        hidden = _join([call.hidden for call in calls])  # [T, D]
+        index = _join([call.index for call in calls])  # [T, K]
+        weights = _join([call.weights for call in calls])  # [T, K]
+        out = self._run_experts(layer, hidden, index, weights)  # [T, D]
+        self._clock.switch("other")
+        if len(calls) == 1:
+            return [out]
+        return list(torch.tensor_split(out, _ends(calls)))
+
+    def _set_needs(self) -> None:
+        recorded = self._recorder.needs if self._recorder is not None else frozenset()
+        self._needs: frozenset[Need] = self._residency.policy.needs | recorded
+        self._watches_gate = bool(self._needs & {"top_experts", "gate_input"})
+
+    def _route(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
+        """Tell the policy what the router chose: index, weights [t, K]."""
+        count = self._model.layers[layer].count
+        choices: list[list[int]] = index.tolist()
+        if any(expert >= count for choice in choices for expert in choice):
+            choices = [[e for e in choice if e < count] for choice in choices]
+        routing = Routing(
+            choices,
+            as_traced(weights) if "weights" in self._needs else None,
+            self._take_probabilities(),
+        )
+        if self._recorder is not None:
+            self._recorder.routed(layer, self._arrived, routing)
+        self._residency.routed(layer, self._arrived, routing)
+        self._arrived += 1
+
+    def _take_probabilities(self) -> Any:
+        found, self._probabilities = self._probabilities, None
+        return None if found is None else as_traced(found)  # [t, E]
+
+    def _run_experts(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        tokens, chosen = index.shape
+        module = self._model.layers[layer].experts
+        out = hidden.new_zeros(tokens * chosen, hidden.shape[1])  # [T*K, D]
+        single = tokens == 1
+        row_of: dict[int, int] = {}
+        places: tuple[torch.Tensor, ...] = ()
+        if single:
+            row_of = {expert: row for row, expert in enumerate(index[0].tolist())}
+        else:
+            places = _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
+        on_host = self._start_host(module, hidden, chosen, row_of, places)
+        for expert, view in self._residency.device_steps():
+            self._clock.switch("compute")
+            multiply = self._multipliers[view.bits]
+            if single:
+                y = expert_output(module, multiply, view, hidden)  # [1, D]
+                out[row_of[expert.expert]].copy_(y[0])
+            else:
+                place = places[expert.expert]
+                y = expert_output(module, multiply, view, hidden[place // chosen])  # [t, D]
+                out[place] = y.to(out.dtype)
+        self._clock.switch("compute")
+        for rows, pending in on_host:
+            out[rows] = pending.result().to(out.device, out.dtype)  # [t, D]
+        out = out.view(tokens, chosen, -1) * weights.unsqueeze(-1).to(out.dtype)  # [T, K, D]
+        return out.sum(dim=1).to(hidden.dtype)  # [T, D]
+
+    def _start_host(
+        self,
+        module: Any,
+        hidden: torch.Tensor,
+        chosen: int,
+        row_of: Mapping[int, int],
+        places: Sequence[torch.Tensor],
+    ) -> list[tuple[Any, Future[torch.Tensor]]]:
+        """Hand the host its experts. Returns (rows of the output, pending result) of each."""
+        started = []
+        for step in self._residency.host_steps():
+            assert self._host is not None, "the policy placed an expert on a host that is not used"
+            if row_of:
+                row = row_of[step.expert.expert]
+                rows: Any = slice(row, row + 1)
+                x = hidden  # [1, D]
+            else:
+                rows = places[step.expert.expert]
+                x = hidden[rows // chosen]  # [t, D]
+            started.append((rows, self._host.submit(module, step.expert, step.bits, x)))
+        return started
+
+
+def expert_output(
+    module: Any, multiply: Product, view: ExpertView, x: torch.Tensor
+) -> torch.Tensor:
+    """x [t, D] -> [t, D], as transformers' eager experts compute it."""
+    up_name = "gate_up_proj" if module.has_gate else "up_proj"
+    h = multiply(x, view.matrices[up_name])  # [t, 2F] or [t, F]
+    if module.has_bias:
+        h = h + view.vectors[f"{up_name}_bias"].to(h.dtype)
+    h = module._apply_gate(h) if module.has_gate else module.act_fn(h)  # [t, F]
+    y = multiply(h, view.matrices["down_proj"])  # [t, D]
+    if module.has_bias:
+        y = y + view.vectors["down_proj_bias"].to(y.dtype)
+    if module.has_post_expert_norm:
+        y = module.post_expert_norm(y)
+    return y
+
+
+def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _ends(calls: Iterable[ExpertsCall]) -> list[int]:
+    """Where each micro-batch but the last ends in the joined tokens."""
+    return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
+
+
+def _places_by_expert(flat: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Positions in [T*K] of each expert's tokens, in routing order."""
+    order = torch.argsort(flat, stable=True)
+    sizes = torch.bincount(flat, minlength=count + 1).tolist()
+    ends = list(itertools.accumulate(sizes))
+    return torch.tensor_split(order, ends[:-1])

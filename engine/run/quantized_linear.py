@@ -1,0 +1,141 @@
+"""Linear layers of the dense part at 8 or 4 bits, quantized as they are loaded.
+
+Letters: T tokens, N output rows, K input columns. The same group quantizer and kernels as experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.experts.encoding.codec import (
+    MatrixView,
+    RecordFormat,
+    encode,
+    matrix_view,
+)
+from engine.experts.kernels.multiplier import Multiplier, Product
+from engine.experts.kernels.probe import probe_support
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
+from engine.layout.dense import (
+    DenseMatrix,
+    dense_blocks,
+)
+from engine.layout.record import (
+    Part,
+    RecordLayout,
+)
+from engine.types import Bits, KernelName
+
+
+class QuantizedLinear(nn.Module):
+    """x [.., K] -> [.., N] through blocks of rows, each a record of one matrix."""
+
+    def __init__(self, linear: nn.Linear, blocks: list[tuple[RecordFormat, Product]]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", linear.bias)
+        self._blocks = blocks
+        self._views: list[MatrixView] = []
+
+    def fill(self, weight: torch.Tensor) -> None:
+        """Quantize [N, K]."""
+        start = 0
+        for number, (record, _) in enumerate(self._blocks):
+            rows = record.parts[0].rows
+            raw = encode({"weight": weight[start : start + rows]}, record)
+            self.register_buffer(f"block_{number}", raw, persistent=False)
+            start += rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear."""
+        if not self._views:
+            self._views = [
+                matrix_view(buffer, record, record.parts[0])
+                for (record, _), buffer in zip(self._blocks, self.buffers(), strict=True)
+            ]
+        flat = x.reshape(-1, self.in_features)  # [T, K]
+        pieces = [
+            multiply(flat, view)
+            for (_, multiply), view in zip(self._blocks, self._views, strict=True)
+        ]
+        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)  # [T, N]
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._views = []  # they would keep what is moved or dropped
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class DenseQuantizer:
+    """Makes a linear layer's quantized stand-in as its weight is loaded.
+
+    bits: 8 or 4; kernels: where the packed kernels hold, by bits and shape; crossover: up to how
+    many tokens they are used.
+    """
+
+    def __init__(
+        self,
+        bits: Bits,
+        wanted_group: int,
+        kernel: KernelName,
+        kernels: dict[tuple[Bits, int, int], KernelSupport],
+        crossover: int,
+    ) -> None:
+        self._bits = bits
+        self._group = wanted_group
+        self._kernel = kernel
+        self._kernels = kernels
+        self._crossover = crossover
+
+    def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
+        """weight: [N, K], any float dtype."""
+        layouts = dense_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
+        made = QuantizedLinear(linear, [self._block(layout, weight) for layout in layouts])
+        made.fill(weight)
+        return made
+
+    def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Product]:
+        part = block_part(layout, weight.shape[1])
+        support = self._kernels.get((layout.bits, part.rows, part.columns), NO_KERNELS)
+        code_layout = support.code_layout(self._kernel)
+        record = RecordFormat((part,), layout, torch.bfloat16, code_layout)
+        multiply = Multiplier(
+            layout.bits, layout.group_size, code_layout, support, self._kernel, self._crossover
+        )
+        return record, multiply
+
+
+def block_part(layout: RecordLayout, columns: int) -> Part:
+    """The matrix of a block, from the size of its codes."""
+    rows = layout.field("weight").size_bytes * 8 // layout.bits // columns
+    return Part("weight", (rows, columns))
+
+
+def dense_kernels(
+    matrices: Iterable[DenseMatrix],
+    bits: Bits,
+    wanted_group: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+) -> dict[tuple[Bits, int, int], KernelSupport]:
+    """Which packed kernels hold where: each shape of a block is tested by itself, in a child
+    process, once a machine."""
+    found: dict[tuple[Bits, int, int], KernelSupport] = {}
+    for matrix in matrices:
+        for layout in dense_blocks(matrix.rows, matrix.columns, bits, wanted_group):
+            part = block_part(layout, matrix.columns)
+            key = (layout.bits, part.rows, part.columns)
+            if key not in found:
+                found[key] = probe_support(
+                    (part,), layout.bits, layout.group_size, dtype, device, folder
+                )
+    return found

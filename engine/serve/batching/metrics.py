@@ -1,0 +1,251 @@
+"""What a server counts: totals for telemetry, histograms and requests for Prometheus.
+
+The engine's thread writes totals, any thread reads them. Nothing here holds text or token ids.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.model.gates import RouterView
+from engine.policy.events import (
+    Need,
+    PassStart,
+    Routing,
+)
+from engine.run.engine import Engine
+from engine.serve.batching.sequence import LiveSequence
+from engine.trace.fingerprint import RoutingCounts
+from engine.types import Phase
+
+End = Literal["finished", "failed", "cancelled"]
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+
+
+@dataclass
+class Totals:
+    """Sums since the server began. cached_tokens: of prompt_tokens, those whose keys and values
+    were there; *_s: seconds; stall_s: of decode_s, waiting for records; decode_tokens: of all
+    decode steps; ttft_*, tpot_*: over the sequences that have one; answers_*: looked up where
+    serve.instcache is set, and found or not. What is found counts into nothing else."""
+
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_s: float = 0.0
+    output_tokens: int = 0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+    stall_s: float = 0.0
+    prefill_hits: int = 0
+    prefill_misses: int = 0
+    decode_hits: int = 0
+    decode_misses: int = 0
+    ttft_s: float = 0.0
+    ttft_count: int = 0
+    tpot_s: float = 0.0
+    tpot_count: int = 0
+    answers_known: int = 0
+    answers_asked: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Of decoding; None where nothing was looked up."""
+        return _share(self.decode_hits, self.decode_misses)
+
+    @property
+    def prefill_hit_rate(self) -> float | None:
+        """Of prompts."""
+        return _share(self.prefill_hits, self.prefill_misses)
+
+    @property
+    def answer_hit_rate(self) -> float | None:
+        """Of serve.instcache; None where nothing was looked up."""
+        return _share(self.answers_known, self.answers_asked)
+
+    def since(self, earlier: Totals) -> Totals:
+        """What came after an earlier copy."""
+        now, then = asdict(self), asdict(earlier)
+        return Totals(**{name: now[name] - then[name] for name in now})
+
+    def copy(self) -> Totals:
+        """As it is now."""
+        return Totals(**asdict(self))
+
+
+class RoutingWatch:
+    """Implements RoutingRecorder: counts what is chosen, keeps no token."""
+
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, layers: int, experts: int) -> None:
+        self.counts = RoutingCounts(layers, experts)
+
+    def begin_sequences(self) -> None:
+        """All count alike."""
+
+    def begin_pass(self, start: PassStart) -> None:
+        """All count alike."""
+
+    def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
+        """Never told: it needs nothing of a gate."""
+
+    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
+        """Count the choices of all tokens."""
+        self.counts.add(layer, (expert for chosen in routing.experts for expert in chosen))
+
+
+class Meters:
+    """Everything that is counted, and its two views. layers, experts: of the model."""
+
+    def __init__(self, layers: int, experts: int) -> None:
+        self.totals = Totals()
+        self._lock = threading.Lock()
+        self.routing = RoutingWatch(layers, experts)
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "expertune_requests", "HTTP requests", ["route", "code"], registry=self._registry
+        )
+        self._ttft = Histogram(
+            "expertune_ttft_seconds",
+            "From the request to the first token",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._tpot = Histogram(
+            "expertune_tpot_seconds",
+            "Mean time of a token after the first",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+
+    def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        """Show totals and these two gauges to Prometheus."""
+        self._registry.register(_TotalsCollector(self.totals, running, waiting))
+
+    def exposition(self) -> bytes:
+        """Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def request(self, route: str, code: int) -> None:
+        """An HTTP request was answered."""
+        self._requests.labels(route, str(code)).inc()
+
+    def looked_up(self, known: bool) -> None:
+        """An answer was looked for before the engine was asked. Any thread may call."""
+        with self._lock:
+            if known:
+                self.totals.answers_known += 1
+            else:
+                self.totals.answers_asked += 1
+
+    def progressed(self, sequence: LiveSequence, tokens: int) -> None:
+        """A step gave a sequence so many new tokens."""
+        self.totals.output_tokens += tokens
+        timing = sequence.timing
+        if tokens and timing.tokens == 1 and timing.ttft_s is not None:
+            self._ttft.observe(timing.ttft_s)
+            self.totals.ttft_s += timing.ttft_s
+            self.totals.ttft_count += 1
+
+    def ended(self, sequence: LiveSequence, end: End) -> None:
+        """A sequence has left."""
+        setattr(self.totals, end, getattr(self.totals, end) + 1)
+        tpot_s = sequence.timing.tpot_s
+        if tpot_s is not None:
+            self._tpot.observe(tpot_s)
+            self.totals.tpot_s += tpot_s
+            self.totals.tpot_count += 1
+
+    @contextmanager
+    def reading(self, engine: Engine, newcomers: Sequence[LiveSequence]) -> Iterator[None]:
+        """Count a group of prompts while they are read."""
+        hits, misses, started = *_lookups(engine, "prefill"), time.monotonic()
+        yield
+        now = _lookups(engine, "prefill")
+        self.totals.prefill_s += time.monotonic() - started
+        self.totals.prompt_tokens += sum(len(one.wanted.prompt) for one in newcomers)
+        self.totals.cached_tokens += sum(one.cached for one in newcomers)
+        self.totals.prefill_hits += now[0] - hits
+        self.totals.prefill_misses += now[1] - misses
+
+    @contextmanager
+    def decoding(self, engine: Engine, tokens: int) -> Iterator[None]:
+        """Count one decode step of so many sequences."""
+        hits, misses, started = *_lookups(engine, "decode"), time.monotonic()
+        waited_s = _waited_s(engine)
+        yield
+        now = _lookups(engine, "decode")
+        self.totals.decode_s += time.monotonic() - started
+        self.totals.stall_s += _waited_s(engine) - waited_s
+        self.totals.decode_tokens += tokens
+        self.totals.decode_hits += now[0] - hits
+        self.totals.decode_misses += now[1] - misses
+
+
+class _TotalsCollector(Collector):
+    """Reads the totals when Prometheus asks."""
+
+    def __init__(
+        self, totals: Totals, running: Callable[[], int], waiting: Callable[[], int]
+    ) -> None:
+        self._totals = totals
+        self._running, self._waiting = running, waiting
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them."""
+        totals = self._totals
+        ended = CounterMetricFamily(
+            "expertune_sequences", "Sequences by how they ended", labels=["end"]
+        )
+        lookups = CounterMetricFamily(
+            "expertune_expert_lookups", "Look-ups of experts", labels=["phase", "outcome"]
+        )
+        tokens = CounterMetricFamily("expertune_tokens", "Tokens by kind", labels=["kind"])
+        for end in ("finished", "failed", "cancelled"):
+            ended.add_metric([end], getattr(totals, end))
+        for phase in ("prefill", "decode"):
+            lookups.add_metric([phase, "hit"], getattr(totals, f"{phase}_hits"))
+            lookups.add_metric([phase, "miss"], getattr(totals, f"{phase}_misses"))
+        answers = CounterMetricFamily(
+            "expertune_instcache", "Answers looked for before the engine", labels=["outcome"]
+        )
+        answers.add_metric(["hit"], totals.answers_known)
+        answers.add_metric(["miss"], totals.answers_asked)
+        tokens.add_metric(["prompt"], totals.prompt_tokens)
+        tokens.add_metric(["prompt_cached"], totals.cached_tokens)
+        tokens.add_metric(["output"], totals.output_tokens)
+        yield from (ended, lookups, tokens, answers)
+        rate = GaugeMetricFamily(
+            "expertune_expert_hit_rate", "Since the server began", labels=["phase"]
+        )
+        for phase, value in (("prefill", totals.prefill_hit_rate), ("decode", totals.hit_rate)):
+            if value is not None:
+                rate.add_metric([phase], value)
+        yield rate
+        yield GaugeMetricFamily("expertune_running", "Sequences in the group", self._running())
+        yield GaugeMetricFamily("expertune_queue_length", "Waiting sequences", self._waiting())
+
+
+def _share(part: float, rest: float) -> float | None:
+    return part / (part + rest) if part + rest else None
+
+
+def _lookups(engine: Engine, phase: Phase) -> tuple[int, int]:
+    counters = engine.residency.counters
+    return counters.hits[phase], counters.misses[phase]
+
+
+def _waited_s(engine: Engine) -> float:
+    return engine.clock.seconds["transfer_wait"] + engine.clock.seconds["disk_wait"]

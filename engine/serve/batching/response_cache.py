@@ -1,0 +1,130 @@
+"""Answers that are known before the model is asked: InstCache (arXiv 2411.13820), opt-in.
+
+Only what is deterministic has a key: greedy or seeded, without log probabilities. A key is the
+prompt's tokens and everything that decides what follows; the file belongs to one model and to the
+settings that change what it computes. Filled by what is served, and by `scripts/fill_instcache.py`
+ahead. Constant in size: the answers that were used least lately go first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config.exactness import lossy_settings
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import StorageError
+from engine.serve.batching.sequence import (
+    Deliver,
+    Output,
+    Wanted,
+)
+
+_TABLE = """CREATE TABLE IF NOT EXISTS answer (
+    key BLOB PRIMARY KEY, text TEXT NOT NULL, tokens INTEGER NOT NULL, finish TEXT NOT NULL,
+    used REAL NOT NULL) WITHOUT ROWID"""
+
+
+class InstCache:
+    """Answers in a file. room: how many at most; clock: seconds, for what was used last.
+
+    Any thread may call. Raises StorageError where the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, room: int, clock: Callable[[], float] = time.time) -> None:
+        self._room = room
+        self._clock = clock
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._file.execute("PRAGMA journal_mode=WAL")
+            self._file.execute("PRAGMA synchronous=NORMAL")
+            self._file.execute(_TABLE)
+            self._file.execute("CREATE INDEX IF NOT EXISTS answer_used ON answer (used)")
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(
+                f"the answers of serve.instcache cannot be kept in {path} ({error}): set "
+                "XDG_CACHE_HOME to a folder that can be written, or serve.instcache to 0"
+            ) from None
+
+    def find(self, wanted: Wanted) -> Output | None:
+        """The whole answer; None where it is not known, or may not be."""
+        key = key_of(wanted)
+        if key is None:
+            return None
+        with self._lock, self._file:
+            row = self._file.execute(
+                "SELECT text, tokens, finish FROM answer WHERE key = ?", (key,)
+            ).fetchone()
+            if row is not None:
+                now = (self._clock(), key)
+                self._file.execute("UPDATE answer SET used = ? WHERE key = ?", now)
+        if row is None:
+            return None
+        return Output(row[0], (), row[1], len(wanted.prompt), row[2])
+
+    def keep(self, wanted: Wanted, text: str, last: Output) -> None:
+        """An answer that came to its end."""
+        key = key_of(wanted)
+        if key is None or last.finish is None:
+            return
+        with self._lock, self._file:
+            self._file.execute(
+                "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?)",
+                (key, text, last.tokens, last.finish, self._clock()),
+            )
+            self._file.execute(
+                "DELETE FROM answer WHERE key IN (SELECT key FROM answer ORDER BY used DESC "
+                "LIMIT -1 OFFSET ?)",
+                (self._room,),
+            )
+
+    def recording(self, wanted: Wanted, deliver: Deliver) -> Deliver:
+        """Delivers, and keeps the answer at its end."""
+        if key_of(wanted) is None:
+            return deliver
+        pieces: list[str] = []
+
+        def both(output: Output) -> None:
+            pieces.append(output.text)
+            if output.finish is not None:
+                self.keep(wanted, "".join(pieces), output)
+            deliver(output)
+
+        return both
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._file.execute("SELECT COUNT(*) FROM answer").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()
+
+
+def instcache_path(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> Path:
+    """Where the answers of this model under these settings lie."""
+    text = json.dumps(lossy_settings(config), sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_folder / "answers" / f"{facts.fingerprint}-{digest}.db"
+
+
+def key_of(wanted: Wanted) -> bytes | None:
+    """Equal for sequences whose answers are; None for one that is not deterministic alone."""
+    if wanted.logprobs is not None:
+        return None
+    sampling = wanted.sampling
+    greedy = sampling.temperature == 0
+    if not greedy and not wanted.seeded:
+        return None
+    chosen = None if greedy else (sampling.temperature, sampling.top_p, sampling.seed)
+    told = [wanted.prompt, wanted.max_tokens, wanted.stop, chosen]
+    return hashlib.sha256(json.dumps(told).encode()).digest()

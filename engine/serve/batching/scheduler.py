@@ -1,0 +1,236 @@
+"""The one thread that touches the engine: it gathers waiting sequences and generates their tokens.
+
+At most batch.count x batch.size sequences run together, each a micro-batch of its own, because the
+sequences of one micro-batch must be equally long. Before each step finished and cancelled ones
+leave, and waiting ones take their places: their prompts are read together, then all go on together.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.errors import EngineError
+from engine.run.engine import Engine
+from engine.run.generate import end_tokens
+from engine.serve.batching.metrics import Meters
+from engine.serve.batching.prefill import PromptReading
+from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.sequence import (
+    Deliver,
+    LiveSequence,
+    Output,
+    Wanted,
+)
+
+log = logging.getLogger(__name__)
+
+
+class QueueFullError(EngineError):
+    """More wait than may wait."""
+
+
+class EngineLoop:
+    """Runs sequences on a configured engine.
+
+    queue: how many may wait beside those that run; meters: what is counted; on_failure: called once
+    from its thread when the engine cannot go on; answers: what is known without it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        *,
+        queue: int,
+        meters: Meters,
+        on_failure: Callable[[str], None],
+        answers: InstCache | None = None,
+    ) -> None:
+        assert engine.config is not None, "configure first"
+        self.queue = queue
+        self._engine = engine
+        self._config: EngineConfig = engine.config
+        self.rows = self._config.batch.count * self._config.batch.size
+        self._tokenizer = tokenizer
+        self._ends = end_tokens(engine)
+        self._meters = meters
+        self._on_failure = on_failure
+        self._answers = answers
+        self._changed = threading.Condition()
+        self._waiting: deque[LiveSequence] = deque()
+        self._running: list[LiveSequence] = []
+        self._closing = False
+        self.failure: str | None = None
+        self._reading = PromptReading(engine)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._engine.record(self._meters.routing)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the step under way; what is not done by then fails."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences being generated; one whose answer has gone out is none of them."""
+        return sum(not one.done for one in self._running)
+
+    def submit(self, wanted: Sequence[tuple[Wanted, Deliver]]) -> list[LiveSequence]:
+        """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread; of
+        one whose answer is known at once, in this one.
+
+        Returns those that are queued. Raises QueueFullError where they do not fit, EngineError
+        once the engine has failed.
+        """
+        known, asked = self._look_up(wanted)
+        with self._changed:
+            if self.failure is not None or self._closing:
+                raise EngineError(self.failure or "the server is shutting down")
+            running = self.running
+            free = self.queue + self.rows - running - len(self._waiting)
+            if len(asked) > free:
+                raise QueueFullError(
+                    f"{running} sequences run and {len(self._waiting)} wait, at most "
+                    f"{self.rows} run and {self.queue} wait: try again later"
+                )
+            made = [LiveSequence(one, self._tokenizer, self._ends, out) for one, out in asked]
+            self._waiting.extend(made)
+            self._changed.notify()
+        for output, deliver in known:
+            deliver(output)
+        return made
+
+    def _look_up(
+        self, wanted: Sequence[tuple[Wanted, Deliver]]
+    ) -> tuple[list[tuple[Output, Deliver]], list[tuple[Wanted, Deliver]]]:
+        """What is known already, and what the engine must be asked."""
+        if self._answers is None:
+            return [], list(wanted)
+        known, asked = [], []
+        for one, deliver in wanted:
+            found = self._answers.find(one)
+            self._meters.looked_up(found is not None)
+            if found is None:
+                asked.append((one, self._answers.recording(one, deliver)))
+            else:
+                known.append((found, deliver))
+        return known, asked
+
+    def cancel(self, sequences: Sequence[LiveSequence]) -> None:
+        """Nobody waits for these any more."""
+        with self._changed:
+            for sequence in sequences:
+                sequence.cancelled = True
+                if sequence in self._waiting:
+                    self._waiting.remove(sequence)
+                    self._meters.ended(sequence, "cancelled")
+
+    # The engine's thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._gather():
+            try:
+                self._lend()
+                self._step()
+            except Exception as error:
+                log.exception("a step failed")
+                self._recover(error)
+        self._fail_all(self.failure or "the server is shutting down")
+
+    def _gather(self) -> bool:
+        """Wait for work and let what waits take free places. False: there is no more to come."""
+        with self._changed:
+            self._leave()
+            while not (self._waiting or self._running or self._closing or self.failure):
+                self._changed.wait()
+            while self._waiting and len(self._running) < self.rows:
+                self._running.append(self._waiting.popleft())
+            return not self._closing and self.failure is None
+
+    def _leave(self) -> None:
+        """Those that are done or cancelled leave; their keys and values are freed with them."""
+        staying: list[LiveSequence] = []
+        for sequence in self._running:
+            if not (sequence.done or sequence.cancelled):
+                staying.append(sequence)
+                continue
+            sequence.batch.kv = None
+            if not sequence.done:
+                self._meters.ended(sequence, "cancelled")
+        self._running = staying
+
+    def _lend(self) -> None:
+        """What those that run may still need of keys and values is theirs; the rest is lent."""
+        if not self._config.kv.elastic:
+            return
+        room = self._config.kv.max_tokens
+        wanted = (len(one.wanted.prompt) + one.wanted.max_tokens for one in self._running)
+        promised = sum(min(room, tokens) for tokens in wanted)
+        self._engine.lend(max(0.0, 1 - promised / (room * self.rows)))
+
+    def _step(self) -> None:
+        """Read the prompts of newcomers, then decode one token of every sequence."""
+        newcomers = [one for one in self._running if one.batch.kv is None]
+        if newcomers:
+            with self._meters.reading(self._engine, newcomers):
+                logits = self._reading.read(newcomers)
+            self._accept(newcomers, logits)
+        going = [one for one in self._running if not (one.done or one.cancelled)]
+        if going:
+            with self._meters.decoding(self._engine, len(going)):
+                logits = self._engine.forward([one.batch for one in going], "decode")
+            self._accept(going, logits)
+
+    def _accept(self, sequences: Sequence[LiveSequence], logits: Sequence[torch.Tensor]) -> None:
+        for sequence, rows in zip(sequences, logits, strict=True):
+            if sequence.cancelled:
+                continue
+            before = sequence.timing.tokens
+            sequence.accept(rows)
+            self._meters.progressed(sequence, sequence.timing.tokens - before)
+            if sequence.done:
+                self._meters.ended(sequence, "finished")
+
+    def _recover(self, error: Exception) -> None:
+        """What ran is lost. A step that failed leaves the engine without a configuration: make it
+        anew, or give up."""
+        reason = str(error) if isinstance(error, EngineError) else type(error).__name__
+        for sequence in self._running:
+            if not sequence.done:
+                sequence.fail(f"the engine failed: {reason}")
+                self._meters.ended(sequence, "failed")
+        try:
+            self._engine.configure(self._config)
+            self._reading = PromptReading(self._engine)
+            self._engine.record(self._meters.routing)
+        except Exception as again:
+            log.exception("the engine cannot be configured again")
+            self.failure = f"the engine failed and cannot be configured again: {again}"
+            self._on_failure(self.failure)
+
+    def _fail_all(self, reason: str) -> None:
+        with self._changed:
+            left = [*self._running, *self._waiting]
+            self._running, self._waiting = [], deque()
+        for sequence in left:
+            if not sequence.done:
+                sequence.fail(reason)
+                self._meters.ended(sequence, "failed")

@@ -1,0 +1,85 @@
+"""Errors of the HTTP side, all in OpenAI's shape: {"error": {message, type, param, code}}.
+
+A message never repeats what the client sent beyond the name of a field: prompts and keys stay out
+of answers and logs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.serve.openai.responses import (
+    ErrorAnswer,
+    Problem,
+)
+
+log = logging.getLogger(__name__)
+_TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """A request that cannot be answered. status: HTTP's; param: the field; code: for programs."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problem = problem(status, message, param=param, code=code)
+
+
+def problem(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> Problem:
+    """The body's inner part, its type by the status."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return Problem(message=message, type=kind, param=param, code=code)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error in the one shape."""
+
+    async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return _answer(error.status, error.problem, headers)
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _answer(400, _first_problem(error))
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        found = problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return _answer(error.status_code, found, dict(error.headers or {}))
+
+    async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+        return _answer(500, problem(500, "the server failed; its log says where"))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_unexpected)
+
+
+def _answer(status: int, found: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorAnswer(error=found).model_dump(), status, headers)
+
+
+def _first_problem(error: RequestValidationError) -> Problem:
+    """The first thing that is wrong, without the value that was sent."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "extra_forbidden":
+        message = f"this server does not know the parameter '{place}'"
+    elif first["type"] == "json_invalid":
+        message, place = "the body is not valid JSON", ""
+    else:
+        message = f"{place or 'the body'}: {first['msg']}"
+    return problem(400, message, param=place or None)

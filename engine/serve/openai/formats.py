@@ -1,0 +1,198 @@
+"""Pieces of generated text as OpenAI's answers: whole ones, and the chunks of a stream.
+
+One Format an API; both are asked in the same way, so that the routes know only this Protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from engine.serve.batching.sequence import (
+    Finish,
+    Likely,
+    Output,
+    TokenLogprob,
+)
+from engine.serve.openai.responses import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprob,
+    ChatLogprobs,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Delta,
+    TopLogprob,
+    Usage,
+)
+
+
+@dataclass
+class Choice:
+    """One sequence as it grew. logprobs: None where none were asked for."""
+
+    text: str = ""
+    tokens: int = 0
+    cached: int = 0
+    finish: Finish | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+    def add(self, output: Output) -> None:
+        """The next piece."""
+        self.text += output.text
+        self.tokens = output.tokens
+        self.cached = output.cached
+        self.finish = output.finish
+        if self.logprobs is not None:
+            self.logprobs.extend(output.logprobs)
+
+
+class Format(Protocol):
+    """How one API writes a request's answer."""
+
+    def opening(self, index: int) -> BaseModel | None:
+        """The chunk that begins a choice, if there is one."""
+
+    def chunk(self, index: int, output: Output) -> BaseModel:
+        """A piece of a stream."""
+
+    def closing(self, usage: Usage) -> BaseModel:
+        """The chunk behind the last, with the usage that was asked for."""
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
+        """The answer in one."""
+
+
+@dataclass
+class CompletionFormat:
+    """/v1/completions. with_logprobs: whether they were asked for."""
+
+    id: str
+    created: int
+    model: str
+    with_logprobs: bool
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def opening(self, index: int) -> BaseModel | None:
+        """A completion begins with its first piece."""
+        return None
+
+    def chunk(self, index: int, output: Output) -> BaseModel:
+        """A piece of text."""
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(output.text)
+        found = _side_by_side(output.logprobs, offset) if self.with_logprobs else None
+        choice = CompletionChoice(
+            index=index, text=output.text, logprobs=found, finish_reason=output.finish
+        )
+        return self._completion([choice])
+
+    def closing(self, usage: Usage) -> BaseModel:
+        """No choice, only usage."""
+        return self._completion([], usage)
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
+        """All texts."""
+        made = [
+            CompletionChoice(
+                index=index,
+                text=one.text,
+                logprobs=None if one.logprobs is None else _side_by_side(one.logprobs, 0),
+                finish_reason=one.finish,
+            )
+            for index, one in enumerate(choices)
+        ]
+        return self._completion(made, usage)
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> BaseModel:
+        return Completion(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
+        )
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """/v1/chat/completions."""
+
+    id: str
+    created: int
+    model: str
+    with_logprobs: bool
+
+    def opening(self, index: int) -> BaseModel | None:
+        """Who speaks."""
+        return self._chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
+
+    def chunk(self, index: int, output: Output) -> BaseModel:
+        """A piece of what is said."""
+        found = _with_bytes(output.logprobs) if self.with_logprobs else None
+        delta = Delta(content=output.text) if output.text else Delta()
+        choice = ChunkChoice(index=index, delta=delta, logprobs=found, finish_reason=output.finish)
+        return self._chunk([choice])
+
+    def closing(self, usage: Usage) -> BaseModel:
+        """No choice, only usage."""
+        return self._chunk([], usage)
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
+        """All answers."""
+        made = []
+        for index, one in enumerate(choices):
+            assert one.finish is not None, "an answer is written when all has come"
+            made.append(
+                ChatChoice(
+                    index=index,
+                    message=AnswerMessage(content=one.text),
+                    logprobs=None if one.logprobs is None else _with_bytes(one.logprobs),
+                    finish_reason=one.finish,
+                )
+            )
+        return ChatCompletion(
+            id=self.id, created=self.created, model=self.model, choices=made, usage=usage
+        )
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> BaseModel:
+        return ChatChunk(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
+        )
+
+
+def _side_by_side(logprobs: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs:
+    offsets = []
+    for one in logprobs:
+        offsets.append(offset)
+        offset += len(one.chosen.text)
+    return CompletionLogprobs(
+        tokens=[one.chosen.text for one in logprobs],
+        token_logprobs=[one.chosen.logprob for one in logprobs],
+        top_logprobs=[{each.text: each.logprob for each in one.top} for one in logprobs],
+        text_offset=offsets,
+    )
+
+
+def _with_bytes(logprobs: Sequence[TokenLogprob]) -> ChatLogprobs:
+    return ChatLogprobs(
+        content=[
+            ChatLogprob(
+                token=one.chosen.text,
+                logprob=one.chosen.logprob,
+                bytes=_bytes(one.chosen),
+                top_logprobs=[
+                    TopLogprob(token=each.text, logprob=each.logprob, bytes=_bytes(each))
+                    for each in one.top
+                ],
+            )
+            for one in logprobs
+        ]
+    )
+
+
+def _bytes(likely: Likely) -> list[int] | None:
+    return None if "\ufffd" in likely.text else list(likely.text.encode())

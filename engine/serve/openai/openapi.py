@@ -1,0 +1,47 @@
+"""The OpenAPI document, with what depends on the served model: its name, room and vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from engine.serve.openai.tokenization import Served
+
+_REQUESTS = ("CompletionRequest", "ChatRequest")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def describe_api(app: FastAPI, served: Served) -> None:
+    """Make the application's document say what this server accepts."""
+    document = app.openapi()
+    schemas = document["components"]["schemas"]
+    for name in _REQUESTS:
+        properties = schemas[name]["properties"]
+        properties["model"]["enum"] = [served.name]
+        for limit in _LIMITS:
+            for branch in properties.get(limit, {}).get("anyOf", ()):
+                if branch.get("type") == "integer":
+                    branch["maximum"] = served.room_tokens
+    for branch in schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]:
+        _bound_ids(branch, served)
+    _drop_unused_errors(document)
+
+
+def _bound_ids(branch: dict[str, Any], served: Served) -> None:
+    """Where a branch is a list of token ids, or of such lists."""
+    items = branch.get("items", {})
+    if items.get("type") == "integer":
+        items["maximum"] = served.vocabulary - 1
+        branch["maxItems"] = served.room_tokens - 1
+    elif items.get("type") == "array":
+        _bound_ids(items, served)
+
+
+def _drop_unused_errors(document: dict[str, Any]) -> None:
+    """FastAPI documents its own 422, which this server answers as 400."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

@@ -1,0 +1,70 @@
+"""One request between the HTTP side and the engine's thread: its sequences and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from engine.errors import EngineError
+from engine.serve.batching.scheduler import (
+    EngineLoop,
+    QueueFullError,
+)
+from engine.serve.batching.sequence import (
+    Deliver,
+    Output,
+    Wanted,
+)
+from engine.serve.openai.errors import ApiError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step added to the choice of this number."""
+
+    index: int
+    output: Output
+
+
+class Exchange:
+    """Submits a request's sequences at once; iterate over its pieces, then close it.
+
+    Closing before the last piece cancels what still runs. Raises ApiError: 429 where the queue is
+    full, 503 where the engine has failed.
+    """
+
+    def __init__(self, engine: EngineLoop, wanted: Sequence[Wanted]) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._open = len(wanted)
+        pairs = [(one, self._outlet(number)) for number, one in enumerate(wanted)]
+        try:
+            self._sequences = engine.submit(pairs)
+        except QueueFullError as error:
+            raise ApiError(429, str(error), code="rate_limit_exceeded") from None
+        except EngineError as error:
+            raise ApiError(503, str(error), code="unavailable") from None
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Until every sequence has ended. Raises ApiError where one failed."""
+        while self._open:
+            piece = await self._pieces.get()
+            if piece.output.error is not None:
+                raise ApiError(500, piece.output.error, code="engine_error")
+            if piece.output.last:
+                self._open -= 1
+            yield piece
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._engine.cancel(self._sequences)
+
+    def _outlet(self, index: int) -> Deliver:
+        def deliver(output: Output) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, nobody listens
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, Piece(index, output))
+
+        return deliver

@@ -1,0 +1,178 @@
+"""From requests to sequences: token ids by the model's own tokenizer and template, and their room.
+
+Raises ApiError for what this model cannot take.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jinja2
+
+from engine.run.sampling import SamplingOptions
+from engine.serve.batching.sequence import Wanted
+from engine.serve.openai.errors import ApiError
+from engine.serve.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    Message,
+)
+
+COMPLETION_TOKENS = 16  # of a completion that does not say; a chat takes all the room
+_LEAST_TOP_P = 1e-6  # 0 would leave no token at all
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served. name: as clients call it; room_tokens: kv.max_tokens, of a prompt and its
+    answer together; vocabulary: token ids lie below it; created: seconds since 1970."""
+
+    name: str
+    room_tokens: int
+    vocabulary: int
+    created: int
+
+
+class PromptReader:
+    """tokenizer: one that no other thread uses."""
+
+    def __init__(self, served: Served, tokenizer: Any) -> None:
+        self._served = served
+        self._tokenizer = tokenizer
+
+    def completion(self, request: CompletionRequest) -> list[Wanted]:
+        """One sequence for each prompt and choice, a prompt's choices side by side."""
+        self._check_model(request)
+        self._check_room("max_tokens", request.max_tokens)
+        prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
+        limit = request.max_tokens or COMPLETION_TOKENS
+        return self._spread(request, prompts, limit, request.logprobs)
+
+    def chat(self, request: ChatRequest) -> list[Wanted]:
+        """One sequence for each choice."""
+        self._check_model(request)
+        self._check_room("max_tokens", request.max_tokens)
+        self._check_room("max_completion_tokens", request.max_completion_tokens)
+        prompt = self._render(request)
+        limit = request.max_completion_tokens or request.max_tokens or self._served.room_tokens
+        wants = request.logprobs or request.top_logprobs is not None
+        logprobs = (request.top_logprobs or 0) if wants else None
+        return self._spread(request, [prompt], limit, logprobs)
+
+    def _spread(
+        self, request: Generation, prompts: Sequence[list[int]], limit: int, logprobs: int | None
+    ) -> list[Wanted]:
+        room = self._served.room_tokens
+        for prompt in prompts:
+            if len(prompt) >= room:
+                raise _too_long(f"the prompt has {len(prompt)} tokens", room, "prompt")
+        temperature = 1.0 if request.temperature is None else request.temperature
+        top_p = max(_LEAST_TOP_P, 1.0 if request.top_p is None else request.top_p)
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+        made = [
+            Wanted(
+                tuple(prompt),
+                min(limit, room - len(prompt)),
+                SamplingOptions(temperature, top_p, seed),
+                stop,
+                logprobs,
+                request.seed is not None,
+            )
+            for prompt in prompts
+        ]
+        return [
+            replace(one, sampling=replace(one.sampling, seed=_seed(seed, choice)))
+            for one in made
+            for choice in range(request.n or 1)
+        ]
+
+    def _check_model(self, request: Generation) -> None:
+        if request.model != self._served.name:
+            raise ApiError(
+                404,
+                f"this server has no such model; it serves '{self._served.name}'",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _check_room(self, name: str, tokens: int | None) -> None:
+        if tokens is not None and tokens > self._served.room_tokens:
+            raise _too_long(f"{name} is {tokens}", self._served.room_tokens, name)
+
+    def _encode(self, prompt: str | list[int]) -> list[int]:
+        """Ids of a text; of an empty one the token that begins a text."""
+        if isinstance(prompt, list):
+            if max(prompt) >= self._served.vocabulary:
+                raise ApiError(
+                    400,
+                    f"a token id of this model lies below {self._served.vocabulary}",
+                    param="prompt",
+                )
+            return prompt
+        ids = list(self._tokenizer(prompt)["input_ids"])
+        begin = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        ids = ids or [token for token in begin if token is not None][:1]
+        if not ids:
+            raise ApiError(400, "the prompt is empty: write at least one word", param="prompt")
+        return ids
+
+    def _render(self, request: ChatRequest) -> list[int]:
+        """Ids of the conversation in the model's own template."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ApiError(
+                400, "this model has no chat template: use /v1/completions", param="messages"
+            )
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                [_plain(message) for message in request.messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **(request.chat_template_kwargs or {}),
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ApiError(
+                400, f"the model's chat template refuses this: {error}", param="messages"
+            ) from None
+        ids = list(encoded["input_ids"])
+        if not ids:
+            raise ApiError(400, "the conversation is empty: write a message", param="messages")
+        return ids
+
+
+def _prompts_of(request: CompletionRequest) -> list[str | list[int]]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return list(cast(list[str | list[int]], prompt))
+
+
+def _plain(message: Message) -> dict[str, str]:
+    """As templates know it: system for developer, parts joined."""
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": role, "content": text, **named}
+
+
+def _seed(seed: int, choice: int) -> int:
+    """Of one of several choices; any number is a seed, torch takes 64 bits."""
+    return (seed + choice) % 2**63
+
+
+def _too_long(what: str, room: int, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{what}; this server has room for {room} tokens of prompt and answer together "
+        "(kv.max_tokens): ask for less, or deploy a config with more room",
+        param=param,
+        code="context_length_exceeded",
+    )

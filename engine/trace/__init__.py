@@ -1,0 +1,1 @@
+"""Recorded routing of a workload and its fingerprint; arrays and files, no engine."""

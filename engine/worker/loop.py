@@ -1,0 +1,101 @@
+"""Answer the tuner's requests on a socket, one by one, with a heartbeat beside them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from engine.contract.messages import (
+    decode,
+    encode,
+)
+from engine.device import process_memory
+from engine.errors import EngineError, InfeasibleError
+from engine.types import FailureClass
+
+HEARTBEAT_S = 1.0
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Connection:
+    """The tuner's socket: lines in, messages out, from several threads."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lines = channel.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message. A dead parent ends this process at once."""
+        try:
+            with self._lock:
+                self._channel.sendall(encode(message))
+        except OSError:
+            os._exit(1)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next request, None when the parent closed the socket."""
+        line = self._lines.readline()
+        return decode(line) if line else None
+
+
+class Runner(Protocol):
+    """Runs one operation; engine.worker.operations is one, a peer is another."""
+
+    def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The operation's result. Raises EngineError and whatever else goes wrong."""
+
+
+def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None:
+    """Answer requests one by one. make_runner gets the function that sends a request's events."""
+    stop = threading.Event()
+    threading.Thread(target=_beat, args=(connection, stop), daemon=True).start()
+    current: dict[str, Any] = {"id": None}
+    runner = make_runner(lambda event: connection.send({"id": current["id"], **event}))
+    while (request := connection.receive()) is not None:
+        current["id"] = request.get("id")
+        arguments = {k: v for k, v in request.items() if k not in ("schema", "id", "op")}
+        answer = _answer(runner, str(request.get("op")), arguments)
+        connection.send({"id": current["id"], **answer})
+        if request.get("op") == "close":
+            break
+    stop.set()
+
+
+def _answer(runner: Runner, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"ok": True, "result": runner.run(operation, arguments)}
+    except EngineError as error:
+        smallest = error.smallest_bytes if isinstance(error, InfeasibleError) else None
+        return _failure(error, error.failure, error.exit_code, smallest)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _failure(error, "out_of_memory", 1, None)
+    except Exception as error:  # noqa: BLE001 (the trial boundary: a failed trial is data)
+        traceback.print_exc()
+        return _failure(error, "crash", 1, None)
+
+
+def _failure(
+    error: BaseException, failure: FailureClass, exit_code: int, smallest: int | None
+) -> dict[str, Any]:
+    return {
+        "ok": False,
+        "error": {
+            "class": failure,
+            "type": type(error).__name__,
+            "message": str(error) or type(error).__name__,
+            "exit_code": exit_code,
+            "smallest_bytes": smallest,
+        },
+    }
+
+
+def _beat(connection: Connection, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        connection.send({"event": "heartbeat", "rss_bytes": process_memory.resident_bytes()})

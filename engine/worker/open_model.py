@@ -1,0 +1,62 @@
+"""From a model's name to an open engine, and what the tuner is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.device.registry import open_device
+from engine.facts.machine import probe
+from engine.model.hub import locate
+from engine.model.loader import check_description
+from engine.run.engine import Engine
+
+
+@dataclass(frozen=True)
+class Opened:
+    """runtime_bytes: what the process holds besides a model."""
+
+    engine: Engine
+    runtime_bytes: int
+
+    def to_json(self, cache_folder: Path) -> dict[str, Any]:
+        """The answer to `open`."""
+        return {
+            "facts": self.engine.facts.to_json(),
+            "hardware": probe(cache_folder).to_json(),
+            "runtime_bytes": self.runtime_bytes,
+            "device": self.engine.device.name,
+        }
+
+
+def open_engine(
+    model: str,
+    device: str,
+    cache_folder: Path,
+    *,
+    trust_remote_code: bool,
+    revision: str | None,
+    settle: Callable[[], int],
+) -> Opened:
+    """Load a model's dense part; its experts stay on disk. A hub id is fetched first.
+
+    settle: brings the process to its baseline and says its bytes. Raises ModelError where this is
+    no model that can be run.
+    """
+    location = locate(
+        model,
+        revision,
+        check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
+    )
+    runtime_bytes = settle()
+    engine = Engine(
+        location.folder,
+        open_device(device),
+        cache_folder,
+        model_id=model,
+        revision=location.revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return Opened(engine, runtime_bytes)

@@ -1,0 +1,104 @@
+"""The accelerator's path (staging, copies, host tier) gives the same bits as the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.device.accelerator import AcceleratorDevice
+from engine.device.base import Device
+from engine.device.cpu import CpuDevice
+from engine.device.registry import open_device
+from engine.errors import InfeasibleError, UsageError
+from engine.run.engine import Engine
+from engine.run.micro_batch import MicroBatch
+from tests.fakes.staged_device import StagedDevice
+
+PROMPT = torch.arange(3, 30)[None]
+
+
+def logits(folder: Path, cache: Path, device: Device, **settings: object) -> torch.Tensor:
+    engine = Engine(folder, device, cache)
+    engine.configure(
+        EngineConfig().overlay(
+            {"cache.expert_bytes": "40%", "kv.max_tokens": 64, "prefill.chunk_tokens": 9} | settings
+        )
+    )
+    batch = MicroBatch(PROMPT)
+    rows = [engine.prefill([batch])[0]]
+    for token in (5, 9, 5):
+        batch.tokens = torch.tensor([[token]])
+        rows.append(engine.forward([batch], "decode")[0])
+    out = torch.cat(rows, dim=1).cpu().clone()
+    engine.close()
+    return out
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("host_bytes", [0, 100_000, 10**9])
+def test_staged_copies_and_the_host_tier_change_no_bit(
+    tiny_folder: Path, tmp_path: Path, bits: int, host_bytes: int
+) -> None:
+    common = {"precision.bits": bits, "kernel.name": "dequantize"}
+    expected = logits(tiny_folder, tmp_path, CpuDevice(), **common)
+    device = StagedDevice()
+    own = logits(tiny_folder, tmp_path, device, **common, **{"host.bytes": host_bytes})
+    assert torch.equal(own, expected)
+    assert device.copied_bytes > 0
+
+
+def test_a_host_tier_that_holds_all_is_read_from_memory_the_second_time(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    from engine.experts.tiers.host import HostTier
+
+    engine = Engine(tiny_folder, StagedDevice(), tmp_path)
+    engine.configure(
+        EngineConfig().overlay({"cache.eviction": "none", "host.bytes": 10**9, "kv.max_tokens": 64})
+    )
+    tier = engine.transfers.sources[16]
+    assert isinstance(tier, HostTier)
+    engine.prefill([MicroBatch(PROMPT)])
+    misses = tier.misses
+    engine.prefill([MicroBatch(PROMPT)])
+    assert tier.misses == misses
+    assert tier.hits > 0
+    engine.close()
+
+
+def test_host_bytes_beyond_the_ram_budget_do_not_fit(tiny_folder: Path, tmp_path: Path) -> None:
+    engine = Engine(tiny_folder, CpuDevice(), tmp_path)
+    with pytest.raises(InfeasibleError, match="--ram"):
+        engine.configure(EngineConfig().overlay({"host.bytes": "2GB", "budget.ram_bytes": "1GB"}))
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "nonsense", "xpu:7"])
+def test_a_device_that_is_not_here_is_refused_with_what_is(name: str) -> None:
+    if torch.accelerator.is_available() and name.startswith(
+        str(torch.accelerator.current_accelerator())
+    ):
+        pytest.skip("this machine has that device")
+    with pytest.raises(UsageError, match=r"no (such )?device|knows no device"):
+        open_device(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [16, 8, 4, 2])
+def test_an_accelerator_agrees_with_the_cpu(tiny_folder: Path, tmp_path: Path, bits: int) -> None:
+    current = torch.accelerator.current_accelerator()
+    assert current is not None, "this test needs an accelerator"
+    settings = {
+        "precision.bits": bits,
+        "compute.dtype": "float32",
+        "kernel.name": "dequantize",
+        "host.bytes": 50_000,
+        "prefetch.predictor": "next_gate",
+        "prefetch.depth": 1,
+    }
+    expected = logits(tiny_folder, tmp_path, CpuDevice(), **settings)
+    own = logits(tiny_folder, tmp_path, AcceleratorDevice(str(current)), **settings)
+    assert (own - expected).abs().max() <= 1e-3 * expected.abs().max()

@@ -1,0 +1,64 @@
+"""The crossover between the packed product and dequantizing: measured, kept, taken up, used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.device.cpu import CpuDevice
+from engine.experts.encoding.codec import (
+    MatrixView,
+    RecordFormat,
+    encode,
+    matrix_view,
+)
+from engine.experts.kernels.crossover import keep_crossover, known_crossover
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
+from engine.layout.record import (
+    Part,
+    record_layout,
+)
+from engine.profile import machine
+from engine.run.engine import Engine
+
+
+def test_a_config_takes_the_crossover_that_was_measured_here(engine: Engine) -> None:
+    quantized = EngineConfig().overlay({"precision.bits": 4})
+    resolved, _ = engine.configure(quantized)
+    assert resolved.kernel.crossover_tokens == known_crossover(engine.cache_folder)
+    assert resolved.kernel.crossover_tokens == CROSSOVER_TOKENS
+    keep_crossover(engine.cache_folder, 7)
+    resolved, _ = engine.configure(quantized)
+    assert resolved.kernel.crossover_tokens == 7
+    resolved, _ = engine.configure(quantized.overlay({"kernel.crossover_tokens": 3}))
+    assert resolved.kernel.crossover_tokens == 3
+
+
+def test_more_tokens_than_the_crossover_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("weight", (64, 64))
+    record = RecordFormat((part,), record_layout((part,), 8, 64), torch.bfloat16, "plain")
+    view = matrix_view(encode({"weight": torch.randn(64, 64)}, record), record, part)
+    multiply = Multiplier(8, 64, "plain", KernelSupport(("torch_int8",)), "auto", crossover=4)
+    dequantized: list[int] = []
+    plain = Multiplier.dequantized
+
+    def note(self: Multiplier, view: MatrixView) -> torch.Tensor:
+        dequantized.append(1)
+        return plain(self, view)
+
+    monkeypatch.setattr(Multiplier, "dequantized", note)
+    multiply(torch.randn(4, 64).bfloat16(), view)
+    assert not dequantized
+    multiply(torch.randn(5, 64).bfloat16(), view)
+    assert dequantized
+
+
+def test_the_profile_finds_where_the_faster_product_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([1.0, 2.0, 1.0, 2.0, 3.0, 2.0])  # packed, plain; at 1, 2 and 4 tokens
+    monkeypatch.setattr(machine, "_best", lambda run: next(times))
+    assert machine._crossover(CpuDevice(), KernelSupport(("torch_int4",))) == 2
+    assert machine._crossover(CpuDevice(), NO_KERNELS) is None

@@ -1,0 +1,166 @@
+"""Packs: torn ones are resumed or rebuilt and never read; corrupt records are found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config.settings import EngineConfig
+from engine.errors import EngineError, PackError, StorageError
+from engine.experts.encoding.codec import encode
+from engine.experts.kernels.registry import NO_KERNELS
+from engine.experts.tiers.disk import (
+    in_place_extents,
+    open_store,
+)
+from engine.experts.tiers.pack import (
+    ensure_pack,
+    list_packs,
+    open_pack,
+    pack_folder,
+)
+from engine.memory.plan import resolve
+from engine.run.engine import Engine
+from engine.run.micro_batch import MicroBatch
+from engine.types import ExpertId
+
+BITS = {"precision.bits": 4, "kernel.name": "dequantize"}
+
+
+class Interrupted(Exception):
+    """Stands for a kill in the middle of packing."""
+
+
+def make_record(engine: Engine):  # type: ignore[no-untyped-def]
+    config, _ = resolve(EngineConfig().overlay(BITS), engine.facts)
+    return engine.record_format(config, NO_KERNELS)
+
+
+@pytest.mark.parametrize("after", [1, 8, 9, 13, 23, 24])
+def test_a_torn_pack_is_never_read_and_is_finished_later(engine: Engine, after: int) -> None:
+    record, root = make_record(engine), engine.cache_folder
+    calls = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if done == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        ensure_pack(root, engine.model, record, progress=stop)
+    folder = pack_folder(root, engine.model, record)
+    assert open_pack(folder, engine.model, record) is None
+    packed: list[int] = []
+    pack = ensure_pack(root, engine.model, record, progress=lambda done, _: packed.append(done))
+    assert packed[0] == (after - 1) // 8 * 8 + 1, "whole layers are kept, the torn one is redone"
+    check_records(engine, pack.records, record)
+
+
+def test_damage_in_a_torn_pack_is_noticed_and_redone(engine: Engine) -> None:
+    record, root = make_record(engine), engine.cache_folder
+
+    def stop(done: int, total: int) -> None:
+        if done == 20:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        ensure_pack(root, engine.model, record, progress=stop)
+    partial = pack_folder(root, engine.model, record) / "records.partial"
+    data = bytearray(partial.read_bytes())
+    data[record.size_bytes * 10] ^= 255
+    partial.write_bytes(bytes(data))
+    pack = ensure_pack(root, engine.model, record)
+    check_records(engine, pack.records, record)
+
+
+def check_records(engine: Engine, path: Path, record) -> None:  # type: ignore[no-untyped-def]
+    data = path.read_bytes()
+    for number, expert in enumerate(ExpertId(layer, i) for layer in range(3) for i in range(8)):
+        expected = encode(engine.model.read_expert(expert), record).numpy().tobytes()
+        assert data[number * record.size_bytes :][: record.size_bytes] == expected
+
+
+def test_a_corrupt_record_stops_the_run_and_says_what_to_do(engine: Engine) -> None:
+    config = EngineConfig().overlay({**BITS, "kv.max_tokens": 32})
+    engine.configure(config)
+    records = engine.store.files[0]
+    engine.release()
+    data = bytearray(records.read_bytes())
+    for number in range(24):
+        data[number * (len(data) // 24) + 5] ^= 255
+    records.write_bytes(bytes(data))
+    engine.configure(config)
+    with pytest.raises(PackError, match="corrupt: remove the pack"):
+        engine.prefill([MicroBatch(torch.arange(3, 13)[None])])
+    with pytest.raises(EngineError, match="call configure first"):
+        engine.forward([MicroBatch(torch.tensor([[3]]))], "decode")
+    shutil.rmtree(records.parent)
+    engine.configure(config)
+    engine.prefill([MicroBatch(torch.arange(3, 13)[None])])
+
+
+def test_a_pack_of_something_else_is_not_taken(engine: Engine) -> None:
+    record, root = make_record(engine), engine.cache_folder
+    pack = ensure_pack(root, engine.model, record)
+    manifest = pack.folder / "manifest.json"
+    changed = json.loads(manifest.read_text())
+    changed["identity"]["model"] = "another"
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(PackError, match="another model"):
+        open_pack(pack.folder, engine.model, record)
+    manifest.write_text("{")
+    with pytest.raises(PackError, match="damaged"):
+        open_pack(pack.folder, engine.model, record)
+
+
+def test_packs_of_differently_chosen_scales_are_two(engine: Engine) -> None:
+    fitted = make_record(engine)
+    plain = replace(fitted, optimize="none")
+    assert fitted.optimize == "weighted_squares"
+    folders = {pack_folder(engine.cache_folder, engine.model, one) for one in (fitted, plain)}
+    assert len(folders) == 2
+    pack = ensure_pack(engine.cache_folder, engine.model, plain)
+    with pytest.raises(PackError, match="another model or format"):
+        open_pack(pack.folder, engine.model, fitted)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match="are free: make room"):
+        ensure_pack(engine.cache_folder, engine.model, make_record(engine))
+    assert not any(row["complete"] for row in list_packs(engine.cache_folder))
+
+
+def test_a_pack_over_the_disk_budget_is_refused(engine: Engine) -> None:
+    with pytest.raises(StorageError, match="raise --disk"):
+        ensure_pack(engine.cache_folder, engine.model, make_record(engine), disk_budget_bytes=1000)
+
+
+def test_16_bit_experts_are_read_in_place(engine: Engine) -> None:
+    config, _ = resolve(EngineConfig(), engine.facts)
+    record = engine.record_format(config, NO_KERNELS)
+    assert in_place_extents(engine.model, record) is not None
+    store = open_store(engine.model, record, engine.cache_folder, "auto")
+    expert = ExpertId(1, 5)
+    data = bytearray(record.size_bytes)
+    for piece in store.chunks(expert, 4096):
+        end = piece.record_offset + piece.size_bytes
+        scratch = memoryview(bytearray(store.scratch_bytes()))
+        if store.direct:  # O_DIRECT needs page-aligned scratch
+            from engine.device.pages import allocate_pages, bytes_view
+
+            scratch = bytes_view(allocate_pages(store.scratch_bytes()))
+        store.read(expert, piece, memoryview(data)[piece.record_offset : end], scratch)
+    assert bytes(data) == encode(engine.model.read_expert(expert), record).numpy().tobytes()
+    assert store.in_place
+    store.close()

@@ -1,0 +1,362 @@
+"""The HTTP side, spoken to by OpenAI's own client and by plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.run.engine import Engine
+from engine.run.generate import encode_prompt, generate
+from engine.run.sampling import SamplingOptions
+from engine.serve.openai.middleware import MOST_BODY_BYTES
+from tests.engine.serve.made import MODEL, ROOM, Running, eventually, serving
+
+PROMPT = "The engine reads"
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[OpenAI]:
+    with server.client as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def web(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as opened:
+        yield opened
+
+
+def post(web: httpx.Client, route: str = "completions", **fields: Any) -> httpx.Response:
+    own = {"prompt": PROMPT} if route == "completions" else {"messages": [{"role": "user",
+           "content": PROMPT}]}  # fmt: skip
+    return web.post(f"/v1/{route}", json={"model": MODEL, **own, **fields})
+
+
+def expected(engine: Engine, tokenizer: Any, tokens: int, chat: bool = False) -> str:
+    ids = encode_prompt(tokenizer, PROMPT, chat=chat)
+    return generate(engine, tokenizer, ids, max_tokens=tokens, sampling=SamplingOptions()).text
+
+
+@pytest.fixture(scope="module")
+def texts(engine: Engine, tokenizer: Any) -> tuple[str, str]:
+    """What the model says behind PROMPT, raw and as an answer, before any server runs."""
+    return expected(engine, tokenizer, 12), expected(engine, tokenizer, 12, chat=True)
+
+
+def test_a_completion_is_the_engines_text(texts: tuple[str, str], client: OpenAI) -> None:
+    found = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0)
+    assert found.choices[0].text == texts[0]
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 12
+    assert found.usage.total_tokens == found.usage.prompt_tokens + 12
+
+
+def test_a_chat_is_the_engines_text(texts: tuple[str, str], client: OpenAI) -> None:
+    found = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": PROMPT}],
+        max_tokens=12,
+        temperature=0,
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
+    assert found.choices[0].message.content == texts[1]
+    assert found.choices[0].message.role == "assistant"
+
+
+def test_a_streamed_completion_is_the_whole_one_in_pieces(
+    texts: tuple[str, str], client: OpenAI
+) -> None:
+    stream = client.completions.create(
+        model=MODEL,
+        prompt=PROMPT,
+        max_tokens=12,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0].text for chunk in chunks[:-1]]
+    assert "".join(pieces) == texts[0]
+    assert len(pieces) > 1
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
+    assert reasons == [None] * (len(pieces) - 1) + ["length"]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 12
+
+
+def test_a_streamed_chat_has_a_role_pieces_a_reason_and_an_end(
+    texts: tuple[str, str], web: httpx.Client
+) -> None:
+    answer = post(web, "chat/completions", max_tokens=12, temperature=0, stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = answer.text.strip().split("\n\n")
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert all("role" not in delta for delta in deltas[1:])
+    assert "".join(delta.get("content", "") for delta in deltas) == texts[1]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_a_stop_string_is_never_sent_whole_or_streamed(
+    texts: tuple[str, str], client: OpenAI
+) -> None:
+    word = texts[0][2:4]
+    before = texts[0][: texts[0].index(word)]
+    asked: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**asked, stop=[word, "never"])
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (before, "stop")
+    streamed = list(client.completions.create(**asked, stop=word, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in streamed) == before
+    assert streamed[-1].choices[0].finish_reason == "stop"
+
+
+def test_choices_and_prompts_are_numbered_and_counted_once(client: OpenAI) -> None:
+    found = client.completions.create(
+        model=MODEL, prompt=[PROMPT, "A router"], n=2, max_tokens=3, seed=1
+    )
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    assert found.choices[0].text != found.choices[1].text
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 12
+    one = client.completions.create(model=MODEL, prompt=[PROMPT, "A router"], max_tokens=1)
+    assert one.usage is not None
+    assert found.usage.prompt_tokens == one.usage.prompt_tokens
+
+
+def test_a_seed_repeats(client: OpenAI) -> None:
+    def text(seed: int) -> str:
+        found = client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=8, temperature=1.5, seed=seed
+        )
+        return found.choices[0].text
+
+    assert text(3) == text(3) != text(4)
+
+
+def test_logprobs_of_a_chat(client: OpenAI) -> None:
+    found = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": PROMPT}],
+        max_tokens=3,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert found.choices[0].logprobs is not None
+    content = found.choices[0].logprobs.content or []
+    assert len(content) == 3
+    for one in content:
+        assert [one.token, one.logprob] == [one.top_logprobs[0].token, one.top_logprobs[0].logprob]
+        assert len(one.top_logprobs) == 2
+
+
+def test_logprobs_of_a_completion_stand_side_by_side(client: OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "prompt": PROMPT, "max_tokens": 3, "temperature": 0, "logprobs": 2,
+    }  # fmt: skip
+    found = client.completions.create(**asked).choices[0].logprobs
+    assert found is not None
+    assert [len(found.tokens or []), len(found.token_logprobs or [])] == [3, 3]
+    assert (found.text_offset or [])[0] == 0
+    streamed = list(client.completions.create(**asked, stream=True))
+    pieces = [chunk.choices[0].logprobs for chunk in streamed]
+    together = [value for piece in pieces if piece for value in piece.token_logprobs or []]
+    assert together == found.token_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "kind", "code", "says"),
+    [
+        ({"model": "other"}, 404, "not_found_error", "model_not_found", "it serves 'tiny'"),
+        ({"prompt": [5] * ROOM}, 400, "invalid_request_error", "context_length_exceeded",
+         "kv.max_tokens"),
+        ({"max_tokens": ROOM + 1}, 400, "invalid_request_error", "context_length_exceeded",
+         "room for 256"),
+        ({"tools": []}, 400, "invalid_request_error", None, "does not know the parameter 'tools'"),
+        ({"temperature": 9}, 400, "invalid_request_error", None, "temperature"),
+    ],
+)  # fmt: skip
+def test_errors_have_openais_shape(
+    web: httpx.Client, fields: Any, status: int, kind: str, code: str | None, says: str
+) -> None:
+    answer = post(web, **fields)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == (kind, code)
+    assert says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_openais_client_reads_errors_as_its_own(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"kv\.max_tokens") as raised:
+        client.completions.create(model=MODEL, prompt=[5] * ROOM)
+    assert raised.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt="a")
+
+
+def test_only_the_routes_of_the_contract_are_there(server: Running, web: httpx.Client) -> None:
+    document = web.get("/openapi.json").json()
+    assert {(path, *methods) for path, methods in document["paths"].items()} == {
+        ("/v1/models", "get"),
+        ("/v1/completions", "post"),
+        ("/v1/chat/completions", "post"),
+        ("/healthz", "get"),
+        ("/metrics", "get"),
+    }
+    for path in ("/", "/docs", "/redoc", "/v1", "/v1/models/tiny", "/v1/embeddings"):
+        answer = web.get(path)
+        assert (answer.status_code, "error" in answer.json()) == (404, True)
+    refused = web.get("/v1/completions")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+def test_models_names_the_model_and_its_room(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == MODEL
+    assert model.model_extra is not None
+    assert model.model_extra["max_model_len"] == ROOM
+
+
+def test_what_is_no_json_and_what_is_too_large_is_refused(web: httpx.Client) -> None:
+    torn = web.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
+    assert (torn.status_code, torn.json()["error"]["message"]) == (
+        400,
+        "the body is not valid JSON",
+    )
+    large = post(web, prompt="a" * MOST_BODY_BYTES)
+    assert (large.status_code, large.json()["error"]["type"]) == (413, "invalid_request_error")
+
+
+@pytest.fixture
+def slow_forward(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer takes long enough that its client can hang up before it is there."""
+    forward = engine.forward
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.02)
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(engine, "forward", slow)
+
+
+@pytest.mark.usefixtures("slow_forward")
+def test_a_client_that_hangs_up_ends_its_stream(server: Running, client: OpenAI) -> None:
+    before = server.meters.totals.cancelled
+    stream = client.completions.create(
+        model=MODEL, prompt="a", max_tokens=ROOM - 1, stream=True, temperature=0
+    )
+    next(iter(stream))
+    stream.close()
+    eventually(lambda: server.meters.totals.cancelled == before + 1)
+    eventually(lambda: server.loop.running == 0)
+
+
+@pytest.mark.usefixtures("slow_forward")
+def test_a_client_that_hangs_up_ends_its_whole_answer_too(server: Running) -> None:
+    before = server.meters.totals.cancelled
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.3) as own:
+        post(own, max_tokens=ROOM - 20)
+    eventually(lambda: server.meters.totals.cancelled == before + 1)
+    eventually(lambda: server.loop.running == 0)
+
+
+def test_a_full_queue_answers_429_and_says_when_to_come_again(
+    engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, forward = threading.Event(), engine.forward
+
+    def waiting(*arguments: Any, **named: Any) -> Any:
+        assert gate.wait(60)
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(engine, "forward", waiting)
+    with (
+        serving(engine, tokenizer, queue=1) as small,
+        httpx.Client(base_url=small.url, timeout=60) as own,
+    ):
+        answers: list[httpx.Response] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(post(own, max_tokens=2)))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: small.loop.running + small.loop.waiting == 4)
+        refused = post(own)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        gate.set()
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status_code for answer in answers] == [200] * 4
+        metrics = own.get("/metrics").text
+    assert 'expertune_requests_total{code="429",route="/v1/completions"} 1.0' in metrics
+
+
+def test_a_failed_engine_is_an_error_in_the_stream_and_in_health(
+    engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with serving(engine, tokenizer) as own, monkeypatch.context() as patch:
+        patch.setattr(engine, "forward", failing)
+        patch.setattr(engine, "configure", failing)
+        with pytest.raises(openai.APIError, match="the engine failed: MemoryError"):
+            list(own.client.completions.create(model=MODEL, prompt="a", stream=True))
+        eventually(lambda: bool(own.failures))
+        health = httpx.get(f"{own.url}/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        with pytest.raises(openai.InternalServerError, match="cannot be configured again"):
+            own.client.completions.create(model=MODEL, prompt="a")
+
+
+def test_metrics_are_prometheus_text_with_what_the_contract_names(
+    web: httpx.Client, client: OpenAI
+) -> None:
+    client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=3)
+    answer = web.get("/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert set(families) >= {
+        "expertune_requests",
+        "expertune_sequences",
+        "expertune_tokens",
+        "expertune_ttft_seconds",
+        "expertune_tpot_seconds",
+        "expertune_expert_lookups",
+        "expertune_expert_hit_rate",
+        "expertune_queue_length",
+        "expertune_running",
+    }
+    rates = {s.labels["phase"]: s.value for s in families["expertune_expert_hit_rate"].samples}
+    assert 0 < rates["decode"] <= 1
+    assert web.get("/healthz").json() == {"status": "ok", "running": 0, "waiting": 0}
+
+
+def test_no_secret_and_no_text_is_logged(
+    server: Running, client: OpenAI, web: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("httpx", "openai", "httpcore"):
+        caplog.set_level(logging.CRITICAL, name)
+    client.completions.create(model=MODEL, prompt="my private text", max_tokens=2)
+    post(web, prompt="my private text", temperature=9)
+    post(web, prompt={"my private text": 1})
+    web.get("/nothing", headers={"authorization": "Bearer sk-secret-key"})
+    assert "sk-secret-key" not in caplog.text
+    assert "private" not in caplog.text

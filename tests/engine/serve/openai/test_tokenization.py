@@ -1,0 +1,163 @@
+"""From requests to sequences: templates, token ids, room, sampling."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.serve.openai.errors import ApiError
+from engine.serve.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+)
+from engine.serve.openai.tokenization import (
+    PromptReader,
+    Served,
+)
+
+SERVED = Served("tiny", room_tokens=32, vocabulary=300, created=1)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no answers') }}"
+    "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}off{% endif %}"
+)
+
+
+@pytest.fixture
+def reader(tokenizer: Any) -> PromptReader:
+    return PromptReader(SERVED, copy.deepcopy(tokenizer))
+
+
+@pytest.fixture
+def templated(tokenizer: Any) -> PromptReader:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = TEMPLATE
+    return PromptReader(SERVED, own)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return CompletionRequest.model_validate({"model": "tiny", "prompt": "a", **fields})
+
+
+def chat(content: Any = "a", role: str = "user", **fields: Any) -> ChatRequest:
+    messages = [{"role": role, "content": content}]
+    return ChatRequest.model_validate({"model": "tiny", "messages": messages, **fields})
+
+
+def test_the_models_own_template_and_its_thinking_switch_are_used(
+    templated: PromptReader, tokenizer: Any
+) -> None:
+    def text(request: ChatRequest) -> str:
+        return str(tokenizer.decode(templated.chat(request)[0].prompt))
+
+    assert text(chat("a")) == "user: a\n"
+    assert text(chat("a", chat_template_kwargs={"enable_thinking": True})) == "user: a\n"
+    assert text(chat("a", chat_template_kwargs={"enable_thinking": False})) == "user: a\noff"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert text(chat(parts, role="developer")) == "system: ab\n"
+
+
+def test_a_template_that_refuses_is_the_clients_error(
+    templated: PromptReader, tokenizer: Any
+) -> None:
+    with pytest.raises(ApiError, match="refuses this: no answers") as raised:
+        templated.chat(chat("a", role="assistant"))
+    assert raised.value.status == 400
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ApiError, match="no chat template: use /v1/completions"):
+        PromptReader(SERVED, tokenizer).chat(chat())
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "messages", "tools"])
+def test_template_variables_cannot_take_over_the_template(name: str) -> None:
+    with pytest.raises(ValidationError, match="cannot be set by a client"):
+        chat(chat_template_kwargs={name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", [["ab"]]),
+        ("", [["<s>"]]),
+        (["ab", "b"], [["ab"], ["b"]]),
+    ],
+)
+def test_texts_become_ids_and_an_empty_one_the_token_that_begins_a_text(
+    reader: PromptReader, tokenizer: Any, prompt: Any, expected: list[list[str]]
+) -> None:
+    found = reader.completion(completion(prompt=prompt))
+    assert [[tokenizer.decode(one.prompt)] for one in found] == expected
+
+
+def test_token_ids_are_taken_as_they_are_if_the_model_has_them(reader: PromptReader) -> None:
+    assert reader.completion(completion(prompt=[5, 6]))[0].prompt == (5, 6)
+    found = reader.completion(completion(prompt=[[5, 6], [7]]))
+    assert [one.prompt for one in found] == [(5, 6), (7,)]
+    with pytest.raises(ApiError, match="lies below 300"):
+        reader.completion(completion(prompt=[[5], [300]]))
+
+
+def test_what_is_beyond_the_room_is_refused_with_openais_code(reader: PromptReader) -> None:
+    for request in (
+        completion(prompt=[5] * 32),
+        completion(prompt=[5], max_tokens=33),
+    ):
+        with pytest.raises(ApiError, match=r"room for 32 tokens .* \(kv\.max_tokens\)") as raised:
+            reader.completion(request)
+        assert raised.value.status == 400
+        assert raised.value.problem.code == "context_length_exceeded"
+
+
+def test_an_answer_gets_the_room_that_the_prompt_leaves(reader: PromptReader) -> None:
+    assert reader.completion(completion(prompt=[5] * 4))[0].max_tokens == 16
+    assert reader.completion(completion(prompt=[5] * 31))[0].max_tokens == 1
+    assert reader.completion(completion(prompt=[5] * 4, max_tokens=32))[0].max_tokens == 28
+    (one,) = reader.chat(chat("a"))
+    assert one.max_tokens == 32 - len(one.prompt)
+    assert reader.chat(chat("a", max_tokens=9, max_completion_tokens=3))[0].max_tokens == 3
+
+
+def test_choices_have_seeds_of_their_own(reader: PromptReader) -> None:
+    found = reader.completion(completion(prompt=["a", "b"], n=2, seed=5))
+    assert [one.sampling.seed for one in found] == [5, 6, 5, 6]
+    large = reader.completion(completion(seed=10.0**30))[0].sampling.seed
+    assert 0 <= large < 2**63
+    unseeded = {reader.completion(completion())[0].sampling.seed for _ in range(5)}
+    assert len(unseeded) == 5
+
+
+def test_sampling_and_stop_are_openais(reader: PromptReader) -> None:
+    plain = reader.completion(completion())[0]
+    assert (plain.sampling.temperature, plain.sampling.top_p, plain.stop) == (1.0, 1.0, ())
+    found = reader.completion(completion(stop="x", top_p=0, temperature=0, logprobs=2))[0]
+    assert 0 < found.sampling.top_p < 1e-3
+    assert (found.sampling.temperature, found.stop, found.logprobs) == (0, ("x",), 2)
+    assert reader.chat(chat())[0].logprobs is None
+    assert reader.chat(chat(logprobs=True))[0].logprobs == 0
+    assert reader.chat(chat(logprobs=True, top_logprobs=4))[0].logprobs == 4
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"max_tokens": "5"},
+        {"max_tokens": 0},
+        {"temperature": 3},
+        {"temperature": float("nan")},
+        {"frequency_penalty": 0.5},
+        {"stop": ["a"] * 5},
+        {"stop": ""},
+        {"n": 9},
+        {"seed": 1.5},
+        {"prompt": []},
+        {"prompt": ["a"] * 9},
+    ],
+)
+def test_what_is_not_known_or_out_of_range_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        completion(**fields)

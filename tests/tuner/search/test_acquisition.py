@@ -1,0 +1,133 @@
+"""The search over a made-up machine: what it proposes, and when it ends."""
+
+import math
+
+import numpy as np
+import pytest
+
+from engine.contract.messages import Workload
+from tests.fakes.fake_engine import BITS_PER_BYTE, facts_of
+from tests.fakes.study import BUDGET_BYTES
+from tuner.definition.study import (
+    Constraints,
+    StudyDefinition,
+)
+from tuner.pareto import dominance
+from tuner.search.acquisition import (
+    WORTH,
+    Measured,
+    Proposal,
+    Proposer,
+)
+from tuner.search.candidates import Candidates
+from tuner.search.space import build_space
+
+OBJECTIVES = ("output_tps", "tpot_ms", "quality")
+SIGNS = [1, -1, 1]
+WORK = Workload("w", ("a", "b", "c", "d"), prompt_tokens=8, output_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def candidates() -> Candidates:
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": BUDGET_BYTES}}
+    )
+    return Candidates(build_space(definition, facts_of("m"), WORK))
+
+
+def truth(candidates: Candidates, index: int) -> tuple[float, float, float]:
+    item = candidates.items[index]
+    width, together = item.config.precision.bits / 16, item.config.batch.count
+    depth = 0.9 if item.config.prefetch.depth == 1 else 1.0
+    step_ms = (2 + 4 * width + 30 * width * (1 - item.share) ** 1.3 * depth) * together**0.4
+    quality = BITS_PER_BYTE[16] / BITS_PER_BYTE[item.config.precision.bits]
+    return 1000 * together / step_ms, step_ms, quality
+
+
+def run(candidates: Candidates, index: int) -> Measured:
+    tps, step_ms, quality = truth(candidates, index)
+    speeds = {"output_tps": tps, "tpot_ms": step_ms, "ttft_ms": 20 * step_ms}
+    return Measured(index, speeds, dict.fromkeys(speeds, 0.01), quality, True)
+
+
+def hypervolume(candidates: Candidates, indices: list[int]) -> float:
+    every = [truth(candidates, i) for i in range(len(candidates))]
+    reference = [s * min(s * p[k] for p in every) for k, s in enumerate(SIGNS)]
+    return dominance.hypervolume([truth(candidates, i) for i in indices], reference, SIGNS)
+
+
+def searched(candidates: Candidates, proposer: Proposer, trials: int) -> list[int]:
+    default = candidates.index_of(candidates.space.default())
+    assert default is not None
+    measured = [run(candidates, default)]
+    while len(measured) < trials:
+        proposal = proposer.propose(measured)
+        if proposal is None:
+            break
+        measured.append(run(candidates, proposal.index))
+    return [one.index for one in measured]
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_with_predictions_a_handful_of_trials_holds_the_front(candidates: Candidates, bias: float):
+    wrong = [bias * (1 - item.config.precision.bits / 16) for item in candidates.items]
+    every = [truth(candidates, i) for i in range(len(candidates))]
+    logs = {
+        "output_tps": np.log([p[0] for p in every]) - np.array(wrong),
+        "tpot_ms": np.log([p[1] for p in every]) + np.array(wrong),
+        "ttft_ms": np.log([20 * p[1] for p in every]) + np.array(wrong),
+    }
+    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints(), logs), 14)
+    whole = hypervolume(candidates, list(range(len(candidates))))
+    assert hypervolume(candidates, found) > 0.97 * whole
+
+
+def test_without_predictions_it_beats_drawing_at_random(candidates: Candidates):
+    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints()), 20)
+    dice = np.random.default_rng(1)
+    drawn = [
+        hypervolume(candidates, dice.choice(len(candidates), 20, replace=False).tolist())
+        for _ in range(20)
+    ]
+    assert hypervolume(candidates, found) > np.median(drawn)
+
+
+def test_it_ends_when_nothing_promises_enough(candidates: Candidates):
+    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints()), len(candidates))
+    assert len(found) < len(candidates)
+    whole = hypervolume(candidates, list(range(len(candidates))))
+    assert hypervolume(candidates, found) > 0.95 * whole
+
+
+def test_a_limit_keeps_it_away_from_what_breaks_it(candidates: Candidates):
+    limits = Constraints(min_quality=0.95)
+    found = searched(candidates, Proposer(candidates, OBJECTIVES, limits), 12)
+    coarse = [i for i in found if candidates.items[i].config.precision.bits == 2]
+    assert len(coarse) <= 1  # one shows that it breaks the limit, or none is tried
+
+
+def test_what_runs_elsewhere_is_not_proposed_again(candidates: Candidates):
+    proposer = Proposer(candidates, OBJECTIVES, Constraints())
+    default = candidates.index_of(candidates.space.default())
+    assert default is not None
+    measured = [run(candidates, default)]
+    first = proposer.propose(measured)
+    assert first is not None
+    second = proposer.propose(measured, taken=[first.index])
+    assert second is not None
+    assert second.index not in (first.index, default)
+
+
+def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
+    assert len({item.config.digest() for item in candidates.items}) == len(candidates)
+    for item in candidates.items:
+        assert candidates.index_of(item.point) is not None
+        assert math.isfinite(item.share)
+
+
+def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
+    """The best a second may promise too little; the study goes on for what promises enough."""
+    proposer = Proposer(candidates, OBJECTIVES, Constraints())
+    cheap, dear = Proposal(0, 0.9 * WORTH, 2.0), Proposal(1, 5 * WORTH, 20.0)
+    proposer.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
+    assert proposer.propose([]) == dear

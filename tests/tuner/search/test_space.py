@@ -1,0 +1,154 @@
+"""The search space: which choices there are, and what is said before anything runs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    ModelFacts,
+    Workload,
+)
+from engine.errors import InfeasibleError
+from engine.layout.prequantized import PublishedFormat
+from engine.precision.allocate import (
+    save_sensitivities,
+    sensitivities_path,
+)
+from tests.fakes.fake_engine import facts_of
+from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
+from tuner.definition.study import StudyDefinition
+from tuner.errors import DefinitionError, InfeasibleStudyError
+from tuner.folders import cache_folder
+from tuner.search.space import (
+    SearchSpace,
+    build_space,
+)
+
+WORK = Workload("w", ("a", "b"), sequences=4)
+
+
+def space_of(
+    facts: ModelFacts | None = None, vram_bytes: int = BUDGET_BYTES, **fields: Any
+) -> SearchSpace:
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": vram_bytes}, **fields}
+    )
+    return build_space(definition, facts or facts_of("m"), WORK)
+
+
+def choices(space: SearchSpace) -> dict[str, tuple[Any, ...]]:
+    return {parameter.name: parameter.choices for parameter in space.parameters}
+
+
+def test_searches_the_four_settings_by_default():
+    found = choices(space_of())
+    assert list(found) == [
+        "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count",
+    ]  # fmt: skip
+    assert found["precision.bits"] == (16, 8, 4, 2)
+    assert "auto" in found["cache.expert_bytes"]
+
+
+def test_a_quantized_checkpoint_is_searched_as_published_too():
+    facts = replace(facts_of("m"), published=PublishedFormat("fp8", 128, 128))
+    space = space_of(facts)
+    assert choices(space)["precision.bits"] == ("native", 16, 8, 4, 2)
+    config, _ = space.resolve({**space.default(), "precision.bits": "native"})
+    assert (config.precision.bits, config.precision.native) == (8, True)
+
+
+def test_a_share_of_keys_and_values_can_be_searched_where_layers_are_plain():
+    space = {"kv.keep_ratio": [1.0, 0.5]}
+    found = space_of(vram_bytes=BUDGET_BYTES + 10**7, space=space)
+    assert choices(found)["kv.keep_ratio"] == (1.0, 0.5)
+    config, memory = found.resolve({**found.default(), "kv.keep_ratio": 0.5})
+    assert config.kv.keep_ratio == 0.5
+    assert memory.kv_bytes < found.resolve(found.default())[1].kv_bytes
+    none_plain = replace(facts_of("m"), kv_plain_layers=0)
+    assert choices(space_of(none_plain, space=space))["kv.keep_ratio"] == (1.0,)
+
+
+def test_choices_that_never_fit_are_left_out():
+    found = choices(space_of(vram_bytes=TIGHT_BYTES))
+    assert 16 not in found["precision.bits"]
+    assert 4 not in found["batch.count"]
+
+
+def test_nothing_fits_names_the_smallest_budget_and_that_budget_works():
+    with pytest.raises(InfeasibleStudyError) as caught:
+        space_of(vram_bytes=1_000_000)
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    assert space_of(vram_bytes=smallest).size > 0
+    with pytest.raises(InfeasibleStudyError):
+        space_of(vram_bytes=smallest - 1)
+
+
+def test_depth_and_predictor_are_one_decision():
+    space = space_of()
+    point = space.default()
+    assert space.config({**point, "prefetch.depth": 0}).prefetch.predictor == "none"
+    assert space.config({**point, "prefetch.depth": 2}).prefetch.predictor == "next_gate"
+
+
+def test_a_model_without_next_gate_searches_no_depth():
+    facts = facts_of("m")
+    blind = ModelFacts.from_json({**facts.to_json(), "predictors": ["none"]})
+    assert choices(space_of(blind))["prefetch.depth"] == (0,)
+
+
+def test_the_default_is_all_that_fits_at_the_most_bits_that_fit():
+    assert space_of().default() == {
+        "cache.expert_bytes": "auto", "prefetch.depth": 0, "precision.bits": 16, "batch.count": 1,
+    }  # fmt: skip
+    assert space_of(vram_bytes=TIGHT_BYTES).default()["precision.bits"] == 8
+
+
+@pytest.mark.parametrize("budget", [None, TIGHT_BYTES])
+def test_the_default_among_given_cache_sizes_is_the_largest_that_fits(budget: int | None):
+    sizes = ["25%", "12.5%", "100%", "50%"]
+    options = {} if budget is None else {"vram_bytes": budget}
+    space = space_of(space={"cache.expert_bytes": sizes}, **options)
+    point = space.default()
+    fitting = [s for s in sizes if space.fits({**point, "cache.expert_bytes": s})]
+    assert point["cache.expert_bytes"] == max(fitting, key=lambda s: float(s[:-1]))
+
+
+def test_the_definition_fixes_and_adds_settings():
+    found = choices(space_of(engine={"precision.bits": 4}, space={"io.threads": [1, 2]}))
+    assert "precision.bits" not in found
+    assert found["io.threads"] == (1, 2)
+
+
+def test_a_workload_longer_than_the_model_is_refused():
+    with pytest.raises(DefinitionError, match="2048"):
+        build_space(
+            StudyDefinition(model="m"), facts_of("m"), Workload("w", ("a",), prompt_tokens=5000)
+        )
+
+
+def test_a_plan_leaves_no_bits_to_search():
+    rows = ["4"] * facts_of("m").moe_layers
+    engine = {"precision.scheme": "by_layer", "precision.options.table": rows}
+    assert "precision.bits" in choices(space_of())
+    assert "precision.bits" not in choices(space_of(engine=engine))
+
+
+def test_a_planned_precision_gets_its_table_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    facts = facts_of("m")
+    planned = {"precision.scheme": "by_sensitivity", "precision.options.average_bits": 3}
+    space = SearchSpace((), EngineConfig().overlay(planned), facts)
+    with pytest.raises(InfeasibleError, match="--sensitivity"):
+        space.resolve({})
+    path = sensitivities_path(cache_folder(), facts, EngineConfig())
+    losses = [{4: 0.1, 2: 1.0 + layer} for layer in range(facts.moe_layers)]
+    save_sensitivities(path, losses)
+    resolved, _ = space.resolve({})
+    half = facts.moe_layers // 2
+    assert resolved.precision.options["table"] == ["2"] * half + ["4"] * half

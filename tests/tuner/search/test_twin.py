@@ -1,0 +1,125 @@
+"""The twin in a study: predictions beside measurements, corrections, confirmation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.contract.messages import MachineProfile
+from engine.facts.estimated_timings import (
+    _read_speed,
+    profiled_timings,
+)
+from engine.facts.timings import corrected
+from tests.fakes.fake_engine import facts_of
+from tests.tuner.conftest import Tune
+from tuner.deployment.document import (
+    MeasuredMetric,
+    load_deployment,
+)
+
+TOKENS = (1, 4, 16, 64, 256)
+PROFILE = MachineProfile(
+    {"65536": 5e8, "1048576": 2e9},
+    8e9,
+    None,
+    {
+        f"{bits}/{n}": 0.1 * n**0.5 * bits / 16
+        for bits in (16, 8, 4, 3, 2)
+        for n in (1, 4, 16, 64, 256)
+    },
+)
+
+
+@pytest.fixture
+def shown(tune: Tune, folder: Path) -> dict:
+    done = tune("--definition", "study.yaml", "--trials", "8", "--json")
+    assert done.code == 0, done.err
+    return tune("show", "small", "--json").document
+
+
+def test_a_study_keeps_what_was_predicted_and_what_it_spent(shown: dict, folder: Path):
+    first, *others = shown["trials"]
+    assert (first["origin"], first["predicted"]) == ("default", {})
+    for trial in others:
+        assert trial["predicted"]["output_tps"] > 0
+        assert trial["engine_s"] > 0
+    assert {"profile", "trace", "twin", "search", "confirm"} <= set(shown["study"]["spent_s"])
+    assert shown["explanation"]["twin"]["n"] == len(others)
+    cache = folder / "cache" / "expertune"
+    assert len(list((cache / "traces").glob("*-single.npz"))) == 1
+    assert len(list((cache / "predictions").glob("*.npz"))) == 1
+
+
+def test_the_exported_figures_are_those_of_fresh_processes(shown: dict, folder: Path):
+    number = shown["recommended"]
+    trial = next(trial for trial in shown["trials"] if trial["number"] == number)
+    confirmed = trial["confirmed"]["output_tps"]
+    assert confirmed["n"] == 3 < trial["metrics"]["output_tps"]["n"]
+    exported = load_deployment(folder / "expertune-small.yaml").measured["output_tps"]
+    assert isinstance(exported, MeasuredMetric)
+    assert (exported.value, exported.n) == (confirmed["value"], 3)
+
+
+def test_only_what_may_win_is_measured_to_the_end(shown: dict):
+    ended = [trial for trial in shown["trials"] if trial["state"] == "DOMINATED"]
+    for trial in ended:
+        assert trial["metrics"]["output_tps"]["n"] == 1
+        assert "beats the best that this could reach" in trial["reason"]
+    assert all(trial["state"] == "COMPLETE" for trial in shown["front"])
+
+
+def test_without_confirmation_nothing_runs_again(tune: Tune, folder: Path):
+    with (folder / "study.yaml").open("a") as file:
+        file.write("confirm_rounds: 0\n")
+    done = tune("--definition", "study.yaml", "--json")
+    assert done.code == 0, done.err
+    assert all(trial["confirmed"] == {} for trial in done.document["trials"])
+
+
+def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
+    timings = profiled_timings(PROFILE, facts_of("m"), "cpu")
+    for bits, curve in timings.expert_s.items():
+        times = [curve[n] for n in sorted(curve)]
+        assert times == sorted(times)
+        assert 0 < timings.media[bits].rate(2) <= 2e9
+    assert timings.expert_s[16][1] > timings.expert_s[4][1]
+
+
+def test_what_surrounds_an_expert_does_not_grow_with_its_tokens():
+    still = MachineProfile({"65536": 2e9}, 8e9, None)  # whose products take what their weights do
+    for curve in profiled_timings(still, facts_of("m"), "cpu").expert_s.values():
+        assert curve[256] == pytest.approx(curve[2])
+
+
+def test_an_accelerator_gets_records_from_the_disk_over_its_link():
+    speeds = {"65536": 2e9, "1048576": 2e9}
+    fast_link, slow_link = MachineProfile(speeds, 8e9, 1e10), MachineProfile(speeds, 8e9, 1e9)
+    for profile, rate in ((fast_link, 2e9), (slow_link, 1e9)):
+        medium = profiled_timings(profile, facts_of("m"), "cuda:0").media[16]
+        assert medium.rate(2) == pytest.approx(rate)
+
+
+def test_a_read_costs_a_fixed_part_beside_its_bytes():
+    speeds = {"65536": 8e8, "262144": 1.6e9, "1048576": 1.6e9}
+    profile = MachineProfile(speeds, 8e9, None)
+
+    def seconds(size: int) -> float:
+        return size / _read_speed(profile, size)
+
+    assert seconds(65536) == pytest.approx(65536 / 8e8)
+    assert seconds(8192) > 8192 / 8e8  # below what was profiled, latency is what counts
+    fixed = seconds(8192) - (seconds(65536) - seconds(8192)) / (65536 - 8192) * 8192
+    assert fixed == pytest.approx(65536 / 8e8 - 65536 * (262144 / 1.6e9 - 65536 / 8e8) / 196608)
+    assert seconds(1 << 24) == pytest.approx((1 << 24) / 1.6e9)
+    falling = MachineProfile({"65536": 2e9, "131072": 4e9}, 8e9, None)
+    assert 8192 / _read_speed(falling, 8192) >= 8192 / 4e9
+
+
+def test_a_correction_scales_the_parts_it_names():
+    timings = profiled_timings(PROFILE, facts_of("m"), "cpu")
+    found = corrected(timings, {"compute": 2.0, "dense": 3.0})
+    assert found.expert_s[8][4] == pytest.approx(2 * timings.expert_s[8][4])
+    assert found.dense_s[1] == pytest.approx(3 * timings.dense_s[1])
+    assert found.router_s == timings.router_s
+    assert np.isfinite(list(found.policy_s.values())).all()

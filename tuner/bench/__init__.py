@@ -1,0 +1,1 @@
+"""Measures configurations side by side and reports on them; must not search."""

@@ -1,0 +1,52 @@
+"""Speed against cache share: rows of one policy that differ in `cache.expert_bytes` alone.
+
+Shares are those that `--set cache.expert_bytes=10%,25%,...` asked for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.contract.report import Metric
+
+SHARE_PATH = "cache.expert_bytes"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """decode_tps at a share of all expert bytes."""
+
+    share_percent: float
+    speed: Metric
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One policy (or setting), by growing share."""
+
+    name: str
+    points: tuple[CurvePoint, ...]
+
+
+def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
+    """Those that have at least two shares."""
+    found: dict[str, list[CurvePoint]] = defaultdict(list)
+    for row in document["rows"]:
+        share = str(row["settings"].get(SHARE_PATH, ""))
+        speed = row["metrics"].get("decode_tps")
+        if share.endswith("%") and speed is not None:
+            found[_name(row)].append(CurvePoint(float(share[:-1]), Metric(**speed)))
+    return [
+        Curve(name, tuple(sorted(points, key=lambda point: point.share_percent)))
+        for name, points in found.items()
+        if len(points) > 1
+    ]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The row's name without its share."""
+    words = str(row["name"]).split(" ")
+    return " ".join(word for word in words if not word.startswith(f"{SHARE_PATH}=")) or "default"

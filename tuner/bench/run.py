@@ -1,0 +1,228 @@
+"""Configs, policies, settings and peers measured side by side, in interleaved rounds.
+
+In: rows to measure, a workload. Out: BenchResult with every metric pooled over the rounds and its
+ratio to the first row, round by round. A row that fails says why and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.config.exactness import lossy_settings
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.contract.report import (
+    Metric,
+    Report,
+)
+from tuner.engine_client.session import EngineSession
+from tuner.errors import WorkerError
+from tuner.statistics import interval, paired_ratio
+
+DIVERGENCE_TOKENS = 96
+RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """What to measure: a config on an engine. own_process: a peer, alive in its turns only.
+
+    policy: the preset that it is, without: the mechanism that this one lacks, settings: what
+    `--set` laid over it (path -> value).
+    """
+
+    name: str
+    config: EngineConfig
+    session: EngineSession
+    own_process: bool = False
+    policy: str | None = None
+    without: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RowResult:
+    """What was measured of a row. values: by metric, one a round; sentinels likewise.
+
+    asked: the config before the engine resolved it; model: what it ran (None: a peer);
+    policy, without, settings: see BenchRow.
+    """
+
+    name: str
+    config: dict[str, Any]
+    asked: EngineConfig = field(default_factory=EngineConfig)
+    model: str | None = None
+    policy: str | None = None
+    without: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    units: dict[str, str] = field(default_factory=dict)
+    sentinels: list[tuple[float, float]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    failure: str | None = None
+    smallest_bytes: int | None = None
+
+    def metrics(self) -> dict[str, Metric]:
+        """Means with intervals over the rounds."""
+        return {name: interval(found, self.units[name]) for name, found in self.values.items()}
+
+    def ratios(self, first: RowResult) -> dict[str, Metric]:
+        """This row over the first one, paired by round."""
+        found = {}
+        for name in RATIO_METRICS:
+            ratio = paired_ratio(self.values.get(name, ()), first.values.get(name, ()))
+            if ratio is not None:
+                found[name] = ratio
+        return found
+
+    def to_json(self, first: RowResult) -> dict[str, Any]:
+        """One row of `tune bench --json`."""
+        count = max(1, len(self.sentinels))
+        return {
+            "name": self.name,
+            "policy": self.policy,
+            "without": self.without,
+            "settings": dict(self.settings),
+            "config": self.config,
+            "metrics": {name: asdict(metric) for name, metric in self.metrics().items()},
+            "ratio_to_first": {name: asdict(m) for name, m in self.ratios(first).items()},
+            "memory": self.memory,
+            "sentinel": {
+                "compute_ms": sum(s[0] for s in self.sentinels) / count,
+                "read_ms": sum(s[1] for s in self.sentinels) / count,
+            },
+            "environment": self.environment,
+            "error": self.error,
+        }
+
+
+def run_bench(
+    rows: Sequence[BenchRow],
+    workload: Workload,
+    rounds: int,
+    seed: int,
+    tell: Callable[[str], None],
+) -> list[RowResult]:
+    """Measure every row once a round: A B C, A B C, ..."""
+    results = [_unmeasured(row) for row in rows]
+    for number in range(rounds):
+        for row, result in zip(rows, results, strict=True):
+            if result.error is not None:
+                continue
+            tell(f"round {number + 1}/{rounds}: {row.name}")
+            try:
+                _measure(row, result, workload, seed + number)
+            except WorkerError as error:
+                result.error, result.failure = str(error), error.failure
+                result.smallest_bytes = error.smallest_bytes
+            finally:
+                if row.own_process:
+                    row.session.close()
+    return results
+
+
+def add_divergence(
+    rows: Sequence[BenchRow],
+    results: Sequence[RowResult],
+    workload: Workload,
+    tell: Callable[[str], None],
+) -> None:
+    """Where some row's precision depends on misses, or its keys and values lose something: the
+    decode-mode divergence from the 16-bit model of every row that is not exact, under `kld_mean`
+    and `top1_agreement`.
+
+    Rows that cannot compute differently share one figure.
+    """
+    on_miss = any(result.environment.get("lossy") for result in results)
+    if not on_miss and not any(_loses_keys_and_values(row.config) for row in rows):
+        return
+    text = "\n\n".join(workload.prompts[:4])
+    known: dict[str, dict[str, float]] = {}
+    for row, result in zip(rows, results, strict=True):
+        if row.own_process or result.error is not None or _is_exact(row.config):
+            continue
+        key = json.dumps([row.session.model, lossy_settings(row.config)], sort_keys=True)
+        try:
+            if key not in known:
+                tell(f"divergence: {row.name}")
+                known[key] = _divergence(row, text, known)
+        except WorkerError as error:
+            tell(f"{row.name}: no divergence: {error}")
+            continue
+        for name, unit in (("kld_mean", "nats"), ("top1_agreement", "share")):
+            result.values[name] = [known[key][name]]
+            result.units[name] = unit
+
+
+def _is_exact(config: EngineConfig) -> bool:
+    bits = (config.precision.bits, config.precision.dense_bits)
+    return bits == (16, 16) and not _loses_keys_and_values(config)
+
+
+def _loses_keys_and_values(config: EngineConfig) -> bool:
+    return config.kv.bits != 16 or config.kv.keep_ratio != 1
+
+
+def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of one row; keeps the reference first, once a model."""
+    room = {"kv.max_tokens": max(row.config.kv.max_tokens, DIVERGENCE_TOKENS + 8)}
+    model = f"reference of {row.session.model}"
+    if model not in known:
+        few = {"device.name": row.config.device.name, "cache.expert_bytes": "15%"}
+        row.session.configure(EngineConfig().overlay({**few, **room}))
+        known[model] = row.session.request(
+            "divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=True
+        )
+    row.session.configure(row.config.overlay(room))
+    return row.session.request("divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=False)
+
+
+def grid_rows(settings: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Every combination of the settings, named by what differs."""
+    several = [path for path, values in settings.items() if len(values) > 1]
+    found = []
+    for values in itertools.product(*settings.values()):
+        point = dict(zip(settings, values, strict=True))
+        found.append((" ".join(f"{path}={point[path]}" for path in several), point))
+    return found
+
+
+def _unmeasured(row: BenchRow) -> RowResult:
+    return RowResult(
+        row.name,
+        row.config.to_dict(),
+        asked=row.config,
+        model=None if row.own_process else row.session.model,
+        policy=row.policy,
+        without=row.without,
+        settings=row.settings,
+    )
+
+
+def _measure(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:
+    if row.own_process:  # a peer has its own memory, which our equation does not describe
+        row.session.request("configure", config=row.config.to_dict())
+    else:
+        configured = row.session.configure(row.config)
+        result.config = configured.config.to_dict()
+        result.memory.update(configured.memory.to_json())
+    report = row.session.measure(workload, repeats=1, warm_up=True, seed=seed)
+    _add(result, report)
+
+
+def _add(result: RowResult, report: Report) -> None:
+    for sample in report.samples:
+        result.values[sample.metric].append(sample.value)
+        result.units[sample.metric] = sample.unit
+    result.sentinels.append((report.sentinel.compute_ms, report.sentinel.read_ms))
+    result.environment = report.environment
+    result.memory["external_peak_bytes"] = max(
+        report.memory.external_peak_bytes, result.memory.get("external_peak_bytes", 0)
+    )

@@ -1,0 +1,281 @@
+"""StudyDefinition: everything that a study was asked to do. From YAML, options laid over it.
+
+In: studies/*.yaml, command line options. Out: a frozen, complete StudyDefinition. It knows no
+model facts and no machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    TaskOptions,
+    Workload,
+)
+from engine.errors import ConfigError
+from engine.types import format_bytes, parse_size_bytes
+from tuner.definition.strict_yaml import (
+    Strict,
+    load_yaml,
+    read_strict,
+)
+from tuner.definition.workload import (
+    load_workload,
+    workload_from_prompts,
+)
+from tuner.errors import DefinitionError
+from tuner.folders import studies_folder
+
+ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
+SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
+Value = str | int | float | bool
+Setting = Value | list[Value]  # a list: options such as precision.options.table
+
+
+class Budget(Strict):
+    """Hard limits in bytes; 0: none given. YAML may write 8GB. curve: smaller device budgets that
+    the same study answers, rising."""
+
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    curve: list[int] = Field(default=[])
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [cls._read_size(one) for one in value]
+        return parse_size_bytes(value) if isinstance(value, str) and value != "0" else value
+
+    @model_validator(mode="after")
+    def _check_curve(self) -> Budget:
+        rising = [*self.curve, self.vram_bytes]
+        if self.curve and (rising != sorted(set(rising)) or rising[0] <= 0):
+            raise ValueError("curve lists device budgets that rise and lie below vram_bytes")
+        return self
+
+    @property
+    def device_budgets(self) -> tuple[int, ...]:
+        """Every device budget that is asked about, rising."""
+        return (*self.curve, self.vram_bytes)
+
+
+class Constraints(Strict):
+    """What a configuration must keep to be chosen."""
+
+    min_quality: float | None = Field(default=None, gt=0)
+    max_ttft_ms: float | None = Field(default=None, gt=0)
+    max_tpot_ms: float | None = Field(default=None, gt=0)
+
+
+class QualityTasks(Strict):
+    """lm-eval tasks (names, or paths of task YAML files) and how they are run.
+
+    limit: items of each; num_fewshot: examples before each item, else as the task says;
+    apply_chat_template: the model's own; fewshot_as_multiturn: with a template, examples are turns.
+    """
+
+    tasks: list[str] = Field(default=[])
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+
+    def options(self, seed: int) -> TaskOptions:
+        """As the engine takes them; turns mean nothing without a template."""
+        return TaskOptions(
+            limit=self.limit,
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
+            fewshot_as_multiturn=self.apply_chat_template and self.fewshot_as_multiturn,
+            seed=seed,
+        )
+
+
+class Repeats(Strict):
+    """When a configuration is measured well enough: the 95 % half-width, between min and max."""
+
+    min: int = Field(default=3, ge=1)
+    max: int = Field(default=7, ge=1)
+    half_width: float = Field(default=0.05, gt=0)
+
+
+class StudyDefinition(Strict):
+    """A study.
+
+    engine: settings (paths) fixed for every trial; space: paths and the values to search, over
+    the default four; confirm_rounds: how often the front is measured again, each time in a fresh
+    process; stall_s: an engine that makes no progress for so long is stopped (0: by
+    operation). workload: a workload YAML; prompts: a file of own prompts instead.
+    """
+
+    name: str = ""
+    model: str
+    device: str = "auto"
+    trust_remote_code: bool = False
+    budget: Budget = Budget()
+    workload: str = ""
+    prompts: str = ""
+    chat: bool | None = None
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    output_tokens: int | None = Field(default=None, ge=1)
+    sequences: int | None = Field(default=None, ge=1)
+    engine: dict[str, Setting] = Field(default={})
+    space: dict[str, list[Value]] = Field(default={})
+    objectives: list[ObjectiveName] = Field(default=["output_tps", "tpot_ms", "quality"])
+    constraints: Constraints = Constraints()
+    quality: QualityTasks = QualityTasks()
+    trials: int = Field(default=24, ge=1)
+    timeout_s: float = Field(default=0.0, ge=0)
+    sampler: SamplerName = "auto"
+    seed: int = 0
+    repeats: Repeats = Repeats()
+    confirm_rounds: int = Field(default=3, ge=0)
+    stall_s: float = Field(default=0.0, ge=0)
+    output: str = ""
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name one or more of output_tps, tpot_ms, quality, each once")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, Setting]) -> dict[str, Setting]:
+        return _check_paths(value)
+
+    @field_validator("space")
+    @classmethod
+    def _check_space(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for path, choices in value.items():
+            if not choices:
+                raise ValueError(f"'{path}' has no values to search")
+            for choice in choices:
+                _check_paths({path: choice})
+        return value
+
+    @property
+    def study_name(self) -> str:
+        """The given name, or the model's."""
+        return self.name or Path(self.model).name or "study"
+
+    @property
+    def output_path(self) -> Path:
+        """Where the recommended config goes."""
+        return Path(self.output or f"expertune-{self.study_name}.yaml")
+
+    def curve_path(self, budget_bytes: int) -> Path:
+        """Where the recommended config of a smaller budget goes."""
+        path = self.output_path
+        size = format_bytes(budget_bytes).replace(" ", "")
+        return path.with_name(f"{path.stem}-{size}{path.suffix}")
+
+    def search_digest(self) -> str:
+        """Hash of what makes results comparable; a study of the same name must agree in it."""
+        free = {
+            "name",
+            "output",
+            "trials",
+            "timeout_s",
+            "sampler",
+            "seed",
+            "stall_s",
+            "confirm_rounds",
+        }
+        asked = self.model_dump(mode="json", exclude=free)
+        if not self.budget.curve:  # as in studies of before there were curves
+            del asked["budget"]["curve"]
+        text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def load_workload(self) -> Workload:
+        """The workload that trials run."""
+        changes = {
+            "chat": self.chat,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "sequences": self.sequences,
+        }
+        if self.prompts:
+            return workload_from_prompts(Path(self.prompts), **changes)
+        path = Path(self.workload) if self.workload else default_workload()
+        return load_workload(path, **changes)
+
+
+def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefinition:
+    """The definition file with the command line's options laid over it.
+
+    options: nested as in the file; None means not given. Paths in a file are relative to it.
+    """
+    data: dict[str, Any] = {}
+    source = "the options"
+    if path is not None:
+        loaded = load_yaml(path)
+        if not isinstance(loaded, dict):
+            raise DefinitionError(f"{path} must hold keys and values, such as `model: demo`")
+        data, source = _anchor(loaded, path.parent), str(path)
+    merged = _lay_over(data, options)
+    if not merged.get("model"):
+        raise DefinitionError("no model was given: add --model (a folder, an id, or `demo`)")
+    return read_strict(StudyDefinition, merged, source)
+
+
+def default_workload() -> Path:
+    """The workload of a study that names none."""
+    return studies_folder() / "workloads" / "demo.yaml"
+
+
+def definition_json(definition: StudyDefinition) -> dict[str, Any]:
+    """JSON-ready and complete, as the store keeps it."""
+    data: dict[str, Any] = json.loads(definition.model_dump_json())
+    return data
+
+
+def _lay_over(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(data)
+    for key, value in options.items():
+        if isinstance(value, dict):
+            inner = merged.get(key)
+            laid = _lay_over(inner if isinstance(inner, dict) else {}, value)
+            if laid:
+                merged[key] = laid
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths in a definition file independent of where the command runs."""
+    data = dict(data)
+    for key in ("workload", "prompts"):
+        if isinstance(data.get(key), str):
+            data[key] = _beside(data[key], folder)
+    if isinstance(data.get("model"), str) and data["model"].startswith("."):
+        data["model"] = _beside(data["model"], folder)
+    quality = data.get("quality")
+    if isinstance(quality, dict) and isinstance(quality.get("tasks"), list):
+        files = (".yaml", ".yml")
+        tasks = [_beside(t, folder) if str(t).endswith(files) else t for t in quality["tasks"]]
+        data["quality"] = {**quality, "tasks": tasks}
+    return data
+
+
+def _beside(name: Any, folder: Path) -> str:
+    return str((folder / str(name)).resolve())
+
+
+def _check_paths(values: dict[str, Setting]) -> dict[str, Setting]:
+    try:
+        EngineConfig().overlay(values)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return values

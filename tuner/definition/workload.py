@@ -1,0 +1,97 @@
+"""Workload files: YAML, and prompts as .jsonl or .txt -> engine.contract.messages.Workload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from engine.contract.messages import Workload
+from tuner.definition.strict_yaml import (
+    Strict,
+    load_yaml,
+    read_strict,
+)
+from tuner.errors import DefinitionError
+
+
+class WorkloadFile(Strict):
+    """What a workload YAML may say.
+
+    prompts: a path beside the file, or the texts themselves; continuations: only with texts.
+    """
+
+    name: str
+    prompts: str | list[str]
+    continuations: list[str] = Field(default=[])
+    chat: bool = False
+    prompt_tokens: int = Field(default=64, ge=1)
+    output_tokens: int = Field(default=32, ge=1)
+    sequences: int = Field(default=4, ge=1)
+
+
+def load_workload(path: Path, **changes: Any) -> Workload:
+    """Read a workload YAML and the prompts it names.
+
+    changes: fields given on the command line (chat, prompt_tokens, ...); None keeps the file's.
+    """
+    file = read_strict(WorkloadFile, load_yaml(path), str(path))
+    if isinstance(file.prompts, str):
+        prompts, continuations = load_prompts(path.parent / file.prompts)
+    else:
+        prompts, continuations = tuple(file.prompts), tuple(file.continuations)
+    if not prompts:
+        raise DefinitionError(f"{path} has no prompts")
+    given = {key: value for key, value in changes.items() if value is not None}
+    rest = file.model_dump(exclude={"prompts", "continuations"})
+    return Workload(prompts=prompts, continuations=continuations, **{**rest, **given})
+
+
+def workload_from_prompts(path: Path, **changes: Any) -> Workload:
+    """A workload of the user's own prompts, the rest as the defaults or as given."""
+    prompts, continuations = load_prompts(path)
+    given = {key: value for key, value in changes.items() if value is not None}
+    return Workload(path.stem, prompts, continuations, **given)
+
+
+def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts and continuations: .jsonl with `prompt`, maybe `continuation`; or .txt, one a line.
+
+    Continuations are () unless every line has one.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise DefinitionError(f"prompts file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DefinitionError(f"prompts file {path} is not text in UTF-8") from None
+    if not lines:
+        raise DefinitionError(f"prompts file {path} is empty: write at least one prompt")
+    if path.suffix != ".jsonl":
+        return tuple(lines), ()
+    rows = [_read_row(line, number, path) for number, line in enumerate(lines, 1)]
+    prompts = tuple(row["prompt"] for row in rows)
+    following = tuple(row["continuation"] for row in rows if row.get("continuation"))
+    return prompts, following if len(following) == len(prompts) else ()
+
+
+def workload_hash(workload: Workload) -> str:
+    """16 hex digits of everything that a run of it depends on."""
+    text = json.dumps(workload.to_json(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_row(line: str, number: int, path: Path) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise DefinitionError(
+            f'{path}, line {number}: each line must be JSON with a text under "prompt" '
+            '(and maybe "continuation")'
+        )
+    return row

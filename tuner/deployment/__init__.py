@@ -1,0 +1,1 @@
+"""The deployment YAML and its life: export, compare, verify, canary, serve."""

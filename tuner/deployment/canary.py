@@ -1,0 +1,217 @@
+"""The canary: a short measurement before a config is served, on the process that will serve it.
+
+In: a point (a config and the figures recorded for it), its workload, a session. Out: a Canary that
+says whether the figures hold here, within the band of tuner.deployment.verify. Never longer than LIMIT_S, not
+counting the time to configure: the work is cut by the recorded figures, and a repeat that takes
+longer all the same ends its process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.contract.report import (
+    Report,
+    Sentinel,
+)
+from engine.trace.fingerprint import Fingerprint
+from engine.types import format_bytes
+from tuner.deployment.document import (
+    Deployment,
+    Measured,
+    MeasuredMetric,
+)
+from tuner.deployment.verify import (
+    SPEEDS,
+    Verification,
+    judge,
+)
+from tuner.engine_client.session import EngineSession
+from tuner.errors import WorkerError
+
+LIMIT_S = 60.0
+_PLANNED_S = LIMIT_S / 2  # by the recorded figures; the rest is for a machine that is slower
+_WARM_UPS = 4  # passes over one group that the engine takes at most
+_REPEATS = 3
+_LEAST_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """A config and what was measured of it. trial: its number in its study."""
+
+    trial: int
+    config: EngineConfig
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What was found of a point. problem: why it does not hold, None where it does; verification:
+    None where nothing was measured; routing: of the workload's text, what drift is told from."""
+
+    point: Point
+    verification: Verification | None
+    problem: str | None
+    routing: Fingerprint | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does here what its file says."""
+        return self.problem is None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, without the routing."""
+        found = self.verification
+        verdicts = [] if found is None else [verdict.to_json() for verdict in found.verdicts]
+        return {
+            "trial": self.point.trial,
+            "holds": self.holds,
+            "problem": self.problem,
+            "verdicts": verdicts,
+        }
+
+
+@dataclass(frozen=True)
+class CanaryPlan:
+    """What fits into the time. speeds: those that a cut workload still says something of."""
+
+    workload: Workload
+    repeats: int
+    speeds: tuple[str, ...]
+
+
+def points_of(deployment: Deployment) -> tuple[Point, ...]:
+    """The file's own config, then its neighbours on the front, the most alike first."""
+    own = Point(deployment.provenance.trial, deployment.config(), deployment.measured)
+    others = (
+        Point(one.trial, EngineConfig.from_dict(one.engine), one.measured)
+        for one in deployment.neighbours
+    )
+    return (own, *others)
+
+
+def plan_canary(point: Point, workload: Workload) -> CanaryPlan | None:
+    """As many repeats, sequences and tokens as fit; None where not even the least does.
+
+    Fewer output tokens leave tpot_ms alone and change output_tps, which is then not compared.
+    """
+    group = point.config.batch.count * point.config.batch.size
+    whole, one_group = workload.sequences, min(workload.sequences, group)
+    sizes = [(_REPEATS, whole), (1, whole), (1, one_group)]
+    for repeats, sequences in sizes:
+        cut = replace(workload, sequences=sequences)
+        if _seconds(point, cut, repeats) <= _PLANNED_S:
+            return CanaryPlan(cut, repeats, tuple(SPEEDS))
+    tokens = workload.output_tokens // 2
+    while tokens >= _LEAST_TOKENS:
+        cut = replace(workload, sequences=one_group, output_tokens=tokens)
+        if _seconds(point, cut, 1) <= _PLANNED_S:
+            return CanaryPlan(cut, 1, ("tpot_ms",))
+        tokens //= 2
+    return None
+
+
+def run_canary(
+    session: EngineSession,
+    point: Point,
+    workload: Workload,
+    *,
+    seed: int,
+    tell: Callable[[str], None],
+    now: Callable[[], float] = time.monotonic,
+) -> Canary:
+    """Configure and measure. Raises WorkerError where the config does not run here.
+
+    Afterwards the worker has the config, unless it took too long: then it was ended.
+    """
+    session.configure(point.config)
+    plan = plan_canary(point, workload)
+    if plan is None:
+        return Canary(point, None, f"by its own figures a canary takes over {LIMIT_S:.0f} s")
+    try:
+        reports = _measure(session, plan, seed, tell, now)
+    except WorkerError as error:
+        if error.failure != "timeout":
+            raise
+        return Canary(
+            point,
+            None,
+            f"a canary that should take {_PLANNED_S:.0f} s at most was not "
+            f"done after {LIMIT_S:.0f} s",
+        )
+    values = {
+        name: [sample.value for one in reports for sample in one.samples if sample.metric == name]
+        for name in plan.speeds
+    }
+    sentinels: list[Sentinel] = [report.sentinel for report in reports]
+    found = judge(point.measured, values, sentinels)
+    problem = _over_budget(point, reports) or _outside(found)
+    return Canary(point, found, problem, reports[-1].environment.get("routing"))
+
+
+def _measure(
+    session: EngineSession,
+    plan: CanaryPlan,
+    seed: int,
+    tell: Callable[[str], None],
+    now: Callable[[], float],
+) -> list[Report]:
+    """At least one repeat, more while the time allows another like the last."""
+    deadline_s, last_s = now() + LIMIT_S, 0.0
+    reports: list[Report] = []
+    while len(reports) < plan.repeats:
+        started_s = now()
+        if reports and started_s + last_s > deadline_s:
+            break
+        tell(f"canary, repeat {len(reports) + 1} of {plan.repeats}")
+        report = session.measure(
+            plan.workload,
+            warm_up=not reports,
+            seed=seed + len(reports),
+            limit_s=deadline_s - started_s,
+        )
+        reports.append(report)
+        last_s = now() - started_s
+    return reports
+
+
+def _seconds(point: Point, workload: Workload, repeats: int) -> float:
+    """How long it takes by the recorded figures, warm-ups and all."""
+    group = point.config.batch.count * point.config.batch.size
+    groups = math.ceil(workload.sequences / group)
+    one_ms = _recorded(point.measured, "ttft_ms")
+    one_ms += _recorded(point.measured, "tpot_ms") * (workload.output_tokens - 1)
+    return (_WARM_UPS + repeats * groups) * one_ms / 1e3
+
+
+def _recorded(measured: Mapping[str, Any], name: str) -> float:
+    found = measured.get(name)
+    return found.value if isinstance(found, MeasuredMetric) else 0.0
+
+
+def _over_budget(point: Point, reports: list[Report]) -> str | None:
+    budget = point.config.budget.vram_bytes
+    peak = max(report.memory.external_peak_bytes for report in reports)
+    if not budget or peak <= budget:
+        return None
+    return (
+        f"measured from outside ({reports[-1].memory.external_source}) it took "
+        f"{format_bytes(peak)}, the budget is {format_bytes(budget)}"
+    )
+
+
+def _outside(found: Verification) -> str | None:
+    outside = [
+        f"{one.metric} is {one.found.value:.4g} {one.found.unit}, outside {one.low:.4g} to "
+        f"{one.high:.4g}"
+        for one in found.verdicts
+        if not one.inside
+    ]
+    return "; ".join(outside) or None

@@ -1,0 +1,248 @@
+"""The deployment YAML, read strictly: what `tune export` writes and deployments run.
+
+Top level in this order: schema, model, budget, engine, workload, measured, quality, neighbours,
+machine, provenance. An unknown key or version is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.errors import ConfigError
+from tuner.definition.strict_yaml import (
+    Strict,
+    load_yaml,
+    parse_yaml,
+    read_strict,
+)
+from tuner.definition.workload import workload_hash
+from tuner.errors import DeploymentError
+
+VERSION: Literal["expertune/v1"] = "expertune/v1"
+# Settings that files of earlier releases lack; their defaults are what those releases did.
+ADDED_LATER = frozenset({"kv.keep_ratio", "kv.elastic", "serve.prefix_share", "serve.instcache"})
+SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
+
+
+class DeployedModel(Strict):
+    """Which checkpoint the figures hold for."""
+
+    id: str
+    revision: str
+    fingerprint: str
+
+
+class DeployedBudget(Strict):
+    """Hard limits in bytes; 0: none."""
+
+    vram_bytes: int = Field(ge=0)
+    ram_bytes: int = Field(ge=0)
+    disk_bytes: int = Field(ge=0)
+
+
+class DeployedWorkload(Strict):
+    """What was run to measure, complete, so that it can be run again."""
+
+    name: str
+    hash: str
+    chat: bool
+    prompt_tokens: int = Field(ge=1)
+    output_tokens: int = Field(ge=1)
+    sequences: int = Field(ge=1)
+    prompts: list[str]
+    continuations: list[str] = Field(default=[])
+
+    def to_workload(self) -> Workload:
+        """As the engine takes it."""
+        return Workload(
+            name=self.name,
+            prompts=tuple(self.prompts),
+            continuations=tuple(self.continuations),
+            chat=self.chat,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            sequences=self.sequences,
+        )
+
+    @classmethod
+    def of(cls, workload: Workload) -> DeployedWorkload:
+        """With its hash."""
+        return cls(hash=workload_hash(workload), **_plain(workload.to_json()))
+
+
+class MeasuredMetric(Strict):
+    """A mean and its 95 % interval over n repeats."""
+
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1)
+    unit: str
+    estimate: bool = False
+
+
+class MeasuredSentinel(Strict):
+    """The fixed work that was timed beside it, to compare days and machines."""
+
+    compute_ms: float
+    read_ms: float
+
+
+Measured = dict[str, MeasuredMetric | MeasuredSentinel]
+
+
+class DeployedTask(Strict):
+    """One lm-eval metric. chance: what guessing gives, None where a task has no choices."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    chance: float | None = None
+    higher_is_better: bool | None = None
+
+
+class DeployedQuality(Strict):
+    """Against the 16-bit model: value 1 is no loss."""
+
+    value: float
+    bits_per_byte: float | None
+    reference_bits_per_byte: float | None
+    kld_mean: float | None
+    top1_agreement: float | None
+    prefill_kld_mean: float | None = None
+    prefill_top1_agreement: float | None = None
+    tasks: list[DeployedTask]
+
+
+class Neighbour(Strict):
+    """Another point of the front, to fall back to."""
+
+    trial: int
+    engine: dict[str, dict[str, Any]]
+    measured: Measured
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return _complete(value)
+
+
+class Provenance(Strict):
+    """Where the figures come from."""
+
+    study: str
+    trial: int
+    seed: int
+    created: str
+    versions: dict[str, str]
+    commit: str | None
+
+
+class Deployment(Strict):
+    """One deployable configuration."""
+
+    version: Literal["expertune/v1"] = Field(alias="schema")
+    model: DeployedModel
+    budget: DeployedBudget
+    engine: dict[str, dict[str, Any]]
+    workload: DeployedWorkload
+    measured: Measured
+    quality: DeployedQuality | None
+    neighbours: list[Neighbour] = Field(max_length=3)
+    machine: dict[str, Any]
+    provenance: Provenance
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return _complete(value)
+
+    @field_validator("measured")
+    @classmethod
+    def _check_measured(cls, value: Measured) -> Measured:
+        for name, entry in value.items():
+            if (name == "sentinel") != isinstance(entry, MeasuredSentinel):
+                raise ValueError(f"'{name}': 'sentinel' holds times, every other key a metric")
+        return value
+
+    @field_validator("workload")
+    @classmethod
+    def _check_hash(cls, value: DeployedWorkload) -> DeployedWorkload:
+        if workload_hash(value.to_workload()) != value.hash:
+            raise ValueError("the workload's hash does not match its content: it was edited")
+        return value
+
+    def config(self) -> EngineConfig:
+        """The engine's settings."""
+        return EngineConfig.from_dict(self.engine)
+
+
+def dump_deployment(deployment: Deployment) -> str:
+    """YAML in the contract's order."""
+    data = json.loads(deployment.model_dump_json(by_alias=True))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_deployment(path: Path) -> Deployment:
+    """Read a deployment file; DeploymentError with one sentence."""
+    return _read(load_yaml(path, DeploymentError), str(path))
+
+
+def parse_deployment(text: str, source: str = "the deployment") -> Deployment:
+    """Read a deployment from text."""
+    return _read(parse_yaml(text, source, DeploymentError), source)
+
+
+def deployment_schema() -> dict[str, Any]:
+    """The JSON Schema that is shipped as deployment.schema.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Deployment.model_json_schema(by_alias=True),
+    }
+
+
+def _read(data: Any, source: str) -> Deployment:
+    version = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(data, dict) and version != VERSION:
+        raise DeploymentError(
+            f"{source}: 'schema' is {version!r}, this program reads '{VERSION}'"
+            + ("; is this a deployment file?" if version is None else "; update expertune")
+        )
+    return read_strict(Deployment, data, source, DeploymentError)
+
+
+def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    try:
+        config = EngineConfig.from_dict(engine).to_dict()
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    missing = {
+        f"{section}.{name}"
+        for section, values in config.items()
+        for name in values
+        if name not in engine.get(section, {})
+    }
+    given = {
+        section: {name: values[name] for name in values if f"{section}.{name}" not in missing}
+        for section, values in config.items()
+        if section in engine
+    }
+    if missing - ADDED_LATER or engine != given:
+        raise ValueError(
+            "settings must be complete and resolved; missing: "
+            f"{', '.join(sorted(missing - ADDED_LATER)) or 'none'}"
+        )
+    return config
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}

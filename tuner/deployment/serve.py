@@ -1,0 +1,167 @@
+"""From a deployment file to a running server: check, canary, choose, serve, keep telemetry.
+
+In: a deployment and a session whose worker can serve (engine.serve). Out: which point is served
+and why, then windows of telemetry in the store until the server has drained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import InfeasibleError
+from engine.memory.plan import resolve
+from engine.types import FailureClass, format_bytes
+from tuner.deployment.canary import (
+    Canary,
+    Point,
+    points_of,
+    run_canary,
+)
+from tuner.deployment.document import (
+    Deployment,
+    MeasuredMetric,
+)
+from tuner.deployment.drift import (
+    Reference,
+    find_drift,
+)
+from tuner.engine_client.process import Event
+from tuner.engine_client.session import EngineSession
+from tuner.errors import CanaryError, StoreError, WorkerError
+from tuner.store.repository import Store
+
+log = logging.getLogger(__name__)
+Policy = Literal["warn", "strict", "walk"]
+Tell = Callable[[str], None]
+# What a config fails with that is too large for the memory that is free just now.
+UNFIT: tuple[FailureClass, ...] = ("does_not_fit", "out_of_memory")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What the server is told: the fields of engine.serve's ServeOptions that people choose."""
+
+    name: str
+    host: str
+    port: int
+    queue: int
+    drain_s: int
+    telemetry_s: float
+
+
+def choose(session: EngineSession, deployment: Deployment, policy: Policy, tell: Tell) -> Canary:
+    """Check budget and speed, and leave the session configured with the point to serve.
+
+    warn: the file's own config, whatever the canary finds; strict: only if it holds; walk: else the
+    first neighbour that holds. Raises CanaryError where none may be served, InfeasibleError or
+    WorkerError where the file's config cannot run here and there is nothing to walk to.
+    """
+    workload, seed = deployment.workload.to_workload(), deployment.provenance.seed
+    points = points_of(deployment) if policy == "walk" else points_of(deployment)[:1]
+    problems: list[str] = []
+    for point in points:
+        try:
+            check_room(point.config, session.facts, session.hardware)
+            found = run_canary(session, point, workload, seed=seed, tell=tell)
+        except (InfeasibleError, WorkerError) as error:
+            if policy != "walk" or error.failure not in UNFIT:
+                raise
+            found = Canary(point, None, str(error))
+        if found.holds:
+            return found
+        problems.append(f"trial {point.trial}: {found.problem}")
+        tell(f"does not hold here: {problems[-1]}")
+        if policy == "warn":
+            if found.verification is None:  # a canary that took too long ended its process
+                session.configure(point.config)
+            return found
+    what = "the config does" if len(points) == 1 else "neither the config nor a neighbour does"
+    raise CanaryError(
+        f"{what} not do here what the file says ({'; '.join(problems)}): tune again on this "
+        "machine, or serve it all the same without --strict and --walk"
+    )
+
+
+def check_room(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
+    """Raise InfeasibleError where the config passes its own budget, or this machine has less free
+    than it takes beside the dense part, which is loaded by now. hardware: {} where unknown."""
+    _, plan = resolve(config, facts)
+    needed = plan.total_bytes - plan.dense_bytes
+    free = _free_bytes(config.device.name, hardware)
+    if free is not None and needed > free:
+        raise InfeasibleError(
+            f"the config takes {format_bytes(needed)} beside the dense part, {config.device.name} "
+            f"has {format_bytes(free)} free: end what else runs there, or export a trial of a "
+            "smaller budget",
+            plan.total_bytes,
+        )
+
+
+def serve(
+    session: EngineSession,
+    deployment: Deployment,
+    canary: Canary,
+    options: ServerOptions,
+    *,
+    store: Store,
+    on_ready: Callable[[str, int], None],
+) -> dict[str, Any]:
+    """Serve until the session is interrupted and has drained; the server's totals.
+
+    on_ready: gets host and port once requests are taken. Raises WorkerError where the server
+    cannot listen, or dies.
+    """
+    name = f"{deployment.provenance.study}/{canary.point.trial}"
+    reference = Reference(canary.routing, _recorded_hit_rate(canary.point))
+
+    def hear(event: Event) -> None:
+        if event.get("event") == "ready":
+            on_ready(str(event["host"]), int(event["port"]))
+        elif event.get("event") == "telemetry":
+            keep_window(store, name, event, reference)
+
+    return session.serve(hear, **asdict(options))
+
+
+def keep_window(store: Store, deployment: str, event: Event, reference: Reference) -> None:
+    """Write a window with its drift, unless nothing happened in it. What cannot be written is said
+    once in the log, and serving goes on."""
+    window = {key: value for key, value in event.items() if key not in ("schema", "id", "event")}
+    if not (window["prompt_tokens"] or window["output_tokens"] or any(_ends(window))):
+        return
+    drift = find_drift(window, reference)
+    try:
+        store.add_telemetry(deployment, {**window, "drift": drift.to_json()})
+    except StoreError as error:
+        log.warning("telemetry is not kept: %s", error)
+
+
+def _ends(window: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(window["sequences"][end] for end in ("finished", "failed", "cancelled"))
+
+
+def _recorded_hit_rate(point: Point) -> float | None:
+    found = point.measured.get("expert_hit_rate")
+    return found.value if isinstance(found, MeasuredMetric) else None
+
+
+def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
+    """Of the memory that this device's slots lie in; None where nobody says."""
+    if not hardware:
+        return None
+    if not device.startswith("cuda"):
+        found = hardware["ram_available_bytes"] if _is_host(device) else None
+    else:
+        number = int(device.partition(":")[2] or 0)
+        gpus = {gpu["index"]: gpu["free_bytes"] for gpu in hardware["gpus"]}
+        found = gpus.get(number)
+    return None if found is None else int(found)
+
+
+def _is_host(device: str) -> bool:
+    return device == "cpu" or device.startswith("emulated")

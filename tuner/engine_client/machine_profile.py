@@ -1,0 +1,53 @@
+"""What was measured of this machine, kept: no study need measure it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from engine.contract.messages import MachineProfile
+from engine.facts.machine import Hardware
+from tuner.engine_client.session import EngineSession
+from tuner.folders import cache_folder
+
+KEPT_S = 30 * 24 * 3600.0  # disks fill up and age
+
+
+def machine_profile(session: EngineSession, hardware: Hardware) -> MachineProfile:
+    """The kept profile of this machine, or a new one. Raises WorkerError where it fails."""
+    path = profile_path(hardware)
+    found = load_profile(path)
+    if found is None:
+        found = session.profile()
+        keep_profile(path, found)
+    return found
+
+
+def profile_path(hardware: Hardware) -> Path:
+    """Where it is kept."""
+    return cache_folder() / "profiles" / f"{hardware.fingerprint}.json"
+
+
+def load_profile(path: Path) -> MachineProfile | None:
+    """None where there is none, it is old, or it is of another release."""
+    try:
+        if time.time() - path.stat().st_mtime > KEPT_S:
+            return None
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    names = {field.name for field in dataclasses.fields(MachineProfile)}
+    return MachineProfile(**data) if isinstance(data, dict) and set(data) == names else None
+
+
+def keep_profile(path: Path, profile: MachineProfile) -> None:
+    """Write atomically; a folder that cannot be written only costs the next study a moment."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(profile.to_json(), indent=1))
+        partial.replace(path)
+    except OSError:
+        return

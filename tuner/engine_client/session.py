@@ -1,0 +1,367 @@
+"""EngineSession: a model kept open in a worker, and opened again in a new one after a death.
+
+In: what to open. Out: model facts, resolved configs, reports. It hides that processes die, not
+that a request failed: every failure is a WorkerError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MachineProfile,
+    MemoryPlan,
+    ModelFacts,
+    TaskOptions,
+    Workload,
+)
+from engine.contract.report import (
+    QualityReport,
+    Report,
+)
+from engine.errors import ConfigError
+from engine.facts.timings import ModelTimings
+from tuner.engine_client.process import (
+    EngineWorker,
+    OnEvent,
+    WorkerLimits,
+)
+from tuner.engine_client.timing_lock import timed_section
+from tuner.errors import WorkerError
+from tuner.folders import cache_folder, data_folder
+
+log = logging.getLogger(__name__)
+
+StartWorker = Callable[[], EngineWorker]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A config as the engine resolved it, with its memory equation."""
+
+    config: EngineConfig
+    memory: MemoryPlan
+
+
+@dataclass
+class EngineSession:
+    """One model on one device.
+
+    model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker
+    that is not started yet; busy_s: seconds that engines worked, waiting for a turn left out;
+    revision: of a hub id, None for its latest, which the first opening
+    pins, so that a new worker never runs another. A context manager: leaving it ends the worker.
+    """
+
+    model: str
+    device: str = "auto"
+    trust_remote_code: bool = False
+    start_worker: StartWorker = field(default_factory=lambda: worker_factory())
+    revision: str | None = None
+    _worker: EngineWorker | None = field(default=None, init=False)
+    _facts: ModelFacts | None = field(default=None, init=False)
+    _configurations: int = field(default=0, init=False)
+    _tainted: bool = field(default=False, init=False)
+    _is_open: bool = field(default=False, init=False)
+    hardware: dict[str, Any] = field(default_factory=dict, init=False)
+    runtime_bytes: int = field(default=0, init=False)
+    opened_device: str = field(default="cpu", init=False)
+    busy_s: float = field(default=0.0, init=False)
+
+    def __enter__(self) -> EngineSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self._worker is not None:
+            self._worker.kill()
+
+    def close(self) -> None:
+        """End the worker; the next request would start another."""
+        if self._worker is not None:
+            self._worker.close()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the worker has done nothing but run one configuration since it was opened."""
+        return self._configurations <= 1 and not self._tainted
+
+    def refresh(self) -> None:
+        """End a worker that did other things than measure: what they left would be counted."""
+        if self._tainted:
+            self.close()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model; opens it on first use."""
+        self._open()
+        if self._facts is None:
+            raise WorkerError("the engine said nothing of the model", "bad_output")
+        return self._facts
+
+    def describe(self) -> ModelFacts:
+        """What is known of the model before its weights are fetched or read."""
+        if self._facts is None:
+            result = self._ask_first("describe")
+            self._tainted = True
+            self._take_facts(result)
+            self.opened_device = str(result.get("device", "cpu"))
+        return self.facts if self._facts is None else self._facts
+
+    def configure(self, config: EngineConfig) -> Configured:
+        """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
+        worker = self._open()
+        self._configurations += 1
+        with self._busy():
+            result = worker.request("configure", config=config.to_dict())
+        return self._checked(lambda: _read_configured(result))
+
+    def measure(
+        self,
+        workload: Workload,
+        repeats: int = 1,
+        warm_up: bool = True,
+        seed: int = 0,
+        on_event: OnEvent | None = None,
+        limit_s: float | None = None,
+    ) -> Report:
+        """Measure what is configured, when it is this process's turn; a report with impossible
+        figures is bad_output.
+
+        limit_s: a repeat that takes longer is a timeout, and ends the worker.
+        """
+        with self._turn(), self._busy():
+            result = self._live().request(
+                "measure",
+                on_event=on_event,
+                limit_s=limit_s,
+                workload=workload.to_json(),
+                repeats=repeats,
+                warm_up=warm_up,
+                seed=seed,
+            )
+        return self._checked(lambda: _check_report(Report.from_json(result)))
+
+    def serve(self, on_event: OnEvent, **options: Any) -> dict[str, Any]:
+        """Serve what is configured until `interrupt`; needs a worker that can (engine.serve)."""
+        return self._live().request("serve", on_event=on_event, **options)
+
+    def interrupt(self) -> None:
+        """Let a running `serve` come to its end: it drains, then answers."""
+        if self._worker is not None:
+            self._worker.interrupt()
+
+    def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """Those of these that are neither task files nor names that lm-eval knows."""
+        if all(name.endswith((".yaml", ".yml")) for name in tasks):
+            return []  # reading the names takes ten seconds
+        return list(self._open().request("unknown_tasks", tasks=list(tasks))["names"])
+
+    def evaluate(
+        self,
+        tasks: tuple[str, ...],
+        options: TaskOptions,
+        reference: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> QualityReport:
+        """Run lm-eval tasks on what is configured."""
+        self._tainted = True
+        with self._busy():
+            result = self._live().request(
+                "evaluate",
+                on_event=on_event,
+                tasks=list(tasks),
+                reference=reference,
+                **options.to_json(),
+            )
+        return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
+
+    def discard_journal(self) -> None:
+        """The last evaluation is stored: the worker need not be able to go on with it."""
+        with contextlib.suppress(WorkerError):  # a journal that stays behind does no harm
+            self._live().request("discard_journal")
+
+    def profile(self) -> MachineProfile:
+        """Measure this machine's speeds."""
+        worker = self._ready()
+        with self._turn(), self._busy():
+            result = worker.request("profile")
+        self._tainted = True
+        known = {field.name for field in dataclasses.fields(MachineProfile)}
+        figures = {name: value for name, value in result.items() if name in known}
+        return self._checked(lambda: MachineProfile(**figures))
+
+    def calibrate(
+        self,
+        config: EngineConfig,
+        workload: Workload,
+        bits: Sequence[int],
+        on_event: OnEvent | None = None,
+    ) -> ModelTimings:
+        """Time the parts of this model's passes."""
+        worker = self._open()
+        with self._turn(), self._busy():
+            result = worker.request(
+                "calibrate",
+                on_event=on_event,
+                config=config.to_dict(),
+                workload=workload.to_json(),
+                bits=list(bits),
+            )
+        return self._checked(lambda: ModelTimings.from_json(result))
+
+    def request(
+        self, operation: str, on_event: OnEvent | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Any other operation on the open model."""
+        worker = self._open()
+        with self._busy():
+            return worker.request(operation, on_event=on_event, **arguments)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_s += time.monotonic() - started
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        return timed_section(cache_folder(), self.opened_device)
+
+    def _live(self) -> EngineWorker:
+        if self._worker is None or not self._worker.alive:
+            raise WorkerError("nothing is configured: the engine worker was replaced", "crash")
+        return self._worker
+
+    def _ready(self) -> EngineWorker:
+        """A worker that runs; whether it holds the model does not matter."""
+        if self._worker is not None and self._worker.alive:
+            return self._worker
+        worker = self._worker = self.start_worker()
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.kill)
+            worker.start()
+            undo.pop_all()
+        self._configurations, self._tainted, self._is_open = 0, False, False
+        return worker
+
+    def _open(self) -> EngineWorker:
+        worker = self._ready()
+        if self._is_open:
+            return worker
+        result = self._ask_first("open")
+        self._take_facts(result)
+        worker = self._live()
+        self._is_open = True
+        self.hardware = dict(result.get("hardware", {}))
+        self.runtime_bytes = int(result.get("runtime_bytes", 0))
+        self.opened_device = str(result.get("device", "cpu"))
+        return worker
+
+    def _ask_first(self, operation: str) -> dict[str, Any]:
+        """Describing and opening build on nothing: a worker that dies of it is replaced, once."""
+        worker = self._ready()
+        try:
+            return worker.request(operation, **self._named())
+        except WorkerError as error:
+            died = not worker.alive and error.failure != "timeout"
+            worker.kill()
+            if not died:
+                raise
+            log.warning("%s: another one is tried", error)
+        worker = self._ready()
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.kill)
+            result = worker.request(operation, **self._named())
+            undo.pop_all()
+        return result
+
+    def _named(self) -> dict[str, Any]:
+        """What opens or describes this model, at the pinned revision once there is one."""
+        pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        return {
+            "model": self.model,
+            "device": self.device,
+            "trust_remote_code": self.trust_remote_code,
+            **pinned,
+        }
+
+    def _take_facts(self, result: dict[str, Any]) -> None:
+        if "facts" in result:  # a peer knows none
+            self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
+            self.revision = None if self._facts.revision == "local" else self._facts.revision
+
+    def _checked(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            if self._worker is not None:
+                self._worker.kill()
+            raise WorkerError(
+                f"the engine's figures cannot be used: {error}", "bad_output"
+            ) from None
+
+
+def worker_factory(
+    command: tuple[str, ...] | None = None, limits: WorkerLimits | None = None
+) -> StartWorker:
+    """Makes workers that log under the data folder; one file each."""
+
+    def build() -> EngineWorker:
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1_000_000:06d}"
+        worker = EngineWorker(_new_log(data_folder() / "logs", stamp))
+        if command is not None:
+            worker = replace(worker, command=command)
+        return worker if limits is None else replace(worker, limits=limits)
+
+    return build
+
+
+def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("worker-*.log"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return folder / f"worker-{stamp}.log"
+
+
+def _read_configured(result: dict[str, Any]) -> Configured:
+    memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
+    return Configured(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
+
+
+def _check_report(report: Report) -> Report:
+    for name, metric in report.metrics.items():
+        if not math.isfinite(metric.value):
+            raise ValueError(f"{name} is {metric.value}")
+    for name in ("output_tps", "tpot_ms"):
+        if name not in report.metrics:
+            raise ValueError(f"the report has no {name}")
+        if report.metrics[name].value <= 0:
+            raise ValueError(f"{name} is {report.metrics[name].value}, so nothing was generated")
+    return report
+
+
+def _check_quality(report: QualityReport) -> QualityReport:
+    if report.bits_per_byte is not None and not (
+        math.isfinite(report.bits_per_byte) and report.bits_per_byte > 0
+    ):
+        raise ValueError(f"bits per byte are {report.bits_per_byte}")
+    for result in report.tasks:
+        if math.isnan(result.value):
+            raise ValueError(f"{result.metric} of {result.task} is NaN")
+    for kld in (report.kld_mean, report.prefill_kld_mean):
+        if kld is not None and not math.isfinite(kld):
+            raise ValueError(f"the divergence from 16 bits is {kld}")
+    return report

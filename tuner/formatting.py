@@ -1,0 +1,30 @@
+"""Figures as text for people, the same on screens and in reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.contract.report import Metric
+
+
+def format_count(count: int, noun: str) -> str:
+    """`1 trial`, `3 trials`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def format_cell(cell: Any) -> str:
+    """Four digits, a dash for nothing."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return str(cell)
+
+
+def format_metric(metric: Metric | None) -> str:
+    """value ± half of the 95 % interval."""
+    if metric is None:
+        return "-"
+    if metric.n < 2:
+        return f"{metric.value:.4g}"
+    return f"{metric.value:.4g} ± {(metric.high - metric.low) / 2:.2g}"

@@ -1,0 +1,135 @@
+"""Why a config is as fast as it is, and what the rest of the front would cost or give instead.
+
+In: trials of a study. Out: values and sentences for `tune show`; nothing is run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuner.pareto.front import Front
+from tuner.store.snapshots import TrialSnapshot
+
+PARTS: Mapping[str, str] = {
+    "disk_wait": "waiting for the disk",
+    "transfer_wait": "waiting for the link",
+    "compute": "computing experts",
+    "dense": "the dense part",
+    "router": "routers",
+    "policy": "deciding what to keep and fetch",
+    "other": "everything else",
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a token's time goes into. part: the largest, of PARTS; shares: of all parts."""
+
+    part: str
+    shares: Mapping[str, float]
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        rest = sorted(self.shares.items(), key=lambda item: -item[1])[1:3]
+        others = ", ".join(f"{PARTS[name]} {share:.0%}" for name, share in rest)
+        return f"{PARTS[self.part]} takes {self.shares[self.part]:.0%} of a token's time ({others})"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Another member of the front. changes: relative to the recommended one, by objective;
+    settings: (recommended, other) where they differ."""
+
+    trial: int
+    changes: Mapping[str, float]
+    settings: Mapping[str, tuple[Any, Any]]
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        figures = ", ".join(f"{name} {change:+.1%}" for name, change in self.changes.items())
+        settings = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in self.settings.items())
+        return f"trial {self.trial}: {figures} ({settings})"
+
+
+@dataclass(frozen=True)
+class TwinError:
+    """How far off predictions were on n measured trials, relative. factor: by which all were."""
+
+    median: float
+    largest: float
+    factor: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one recommended trial."""
+
+    trial: int
+    binding: Binding | None
+    exchanges: tuple[Exchange, ...]
+    twin: TwinError | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def explain(front: Front, trials: Sequence[TrialSnapshot]) -> Explanation | None:
+    """Of the front's knee; None for an empty front."""
+    if not front.members:
+        return None
+    knee = front.knee
+    others = [member for member in front.members if member.number != knee.number]
+    return Explanation(
+        knee.number,
+        binding_of(knee),
+        tuple(_exchange(knee, other, front.objectives) for other in others),
+        twin_error(trials),
+    )
+
+
+def binding_of(trial: TrialSnapshot) -> Binding | None:
+    """None where the engine measured no time split."""
+    parts = {
+        name: metric.value
+        for name in PARTS
+        if (metric := trial.metrics.get(f"time_ms_per_token.{name}")) is not None
+    }
+    total = sum(parts.values())
+    if total <= 0:
+        return None
+    shares = {name: value / total for name, value in parts.items()}
+    return Binding(max(shares, key=shares.__getitem__), shares)
+
+
+def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> TwinError | None:
+    """Of predictions before what was measured corrects them, beside their common factor, which the
+    search corrects at once; None without any."""
+    ratios = [
+        trial.predicted[metric] / trial.metrics[metric].value
+        for trial in trials
+        if metric in trial.predicted and metric in trial.metrics
+    ]
+    if not ratios:
+        return None
+    common = statistics.median(ratios)
+    errors = [abs(ratio / common - 1) for ratio in ratios]
+    return TwinError(statistics.median(errors), max(errors), common, len(errors))
+
+
+def _exchange(knee: TrialSnapshot, other: TrialSnapshot, objectives: Sequence[str]) -> Exchange:
+    changes = {
+        name: other.scores[name] / knee.scores[name] - 1 for name in objectives if knee.scores[name]
+    }
+    settings = {
+        path: (knee.params.get(path), value)
+        for path, value in other.params.items()
+        if knee.params.get(path) != value
+    }
+    return Exchange(other.number, changes, settings)

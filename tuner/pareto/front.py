@@ -1,0 +1,113 @@
+"""Front: the trials worth choosing from, one a configuration, and the pick among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuner.errors import StudyError, UsageError
+from tuner.pareto import dominance
+from tuner.pareto.probability import likely_members
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+
+# Without --min-quality nobody is recommended a config that loses more than this of 16 bits.
+KNEE_MIN_QUALITY = 0.9
+PICKS = {"throughput": "output_tps", "latency": "tpot_ms", "quality": "quality"}
+
+
+@dataclass(frozen=True)
+class Front:
+    """Non-dominated feasible trials, the fastest first.
+
+    trials: all that the front came from; knee_quality: the recommended one keeps at least this
+    quality, where any does.
+    """
+
+    objectives: tuple[str, ...]
+    members: tuple[TrialSnapshot, ...]
+    trials: tuple[TrialSnapshot, ...]
+    knee_quality: float = KNEE_MIN_QUALITY
+
+    @property
+    def knee(self) -> TrialSnapshot:
+        """The best compromise; members must not be empty."""
+        kept = [m for m in self.members if m.scores.get("quality", 1.0) >= self.knee_quality]
+        among = kept or list(self.members)
+        vectors = [[trial.scores[name] for name in self.objectives] for trial in among]
+        return among[dominance.knee(vectors, self._signs())]
+
+    def pick(self, wanted: str) -> TrialSnapshot:
+        """`knee`, `throughput`, `latency`, `quality`, or the number of any finished trial.
+
+        Raises StudyError when there is nothing to pick, UsageError for a word or a number that
+        names no trial of this study.
+        """
+        if wanted.isdigit():
+            return self._numbered(int(wanted))
+        if not self.members:
+            raise StudyError("no configuration of this study ran within its limits yet")
+        if wanted == "knee":
+            return self.knee
+        objective = PICKS.get(wanted)
+        if objective is None or objective not in self.objectives:
+            able = ["knee", *(p for p, o in PICKS.items() if o in self.objectives)]
+            why = f"{objective} is no objective of this study; " if objective else ""
+            raise UsageError(f"--pick {wanted}: {why}write {', '.join(able)} or a trial's number")
+        sign = dominance.SIGNS[objective]
+        return max(self.members, key=lambda trial: sign * trial.scores[objective])
+
+    def _numbered(self, number: int) -> TrialSnapshot:
+        for trial in self.trials:
+            if trial.number == number:
+                if trial.state == "COMPLETE":
+                    return trial
+                raise StudyError(
+                    f"trial {number} is {trial.state}"
+                    + (f" ({trial.reason})" if trial.reason else "")
+                    + ": only a COMPLETE trial can be exported"
+                )
+        last = max((trial.number for trial in self.trials), default=None)
+        have = "no trials yet" if last is None else f"trials 0 to {last}"
+        raise UsageError(f"this study has no trial {number}: it has {have}")
+
+    def _signs(self) -> list[int]:
+        return [dominance.SIGNS[name] for name in self.objectives]
+
+
+def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
+    """The front of a stored study, by its own objectives and limits, as sure as its samples are."""
+    definition = study.definition
+    limit = definition["constraints"].get("min_quality")
+    return likely_front(trials, definition["objectives"], limit)
+
+
+def likely_front(
+    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
+) -> Front:
+    """As build_front, of what is more likely than not to stand on it, given how repeats scatter."""
+    front = build_front(trials, objectives, min_quality)
+    return replace(front, members=_sorted(likely_members(front), front.objectives[0]))
+
+
+def build_front(
+    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
+) -> Front:
+    """By means, from all trials of a study; a configuration that was proposed twice counts once.
+
+    min_quality: the user's own limit, in place of KNEE_MIN_QUALITY.
+    """
+    first: dict[int, TrialSnapshot] = {}
+    for trial in trials:
+        measured = all(name in trial.scores for name in objectives)
+        if trial.feasible and measured and trial.configuration_id is not None:
+            first.setdefault(trial.configuration_id, trial)
+    candidates = list(first.values())
+    vectors = [[trial.scores[name] for name in objectives] for trial in candidates]
+    kept = dominance.front(vectors, [dominance.SIGNS[name] for name in objectives])
+    members = _sorted([candidates[i] for i in kept], objectives[0])
+    floor = KNEE_MIN_QUALITY if min_quality is None else min_quality
+    return Front(tuple(objectives), members, tuple(trials), floor)
+
+
+def _sorted(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
+    return tuple(sorted(members, key=lambda t: -dominance.SIGNS[leading] * t.scores[leading]))

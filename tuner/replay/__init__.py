@@ -1,0 +1,1 @@
+"""Predicts configurations from a routing trace without running an engine."""

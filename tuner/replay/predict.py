@@ -1,0 +1,156 @@
+"""Replays of configs over a recorded trace: what `tune replay` and studies ask the twin.
+
+In: a trace, timings, configs. Out: predicted metrics of each, and Belady's bound at its slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import EngineError
+from engine.facts.emulated_machine import (
+    PREFIX,
+    load_machine,
+    predicted_timings,
+)
+from engine.facts.machine import probe
+from engine.facts.timings import (
+    ModelTimings,
+    load_timings,
+    timings_path,
+)
+from engine.precision.allocate import with_table
+from engine.precision.table import run_bits
+from engine.replay.bound import best_hits
+from engine.replay.simulate import replay
+from engine.trace.trace import Trace
+from tuner.errors import StudyError, UsageError
+from tuner.folders import cache_folder
+
+
+@dataclass
+class ReplayRow:
+    """A config's prediction. seconds: what the replay itself took."""
+
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; every figure is predicted."""
+        return {
+            "name": self.name,
+            "config": self.config,
+            "predicted": self.metrics,
+            "replay_s": self.seconds,
+            "error": self.error,
+        }
+
+
+def facts_of(trace: Trace) -> ModelFacts:
+    """The model that a trace was recorded on."""
+    kept = trace.facts.get("model_facts")
+    if not isinstance(kept, dict):
+        raise UsageError("this trace does not say what model it is of: record it with `tune trace`")
+    return ModelFacts.from_json(kept)
+
+
+def timings_for(facts: ModelFacts, device: str, file: Path | None = None) -> ModelTimings:
+    """Measured timings of this model here, a file's, or a machine's published figures.
+
+    device: as the engine names it; `predicted:<machine>` takes published figures. UsageError where
+    nothing was measured.
+    """
+    if file is not None:
+        found = load_timings(file)
+        if found is None:
+            raise UsageError(f"there is no file {file}")
+        return found
+    if device.startswith("predicted:"):
+        return predicted_timings(load_machine(device.removeprefix("predicted:")), facts)
+    machine = probe(cache_folder()).fingerprint
+    found = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, device))
+    if found is None:
+        known = not device.startswith(PREFIX)
+        other = "; `tune replay --device predicted:<machine>` needs none" if known else ""
+        raise UsageError(
+            f"this model was not timed on {device} of this machine: run `tune profile --model "
+            f"{facts.id} --device {device}` first{other}"
+        )
+    return found
+
+
+def replay_configs(
+    configs: Mapping[str, EngineConfig],
+    facts: ModelFacts,
+    trace: Trace,
+    timings: ModelTimings,
+    learned: Mapping[str, Any] | None = None,
+    history: Trace | None = None,
+    warm_groups: int = 0,
+) -> list[ReplayRow]:
+    """Predict each. learned: arrays of trained predictors; history: what statistics start from;
+    warm_groups: how many of the trace's groups of sequences come first uncounted."""
+    warm = [n for n, item in enumerate(trace.passes) if item.group < warm_groups]
+    rows = []
+    for name, config in configs.items():
+        started = time.perf_counter()
+        row = ReplayRow(name, config.to_dict())
+        try:
+            found = replay(
+                with_table(config, facts, cache_folder()),
+                facts,
+                trace,
+                timings,
+                history=history,
+                learned=dict(learned or {}),
+                warm=warm,
+            )
+        except EngineError as error:
+            row.error = str(error)
+        else:
+            row.config = found.config.to_dict()
+            row.metrics = found.metrics(set(range(len(trace.passes))) - set(warm))
+            if len(run_bits(found.config)) == 1:  # the bound knows one size of records
+                row.metrics.update(_bound(found.policy.cache.slots_by_pool, trace, warm))
+        row.seconds = time.perf_counter() - started
+        rows.append(row)
+    if all(row.error for row in rows):
+        raise StudyError("; ".join(f"{row.name or 'the config'}: {row.error}" for row in rows))
+    return rows
+
+
+def longest(trace: Trace) -> int:
+    """Tokens of its longest sequence, at least 64."""
+    lengths: dict[int, int] = {}
+    for item in trace.passes:
+        lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)
+    return max(64, *lengths.values())
+
+
+def load_learned_arrays(facts: ModelFacts) -> dict[str, Any]:
+    """Trained predictors of this model, where there are some."""
+    path = cache_folder() / "predictors" / f"{facts.fingerprint}.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _bound(pools: tuple[int, ...], trace: Trace, warm: list[int]) -> dict[str, float]:
+    counted = set(range(len(trace.passes))) - set(warm)
+    bound = best_hits(trace, pools, counted)
+    return {
+        "oracle_hit_rate": bound.hit_rate("decode"),
+        "oracle_hit_rate.prefill": bound.hit_rate("prefill"),
+    }

@@ -1,0 +1,232 @@
+"""Which candidate to run next: the one that promises most hypervolume for each second it costs.
+
+In: candidates, predictions, what was measured. Out: a proposal, or None where nothing promises
+enough. The promise is the expected improvement over the measured front; speed comes from the
+regression, quality is known by group or hoped for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.definition.study import Constraints
+from tuner.pareto import dominance
+from tuner.search.candidates import Candidates
+from tuner.search.hypervolume_improvement import (
+    Staircases,
+    non_dominated,
+)
+from tuner.search.posterior import (
+    Belief,
+    Regression,
+)
+from tuner.statistics import START_DEVIATION
+
+Floats = NDArray[np.float64]
+SPEEDS = ("output_tps", "tpot_ms", "ttft_ms")
+LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
+# A hope, not a claim: what a precision keeps is evaluated with the first config that has it.
+HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
+# Standard normal quantiles: the speeds of a candidate rise and fall together.
+DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
+WORTH = 0.001  # of the hypervolume: what promises less is not worth a trial
+BEYOND_NADIR = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a candidate that ran.
+
+    values: means of speeds; deviations: of those means, relative; quality: None where it was not
+    evaluated; complete: it may stand on the front.
+    """
+
+    index: int
+    values: Mapping[str, float]
+    deviations: Mapping[str, float]
+    quality: float | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """gain: expected, as a share of the present hypervolume; seconds: expected cost."""
+
+    index: int
+    gain: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a trial costs: seconds beside running, passes over the workload, generated tokens of
+    one."""
+
+    overhead_s: float = 1.0
+    passes: float = 5.0
+    tokens: int = 128
+
+
+@dataclass
+class Proposer:
+    """predictions: of a metric for all candidates, natural logarithms, {} without a twin."""
+
+    candidates: Candidates
+    objectives: Sequence[str]
+    limits: Constraints
+    predictions: Mapping[str, Floats] = field(default_factory=dict)
+    costs: Costs = Costs()
+
+    def __post_init__(self) -> None:
+        self._regression = Regression(self.candidates.axes(), len(self.candidates))
+        budgets = [item.config.budget.vram_bytes for item in self.candidates.items]
+        self._budgets = np.array(budgets, dtype=np.int64)
+        self._groups = [item.group for item in self.candidates.items]
+        self._hoped = np.array(
+            [HOPED_QUALITY.get(item.config.precision.bits, 1.0) for item in self.candidates.items]
+        )
+
+    def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
+        """The best of what is neither measured nor taken and worth a trial; None where nothing is.
+
+        taken: candidates that run now, failed or do not fit.
+        """
+        ranked = self.rank(measured, taken, len(self.candidates))
+        return next((one for one in ranked if one.gain >= WORTH), None)
+
+    def rank(
+        self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
+    ) -> list[Proposal]:
+        """The `most` best, by gain a second."""
+        closed = {one.index for one in measured} | set(taken)
+        open_ = np.array([i for i in range(len(self.candidates)) if i not in closed], dtype=int)
+        if not len(open_):
+            return []
+        beliefs = {name: self.believe(name, measured) for name in SPEEDS}
+        quality = self._quality(measured)
+        gains, whole = self._gains(open_, beliefs, quality, measured)
+        seconds = self._seconds(open_, beliefs["output_tps"])
+        order = np.argsort(-gains / seconds, kind="stable")[:most]
+        return [
+            Proposal(int(open_[i]), float(gains[i] / whole) if whole else 1.0, float(seconds[i]))
+            for i in order
+        ]
+
+    def believe(self, name: str, measured: Sequence[Measured]) -> Belief:
+        """log(metric) of all candidates."""
+        rows = [one for one in measured if one.values.get(name, 0.0) > 0]
+        values = np.log([one.values[name] for one in rows])
+        noise = np.array([one.deviations.get(name, START_DEVIATION) for one in rows])
+        prior = self.predictions.get(name)
+        if prior is None:
+            prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
+        return self._regression.believe(prior, [one.index for one in rows], values, noise)
+
+    def _quality(self, measured: Sequence[Measured]) -> Floats:
+        """Of all candidates: evaluated for their group, or hoped for."""
+        found = {
+            self._groups[one.index]: one.quality for one in measured if one.quality is not None
+        }
+        pairs = zip(self._groups, self._hoped, strict=True)
+        return np.array([found.get(group, hoped) for group, hoped in pairs], dtype=float)
+
+    def _gains(
+        self,
+        rows: NDArray[np.int_],
+        beliefs: Mapping[str, Belief],
+        quality: Floats,
+        measured: Sequence[Measured],
+    ) -> tuple[Floats, float]:
+        """Expected improvement of each of these candidates, and the present hypervolume."""
+        draws = self._drawn(rows, beliefs, quality)  # [n, S, d], more is better
+        allowed = self._allowed(rows, beliefs, quality)
+        gains, whole = np.zeros(len(rows)), 0.0
+        for budget in np.unique(self._budgets):  # one, but for budget curves
+            within = self._budgets[rows] <= budget
+            fitting = [one for one in measured if self._budgets[one.index] <= budget]
+            front = self._front(fitting, quality)  # [M, d]
+            more, volume = _improvement(draws[within], allowed[within], front)
+            gains[within] += more
+            whole += volume
+        return gains, whole
+
+    def _drawn(
+        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+    ) -> Floats:
+        columns = []
+        for name in self.objectives:
+            if name == "quality":
+                columns.append(np.repeat(quality[rows][:, None], len(DRAWS), axis=1))
+                continue
+            belief, sign = beliefs[name], dominance.SIGNS[name]
+            spread = sign * DRAWS[None, :] * belief.deviation[rows][:, None]
+            columns.append(sign * np.exp(belief.mean[rows][:, None] + spread))
+        return np.stack(columns, axis=2)
+
+    def _front(self, measured: Sequence[Measured], quality: Floats) -> Floats:
+        points = [
+            [
+                quality[one.index]
+                if name == "quality"
+                else dominance.SIGNS[name] * one.values[name]
+                for name in self.objectives
+            ]
+            for one in measured
+            if one.complete and self._within(one, quality)
+        ]
+        return np.array(points, dtype=float).reshape(len(points), len(self.objectives))
+
+    def _within(self, one: Measured, quality: Floats) -> bool:
+        floor = self.limits.min_quality
+        if floor is not None and quality[one.index] < floor:
+            return False
+        return all(
+            limit is None or one.values.get(name, 0.0) <= limit
+            for name, limit in self._speed_limits()
+        )
+
+    def _allowed(
+        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+    ) -> Floats:
+        """1 where a draw keeps every limit, else 0, [n, S]."""
+        allowed = np.ones((len(rows), len(DRAWS)))
+        if self.limits.min_quality is not None:
+            allowed *= (quality[rows] >= self.limits.min_quality)[:, None]
+        for name, limit in self._speed_limits():
+            if limit is not None:
+                belief = beliefs[name]
+                # a good draw is a short time, as in _drawn
+                spread = DRAWS[None, :] * belief.deviation[rows][:, None]
+                allowed *= np.exp(belief.mean[rows][:, None] - spread) <= limit
+        return allowed
+
+    def _speed_limits(self) -> list[tuple[str, float | None]]:
+        return [(name, getattr(self.limits, limit)) for name, limit in LIMITED.items()]
+
+    def _seconds(self, rows: NDArray[np.int_], speed: Belief) -> Floats:
+        once = self.costs.tokens / np.exp(speed.mean[rows])
+        seconds: Floats = self.costs.overhead_s + self.costs.passes * once
+        return seconds
+
+
+def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:
+    """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume.
+
+    Both from a reference that lies below the nadir of what is within reach, by BEYOND_NADIR of what
+    all of these configs span: by a share of what the best of them span, the ends of a front that is
+    narrow in one objective would count for next to nothing."""
+    if not len(draws):
+        return np.zeros(0), 0.0
+    centre = np.vstack([draws.mean(axis=1), front])
+    span = np.ptp(centre, axis=0)
+    span = np.where(span > 0, span, 1.0)
+    reference = centre[non_dominated(centre)].min(axis=0) - BEYOND_NADIR * span
+    scaled = (front - reference) / span
+    gains = Staircases(scaled).improvement((draws - reference) / span) * allowed
+    signs = [1] * centre.shape[1]
+    whole = dominance.hypervolume(scaled.tolist(), [0.0] * len(signs), signs)
+    return gains.mean(axis=1), whole

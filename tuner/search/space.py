@@ -1,0 +1,231 @@
+"""SearchSpace: which settings a study varies. A parameter's name is the config path it sets.
+
+In: a definition, model facts. Out: parameters with their choices, limited to what can fit; a
+point of the space becomes a resolved config or is infeasible, both without running anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+    Workload,
+)
+from engine.errors import ConfigError, InfeasibleError
+from engine.memory import plan
+from engine.precision.allocate import with_table
+from engine.precision.table import PLANNED
+from tuner.definition.study import StudyDefinition
+from tuner.errors import DefinitionError, InfeasibleStudyError
+from tuner.folders import cache_folder
+
+Choice = str | int | float | bool
+Point = Mapping[str, Choice]
+
+CACHE_CHOICES: tuple[Choice, ...] = ("12.5%", "25%", "37.5%", "50%", "75%", "100%", "auto")
+DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
+BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
+COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
+BUDGET = "budget.vram_bytes"
+CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
+PREDICTOR = "prefetch.predictor"
+_MEMORY_SECTIONS = (
+    "cache.",
+    "precision.",
+    "batch.",
+    "kv.",
+    "prefill.",
+    "compute.",
+    "io.",
+    "budget.",
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting and the values it may take."""
+
+    name: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The product of the parameters over a base config."""
+
+    parameters: tuple[Parameter, ...]
+    base: EngineConfig
+    facts: ModelFacts
+
+    @property
+    def size(self) -> int:
+        """How many points it has."""
+        total = 1
+        for parameter in self.parameters:
+            total *= len(parameter.choices)
+        return total
+
+    def config(self, point: Point) -> EngineConfig:
+        """The point laid over the base; depth and predictor are one decision."""
+        values = dict(point)
+        names = {parameter.name for parameter in self.parameters}
+        if DEPTH in values and PREDICTOR not in names:
+            values[PREDICTOR] = "next_gate" if values[DEPTH] else "none"
+        return self._at_least_budget(self.base.overlay(values), BUDGET in names)
+
+    def _at_least_budget(self, config: EngineConfig, curved: bool) -> EngineConfig:
+        """In a budget curve, under the smallest budget that holds it: what fits 4 GB is measured
+        once and answers for 8 GB too."""
+        if not curved:
+            return config
+        try:
+            needed = plan.resolve(with_table(config, self.facts, cache_folder()), self.facts)[1]
+        except (InfeasibleError, ConfigError):
+            return config
+        budgets = next(p.choices for p in self.parameters if p.name == BUDGET)
+        enough = [int(b) for b in budgets if int(b) >= needed.total_bytes]
+        return config.overlay({BUDGET: min(enough, default=config.budget.vram_bytes)})
+
+    def resolve(self, point: Point) -> tuple[EngineConfig, MemoryPlan]:
+        """The complete config and its memory; InfeasibleError where it does not fit."""
+        try:
+            config = with_table(self.config(point), self.facts, cache_folder())
+            return plan.resolve(config, self.facts)
+        except ConfigError as error:
+            raise InfeasibleError(str(error)) from None
+
+    def memory_points(self) -> Iterator[dict[str, Choice]]:
+        """Every combination that matters to memory, the other parameters at their first choice."""
+        names = [parameter.name for parameter in self.parameters]
+        choices = [
+            p.choices if p.name.startswith(_MEMORY_SECTIONS) else p.choices[:1]
+            for p in self.parameters
+        ]
+        for values in itertools.product(*choices):
+            yield dict(zip(names, values, strict=True))
+
+    def fits(self, point: Point) -> bool:
+        """Whether the memory equation holds."""
+        try:
+            self.resolve(point)
+        except InfeasibleError:
+            return False
+        return True
+
+    def default(self) -> dict[str, Choice]:
+        """The point a user would take without tuning: all that fits, at the most bits that fit."""
+        flat = self.base.flat()
+        wanted = {
+            p.name: flat[p.name] if flat[p.name] in p.choices else p.choices[0]
+            for p in self.parameters
+        }
+        sized = CACHE in wanted and wanted[CACHE] != flat[CACHE]
+        if sized:
+            wanted = self._with_most_room(wanted)
+        if self.fits(wanted):
+            return wanted
+        free = {p.name for p in self.parameters if not p.name.startswith(_MEMORY_SECTIONS)}
+        best = max(
+            (point for point in self.memory_points() if self.fits(point)),
+            key=lambda point: sum(point[name] == value for name, value in wanted.items()),
+        )
+        found = {**best, **{name: wanted[name] for name in free}}
+        return self._with_most_room(found) if sized else found
+
+    def _with_most_room(self, wanted: Mapping[str, Choice]) -> dict[str, Choice]:
+        """With the cache size that holds most of those that fit beside the rest."""
+        sizes = next(p.choices for p in self.parameters if p.name == CACHE)
+        points = [{**wanted, CACHE: size} for size in sizes]
+        fitting = [point for point in points if self.fits(point)]
+        if not fitting:
+            return dict(wanted)
+        return max(fitting, key=lambda point: int(self.resolve(point)[0].cache.expert_bytes))
+
+    def precision_corners(self) -> list[dict[str, Choice]]:
+        """The default at each other precision, as far as it fits."""
+        default = self.default()
+        choices = next((p.choices for p in self.parameters if p.name == BITS), ())
+        corners = [{**default, BITS: bits} for bits in choices if bits != default[BITS]]
+        return [corner for corner in corners if self.fits(corner)]
+
+
+def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> EngineConfig:
+    """The settings that every trial shares: budget, device, room for the workload, own choices."""
+    needed = workload.prompt_tokens + workload.output_tokens
+    room = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
+    if needed > room:
+        raise DefinitionError(
+            f"the workload needs {needed} tokens a sequence, {facts.id} takes {room}: "
+            "lower prompt_tokens or output_tokens of the study or of its workload"
+        )
+    return EngineConfig().overlay(
+        {
+            "budget.vram_bytes": definition.budget.vram_bytes,
+            "budget.ram_bytes": definition.budget.ram_bytes,
+            "budget.disk_bytes": definition.budget.disk_bytes,
+            "device.name": definition.device,
+            "kv.max_tokens": room,
+            **definition.engine,
+        }
+    )
+
+
+def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> SearchSpace:
+    """The default four, changed by the definition, without choices that never fit.
+
+    Raises InfeasibleStudyError with the smallest budget when no point fits.
+    """
+    base = base_config(definition, facts, workload)
+    choices = _default_choices(facts, workload)
+    for name in definition.engine:
+        choices.pop(name, None)
+    if base.precision.scheme in PLANNED:
+        choices.pop(BITS, None)  # the plan says the bits of every expert
+    if definition.budget.curve:
+        choices[BUDGET] = definition.budget.device_budgets[::-1]
+    choices.update({name: tuple(values) for name, values in definition.space.items()})
+    parameters = tuple(Parameter(name, values) for name, values in choices.items())
+    return _without_hopeless(SearchSpace(parameters, base, facts))
+
+
+def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[Choice, ...]]:
+    bits = tuple(bits for bits in BITS_CHOICES if str(bits) in facts.record_bytes)
+    bits = ("native", *bits) if facts.published else bits
+    counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
+    depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
+    return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}
+
+
+def _without_hopeless(space: SearchSpace) -> SearchSpace:
+    """Drop every choice that fits with no choice of the others."""
+    fitting: dict[str, set[Choice]] = {
+        p.name: set() if p.name.startswith(_MEMORY_SECTIONS) else set(p.choices)
+        for p in space.parameters
+    }
+    anything = False
+    smallest: int | None = None
+    reason = ""
+    for point in space.memory_points():
+        try:
+            space.resolve(point)
+        except InfeasibleError as error:
+            if smallest is None or (error.smallest_bytes or smallest) < smallest:
+                smallest, reason = error.smallest_bytes, str(error)
+            continue
+        anything = True
+        for name, choice in point.items():
+            fitting[name].add(choice)
+    if not anything:
+        raise InfeasibleStudyError(
+            f"nothing fits: at the least, {reason or 'no point of the space is possible'}", smallest
+        )
+    kept = tuple(
+        Parameter(p.name, tuple(choice for choice in p.choices if choice in fitting[p.name]))
+        for p in space.parameters
+    )
+    return SearchSpace(kept, space.base, space.facts)

@@ -1,0 +1,150 @@
+"""The twin: what a config would measure, predicted by replaying one trace over timings.
+
+In: a trace of single sequences, timings. Out: speeds of any config whose batch, cache, prefetch and
+precision settings the replay knows. What predicts badly is corrected by what was measured
+(tuner.search.posterior); the error on every measured trial is stored beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import ModelFacts
+from engine.errors import EngineError
+from engine.facts.timings import (
+    ModelTimings,
+    corrected,
+)
+from engine.precision.allocate import with_table
+from engine.replay.regroup import regroup
+from engine.replay.simulate import replay
+from engine.trace.trace import Trace
+from tuner.folders import cache_folder
+from tuner.search.acquisition import SPEEDS
+from tuner.search.candidates import Candidates
+from tuner.search.posterior import (
+    Floats,
+    Regression,
+)
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
+PARTS = ("compute", "dense", "router", "policy", "other")
+FEWEST = 8  # predictions that the others can be told from
+
+
+@dataclass
+class Twin:
+    """Predictions of one model on one workload and machine.
+
+    trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
+    trained predictors.
+    """
+
+    facts: ModelFacts
+    trace: Trace
+    timings: ModelTimings
+    sequences: int
+    learned: Mapping[str, Any] = field(default_factory=dict)
+    _seen_as: dict[tuple[int, int, int], Trace] = field(default_factory=dict, init=False)
+
+    def predict(self, config: EngineConfig) -> dict[str, float] | None:
+        """Speeds, None where this config cannot be replayed."""
+        metrics = self._replayed(config)
+        if metrics is None or not set(SPEEDS) <= set(metrics):
+            return None
+        return {name: metrics[name] for name in SPEEDS}
+
+    def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
+        """A twin whose parts take as long as they took in a run of `config`. measured: metrics, of
+        which the time split counts."""
+        predicted = self._replayed(config) or {}
+        factors = {
+            part: measured[name] / predicted[name]
+            for part in PARTS
+            if measured.get(name := f"time_ms_per_token.{part}", 0.0) > 0
+            and predicted.get(name, 0.0) > 0
+        }
+        return replace(self, timings=corrected(self.timings, factors))
+
+    def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
+        try:
+            planned = with_table(config, self.facts, cache_folder())
+            trace = self._as_run(planned)
+            warm = [
+                number
+                for number, item in enumerate(trace.passes)
+                if item.group < self._warm_groups(planned)
+            ]
+            found = replay(
+                planned, self.facts, trace, self.timings, learned=dict(self.learned), warm=warm
+            )
+            return found.metrics(set(range(len(trace.passes))) - set(warm))
+        except (EngineError, KeyError) as error:  # a precision that was not timed
+            log.debug("no prediction: %s", error)
+            return None
+
+    def _as_run(self, config: EngineConfig) -> Trace:
+        key = config.batch.count, config.batch.size, config.prefill.chunk_tokens
+        if key not in self._seen_as:
+            self._seen_as[key] = regroup(self.trace, *key, together=self.sequences)
+        return self._seen_as[key]
+
+    def _warm_groups(self, config: EngineConfig) -> int:
+        together = config.batch.count * config.batch.size
+        return (ROUNDS - 1) * -(-self.sequences // together)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Log predictions of all candidates by metric; replayed: how many were replayed, the others
+    are interpolated; spent_s: what that took."""
+
+    logs: Mapping[str, Floats]
+    replayed: int
+    spent_s: float
+
+    def of(self, index: int) -> dict[str, float]:
+        """The predicted speeds of one candidate."""
+        return {name: float(np.exp(values[index])) for name, values in self.logs.items()}
+
+
+def predict_all(twin: Twin, candidates: Candidates, within_s: float) -> Predictions:
+    """Replay candidates, spread over the space, for as long as allowed; interpolate the rest."""
+    started = time.monotonic()
+    found: dict[int, dict[str, float]] = {}
+    for index in _spread(candidates):
+        if len(found) >= FEWEST and time.monotonic() - started > within_s:
+            break
+        predicted = twin.predict(candidates.items[index].config)
+        if predicted is not None:
+            found[index] = predicted
+    logs: dict[str, Floats] = {}
+    if len(found) >= min(FEWEST, len(candidates)):
+        regression = Regression(candidates.axes(), len(candidates))
+        known = sorted(found)
+        for name in SPEEDS:
+            values = np.log([found[index][name] for index in known])
+            logs[name] = regression.fill(known, values, len(candidates))
+    return Predictions(logs, len(found), time.monotonic() - started)
+
+
+def _spread(candidates: Candidates) -> Iterable[int]:
+    """All candidates, those that lie far from the former ones first (farthest-point order)."""
+    size = len(candidates)
+    places = np.stack([axis.ranks for axis in candidates.axes()] or [np.zeros(size)], axis=1)
+    nearest = np.full(size, np.inf)
+    index = 0
+    for _ in range(size):
+        yield index
+        nearest = np.minimum(nearest, np.linalg.norm(places - places[index], axis=1))
+        nearest[index] = -1.0
+        index = int(np.argmax(nearest))

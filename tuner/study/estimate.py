@@ -1,0 +1,174 @@
+"""What a study will do, before it does it: space, what fits, a rough time.
+
+The time is of every trial run to its end, from the machine's general speeds. `check` says
+afterwards how it compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import (
+    MemoryPlan,
+    ModelFacts,
+    Workload,
+)
+from engine.errors import InfeasibleError
+from engine.facts.estimated_timings import profiled_timings
+from engine.facts.machine import probe
+from engine.facts.timings import (
+    ModelTimings,
+    at,
+)
+from tuner.definition.study import StudyDefinition
+from tuner.engine_client.machine_profile import machine_profile
+from tuner.engine_client.session import EngineSession
+from tuner.errors import WorkerError
+from tuner.folders import cache_folder
+from tuner.quality.judge import quality_group
+from tuner.search.space import (
+    SearchSpace,
+    build_space,
+)
+from tuner.search.twin import ROUNDS
+from tuner.store.snapshots import StudySnapshot
+from tuner.study.prepare import (
+    CONFIGURE_S,
+    TWIN_S,
+    WARM_UPS,
+)
+from tuner.study.progress import format_duration
+
+# Beside computing, in seconds, as commonly seen (docs/lab.md): starting an engine; lm-eval's own
+# start; replaying one config.
+START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.2
+CONFIRMED = 3  # members of a front, commonly
+ITEM_TOKENS = 120
+ITEMS = 100  # of a task without --limit, of which few are so short
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """checked: memory layouts looked at; fitting: how many of them fit; estimate: rough seconds by
+    stage, {} where the machine could not be measured."""
+
+    model: str
+    space: SearchSpace
+    trials: int
+    checked: int
+    fitting: int
+    estimate: Mapping[str, float]
+
+    @property
+    def estimate_s(self) -> float | None:
+        """All stages; None where nothing is known."""
+        return sum(self.estimate.values()) if self.estimate else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `tune --dry-run --json`."""
+        return {
+            "plan": {
+                "model": self.model,
+                "space": {p.name: list(p.choices) for p in self.space.parameters},
+                "points": self.space.size,
+                "layouts": self.checked,
+                "layouts_that_fit": self.fitting,
+                "default": self.space.default(),
+                "trials": self.trials,
+                "estimate_s": self.estimate_s,
+                "estimate_by_stage_s": dict(self.estimate),
+            }
+        }
+
+
+def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan:
+    """Look at the space without running a trial.
+
+    Raises InfeasibleStudyError with the smallest budget when nothing fits.
+    """
+    workload = definition.load_workload()
+    space = build_space(definition, session.describe(), workload)
+    checked = fitting = 0
+    for point in space.memory_points():
+        checked += 1
+        fitting += space.fits(point)
+    trials = min(definition.trials, space.size)
+    try:
+        profile = machine_profile(session, probe(cache_folder()))
+    except WorkerError:
+        estimate = {}
+    else:
+        timings = profiled_timings(profile, space.facts, session.opened_device)
+        estimate = _estimate(definition, space, workload, timings, trials)
+    return StudyPlan(space.facts.id, space, trials, checked, fitting, estimate)
+
+
+def check(study: StudySnapshot) -> str:
+    """A sentence on how long it took, beside what was expected; empty where nothing was."""
+    took = sum(study.spent.values())
+    if study.estimate_s is None or not took:
+        return ""
+    return (
+        f"estimated: {format_duration(study.estimate_s)} for all trials run to their end; took: "
+        f"{format_duration(took)}"
+    )
+
+
+def token_s(space: SearchSpace, timings: ModelTimings) -> float:
+    """Seconds a decoded token of the default config when every miss waits: an upper guess."""
+    try:
+        config, plan = space.resolve(space.default())
+    except InfeasibleError:
+        return 0.0
+    return _token_s(config, plan, space.facts, timings)
+
+
+def _token_s(
+    config: EngineConfig, plan: MemoryPlan, facts: ModelFacts, timings: ModelTimings
+) -> float:
+    bits = config.precision.bits if config.precision.bits in timings.expert_s else _most(timings)
+    medium, record = timings.media[bits], facts.record_bytes[str(bits)]
+    missing = 1 - plan.resident_share(facts.moe_layers * facts.experts)
+    fetch = medium.chunk_s * medium.extents + record / max(medium.bytes_per_s.values())
+    expert = at(timings.expert_s[bits], 1) + missing * fetch
+    layer = sum(at(c, 1) for c in (timings.dense_s, timings.router_s, timings.policy_s))
+    layer += at(timings.layer_s[bits], 1)
+    return at(timings.pass_s, 1) + facts.moe_layers * (layer + facts.experts_per_token * expert)
+
+
+def _most(timings: ModelTimings) -> int:
+    """Codes that a publisher chose are timed as the most bits are."""
+    return max(timings.expert_s)
+
+
+def _estimate(
+    definition: StudyDefinition,
+    space: SearchSpace,
+    workload: Workload,
+    timings: ModelTimings,
+    trials: int,
+) -> dict[str, float]:
+    """Seconds by stage. A prompt's token costs an eighth of a decoded one: experts are shared."""
+    token = token_s(space, timings)
+    once = workload.sequences * (workload.output_tokens + workload.prompt_tokens / 8) * token
+    search = trials * (CONFIGURE_S + (WARM_UPS + definition.repeats.min) * once)
+    if "quality" in definition.objectives:
+        tasks = definition.quality.tasks
+        items = len(tasks) * (definition.quality.limit or ITEMS)
+        search += min(trials, _groups(space)) * (TASKS_S + items * ITEM_TOKENS / 8 * token)
+    found = {"search": search}
+    if definition.sampler == "auto":
+        found["trace"] = ROUNDS * once
+        found["twin"] = min(TWIN_S, REPLAY_S * space.size)
+    if definition.confirm_rounds:
+        each = START_S + CONFIRMED * (CONFIGURE_S + (WARM_UPS + 1) * once)
+        found["confirm"] = definition.confirm_rounds * each
+    return found
+
+
+def _groups(space: SearchSpace) -> int:
+    """How many configs differ in quality."""
+    return len({quality_group(space.config(point)) for point in space.memory_points()})

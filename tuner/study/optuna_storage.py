@@ -1,0 +1,129 @@
+"""Optuna's part of a study: its storage in the same database, its queue, its heartbeats.
+
+Our tables are the record. Optuna keeps what its samplers learn from, hands out trials to several
+workers, and fails those whose worker stopped beating; such a trial is tried once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from tuner.definition import objectives
+from tuner.definition.study import StudyDefinition
+from tuner.processes.identity import is_gone
+from tuner.store.database import Database
+from tuner.store.repository import Store
+from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+
+HEARTBEAT_S, GRACE_S = 20, 90
+MOST_RETRIES = 1
+ORIGIN, DEADLINE = "origin", "no_trial_after"
+
+
+# Why a point is run: the words that a trial keeps; a transferred point names its study.
+DEFAULT, CORNER, RETRY, SEARCH, TRANSFER = "default", "corner", "retry", "search", "transfer: "
+
+
+@contextlib.contextmanager
+def open_storage(database: Database, store: Store, study: StudySnapshot) -> Iterator[Any]:
+    """Its connections end with the block."""
+
+    def stale(memory: Any, trial: Any) -> None:
+        store.interrupt_trial(study.id, trial.number, "its worker stopped answering")
+        retry(memory, trial)
+
+    url = database.engine.url
+    with _quietly():
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)
+        storage = optuna.storages.RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=_engine_arguments(url.drivername),
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=stale,
+        )
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
+    """The Optuna study, made where there is none."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with _quietly():
+        return optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            study_name=definition.study_name,
+            directions=[objectives.DIRECTIONS[name] for name in definition.objectives],
+            load_if_exists=True,
+        )
+
+
+def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
+    """Trials that Optuna takes for running and whose process is gone: they ended by our store, or
+    were interrupted. One that our store does not know yet may be about to begin elsewhere, and one
+    that just ended there is told of in a moment; heartbeats say."""
+    ended = {
+        trial.number
+        for trial in trials
+        if trial.state == "INTERRUPTED" or (trial.state != "RUNNING" and is_gone(trial.worker))
+    }
+    for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
+        if trial.number in ended:
+            memory.tell(trial.number, state=OptunaState.FAIL, skip_if_finished=True)
+
+
+def enqueue(
+    memory: Any, trials: Sequence[TrialSnapshot], first: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Queue points that were neither run nor queued: `first` (origin and point), then what was
+    interrupted, each once more."""
+    known = [dict(trial.params) for trial in trials if trial.state in FINISHED_STATES]
+    waiting = memory.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+    known += [dict(trial.system_attrs.get("fixed_params", {})) for trial in waiting]
+    lost = [dict(trial.params) for trial in trials if trial.state == "INTERRUPTED"]
+    again = [(RETRY, point) for point in lost if lost.count(point) <= MOST_RETRIES]
+    for origin, point in [*first, *again]:
+        if dict(point) not in known:
+            memory.enqueue_trial(dict(point), user_attrs={ORIGIN: origin})
+            known.append(dict(point))
+
+
+def keep_deadline(memory: Any, timeout_s: float | None) -> None:
+    """Tell all workers when no trial is to begin any more; None: nothing says so."""
+    memory.set_user_attr(DEADLINE, None if timeout_s is None else time.time() + timeout_s)
+
+
+def seconds_left(memory: Any) -> float | None:
+    """Until the leading process's deadline, by this machine's clock; None without one."""
+    until = memory.user_attrs.get(DEADLINE)
+    return None if until is None else max(0.0, until - time.time())
+
+
+def origin_of(trial: Any) -> str:
+    """Why Optuna runs this one."""
+    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+    if "retry_history" in frozen.system_attrs:
+        return RETRY
+    return str(frozen.user_attrs.get(ORIGIN, SEARCH))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _engine_arguments(driver: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 30}} if driver.startswith("sqlite") else {}

@@ -1,0 +1,224 @@
+"""What our search knows before the first trial: machine, trace, twin.
+
+Each stage is kept for the next study, told to the user, and its seconds are counted. Without a
+trace (a model without a tokenizer, an engine that records none) the search goes on without
+predictions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.settings import EngineConfig
+from engine.contract.messages import Workload
+from engine.errors import EngineError
+from engine.facts.estimated_timings import profiled_timings
+from engine.facts.machine import Hardware
+from engine.facts.timings import (
+    ModelTimings,
+    load_timings,
+    timings_path,
+)
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
+from tuner.definition.study import StudyDefinition
+from tuner.definition.workload import workload_hash
+from tuner.engine_client.machine_profile import machine_profile
+from tuner.engine_client.session import EngineSession
+from tuner.errors import WorkerError
+from tuner.folders import cache_folder
+from tuner.replay.predict import load_learned_arrays
+from tuner.search.acquisition import (
+    Costs,
+    Proposer,
+)
+from tuner.search.candidates import Candidates
+from tuner.search.guide import Guide
+from tuner.search.space import SearchSpace
+from tuner.search.twin import (
+    ROUNDS,
+    Predictions,
+    Twin,
+    predict_all,
+)
+from tuner.store.snapshots import TrialSnapshot
+
+log = logging.getLogger(__name__)
+
+VERSION = 3  # of what replays and interpolation say of the same trace and timings
+TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
+# As commonly seen (docs/lab.md): seconds of configuring an engine and of its sentinel, passes over
+# the workload before the first repeat.
+CONFIGURE_S, WARM_UPS = 1.0, 2.0
+
+
+def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
+    """What a trial of this study costs."""
+    tokens = workload.sequences * workload.output_tokens
+    return Costs(CONFIGURE_S, WARM_UPS + definition.repeats.min, tokens)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """tell: hears what is being done; spent: hears a stage and its seconds; first: a trial that ran
+    already, whose time split corrects the twin."""
+
+    definition: StudyDefinition
+    session: EngineSession
+    hardware: Hardware
+    workload: Workload
+    space: SearchSpace
+    tell: Callable[[str], None]
+    spent: Callable[[str, float], None]
+    first: TrialSnapshot | None = None
+
+    def guide(self) -> Guide:
+        """Everything; what fails is told and left out."""
+        candidates = Candidates(self.space, self.definition.seed)
+        predictions = self._predictions(candidates)
+        proposer = Proposer(
+            candidates,
+            self.definition.objectives,
+            self.definition.constraints,
+            predictions.logs,
+            trial_costs(self.definition, self.workload),
+        )
+        return Guide(candidates, proposer, predictions)
+
+    def _predictions(self, candidates: Candidates) -> Predictions:
+        try:
+            timings = self._timings()
+            trace, path = self._trace()
+        except (WorkerError, EngineError) as error:
+            log.warning("the search goes on without predictions: %s", error)
+            return Predictions({}, 0, 0.0)
+        learned = load_learned_arrays(self.session.facts)
+        kept = self._kept_path(candidates, path, timings, learned)
+        found = _load(kept, len(candidates))
+        if found is None:
+            self.tell(f"predicting {len(candidates)} configs by replay")
+            with self._stage("twin"):
+                facts = self.session.facts
+                twin = Twin(facts, trace, timings, self.workload.sequences, learned)
+                twin = self._corrected(twin)
+                found = predict_all(twin, candidates, TWIN_S)
+            _keep(kept, found)
+        return found
+
+    def _corrected(self, twin: Twin) -> Twin:
+        """Where nothing of this model was timed, what its first trial took says how long parts
+        take."""
+        first = self.first
+        if first is None or first.config is None or "profiled" not in twin.timings.notes:
+            return twin
+        measured = {name: metric.value for name, metric in first.metrics.items()}
+        return twin.corrected_by(EngineConfig.from_dict(dict(first.config)), measured)
+
+    def _timings(self) -> ModelTimings:
+        """Of this model where it was profiled, else from the machine's general speeds."""
+        facts, device = self.session.facts, self.session.opened_device
+        path = timings_path(cache_folder(), self.hardware.fingerprint, facts.fingerprint, device)
+        timed = load_timings(path)
+        if timed is not None:
+            return timed
+        with self._stage("profile"):
+            profile = machine_profile(self.session, self.hardware)
+        return profiled_timings(profile, facts, device)
+
+    def _trace(self) -> tuple[Trace, Path]:
+        facts = self.session.facts
+        name = f"{facts.fingerprint}-{workload_hash(self.workload)}-0-{ROUNDS}-single.npz"
+        path = cache_folder() / "traces" / name
+        if not path.is_file():
+            self.tell("recording a routing trace")
+            with self._stage("trace"):
+                self.session.configure(self._plain_config())
+                self.session.request(
+                    "trace",
+                    path=str(path.resolve()),
+                    workload=self.workload.to_json(),
+                    repeats=ROUNDS,
+                    seed=0,
+                    gate_inputs=False,
+                )
+        return load_trace(path), path
+
+    def _plain_config(self) -> EngineConfig:
+        """The default, one sequence at a time, nothing predicted: routing is the same."""
+        single = {
+            "batch.count": 1,
+            "batch.size": 1,
+            "prefetch.predictor": "none",
+            "prefetch.depth": 0,
+        }
+        return self.space.config(self.space.default()).overlay(single)
+
+    def _kept_path(
+        self,
+        candidates: Candidates,
+        trace: Path,
+        timings: ModelTimings,
+        learned: Mapping[str, Any],
+    ) -> Path:
+        text = json.dumps(
+            [
+                trace.name,
+                _digest(json.dumps(timings.to_json(), sort_keys=True).encode()),
+                [item.config.digest() for item in candidates.items],
+                # whose time split corrects the twin; a number alone is one in each store
+                self.first.started.isoformat() if self.first is not None else None,
+                {name: _digest(array.tobytes()) for name, array in learned.items()},
+                VERSION,
+            ],
+            sort_keys=True,
+        )
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return cache_folder() / "predictions" / f"{digest}.npz"
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent(name, time.monotonic() - started)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _load(path: Path, size: int) -> Predictions | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError):
+        return None
+    replayed = int(arrays.pop("replayed", 0))
+    if not arrays or any(len(values) != size for values in arrays.values()):
+        return None
+    return Predictions(arrays, replayed, 0.0)
+
+
+def _keep(path: Path, found: Predictions) -> None:
+    """For other workers and the next study; a folder that cannot be written only costs time."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            np.savez(stream, replayed=found.replayed, **dict(found.logs))  # type: ignore[arg-type]
+        partial.replace(path)
+    except OSError:
+        return

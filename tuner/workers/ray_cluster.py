@@ -1,0 +1,114 @@
+"""Workers of a study on the machines of a Ray cluster, one for each accelerator.
+
+tuner.workers.ray_driver, a process of its own, places and watches them. A node that is lost costs the trial
+that ran there. Storage must be one that every node reaches. Needs the extra `ray`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tuner.engine_client.process import python_path
+from tuner.errors import StudyError, UsageError
+from tuner.folders import data_folder
+from tuner.workers.local import end_process
+
+log = logging.getLogger(__name__)
+
+ENDING_S = 10.0
+
+
+def check_address(address: str) -> None:
+    """UsageError for what is no address of a cluster."""
+    if address != "auto" and not re.fullmatch(r".+:\d{1,5}", address):
+        raise UsageError(f"--ray {address}: write auto, or the head's address such as host:6379")
+
+
+@contextlib.contextmanager
+def placed_workers(
+    study: str,
+    storage: str,
+    address: str,
+    devices: tuple[str, str],
+    trust: bool,
+    lost: Callable[[str], None],
+) -> Iterator[None]:
+    """Workers on the cluster at `address` (`auto`: the one that this machine is part of) while the
+    block runs; at its end they finish their trials.
+
+    devices: the study's, and the one that this process takes; lost: hears the id of a worker whose
+    node, actor or process died, at the end of the block at the latest, and of all where the block
+    is left by an exception. Raises StudyError without Ray, without a cluster, or for a storage that
+    other machines cannot reach.
+    """
+    arguments = ["worker", study, "--storage", storage]
+    order = {
+        "address": address,
+        "device": devices[0],
+        "own_device": devices[1],
+        "arguments": [*arguments, *(["--trust-remote-code"] if trust else [])],
+        "local": storage.startswith("sqlite"),
+    }
+    with _driver(order) as (process, messages):
+        first = _next(messages)
+        if "placed" not in first:
+            raise StudyError(first.get("failed", "--ray: the process that places workers died"))
+        log.info("%s workers on the cluster at %s", first["placed"], address)
+        try:
+            yield
+        except BaseException:
+            end_process(process, ENDING_S)  # and with it every worker
+            while message := _next(messages):
+                lost(message.get("worker") or message["lost"])
+            raise
+        while message := _next(messages):
+            if "lost" in message:
+                log.warning("%s; its trial is tried once more", message["why"])
+                lost(message["lost"])
+        process.wait()
+
+
+@contextlib.contextmanager
+def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """The process and its messages; it ends with the block, and with it the workers."""
+    folder = data_folder() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+    with (folder / f"ray-{os.getpid()}.log").open("ab") as output, os.fdopen(reading) as messages:
+        try:
+            process = subprocess.Popen(
+                [*tether, sys.executable, "-m", "tuner.workers.ray_driver", str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                text=True,
+                pass_fds=(writing,),
+                env={**os.environ, "PYTHONPATH": python_path()},
+                cwd=Path.cwd(),
+                process_group=0,  # Ctrl-C is for the study
+            )
+        finally:
+            os.close(writing)
+        try:
+            assert process.stdin is not None
+            with process.stdin, contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(order) + "\n")
+            yield process, messages
+        finally:
+            end_process(process, ENDING_S)
+
+
+def _next(messages: IO[str]) -> dict[str, Any]:
+    """The next message; {} where the process ended."""
+    line = messages.readline()
+    return dict(json.loads(line)) if line.strip() else {}

@@ -1,0 +1,214 @@
+"""Places workers of a study on a Ray cluster: `python -m tuner.workers.ray_driver FD`, its order on stdin.
+
+A process of its own, since Ray prints, forks and catches signals. It writes one JSON message a line
+to FD: {"failed": sentence} or {"placed": n}, then {"worker": id} for each that began and {"lost":
+id, "why": sentence} for each that died, then ends with the last worker. Ray ends the workers when
+it dies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.engine_client.process import python_path
+from tuner.processes.identity import id_of
+
+GPU = "GPU"
+LAST_LINES = 5
+CONNECT_S = 5.0
+
+Say = Callable[[Mapping[str, Any]], None]
+
+
+class PlacingError(Exception):
+    """No worker can be placed; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to place where. arguments: of `tune`, without the device; own_device: the parent's;
+    local: storage is a file that no other machine sees."""
+
+    address: str
+    device: str
+    own_device: str
+    arguments: tuple[str, ...]
+    local: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker runs. node: Ray's id of it; host: its address, for people."""
+
+    node: str
+    host: str
+    device: str
+
+
+def places_of(
+    nodes: Sequence[Mapping[str, Any]], own_node: str, own_device: str, device: str
+) -> list[Place]:
+    """One for each accelerator of the cluster, or for each node where none is asked for, without
+    what the parent itself takes.
+
+    nodes: as ray.nodes() lists them. own_device: the parent's, on own_node.
+    """
+    found = []
+    for node in nodes:
+        if not node["Alive"]:
+            continue
+        cards = int(node["Resources"].get(GPU, 0))
+        several = device in ("auto", "cuda") and cards
+        devices = [f"cuda:{index}" for index in range(cards)] if several else [device]
+        if node["NodeID"] == own_node:
+            taken = own_device if ":" in own_device else devices[0]
+            devices = [one for one in devices if one != taken]
+        found += [Place(node["NodeID"], node["NodeManagerAddress"], one) for one in devices]
+    return found
+
+
+class WorkerActor:
+    """Runs one `tune worker` on its node; that dies with this actor."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+        self._process = subprocess.Popen(
+            [*tether, sys.executable, "-m", "tuner", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONPATH": python_path()},
+        )
+
+    def worker(self) -> str:
+        """The id that its trials carry."""
+        return id_of(self._process.pid)
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and last lines, when it ends."""
+        text, _ = self._process.communicate()
+        return self._process.returncode, "\n".join(text.strip().splitlines()[-LAST_LINES:])
+
+
+def main() -> None:
+    """Place what is ordered and watch it."""
+    order = Order(**json.loads(sys.stdin.readline()))
+    with os.fdopen(int(sys.argv[1]), "w", buffering=1) as messages:
+        lock = threading.Lock()
+
+        def say(message: Mapping[str, Any]) -> None:
+            with lock:
+                messages.write(json.dumps(message) + "\n")
+
+        try:
+            actors = place_all(order)
+        except PlacingError as error:
+            say({"failed": str(error)})
+            return
+        say({"placed": len(actors)})
+        watches = [
+            threading.Thread(target=_watch, args=(actor, place, say)) for place, actor in actors
+        ]
+        for watch in watches:
+            watch.start()
+        for watch in watches:
+            watch.join()
+
+
+def place_all(order: Order) -> list[tuple[Place, Any]]:
+    """An actor for each place. Raises PlacingError."""
+    try:
+        import ray
+    except ImportError:
+        raise PlacingError("--ray needs the extra: pip install 'expertune[ray]'") from None
+    _connect(ray, order.address)
+    own = ray.get_runtime_context().get_node_id()
+    nodes = ray.nodes()
+    places = places_of(nodes, own, order.own_device, order.device)
+    here = next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == own)
+    away = sorted({place.host for place in places} - {here})
+    if order.local and away:
+        raise PlacingError(
+            f"--ray: workers on {', '.join(away)} cannot reach a database file of this machine: "
+            "give a shared one, such as --storage postgresql://user@host/name"
+        )
+    return [(place, _place(ray, place, order.arguments)) for place in places]
+
+
+def _place(ray: Any, place: Place, arguments: Sequence[str]) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    card = 1 if place.device.startswith("cuda") else 0
+    # it is told its card by number; Ray would renumber what it sees
+    variables = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"} if card else {}
+    actor = ray.remote(WorkerActor).options(
+        num_cpus=0,
+        num_gpus=card,
+        max_restarts=0,
+        max_concurrency=2,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+        runtime_env={"env_vars": variables},
+    )
+    return actor.remote([*arguments, "--device", place.device])
+
+
+def _watch(actor: Any, place: Place, say: Say) -> None:
+    """Until that worker ends; what ended it badly is said."""
+    import ray
+
+    worker = ""
+    try:
+        worker = ray.get(actor.worker.remote())
+        say({"worker": worker})
+        code, text = ray.get(actor.wait.remote())
+    except ray.exceptions.RayError as error:
+        say({"lost": worker, "why": f"the worker on {place.host}: {_first_line(error)}"})
+        return
+    if code:
+        say({"lost": worker, "why": f"the worker on {place.host} ended with {code}: {text}"})
+
+
+def _connect(ray: Any, address: str) -> None:
+    host = "" if address == "auto" else _reached_host(address)
+    # Ray would take another address of this machine for its own, which a loopback cluster is not at
+    pinned = {"_node_ip_address": host} if host.startswith("127.") else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **pinned)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PlacingError(_no_cluster(address, error)) from None
+
+
+def _reached_host(address: str) -> str:
+    """Of `host:port`, where something listens: Ray itself would look for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise PlacingError(_no_cluster(address, error)) from None
+    return host
+
+
+def _no_cluster(address: str, error: BaseException) -> str:
+    return (
+        f"--ray {address}: no Ray cluster answers there ({_first_line(error)}); start one with "
+        "`ray start --head`, and `ray start --address=HOST:6379` on the other machines"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()
