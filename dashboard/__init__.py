@@ -1,1 +1,1 @@
-"""The dashboard: Streamlit pages over the tuner's store, read-only."""
+"""Streamlit pages over the store, read-only; must not start anything."""

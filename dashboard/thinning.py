@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.pareto import dominance
-from tuner.pareto.probability import REACH
-from tuner.search.hypervolume_improvement import non_dominated
-from tuner.statistics import START_DEVIATION
-from tuner.store.points import Floats, Points
-from tuner.study.pruning import (
+from tuner.definition.objectives import SIGNS
+from tuner.pareto.noise import (
     FEWEST_REPEATS,
     FIRST_DEVIATION,
     LEAST_DEVIATION,
+    START_DEVIATION,
 )
+from tuner.pareto.probability import REACH
+from tuner.search.hypervolume_improvement import non_dominated
+from tuner.store.points import Floats, Points
 
 MOST = 200  # beyond, a chart is one blot and a browser slow
 
@@ -35,7 +35,7 @@ def drawable(
     members of the front, which are all there."""
     if len(points) <= most:
         return tuple(int(number) for number in points.numbers)
-    signs = np.array([dominance.SIGNS[name] for name in objectives], dtype=float)
+    signs = np.array([SIGNS[name] for name in objectives], dtype=float)
     gains = np.column_stack([points.means[name] for name in objectives]) * signs  # [N, d]
     feasible = np.flatnonzero(kept & np.isfinite(gains).all(axis=1))
     front = feasible[non_dominated(gains[feasible])]

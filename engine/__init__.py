@@ -1,3 +1,3 @@
-"""The offloading engine: runs MoE models whose experts do not fit. Knows nothing of tuning."""
+"""The offloading engine: one model under a memory budget; it must not know of tuning."""
 
 __version__ = "0.1.0"

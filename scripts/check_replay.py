@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.facts.timings import (
     ModelTimings,
     load_timings,

@@ -40,7 +40,7 @@ from reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 
 from engine.errors import InfeasibleError
 from tuner.definition import objectives
-from tuner.pareto.front import likely_front
+from tuner.pareto.probability import likely_front
 from tuner.search.acquisition import Proposer
 from tuner.search.guide import Guide
 from tuner.search.samplers import (

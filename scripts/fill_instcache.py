@@ -1,7 +1,6 @@
 """Answer likely instructions ahead: `python scripts/fill_instcache.py FILE.yaml --bound 12`.
 
-FILE is an exported config whose engine.serve.batching.response_cache gives room. The model enumerates texts that
-it finds likely behind --begin (its chat template's opening where it has one), up to --until, and
+FILE is an exported config with serve.instcache set. The model enumerates texts that it finds likely behind --begin (its chat template's opening where it has one), up to --until, and
 answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
 were found, at which cost; `tune deploy FILE` gives the answers.
 """

@@ -14,8 +14,8 @@ import optuna
 import typer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import EngineError
+from engine.facts.model import ModelFacts
 from engine.policy.context import PolicyContext
 from engine.policy.events import (
     PassStart,

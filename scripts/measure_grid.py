@@ -34,10 +34,8 @@ from tuner.definition.study import (
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, default_storage, resolve_model
-from tuner.quality.judge import (
-    QualityJudge,
-    quality_ratio,
-)
+from tuner.quality.judge import QualityJudge
+from tuner.quality.ratio import quality_ratio
 from tuner.search.candidates import Candidates
 from tuner.search.space import (
     SearchSpace,

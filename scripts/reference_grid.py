@@ -16,12 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure_grid import read_rows
 
-from engine.contract.messages import (
-    MachineProfile,
-    ModelFacts,
-)
 from engine.facts.estimated_timings import profiled_timings
+from engine.facts.machine import MachineProfile
+from engine.facts.model import ModelFacts
 from engine.trace.trace import load_trace
+from tuner.definition.objectives import SIGNS
 from tuner.definition.study import (
     StudyDefinition,
     load_definition,
@@ -37,7 +36,7 @@ from tuner.search.twin import (
 from tuner.study.prepare import TWIN_S
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
-SIGNS = [dominance.SIGNS[name] for name in OBJECTIVES]
+SIGNS = [SIGNS[name] for name in OBJECTIVES]
 BEYOND_NADIR = 0.1
 
 

@@ -1,1 +1,1 @@
-"""The tuner: studies from a definition to an exported config. It never imports torch."""
+"""Studies: which configuration of the engine is best here; it must not import torch."""

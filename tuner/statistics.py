@@ -15,18 +15,6 @@ _T95 = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
-# Relative, between two starts of an engine with one config, beside the scatter of repeats within
-# one: measured on 252 configs, each started twice (docs/lab.md).
-START_DEVIATION = 0.06
-
-
-def mean_error(deviation: float, count: int, fresh: int = 0) -> float:
-    """Relative standard error of a mean of `count` repeats, of which `fresh` had a start of their
-    own and the others shared one. deviation: of repeats within one start, relative."""
-    shared = count - fresh
-    starts = math.sqrt(shared**2 + fresh) / count
-    return math.hypot(deviation / math.sqrt(count), START_DEVIATION * starts)
-
 
 def interval(values: Sequence[float], unit: str) -> Metric:
     """The mean and its 95 % confidence bounds; one value has none, so low = high = value."""

@@ -1,1 +1,1 @@
-"""Charts: pure functions from a frame to a Plotly figure."""
+"""Frames to figures; pure functions that must not read the store."""

@@ -1,1 +1,1 @@
-"""From the store's snapshots to data frames, one a chart or table; no Streamlit, no Plotly."""
+"""Store values to frames; pure functions that must not draw."""

@@ -1,1 +1,1 @@
-"""One page a question; Streamlit runs each file as a program."""
+"""One page each: reads, frames, draws; must not compute."""

@@ -1,1 +1,1 @@
-"""Settings of one engine run, their checks, and how exact each is; must not know models or devices."""
+"""Settings of one engine run, and how exact each is; must not know models or devices."""

@@ -11,12 +11,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
+from engine.config.convert import convert
 from engine.errors import ConfigError
 from engine.types import (
     AllocationName,
@@ -38,7 +37,6 @@ from engine.types import (
     PredictorName,
     QueueName,
     ScopeName,
-    parse_size_bytes,
 )
 
 Options = Mapping[str, Any]
@@ -250,7 +248,7 @@ class EngineConfig:
             section: dataclasses.replace(
                 getattr(self, section),
                 **{
-                    name: _convert(f"{section}.{name}", type(getattr(self, section)), name, value)
+                    name: convert(f"{section}.{name}", type(getattr(self, section)), name, value)
                     for name, value in changes.items()
                 },
             )
@@ -331,80 +329,6 @@ def _split_path(path: str) -> tuple[str, str]:
             return section, name
     nearest = difflib.get_close_matches(path, config_paths(), n=1, cutoff=0.0)
     raise ConfigError(f"there is no setting '{path}'; the nearest is '{nearest[0]}'")
-
-
-def _convert(path: str, owner: type, name: str, value: Any) -> Any:
-    hint = typing.get_type_hints(owner)[name]
-    try:
-        return _convert_to(hint, value, sized=name.endswith("bytes"))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} = {value!r}: {error}") from None
-
-
-def _convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return _convert_choice(get_args(hint), value)
-    if origin is types.UnionType and float in get_args(hint):
-        return "auto" if value == "auto" else _number(value)
-    if origin is types.UnionType:  # int | str: bytes, a share or auto
-        if isinstance(value, str) and (value == "auto" or value.endswith("%")):
-            return _check_share(value)
-        return parse_size_bytes(value) if value not in (0, "0") else 0
-    if hint is float:
-        return _number(value)
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("write true or false")
-    if hint is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError("write a whole number")
-        if sized and isinstance(value, str) and value != "0":
-            return parse_size_bytes(value)
-        return _whole_number(value)
-    if hint is str:
-        return str(value)
-    if not isinstance(value, Mapping):
-        raise TypeError("write a group of options")
-    return dict(value)
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError("write a number") from None
-
-
-def _whole_number(value: Any) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError("write a whole number") from None
-
-
-def _convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
-    for choice in allowed:
-        if value == choice or str(value) == str(choice):
-            return choice
-    if allowed == get_args(Bits):
-        allowed = (*allowed, "native")
-    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")
-
-
-def _check_share(text: str) -> str:
-    if text == "auto":
-        return text
-    try:
-        share = float(text[:-1])
-    except ValueError:
-        raise ValueError("write bytes, or a share such as 25%") from None
-    if not 0 < share <= 100:
-        raise ValueError("a share lies above 0% and at most at 100%")
-    return text
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -1,1 +1,1 @@
-"""What tuner and engine exchange: messages, requests, reports; values only, no engine behind them."""
+"""What tuner and engine exchange: messages, requests, reports; values only."""

@@ -1,1 +1,1 @@
-"""Devices behind one Protocol: cpu, and any accelerator type that torch knows."""
+"""Devices behind one Protocol: the CPU, accelerators that torch knows, emulated machines."""

@@ -1,1 +1,1 @@
-"""Quality of a configuration: lm-eval and divergence, on the engine itself."""
+"""Quality of a configuration: lm-eval and divergence on the engine; must not measure speed."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.contract.messages import TaskOptions
 from engine.contract.report import QualityReport
+from engine.contract.requests import TaskOptions
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.divergence import TOKENS, Divergence, Reader, diverge, open_reader
 from engine.evaluate.journal import Journal, journal_path

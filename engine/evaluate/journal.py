@@ -16,8 +16,8 @@ from typing import Any
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import StorageError
+from engine.facts.model import ModelFacts
 
 PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
 

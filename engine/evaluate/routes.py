@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.run.layer_by_layer import (
     Routed,
     TextBatch,

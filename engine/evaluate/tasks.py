@@ -17,7 +17,7 @@ import yaml
 from datasets.exceptions import DatasetsError
 from lm_eval.tasks import TaskManager
 
-from engine.contract.messages import TaskOptions
+from engine.contract.requests import TaskOptions
 from engine.errors import TaskError
 
 ChatTemplate = Callable[..., str]

@@ -1,1 +1,1 @@
-"""Experts as byte records: packed on disk, fetched into slots, multiplied where they lie."""
+"""Experts as byte records, fetched into slots and multiplied there; decides nothing."""

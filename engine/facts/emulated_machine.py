@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from engine.contract.messages import ModelFacts
 from engine.errors import UsageError
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     Medium,
     ModelTimings,

@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.contract.messages import (
-    MachineProfile,
-    ModelFacts,
-)
 from engine.facts.emulated_machine import (
     PREFIX,
     load_machine,
 )
+from engine.facts.machine import MachineProfile
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     Curve,
     Medium,

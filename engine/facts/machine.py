@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -185,3 +185,30 @@ def _read(call: Callable[[], T]) -> T | None:
         return call()
     except pynvml.NVMLError:
         return None
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """Measured speeds of this machine.
+
+    read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
+    one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `bits/tokens`;
+    small_kernel_ms: with a 128 x 128 one, which is what a product costs beside its weights;
+    crossover_tokens: up to how many tokens the packed 4-bit product wins over dequantizing, None
+    where there is none.
+    By chunk size, where slots lie in host memory: busy_read_bytes_per_s, of the engine's reads
+    while a product runs; read_slowdown, how many times as long that product takes meanwhile.
+    """
+
+    read_bytes_per_s: dict[str, float]
+    memory_bytes_per_s: float
+    link_bytes_per_s: float | None
+    kernel_ms: dict[str, float] = field(default_factory=dict)
+    crossover_tokens: int | None = None
+    busy_read_bytes_per_s: dict[str, float] = field(default_factory=dict)
+    read_slowdown: dict[str, float] = field(default_factory=dict)
+    small_kernel_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)

@@ -1,1 +1,1 @@
-"""Keys and values of a batch: plain, quantized, merged, or on the host; must not know experts."""
+"""Keys and values: plain, quantized, merged or on the host; must not know experts."""

@@ -3,8 +3,8 @@
 Letters: B sequences, H heads, S new tokens, N positions, D head width.
 
 A pass of several tokens merges: as soon as they have attended, what is over the share goes into
-anchors (engine/kv_cache/merge.py). A pass of one token drops: where the layer is over the share, the
-position at one fixed index, so that the prompt's anchors and the newest tokens stay. Keys carry the
+anchors (merge.py). A pass of one token drops: where the layer is over the share, the position at
+one fixed index, so that the prompt's anchors and the newest tokens stay. Keys carry the
 rotary position of their own token, so tokens are numbered as if nothing had been merged.
 """
 

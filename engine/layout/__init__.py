@@ -1,1 +1,1 @@
-"""How tensors lie in bytes: expert records, non-expert matrices, KV rows, pre-quantized checkpoints; no torch."""
+"""How records, matrices, KV rows and pre-quantized checkpoints lie in bytes; no torch."""

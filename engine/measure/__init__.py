@@ -1,1 +1,1 @@
-"""Running a workload and saying what it took, with intervals."""
+"""Runs a workload and reports what it took, with intervals; must not know studies."""

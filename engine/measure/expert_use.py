@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.messages import ModelFacts
 from engine.contract.report import ExpertUse
+from engine.facts.model import ModelFacts
 from engine.policy.expert_policy import PolicyCounters
 from engine.trace.trace import Trace
 

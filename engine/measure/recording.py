@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.model.gates import RANKED_EXTRA, RouterView
 from engine.policy.events import (
     Integers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.errors import UsageError
 from engine.measure.pass_through import Sequenced
 from engine.run.generate import encode_prompt

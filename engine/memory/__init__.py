@@ -1,1 +1,1 @@
-"""The memory equation: what a configuration needs on the device and what fits a budget; pure arithmetic."""
+"""The memory equation: what a configuration needs and what fits; pure arithmetic."""

@@ -6,8 +6,8 @@ Pure arithmetic.
 from __future__ import annotations
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import ConfigError
+from engine.facts.model import ModelFacts
 from engine.layout.kv import (
     HOST_GROWTH,
     MARK_BYTES,

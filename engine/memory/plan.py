@@ -7,15 +7,13 @@ say "does not fit" before anything runs. Pure arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-)
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.emulated_machine import PREFIX
+from engine.facts.model import ModelFacts
 from engine.layout.dense import (
     block_rows,
     dense_matrix_bytes,
@@ -51,8 +49,6 @@ FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
 
-LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
-LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
 
 # What a driver's context holds on an accelerator before any tensor: commonly seen for CUDA, not
 # measured here.
@@ -230,58 +226,6 @@ def _shares_slots(config: EngineConfig) -> bool:
     return config.cache.scope == "shared" or config.cache.eviction == "none"
 
 
-def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
-    """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
-    prefill.chunk_tokens is what may go through the dense part at once, and how many tokens can be
-    under way together.
-
-    No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
-    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
-    kv.keep_ratio below 1: what they lose is only seen by what passes through the kv_cache.
-    """
-    for path, value, exact in (
-        ("kv.bits", config.kv.bits, 16),
-        ("kv.keep_ratio", config.kv.keep_ratio, 1),
-    ):
-        if value != exact:
-            raise InfeasibleError(
-                f"with {path} = {value} texts have to pass through the kv_cache, which a pass "
-                f"layer by layer does not keep: set {path} to {exact} for it"
-            )
-    together = max(2, longest, config.prefill.chunk_tokens)
-    wanted = config.overlay(
-        {
-            "cache.expert_bytes": LAYER_MAJOR_SLOTS * record_bytes(config, facts),
-            "cache.scope": "shared",
-            "cache.eviction": "lru",
-            "prefetch.predictor": "none",
-            "prefetch.depth": 0,
-            "batch.count": 1,
-            "batch.size": 1,
-            "kv.max_tokens": together,
-            "kv.placement": "device",
-            "kv.elastic": False,
-            "serve.prefix_share": 0,
-            "prefill.chunk_tokens": together,
-        }
-    )
-    resolved, plan = resolve(wanted, facts)
-    width = DTYPE_BYTES[config.compute.dtype]
-    token_bytes = (4 * width + 4) * facts.hidden_size  # states on both sides of a layer, and sums
-    token_bytes += (2 * width + 56) * facts.experts_per_token  # choices, sorted by expert
-    budget = config.budget.vram_bytes
-    room = budget - plan.total_bytes + plan.kv_bytes if budget else LAYER_MAJOR_BYTES
-    tokens = int(room // (token_bytes * 1.15))
-    if tokens < together:
-        missing = int((together - tokens) * token_bytes * 1.15)
-        raise InfeasibleError(
-            f"hidden states of a text of {longest} tokens do not fit beside the model: give "
-            f"{format_bytes(missing)} more, or shorter texts",
-            budget + missing,
-        )
-    return resolved, tokens
-
-
 def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
     """Uniform allocation: as even as whole slots allow, the remainder to the first layers."""
     return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
@@ -392,3 +336,40 @@ def _dense_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
         return 0
     matrices = facts.dense_matrices
     return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
+
+    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
+    lent_slots: more of them in the room of keys and values while that is free (kv.elastic).
+    """
+
+    slots: int
+    slots_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    staging_bytes: int
+    slots_by_bits: dict[Bits, int] = field(default_factory=dict)
+    lent_slots: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything on the device."""
+        return (
+            self.slots_bytes
+            + self.dense_bytes
+            + self.kv_bytes
+            + self.workspace_bytes
+            + self.staging_bytes
+        )
+
+    def resident_share(self, experts: int) -> float:
+        """Share of so many experts that slots can hold (an expert may lie in two pools)."""
+        return min(1.0, self.slots / experts)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict, with the total."""
+        return {**asdict(self), "total_bytes": self.total_bytes}

@@ -1,0 +1,1 @@
+"""Loads any registered MoE model without its experts; must not know where experts lie."""

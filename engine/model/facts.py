@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.contract.messages import ModelFacts
 from engine.errors import FamilyError
+from engine.facts.model import ModelFacts
 from engine.layout.prequantized import published_layout
 from engine.layout.record import record_bytes_table
 from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices

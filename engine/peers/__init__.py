@@ -1,1 +1,1 @@
-"""Other engines behind the worker protocol, on the same checkpoint, prompts and memory."""
+"""Baseline engines behind the worker's messages, on the same checkpoint and memory."""

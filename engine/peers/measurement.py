@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.contract.messages import Workload
 from engine.contract.report import (
     MemoryReading,
     Report,
     Sample,
 )
+from engine.contract.requests import Workload
 from engine.device import process_memory
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel

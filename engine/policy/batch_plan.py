@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import ConfigError, InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     at,

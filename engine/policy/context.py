@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.policy.events import Floats
 from engine.policy.future import Future
 from engine.trace.trace import Trace

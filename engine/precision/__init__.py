@@ -1,1 +1,1 @@
-"""Which expert gets how many bits under an average; pure arithmetic over measured sensitivities."""
+"""Which expert gets how many bits under an average; arithmetic over sensitivities."""

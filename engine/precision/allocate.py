@@ -17,8 +17,8 @@ from engine.config.settings import (
     EngineConfig,
     optimize_name,
 )
-from engine.contract.messages import ModelFacts
 from engine.errors import ConfigError, StorageError
+from engine.facts.model import ModelFacts
 from engine.precision.table import (
     PLANNED,
     Table,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import ConfigError
+from engine.facts.model import ModelFacts
 from engine.types import BITS, Bits
 
 PLANNED = ("by_layer", "by_popularity", "by_sensitivity")

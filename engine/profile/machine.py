@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from engine.contract.messages import MachineProfile
 from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
@@ -29,6 +28,7 @@ from engine.experts.tiers.direct_io import (
     DiskReader,
     Extent,
 )
+from engine.facts.machine import MachineProfile
 from engine.layout.record import (
     Part,
     record_layout,

@@ -1,1 +1,1 @@
-"""The digital twin: the engine's policies over a recorded trace and a hardware profile."""
+"""The engine's policies over a recorded trace and a hardware profile; no torch."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import UsageError
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     at,

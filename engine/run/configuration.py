@@ -15,17 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-)
 from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
-from engine.errors import ConfigError
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
@@ -36,24 +30,22 @@ from engine.experts.slots import Slots
 from engine.experts.tiers.disk import ExpertStore
 from engine.experts.tiers.host import HostTier
 from engine.experts.transfer import Source, TransferEngine
+from engine.facts.model import ModelFacts
 from engine.kv_cache.cache import KvCaches
+from engine.memory.plan import MemoryPlan
 from engine.model.dense_part import can_keep_embeddings_on_host
 from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
 from engine.policy.context import PolicyContext
-from engine.policy.events import Floats
 from engine.policy.future import Future
+from engine.policy.learned import load_history, load_learned
 from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
 from engine.run.moe_layers import (
     ExpertsRuntime,
     expert_output,
 )
 from engine.run.time_split import PhaseClock
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
 from engine.types import Bits, ExpertId
 
 _SPLIT_RECORDS = 32
@@ -307,37 +299,6 @@ def measure_host_share(
         pending.cancel()
     transfers.drain()
     return (host_done + 0.5) / (host_done + link_done + 1.0)
-
-
-def load_history(config: EngineConfig) -> Trace | None:
-    """The trace that policies start their statistics from: `prefetch.options.trace`, else
-    `cache.options.trace`."""
-    path = config.prefetch.options.get("trace") or config.cache.options.get("trace")
-    return load_trace(Path(str(path))) if path else None
-
-
-def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> dict[str, Floats]:
-    """Arrays of trained predictors: `prefetch.options.weights`, else what lies beside the packs.
-
-    Raises ConfigError where the named file cannot be read.
-    """
-    named = config.prefetch.options.get("weights")
-    path = Path(str(named)) if named else learned_path(facts, cache_folder)
-    if not named and not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
-            "scripts/train_predictor.py"
-        ) from None
-
-
-def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
-    """Where a model's trained predictors lie."""
-    return cache_folder / "predictors" / f"{facts.fingerprint}.npz"
 
 
 def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:

@@ -20,10 +20,6 @@ from engine.config.settings import (
     EngineConfig,
     optimize_name,
 )
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-)
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
@@ -38,17 +34,19 @@ from engine.experts.tiers.disk import (
 )
 from engine.experts.transfer import TransferEngine
 from engine.facts.machine import probe
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     load_timings,
     timings_path,
 )
 from engine.memory.plan import (
+    MemoryPlan,
     config_layout,
     group_size_of,
-    layer_major,
     resolve,
 )
+from engine.memory.scoring import layer_major
 from engine.model.dense_part import HostEmbedding, can_keep_embeddings_on_host
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model

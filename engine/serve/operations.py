@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.config.exactness import ON_MISS
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.errors import ConfigError, EngineError, ModelError, ProtocolError
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize

@@ -1,1 +1,1 @@
-"""The process that the tuner talks to: one model, requests one by one, JSON lines on a socket."""
+"""The process that the tuner talks to: one model, one request at a time."""

@@ -1,4 +1,4 @@
-"""What a worker can do: one method an operation of engine.contract.messages, values in, values out."""
+"""What a worker can do: one method for each operation of engine.contract.messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
+from engine.contract.requests import (
     TaskOptions,
     Workload,
 )

@@ -10,10 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 from tests.fakes.postgres import serving
 from tests.fakes.study import make_study
-from tuner.pareto.front import (
-    Front,
-    front_of,
-)
+from tuner.pareto.front import Front
+from tuner.pareto.probability import front_of
 from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
 from tuner.store.tables import Base

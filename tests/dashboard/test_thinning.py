@@ -6,7 +6,7 @@ from hypothesis import strategies as some
 from hypothesis.extra.numpy import arrays
 
 from dashboard.thinning import drawable
-from tuner.definition.objectives import CONSTRAINTS
+from tuner.definition.objectives import CONSTRAINTS, SIGNS
 from tuner.pareto import dominance
 from tuner.search.hypervolume_improvement import non_dominated
 from tuner.store.points import Points
@@ -34,7 +34,7 @@ VALUES = arrays(
 @given(VALUES)
 @settings(deadline=None)
 def test_every_member_of_the_front_is_drawn(values: np.ndarray):
-    signs = [dominance.SIGNS[name] for name in OBJECTIVES]
+    signs = [SIGNS[name] for name in OBJECTIVES]
     front = dominance.front(values.tolist(), signs)
     chosen = drawable(points_of(values), OBJECTIVES, np.ones(len(values), bool), most=10)
     assert {index * 2 for index in front} <= set(chosen)

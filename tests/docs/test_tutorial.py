@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.memory.plan import resolve
 from engine.model.facts import describe
 from engine.model.loader import load_model

@@ -17,8 +17,8 @@ from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError
 from engine.measure.recording import TraceRecorder
+from engine.policy.learned import learned_path
 from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PREDICTORS, QUEUES
-from engine.run.configuration import learned_path
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 

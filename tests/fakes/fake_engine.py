@@ -1,4 +1,4 @@
-"""An engine that computes nothing: engine.contract.messages over a socket, with made-up but lawful numbers.
+"""An engine that computes nothing: the worker's messages, with made-up but lawful numbers.
 
 Run as `python fake_engine.py --fd N [--peer NAME]`. More cache is faster, fewer bits are faster and
 worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes it
@@ -29,13 +29,6 @@ import numpy as np
 
 from engine.config.settings import EngineConfig
 from engine.contract import messages
-from engine.contract.messages import (
-    MachineProfile,
-    MemoryPlan,
-    ModelFacts,
-    TaskOptions,
-    Workload,
-)
 from engine.contract.report import (
     ExpertUse,
     MemoryReading,
@@ -47,6 +40,10 @@ from engine.contract.report import (
     TaskItems,
     TaskResult,
 )
+from engine.contract.requests import (
+    TaskOptions,
+    Workload,
+)
 from engine.errors import (
     DenseModelError,
     EngineError,
@@ -55,6 +52,8 @@ from engine.errors import (
     StorageError,
     TaskError,
 )
+from engine.facts.machine import MachineProfile
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     Medium,
     ModelTimings,
@@ -64,6 +63,7 @@ from engine.layout.record import (
     record_bytes_table,
 )
 from engine.memory import plan as memory
+from engine.memory.plan import MemoryPlan
 from engine.trace.trace import (
     Trace,
     TracePass,

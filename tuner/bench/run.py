@@ -15,11 +15,11 @@ from typing import Any
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
 from engine.contract.report import (
     Metric,
     Report,
 )
+from engine.contract.requests import Workload
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.statistics import interval, paired_ratio

@@ -13,8 +13,8 @@ from engine.config.settings import EngineConfig
 from engine.contract.messages import (
     PEERS,
     PeerName,
-    Workload,
 )
+from engine.contract.requests import Workload
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
 from tuner.bench.report.tables import (

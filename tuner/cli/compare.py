@@ -19,7 +19,7 @@ from tuner.deployment.document import (
 )
 from tuner.deployment.export import build_deployment
 from tuner.errors import MissingStudyError
-from tuner.pareto.front import front_of
+from tuner.pareto.probability import front_of
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot
 

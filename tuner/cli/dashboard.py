@@ -11,9 +11,9 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_note
-from tuner.engine_client.process import python_path
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
+from tuner.processes.start import python_path
 from tuner.store.database import open_read_only
 
 

@@ -17,7 +17,7 @@ from tuner.deployment.export import (
 )
 from tuner.deployment.formats.registry import FORMATS
 from tuner.errors import StoreError
-from tuner.pareto.front import front_of
+from tuner.pareto.probability import front_of
 
 
 def export(

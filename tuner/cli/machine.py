@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.facts.machine import (
     Hardware,
     probe,

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import InfeasibleError
 from engine.facts.machine import probe
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     load_timings,
     timings_path,
 )
 from engine.memory import plan as memory
-from engine.replay.planning import plan_micro_batches
+from engine.policy.batch_plan import IoComputePlan
 from engine.trace.trace import load_trace
 from engine.types import format_at_least, format_bytes
 from tuner.cli import options
@@ -145,7 +145,7 @@ def _row(
         return {**row, "fits": False, "smallest_bytes": error.smallest_bytes, "reason": str(error)}
     share = fitted.resident_share(total)
     if timings is not None and bits in timings.expert_s:
-        planned = plan_micro_batches(base.overlay({"precision.bits": bits}), facts, timings)
+        planned = IoComputePlan().plan(base.overlay({"precision.bits": bits}), facts, timings)
         row["plan"] = {
             "batch_count": planned.config.batch.count,
             "binds": planned.binds,

@@ -15,12 +15,9 @@ from tuner.pareto.explain import (
     Explanation,
     explain,
 )
-from tuner.pareto.front import (
-    Front,
-    front_of,
-)
+from tuner.pareto.front import Front
 from tuner.pareto.importance import importances
-from tuner.pareto.probability import on_front
+from tuner.pareto.probability import front_of, on_front
 from tuner.quality.paired import (
     PairedResult,
     paired_results,

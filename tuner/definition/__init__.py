@@ -1,1 +1,1 @@
-"""What a study was asked: definition files, objectives, workloads, policies; must not know how it searches."""
+"""What a study was asked: definition, objectives, workload; must not know the search."""

@@ -43,3 +43,6 @@ def memory_violation(needed_bytes: int | None, budget_bytes: int) -> dict[str, f
     """All constraints of a configuration that does not fit, by how much it does not."""
     excess = (needed_bytes or 0) / budget_bytes - 1 if budget_bytes else 1.0
     return {**dict.fromkeys(CONSTRAINTS, 0.0), "memory": max(excess, 0.01)}
+
+
+SIGNS = {"output_tps": 1, "tpot_ms": -1, "quality": 1}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
+from engine.contract.requests import (
     TaskOptions,
     Workload,
 )

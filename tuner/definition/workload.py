@@ -1,4 +1,4 @@
-"""Workload files: YAML, and prompts as .jsonl or .txt -> engine.contract.messages.Workload."""
+"""Workload files: YAML, and prompts as .jsonl or .txt -> engine.contract.requests.Workload."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tuner.definition.strict_yaml import (
     Strict,
     load_yaml,

@@ -1,7 +1,7 @@
 """The canary: a short measurement before a config is served, on the process that will serve it.
 
 In: a point (a config and the figures recorded for it), its workload, a session. Out: a Canary that
-says whether the figures hold here, within the band of tuner.deployment.verify. Never longer than LIMIT_S, not
+says whether the figures hold here, within the band of verify.py. Never longer than LIMIT_S, not
 counting the time to configure: the work is cut by the recorded figures, and a repeat that takes
 longer all the same ends its process.
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
 from engine.contract.report import (
     Report,
     Sentinel,
 )
+from engine.contract.requests import Workload
 from engine.trace.fingerprint import Fingerprint
 from engine.types import format_bytes
 from tuner.deployment.document import (

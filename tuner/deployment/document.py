@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.errors import ConfigError
 from tuner.definition.strict_yaml import (
     Strict,

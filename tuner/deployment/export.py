@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    ModelFacts,
-    Workload,
-)
 from engine.contract.report import Metric
+from engine.contract.requests import Workload
+from engine.facts.model import ModelFacts
 from tuner.deployment.document import (
     VERSION,
     DeployedQuality,
@@ -32,7 +30,7 @@ from tuner.deployment.formats.registry import FORMATS
 from tuner.errors import StoreError, UsageError
 from tuner.folders import SOURCE
 from tuner.pareto.front import Front
-from tuner.quality.judge import package_versions
+from tuner.quality.key import package_versions
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 NEIGHBOURS = 3

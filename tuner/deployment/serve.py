@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.memory.plan import resolve
 from engine.types import FailureClass, format_bytes
 from tuner.deployment.canary import (

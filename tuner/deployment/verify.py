@@ -24,7 +24,11 @@ from tuner.deployment.document import (
     MeasuredSentinel,
 )
 from tuner.engine_client.session import EngineSession
-from tuner.statistics import START_DEVIATION, interval, relative_half_width
+from tuner.pareto.noise import START_DEVIATION
+from tuner.statistics import (
+    interval,
+    relative_half_width,
+)
 
 MOST_BAND = 0.10
 # A speed, and whether more of it takes less time.

@@ -7,8 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from engine.contract.messages import MachineProfile
-from engine.facts.machine import Hardware
+from engine.facts.machine import Hardware, MachineProfile
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 

@@ -26,6 +26,7 @@ from engine.contract import messages
 from engine.errors import ProtocolError
 from engine.types import FailureClass
 from tuner.errors import WorkerError
+from tuner.processes.start import python_path
 
 log = logging.getLogger(__name__)
 
@@ -269,13 +270,6 @@ class EngineWorker:
             return ""
         tail = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
         return f"; it last wrote: {' | '.join(tail)} (log: {self.log_path})" if tail else ""
-
-
-def python_path() -> str:
-    """This program's own import path, so that a worker finds the same packages."""
-    source = str(Path(__file__).resolve().parents[2])
-    rest = os.environ.get("PYTHONPATH", "")
-    return f"{source}{os.pathsep}{rest}" if rest else source
 
 
 def _classify_end(code: int | None, malformed: str | None) -> tuple[FailureClass, str]:

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MachineProfile,
-    MemoryPlan,
-    ModelFacts,
-    TaskOptions,
-    Workload,
-)
 from engine.contract.report import (
     QualityReport,
     Report,
 )
+from engine.contract.requests import (
+    TaskOptions,
+    Workload,
+)
 from engine.errors import ConfigError
+from engine.facts.machine import MachineProfile
+from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
+from engine.memory.plan import MemoryPlan
 from tuner.engine_client.process import (
     EngineWorker,
     OnEvent,

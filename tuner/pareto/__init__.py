@@ -1,1 +1,1 @@
-"""What is best of what was measured, and how sure that is; must not run or store anything."""
+"""What is best of what was measured, and how sure that is; runs and stores nothing."""

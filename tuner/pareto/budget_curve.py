@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.pareto.front import (
-    Front,
-    likely_front,
-)
+from tuner.pareto.front import Front
+from tuner.pareto.noise import budget_of
+from tuner.pareto.probability import likely_front
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
-from tuner.study.pruning import budget_of
 
 GIGABYTE = 10**9
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Vector = Sequence[float]
-SIGNS = {"output_tps": 1, "tpot_ms": -1, "quality": 1}
 
 
 def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:

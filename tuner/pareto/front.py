@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from tuner.definition.objectives import SIGNS
 from tuner.errors import StudyError, UsageError
 from tuner.pareto import dominance
-from tuner.pareto.probability import likely_members
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import TrialSnapshot
 
 # Without --min-quality nobody is recommended a config that loses more than this of 16 bits.
 KNEE_MIN_QUALITY = 0.9
@@ -53,7 +53,7 @@ class Front:
             able = ["knee", *(p for p, o in PICKS.items() if o in self.objectives)]
             why = f"{objective} is no objective of this study; " if objective else ""
             raise UsageError(f"--pick {wanted}: {why}write {', '.join(able)} or a trial's number")
-        sign = dominance.SIGNS[objective]
+        sign = SIGNS[objective]
         return max(self.members, key=lambda trial: sign * trial.scores[objective])
 
     def _numbered(self, number: int) -> TrialSnapshot:
@@ -71,22 +71,7 @@ class Front:
         raise UsageError(f"this study has no trial {number}: it has {have}")
 
     def _signs(self) -> list[int]:
-        return [dominance.SIGNS[name] for name in self.objectives]
-
-
-def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, by its own objectives and limits, as sure as its samples are."""
-    definition = study.definition
-    limit = definition["constraints"].get("min_quality")
-    return likely_front(trials, definition["objectives"], limit)
-
-
-def likely_front(
-    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
-) -> Front:
-    """As build_front, of what is more likely than not to stand on it, given how repeats scatter."""
-    front = build_front(trials, objectives, min_quality)
-    return replace(front, members=_sorted(likely_members(front), front.objectives[0]))
+        return [SIGNS[name] for name in self.objectives]
 
 
 def build_front(
@@ -103,11 +88,11 @@ def build_front(
             first.setdefault(trial.configuration_id, trial)
     candidates = list(first.values())
     vectors = [[trial.scores[name] for name in objectives] for trial in candidates]
-    kept = dominance.front(vectors, [dominance.SIGNS[name] for name in objectives])
-    members = _sorted([candidates[i] for i in kept], objectives[0])
+    kept = dominance.front(vectors, [SIGNS[name] for name in objectives])
+    members = by_objective([candidates[i] for i in kept], objectives[0])
     floor = KNEE_MIN_QUALITY if min_quality is None else min_quality
     return Front(tuple(objectives), members, tuple(trials), floor)
 
 
-def _sorted(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
-    return tuple(sorted(members, key=lambda t: -dominance.SIGNS[leading] * t.scores[leading]))
+def by_objective(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
+    return tuple(sorted(members, key=lambda t: -SIGNS[leading] * t.scores[leading]))

@@ -8,18 +8,19 @@ which nothing beats it is its probability. A quality has no scatter here: it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.pareto import dominance
-from tuner.store.snapshots import TrialSnapshot
-from tuner.study.pruning import (
+from tuner.definition.objectives import SIGNS
+from tuner.pareto.front import Front, build_front, by_objective
+from tuner.pareto.noise import (
     mean_error_of,
     pooled_deviation,
 )
+from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 if TYPE_CHECKING:
     from tuner.pareto.front import Front
@@ -58,7 +59,7 @@ def draws_of(front: Front, seed: int = 0) -> Draws:
     trials = _distinct(front, names)
     if not trials:
         return Draws((), np.zeros((DRAWS, 0, 0), dtype=bool))
-    signs = np.array([dominance.SIGNS[name] for name in names], dtype=float)
+    signs = np.array([SIGNS[name] for name in names], dtype=float)
     means = np.array([[trial.scores[name] for name in names] for trial in trials]) * signs
     errors = _errors(front, trials)
     near = _near(means, errors, len(front.members))
@@ -145,3 +146,18 @@ def _beats(values: Floats) -> NDArray[np.bool_]:
         first, second = drawn[:, None, :], drawn[None, :, :]
         beats[number] = (second >= first).all(axis=2) & (second > first).any(axis=2)
     return beats
+
+
+def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
+    """The front of a stored study, by its own objectives and limits, as sure as its samples are."""
+    definition = study.definition
+    limit = definition["constraints"].get("min_quality")
+    return likely_front(trials, definition["objectives"], limit)
+
+
+def likely_front(
+    trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
+) -> Front:
+    """As build_front, of what is more likely than not to stand on it, given how repeats scatter."""
+    front = build_front(trials, objectives, min_quality)
+    return replace(front, members=by_objective(likely_members(front), front.objectives[0]))

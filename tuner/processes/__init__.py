@@ -1,1 +1,1 @@
-"""Children that die with their parent, and how a process is named; must not know what they compute."""
+"""Child processes that die with their parent; must not know what they compute."""

@@ -1,1 +1,1 @@
-"""Loss of a configuration against 16 bits, evaluated once for each quality key."""
+"""Loss against 16 bits, evaluated once for each quality key; must not measure speed."""

@@ -1,1 +1,1 @@
-"""Predicts configurations from a routing trace without running an engine."""
+"""Predicts configurations from a routing trace; must not run an engine."""

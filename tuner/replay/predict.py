@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import EngineError
 from engine.facts.emulated_machine import (
     PREFIX,
@@ -22,6 +21,7 @@ from engine.facts.emulated_machine import (
     predicted_timings,
 )
 from engine.facts.machine import probe
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     load_timings,

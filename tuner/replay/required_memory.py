@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import EngineError, InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
 from engine.memory import plan
 from engine.replay.simulate import replay

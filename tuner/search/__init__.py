@@ -1,1 +1,1 @@
-"""Our own search: which point of a finite space to run next, given predictions and measurements."""
+"""Which point of a finite space to run next; must not run or store trials."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.definition.objectives import SIGNS
 from tuner.definition.study import Constraints
 from tuner.pareto import dominance
+from tuner.pareto.noise import START_DEVIATION
 from tuner.search.candidates import Candidates
 from tuner.search.hypervolume_improvement import (
     Staircases,
@@ -24,7 +26,6 @@ from tuner.search.posterior import (
     Belief,
     Regression,
 )
-from tuner.statistics import START_DEVIATION
 
 Floats = NDArray[np.float64]
 SPEEDS = ("output_tps", "tpot_ms", "ttft_ms")
@@ -162,7 +163,7 @@ class Proposer:
             if name == "quality":
                 columns.append(np.repeat(quality[rows][:, None], len(DRAWS), axis=1))
                 continue
-            belief, sign = beliefs[name], dominance.SIGNS[name]
+            belief, sign = beliefs[name], SIGNS[name]
             spread = sign * DRAWS[None, :] * belief.deviation[rows][:, None]
             columns.append(sign * np.exp(belief.mean[rows][:, None] + spread))
         return np.stack(columns, axis=2)
@@ -170,9 +171,7 @@ class Proposer:
     def _front(self, measured: Sequence[Measured], quality: Floats) -> Floats:
         points = [
             [
-                quality[one.index]
-                if name == "quality"
-                else dominance.SIGNS[name] * one.values[name]
+                quality[one.index] if name == "quality" else SIGNS[name] * one.values[name]
                 for name in self.objectives
             ]
             for one in measured

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
-from tuner.quality.judge import quality_group
+from tuner.quality.key import quality_group
 from tuner.search.posterior import Axis
 from tuner.search.space import (
     CACHE,

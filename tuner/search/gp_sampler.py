@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from tuner.engine_client.process import python_path
+from tuner.processes.start import python_path
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuner.pareto.noise import (
+    mean_error_of,
+    pooled_deviation,
+)
 from tuner.search.acquisition import (
     SPEEDS,
     Measured,
@@ -14,10 +18,6 @@ from tuner.search.candidates import Candidates
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
-from tuner.study.pruning import (
-    mean_error_of,
-    pooled_deviation,
-)
 
 FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
 

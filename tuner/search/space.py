@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-    Workload,
-)
+from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.memory import plan
+from engine.memory.plan import MemoryPlan
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
 from tuner.definition.study import StudyDefinition

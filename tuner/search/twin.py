@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import EngineError
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     corrected,

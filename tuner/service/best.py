@@ -19,8 +19,8 @@ from tuner.pareto.front import (
     PICKS,
     Front,
     build_front,
-    front_of,
 )
+from tuner.pareto.probability import front_of
 from tuner.service.requests import Goal
 from tuner.store.repository import Store
 from tuner.store.service import revision

@@ -22,7 +22,7 @@ import yaml
 
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
-from tuner.engine_client.process import python_path
+from tuner.processes.start import python_path
 
 ERROR_BYTES = 1 << 20  # a longer document is no error
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from tuner.errors import BusyStudyError, MissingStudyError
-from tuner.pareto.front import front_of
+from tuner.pareto.probability import front_of
 from tuner.service.define import define_study
 from tuner.service.documents import FrontDocument, StudiesDocument, StudyDocument, TrialsDocument
 from tuner.service.events import END, EventStream

@@ -1,1 +1,1 @@
-"""The record of studies: SQLAlchemy tables, migrations, and functions that return frozen values."""
+"""The record of studies: tables, migrations, frozen values; must not decide anything."""

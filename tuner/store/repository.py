@@ -17,16 +17,14 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-    Workload,
-)
 from engine.contract.report import (
     QualityReport,
     Report,
 )
+from engine.contract.requests import Workload
 from engine.facts.machine import Hardware
+from engine.facts.model import ModelFacts
+from engine.memory.plan import MemoryPlan
 from tuner.definition.study import (
     StudyDefinition,
     definition_json,

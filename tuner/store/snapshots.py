@@ -144,3 +144,7 @@ class TelemetrySnapshot:
     deployment: str
     payload: Mapping[str, Any]
     created: datetime
+
+
+# Why a point is run: the words that a trial keeps; a transferred point names its study.
+DEFAULT, CORNER, RETRY, SEARCH, TRANSFER = "default", "corner", "retry", "search", "transfer: "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.store.repository import Store

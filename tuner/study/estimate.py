@@ -11,24 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    MemoryPlan,
-    ModelFacts,
-    Workload,
-)
+from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import probe
+from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
     at,
 )
+from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
 from tuner.engine_client.machine_profile import machine_profile
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
-from tuner.quality.judge import quality_group
+from tuner.quality.key import quality_group
 from tuner.search.space import (
     SearchSpace,
     build_space,

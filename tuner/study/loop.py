@@ -30,14 +30,14 @@ from tuner.search.space import (
 from tuner.store.database import explained
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import (
+    CORNER,
+    DEFAULT,
     FINISHED_STATES,
     MEASURED_STATES,
     StudySnapshot,
     TrialSnapshot,
 )
 from tuner.study.optuna_storage import (
-    CORNER,
-    DEFAULT,
     enqueue,
     fail_lost,
     open_memory,

@@ -20,15 +20,11 @@ from tuner.definition.study import StudyDefinition
 from tuner.processes.identity import is_gone
 from tuner.store.database import Database
 from tuner.store.repository import Store
-from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import FINISHED_STATES, RETRY, SEARCH, StudySnapshot, TrialSnapshot
 
 HEARTBEAT_S, GRACE_S = 20, 90
 MOST_RETRIES = 1
 ORIGIN, DEADLINE = "origin", "no_trial_after"
-
-
-# Why a point is run: the words that a trial keeps; a transferred point names its study.
-DEFAULT, CORNER, RETRY, SEARCH, TRANSFER = "default", "corner", "retry", "search", "transfer: "
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.errors import EngineError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import Hardware

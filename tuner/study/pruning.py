@@ -7,20 +7,17 @@ hoped for. A box that a member of the front beats in everything is not worth ano
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tuner.definition.objectives import SIGNS
 from tuner.pareto import dominance
-from tuner.statistics import mean_error, quantile
+from tuner.pareto.noise import budget_of, mean_error, pooled_deviation
 from tuner.store.snapshots import TrialSnapshot
 
 SIGMAS = 2.0
-# Of one repeat, relative, while the study knows no better; this machine may be shared.
-FIRST_DEVIATION = 0.08
-LEAST_DEVIATION = 0.02
-FEWEST_REPEATS = 6  # pooled over configurations, before they say how much a repeat scatters
+Samples = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Rivals:
             sample = values[name]
             mean = statistics.fmean(sample)
             slack = SIGMAS * mean_error(self.deviation, len(sample))
-            box[name] = mean * (1 + dominance.SIGNS[name] * slack)
-        signs = [dominance.SIGNS[name] for name in self.objectives]
+            box[name] = mean * (1 + SIGNS[name] * slack)
+        signs = [SIGNS[name] for name in self.objectives]
         own = tuple(box[name] for name in self.objectives)
         for number, member in self.members:
             if budget_bytes and self.budgets.get(number, 0) > budget_bytes:
@@ -84,36 +81,24 @@ def rivals_of(
     )
 
 
-def budget_of(trial: TrialSnapshot) -> int:
-    """The device budget that its config was resolved under, in bytes; 0: none."""
-    return int((trial.config or {}).get("budget", {}).get("vram_bytes", 0))
+def unbeaten(
+    trials: Sequence[TrialSnapshot], rivals: Rivals, samples_of: Callable[[int], Samples]
+) -> list[TrialSnapshot]:
+    """DOMINATED trials that no rival beats now, one a configuration: none beyond a limit, and none
+    of a configuration that another trial ran to its end or found not to fit.
 
-
-def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
-    """Relative standard deviation of one repeat, over all configurations with several."""
-    squares, degrees, repeats = 0.0, 0, 0
-    seen: set[int] = set()
+    samples_of: repeats of each speed of a configuration, by its id.
+    """
+    ended = {t.configuration_id for t in trials if t.state in ("COMPLETE", "INFEASIBLE")}
+    found: dict[int, TrialSnapshot] = {}
     for trial in trials:
-        found = trial.metrics.get(metric)
-        if found is None or found.n < 2 or trial.configuration_id in seen or not found.value:
+        configuration = trial.configuration_id
+        if trial.state != "DOMINATED" or configuration is None or configuration in ended:
             continue
-        seen.add(trial.configuration_id or 0)
-        deviation = _deviation(found.high - found.low, found.n) / abs(found.value)
-        squares += deviation**2 * (found.n - 1)
-        degrees += found.n - 1
-        repeats += found.n
-    if repeats < FEWEST_REPEATS:
-        return FIRST_DEVIATION
-    return max(LEAST_DEVIATION, math.sqrt(squares / degrees))
-
-
-def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
-    """Relative standard error of what is known of a trial's configuration. deviation: of repeats
-    within one start, relative."""
-    confirmed = trial.confirmed.get(metric)
-    return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
-
-
-def _deviation(width: float, count: int) -> float:
-    """The standard deviation behind a 95 % interval of a mean of so many."""
-    return width / 2 * math.sqrt(count) / quantile(count - 1)
+        if any(excess > 0 for excess in trial.violations.values()):
+            continue
+        quality = trial.scores.get("quality")  # known, or as much as was granted
+        rival, _ = rivals.beating(samples_of(configuration), quality, budget_of(trial))
+        if rival is None:
+            found.setdefault(configuration, trial)
+    return list(found.values())

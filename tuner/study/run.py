@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.facts.machine import Hardware
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import (
@@ -26,10 +26,8 @@ from tuner.engine_client.session import EngineSession
 from tuner.errors import StudyError, UsageError, WorkerError
 from tuner.folders import studies_folder
 from tuner.pareto.budget_curve import fronts_by_budget
-from tuner.pareto.front import (
-    Front,
-    front_of,
-)
+from tuner.pareto.front import Front
+from tuner.pareto.probability import front_of
 from tuner.processes.identity import (
     is_gone,
     own_id,
@@ -43,7 +41,6 @@ from tuner.search.space import (
     SearchSpace,
     build_space,
 )
-from tuner.second_look import unbeaten
 from tuner.store.database import explained
 from tuner.store.lock import study_lock
 from tuner.store.repository import Store
@@ -64,6 +61,7 @@ from tuner.study.progress import Progress
 from tuner.study.pruning import (
     Rivals,
     rivals_of,
+    unbeaten,
 )
 from tuner.study.trial import TrialRunner
 from tuner.workers.local import (

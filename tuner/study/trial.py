@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
 from engine.contract.report import Report
+from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
 from engine.types import format_bytes
 from tuner.definition import objectives
@@ -24,10 +24,8 @@ from tuner.engine_client.session import (
 )
 from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
 from tuner.formatting import format_count
-from tuner.quality.judge import (
-    QualityJudge,
-    quality_ratio,
-)
+from tuner.quality.judge import QualityJudge
+from tuner.quality.ratio import quality_ratio
 from tuner.search.space import (
     Point,
     SearchSpace,

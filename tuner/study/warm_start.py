@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.pareto.front import (
-    Front,
-    front_of,
-)
+from tuner.pareto.front import Front
+from tuner.pareto.probability import front_of
 from tuner.search.space import (
     CACHE,
     COUNT,
@@ -21,8 +19,7 @@ from tuner.search.space import (
     SearchSpace,
 )
 from tuner.store.repository import Store
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
-from tuner.study.optuna_storage import TRANSFER
+from tuner.store.snapshots import TRANSFER, StudySnapshot, TrialSnapshot
 
 MOST_POINTS = 2
 MOST_STUDIES = 5  # the newest of those that are alike

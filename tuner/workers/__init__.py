@@ -1,1 +1,1 @@
-"""More processes that run trials of a study, on this machine or a Ray cluster; must not search themselves."""
+"""More processes that run a study's trials, here or on Ray; must not search themselves."""

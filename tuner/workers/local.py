@@ -15,13 +15,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.facts.machine import Hardware
-from tuner.engine_client.process import python_path
 from tuner.folders import data_folder
-
-ENDING_S = 30.0
+from tuner.processes.start import ENDING_S, end_process, python_path
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,3 @@ def _start(study: str, storage: str, device: str, trust: bool, log: int) -> subp
         env={**os.environ, "PYTHONPATH": python_path()},
         cwd=Path.cwd(),
     )
-
-
-def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> None:
-    """As Ctrl-C would, then for sure."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

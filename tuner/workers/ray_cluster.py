@@ -1,6 +1,6 @@
 """Workers of a study on the machines of a Ray cluster, one for each accelerator.
 
-tuner.workers.ray_driver, a process of its own, places and watches them. A node that is lost costs the trial
+ray_driver.py, a process of its own, places and watches them. A node that is lost costs the trial
 that ran there. Storage must be one that every node reaches. Needs the extra `ray`.
 """
 
@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.engine_client.process import python_path
 from tuner.errors import StudyError, UsageError
 from tuner.folders import data_folder
-from tuner.workers.local import end_process
+from tuner.processes.start import end_process, python_path
 
 log = logging.getLogger(__name__)
 

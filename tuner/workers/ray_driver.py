@@ -1,4 +1,6 @@
-"""Places workers of a study on a Ray cluster: `python -m tuner.workers.ray_driver FD`, its order on stdin.
+"""Places workers of a study on a Ray cluster: its order on stdin.
+
+`python -m tuner.workers.ray_driver FD`
 
 A process of its own, since Ray prints, forks and catches signals. It writes one JSON message a line
 to FD: {"failed": sentence} or {"placed": n}, then {"worker": id} for each that began and {"lost":
@@ -19,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.engine_client.process import python_path
 from tuner.processes.identity import id_of
+from tuner.processes.start import python_path
 
 GPU = "GPU"
 LAST_LINES = 5

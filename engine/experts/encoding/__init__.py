@@ -1,1 +1,1 @@
-"""Turns 16-bit expert weights into packed codes and back; must not know where records are kept."""
+"""16-bit expert weights to packed codes and back; must not know where records lie."""

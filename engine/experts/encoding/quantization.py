@@ -4,8 +4,8 @@ Letters: N output rows, K input columns, g group, G = K/g groups.
 
 8 bits: symmetric, one scale a row: w = q * s, q in [-127, 127].
 4, 3 and 2 bits: w = (q - 8) * s + z for groups along K, the form of torch's int4 kernel; round to
-nearest between the group's minimum and maximum, or with scales and zeros that
-engine.experts.encoding.scale_search made better. Codes of 3 bits use only 0..7 of that form, of 2 bits 0..3.
+nearest between the group's minimum and maximum, or with scales and zeros fitted by
+engine.experts.encoding.scale_search. Codes of 3 bits use only 0..7 of that form, 2 bits 0..3.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Where expert records lie outside the device: disk, packs, host memory; must not choose what to move."""
+"""Where records lie outside the device: disk, packs, host; must not choose what to move."""

@@ -1,1 +1,1 @@
-"""Which resident expert leaves when room is needed."""
+"""Which resident expert goes; must not know where its bytes lie."""

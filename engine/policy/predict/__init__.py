@@ -1,1 +1,1 @@
-"""Which experts later layers will want."""
+"""Which experts will be needed next; must not know what is resident."""

@@ -1,1 +1,1 @@
-"""Requests become sequences of a running batch: scheduling, prefill, caches, metrics; must not know HTTP."""
+"""Requests as sequences of a running batch, and caches; must not know HTTP."""

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import StorageError
+from engine.facts.model import ModelFacts
 from engine.serve.batching.sequence import (
     Deliver,
     Output,

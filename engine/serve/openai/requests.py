@@ -1,7 +1,7 @@
 """What clients may send, in OpenAI's names. Read strictly: what is not here is refused by name.
 
 What depends on the served model (its name, its room, its vocabulary) is checked by
-engine.serve.openai.tokenization and written into the OpenAPI document by engine.serve.openai.openapi.
+tokenization.py and written into the OpenAPI document by openapi.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import TaskOptions
+from engine.contract.requests import TaskOptions
 from engine.evaluate.language_model import EngineLanguageModel
 from engine.evaluate.tasks import load_tasks
 from engine.run.engine import Engine

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import TaskOptions
 from engine.contract.report import QualityReport
+from engine.contract.requests import TaskOptions
 from engine.evaluate import evaluate as evaluate_module
 from engine.evaluate import scoring
 from engine.evaluate.evaluate import evaluate

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import TaskOptions
+from engine.contract.requests import TaskOptions
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.tasks import load_tasks, read_task

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
 from engine.contract.report import Report
+from engine.contract.requests import Workload
 from engine.errors import EngineError, UsageError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure

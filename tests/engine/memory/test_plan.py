@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
 from engine.errors import ConfigError, InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.layout.prequantized import PublishedFormat
 from engine.layout.record import (
     Part,
     record_bytes_table,
 )
 from engine.memory.plan import (
-    layer_major,
     minimum_slots,
     resolve,
     slots_by_layer,
 )
+from engine.memory.scoring import layer_major
 
 PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))
 

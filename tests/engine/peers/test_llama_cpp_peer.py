@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.errors import ModelError, RemoteCodeError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.peers.gguf_file import check_comparable

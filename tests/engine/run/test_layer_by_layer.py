@@ -16,7 +16,7 @@ from engine.device.cpu import CpuDevice
 from engine.errors import InfeasibleError
 from engine.evaluate import scoring
 from engine.evaluate.scoring import Continuation, score
-from engine.memory.plan import (
+from engine.memory.scoring import (
     LAYER_MAJOR_SLOTS,
     layer_major,
 )

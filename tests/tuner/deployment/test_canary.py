@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tuner.deployment.canary import (
     LIMIT_S,
     Point,

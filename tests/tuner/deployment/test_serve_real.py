@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tests.engine.conftest import TEXT, tiny_folder
 from tests.engine.serve.made import eventually
 from tuner.cli.options import SERVE_COMMAND

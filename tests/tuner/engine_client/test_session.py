@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
+from engine.contract.requests import (
     TaskOptions,
     Workload,
 )

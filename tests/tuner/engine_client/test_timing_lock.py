@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine.contract.messages import MachineProfile
+from engine.facts.machine import MachineProfile
 from tuner.engine_client.machine_profile import (
     KEPT_S,
     keep_profile,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tests.fakes.fake_engine import BITS_PER_BYTE, facts_of
 from tests.fakes.study import BUDGET_BYTES
 from tuner.definition.study import (

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    ModelFacts,
-    Workload,
-)
+from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
+from engine.facts.model import ModelFacts
 from engine.layout.prequantized import PublishedFormat
 from engine.precision.allocate import (
     save_sensitivities,

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.contract.messages import MachineProfile
 from engine.facts.estimated_timings import (
     _read_speed,
     profiled_timings,
 )
+from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.conftest import Tune

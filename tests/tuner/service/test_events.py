@@ -7,7 +7,7 @@ import anyio
 import pytest
 from fastapi.testclient import TestClient
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.service.made import REQUEST, MadeChild, client_of, until

@@ -11,7 +11,6 @@ from alembic import command
 from alembic.config import Config
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
 from engine.contract.report import (
     ExpertUse,
     MemoryReading,
@@ -20,6 +19,7 @@ from engine.contract.report import (
     Sample,
     Sentinel,
 )
+from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from engine.memory.plan import resolve
 from tests.fakes.fake_engine import facts_of

@@ -14,20 +14,27 @@ from tuner.pareto.explain import (
     twin_error,
 )
 from tuner.pareto.front import build_front
+from tuner.pareto.noise import (
+    FIRST_DEVIATION,
+    LEAST_DEVIATION,
+    START_DEVIATION,
+    mean_error,
+    mean_error_of,
+    pooled_deviation,
+)
 from tuner.pareto.probability import (
     MOST_DRAWN,
     likely_members,
     near_front,
     on_front,
 )
-from tuner.statistics import START_DEVIATION, confirmed_interval, interval, mean_error
+from tuner.statistics import (
+    confirmed_interval,
+    interval,
+)
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.pruning import (
-    FIRST_DEVIATION,
-    LEAST_DEVIATION,
     Rivals,
-    mean_error_of,
-    pooled_deviation,
     rivals_of,
 )
 

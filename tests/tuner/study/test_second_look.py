@@ -9,7 +9,7 @@ from tests.tuner.study.test_pruning import (
     trial,
     values,
 )
-from tuner.second_look import unbeaten
+from tuner.study.pruning import unbeaten
 
 
 def test_what_the_front_still_beats_stays_ended():

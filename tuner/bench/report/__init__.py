@@ -1,1 +1,1 @@
-"""What a bench says beyond its rows: derived figures, ablations, what was published; as a file."""
+"""A bench as HTML or Markdown; must not measure."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from tuner.bench.report.derived import derived_metrics
 from tuner.bench.report.effects import mechanism_effects
@@ -18,7 +18,7 @@ from tuner.definition.policies import PolicyFile
 from tuner.definition.workload import workload_hash
 from tuner.deployment.export import source_commit
 from tuner.folders import SOURCE, cache_folder
-from tuner.quality.judge import package_versions
+from tuner.quality.key import package_versions
 
 
 def bench_document(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from tuner.deployment.document import Deployment
 
 Renderer = Callable[[Deployment, ModelFacts], str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from tuner.deployment.document import Deployment
 
 LOCAL = "local"  # the revision of a folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.precision.table import bits_table
 from engine.types import BITS, DtypeName
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.types import format_bytes
 from tuner.deployment.document import (
     Deployment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from tuner.deployment.document import Deployment
 from tuner.deployment.formats.checkpoint import CheckpointSource
 from tuner.deployment.formats.place import place_of

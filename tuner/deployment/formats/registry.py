@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from tuner.deployment.document import (
     Deployment,
     dump_deployment,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import ModelFacts
+from engine.facts.model import ModelFacts
 from engine.types import format_bytes
 from tuner.deployment.document import Deployment
 from tuner.deployment.formats import script

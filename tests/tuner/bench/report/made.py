@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import Workload
+from engine.contract.requests import Workload
 from tuner.bench.report.document import bench_document
 from tuner.bench.run import RowResult
 from tuner.definition.policies import (

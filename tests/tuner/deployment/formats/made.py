@@ -3,10 +3,8 @@
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.messages import (
-    ModelFacts,
-    Workload,
-)
+from engine.contract.requests import Workload
+from engine.facts.model import ModelFacts
 from engine.layout.record import (
     Part,
     record_bytes_table,

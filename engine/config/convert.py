@@ -1,0 +1,89 @@
+"""Values as people write them, converted to a setting's type or refused with what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from engine.errors import ConfigError
+from engine.types import (
+    Bits,
+    parse_size_bytes,
+)
+
+
+def convert(path: str, owner: type, name: str, value: Any) -> Any:
+    hint = typing.get_type_hints(owner)[name]
+    try:
+        return convert_to(hint, value, sized=name.endswith("bytes"))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} = {value!r}: {error}") from None
+
+
+def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return convert_choice(get_args(hint), value)
+    if origin is types.UnionType and float in get_args(hint):
+        return "auto" if value == "auto" else number(value)
+    if origin is types.UnionType:  # int | str: bytes, a share or auto
+        if isinstance(value, str) and (value == "auto" or value.endswith("%")):
+            return check_share(value)
+        return parse_size_bytes(value) if value not in (0, "0") else 0
+    if hint is float:
+        return number(value)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("write true or false")
+    if hint is int:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError("write a whole number")
+        if sized and isinstance(value, str) and value != "0":
+            return parse_size_bytes(value)
+        return whole_number(value)
+    if hint is str:
+        return str(value)
+    if not isinstance(value, Mapping):
+        raise TypeError("write a group of options")
+    return dict(value)
+
+
+def number(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("write a number") from None
+
+
+def whole_number(value: Any) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("write a whole number") from None
+
+
+def convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
+    for choice in allowed:
+        if value == choice or str(value) == str(choice):
+            return choice
+    if allowed == get_args(Bits):
+        allowed = (*allowed, "native")
+    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")
+
+
+def check_share(text: str) -> str:
+    if text == "auto":
+        return text
+    try:
+        share = float(text[:-1])
+    except ValueError:
+        raise ValueError("write bytes, or a share such as 25%") from None
+    if not 0 < share <= 100:
+        raise ValueError("a share lies above 0% and at most at 100%")
+    return text

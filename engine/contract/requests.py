@@ -1,0 +1,58 @@
+"""What a measurement and an evaluation are asked to run: Workload and TaskOptions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Real text to run: see studies/workloads/.
+
+    prompts: raw texts or (chat) user messages; continuations: the texts that follow them, for
+    teacher forcing (empty: seeded sampling). sequences: how many are run in one repeat.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    continuations: tuple[str, ...] = ()
+    chat: bool = False
+    prompt_tokens: int = 64
+    output_tokens: int = 32
+    sequences: int = 4
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Workload:
+        """Inverse of to_json."""
+        return cls(
+            **{
+                **data,
+                "prompts": tuple(data["prompts"]),
+                "continuations": tuple(data["continuations"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How lm-eval runs its tasks; the names are lm-eval's own.
+
+    limit: items of each task, None: all; num_fewshot: examples before each item, None: as the task
+    says (one that says 0 stays at 0); apply_chat_template: the model's own; fewshot_as_multiturn:
+    with a template, each example is a turn. seed: also of which examples are chosen.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments of `evaluate`."""
+        return asdict(self)

@@ -1,0 +1,75 @@
+"""ModelFacts: what config.json and the safetensors headers tell of a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.layout.dense import DenseMatrix
+from engine.layout.prequantized import PublishedFormat
+from engine.layout.record import (
+    Part,
+    parts_from_json,
+    parts_to_json,
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model from its config and safetensors headers, without its weights.
+
+    revision: the commit of a hub id, `local` for a folder;
+    dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
+    record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
+    together, by bits and, where experts are published quantized, as `native`;
+    kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
+    published: the format of quantized experts; dense_matrices: shapes of the dense part that
+    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
+    kv_plain_layers: those whose keys and values kv.bits, kv.keep_ratio and kv.placement reach;
+    pieces_16: in how many pieces a 16-bit record lies in the checkpoint, each a read of its own.
+    """
+
+    id: str
+    path: str
+    revision: str
+    fingerprint: str
+    family: str
+    layers: int
+    moe_layers: int
+    experts: int
+    experts_per_token: int
+    hidden_size: int
+    vocabulary: int
+    max_positions: int
+    dense_bytes: int
+    parts: tuple[Part, ...]
+    record_bytes: dict[str, int]
+    expert_bytes: dict[str, int]
+    kv_bytes_per_token: int
+    predictors: tuple[str, ...]
+    has_tokenizer: bool
+    in_place_16: bool
+    published: PublishedFormat | None = None
+    dense_matrices: tuple[DenseMatrix, ...] = ()
+    embedding_bytes: int = 0
+    kv_plain_layers: int = 0
+    pieces_16: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        published = self.published.to_json() if self.published else None
+        return {**asdict(self), "parts": parts_to_json(self.parts), "published": published}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelFacts:
+        """Inverse of to_json."""
+        published = data.get("published")
+        return cls(
+            **{
+                **data,
+                "parts": parts_from_json(data["parts"]),
+                "predictors": tuple(data["predictors"]),
+                "dense_matrices": tuple(DenseMatrix(*m) for m in data.get("dense_matrices", ())),
+                "published": PublishedFormat(**published) if published else None,
+            }
+        )

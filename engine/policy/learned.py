@@ -1,0 +1,47 @@
+"""What policies learned before this run: recorded traces and trained predictor weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from engine.config.settings import EngineConfig
+from engine.errors import ConfigError
+from engine.facts.model import ModelFacts
+from engine.policy.events import Floats
+from engine.trace.trace import (
+    Trace,
+    load_trace,
+)
+
+
+def load_history(config: EngineConfig) -> Trace | None:
+    """The trace that policies start their statistics from: `prefetch.options.trace`, else
+    `cache.options.trace`."""
+    path = config.prefetch.options.get("trace") or config.cache.options.get("trace")
+    return load_trace(Path(str(path))) if path else None
+
+
+def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> dict[str, Floats]:
+    """Arrays of trained predictors: `prefetch.options.weights`, else what lies beside the packs.
+
+    Raises ConfigError where the named file cannot be read.
+    """
+    named = config.prefetch.options.get("weights")
+    path = Path(str(named)) if named else learned_path(facts, cache_folder)
+    if not named and not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
+            "scripts/train_predictor.py"
+        ) from None
+
+
+def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
+    """Where a model's trained predictors lie."""
+    return cache_folder / "predictors" / f"{facts.fingerprint}.npz"

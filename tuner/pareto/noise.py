@@ -1,0 +1,62 @@
+"""How far a measured mean may lie from the truth: scatter of repeats and of engine starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tuner.statistics import quantile
+from tuner.store.snapshots import TrialSnapshot
+
+# Of one repeat, relative, while the study knows no better; this machine may be shared.
+FIRST_DEVIATION = 0.08
+LEAST_DEVIATION = 0.02
+FEWEST_REPEATS = 6  # pooled over configurations, before they say how much a repeat scatters
+
+
+def budget_of(trial: TrialSnapshot) -> int:
+    """The device budget that its config was resolved under, in bytes; 0: none."""
+    return int((trial.config or {}).get("budget", {}).get("vram_bytes", 0))
+
+
+def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
+    """Relative standard deviation of one repeat, over all configurations with several."""
+    squares, degrees, repeats = 0.0, 0, 0
+    seen: set[int] = set()
+    for trial in trials:
+        found = trial.metrics.get(metric)
+        if found is None or found.n < 2 or trial.configuration_id in seen or not found.value:
+            continue
+        seen.add(trial.configuration_id or 0)
+        deviation = _deviation(found.high - found.low, found.n) / abs(found.value)
+        squares += deviation**2 * (found.n - 1)
+        degrees += found.n - 1
+        repeats += found.n
+    if repeats < FEWEST_REPEATS:
+        return FIRST_DEVIATION
+    return max(LEAST_DEVIATION, math.sqrt(squares / degrees))
+
+
+def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
+    """Relative standard error of what is known of a trial's configuration. deviation: of repeats
+    within one start, relative."""
+    confirmed = trial.confirmed.get(metric)
+    return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
+
+
+def _deviation(width: float, count: int) -> float:
+    """The standard deviation behind a 95 % interval of a mean of so many."""
+    return width / 2 * math.sqrt(count) / quantile(count - 1)
+
+
+# Relative, between two starts of an engine with one config, beside the scatter of repeats within
+# one: measured on 252 configs, each started twice (docs/lab.md).
+START_DEVIATION = 0.06
+
+
+def mean_error(deviation: float, count: int, fresh: int = 0) -> float:
+    """Relative standard error of a mean of `count` repeats, of which `fresh` had a start of their
+    own and the others shared one. deviation: of repeats within one start, relative."""
+    shared = count - fresh
+    starts = math.sqrt(shared**2 + fresh) / count
+    return math.hypot(deviation / math.sqrt(count), START_DEVIATION * starts)
