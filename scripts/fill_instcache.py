@@ -1,8 +1,9 @@
 """Answer likely instructions ahead: `python scripts/fill_instcache.py FILE.yaml --bound 12`.
 
-FILE is an exported config with serve.instcache set. The model enumerates texts that it finds likely behind --begin (its chat template's opening where it has one), up to --until, and
-answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
-were found, at which cost; `tune deploy FILE` gives the answers.
+FILE is an exported config with serve.instcache set. The model enumerates texts that it finds
+likely behind --begin (its chat template's opening where it has one), up to --until, and answers
+each greedily, as a client with the same --max-tokens would be answered. Prints how many were
+found, at which cost; `tune deploy FILE` gives the answers.
 """
 
 from __future__ import annotations
