@@ -1,12 +1,12 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make.
-.PHONY: setup demo test check fix slow peers triton clean
+.PHONY: setup demo test check fix slow baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS ?= dev
-DEFAULT := not slow and not gpu and not peers and not triton and not chaos
+DEFAULT := not slow and not gpu and not baselines and not triton and not chaos
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -31,9 +31,9 @@ test: $(READY)
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or chaos"
 
-peers: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers]"
-	$(BIN)/python -m pytest -m peers
+baselines: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[baselines]"
+	$(BIN)/python -m pytest -m baselines
 
 # Compiled kernels without a GPU: triton's interpreter runs them on the CPU.
 triton: $(READY)

@@ -37,9 +37,9 @@ def main() -> None:
     page.run()
 
 
-def _choose_study(moment: Database) -> None:
+def _choose_study(snapshot: Database) -> None:
     """The sidebar's choice, kept over pages and in the address, the newest study at first."""
-    store = Store(moment)
+    store = Store(snapshot)
     names = store.study_names()[::-1]
     if not names:
         st.session_state[RUNNING] = False

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.thinning import drawable
+from dashboard.thinning import thinned
 from tuner.definition.study import Constraints
 from tuner.pareto.front import (
     Front,
@@ -31,11 +31,11 @@ from tuner.store.snapshots import StudySnapshot
 
 @dataclass(frozen=True)
 class Measured:
-    """front: its trials are those that are drawn; sure: probability of being on the front, by
-    number; complete, within: how many trials ran to their end, and how many keep the limits."""
+    """front: its trials are those that are drawn; probability: probability of being on the front,
+    by number; complete, within: how many trials ran to their end, and how many keep the limits."""
 
     front: Front
-    sure: Mapping[int, float]
+    probability: Mapping[int, float]
     complete: int
     within: int
 
@@ -53,25 +53,27 @@ class Measured:
 
 
 def measured_front(
-    moment: Database, study: StudySnapshot, limits: Constraints | None = None
+    snapshot: Database, study: StudySnapshot, limits: Constraints | None = None
 ) -> Measured:
     """limits: other ones than the study's own."""
     own = own_limits(study)
     wanted = own if limits is None else limits
     objectives = study.definition["objectives"]
     moved = MEASURES if wanted != own else ()
-    points = read_points(moment, study, tuple(dict.fromkeys((*objectives, *moved))))
+    points = read_points(snapshot, study, tuple(dict.fromkeys((*objectives, *moved))))
     kept = inside(points, own, wanted)
-    trials = Store(moment).trials(study, drawable(points, objectives, kept))
+    trials = Store(snapshot).trials(study, thinned(points, objectives, kept))
     front = build_front(judged(trials, own, wanted), objectives, wanted.min_quality)
     return Measured(front, on_front(front), len(points), int(kept.sum()))
 
 
 def read_points(
-    moment: Database, study: StudySnapshot, names: tuple[str, ...], with_budgets: bool = False
+    snapshot: Database, study: StudySnapshot, names: tuple[str, ...], with_budgets: bool = False
 ) -> Points:
     """All measured trials as columns; not read again while nothing was written."""
-    return _kept_points(moment.url, study.id, names, with_budgets, revision(moment), moment, study)
+    return _kept_points(
+        snapshot.url, study.id, names, with_budgets, revision(snapshot), snapshot, study
+    )
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -81,7 +83,7 @@ def _kept_points(
     names: tuple[str, ...],
     with_budgets: bool,
     written: tuple[Any, ...],
-    _moment: Database,
+    _snapshot: Database,
     _study: StudySnapshot,
 ) -> Points:
-    return Overview(_moment).points(_study, names, with_budgets)
+    return Overview(_snapshot).points(_study, names, with_budgets)

@@ -1,4 +1,5 @@
-"""Reading the store for a page: one moment of it, errors as sentences, again while a study runs."""
+"""Reading the store for a page: one snapshot of it, errors as sentences, again while a study
+runs."""
 
 from __future__ import annotations
 
@@ -22,11 +23,12 @@ NO_STUDIES = "There are no studies yet: run `tune --model demo --vram 64MB`."
 
 
 def read(draw: Callable[[Database], None]) -> None:
-    """Draw from the store as it is at this moment; what cannot be read is said in one sentence."""
+    """Draw from the store as it is at this snapshot; what cannot be read is said in one
+    sentence."""
     try:
         database = open_read_only(_storage())
-        with contextlib.closing(database), database.at_one_moment() as moment:
-            draw(moment)
+        with contextlib.closing(database), database.read_snapshot() as snapshot:
+            draw(snapshot)
     except (TunerError, EngineError) as error:
         st.error(str(error))
 
@@ -38,18 +40,18 @@ def read_study(draw: Callable[[Database, StudySnapshot], None]) -> None:
     """
     running = bool(st.session_state.get(RUNNING))
 
-    def draw_moment(moment: Database) -> None:
+    def draw_snapshot(snapshot: Database) -> None:
         name = st.session_state.get(CHOSEN)
         if name is None:
             st.info(NO_STUDIES)
             return
-        study = Store(moment).study(name)
+        study = Store(snapshot).study(name)
         if running and study.state != "RUNNING":
             st.session_state[RUNNING] = False
             st.rerun()
-        draw(moment, study)
+        draw(snapshot, study)
 
-    st.fragment(lambda: read(draw_moment), run_every=EVERY_S if running else None)()
+    st.fragment(lambda: read(draw_snapshot), run_every=EVERY_S if running else None)()
 
 
 def _storage() -> str:

@@ -25,7 +25,7 @@ from tuner.store.points import Floats, Points
 MOST = 200  # beyond, a chart is one blot and a browser slow
 
 
-def drawable(
+def thinned(
     points: Points,
     objectives: Sequence[str],
     kept: NDArray[np.bool_],
@@ -42,8 +42,8 @@ def drawable(
     near = feasible[_within_noise(points, objectives, gains, feasible)]
     order = np.concatenate([front, near[::-1], np.arange(len(points))[::-1]])
     chosen = dict.fromkeys(order.tolist())
-    room = max(most, len(front))
-    return tuple(sorted(int(points.numbers[index]) for index in list(chosen)[:room]))
+    capacity = max(most, len(front))
+    return tuple(sorted(int(points.numbers[index]) for index in list(chosen)[:capacity]))
 
 
 def _within_noise(

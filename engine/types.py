@@ -7,7 +7,7 @@ import re
 from typing import Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 3, 2]
-DenseBits = Literal[16, 8, 4]
+NonExpertBits = Literal[16, 8, 4]
 EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
 KvBits = Literal[16, 8, 4]

@@ -44,26 +44,26 @@ WARM_ROUNDS, ROUNDS = 1, 2
 METRICS = ("output_tps", "decode_tps", "prefill_tps", "expert_hit_rate")
 
 
-def draw(dice: random.Random, device: str) -> dict[str, Any]:
+def draw(rng: random.Random, device: str) -> dict[str, Any]:
     """One config: settings that the replay must know how to price."""
-    predictor = dice.choice(["none", "none", "next_gate", "next_gate", "repeat_last", "popularity"])
-    eviction = dice.choice(["lru", "lru", "lfu", "arc", "p_freq", "hobbit", "none"])
+    predictor = rng.choice(["none", "none", "next_gate", "next_gate", "repeat_last", "popularity"])
+    eviction = rng.choice(["lru", "lru", "lfu", "arc", "p_freq", "hobbit", "none"])
     point: dict[str, Any] = {
-        "precision.bits": dice.choice(BITS),
-        "cache.expert_bytes": f"{dice.choice([15, 20, 25, 33, 40, 50, 60, 75, 90])}%",
+        "precision.bits": rng.choice(BITS),
+        "cache.expert_bytes": f"{rng.choice([15, 20, 25, 33, 40, 50, 60, 75, 90])}%",
         "cache.eviction": eviction,
-        "cache.allocation": dice.choice(["uniform", "uniform", "shallow_first"]),
+        "cache.allocation": rng.choice(["uniform", "uniform", "shallow_first"]),
         "prefetch.predictor": predictor,
-        "prefetch.depth": 0 if predictor == "none" else dice.choice([1, 1, 2]),
-        "prefetch.options.limit": dice.choice([0, 1, 2, 4]),
-        "transfer.queue": dice.choice(["two_priority", "two_priority", "fifo"]),
-        "transfer.chunk_bytes": dice.choice([256 << 10, 1 << 20, 4 << 20]),
-        "batch.count": dice.choice(COUNTS),
-        "batch.order": dice.choice(["ready_first", "ready_first", "routed", "hot_first"]),
+        "prefetch.depth": 0 if predictor == "none" else rng.choice([1, 1, 2]),
+        "prefetch.options.limit": rng.choice([0, 1, 2, 4]),
+        "transfer.queue": rng.choice(["two_priority", "two_priority", "fifo"]),
+        "transfer.chunk_bytes": rng.choice([256 << 10, 1 << 20, 4 << 20]),
+        "batch.count": rng.choice(COUNTS),
+        "batch.order": rng.choice(["ready_first", "ready_first", "routed", "hot_first"]),
     }
     if device.startswith("emulated:"):
-        point["placement.name"] = dice.choice(["device", "device", "host_below", "host_split"])
-        point["placement.host_share"] = dice.choice([0.3, 0.5, 0.7])
+        point["placement.name"] = rng.choice(["device", "device", "host_below", "host_split"])
+        point["placement.host_fraction"] = rng.choice([0.3, 0.5, 0.7])
     return point
 
 
@@ -88,8 +88,8 @@ def main() -> int:
         {"kv.max_tokens": arguments.prompt_tokens + arguments.output_tokens + 8}
     )
     done = read_done(arguments.output)
-    dice = random.Random(arguments.seed)
-    points = [draw(dice, arguments.device) for _ in range(arguments.configs)]
+    rng = random.Random(arguments.seed)
+    points = [draw(rng, arguments.device) for _ in range(arguments.configs)]
     with open_session(resolve_model(arguments.model), arguments.device) as session:
         timings = frozen_timings(session, work, base, arguments.output)
         traces = {
@@ -125,8 +125,8 @@ def frozen_timings(
     found = load_timings(path)
     if found is None:
         text = load_workload(default_workload())
-        room = base.overlay({"kv.max_tokens": 256})
-        found = session.calibrate(room, text, BITS)
+        capacity = base.overlay({"kv.max_tokens": 256})
+        found = session.calibrate(capacity, text, BITS)
         save_timings(found, path)
         session.close()
     return found

@@ -1,10 +1,10 @@
 """What fewer bits or fewer positions of keys and values cost, on held-out text, in decode mode.
 
-    python scripts/compare_kv.py demo --text studies/demo/heldout.txt --set kv.keep_ratio=0.75,0.5
+python scripts/compare_kv.py demo --text studies/demo/heldout.txt --set kv.keep_fraction=0.75,0.5
 
 For each value: KL(kept whole at 16 bits || this) in nats a token and the share of equal most likely
 tokens, with intervals over blocks of the text. The first half of a block is the prompt and is not
-counted where kv.keep_ratio is below 1; for kv.bits every token counts.
+counted where kv.keep_fraction is below 1; for kv.bits every token counts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Feeds the accesses of one routing trace to both and prints hits side by side: LR
 shared, Belady, LFU. Where both mean the same, hits must be equal, else the exit code is 1; where
 definitions differ, the difference is stated and, as far as that follows from it, checked.
 
-Needs moe-policylang (MIT; `pip install -e ".[peers]"`), of which this calls the functions of
+Needs moe-policylang (MIT; `pip install -e ".[baselines]"`), of which this calls the functions of
 benchmark.replay. Each of its caches starts empty with a prompt; here a whole trace is one prompt.
 """
 
@@ -233,14 +233,14 @@ def _print(title: str, rows: Sequence[Compared]) -> None:
 
 def main(
     trace: Annotated[Path | None, typer.Argument(help="routing trace; default: a made one")] = None,
-    share: Annotated[float, typer.Option(help="percent of a layer's experts in slots")] = 25.0,
+    fraction: Annotated[float, typer.Option(help="percent of a layer's experts in slots")] = 25.0,
     tokens: Annotated[int, typer.Option(help="use so many tokens, 0: all", min=0)] = 0,
 ) -> None:
     """Hits of both replays over TRACE; exit 1 where they differ without a stated reason."""
     try:
         from moe_policylang.benchmark import replay as theirs
     except ImportError as error:
-        raise typer.BadParameter(f'{error}: pip install -e ".[peers]"') from error
+        raise typer.BadParameter(f'{error}: pip install -e ".[baselines]"') from error
     try:
         found = load_trace(trace) if trace is not None else made_trace()
     except EngineError as error:
@@ -248,7 +248,7 @@ def main(
     if tokens:
         found = _one_row_a_pass(found, found.experts[:tokens])
     chosen = found.experts.shape[2]
-    slots = max(chosen, round(_width(found) * share / 100))
+    slots = max(chosen, round(_width(found) * fraction / 100))
     print(
         f"{len(found.experts)} tokens, {found.layers} layers, {_width(found)} experts, "
         f"top-{chosen}, {slots} slots a layer"

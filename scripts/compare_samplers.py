@@ -42,17 +42,17 @@ from engine.errors import InfeasibleError
 from tuner.definition import objectives
 from tuner.pareto.probability import likely_front
 from tuner.search.acquisition import Proposer
-from tuner.search.guide import Guide
 from tuner.search.samplers import (
     LEARN_FROM_PRUNED,
     open_sampler,
 )
+from tuner.search.searcher import Searcher
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.statistics import interval, relative_half_width
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.prepare import trial_costs
-from tuner.study.pruning import rivals_of
+from tuner.study.pruning import incumbents_of
 from tuner.study.trial import STEADY_METRICS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "studies" / "reference"
@@ -60,7 +60,7 @@ STOCK = ("tpe", "gp", "nsga2", "random", "grid")
 SAMPLERS = ("ours", "ours without a twin", *STOCK)
 LEVELS = (0.95, 0.99)
 ENOUGH = 0.995
-MOST_SHARE = 0.5  # of the grid's seconds: what takes longer has not arrived
+MOST_FRACTION = 0.5  # of the grid's seconds: what takes longer has not arrived
 BUDGET = 0.05
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Job = tuple[str, int]  # a sampler and a seed
@@ -70,7 +70,7 @@ class Step(NamedTuple):
     """After a trial: engine seconds, share of the hypervolume, seconds of computing so far."""
 
     spent_s: float
-    share: float
+    fraction: float
     own_s: float
 
 
@@ -93,11 +93,11 @@ class Simulation:
     evaluated: set[str] = field(default_factory=set)
 
     def run(
-        self, propose: Callable[[], Point | None], tell: Callable[[TrialSnapshot], None]
+        self, propose: Callable[[], Point | None], notify: Callable[[TrialSnapshot], None]
     ) -> None:
-        """Until MOST_SHARE is spent, nearly all is found or nothing is proposed. What does not fit
-        costs nothing, as in a study."""
-        while self.spent_s < MOST_SHARE * self.grid.total_s:
+        """Until MOST_FRACTION is spent, nearly all is found or nothing is proposed. What does not
+        fit costs nothing, as in a study."""
+        while self.spent_s < MOST_FRACTION * self.grid.total_s:
             with self._computing():
                 point = propose()
             if point is None:
@@ -105,12 +105,12 @@ class Simulation:
             trial = self._trial(point) or self._refused(point)
             self.trials.append(trial)
             with self._computing():
-                tell(trial)
+                notify(trial)
             if trial.state == "INFEASIBLE":
                 continue
-            share = self.grid.hypervolume(self.found)
-            self.curve.append(Step(self.spent_s, share, self.own_s))
-            if share >= ENOUGH:
+            fraction = self.grid.hypervolume(self.found)
+            self.curve.append(Step(self.spent_s, fraction, self.own_s))
+            if fraction >= ENOUGH:
                 break
 
     @contextlib.contextmanager
@@ -154,7 +154,7 @@ class Simulation:
             kept.append(run.samples[number])
             if len(kept) < rule.min:
                 if self._beaten(index, kept, known):
-                    state = "DOMINATED"
+                    state = "PRUNED"
                     break
             elif len(kept) >= rule.max or _steady(kept, rule.half_width):
                 break
@@ -168,22 +168,22 @@ class Simulation:
 
     def _order(self, index: int) -> list[tuple[Run, int]]:
         """Run by run, all repeats of a configuration as this seed meets them."""
-        dice = random.Random(f"{self.seed} {index}")
+        rng = random.Random(f"{self.seed} {index}")
         runs = list(self.grid.rows[index].runs)
-        dice.shuffle(runs)
+        rng.shuffle(runs)
         return [
-            (run, n) for run in runs for n in dice.sample(range(len(run.samples)), len(run.samples))
+            (run, n) for run in runs for n in rng.sample(range(len(run.samples)), len(run.samples))
         ]
 
     def _beaten(
         self, index: int, kept: Sequence[Mapping[str, float]], quality: float | None
     ) -> bool:
         front = likely_front(self.trials, OBJECTIVES)
-        rivals = rivals_of(OBJECTIVES, front.members, self.trials)
-        if index in rivals.configurations:
+        incumbents = incumbents_of(OBJECTIVES, front.members, self.trials)
+        if index in incumbents.configurations:
             return False
         values = {name: [sample[name] for sample in kept] for name in OBJECTIVES[:2]}
-        return rivals.beating(values, quality)[0] is not None
+        return incumbents.beating(values, quality)[0] is not None
 
 
 def _steady(kept: Sequence[Mapping[str, float]], half_width: float) -> bool:
@@ -237,14 +237,14 @@ def _run_ours(simulation: Simulation, predictions: Predictions | None) -> None:
     logs = predictions.logs if predictions is not None else {}
     costs = trial_costs(grid.definition, workload)
     proposer = Proposer(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
-    guide = Guide(grid.candidates, proposer, Predictions(logs, 0, 0.0))
+    searcher = Searcher(grid.candidates, proposer, Predictions(logs, 0, 0.0))
 
     def propose() -> Point | None:
         if len(simulation.trials) < len(first):
             return first[len(simulation.trials)]
-        if guide.exhausted(simulation.trials):
+        if searcher.exhausted(simulation.trials):
             return None  # as a study ends
-        return guide.propose(simulation.trials, ())
+        return searcher.propose(simulation.trials, ())
 
     simulation.run(propose, lambda trial: None)
 
@@ -264,7 +264,7 @@ def _run_stock(simulation: Simulation, name: str) -> None:
             asked.append(memory.ask(distributions))
             return dict(asked[-1].params)
 
-        def tell(trial: TrialSnapshot) -> None:
+        def notify(trial: TrialSnapshot) -> None:
             """As a study does."""
             for one in objectives.CONSTRAINTS:
                 asked[-1].set_constraint(one, trial.violations.get(one, 0.0))
@@ -275,23 +275,23 @@ def _run_stock(simulation: Simulation, name: str) -> None:
             else:
                 memory.tell(asked[-1], [objectives.WORST[one] for one in OBJECTIVES])
 
-        simulation.run(ask, tell)
+        simulation.run(ask, notify)
 
 
 def arrival(curve: Curve, level: float) -> float | None:
     """Engine seconds until this share of the hypervolume, None where it never came."""
-    return next((step.spent_s for step in curve if step.share >= level), None)
+    return next((step.spent_s for step in curve if step.fraction >= level), None)
 
 
-def share_at(curve: Curve, seconds: float) -> float:
+def fraction_at(curve: Curve, seconds: float) -> float:
     """The share of the hypervolume that was found by then."""
-    return max((step.share for step in curve if step.spent_s <= seconds), default=0.0)
+    return max((step.fraction for step in curve if step.spent_s <= seconds), default=0.0)
 
 
 def computing(curve: Curve, level: float) -> float:
     """Seconds of computing until this share of the hypervolume, all of them where it never came."""
     last = curve[-1].own_s if curve else 0.0
-    return next((step.own_s for step in curve if step.share >= level), last)
+    return next((step.own_s for step in curve if step.fraction >= level), last)
 
 
 def main() -> int:
@@ -340,7 +340,7 @@ def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve]) -
     for name in names:
         own = _of(curves, name)
         cells = [_cell(grid, [arrival(one, level) for one in own]) for level in LEVELS]
-        cells.append(f"{statistics.median(share_at(c, BUDGET * grid.total_s) for c in own):.3f}")
+        cells.append(f"{statistics.median(fraction_at(c, BUDGET * grid.total_s) for c in own):.3f}")
         cells.append(f"{statistics.median(computing(c, LEVELS[0]) for c in own):.1f} s")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
@@ -400,11 +400,11 @@ def _styles() -> Iterator[dict[str, Any]]:
 
 
 def _quantiles(grid: Grid, curves: Sequence[Curve]) -> list[tuple[float, ...]]:
-    moments = np.geomspace(0.005, MOST_SHARE, 60) * grid.total_s
+    moments = np.geomspace(0.005, MOST_FRACTION, 60) * grid.total_s
     found = []
     for seconds in moments:
-        shares = [share_at(curve, seconds) for curve in curves]
-        found.append((float(seconds), *map(float, np.quantile(shares, (0.25, 0.5, 0.75)))))
+        fractions = [fraction_at(curve, seconds) for curve in curves]
+        found.append((float(seconds), *map(float, np.quantile(fractions, (0.25, 0.5, 0.75)))))
     return found
 
 
@@ -413,11 +413,11 @@ def _of(curves: Mapping[Job, Curve], name: str) -> list[Curve]:
 
 
 def _cell(grid: Grid, arrivals: Sequence[float | None]) -> str:
-    late = [MOST_SHARE * grid.total_s if one is None else one for one in arrivals]
+    late = [MOST_FRACTION * grid.total_s if one is None else one for one in arrivals]
     median, missing = statistics.median(late), sum(one is None for one in arrivals)
     text = f"{median:.0f} s ({median / grid.total_s:.1%})"
     if missing > len(late) / 2:
-        text = f"over {MOST_SHARE:.0%}"
+        text = f"over {MOST_FRACTION:.0%}"
     return f"{text}, {missing} of {len(late)} never" if missing else text
 
 

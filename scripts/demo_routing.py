@@ -52,8 +52,8 @@ def routing_losses(router_logits: list[Tensor], sequences: int, chosen: int) -> 
         experts = logits.shape[-1]
         probabilities = logits.float().softmax(-1)  # [T, E]
         index = logits.topk(chosen, dim=-1).indices  # [T, K]
-        share = torch.bincount(index.reshape(-1), minlength=experts) / index.numel()  # [E]
-        balance.append(experts * (share * probabilities.mean(0)).sum())
+        fraction = torch.bincount(index.reshape(-1), minlength=experts) / index.numel()  # [E]
+        balance.append(experts * (fraction * probabilities.mean(0)).sum())
         by_sequence = probabilities.view(sequences, -1, experts)
         before = index.view(sequences, -1, chosen)[:, :-1]
         mass = by_sequence[:, 1:].gather(-1, before).sum(-1)  # [sequences, T / sequences - 1]

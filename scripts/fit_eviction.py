@@ -61,7 +61,7 @@ def facts_of(trace: Trace) -> ModelFacts:
         id="trace", path="", revision="", fingerprint="", family="", layers=trace.layers,
         moe_layers=trace.layers, experts=int(width or trace.experts.max() + 1),
         experts_per_token=trace.experts.shape[2], hidden_size=1, vocabulary=1, max_positions=1,
-        dense_bytes=0, parts=(), record_bytes={}, expert_bytes={}, kv_bytes_per_token=0,
+        non_expert_bytes=0, parts=(), record_bytes={}, expert_bytes={}, kv_bytes_per_token=0,
         predictors=(), has_tokenizer=False, in_place_16=False,
     )  # fmt: skip
 
@@ -72,8 +72,8 @@ def fit(
     """The best weights found and their hit rate; the first trial weighs all alike."""
 
     def weights_of(parameters: dict[str, float]) -> tuple[float, ...]:
-        shares = np.exp([parameters[f"logit_{index}"] for index in range(4)])
-        return tuple(float(share) for share in shares / shares.sum())
+        fractions = np.exp([parameters[f"logit_{index}"] for index in range(4)])
+        return tuple(float(fraction) for fraction in fractions / fractions.sum())
 
     def objective(trial: optuna.Trial) -> float:
         for index in range(4):
@@ -90,7 +90,7 @@ def fit(
 
 def main(
     trace: Annotated[Path, typer.Argument(help="routing trace")],
-    share: Annotated[float, typer.Option(help="percent of the experts in slots")] = 25.0,
+    fraction: Annotated[float, typer.Option(help="percent of the experts in slots")] = 25.0,
     scope: Annotated[str, typer.Option(help="layer or shared")] = "layer",
     trials: Annotated[int, typer.Option(help="weights to try", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
@@ -100,7 +100,7 @@ def main(
     try:
         recorded = load_trace(trace)
         slots = max(
-            recorded.layers, round(facts_of(recorded).experts * recorded.layers * share / 100)
+            recorded.layers, round(facts_of(recorded).experts * recorded.layers * fraction / 100)
         )
         scoped = EngineConfig().overlay({"cache.scope": scope}).cache.scope
         weights, rate = fit(recorded, slots, scoped, trials, seed)

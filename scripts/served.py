@@ -18,14 +18,14 @@ from engine.serve.batching.response_cache import InstCache
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import (
     LiveSequence,
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from tuner.folders import cache_folder
 from tuner.statistics import interval
 
 
-class Served:
+class ServedModel:
     """One engine with one configuration. cached: prompt tokens that the last request found;
     answers: what is known without the engine."""
 
@@ -54,18 +54,18 @@ class Served:
     def ask(self, prompt: Sequence[int], tokens: int) -> LiveSequence | None:
         """One greedy request, to its end; None where the answer was known."""
         ended = threading.Event()
-        heard: list[Output] = []
+        received: list[StepOutput] = []
 
-        def deliver(output: Output) -> None:
-            heard.append(output)
+        def deliver(output: StepOutput) -> None:
+            received.append(output)
             if output.last:
                 ended.set()
 
-        wanted = Wanted(tuple(prompt), tokens, SamplingOptions())
+        wanted = SequenceRequest(tuple(prompt), tokens, SamplingOptions())
         asked = self._loop.submit([(wanted, deliver)])
         ended.wait()
-        assert heard[-1].error is None, heard[-1].error
-        self.cached = heard[-1].cached
+        assert received[-1].error is None, received[-1].error
+        self.cached = received[-1].cached
         return asked[0] if asked else None
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from served import Served, show
+from served import ServedModel, show
 from transformers import AutoTokenizer
 
 from tuner.folders import resolve_model
@@ -35,11 +35,11 @@ def main() -> int:
     prompts = [ids[64 * n : 64 * n + 64] for n in range(arguments.requests)]
     paths = {
         "budget.vram_bytes": arguments.vram,
-        "kv.max_tokens": arguments.room,
+        "kv.max_tokens": arguments.capacity,
         "batch.count": arguments.rows,
     }
-    fixed = Served(folder, tokenizer, paths)
-    elastic = Served(folder, tokenizer, {**paths, "kv.elastic": True})
+    fixed = ServedModel(folder, tokenizer, paths)
+    elastic = ServedModel(folder, tokenizer, {**paths, "kv.elastic": True})
     for server in (fixed, elastic):
         tpot_s(server, prompts[0], arguments.tokens)
     before = {server: server.meters.totals.copy() for server in (fixed, elastic)}
@@ -52,13 +52,13 @@ def main() -> int:
     show("ratio, pair by pair", [b / a for a, b in pairs])
     for name, server in (("fixed", fixed), ("moving", elastic)):
         rate = server.meters.totals.since(before[server]).hit_rate
-        slots = server.memory.slots, server.memory.lent_slots
+        slots = server.memory.slots, server.memory.elastic_slots
         print(f"{name}: {slots[0]} slots and up to {slots[1]} lent, decode hit rate {rate:.3f}")
         server.close()
     return 0
 
 
-def tpot_s(server: Served, prompt: Sequence[int], tokens: int) -> float:
+def tpot_s(server: ServedModel, prompt: Sequence[int], tokens: int) -> float:
     """Seconds a token after the first."""
     sequence = server.ask(prompt, tokens)
     found = None if sequence is None else sequence.timing.tpot_s

@@ -1,8 +1,8 @@
 """What sharing the beginnings of prompts brings: `python scripts/time_prefixes.py MODEL`.
 
 Serves the same requests, a common beginning and a short question each, with and without
-serve.prefix_share, interleaved request by request, one at a time as a chat client sends them.
-Prints the time to the first token of both and their ratio, pair by pair, with its interval.
+serve.prefix_cache_tokens, interleaved request by request, one at a time as a chat client sends
+them. Prints the time to the first token of both and their ratio, pair by pair, with its interval.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from served import Served, show
+from served import ServedModel, show
 from transformers import AutoTokenizer
 
 from tuner.folders import resolve_model
@@ -36,8 +36,10 @@ def main() -> int:
         for start in range(arguments.begin, len(ids), arguments.ask)
     ][: arguments.requests]
     paths = {"budget.vram_bytes": arguments.vram, "kv.max_tokens": len(prompts[0]) + 8}
-    plain = Served(folder, tokenizer, paths)
-    sharing = Served(folder, tokenizer, {**paths, "serve.prefix_share": arguments.begin})
+    plain = ServedModel(folder, tokenizer, paths)
+    sharing = ServedModel(
+        folder, tokenizer, {**paths, "serve.prefix_cache_tokens": arguments.begin}
+    )
     for server in (plain, sharing):
         for prompt in prompts[:2]:
             ttft_s(server, prompt)
@@ -53,7 +55,7 @@ def main() -> int:
     return 0
 
 
-def ttft_s(server: Served, prompt: Sequence[int]) -> float:
+def ttft_s(server: ServedModel, prompt: Sequence[int]) -> float:
     """Seconds to the first token; a text that ends at once has none."""
     sequence = server.ask(prompt, 2)
     found = None if sequence is None else sequence.timing.ttft_s

@@ -29,7 +29,7 @@ from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
 from engine.memory.plan import resolve
 from engine.run.engine import Engine
-from engine.run.layer_by_layer import LayerMajor
+from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch
 from tuner.definition.study import default_workload
 from tuner.definition.workload import load_workload
@@ -53,7 +53,7 @@ def main() -> int:
     items = texts(folder, arguments.texts, arguments.tokens)
     ways: dict[str, Callable[[], list[float]]] = {
         "layer by layer": lambda: scored(engine, items),
-        "ordinary loop": lambda: without_layer_major(engine, items),
+        "ordinary loop": lambda: without_layer_wise(engine, items),
         "token by token": lambda: [token_by_token(engine, item) for item in items],
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -92,7 +92,7 @@ def budgeted(engine: Engine, arguments: argparse.Namespace) -> EngineConfig:
         {
             "precision.bits": arguments.bits,
             "compute.dtype": arguments.dtype,
-            "cache.expert_bytes": arguments.share,
+            "cache.expert_bytes": arguments.fraction,
             "kv.max_tokens": max(2, arguments.tokens + 8),
         }
     )
@@ -116,18 +116,18 @@ def scored(engine: Engine, items: list[Continuation]) -> list[float]:
     return [result.log_likelihood for result in score(engine, items)]
 
 
-def without_layer_major(engine: Engine, items: list[Continuation]) -> list[float]:
+def without_layer_wise(engine: Engine, items: list[Continuation]) -> list[float]:
     """As where the memory does not allow passing layer by layer."""
-    plain = Engine.layer_major
+    plain = Engine.layer_wise
 
     def refuse(self: Engine, longest: int) -> Any:
         raise InfeasibleError("left out to compare", 0)
 
-    Engine.layer_major = refuse  # type: ignore[assignment,method-assign]
+    Engine.layer_wise = refuse  # type: ignore[assignment,method-assign]
     try:
         return scored(engine, items)
     finally:
-        Engine.layer_major = plain  # type: ignore[method-assign]
+        Engine.layer_wise = plain  # type: ignore[method-assign]
 
 
 def token_by_token(engine: Engine, item: Continuation) -> float:
@@ -146,18 +146,18 @@ def token_by_token(engine: Engine, item: Continuation) -> float:
 @contextmanager
 def counted(reads: list[int]) -> Any:
     """Note the most reads of any record in each pass layer by layer."""
-    run = LayerMajor.run
+    run = LayerWise.run
 
-    def counting(self: LayerMajor, *arguments: Any, **keywords: Any) -> None:
+    def counting(self: LayerWise, *arguments: Any, **keywords: Any) -> None:
         self.reads.clear()
         run(self, *arguments, **keywords)
         reads.append(max(self.reads.values()))
 
-    LayerMajor.run = counting  # type: ignore[method-assign]
+    LayerWise.run = counting  # type: ignore[method-assign]
     try:
         yield
     finally:
-        LayerMajor.run = run  # type: ignore[method-assign]
+        LayerWise.run = run  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

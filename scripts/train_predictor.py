@@ -67,14 +67,14 @@ def expert_count(trace: Trace) -> int:
 def fit(network: Callable[[Tensor], Tensor], parameters: list[Tensor], data: Samples, steps: int,
         seed: int) -> None:  # fmt: skip
     """Adam on the cross-entropy to an even share of the chosen experts, the rate falling to 0."""
-    shares = data.chosen / data.chosen.sum(1, keepdim=True).clamp(min=1.0)
+    fractions = data.chosen / data.chosen.sum(1, keepdim=True).clamp(min=1.0)
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     random = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        rows = torch.randint(len(shares), (BATCH_TOKENS,), generator=random)
+        rows = torch.randint(len(fractions), (BATCH_TOKENS,), generator=random)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(data.inputs[rows]), shares[rows])
+        loss = nn.functional.cross_entropy(network(data.inputs[rows]), fractions[rows])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()

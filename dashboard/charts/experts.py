@@ -12,13 +12,13 @@ from dashboard.charts.style import AMBER, BLUE, SCALE, layout
 RATES = (("hit rate", BLUE, ""), ("prefetch precision", AMBER, "/"))
 
 
-def activations_figure(shares: pd.DataFrame) -> Any:
+def activations_figure(fractions: pd.DataFrame) -> Any:
     """Layers down, experts across; the colour is the share of a layer's choices."""
-    layers, experts = shares.shape
+    layers, experts = fractions.shape
     even = 1 / experts if experts else 0.0
     figure = go.Figure(
         go.Heatmap(
-            z=shares.to_numpy().tolist(),
+            z=fractions.to_numpy().tolist(),
             colorscale=SCALE,
             zmin=0,
             colorbar={"title": {"text": "share of the<br>layer's choices"}, "tickformat": ".0%"},

@@ -46,7 +46,7 @@ def front_figure(points: pd.DataFrame, x: str, y: str) -> Any:
                 mode="markers",
                 name=kind,
                 marker={"color": colour, "symbol": symbol, "size": size},
-                customdata=rows[["number", "sure"]].to_numpy().tolist(),
+                customdata=rows[["number", "probability"]].to_numpy().tolist(),
                 hovertext=rows["settings"].tolist(),
                 hovertemplate=_hover(f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}"),
             )
@@ -72,7 +72,7 @@ def front_figure_3d(points: pd.DataFrame, x: str, y: str, z: str) -> Any:
                 mode="markers",
                 name=kind,
                 marker={"color": colour, "symbol": SOLID.get(symbol, symbol), "size": size // 2},
-                customdata=rows[["number", "sure"]].to_numpy().tolist(),
+                customdata=rows[["number", "probability"]].to_numpy().tolist(),
                 hovertext=rows["settings"].tolist(),
                 hovertemplate=_hover(f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<br>{z} %{{z:.4g}}"),
             )

@@ -43,10 +43,10 @@ def parallel_figure(table: pd.DataFrame, colour_by: str) -> Any:
     return figure.update_layout(margin={"l": 60, "r": 30, "t": 90, "b": 20})
 
 
-def importances_figure(shares: pd.DataFrame) -> Any:
+def importances_figure(fractions: pd.DataFrame) -> Any:
     """A group of bars a setting, one an objective; they differ in pattern too."""
     figure = go.Figure()
-    for place, (objective, rows) in enumerate(shares.groupby("objective", sort=False)):
+    for place, (objective, rows) in enumerate(fractions.groupby("objective", sort=False)):
         figure.add_trace(
             go.Bar(
                 x=rows["share"].tolist(),
@@ -57,7 +57,7 @@ def importances_figure(shares: pd.DataFrame) -> Any:
                 hovertemplate=f"%{{y}}: %{{x:.0%}} of {objective}<extra></extra>",
             )
         )
-    layout(figure, barmode="group", height=140 + 24 * len(shares))
+    layout(figure, barmode="group", height=140 + 24 * len(fractions))
     return figure.update_layout(
         xaxis={"title": "share of what decides", "tickformat": ".0%"},
         yaxis={"autorange": "reversed"},

@@ -18,7 +18,7 @@ FIGURES = (
     "prefetch_precision",
     "prefetch_recall",
     "prefetch_in_time",
-    "resident_share",
+    "resident_fraction",
 )
 
 
@@ -36,11 +36,11 @@ def layers_frame(use: ExpertUse) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layer": range(len(use.hits)),
-            "hit rate": _shares(
+            "hit rate": _fractions(
                 use.hits, [a + b for a, b in zip(use.hits, use.misses, strict=True)]
             ),
             "look-ups": [a + b for a, b in zip(use.hits, use.misses, strict=True)],
-            "prefetch precision": _shares(use.predicted_demanded, use.predicted),
+            "prefetch precision": _fractions(use.predicted_demanded, use.predicted),
             "predictions": use.predicted,
             "four busiest experts": busiest,
         }
@@ -53,5 +53,5 @@ def rates_frame(trial: TrialSnapshot) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value"])
 
 
-def _shares(parts: Sequence[int], wholes: Sequence[int]) -> list[float | None]:
+def _fractions(parts: Sequence[int], wholes: Sequence[int]) -> list[float | None]:
     return [part / whole if whole else None for part, whole in zip(parts, wholes, strict=True)]

@@ -17,10 +17,10 @@ FRONT, KNEE, INSIDE, OUTSIDE = "front", "recommended", "dominated", "outside the
 NEAR = "within noise of the front"
 
 
-def points_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
+def points_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFrame:
     """One row a measured trial: number, kind, probability of being on the front, objectives with
     low and high, settings as text."""
-    near = {number for number, _ in near_front(front, dict(sure))}
+    near = {number for number, _ in near_front(front, dict(probability))}
     on_front = {trial.id for trial in front.members}
     knee = front.knee.id if front.members else None
     rows = []
@@ -30,7 +30,7 @@ def points_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
         row: dict[str, object] = {
             "number": trial.number,
             "kind": _kind(trial, on_front, near, knee),
-            "sure": sure.get(trial.number, 0.0),
+            "probability": probability.get(trial.number, 0.0),
             "settings": "<br>".join(f"{name} = {value}" for name, value in trial.params.items()),
         }
         for name in front.objectives:
@@ -43,7 +43,7 @@ def points_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def members_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
+def members_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFrame:
     """The front as a table: what a chart shows, for those who read rather than look."""
     knee = front.knee.id if front.members else None
     return pd.DataFrame(
@@ -57,7 +57,7 @@ def members_frame(front: Front, sure: Mapping[int, float]) -> pd.DataFrame:
                     else f"{member.scores[name]:.4g}"
                     for name in front.objectives
                 },
-                "on the front with": f"{sure.get(member.number, 0.0):.0%}",
+                "on the front with": f"{probability.get(member.number, 0.0):.0%}",
                 **{name: str(value) for name, value in member.params.items()},
             }
             for member in front.members

@@ -41,7 +41,7 @@ def model_frame(study: StudySnapshot) -> pd.DataFrame:
         "experts a layer": facts.get("experts"),
         "experts a token": facts.get("experts_per_token"),
         "experts at 16 bits": format_bytes(int(facts.get("expert_bytes", {}).get("16", 0))),
-        "all else at 16 bits": format_bytes(int(facts.get("dense_bytes", 0))),
+        "all else at 16 bits": format_bytes(int(facts.get("non_expert_bytes", 0))),
         "workload": f"{study.workload.get('name')} ({study.workload_hash})",
         "device": study.definition.get("device"),
         "seed": study.definition.get("seed"),

@@ -50,9 +50,9 @@ def parallel_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -
 def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Columns setting, objective, share; what matters most in all objectives first."""
     rows = [
-        (setting, objective, share)
-        for objective, shares in weights.items()
-        for setting, share in shares.items()
+        (setting, objective, fraction)
+        for objective, fractions in weights.items()
+        for setting, fraction in fractions.items()
     ]
     frame = pd.DataFrame(rows, columns=["setting", "objective", "share"])
     total = frame.groupby("setting")["share"].transform("sum")

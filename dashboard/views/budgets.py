@@ -9,7 +9,7 @@ from dashboard.charts.budgets import curve_figure
 from dashboard.frames.budgets import curve_frame
 from dashboard.measured import read_points
 from dashboard.reading import read_study
-from dashboard.thinning import drawable
+from dashboard.thinning import thinned
 from engine.types import format_bytes
 from tuner.pareto.budget_curve import (
     device_budgets,
@@ -32,7 +32,7 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
     budgets = device_budgets(study)
     if len(budgets) < 2:
         st.info(
@@ -40,7 +40,7 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
             "`tune --model M --vram 4GB,6GB,8GB`."
         )
         return
-    curve = curve_frame(fronts_by_budget(study, _trials(moment, study, budgets)))
+    curve = curve_frame(fronts_by_budget(study, _trials(snapshot, study, budgets)))
     known = curve.dropna(subset=["fastest tokens/s"])
     if not len(known):
         st.info("No trial ran to its end within the limits yet.")
@@ -58,18 +58,18 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
 
 
 def _trials(
-    moment: Database, study: StudySnapshot, budgets: tuple[int, ...]
+    snapshot: Database, study: StudySnapshot, budgets: tuple[int, ...]
 ) -> tuple[TrialSnapshot, ...]:
     """Those that can stand on a budget's front, of very many."""
     objectives, own = study.definition["objectives"], own_limits(study)
-    points = read_points(moment, study, tuple(objectives), with_budgets=True)
+    points = read_points(snapshot, study, tuple(objectives), with_budgets=True)
     assert points.budgets is not None
     kept = inside(points, own, own)
     numbers: set[int] = set()
     for budget in budgets:
         fitting = np.asarray(points.budgets <= budget)
-        numbers.update(drawable(points, objectives, kept & fitting, MOST))
-    return Store(moment).trials(study, sorted(numbers))
+        numbers.update(thinned(points, objectives, kept & fitting, MOST))
+    return Store(snapshot).trials(study, sorted(numbers))
 
 
 if __name__ == "__main__":

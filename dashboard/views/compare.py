@@ -29,27 +29,27 @@ def main() -> None:
     read(_draw)
 
 
-def _draw(moment: Database) -> None:
-    names = Store(moment).study_names()[::-1]
+def _draw(snapshot: Database) -> None:
+    names = Store(snapshot).study_names()[::-1]
     if not names:
         st.info(NO_STUDIES)
         return
     left, right = st.columns(2)
-    first = _choose(left, moment, "first", names, last=False)
-    second = _choose(right, moment, "second", names, last=True)
+    first = _choose(left, snapshot, "first", names, last=False)
+    second = _choose(right, snapshot, "second", names, last=True)
     if first is not None and second is not None:
         _draw_comparison(compare(first, second))
 
 
 def _choose(
-    column: Any, moment: Database, side: str, names: tuple[str, ...], last: bool
+    column: Any, snapshot: Database, side: str, names: tuple[str, ...], last: bool
 ) -> Deployment | None:
     """A trial of a study. last: the last member of its front at first, not the recommended one."""
     chosen = st.session_state.get(CHOSEN)
     start = names.index(chosen) if chosen in names else 0
     name = str(column.selectbox(f"Study of the {side}", names, index=start, key=f"{side}-study"))
-    study = Store(moment).study(name)
-    front = measured_front(moment, study).front
+    study = Store(snapshot).study(name)
+    front = measured_front(snapshot, study).front
     numbers = [trial.number for trial in front.trials]
     if not numbers:
         column.info("No trial ran to its end yet.")

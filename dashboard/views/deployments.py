@@ -16,8 +16,8 @@ def main() -> None:
     read(_draw)
 
 
-def _draw(moment: Database) -> None:
-    windows = Store(moment).telemetry()
+def _draw(snapshot: Database) -> None:
+    windows = Store(snapshot).telemetry()
     if not windows:
         st.info("No deployment has reported yet: `tune deploy FILE` writes telemetry here.")
         return

@@ -21,14 +21,14 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
-    front = measured_front(moment, study).front
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
+    front = measured_front(snapshot, study).front
     if not front.trials:
         st.info("No trial ran to its end yet.")
         return
     trial = _choose(study, front)
     st.dataframe(rates_frame(trial), hide_index=True, width="stretch")
-    use = Overview(moment).expert_use(trial.configuration_id or 0, study.machine_id)
+    use = Overview(snapshot).expert_use(trial.configuration_id or 0, study.machine_id)
     if use is None:
         st.info(
             "This trial was measured by a release that did not keep counts by layer and expert: "
@@ -50,14 +50,14 @@ def _choose(study: StudySnapshot, front: Front) -> TrialSnapshot:
 def _draw_use(use: ExpertUse) -> None:
     layers = layers_frame(use)
     st.subheader("How often each expert is chosen")
-    shares = activations_frame(use)
+    fractions = activations_frame(use)
     tokens = sum(map(sum, use.activations))
     said = (
-        f"{len(layers)} layers, {shares.shape[1]} experts each; the four busiest experts of a "
+        f"{len(layers)} layers, {fractions.shape[1]} experts each; the four busiest experts of a "
         f"layer take {layers['four busiest experts'].min():.0%} to "
         f"{layers['four busiest experts'].max():.0%} of its choices."
     )
-    st.plotly_chart(activations_figure(shares), key="activations", alt=said)
+    st.plotly_chart(activations_figure(fractions), key="activations", alt=said)
     st.caption(f"{said} {tokens} choices of prompts and decoding together, warm-ups left out.")
     st.subheader("Hits and predictions by layer")
     st.plotly_chart(rates_figure(layers), key="rates", alt="The table below holds the same.")

@@ -37,15 +37,15 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
-    measured = measured_front(moment, study)
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
+    measured = measured_front(snapshot, study)
     if not measured.complete:
         st.info("No trial ran to its end yet.")
         return
     limits = choose_limits(study, measured.front)
     moved = limits != own_limits(study)
     if moved:
-        measured = measured_front(moment, study, limits)
+        measured = measured_front(snapshot, study, limits)
     front = measured.front
     st.caption(
         f"{measured.sentence} A slider at its loosest end is no limit; "
@@ -59,7 +59,7 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
         st.warning("No trial keeps these limits: loosen one.")
         return
     number = _draw_chart(study, measured)
-    st.dataframe(members_frame(front, measured.sure), hide_index=True, width="stretch")
+    st.dataframe(members_frame(front, measured.probability), hide_index=True, width="stretch")
     _draw_trial(study, front, front.pick(str(number)))
     _draw_explanation(front)
 
@@ -67,7 +67,7 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
 def _draw_chart(study: StudySnapshot, measured: Measured) -> int:
     """The scatter plot; the number of the chosen trial."""
     front = measured.front
-    points = points_frame(front, measured.sure)
+    points = points_frame(front, measured.probability)
     said = f"{measured.sentence} Recommended is trial {front.knee.number}."
     names = list(front.objectives)
     view = TWO
@@ -133,10 +133,10 @@ def _draw_explanation(front: Front) -> None:
     if found is None:
         return
     st.subheader("Why, and what else")
-    if found.binding is not None:
-        st.markdown(f"Trial {found.trial}: {found.binding.sentence}.")
-    for exchange in found.exchanges:
-        st.markdown(f"- Instead, {exchange.sentence}")
+    if found.bottleneck is not None:
+        st.markdown(f"Trial {found.trial}: {found.bottleneck.sentence}.")
+    for trade_off in found.trade_offs:
+        st.markdown(f"- Instead, {trade_off.sentence}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
-    overview = Overview(moment)
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
+    overview = Overview(snapshot)
     left, right = st.columns(2)
     with left:
         st.subheader("Machine")

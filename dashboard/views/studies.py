@@ -19,13 +19,13 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
-    st.dataframe(studies_frame(Store(moment).studies()), hide_index=True, width="stretch")
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
+    st.dataframe(studies_frame(Store(snapshot).studies()), hide_index=True, width="stretch")
     st.caption("Choose one at the left; the other pages are about it.")
     st.subheader(study.name)
     again = f" · looked at again every {EVERY_S:.0f} s" if study.state == "RUNNING" else ""
     st.caption(f"{study.model} · {study.state.lower()}{again}")
-    overview = Overview(moment)
+    overview = Overview(snapshot)
     with st.container(horizontal=True):
         st.metric("trials", study.trials, border=True)
         for state, count in sorted(study.trials_by_state.items()):

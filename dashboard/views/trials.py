@@ -36,13 +36,13 @@ def main() -> None:
     read_study(_draw)
 
 
-def _draw(moment: Database, study: StudySnapshot) -> None:
-    overview = Overview(moment)
+def _draw(snapshot: Database, study: StudySnapshot) -> None:
+    overview = Overview(snapshot)
     if not study.trials:
         st.info("No trial has begun yet.")
         return
     failures = overview.failures(study)
-    _draw_table(moment, study, _choose_filter(overview, study, failures))
+    _draw_table(snapshot, study, _choose_filter(overview, study, failures))
     if failures:
         st.subheader("Failures by class")
         said = ", ".join(f"{count} {name}" for name, count in failures.items())
@@ -50,7 +50,7 @@ def _draw(moment: Database, study: StudySnapshot) -> None:
         st.plotly_chart(figure, key="failures", alt=f"Failures: {said}")
     complete = TrialFilter(states=("COMPLETE",))
     newest = overview.numbers(study, complete, 0, NEWEST)
-    trials = Store(moment).trials(study, newest)
+    trials = Store(snapshot).trials(study, newest)
     if not trials:
         return
     total = study.trials_by_state.get("COMPLETE", 0)
@@ -78,8 +78,8 @@ def _choose_filter(
     return TrialFilter(tuple(states), tuple(classes), name, chosen)
 
 
-def _draw_table(moment: Database, study: StudySnapshot, wanted: TrialFilter) -> None:
-    overview = Overview(moment)
+def _draw_table(snapshot: Database, study: StudySnapshot, wanted: TrialFilter) -> None:
+    overview = Overview(snapshot)
     count = overview.count(study, wanted)
     pages = max(1, -(-count // ROWS))
     page = 1
@@ -90,7 +90,7 @@ def _draw_table(moment: Database, study: StudySnapshot, wanted: TrialFilter) -> 
         page = int(st.number_input("Page", 1, pages, key=key))
     skip = (page - 1) * ROWS
     numbers = overview.numbers(study, wanted, skip, ROWS)
-    trials = Store(moment).trials(study, numbers) if numbers else ()
+    trials = Store(snapshot).trials(study, numbers) if numbers else ()
     frame = trials_frame(trials, study.definition["objectives"])
     st.dataframe(frame, hide_index=True, width="stretch")
     last = skip + len(trials)
@@ -114,12 +114,12 @@ def _draw_importances(trials: tuple[TrialSnapshot, ...], objectives: list[str]) 
     if not weights:
         return
     st.subheader("How much each setting matters")
-    shares = importances_frame(weights)
+    fractions = importances_frame(weights)
     said = "; ".join(
-        f"{name}: {', '.join(f'{setting} {share:.0%}' for setting, share in by_name.items())}"
+        f"{name}: {', '.join(f'{setting} {fraction:.0%}' for setting, fraction in by_name.items())}"
         for name, by_name in weights.items()
     )
-    st.plotly_chart(importances_figure(shares), key="importances", alt=said)
+    st.plotly_chart(importances_figure(fractions), key="importances", alt=said)
     st.caption(
         f"PED-ANOVA over {len(trials)} trials: which settings decide whether a trial is among the "
         "better ones. With few trials it is a hint."

@@ -31,7 +31,7 @@ def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
         return "auto" if value == "auto" else number(value)
     if origin is types.UnionType:  # int | str: bytes, a share or auto
         if isinstance(value, str) and (value == "auto" or value.endswith("%")):
-            return check_share(value)
+            return check_fraction(value)
         return parse_size_bytes(value) if value not in (0, "0") else 0
     if hint is float:
         return number(value)
@@ -71,19 +71,19 @@ def convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
         if value == choice or str(value) == str(choice):
             return choice
     if allowed == get_args(Bits):
-        allowed = (*allowed, "native")
+        allowed = (*allowed, "prequantized")
     nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")
 
 
-def check_share(text: str) -> str:
+def check_fraction(text: str) -> str:
     if text == "auto":
         return text
     try:
-        share = float(text[:-1])
+        fraction = float(text[:-1])
     except ValueError:
         raise ValueError("write bytes, or a share such as 25%") from None
-    if not 0 < share <= 100:
+    if not 0 < fraction <= 100:
         raise ValueError("a share lies above 0% and at most at 100%")
     return text

@@ -20,7 +20,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "transfer.": "exact",
     "io.": "exact",
     "serve.": "rounding",
-    "serve.instcache": "exact",
+    "serve.response_cache_entries": "exact",
     "host.": "exact",
     "budget.": "exact",
     "plan.": "exact",
@@ -35,7 +35,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",
     "kv.bits": "lossy_static",
-    "kv.keep_ratio": "lossy_static",
+    "kv.keep_fraction": "lossy_static",
     "kv.placement": "exact",
     "kv.elastic": "exact",
 }
@@ -57,8 +57,9 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     """Every setting that can change what this config computes beyond rounding, by path.
 
     Where precision is decided on a miss, everything that decides what is a miss belongs to it.
-    Where kv.bits is below 16 or kv.keep_ratio below 1, prefill.chunk_tokens does: tokens of a chunk
-    see each other as they are. Settings that have no effect under the config's scheme are left out.
+    Where kv.bits is below 16 or kv.keep_fraction below 1, prefill.chunk_tokens does: tokens of a
+    chunk see each other as they are. Settings that have no effect under the config's scheme are
+    left out.
     """
     on_miss = config.precision.scheme in ON_MISS
     found = {
@@ -66,18 +67,24 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         for path, value in config.flat().items()
         if sensitivity(path).startswith("lossy") or (on_miss and path.startswith(_MISS_PATHS))
     }
-    grouped = config.precision.bits != 16 and not config.precision.native
-    if not grouped and config.precision.dense_bits != 4:
+    grouped = config.precision.bits != 16 and not config.precision.prequantized
+    if not grouped and config.precision.non_expert_bits != 4:
         found.pop("precision.group_size")
-    if not grouped and config.precision.dense_bits == 16:
+    if not grouped and config.precision.non_expert_bits == 16:
         found.pop("kernel.crossover_tokens")
-    if not config.precision.native:
-        found.pop("precision.native")
+    if not config.precision.prequantized:
+        found.pop("precision.prequantized")
     given = dict(found.pop("precision.options"))
     given.pop(OPTIMIZE, None)
     options = given if on_miss else {n: given[n] for n in ("table",) if n in given}
     if not on_miss:
-        for name in ("low_bits", "low_group_size", "t1", "t2", "low_mass"):
+        for name in (
+            "low_bits",
+            "low_group_size",
+            "low_bits_threshold",
+            "skip_threshold",
+            "low_mass",
+        ):
             found.pop(f"precision.{name}")
     planned = not on_miss and config.precision.scheme != "uniform"
     if not planned:
@@ -87,8 +94,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         options[OPTIMIZE] = optimize_name(config)
     if options:
         found["precision.options"] = options
-    if config.kv.keep_ratio == 1:
-        found.pop("kv.keep_ratio")
-    if config.kv.bits != 16 or config.kv.keep_ratio != 1:
+    if config.kv.keep_fraction == 1:
+        found.pop("kv.keep_fraction")
+    if config.kv.bits != 16 or config.kv.keep_fraction != 1:
         found["prefill.chunk_tokens"] = config.prefill.chunk_tokens
     return found

@@ -20,7 +20,6 @@ from engine.errors import ConfigError
 from engine.types import (
     AllocationName,
     Bits,
-    DenseBits,
     DirectName,
     DtypeName,
     EmbeddingsName,
@@ -29,6 +28,7 @@ from engine.types import (
     KvBits,
     KvPlacementName,
     LowBits,
+    NonExpertBits,
     OptimizeName,
     OrderName,
     PlacementName,
@@ -51,7 +51,9 @@ class CacheConfig:
     shallow_layers: int = -1  # for shallow_first; -1: Fate's 4 of 28, scaled
     eviction: EvictionName = "lru"
     scope: ScopeName = "layer"
-    low_share: float = 0.0  # of the slots' bytes, for records of low_bits; 0: they take any slot
+    low_bits_fraction: float = (
+        0.0  # of the slots' bytes, for records of low_bits; 0: they take any slot
+    )
     options: Options = field(default_factory=dict)
 
 
@@ -76,11 +78,11 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """How many bits an expert gets. `precision.bits: native` keeps a quantized checkpoint's own
-    codes: it sets native, and resolving sets bits to theirs (16 without native where the checkpoint
-    is not quantized). dense_bits: of the linear layers that are not experts. low_bits (0: none),
-    t1, t2 and low_mass are for the schemes that load some experts coarser; what such a run computes
-    then depends on its cache.
+    """How many bits an expert gets. `precision.bits: prequantized` keeps a quantized checkpoint's
+    own codes: it sets native, and resolving sets bits to theirs (16 without native where the
+    checkpoint is not quantized). non_expert_bits: of the linear layers that are not experts.
+    low_bits (0: none), low_bits_threshold, skip_threshold and low_mass are for the schemes that
+    load some experts coarser; what such a run computes then depends on its cache.
 
     options.table: bits of each expert for the by_* schemes, or options.average_bits (and
     options.trace) to make one from. options.optimize: what chooses the scales and zeros of 4, 3 and
@@ -89,14 +91,14 @@ class PrecisionConfig:
     """
 
     bits: Bits = 16
-    native: bool = False
-    dense_bits: DenseBits = 16
+    prequantized: bool = False
+    non_expert_bits: NonExpertBits = 16
     group_size: int = 64
     scheme: PrecisionName = "uniform"
     low_bits: LowBits = 0
     low_group_size: int = 32
-    t1: float = 0.6
-    t2: float = 0.9
+    low_bits_threshold: float = 0.6
+    skip_threshold: float = 0.9
     low_mass: float = 0.3
     options: Options = field(default_factory=dict)
 
@@ -127,12 +129,12 @@ class PrefillConfig:
 @dataclass(frozen=True)
 class PlacementConfig:
     """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
-    the share host_share of the misses (host_split). embeddings: where their table lies. Both are
+    the share host_fraction of the misses (host_split). embeddings: where their table lies. Both are
     without effect where the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
-    host_share: float | str = "auto"  # auto: by the rates measured while both run
+    host_fraction: float | str = "auto"  # auto: by the rates measured while both run
     embeddings: EmbeddingsName = "device"
 
 
@@ -152,19 +154,20 @@ class KvConfig:
 
     max_tokens: int = 1024
     bits: KvBits = 16
-    keep_ratio: float = 1.0
+    keep_fraction: float = 1.0
     placement: KvPlacementName = "device"
     elastic: bool = False
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """What a server does beside the engine. prefix_share: room, in tokens of keys and values, for
-    what prompts begin with alike (0: every prompt is read whole); instcache: how many deterministic
-    answers are kept on the disk and given again (0: none)."""
+    """What a server does beside the engine. prefix_cache_tokens: room, in tokens of keys and
+    values, for what prompts begin with alike (0: every prompt is read whole);
+    response_cache_entries: how many deterministic answers are kept on the disk and given again (0:
+    none)."""
 
-    prefix_share: int = 0
-    instcache: int = 0
+    prefix_cache_tokens: int = 0
+    response_cache_entries: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ class EngineConfig:
         ConfigError naming the nearest path, or the allowed values.
         """
         sections: dict[str, dict[str, Any]] = {}
-        for path, value in _without_native_word(values).items():
+        for path, value in _without_prequantized_word(values).items():
             section, name = _split_path(path)
             if name.startswith("options."):
                 options = sections.setdefault(section, {}).setdefault(
@@ -309,13 +312,14 @@ def optimize_name(config: EngineConfig) -> OptimizeName:
     )
 
 
-def _without_native_word(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`precision.bits` as a number, with `precision.native` beside it where bits are given."""
+def _without_prequantized_word(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`precision.bits` as a number, with `precision.prequantized` beside it where bits are
+    given."""
     plain = dict(values)
     if "precision.bits" in plain:
-        native = plain["precision.bits"] == "native"
-        plain.setdefault("precision.native", native)
-        if native:
+        prequantized = plain["precision.bits"] == "prequantized"
+        plain.setdefault("precision.prequantized", prequantized)
+        if prequantized:
             plain["precision.bits"] = 16
     return plain
 
@@ -334,12 +338,12 @@ def _split_path(path: str) -> tuple[str, str]:
 _RANGES: dict[str, tuple[float, float]] = {
     "cache.shallow_layers": (-1, 10_000),
     "precision.low_group_size": (16, 128),
-    "cache.low_share": (0.0, 0.9),
-    "precision.t1": (0.0, 1.0),
-    "precision.t2": (0.0, 1.0),
+    "cache.low_bits_fraction": (0.0, 0.9),
+    "precision.low_bits_threshold": (0.0, 1.0),
+    "precision.skip_threshold": (0.0, 1.0),
     "precision.low_mass": (0.0, 1.0),
     "placement.host_tokens": (0, 1 << 16),
-    "placement.host_share": (0.0, 1.0),
+    "placement.host_fraction": (0.0, 1.0),
     "prefetch.depth": (0, 8),
     "prefetch.extra_experts": (0, 64),
     "transfer.chunk_bytes": (4096, 1 << 30),
@@ -351,9 +355,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "prefill.chunk_tokens": (1, 1 << 16),
     "host.bytes": (0, 1 << 62),
     "kv.max_tokens": (2, 1 << 24),
-    "kv.keep_ratio": (0.01, 1.0),
-    "serve.prefix_share": (0, 1 << 24),
-    "serve.instcache": (0, 1 << 24),
+    "kv.keep_fraction": (0.01, 1.0),
+    "serve.prefix_cache_tokens": (0, 1 << 24),
+    "serve.response_cache_entries": (0, 1 << 24),
     "io.threads": (1, 32),
     "budget.vram_bytes": (0, 1 << 62),
     "budget.ram_bytes": (0, 1 << 62),

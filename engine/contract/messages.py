@@ -48,11 +48,11 @@ from typing import Any, Literal, get_args
 from engine.errors import ProtocolError
 
 SCHEMA = 1
-# Other engines behind the same messages: `python -m engine.peers --peer NAME`.
-PeerName = Literal[
+# Other engines behind the same messages: `python -m engine.baselines --baseline NAME`.
+BaselineName = Literal[
     "transformers resident", "accelerate disk", "llama.cpp mmap", "llama.cpp resident"
 ]
-PEERS: tuple[PeerName, ...] = get_args(PeerName)
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 def encode(message: dict[str, Any]) -> bytes:

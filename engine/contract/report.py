@@ -44,14 +44,14 @@ class Sentinel:
 class MemoryReading:
     """Bytes on the device.
 
-    arena_bytes: expert slots; dense_bytes: weights that are always resident; kv_bytes: KV;
+    arena_bytes: expert slots; non_expert_bytes: weights that are always resident; kv_bytes: KV;
     peak_bytes: what the engine itself accounts for at its highest; external_peak_bytes: what an
     outside reading saw beyond runtime_bytes (on the CPU: VmHWM since configure minus the baseline);
     runtime_bytes: the baseline, taken after imports and one tiny forward.
     """
 
     arena_bytes: int
-    dense_bytes: int
+    non_expert_bytes: int
     kv_bytes: int
     peak_bytes: int
     external_peak_bytes: int

@@ -1,7 +1,7 @@
 """How far a configuration's next-token distributions lie from the 16-bit model's.
 
 Measured twice on the same fixed text: in decode mode, one token at a time with the kernels that
-decoding uses, and in prefill mode, in chunks as prompts go. Where kv.keep_ratio is below 1 the
+decoding uses, and in prefill mode, in chunks as prompts go. Where kv.keep_fraction is below 1 the
 first half of the text is the prompt of decode mode, and only what is decoded behind it counts. The
 16-bit model's log-probabilities of both are kept on disk, so that comparing holds one row, or one
 chunk, of each.
@@ -52,7 +52,7 @@ def diverge(
 
     reference: this is what others are compared with.
     """
-    merging = phase == "decode" and not reference and engine.live.config.kv.keep_ratio != 1
+    merging = phase == "decode" and not reference and engine.live.config.kv.keep_fraction != 1
     prompt = len(tokens) // 2 if merging else 0
     reader = open_reader(engine, tokens, folder, phase, reference=reference, unread=prompt)
     if reader is None:

@@ -19,7 +19,7 @@ from engine.evaluate.divergence import TOKENS, Divergence, Reader, diverge, open
 from engine.evaluate.journal import Journal, journal_path
 from engine.evaluate.results import BITS_PER_BYTE, rolling_texts, task_items, task_results
 from engine.evaluate.routes import RouteRecorder
-from engine.evaluate.scoring import Observer, passes_layer_major
+from engine.evaluate.scoring import Observer, passes_layer_wise
 from engine.run.engine import Engine
 from engine.trace.trace import scored_trace_path
 
@@ -60,7 +60,7 @@ def evaluate(
 
     assert engine.config is not None
     journal = None
-    if passes_layer_major(engine):
+    if passes_layer_wise(engine):
         journal = Journal(journal_path(engine.facts, engine.config, cache_folder))
     watch = _PrefillWatch(engine, cache_folder, reference)
     routes = RouteRecorder(engine.facts) if reference else None
@@ -134,10 +134,10 @@ def _require_template(engine: Engine, tokenizer: Any) -> None:
 def _divergence_tokens(model: Any, texts: Sequence[str]) -> list[int]:
     """The beginning of the first text that is long enough, as scoring puts it to the model; of all
     of them where none is."""
-    room = min(TOKENS, model.max_length - 1)
+    capacity = min(TOKENS, model.max_length - 1)
     for text in (*texts, "\n\n".join(texts)):
-        tokens = [model.prefix_token_id, *model.tok_encode(text)][:room]
-        if len(tokens) == room:
+        tokens = [model.prefix_token_id, *model.tok_encode(text)][:capacity]
+        if len(tokens) == capacity:
             break
     return tokens
 
@@ -155,7 +155,7 @@ class _PrefillWatch:
     def open(self, tokens: list[int]) -> Observer | None:
         """What reads these tokens as they are scored; None where there is no reference, and where
         they are scored token by token."""
-        if self._engine.live.config.kv.keep_ratio != 1:
+        if self._engine.live.config.kv.keep_fraction != 1:
             return None
         self._tokens = tokens
         self._reader = open_reader(

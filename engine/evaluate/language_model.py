@@ -83,9 +83,9 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     def max_length(self) -> int:
         """Tokens that fit the model and this configuration's KV memory."""
         assert self._engine.config is not None
-        room = self._engine.config.kv.max_tokens
+        capacity = self._engine.config.kv.max_tokens
         positions = self._engine.facts.max_positions
-        return min(room, positions) if positions else room
+        return min(capacity, positions) if positions else capacity
 
     @property
     def tokenizer_name(self) -> str:
@@ -173,18 +173,18 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             stops = options.get("until") or []
             stops = [stops] if isinstance(stops, str) else list(stops)
             wanted = int(options.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
-            room = max(1, min(wanted, self.max_length - 1))
-            ids = self.tok_encode(context)[-(self.max_length - room) :]
+            capacity = max(1, min(wanted, self.max_length - 1))
+            ids = self.tok_encode(context)[-(self.max_length - capacity) :]
             sampled = options.get("do_sample", False)
             temperature = float(options.get("temperature", 0.0)) if sampled else 0.0
-            outputs.append(self._generated(ids, room, temperature, stops))
+            outputs.append(self._generated(ids, capacity, temperature, stops))
             self._done(1)
         return outputs
 
     def _generated(
-        self, ids: list[int], room: int, temperature: float, stops: Sequence[str]
+        self, ids: list[int], capacity: int, temperature: float, stops: Sequence[str]
     ) -> str:
-        key = request_key("generate", ids, room, temperature, sorted(stops))
+        key = request_key("generate", ids, capacity, temperature, sorted(stops))
         known = self._journal.get(key) if self._journal else None
         if known is not None:
             return str(known)
@@ -192,7 +192,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             self._engine,
             self.tokenizer,
             ids,
-            max_tokens=room,
+            max_tokens=capacity,
             sampling=SamplingOptions(temperature=temperature),
             stop=stops,
         )
@@ -211,7 +211,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         requests: Sequence[tuple[Any, list[int], list[int]]],
         on_group: Callable[[Sequence[int]], None],
     ) -> list[tuple[float, bool]]:
-        """Results in order. on_group: hears the numbers of what is known, group by group."""
+        """Results in order. on_group: called with the numbers of finished inputs, group by
+        group."""
         continuations = [self._continuation(context, target) for _, context, target in requests]
         keys = [request_key(one.context, one.target) for one in continuations]
         found: dict[int, tuple[float, bool]] = {}
@@ -249,8 +250,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             raise TaskError("a task asks to score a text without tokens: mend its YAML or its data")
         longest = self.max_length
         context = context or [self.prefix_token_id]
-        room = max(1, longest + 1 - len(target))
-        return Continuation(tuple(context[-room:]), tuple(target[:longest]))
+        capacity = max(1, longest + 1 - len(target))
+        return Continuation(tuple(context[-capacity:]), tuple(target[:longest]))
 
     def _refuse_nan(self, scores: Mapping[int, Score]) -> None:
         bad = sum(math.isnan(one.log_likelihood) for one in scores.values())

@@ -29,7 +29,7 @@ def check_parity(engine: Engine, tokens: int) -> Parity:
     Raises InfeasibleError where plain transformers would not fit this machine's memory.
     """
     facts = engine.facts
-    needed = 2 * (facts.dense_bytes + facts.expert_bytes["16"])
+    needed = 2 * (facts.non_expert_bytes + facts.expert_bytes["16"])
     available = psutil.virtual_memory().available
     if needed * 1.2 > available:
         raise InfeasibleError(
@@ -43,7 +43,7 @@ def check_parity(engine: Engine, tokens: int) -> Parity:
         EngineConfig().overlay(
             {
                 "compute.dtype": "float32",
-                "precision.bits": "native",
+                "precision.bits": "prequantized",
                 "cache.expert_bytes": "50%",
                 "kv.max_tokens": max(2, tokens),
                 "prefill.chunk_tokens": tokens,

@@ -78,8 +78,8 @@ def _named(metric: str, filter_name: str) -> str:
 def _chance(task: Any, samples: Any) -> float | None:
     if getattr(task, "OUTPUT_TYPE", "") != "multiple_choice" or not samples:
         return None
-    shares = [1 / len(task.doc_to_choice(sample["doc"])) for sample in samples]
-    return sum(shares) / len(shares)
+    fractions = [1 / len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return sum(fractions) / len(fractions)
 
 
 def _item_value(metric: str, value: Any) -> float | None:

@@ -5,8 +5,8 @@ Letters: S tokens of a chunk, V vocabulary.
 Requests with the same input run once. Where outputs do not depend on what is resident, whole inputs
 pass layer by layer, as many together as their hidden states have room, so that each expert is read
 once for all of them. Else, and where the memory or the model does not allow that, several inputs go
-through the ordinary loop as micro-batches: in chunks, and where kv.keep_ratio is below 1 token by
-token behind the context, as when they are generated, because only a token behind merged keys and
+through the ordinary loop as micro-batches: in chunks, and where kv.keep_fraction is below 1 token
+by token behind the context, as when they are generated, because only a token behind merged keys and
 values sees what merging loses. Logits are consumed piece by piece, within a byte budget. Inputs are
 padded at their end to few distinct lengths, which changes no earlier position and keeps native
 kernel caches small.
@@ -119,14 +119,14 @@ def score(
     if observer is not None:
         _observe(jobs.values(), observer)
     ordered = sorted(jobs.values(), key=lambda job: -len(job.tokens))
-    rest = _score_layer_major(engine, ordered, scores, on_scored, routes)
+    rest = _score_layer_wise(engine, ordered, scores, on_scored, routes)
     for group in _groups(engine, rest):
         _score_group(engine, group, scores)
-        _tell(group, scores, on_scored)
+        _notify(group, scores, on_scored)
     return scores
 
 
-def passes_layer_major(engine: Engine) -> bool:
+def passes_layer_wise(engine: Engine) -> bool:
     """Whether what this configuration computes does not depend on what is resident."""
     return engine.live.config.precision.scheme not in ON_MISS
 
@@ -136,9 +136,9 @@ def scored_chunk(engine: Engine, length: int) -> int:
 
     Whole texts stay whole where the model cannot continue a chunk.
     """
-    share = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
+    fraction = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
     chunk = engine.chunk_tokens(length)
-    return chunk if chunk == length else min(chunk, share)
+    return chunk if chunk == length else min(chunk, fraction)
 
 
 def _observe(jobs: Iterable[_Job], observer: Observer) -> None:
@@ -148,7 +148,7 @@ def _observe(jobs: Iterable[_Job], observer: Observer) -> None:
             return
 
 
-def _score_layer_major(
+def _score_layer_wise(
     engine: Engine,
     jobs: Sequence[_Job],
     scores: list[Score],
@@ -156,13 +156,13 @@ def _score_layer_major(
     routes: RouteRecorder | None,
 ) -> Sequence[_Job]:
     """Score group by group. Returns the jobs that the ordinary loop has to score."""
-    if not jobs or not passes_layer_major(engine):
+    if not jobs or not passes_layer_wise(engine):
         return jobs
     longest = padded_length(len(jobs[0].tokens))
     done = 0
     try:
-        with engine.layer_major(longest) as passing:
-            for group in _batched_groups(jobs, passing.batch_tokens, passing.room_tokens):
+        with engine.layer_wise(longest) as passing:
+            for group in _batched_groups(jobs, passing.batch_tokens, passing.max_model_len):
 
                 def read(
                     number: int, row: int, first: int, logits: torch.Tensor, group: Any = group
@@ -175,7 +175,7 @@ def _score_layer_major(
                 )
                 finished = list(itertools.chain.from_iterable(group))
                 done += len(finished)
-                _tell(finished, scores, on_scored)
+                _notify(finished, scores, on_scored)
     except (InfeasibleError, UnknownHeadError) as error:
         logger.info("texts are scored by the ordinary loop: %s", error)
         rest = jobs[done:]
@@ -186,13 +186,13 @@ def _score_layer_major(
     return ()
 
 
-def _tell(jobs: Iterable[_Job], scores: Sequence[Score], on_scored: OnScored | None) -> None:
+def _notify(jobs: Iterable[_Job], scores: Sequence[Score], on_scored: OnScored | None) -> None:
     if on_scored is not None:
         on_scored({number: scores[number] for job in jobs for number, _ in job.members})
 
 
 def _batched_groups(
-    jobs: Sequence[_Job], batch_tokens: int, room: int
+    jobs: Sequence[_Job], batch_tokens: int, capacity: int
 ) -> Iterator[list[list[_Job]]]:
     """Batches of jobs of one padded length and at most batch_tokens, as many as have room."""
     group: list[list[_Job]] = []
@@ -200,8 +200,8 @@ def _batched_groups(
     for length, same in itertools.groupby(jobs, key=lambda job: padded_length(len(job.tokens))):
         rest = list(same)
         while rest:
-            count = max(1, min(batch_tokens, room - used) // length)
-            if group and used + length > room:
+            count = max(1, min(batch_tokens, capacity - used) // length)
+            if group and used + length > capacity:
                 yield group
                 group, used = [], 0
                 continue
@@ -226,14 +226,14 @@ def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
     """Neighbours in length that fit what the memory plan counts: KV, and activations of a chunk."""
     assert engine.config is not None
     config = engine.config
-    room = config.kv.max_tokens * config.batch.count * config.batch.size
+    capacity = config.kv.max_tokens * config.batch.count * config.batch.size
     joint = config.prefill.chunk_tokens * config.batch.size * max(1, config.batch.count // 2)
     groups: list[list[_Job]] = []
     used = chunks = 0
     for job in jobs:
         length = padded_length(len(job.tokens))
         chunk = min(length, engine.chunk_tokens(length))
-        fits = used + length <= room and chunks + chunk <= joint
+        fits = used + length <= capacity and chunks + chunk <= joint
         if not groups or not fits or len(groups[-1]) == MAX_TOGETHER:
             groups.append([])
             used = chunks = 0
@@ -246,7 +246,7 @@ def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
 def _score_group(engine: Engine, group: Sequence[_Job], scores: list[Score]) -> None:
     longest = max(len(job.tokens) for job in group)
     chunk = scored_chunk(engine, longest)
-    stepwise = engine.live.config.kv.keep_ratio != 1
+    stepwise = engine.live.config.kv.keep_fraction != 1
     batches = [MicroBatch(torch.empty(1, 0, dtype=torch.long)) for _ in group]
     running = list(zip(group, batches, strict=True))
     while running:

@@ -18,7 +18,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import (
-    LayerMajor,
+    LayerWise,
     TextBatch,
 )
 from engine.types import Bits, ExpertId
@@ -50,7 +50,7 @@ def measure_sensitivities(
     found: list[dict[Bits, float]] = [{} for _ in range(engine.facts.moe_layers)]
     done = 0
     with (
-        engine.layer_major(ROW_TOKENS, extra_bits=bits) as passing,
+        engine.layer_wise(ROW_TOKENS, extra_bits=bits) as passing,
         tempfile.TemporaryFile() as file,
     ):
         reference = np.memmap(
@@ -68,16 +68,16 @@ def measure_sensitivities(
 
 
 def _groups(
-    variants: Sequence[_Variant], rows: int, passing: LayerMajor
+    variants: Sequence[_Variant], rows: int, passing: LayerWise
 ) -> Iterator[Sequence[_Variant]]:
     """As many variants together as have room beside the 16-bit text of the first group."""
-    room = max(1, passing.room_tokens // (rows * ROW_TOKENS) - 1)
-    for start in range(0, len(variants), room):
-        yield variants[start : start + room]
+    capacity = max(1, passing.max_model_len // (rows * ROW_TOKENS) - 1)
+    for start in range(0, len(variants), capacity):
+        yield variants[start : start + capacity]
 
 
 def _run(
-    passing: LayerMajor,
+    passing: LayerWise,
     text: torch.Tensor,
     variants: Sequence[_Variant],
     reference: np.memmap[tuple[int, int, int], np.dtype[np.float32]],

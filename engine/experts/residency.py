@@ -118,11 +118,11 @@ class Residency:
         """The forward pass is done."""
         self.policy.end_pass()
 
-    def lend(self, share: float) -> None:
+    def lend(self, fraction: float) -> None:
         """Between two passes: how much of the lent slots is there from now on (0 to 1). The memory
         of the others is given back at once."""
         self._transfers.drain()  # into a slot that may go
-        for slot in self.policy.cache.lend(share):
+        for slot in self.policy.cache.lend(fraction):
             self._in_slot.pop(slot, None)
             self._slots.give_back(slot)
 

@@ -18,7 +18,7 @@ from engine.experts.encoding.codec import (
     matrix_view,
     vector_view,
 )
-from engine.experts.kernels.native import native_view
+from engine.experts.kernels.prequantized import prequantized_view
 from engine.policy.pools import Pool
 from engine.types import Bits
 
@@ -36,7 +36,7 @@ def expert_view(raw: torch.Tensor, record: RecordFormat) -> ExpertView:
     """Views into the bytes of one record, uint8 [at least record bytes]."""
     raw = raw[: record.size_bytes]
     parts = record.parts
-    view = matrix_view if record.published is None else native_view
+    view = matrix_view if record.prequantized is None else prequantized_view
     return ExpertView(
         record.layout.bits,
         {p.name: view(raw, record, p) for p in parts if p.kind == "matrix"},

@@ -214,10 +214,10 @@ class TransferEngine:
         if target is not None:
             source.read(transfer.expert, chunk, target, bytes_view(scratch))
             return None
-        lent = source.lend_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
-        if lent is not None:
+        piece = source.lend_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
+        if piece is not None:
             try:
-                return self._copy(transfer, chunk, lent)
+                return self._copy(transfer, chunk, piece)
             finally:
                 source.give_back(transfer.expert)  # type: ignore[union-attr]
         assert staging is not None

@@ -19,8 +19,8 @@ import yaml
 from engine.errors import UsageError
 from engine.facts.model import ModelFacts
 from engine.facts.timings import (
-    Medium,
     ModelTimings,
+    RecordSource,
 )
 from engine.types import parse_size_bytes
 
@@ -77,7 +77,7 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
     cost for every product (_LAUNCH_S, an assumption). What comes of it is predicted, not measured.
     """
     layers = facts.moe_layers
-    dense_layer = facts.dense_bytes / max(1, facts.layers)
+    dense_layer = facts.non_expert_bytes / max(1, facts.layers)
     rate, flops = machine.device_bytes_per_s, machine.device_flops
 
     def work(weight_bytes: float, bits: int, tokens: int, bandwidth: float, peak: float) -> float:
@@ -95,20 +95,22 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         }
         for bits, size in facts.record_bytes.items()
     }
-    dense_s = {n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS}
-    link = Medium({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued")
+    non_expert_s = {
+        n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS
+    }
+    link = RecordSource({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued")
     return ModelTimings(
         model=facts.fingerprint,
         device=f"{PREFIX}{machine.name}",
-        media=dict.fromkeys(expert_s, link),
-        dense_s={n: seconds * facts.layers / layers for n, seconds in dense_s.items()},
+        sources=dict.fromkeys(expert_s, link),
+        non_expert_s={n: seconds * facts.layers / layers for n, seconds in non_expert_s.items()},
         router_s=dict.fromkeys(_CURVE_TOKENS, 2 * _LAUNCH_S),
         layer_s={bits: dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S) for bits in expert_s},
         expert_s=expert_s,
         pass_s=dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S),
         policy_s=dict.fromkeys(_CURVE_TOKENS, _READBACK_S),
         submit_s=2 * _LAUNCH_S,
-        score_s=2 * _LAUNCH_S,
+        gate_lookahead_s=2 * _LAUNCH_S,
         wake_s=dict.fromkeys(expert_s, _LAUNCH_S),
         restart_s=dict.fromkeys(expert_s, 0.0),
         contention=dict.fromkeys(expert_s, 1.0),

@@ -20,8 +20,8 @@ from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     Curve,
-    Medium,
     ModelTimings,
+    RecordSource,
     at,
 )
 
@@ -50,10 +50,10 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
     expert_s = {
         int(bits): _products(profile, int(bits), matrices, _EXPERT_S) for bits in facts.record_bytes
     }
-    dense_weights = facts.dense_bytes // 2 // max(1, facts.moe_layers)
-    dense = _products(profile, 16, [dense_weights], _DENSE_S)
+    non_expert_weights = facts.non_expert_bytes // 2 // max(1, facts.moe_layers)
+    dense = _products(profile, 16, [non_expert_weights], _DENSE_S)
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
-    media, contention = {}, {}
+    sources, contention = {}, {}
     for name, size in facts.record_bytes.items():
         bits = int(name)
         pieces = facts.pieces_16 if bits == 16 and facts.in_place_16 else 1
@@ -61,27 +61,27 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         contention[bits] = 1.0
         if emulated is not None:
             rate, latency = emulated.slowed_link_bytes_per_s, emulated.slowed_link_latency_s
-            media[bits] = Medium({1: rate}, latency, "queued", pieces)
+            sources[bits] = RecordSource({1: rate}, latency, "queued", pieces)
         else:
             rate = _read_speed(profile, chunk)
             if profile.link_bytes_per_s is not None:  # from the disk, then over the link
                 rate = min(rate, profile.link_bytes_per_s)
-            media[bits] = Medium({2: rate}, 0.0, "shared", pieces)
+            sources[bits] = RecordSource({2: rate}, 0.0, "shared", pieces)
             contention[bits] = _slowdown(profile, chunk)
     none = dict.fromkeys(expert_s, 0.0)
     wake = dict.fromkeys(expert_s, _WAKE_S)
     return ModelTimings(
         model=facts.fingerprint,
         device=device,
-        media=media,
-        dense_s=dense,
+        sources=sources,
+        non_expert_s=dense,
         router_s=_ROUTER_S,
         layer_s=dict.fromkeys(expert_s, _LAYER_S),
         expert_s=expert_s,
         pass_s=_PASS_S,
         policy_s=_POLICY_S,
         submit_s=_SUBMIT_S,
-        score_s=_SCORE_S,
+        gate_lookahead_s=_SCORE_S,
         wake_s=wake,
         restart_s=none,
         contention=contention,

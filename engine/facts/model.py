@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.layout.dense import DenseMatrix
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.non_expert import NonExpertMatrix
+from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import (
     Part,
     parts_from_json,
@@ -19,13 +19,13 @@ class ModelFacts:
     """What is known of a model from its config and safetensors headers, without its weights.
 
     revision: the commit of a hub id, `local` for a folder;
-    dense_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
+    non_expert_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
     record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
-    together, by bits and, where experts are published quantized, as `native`;
+    together, by bits and, where experts are published quantized, as `prequantized`;
     kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
-    published: the format of quantized experts; dense_matrices: shapes of the dense part that
-    dense_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
-    kv_plain_layers: those whose keys and values kv.bits, kv.keep_ratio and kv.placement reach;
+    published: the format of quantized experts; non_expert_matrices: shapes of the dense part that
+    non_expert_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
+    kv_plain_layers: those whose keys and values kv.bits, kv.keep_fraction and kv.placement reach;
     pieces_16: in how many pieces a 16-bit record lies in the checkpoint, each a read of its own.
     """
 
@@ -41,7 +41,7 @@ class ModelFacts:
     hidden_size: int
     vocabulary: int
     max_positions: int
-    dense_bytes: int
+    non_expert_bytes: int
     parts: tuple[Part, ...]
     record_bytes: dict[str, int]
     expert_bytes: dict[str, int]
@@ -49,27 +49,29 @@ class ModelFacts:
     predictors: tuple[str, ...]
     has_tokenizer: bool
     in_place_16: bool
-    published: PublishedFormat | None = None
-    dense_matrices: tuple[DenseMatrix, ...] = ()
+    prequantized: PrequantizedFormat | None = None
+    non_expert_matrices: tuple[NonExpertMatrix, ...] = ()
     embedding_bytes: int = 0
     kv_plain_layers: int = 0
     pieces_16: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        published = self.published.to_json() if self.published else None
-        return {**asdict(self), "parts": parts_to_json(self.parts), "published": published}
+        prequantized = self.prequantized.to_json() if self.prequantized else None
+        return {**asdict(self), "parts": parts_to_json(self.parts), "prequantized": prequantized}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelFacts:
         """Inverse of to_json."""
-        published = data.get("published")
+        prequantized = data.get("prequantized")
         return cls(
             **{
                 **data,
                 "parts": parts_from_json(data["parts"]),
                 "predictors": tuple(data["predictors"]),
-                "dense_matrices": tuple(DenseMatrix(*m) for m in data.get("dense_matrices", ())),
-                "published": PublishedFormat(**published) if published else None,
+                "non_expert_matrices": tuple(
+                    NonExpertMatrix(*m) for m in data.get("non_expert_matrices", ())
+                ),
+                "prequantized": PrequantizedFormat(**prequantized) if prequantized else None,
             }
         )

@@ -22,7 +22,7 @@ Curve = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Medium:
+class RecordSource:
     """Where records come from: the disk, or the link from the host tier.
 
     bytes_per_s: of all chunks in flight together, by their number; chunk_s: what each chunk costs
@@ -51,11 +51,12 @@ class Medium:
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
-    media: where records come from, by their bits; dense_s, router_s: of one layer and micro-batch,
-    by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
-    micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of one layer and
-    micro-batch without a predictor, by its tokens; submit_s: of starting one transfer; score_s: of
-    asking routers ahead at one gate; pass_s: of a whole pass, beside its layers, by tokens.
+    sources: where records come from, by their bits; non_expert_s, router_s: of one layer and
+    micro-batch, by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by
+    tokens of all micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of
+    one layer and micro-batch without a predictor, by its tokens; submit_s: of starting one
+    transfer; gate_lookahead_s: of asking routers ahead at one gate; pass_s: of a whole pass, beside
+    its layers, by tokens.
 
     By bits: wake_s, from an arrival to compute; restart_s, how much longer the first product after
     a wait takes; contention, how much slower compute runs while chunks are moving (1: not at all).
@@ -66,15 +67,15 @@ class ModelTimings:
 
     model: str
     device: str
-    media: Mapping[int, Medium]
-    dense_s: Curve
+    sources: Mapping[int, RecordSource]
+    non_expert_s: Curve
     router_s: Curve
     layer_s: Mapping[int, Curve]
     expert_s: Mapping[int, Curve]
     pass_s: Curve
     policy_s: Curve
     submit_s: float
-    score_s: float
+    gate_lookahead_s: float
     wake_s: Mapping[int, float]
     restart_s: Mapping[int, float]
     contention: Mapping[int, float]
@@ -91,11 +92,11 @@ class ModelTimings:
     def from_json(cls, data: Mapping[str, Any]) -> ModelTimings:
         """Inverse of to_json (JSON turns number keys into text)."""
         values = dict(data)
-        values["media"] = {
-            int(bits): Medium(**{**medium, "bytes_per_s": _curve(medium["bytes_per_s"])})
-            for bits, medium in values["media"].items()
+        values["sources"] = {
+            int(bits): RecordSource(**{**source, "bytes_per_s": _curve(source["bytes_per_s"])})
+            for bits, source in values["sources"].items()
         }
-        for name in ("dense_s", "router_s", "policy_s", "pass_s"):
+        for name in ("non_expert_s", "router_s", "policy_s", "pass_s"):
             values[name] = _curve(values[name])
         for name in ("wake_s", "restart_s", "contention", "host_start_s", "host_contention"):
             values[name] = _curve(values[name])
@@ -164,11 +165,11 @@ def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimin
 
     return dataclasses.replace(
         timings,
-        dense_s=scaled(timings.dense_s, of("dense")),
+        non_expert_s=scaled(timings.non_expert_s, of("dense")),
         router_s=scaled(timings.router_s, of("router")),
         policy_s=scaled(timings.policy_s, of("policy")),
         pass_s=scaled(timings.pass_s, of("other")),
-        score_s=timings.score_s * of("policy"),
+        gate_lookahead_s=timings.gate_lookahead_s * of("policy"),
         submit_s=timings.submit_s * of("policy"),
         layer_s={b: scaled(curve, of("compute")) for b, curve in timings.layer_s.items()},
         expert_s={b: scaled(curve, of("compute")) for b, curve in timings.expert_s.items()},

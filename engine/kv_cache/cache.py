@@ -47,10 +47,10 @@ class KvCaches:
         self._bits = kv.bits
         on_host = kv.placement == "host" and not device.is_host_memory and bool(self._plain)
         self.link = HostLink(device) if on_host else None
-        self._keep_ratio = kv.keep_ratio
+        self._keep_ratio = kv.keep_fraction
         self._watch = AttentionWatch()
         self._unwatch: Callable[[], None] | None = None
-        if kv.keep_ratio != 1:
+        if kv.keep_fraction != 1:
             self._unwatch = watch_attention(model, self._plain, self._watch)
         self.notes = self._notes(kv, device)
 
@@ -91,7 +91,7 @@ class KvCaches:
         if not self._plain or len(self._plain) == total:
             return ()
         settings = [f"kv.bits = {kv.bits}"] if kv.bits != 16 else []
-        settings += [f"kv.keep_ratio = {kv.keep_ratio:g}"] if kv.keep_ratio != 1 else []
+        settings += [f"kv.keep_fraction = {kv.keep_fraction:g}"] if kv.keep_fraction != 1 else []
         settings += ["kv.placement = host"] if self.link is not None else []
         return tuple(f"{setting}: {reached}; {rest}" for setting in settings)
 
@@ -130,8 +130,8 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
             self._following._rows.prefetch()
         stored = self._stored
         self._count += key_states.shape[2]
-        keys = _with_room(key_states, self._count)
-        values = _with_room(value_states, self._count)
+        keys = _with_capacity(key_states, self._count)
+        values = _with_capacity(value_states, self._count)
         rows = self._rows.read()
         if rows is not None:
             self._format.decode(rows, keys[:, :, :stored], values[:, :, :stored])
@@ -168,7 +168,7 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _with_room(states: torch.Tensor, count: int) -> torch.Tensor:
+def _with_capacity(states: torch.Tensor, count: int) -> torch.Tensor:
     """[B, H, count, D] for states [B, H, S, D]."""
     batch, heads, _, width = states.shape
     return states.new_empty(batch, heads, count, width)

@@ -116,7 +116,7 @@ class HostRows:
     def append(self, rows: torch.Tensor) -> None:
         """Copy them down, behind what computes them."""
         end = self._count + rows.shape[0]
-        host = self._with_room(end, rows.shape[1])
+        host = self._with_capacity(end, rows.shape[1])
         host[self._count : end].copy_(rows, non_blocking=True)
         self._written = self._link.device.record()
         self._count = end
@@ -134,14 +134,14 @@ class HostRows:
         rows, self._fetch = self._fetch.wait(self._link.device), None
         return rows
 
-    def _with_room(self, count: int, row_bytes: int) -> torch.Tensor:
+    def _with_capacity(self, count: int, row_bytes: int) -> torch.Tensor:
         if self._host is not None and count <= self._host.shape[0]:
             return self._host
         held = 0 if self._host is None else self._host.shape[0]
-        room = max(count, int(held * HOST_GROWTH))
+        capacity = max(count, int(held * HOST_GROWTH))
         with torch.inference_mode(False):
-            raw = self._link.device.allocate_staging(room * row_bytes)
-        grown = raw[: room * row_bytes].view(room, row_bytes)
+            raw = self._link.device.allocate_staging(capacity * row_bytes)
+        grown = raw[: capacity * row_bytes].view(capacity, row_bytes)
         if self._host is not None and self._written is not None:
             self._written.synchronize()
             grown[: self._count].copy_(self._host[: self._count])

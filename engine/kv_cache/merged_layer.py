@@ -61,9 +61,9 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
     and have not attended yet.
     """
 
-    def __init__(self, keep_ratio: float, watch: AttentionWatch) -> None:
+    def __init__(self, keep_fraction: float, watch: AttentionWatch) -> None:
         super().__init__()
-        self._keep_ratio = keep_ratio
+        self._keep_ratio = keep_fraction
         self._watch = watch
         self._seen = 0
         self._drop = SINK_TOKENS
@@ -84,7 +84,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.waits:
             raise EngineError(
                 "this model's attention does not go through transformers' attention interface, so "
-                "what matters in its keys and values is unknown: set kv.keep_ratio to 1"
+                "what matters in its keys and values is unknown: set kv.keep_fraction to 1"
             )
         batch, _, new, _ = key_states.shape
         parts = self._parts()

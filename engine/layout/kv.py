@@ -47,7 +47,7 @@ DROP_DISTANCE = 25
 """While decoding, the position so far before the end of the merged prompt is dropped."""
 
 LEAST_KEPT_TOKENS = 2 * SINK_TOKENS
-"""No keep_ratio goes below so many positions."""
+"""No keep_fraction goes below so many positions."""
 
 SCORE_SLICE_BYTES = 1_000_000
 """Attention weights that are made at once to see what each position receives."""
@@ -56,10 +56,10 @@ MARK_BYTES = 12
 """What is noted of each kept position beside keys and values."""
 
 
-def kept_tokens(keep_ratio: float, tokens: int) -> int:
+def kept_tokens(keep_fraction: float, tokens: int) -> int:
     """How many positions of so many tokens a layer keeps: at most this share, rounded up."""
-    share = math.ceil(tokens * keep_ratio - 1e-9)
-    return min(tokens, max(share, LEAST_KEPT_TOKENS))
+    fraction = math.ceil(tokens * keep_fraction - 1e-9)
+    return min(tokens, max(fraction, LEAST_KEPT_TOKENS))
 
 
 def drop_index(kept: int) -> int:

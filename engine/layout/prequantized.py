@@ -19,16 +19,16 @@ from engine.layout.record import (
 )
 from engine.types import Bits
 
-PublishedName = Literal["fp8", "mxfp4"]
+PrequantizedName = Literal["fp8", "mxfp4"]
 MXFP4_GROUP = 32
 
 
 @dataclass(frozen=True)
-class PublishedFormat:
+class PrequantizedFormat:
     """How all experts of a checkpoint are stored. block_rows and block_columns: what one scale
     covers of a matrix as the module stores it (of [N, K] for mxfp4)."""
 
-    name: PublishedName
+    name: PrequantizedName
     block_rows: int
     block_columns: int
 
@@ -51,14 +51,16 @@ class PublishedFormat:
         return -(-rows // self.block_rows), -(-columns // self.block_columns)
 
 
-def published_layout(parts: tuple[Part, ...], published: PublishedFormat) -> RecordLayout:
+def prequantized_layout(parts: tuple[Part, ...], prequantized: PrequantizedFormat) -> RecordLayout:
     """A record of the published codes: `<name>` and `<name>.scales` a matrix, biases at 16 bits."""
     fields: list[tuple[str, int]] = []
     for part in parts:
         if part.kind == "vector":
             fields.append((part.name, part.elements * 2))
             continue
-        rows, columns = published.scales_shape(part)
-        fields.append((part.name, part.elements * published.bits // 8))
-        fields.append((f"{part.name}.scales", rows * columns * (4 if published.bits == 8 else 1)))
-    return lay_out(fields, published.bits, 0)
+        rows, columns = prequantized.scales_shape(part)
+        fields.append((part.name, part.elements * prequantized.bits // 8))
+        fields.append(
+            (f"{part.name}.scales", rows * columns * (4 if prequantized.bits == 8 else 1))
+        )
+    return lay_out(fields, prequantized.bits, 0)

@@ -171,7 +171,7 @@ def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
     host_tier = engine.live.host_tier_bytes if on_cpu else 0
     return MemoryReading(
         arena_bytes=plan.slots_bytes,
-        dense_bytes=plan.dense_bytes,
+        non_expert_bytes=plan.non_expert_bytes,
         kv_bytes=plan.kv_bytes,
         peak_bytes=plan.total_bytes,
         external_peak_bytes=max(0, external - runtime_bytes - host_tier) if on_cpu else external,
@@ -292,9 +292,9 @@ def _repeat_values(
             "share",
         ),
         "read_bytes_per_s": (bandwidth, "bytes/s"),
-        "resident_share": (_resident_share(engine), "share"),
+        "resident_fraction": (_resident_fraction(engine), "share"),
         # without limits on latency every finished request counts
-        "goodput_rps": (sequences / (prefill_s + decode_s), "requests/s"),
+        "request_rps": (sequences / (prefill_s + decode_s), "requests/s"),
     }
     values.update({f"time_ms_per_token.{name}": (ms, "ms") for name, ms in parts.items()})
     values.update(_prefill_values(timings, prefill_s))
@@ -352,9 +352,9 @@ def _hit_rate(engine: Engine, phase: Any) -> float:
     return counters.hits[phase] / lookups if lookups else 0.0
 
 
-def _resident_share(engine: Engine) -> float:
+def _resident_fraction(engine: Engine) -> float:
     assert engine.memory is not None
-    return engine.memory.resident_share(len(engine.store.experts))
+    return engine.memory.resident_fraction(len(engine.store.experts))
 
 
 def _summary(rows: Sequence[Values], timings: Sequence[GroupTiming]) -> dict[str, Metric]:

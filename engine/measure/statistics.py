@@ -31,12 +31,12 @@ def percentile_metric(values: Sequence[float], percent: int, unit: str) -> Metri
     there are too few events for it."""
     ordered = sorted(values)
     n = len(ordered)
-    share = percent / 100
-    spread = 1.96 * math.sqrt(n * share * (1 - share))
+    fraction = percent / 100
+    spread = 1.96 * math.sqrt(n * fraction * (1 - fraction))
     return Metric(
-        ordered[_rank(n * share, n)],
-        ordered[_rank(n * share - spread, n)],
-        ordered[_rank(n * share + spread, n)],
+        ordered[_rank(n * fraction, n)],
+        ordered[_rank(n * fraction - spread, n)],
+        ordered[_rank(n * fraction + spread, n)],
         n,
         unit,
         estimate=n < _NEEDED_EVENTS.get(percent, 1),

@@ -28,40 +28,42 @@ _KV_SCRATCH_BYTES = 16
 
 def check_kv(config: EngineConfig, facts: ModelFacts) -> None:
     """Raises ConfigError where this model, or another setting, does not go with a kv setting."""
-    bits, keep_ratio = config.kv.bits, config.kv.keep_ratio
-    for path, value, exact in (("kv.bits", bits, 16), ("kv.keep_ratio", keep_ratio, 1)):
+    bits, keep_fraction = config.kv.bits, config.kv.keep_fraction
+    for path, value, exact in (("kv.bits", bits, 16), ("kv.keep_fraction", keep_fraction, 1)):
         if value != exact and not facts.kv_plain_layers:
             raise ConfigError(
                 f"{path} = {value} does not suit '{facts.family}': none of its layers keeps plain "
                 f"keys and values in transformers' own kv_cache; set {path} to {exact}"
             )
-    if keep_ratio != 1 and bits != 16:
+    if keep_fraction != 1 and bits != 16:
         raise ConfigError(
-            f"kv.keep_ratio = {keep_ratio:g} and kv.bits = {bits}: merged keys and values are kept "
-            "at 16 bits only; set kv.bits to 16 or kv.keep_ratio to 1"
+            f"kv.keep_fraction = {keep_fraction:g} and kv.bits = {bits}: merged keys and values "
+            "are kept "
+            "at 16 bits only; set kv.bits to 16 or kv.keep_fraction to 1"
         )
-    if keep_ratio != 1 and config.kv.placement != "device":
+    if keep_fraction != 1 and config.kv.placement != "device":
         raise ConfigError(
-            f"kv.keep_ratio = {keep_ratio:g} and kv.placement = {config.kv.placement}: merged keys "
-            "and values lie on the device only; set kv.placement to device or kv.keep_ratio to 1"
+            f"kv.keep_fraction = {keep_fraction:g} and kv.placement = {config.kv.placement}: "
+            "merged keys "
+            "and values lie on the device only; set kv.placement to device or kv.keep_fraction to 1"
         )
 
 
-def check_prefix_share(config: EngineConfig, facts: ModelFacts) -> None:
+def check_prefix_cache(config: EngineConfig, facts: ModelFacts) -> None:
     """Raises ConfigError where beginnings cannot be cut out of the kv_cache."""
-    if not config.serve.prefix_share:
+    if not config.serve.prefix_cache_tokens:
         return
-    given = f"serve.prefix_share = {config.serve.prefix_share}"
+    given = f"serve.prefix_cache_tokens = {config.serve.prefix_cache_tokens}"
     if facts.kv_plain_layers != facts.layers:
         raise ConfigError(
             f"{given} does not suit '{facts.family}': not all of its layers keep plain keys and "
-            "values; set serve.prefix_share to 0"
+            "values; set serve.prefix_cache_tokens to 0"
         )
     kv = config.kv
-    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+    if kv.bits != 16 or kv.keep_fraction != 1 or kv.placement != "device":
         raise ConfigError(
             f"{given} needs keys and values whole, at 16 bits, on the device: set kv.bits to 16, "
-            "kv.keep_ratio to 1 and kv.placement to device, or serve.prefix_share to 0"
+            "kv.keep_fraction to 1 and kv.placement to device, or serve.prefix_cache_tokens to 0"
         )
 
 
@@ -70,9 +72,9 @@ def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool)
     if not config.kv.elastic:
         return
     kv = config.kv
-    if kv.bits != 16 or kv.keep_ratio != 1 or kv.placement != "device":
+    if kv.bits != 16 or kv.keep_fraction != 1 or kv.placement != "device":
         raise ConfigError(
-            "kv.elastic counts keys and values by tokens: set kv.bits to 16, kv.keep_ratio to 1 "
+            "kv.elastic counts keys and values by tokens: set kv.bits to 16, kv.keep_fraction to 1 "
             "and kv.placement to device, or kv.elastic to false"
         )
     if not host_memory:
@@ -90,7 +92,7 @@ def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool)
 def prefix_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Keys and values of what prompts begin with alike."""
     width = DTYPE_BYTES[config.compute.dtype]
-    return facts.kv_bytes_per_token * width // 2 * config.serve.prefix_share
+    return facts.kv_bytes_per_token * width // 2 * config.serve.prefix_cache_tokens
 
 
 def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
@@ -106,8 +108,8 @@ def kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     more while decoding."""
     token = _kv_layer_token_bytes(config, facts)
     plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
-    if config.kv.keep_ratio != 1:
-        kept = min(tokens, kept_tokens(config.kv.keep_ratio, tokens) + 1)
+    if config.kv.keep_fraction != 1:
+        kept = min(tokens, kept_tokens(config.kv.keep_fraction, tokens) + 1)
         marks = MARK_BYTES * config.batch.count * config.batch.size
         return token * (facts.layers - plain) * tokens + (token + marks) * plain * kept
     moves = _kv_moves(config, facts)
@@ -125,7 +127,7 @@ def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     token = _kv_layer_token_bytes(config, facts)
     growth = token * config.kv.max_tokens * 2
     width = DTYPE_BYTES[config.compute.dtype]
-    if config.kv.keep_ratio != 1:
+    if config.kv.keep_fraction != 1:
         return growth + _merge_bytes(config, facts, token * 4 // width)
     if config.kv.bits == 16:
         return growth
@@ -139,7 +141,7 @@ def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int
     that has just come. Layers that are not plain may mean that a prompt goes through whole."""
     tokens = config.kv.max_tokens
     if facts.kv_plain_layers == facts.layers:
-        joined = kept_tokens(config.kv.keep_ratio, tokens) + config.prefill.chunk_tokens
+        joined = kept_tokens(config.kv.keep_fraction, tokens) + config.prefill.chunk_tokens
         tokens = min(tokens, joined)
     return 3 * SCORE_SLICE_BYTES + token_float_bytes * tokens
 

@@ -14,11 +14,11 @@ from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.emulated_machine import PREFIX
 from engine.facts.model import ModelFacts
-from engine.layout.dense import (
+from engine.layout.non_expert import (
     block_rows,
-    dense_matrix_bytes,
+    non_expert_matrix_bytes,
 )
-from engine.layout.prequantized import published_layout
+from engine.layout.prequantized import prequantized_layout
 from engine.layout.record import (
     RECORD_ALIGN,
     RecordLayout,
@@ -30,7 +30,7 @@ from engine.memory.kv import (
     DTYPE_BYTES,
     check_elastic,
     check_kv,
-    check_prefix_share,
+    check_prefix_cache,
     kv_bytes,
     kv_growth_bytes,
     kv_host_bytes,
@@ -62,9 +62,9 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
     Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
     ConfigError where the model's shapes do not allow the precision.
     """
-    config = _resolve_group(_resolve_native(config, facts), facts)
+    config = _resolve_group(_resolve_prequantized(config, facts), facts)
     check_kv(config, facts)
-    check_prefix_share(config, facts)
+    check_prefix_cache(config, facts)
     check_elastic(config, facts, host_memory=_on_host(config))
     record = record_bytes(config, facts)
     base = _base_plan(config, facts, record)
@@ -87,22 +87,23 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
             f"{format_bytes(config.budget.ram_bytes)}: lower them or raise --ram"
         )
     wanted = config.cache.expert_bytes
-    room = _room(config, kinds, budget - base.total_bytes)
-    if wanted != "auto" and room < least:
+    capacity = _capacity(config, kinds, budget - base.total_bytes)
+    if wanted != "auto" and capacity < least:
         raise InfeasibleError(
-            f"cache.expert_bytes = {wanted} holds {room // record} experts of {record} bytes; this "
+            f"cache.expert_bytes = {wanted} holds {capacity // record} experts of {record} "
+            "bytes; this "
             f"model needs at least {sum(kind.least for kind in kinds)} slots "
             f"({format_bytes(least)})",
             smallest,
         )
-    slots = _fill(kinds, room)
+    slots = _fill(kinds, capacity)
     by_bits = {kind.bits: count for kind, count in zip(kinds, slots, strict=True)}
     plan = replace(
         base,
         slots=sum(slots),
         slots_bytes=sum(k.record_bytes * count for k, count in zip(kinds, slots, strict=True)),
         slots_by_bits=by_bits if len(kinds) > 1 else {},
-        lent_slots=_lent_slots(config, facts, kinds[0], sum(slots)),
+        elastic_slots=_elastic_slots(config, facts, kinds[0], sum(slots)),
     )
     if budget and plan.total_bytes > budget:
         raise InfeasibleError(
@@ -122,7 +123,7 @@ class _Kind:
     record_bytes: int
     experts: int
     least: int
-    share: float
+    fraction: float
 
 
 def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
@@ -139,49 +140,54 @@ def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
                 size = record_bytes_of(config, facts, bits)
                 found.append((bits, size, sum(layers), min(need, sum(layers))))
         everything = sum(size * experts for _, size, experts, _ in found)
-        return tuple(_Kind(*kind, share=kind[1] * kind[2] / everything) for kind in found)
-    own, low_share = config.precision.bits, config.cache.low_share
+        return tuple(_Kind(*kind, fraction=kind[1] * kind[2] / everything) for kind in found)
+    own, low_bits_fraction = config.precision.bits, config.cache.low_bits_fraction
     one = _Kind(own, record_bytes(config, facts), total, least, 1.0)
-    if len(run_bits(config)) == 1 or not low_share:
+    if len(run_bits(config)) == 1 or not low_bits_fraction:
         return (one,)
     low = config.precision.low_bits
     assert low
     size = record_bytes_of(config, facts, low)
-    return (replace(one, share=1 - low_share), _Kind(low, size, total, least, low_share))
+    return (
+        replace(one, fraction=1 - low_bits_fraction),
+        _Kind(low, size, total, least, low_bits_fraction),
+    )
 
 
-def _lent_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: int) -> int:
+def _elastic_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: int) -> int:
     """What fits the room of keys and values while nothing is in it."""
     if not config.kv.elastic:
         return 0
     return min(kv_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
 
 
-def _room(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
+def _capacity(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
     """Bytes for slots that the config asks for. free_bytes: what the budget leaves, if any."""
     wanted = config.cache.expert_bytes
     if wanted == "auto":
         everything = sum(kind.record_bytes * kind.experts for kind in kinds)
         return min(everything, free_bytes) if config.budget.vram_bytes else everything
     if isinstance(wanted, str):
-        share = float(wanted.rstrip("%")) / 100
+        fraction = float(wanted.rstrip("%")) / 100
         if len(kinds) == 1:
-            return int(kinds[0].experts * share + 1e-9) * kinds[0].record_bytes
+            return int(kinds[0].experts * fraction + 1e-9) * kinds[0].record_bytes
         own = [kinds[0]] if config.precision.scheme not in PLANNED else kinds
-        return int(sum(kind.record_bytes * kind.experts for kind in own) * share)
+        return int(sum(kind.record_bytes * kind.experts for kind in own) * fraction)
     return wanted
 
 
-def _fill(kinds: Sequence[_Kind], room: int) -> list[int]:
+def _fill(kinds: Sequence[_Kind], capacity: int) -> list[int]:
     """Slots of each kind in this room, which holds the least of all: by their shares, then what is
     left to whatever still fits, the finest first."""
     counts = [
-        min(kind.experts, max(kind.least, int(room * kind.share) // kind.record_bytes))
+        min(kind.experts, max(kind.least, int(capacity * kind.fraction) // kind.record_bytes))
         for kind in kinds
     ]
 
     def left() -> int:
-        return room - sum(k.record_bytes * count for k, count in zip(kinds, counts, strict=True))
+        return capacity - sum(
+            k.record_bytes * count for k, count in zip(kinds, counts, strict=True)
+        )
 
     while left() < 0:
         able = [n for n, kind in enumerate(kinds) if counts[n] > kind.least]
@@ -199,9 +205,9 @@ def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
     """The record of a resolved config at one of its precisions."""
     own = bits == config.precision.bits
-    if own and config.precision.native:
-        assert facts.published is not None, "native is resolved"
-        return published_layout(facts.parts, facts.published)
+    if own and config.precision.prequantized:
+        assert facts.prequantized is not None, "prequantized is resolved"
+        return prequantized_layout(facts.parts, facts.prequantized)
     return record_layout(facts.parts, bits, group_size_of(config, bits))
 
 
@@ -231,13 +237,15 @@ def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
     return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
 
 
-def _resolve_native(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+def _resolve_prequantized(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
     """The bits of the published codes; a checkpoint that is not quantized is native at 16."""
-    if not config.precision.native:
+    if not config.precision.prequantized:
         return config
-    if facts.published is None:
+    if facts.prequantized is None:
         return config.overlay({"precision.bits": 16})
-    return config.overlay({"precision.bits": facts.published.bits, "precision.native": True})
+    return config.overlay(
+        {"precision.bits": facts.prequantized.bits, "precision.prequantized": True}
+    )
 
 
 def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
@@ -250,7 +258,7 @@ def _resolve_group(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
             )
         config = config.overlay({"precision.low_group_size": low}) if low else config
     bits = config.precision.bits
-    if config.precision.native:
+    if config.precision.prequantized:
         return config
     group = resolve_group_size(facts.parts, config.precision.group_size)
     if bits not in supported_bits(facts.parts, config.precision.group_size):
@@ -270,7 +278,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     width = DTYPE_BYTES[config.compute.dtype]
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
-    dense = _dense_bytes(config, facts)
+    dense = _non_expert_bytes(config, facts)
     kv = kv_bytes(config, facts) + prefix_bytes(config, facts)
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
@@ -286,7 +294,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
     coarse = any(bits != 16 for bits in run_bits(config))
     dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
-    dequantized = max(dequantized, _dense_block_elements(config, facts) * (4 + 1 + width))
+    dequantized = max(dequantized, _non_expert_block_elements(config, facts) * (4 + 1 + width))
     context = 0 if _on_host(config) else CONTEXT_BYTES
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
     stacks = (
@@ -296,7 +304,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     return MemoryPlan(
         slots=0,
         slots_bytes=0,
-        dense_bytes=dense,
+        non_expert_bytes=dense,
         kv_bytes=kv,
         workspace_bytes=(
             activations
@@ -317,24 +325,24 @@ def _on_host(config: EngineConfig) -> bool:
     return config.device.name in ("cpu", "auto") or config.device.name.startswith(PREFIX)
 
 
-def _dense_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+def _non_expert_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Everything that is no expert: linear layers at their bits, embeddings where they lie."""
-    width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.dense_bits
-    total = facts.dense_bytes * width // 2
+    width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.non_expert_bits
+    total = facts.non_expert_bytes * width // 2
     if bits != 16:
-        for matrix in facts.dense_matrices:
-            total += dense_matrix_bytes(matrix, bits, config.precision.group_size)
+        for matrix in facts.non_expert_matrices:
+            total += non_expert_matrix_bytes(matrix, bits, config.precision.group_size)
             total -= matrix.occurrences * matrix.rows * matrix.columns * width
     if config.placement.embeddings == "host" and not _on_host(config):
         total -= facts.embedding_bytes * width // 2
     return total
 
 
-def _dense_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
+def _non_expert_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
     """The largest block of the dense part that is dequantized at once."""
-    if config.precision.dense_bits == 16:
+    if config.precision.non_expert_bits == 16:
         return 0
-    matrices = facts.dense_matrices
+    matrices = facts.non_expert_matrices
     return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)
 
 
@@ -343,31 +351,31 @@ class MemoryPlan:
     """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
 
     slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
-    lent_slots: more of them in the room of keys and values while that is free (kv.elastic).
+    elastic_slots: more of them in the room of keys and values while that is free (kv.elastic).
     """
 
     slots: int
     slots_bytes: int
-    dense_bytes: int
+    non_expert_bytes: int
     kv_bytes: int
     workspace_bytes: int
     staging_bytes: int
     slots_by_bits: dict[Bits, int] = field(default_factory=dict)
-    lent_slots: int = 0
+    elastic_slots: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Everything on the device."""
         return (
             self.slots_bytes
-            + self.dense_bytes
+            + self.non_expert_bytes
             + self.kv_bytes
             + self.workspace_bytes
             + self.staging_bytes
         )
 
-    def resident_share(self, experts: int) -> float:
-        """Share of so many experts that slots can hold (an expert may lie in two pools)."""
+    def resident_fraction(self, experts: int) -> float:
+        """Fraction of so many experts that slots can hold (an expert may lie in two pools)."""
         return min(1.0, self.slots / experts)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,22 +11,22 @@ from engine.memory.kv import (
 from engine.memory.plan import record_bytes, resolve
 from engine.types import format_bytes
 
-LAYER_MAJOR_SLOTS = 8  # a record is read while others are multiplied
-LAYER_MAJOR_BYTES = 256_000_000  # for hidden states where no budget is given
+LAYER_WISE_SLOTS = 8  # a record is read while others are multiplied
+LAYER_WISE_BYTES = 256_000_000  # for hidden states where no budget is given
 
 
-def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
+def layer_wise(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
     """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
     prefill.chunk_tokens is what may go through the dense part at once, and how many tokens can be
     under way together.
 
     No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
     Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
-    kv.keep_ratio below 1: what they lose is only seen by what passes through the kv_cache.
+    kv.keep_fraction below 1: what they lose is only seen by what passes through the kv_cache.
     """
     for path, value, exact in (
         ("kv.bits", config.kv.bits, 16),
-        ("kv.keep_ratio", config.kv.keep_ratio, 1),
+        ("kv.keep_fraction", config.kv.keep_fraction, 1),
     ):
         if value != exact:
             raise InfeasibleError(
@@ -36,7 +36,7 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
     together = max(2, longest, config.prefill.chunk_tokens)
     wanted = config.overlay(
         {
-            "cache.expert_bytes": LAYER_MAJOR_SLOTS * record_bytes(config, facts),
+            "cache.expert_bytes": LAYER_WISE_SLOTS * record_bytes(config, facts),
             "cache.scope": "shared",
             "cache.eviction": "lru",
             "prefetch.predictor": "none",
@@ -46,7 +46,7 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
             "kv.max_tokens": together,
             "kv.placement": "device",
             "kv.elastic": False,
-            "serve.prefix_share": 0,
+            "serve.prefix_cache_tokens": 0,
             "prefill.chunk_tokens": together,
         }
     )
@@ -55,8 +55,8 @@ def layer_major(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[
     token_bytes = (4 * width + 4) * facts.hidden_size  # states on both sides of a layer, and sums
     token_bytes += (2 * width + 56) * facts.experts_per_token  # choices, sorted by expert
     budget = config.budget.vram_bytes
-    room = budget - plan.total_bytes + plan.kv_bytes if budget else LAYER_MAJOR_BYTES
-    tokens = int(room // (token_bytes * 1.15))
+    capacity = budget - plan.total_bytes + plan.kv_bytes if budget else LAYER_WISE_BYTES
+    tokens = int(capacity // (token_bytes * 1.15))
     if tokens < together:
         missing = int((together - tokens) * token_bytes * 1.15)
         raise InfeasibleError(

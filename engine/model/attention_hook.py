@@ -36,7 +36,7 @@ class AttentionPort(Protocol):
 
 
 def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) -> Callable[[], None]:
-    """Tell `port` of the attention of these layers. Returns what undoes it."""
+    """Notify `port` of the attention of these layers. Returns what undoes it."""
     AttentionInterface.register(_WATCHED["sdpa"], _attend_sdpa)
     AttentionInterface.register(_WATCHED["eager"], _attend_eager)
     AttentionMaskInterface.register(_WATCHED["sdpa"], sdpa_mask)
@@ -70,7 +70,7 @@ def _attend_sdpa(
     out: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **named
     )
-    _tell(module, query, key, attention_mask, named, None)
+    _notify(module, query, key, attention_mask, named, None)
     return out
 
 
@@ -84,11 +84,11 @@ def _attend_eager(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     own = sys.modules[type(module).__module__].eager_attention_forward
     out: tuple[torch.Tensor, torch.Tensor] = own(module, query, key, value, attention_mask, **named)
-    _tell(module, query, key, attention_mask, named, out[1])
+    _notify(module, query, key, attention_mask, named, out[1])
     return out
 
 
-def _tell(
+def _notify(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.errors import CheckpointError, NotAModelError
-from engine.model.quantized import Codes, PublishedTensor, find_published
+from engine.model.quantized import Codes, PrequantizedTensor, find_prequantized
 from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -42,9 +42,9 @@ class Checkpoint:
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors: its safetensors files are empty")
         self.fingerprint = self._fingerprint()
-        self.published: dict[str, PublishedTensor] = {}
-        for own in list(find_published(folder, self.config, self.tensors)):
-            self.published[own.name] = own
+        self.prequantized: dict[str, PrequantizedTensor] = {}
+        for own in list(find_prequantized(folder, self.config, self.tensors)):
+            self.prequantized[own.name] = own
             del self.tensors[own.codes.name], self.tensors[own.scales.name]
             self.tensors[own.name] = own.entry
 
@@ -54,14 +54,14 @@ class Checkpoint:
         rows: start and stop along dimension 0. Published codes come as float32 values. Raises
         CheckpointError when bytes are missing.
         """
-        if name in self.published:
-            values = self.published[name].values(self.read_codes(name, rows))
+        if name in self.prequantized:
+            values = self.prequantized[name].values(self.read_codes(name, rows))
             return values if rows is None or values.ndim > 2 else values[rows]
         return self._read_entry(self.tensors[name], rows)
 
     def read_codes(self, name: str, rows: slice | None = None) -> Codes:
         """The codes and scales of a published tensor, as they are stored."""
-        own = self.published[name]
+        own = self.prequantized[name]
         sliced = rows if len(own.codes.shape) > 2 else None  # else the rows share scales
         return Codes(self._read_entry(own.codes, sliced), self._read_entry(own.scales, sliced))
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from engine.errors import FamilyError
 from engine.facts.model import ModelFacts
-from engine.layout.prequantized import published_layout
+from engine.layout.prequantized import prequantized_layout
 from engine.layout.record import record_bytes_table
-from engine.model.dense_part import can_keep_embeddings_on_host, dense_matrices
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
+from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
 
 _CHOSEN_COUNTS = (
     "num_experts_per_tok",
@@ -34,8 +34,8 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
     text = model.config.get_text_config()
     table = record_bytes_table(parts)
     sizes = {str(bits): size for bits, size in table.items()}
-    if model.published is not None:
-        sizes["native"] = published_layout(parts, model.published).size_bytes
+    if model.prequantized is not None:
+        sizes["prequantized"] = prequantized_layout(parts, model.prequantized).size_bytes
     total = sum(layer.count for layer in model.layers)
     return ModelFacts(
         id=model_id,
@@ -50,7 +50,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         hidden_size=text.hidden_size,
         vocabulary=text.vocab_size,
         max_positions=int(getattr(text, "max_position_embeddings", 0) or 0),
-        dense_bytes=_dense_bytes(model),
+        non_expert_bytes=_non_expert_bytes(model),
         parts=parts,
         record_bytes={str(bits): size for bits, size in table.items()},
         expert_bytes={name: size * total for name, size in sizes.items()},
@@ -58,8 +58,8 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         predictors=_predictors(model),
         has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
         in_place_16=_stored_at_16_bits(model),
-        published=model.published,
-        dense_matrices=dense_matrices(model.linears),
+        prequantized=model.prequantized,
+        non_expert_matrices=non_expert_matrices(model.linears),
         embedding_bytes=_embedding_bytes(model),
         kv_plain_layers=len(plain_kv_layers(model.model)),
         pieces_16=_pieces_of_an_expert(model),
@@ -76,7 +76,7 @@ def carries_state(text: Any) -> bool:
     return any(not kind.endswith("attention") or kind.startswith("linear") for kind in kinds)
 
 
-def _dense_bytes(model: LoadedModel) -> int:
+def _non_expert_bytes(model: LoadedModel) -> int:
     """Resident parameters and buffers, counted at 16 bits; tied weights once."""
     seen: dict[int, int] = {}
     tensors = [*model.model.parameters(), *model.model.buffers()]

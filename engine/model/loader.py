@@ -29,12 +29,12 @@ from engine.errors import (
     RemoteCodeError,
 )
 from engine.layout.prequantized import (
-    PublishedFormat,
-    PublishedName,
+    PrequantizedFormat,
+    PrequantizedName,
 )
 from engine.layout.record import Part
 from engine.model.checkpoint import Checkpoint, read_description
-from engine.model.dense_part import quantizable_linears
+from engine.model.non_expert import quantizable_linears
 from engine.model.quantized import Codes, check_method
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
@@ -66,8 +66,8 @@ class MoeLayer:
 @dataclass(frozen=True)
 class LoadedModel:
     """A model without its experts. published: the format of all experts, None where they are not
-    published quantized, or not all alike; linears: those that dense_bits quantizes, by name, as
-    they were before."""
+    published quantized, or not all alike; linears: those that non_expert_bits quantizes, by name,
+    as they were before."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -75,7 +75,7 @@ class LoadedModel:
     model: Any
     layers: tuple[MoeLayer, ...]
     dtype: torch.dtype
-    published: PublishedFormat | None
+    prequantized: PrequantizedFormat | None
     linears: dict[str, nn.Linear]
 
     def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
@@ -99,8 +99,8 @@ class LoadedModel:
         """One expert's matrices as published: codes as bytes [R, C] (mxfp4:
         [N, K/2]), and scales."""
         layer = self.layers[expert.layer]
-        published = self.published
-        assert published is not None, "the checkpoint is not published quantized"
+        prequantized = self.prequantized
+        assert prequantized is not None, "the checkpoint is not published quantized"
         found = {}
         for part in layer.parts:
             if part.kind == "matrix":
@@ -110,7 +110,7 @@ class LoadedModel:
                     )
                     for read in (self._read_code_bytes, self._read_scale_rows)
                 )
-                found[part.name] = Codes(codes, scales[:: published.block_rows].contiguous())
+                found[part.name] = Codes(codes, scales[:: prequantized.block_rows].contiguous())
         return found
 
     def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
@@ -120,7 +120,7 @@ class LoadedModel:
 
     def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """One row of scales for each row of codes, so that both are joined alike: [.., R, c]."""
-        own = self.checkpoint.published[name]
+        own = self.checkpoint.prequantized[name]
         scales = self.checkpoint.read_codes(name, rows).scales
         if own.format == "mxfp4":
             return scales
@@ -164,7 +164,7 @@ def load_model(
     linears = quantizable_linears(model, [layer.router for layer in layers])
     if weights:
         cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
-        for name, tensor in _dense_tensors(model, checkpoint, sources, expert_names):
+        for name, tensor in _non_expert_tensors(model, checkpoint, sources, expert_names):
             owner, _, leaf = name.rpartition(".")
             if quantize is not None and owner in linears and leaf == "weight":
                 _check_shape(name, tensor, linears[owner].weight.shape)
@@ -177,8 +177,8 @@ def load_model(
         _materialize_buffers(model)
     model.eval()
     model.requires_grad_(False)
-    published = _published_format(layers, checkpoint)
-    return LoadedModel(folder, checkpoint, config, model, layers, dtype, published, linears)
+    prequantized = _prequantized_format(layers, checkpoint)
+    return LoadedModel(folder, checkpoint, config, model, layers, dtype, prequantized, linears)
 
 
 def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
@@ -302,19 +302,21 @@ def _detach_experts(
     return MoeLayer(index, name, module, router, count, tuple(parts), own)
 
 
-def _published_format(layers: Sequence[MoeLayer], checkpoint: Checkpoint) -> PublishedFormat | None:
+def _prequantized_format(
+    layers: Sequence[MoeLayer], checkpoint: Checkpoint
+) -> PrequantizedFormat | None:
     """How all expert matrices are published, None where they are not, or not all alike.
 
     A block's rows are cut to what divides each of the matrices that one is joined from.
     """
-    found: set[tuple[PublishedName, int]] = set()
+    found: set[tuple[PrequantizedName, int]] = set()
     rows = 0
     for layer in layers:
         for part in layer.parts:
             if part.kind == "vector":
                 continue
             for key in (key for keys in layer.sources[part.name].keys.values() for key in keys):
-                own = checkpoint.published.get(key)
+                own = checkpoint.prequantized.get(key)
                 if own is None:
                     return None
                 found.add((own.format, own.block[1]))
@@ -322,10 +324,10 @@ def _published_format(layers: Sequence[MoeLayer], checkpoint: Checkpoint) -> Pub
     if len(found) != 1:
         return None
     name, columns = found.pop()
-    return PublishedFormat(name, rows if name == "fp8" else 1, columns)
+    return PrequantizedFormat(name, rows if name == "fp8" else 1, columns)
 
 
-def _dense_tensors(
+def _non_expert_tensors(
     model: Any,
     checkpoint: Checkpoint,
     sources: dict[str, ParameterSource],

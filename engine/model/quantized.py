@@ -20,7 +20,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.layout.prequantized import (
     MXFP4_GROUP,
-    PublishedName,
+    PrequantizedName,
 )
 from engine.model.safetensors_file import TensorEntry
 
@@ -37,12 +37,12 @@ class Codes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PublishedTensor:
+class PrequantizedTensor:
     """One tensor that is stored as codes and scales. entry: as the model knows it (its dtype and
     bytes are the codes'); block: rows and columns that share a scale."""
 
     name: str
-    format: PublishedName
+    format: PrequantizedName
     codes: TensorEntry
     scales: TensorEntry
     entry: TensorEntry
@@ -70,9 +70,9 @@ def check_method(folder: Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def find_published(
+def find_prequantized(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
-) -> Iterator[PublishedTensor]:
+) -> Iterator[PrequantizedTensor]:
     """Every tensor of this checkpoint that is stored as codes and scales.
 
     Raises CheckpointError for a method that is not read, or codes without scales that fit.
@@ -120,7 +120,7 @@ def _pair_table(device: torch.device) -> torch.Tensor:
 
 def _fp8_tensor(
     entry: TensorEntry, tensors: Mapping[str, TensorEntry], block: tuple[int, ...]
-) -> PublishedTensor:
+) -> PrequantizedTensor:
     scales = tensors.get(entry.name + _FP8_SCALES)
     if len(block) != 2 or len(entry.shape) < 2:
         raise CheckpointError(f"{entry.name}: fp8 in blocks of {block} is not read: {_READ} are")
@@ -128,10 +128,10 @@ def _fp8_tensor(
     wanted = (*entry.shape[:-2], *(-(-size // side) for size, side in sides))
     if scales is None or not scales.dtype.is_floating_point or scales.shape != wanted:
         raise _unmatched(entry, scales, f"{entry.name}{_FP8_SCALES} of shape {wanted}")
-    return PublishedTensor(entry.name, "fp8", entry, scales, entry, (block[0], block[1]))
+    return PrequantizedTensor(entry.name, "fp8", entry, scales, entry, (block[0], block[1]))
 
 
-def _mxfp4_tensor(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> PublishedTensor:
+def _mxfp4_tensor(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> PrequantizedTensor:
     name = entry.name.removesuffix("_blocks")
     scales = tensors.get(f"{name}_scales")
     fits = len(entry.shape) == 4 and entry.shape[-1] == MXFP4_GROUP // 2
@@ -140,7 +140,7 @@ def _mxfp4_tensor(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> Pub
     experts, rows, groups = scales.shape
     shape = (experts, groups * MXFP4_GROUP, rows)  # [E, K, N]
     whole = TensorEntry(name, entry.file, entry.dtype, shape, entry.offset, entry.size_bytes)
-    return PublishedTensor(name, "mxfp4", entry, scales, whole, (1, MXFP4_GROUP))
+    return PrequantizedTensor(name, "mxfp4", entry, scales, whole, (1, MXFP4_GROUP))
 
 
 def _unmatched(entry: TensorEntry, scales: TensorEntry | None, wanted: str) -> CheckpointError:

@@ -78,7 +78,7 @@ class ParameterSource:
         """
 
         def entry_of(key: str) -> TensorEntry:
-            return checkpoint.published[key].scales if scales else checkpoint.tensors[key]
+            return checkpoint.prequantized[key].scales if scales else checkpoint.tensors[key]
 
         entries = []
         for keys in self.keys.values():

@@ -41,12 +41,12 @@ class ShallowFirstAllocation:
         """Full layers first."""
         full = self._shallow if self._shallow >= 0 else max(1, round(layers * 4 / 28))
         full = min(full, layers)
-        shares: list[int] = []
+        fractions: list[int] = []
         left = slots
         for layer in range(full):
-            shares.append(min(experts, left - (layers - layer - 1)))
-            left -= shares[-1]
-        return (*shares, *(slots_by_layer(left, layers - full) if full < layers else ()))
+            fractions.append(min(experts, left - (layers - layer - 1)))
+            left -= fractions[-1]
+        return (*fractions, *(slots_by_layer(left, layers - full) if full < layers else ()))
 
 
 class MissAllocation:
@@ -60,16 +60,16 @@ class MissAllocation:
         curves = hit_curves(self._history, layers, experts)
         uniform = slots_by_layer(slots, layers)
         misses = [c[experts + 1] - c[s] for c, s in zip(curves, uniform, strict=True)]
-        shares = [1] * layers
+        fractions = [1] * layers
         waiting = [(-misses[layer] / 3, 1, layer) for layer in range(layers) if experts > 1]
         heapq.heapify(waiting)
         for _ in range(slots - layers):
             _, given, layer = heapq.heappop(waiting)
-            shares[layer] = given + 1
+            fractions[layer] = given + 1
             if given + 1 < experts:
                 quotient = -misses[layer] / (2 * given + 3)
                 heapq.heappush(waiting, (quotient, given + 1, layer))
-        return tuple(shares)
+        return tuple(fractions)
 
 
 class ProfileAllocation:
@@ -82,18 +82,18 @@ class ProfileAllocation:
         """Greedy by marginal hits after one slot for each layer; among equals the layer with the
         fewest slots."""
         curves = hit_curves(self._history, layers, experts)
-        shares = [1] * layers
+        fractions = [1] * layers
         waiting = [
             (curve[1] - curve[2], 1, layer) for layer, curve in enumerate(curves) if experts > 1
         ]
         heapq.heapify(waiting)
         for _ in range(slots - layers):
             _, given, layer = heapq.heappop(waiting)
-            shares[layer] = given + 1
+            fractions[layer] = given + 1
             if given + 1 < experts:
                 gain = curves[layer][given + 2] - curves[layer][given + 1]
                 heapq.heappush(waiting, (-gain, given + 1, layer))
-        return tuple(shares)
+        return tuple(fractions)
 
 
 def hit_curves(trace: Trace, layers: int, experts: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Who chooses micro-batches, prefetch depth and split before a run, and what binds then."""
+"""Who chooses micro-batches, prefetch depth and split before a run, and what bottleneck then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.memory.plan import (
     resolve,
 )
 
-Binds = Literal["transfer", "compute", "unknown"]
+Bottleneck = Literal["transfer", "compute", "unknown"]
 MOST_MICRO_BATCHES = 32
 
 
@@ -26,7 +26,7 @@ class Planned:
     """The config to run; which resource its layer passes wait for; why, in a sentence."""
 
     config: EngineConfig
-    binds: Binds
+    bottleneck: Bottleneck
     reason: str
 
 
@@ -79,7 +79,7 @@ class IoComputePlan:
         if config.prefetch.predictor != "none":
             overlay["prefetch.depth"] = 1 if hidden or count > 1 else max(1, config.prefetch.depth)
         if config.placement.name == "host_split" and timings.host_expert_s:
-            overlay["placement.host_share"] = host_share(config, facts, timings)
+            overlay["placement.host_fraction"] = host_fraction(config, facts, timings)
         how = "hides" if hidden else "does not hide"
         reason = (
             f"{count} micro-batches: a layer computes for {work * 1e3:.2f} ms, which {how} "
@@ -90,11 +90,11 @@ class IoComputePlan:
         return Planned(config.overlay(overlay), "compute" if hidden else "transfer", reason)
 
 
-def host_share(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -> float:
-    """Share of the misses that the host computes: c / (p + c) with the link's rate p and the
+def host_fraction(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -> float:
+    """Fraction of the misses that the host computes: c / (p + c) with the link's rate p and the
     host's rate c, in records a second, one token each."""
     record = record_bytes_of(config, facts, config.precision.bits)
-    moved = timings.media[config.precision.bits].rate(config.transfer.in_flight) / record
+    moved = timings.sources[config.precision.bits].rate(config.transfer.in_flight) / record
     computed = 1.0 / at(timings.host_expert_s[config.precision.bits], 1)
     return computed / (moved + computed)
 
@@ -122,10 +122,10 @@ def _layer_times(
     demanded = experts * (1 - (1 - chosen / experts) ** tokens)
     resident = 0.0
     if config.cache.eviction != "none":
-        resident = memory.resident_share(facts.moe_layers * experts)
+        resident = memory.resident_fraction(facts.moe_layers * experts)
     missing = demanded * (1 - resident)
     each = max(1, round(tokens * chosen / max(1.0, demanded)))
-    dense = count * (at(timings.dense_s, size) + at(timings.router_s, size))
+    dense = count * (at(timings.non_expert_s, size) + at(timings.router_s, size))
     work = dense + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)
-    rate = timings.media[bits].rate(min(resolved.io.threads, resolved.transfer.in_flight))
+    rate = timings.sources[bits].rate(min(resolved.io.threads, resolved.transfer.in_flight))
     return work, missing * record_bytes_of(resolved, facts, bits) / rate

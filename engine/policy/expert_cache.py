@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from engine.policy.evict.base import Eviction
 from engine.policy.pools import Pool
-from engine.policy.precision import Wanted
+from engine.policy.precision import DemandedBits
 from engine.types import Bits, ExpertId
 
 ON_HOST = -1
 _NOBODY = ExpertId(-1, -1)  # for whom room is made that no expert takes
-_EVERYTHING_HIGH: Wanted = {}
+_EVERYTHING_HIGH: DemandedBits = {}
 
 
 class Step(NamedTuple):
@@ -76,7 +76,7 @@ class _Pool:
     eviction: Eviction
     residents: dict[ExpertId, _Resident] = field(default_factory=dict)
     closed: list[int] = field(default_factory=list)
-    lent: int = 0
+    elastic: int = 0
 
     @property
     def capacity(self) -> int:
@@ -91,7 +91,7 @@ class ExpertCache:
 
     eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
     hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
-    can be (HOBBIT's mask, ScratchPipe's hold mask); lent: how many slots of each pool are only
+    can be (HOBBIT's mask, ScratchPipe's hold mask); elastic: how many slots of each pool are only
     there for a while, see lend.
     """
 
@@ -103,7 +103,7 @@ class ExpertCache:
         layers: int,
         high: Bits = 16,
         hold_predicted: bool = False,
-        lent: Sequence[int] = (),
+        elastic: Sequence[int] = (),
     ) -> None:
         self.pools = tuple(pools)
         first = 0
@@ -126,8 +126,8 @@ class ExpertCache:
             for by_bits in self._by_layer
         ]
         self.slots = first
-        for own, count in zip(self._pools, lent, strict=False):
-            own.lent = count
+        for own, count in zip(self._pools, elastic, strict=False):
+            own.elastic = count
         self._ids = tuple(_Ids(layer) for layer in range(layers))
         self._high = high
         self._hold = hold_predicted
@@ -183,7 +183,7 @@ class ExpertCache:
     def demand(
         self,
         indices: Iterable[int],
-        wanted: Wanted = _EVERYTHING_HIGH,
+        wanted: DemandedBits = _EVERYTHING_HIGH,
         on_host: Collection[int] = (),
         *,
         more_to_come: bool = False,
@@ -277,7 +277,7 @@ class ExpertCache:
         self,
         layer: int,
         indices: Iterable[int],
-        wanted: Wanted = _EVERYTHING_HIGH,
+        wanted: DemandedBits = _EVERYTHING_HIGH,
         scores: Mapping[int, float] | None = None,
     ) -> list[Fetch]:
         """Predicted experts of a later layer, best first. Residents are touched, the others take
@@ -286,9 +286,9 @@ class ExpertCache:
         wanted: precisions other than high; scores: of each expert where the predictor has them.
         """
         by_bits, pools = self._by_layer[layer], self._of_layer[layer]
-        room = sum(pool.capacity for pool in pools)
+        capacity = sum(pool.capacity for pool in pools)
         ids = self._ids[layer]
-        experts = [ids[i] for i in dict.fromkeys(indices)][:room]
+        experts = [ids[i] for i in dict.fromkeys(indices)][:capacity]
         if self._hold:
             self._predicted[layer] = frozenset(experts) | self._predicted.get(layer, frozenset())
         scored = scores if any(pool.eviction.expects for pool in pools) else None
@@ -315,13 +315,13 @@ class ExpertCache:
             fetches.append(Fetch(expert, slot, bits))
         return fetches
 
-    def lend(self, share: float) -> list[int]:
-        """Between two layer passes: so much of the lent slots is there now (0 to 1). Returns those
-        that were there and are not; who lay in them is evicted as for any newcomer."""
+    def lend(self, fraction: float) -> list[int]:
+        """Between two layer passes: so much of the elastic slots is there now (0 to 1). Returns
+        those that were there and are not; who lay in them is evicted as for any newcomer."""
         assert self._layer < 0, "a layer pass is under way"
         taken: list[int] = []
         for pool in self._pools:
-            wanted = pool.lent - int(pool.lent * share + 1e-9)  # closed ones
+            wanted = pool.elastic - int(pool.elastic * fraction + 1e-9)  # closed ones
             while len(pool.closed) > wanted:
                 pool.free.append(pool.closed.pop())
             while len(pool.closed) < wanted:

@@ -32,13 +32,15 @@ def split_by_experts(slots: int, experts: Mapping[int, int]) -> dict[int, int]:
     """Split slots over layers in proportion to their experts, each at least one and at most its
     experts (largest remainders). slots: at least len(experts)."""
     total = sum(experts.values())
-    shares = {layer: min(count, max(1, slots * count // total)) for layer, count in experts.items()}
+    fractions = {
+        layer: min(count, max(1, slots * count // total)) for layer, count in experts.items()
+    }
     order = sorted(experts, key=lambda layer: -(slots * experts[layer] % total))
-    while (left := slots - sum(shares.values())) != 0:
+    while (left := slots - sum(fractions.values())) != 0:
         step = 1 if left > 0 else -1
-        able = [n for n in order if 1 <= shares[n] + step <= experts[n]]
+        able = [n for n in order if 1 <= fractions[n] + step <= experts[n]]
         if not able:
             break
         for layer in able[: abs(left)]:
-            shares[layer] += step
-    return shares
+            fractions[layer] += step
+    return fractions

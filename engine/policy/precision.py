@@ -17,7 +17,7 @@ from engine.policy.events import (
 from engine.precision.table import Table
 from engine.types import Bits, Phase
 
-Wanted = Mapping[int, Bits | None]
+DemandedBits = Mapping[int, Bits | None]
 """Bits by expert of one layer; None: skip the expert if it is missing. Absent: high."""
 
 
@@ -27,12 +27,12 @@ class PrecisionPolicy(Protocol):
     high: Bits
     needs: frozenset[Need]
 
-    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
         """What the demanded experts of one micro-batch need at the least."""
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
-    ) -> Wanted:
+    ) -> DemandedBits:
         """What predicted experts (best first) come as; scores: shares of tokens, or ()."""
 
 
@@ -44,13 +44,13 @@ class UniformPrecision:
     def __init__(self, high: Bits) -> None:
         self.high = high
 
-    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
         """Always high."""
         return {}
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
-    ) -> Wanted:
+    ) -> DemandedBits:
         """Always high."""
         return {}
 
@@ -66,13 +66,13 @@ class PlannedPrecision:
             {expert: bits for expert, bits in enumerate(row) if bits != high} for row in table
         ]
 
-    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
         """As planned."""
         return self._coarser[layer]
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
-    ) -> Wanted:
+    ) -> DemandedBits:
         """As planned."""
         return self._coarser[layer]
 
@@ -90,7 +90,7 @@ class PopularityMass:
         self._mass = low_mass
         self._decode_miss_low = decode_miss_low
 
-    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
         """Low for all in prefill."""
         if phase == "decode" and not self._decode_miss_low:
             return {}
@@ -98,15 +98,15 @@ class PopularityMass:
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
-    ) -> Wanted:
+    ) -> DemandedBits:
         """From the least popular upward, low while the sum of scores stays within the mass."""
         if phase == "decode" or not scores:
             return {}
-        room = self._mass * sum(scores)
+        capacity = self._mass * sum(scores)
         wanted: dict[int, Bits | None] = {}
         for expert, score in zip(reversed(experts), reversed(scores), strict=True):
-            room -= score
-            if room < 0:
+            capacity -= score
+            if capacity < 0:
                 break
             wanted[expert] = self._low
         return wanted
@@ -114,17 +114,20 @@ class PopularityMass:
 
 class GateThreshold:
     """HOBBIT (arXiv 2411.01433), on a miss only: a token's experts by normalised gate weight, s_i
-    the sum of the weights before i: s <= t1 high, t1 < s <= t2 low, above t2 skipped. With several
-    tokens an expert gets the best that any of them asks for."""
+    the sum of the weights before i: s <= low_bits_threshold high, low_bits_threshold < s <=
+    skip_threshold low, above skip_threshold skipped. With several tokens an expert gets the best
+    that any of them asks for."""
 
     needs: frozenset[Need] = frozenset({"weights"})
 
-    def __init__(self, high: Bits, low: Bits, t1: float, t2: float) -> None:
+    def __init__(
+        self, high: Bits, low: Bits, low_bits_threshold: float, skip_threshold: float
+    ) -> None:
         self.high = high
         self._low = low
-        self._t1, self._t2 = t1, t2
+        self._low_bits_threshold, self._skip_threshold = low_bits_threshold, skip_threshold
 
-    def demanded(self, layer: int, phase: Phase, routing: Routing) -> Wanted:
+    def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
         """High, low or skip for each demanded expert."""
         assert routing.weights is not None, "declared in needs"
         best: dict[int, int] = {}
@@ -133,13 +136,19 @@ class GateThreshold:
             total = sum(weight for weight, _ in ranked) or 1.0
             before = 0.0
             for weight, expert in ranked:
-                grade = 2 if before <= self._t1 else 1 if before <= self._t2 else 0
+                grade = (
+                    2
+                    if before <= self._low_bits_threshold
+                    else 1
+                    if before <= self._skip_threshold
+                    else 0
+                )
                 best[expert] = max(grade, best.get(expert, 0))
                 before += weight / total
         return {e: (None, self._low, self.high)[grade] for e, grade in best.items()}
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
-    ) -> Wanted:
+    ) -> DemandedBits:
         """High: only a miss is loaded low."""
         return {}

@@ -141,7 +141,7 @@ QUEUES: dict[QueueName, Callable[[], TransferQueue[Any]]] = {
 PLACEMENTS: dict[PlacementName, Callable[[PolicyContext], Placement]] = {
     "device": lambda context: DevicePlacement(),
     "host_below": lambda context: HostBelow(context.config.placement.host_tokens),
-    "host_split": lambda context: HostSplit(1.0 - _host_share(context)),
+    "host_split": lambda context: HostSplit(1.0 - _host_fraction(context)),
 }
 PLANS: dict[PlanName, Callable[[], Plan]] = {
     "fixed": FixedPlan,
@@ -149,11 +149,13 @@ PLANS: dict[PlanName, Callable[[], Plan]] = {
 }
 
 
-def _host_share(context: PolicyContext) -> float:
-    share = context.config.placement.host_share
-    if share == "auto":
-        raise ConfigError("placement.host_share = auto was not resolved: give a number from 0 to 1")
-    return float(share)
+def _host_fraction(context: PolicyContext) -> float:
+    fraction = context.config.placement.host_fraction
+    if fraction == "auto":
+        raise ConfigError(
+            "placement.host_fraction = auto was not resolved: give a number from 0 to 1"
+        )
+    return float(fraction)
 
 
 def _popularity_mass(context: PolicyContext) -> PrecisionPolicy:
@@ -166,7 +168,9 @@ def _popularity_mass(context: PolicyContext) -> PrecisionPolicy:
 
 def _gate_threshold(context: PolicyContext) -> PrecisionPolicy:
     precision = context.config.precision
-    return GateThreshold(precision.bits, _low(context), precision.t1, precision.t2)
+    return GateThreshold(
+        precision.bits, _low(context), precision.low_bits_threshold, precision.skip_threshold
+    )
 
 
 def _planned(context: PolicyContext) -> PrecisionPolicy:
@@ -218,8 +222,8 @@ def build_pools(context: PolicyContext, slots: int | Mapping[Bits, int]) -> tupl
             pools.append(Pool(None, (bits,), count))
             continue
         experts = {layer: row.count(bits) for layer, row in enumerate(table) if bits in row}
-        shares = split_by_experts(count, experts)
-        pools.extend(Pool(layer, (bits,), share) for layer, share in shares.items())
+        fractions = split_by_experts(count, experts)
+        pools.extend(Pool(layer, (bits,), fraction) for layer, fraction in fractions.items())
     return tuple(pools)
 
 
@@ -228,11 +232,11 @@ def build_policy(
     slots: int | Mapping[Bits, int],
     *,
     host_compute: bool,
-    lent: int = 0,
+    elastic: int = 0,
 ) -> ExpertPolicy:
     """The policy of a resolved config over its slots, see build_pools.
 
-    lent: of `slots`, those that come and go (kv.elastic), none of them there at first;
+    elastic: of `slots`, those that come and go (kv.elastic), none of them there at first;
     host_compute: whether device and host are two memories; where they are one, placement has no
     effect. Raises ConfigError where options contradict each other.
     """
@@ -244,7 +248,7 @@ def build_policy(
         layers=context.layers,
         high=config.precision.bits,
         hold_predicted=flag(config.cache.options, "cache.options.hold_predicted"),
-        lent=_lent_by_pool(context, pools, slots, lent),
+        elastic=_elastic_by_pool(context, pools, slots, elastic),
     )
     cache.lend(0.0)
     return ExpertPolicy(
@@ -258,12 +262,12 @@ def build_policy(
     )
 
 
-def _lent_by_pool(
-    context: PolicyContext, pools: Sequence[Pool], slots: int | Mapping[Bits, int], lent: int
+def _elastic_by_pool(
+    context: PolicyContext, pools: Sequence[Pool], slots: int | Mapping[Bits, int], elastic: int
 ) -> list[int]:
     """How many of each pool's slots come and go: what it has beyond its part of the others."""
-    if not lent:
+    if not elastic:
         return []
-    assert isinstance(slots, int), "lent slots are of one size"
-    fixed = build_pools(context, slots - lent)
+    assert isinstance(slots, int), "elastic slots are of one size"
+    fixed = build_pools(context, slots - elastic)
     return [max(0, pool.slots - own.slots) for pool, own in zip(pools, fixed, strict=True)]

@@ -89,12 +89,14 @@ def spread_by_popularity(trace: Trace, average: float, facts: ModelFacts) -> Tab
     share times 4 ** -bits.
     """
     choices = [bits for bits in BITS if bits < 16 and str(bits) in facts.record_bytes]
-    shares = np.zeros((facts.moe_layers, facts.experts))
+    fractions = np.zeros((facts.moe_layers, facts.experts))
     for layer in range(facts.moe_layers):
         chosen = trace.experts[:, layer]
-        shares[layer] = np.bincount(chosen[chosen >= 0], minlength=facts.experts)
-    shares /= shares.sum(axis=1, keepdims=True)
-    units = [{bits: float(share) * 4.0**-bits for bits in choices} for share in shares.ravel()]
+        fractions[layer] = np.bincount(chosen[chosen >= 0], minlength=facts.experts)
+    fractions /= fractions.sum(axis=1, keepdims=True)
+    units = [
+        {bits: float(fraction) * 4.0**-bits for bits in choices} for fraction in fractions.ravel()
+    ]
     flat = spread(units, average)
     width = facts.experts
     return tuple(tuple(flat[first : first + width]) for first in range(0, len(flat), width))
@@ -106,8 +108,8 @@ def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
     Raises ConfigError where even the fewest bits pass the average.
     """
     chosen = [min(curve) for curve in losses]
-    room = average * len(losses) - sum(chosen)
-    if room < -1e-9:
+    capacity = average * len(losses) - sum(chosen)
+    if capacity < -1e-9:
         raise ConfigError(
             f"an average of {average:g} bits is below the fewest, {sum(chosen) / len(chosen):g}: "
             "allow more"
@@ -120,10 +122,10 @@ def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
     stopped: set[int] = set()
     for _, _, unit, bits in steps:
         more = bits - chosen[unit]
-        if unit in stopped or more > room + 1e-9:
+        if unit in stopped or more > capacity + 1e-9:
             stopped.add(unit)  # a later step of this unit stands on this one
             continue
-        room -= more
+        capacity -= more
         chosen[unit] = bits
     return chosen
 

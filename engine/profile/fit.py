@@ -46,11 +46,11 @@ _DEVICE_RUNS: tuple[Mapping[str, Any], ...] = (
     {"cache.expert_bytes": "50%"},
 )
 _HOST_RUNS: tuple[Mapping[str, Any], ...] = (
-    {"cache.expert_bytes": "25%", "placement.name": "host_split", "placement.host_share": 0.5},
+    {"cache.expert_bytes": "25%", "placement.name": "host_split", "placement.host_fraction": 0.5},
     {
         "cache.expert_bytes": "50%",
         "placement.name": "host_split",
-        "placement.host_share": 0.7,
+        "placement.host_fraction": 0.7,
         "batch.count": 2,
     },
 )
@@ -134,7 +134,7 @@ def fit(
     on_device = [run for run in runs if not run.uses_host]
     on_host = [run for run in runs if run.uses_host]
     timings = replace(timings, submit_s=_submit_s(timings, engine, on_device))
-    queued = timings.media[bits].sharing == "queued"
+    queued = timings.sources[bits].sharing == "queued"
 
     def under_load(values: Sequence[float]) -> ModelTimings:
         first, restart_s, contention = values
@@ -143,9 +143,9 @@ def fit(
         )
         if queued:
             return replace(slower, wake_s={bits: first})
-        medium = timings.media[bits]
-        speeds = scaled(medium.bytes_per_s, first)
-        return replace(slower, media={bits: replace(medium, bytes_per_s=speeds)})
+        source = timings.sources[bits]
+        speeds = scaled(source.bytes_per_s, first)
+        return replace(slower, sources={bits: replace(source, bytes_per_s=speeds)})
 
     first = [0.0, 2e-4, 4e-4, 7e-4] if queued else [0.4, 0.6, 0.8, 1.0, 1.3]
     grid = [first, [0.0, 5e-5, 1e-4], [1.0, 1.3, 1.6, 2.2]]
@@ -153,7 +153,7 @@ def fit(
     found = under_load(chosen)
     notes: dict[str, Any] = {
         "fit_rms_log_ratio": _rms(error, on_device),
-        "wake_s" if queued else "medium_speed_under_load": chosen[0],
+        "wake_s" if queued else "source_speed_under_load": chosen[0],
         "calibration_runs": len(on_device),
     }
     if on_host:

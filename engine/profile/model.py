@@ -21,8 +21,8 @@ from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.facts.timings import (
-    Medium,
     ModelTimings,
+    RecordSource,
     at,
 )
 from engine.measure.bandwidth import record_bandwidth
@@ -73,7 +73,7 @@ def calibrate(
     steps = 3 * len(bits) + 1
     done = itertools.count(1)
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             progress("calibrate", next(done), steps)
 
@@ -83,17 +83,19 @@ def calibrate(
         curve = _time_experts(engine)
         passes = list(_clocked_passes(engine, sequences))
         own = _from_passes(engine, passes, curve, one)
-        tell()
-        own = replace(own, media={one: _time_medium(engine, base, one)})
+        report()
+        own = replace(own, sources={one: _time_source(engine, base, one)})
         own = _with_host(own, engine, base, one)
-        tell()
+        report()
         runs = list(calibration_runs(engine, sequences, base, one))
         parts.append(fit(own, engine, runs, one))
-        tell()
+        report()
     whole = _joined(parts)
-    score_s = _time_scores(engine, sequences, base, bits[-1], at(whole.policy_s, 1))
-    tell()
-    return replace(whole, score_s=score_s)
+    gate_lookahead_s = _time_gate_lookahead(
+        engine, sequences, base, bits[-1], at(whole.policy_s, 1)
+    )
+    report()
+    return replace(whole, gate_lookahead_s=gate_lookahead_s)
 
 
 def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
@@ -102,7 +104,7 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
     last = parts[-1]
     return replace(
         last,
-        media=_merged(part.media for part in parts),
+        sources=_merged(part.sources for part in parts),
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
         host_expert_s=_merged(part.host_expert_s for part in parts),
@@ -267,8 +269,8 @@ def _from_passes(
     return ModelTimings(
         model=engine.facts.fingerprint,
         device=engine.device.name,
-        media={},
-        dense_s={n: median("dense", n) / layers for n in sizes},
+        sources={},
+        non_expert_s={n: median("dense", n) / layers for n in sizes},
         router_s={n: median("router", n) / layers for n in sizes},
         layer_s={
             bits: {
@@ -279,14 +281,14 @@ def _from_passes(
         pass_s={n: median("other", n) for n in sizes},
         policy_s={n: median("policy", n) / layers for n in sizes},
         submit_s=0.0,
-        score_s=0.0,
+        gate_lookahead_s=0.0,
         wake_s={bits: 0.0},
         restart_s={bits: 0.0},
         contention={bits: 1.0},
     )
 
 
-def _time_scores(
+def _time_gate_lookahead(
     engine: Engine,
     sequences: Sequence[Sequenced],
     base: EngineConfig,
@@ -308,18 +310,18 @@ def _time_scores(
     return max(0.0, spent - policy_s)
 
 
-def _time_medium(engine: Engine, base: EngineConfig, bits: Bits) -> Medium:
+def _time_source(engine: Engine, base: EngineConfig, bits: Bits) -> RecordSource:
     """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
     config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
     if isinstance(engine.device, EmulatedDevice):
         machine = engine.device.machine
         rate = {1: machine.slowed_link_bytes_per_s}
-        return Medium(rate, machine.slowed_link_latency_s, "queued", extents)
+        return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents)
     chunk = config.transfer.chunk_bytes
     depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
     speeds = {
         depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
         for depth in depths
     }
-    return Medium(speeds, 0.0, "shared", extents)
+    return RecordSource(speeds, 0.0, "shared", extents)

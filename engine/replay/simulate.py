@@ -21,7 +21,7 @@ from engine.memory.plan import (
     record_bytes_of,
     resolve,
 )
-from engine.policy.batch_plan import host_share
+from engine.policy.batch_plan import host_fraction
 from engine.policy.context import PolicyContext
 from engine.policy.events import Floats
 from engine.policy.expert_cache import ON_HOST, Fetch, Step
@@ -129,9 +129,9 @@ def replay(
     future = Future(facts.moe_layers)
     context = PolicyContext(resolved, facts, future, history, learned or {})
     has_host = bool(profile.host_expert_s)
-    if has_host and resolved.placement.host_share == "auto":
-        share = host_share(resolved, facts, profile)
-        resolved = resolved.overlay({"placement.host_share": share})
+    if has_host and resolved.placement.host_fraction == "auto":
+        fraction = host_fraction(resolved, facts, profile)
+        resolved = resolved.overlay({"placement.host_fraction": fraction})
         context = replace(context, config=resolved)
     policy = build_policy(context, memory.slots_by_bits or memory.slots, host_compute=has_host)
     clock = _Clock(resolved, facts, profile, policy)
@@ -194,9 +194,9 @@ class _Clock:
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
         """The layer's dense part, then scores, then the router."""
-        self._spend("dense", at(self._profile.dense_s, tokens))
+        self._spend("dense", at(self._profile.non_expert_s, tokens))
         if self._policy.watches_gate:
-            self._spend("policy", self._profile.score_s)
+            self._spend("policy", self._profile.gate_lookahead_s)
         self._fetch(fetches)
         self._spend("router", at(self._profile.router_s, tokens))
 
@@ -276,11 +276,11 @@ class _Clock:
         """How much longer these seconds take beside moving chunks and a computing host."""
         slowness = 1.0
         if self._slower != 1.0:
-            share = self._transfers.moving_share(self._now, self._now + seconds)
-            slowness += (self._slower - 1) * share
+            fraction = self._transfers.moving_fraction(self._now, self._now + seconds)
+            slowness += (self._slower - 1) * fraction
         if self._host_free > self._now:
-            share = min(1.0, (self._host_free - self._now) / seconds)
-            slowness += (self._slower_beside_host - 1) * share
+            fraction = min(1.0, (self._host_free - self._now) / seconds)
+            slowness += (self._slower_beside_host - 1) * fraction
         return slowness
 
     def _wait(self, steps: Sequence[Step]) -> None:
@@ -306,7 +306,7 @@ class _Clock:
         size = self._record[bits]
         self._spend("policy", self._profile.submit_s)
         self._in_slot[slot] = self._transfers.submit(
-            self._now, expert, slot, size, self._profile.media[bits], demanded=demanded
+            self._now, expert, slot, size, self._profile.sources[bits], demanded=demanded
         )
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:

@@ -1,4 +1,4 @@
-"""Simulated transfers: the engine's queues and chunks over a medium, on a simulated clock.
+"""Simulated transfers: the engine's queues and chunks over a source, on a simulated clock.
 
 Mirrors engine.experts.transfer: threads take one chunk of the queue's head at a time, at most
 `in_flight` at once; a slot that is given away cancels what is queued for it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.facts.timings import Medium
+from engine.facts.timings import RecordSource
 from engine.policy.transfer_queue import TransferQueue
 from engine.types import ExpertId
 
@@ -19,7 +19,7 @@ class SimulatedTransfer:
     """One record on its way. ready_at: when its last chunk arrived, None before."""
 
     expert: ExpertId
-    medium: Medium
+    source: RecordSource
     demanded: bool
     chunks: int
     chunk_bytes: float
@@ -63,18 +63,18 @@ class SimulatedTransfers:
         expert: ExpertId,
         slot: int,
         size_bytes: int,
-        medium: Medium,
+        source: RecordSource,
         *,
         demanded: bool,
     ) -> SimulatedTransfer:
-        """Queue a record for a slot at this time; medium: where it comes from."""
+        """Queue a record for a slot at this time; source: where it comes from."""
         self.advance(now)
         former = self._by_slot.get(slot)
         if former is not None and former.ready_at is None:
             self._queue.remove(former)
             former.cancelled = True
-        count = medium.chunks(size_bytes, self._chunk_bytes)
-        transfer = SimulatedTransfer(expert, medium, demanded, count, size_bytes / count)
+        count = source.chunks(size_bytes, self._chunk_bytes)
+        transfer = SimulatedTransfer(expert, source, demanded, count, size_bytes / count)
         self._by_slot[slot] = transfer
         self._queue.push(transfer, urgent=demanded)
         return transfer
@@ -102,8 +102,8 @@ class SimulatedTransfers:
         assert any(t.ready_at is not None for t in transfers), "waiting for what was cancelled"
         return max(now, self._now)
 
-    def moving_share(self, since: float, until: float) -> float:
-        """Share of a span in which something moved, if nothing else is submitted (1 or less)."""
+    def moving_fraction(self, since: float, until: float) -> float:
+        """Fraction of a span in which something moved, if nothing else is submitted (1 or less)."""
         if until <= since:
             return 0.0
         self.advance(since)
@@ -136,10 +136,10 @@ class SimulatedTransfers:
 
     def _speeds(self) -> list[float]:
         count = len(self._moving)
-        media = [moving.transfer.medium for moving in self._moving]
-        if media[0].sharing == "queued":
-            return [media[0].rate(1)] + [0.0] * (count - 1)
-        return [medium.rate(count) / count for medium in media]
+        sources = [moving.transfer.source for moving in self._moving]
+        if sources[0].sharing == "queued":
+            return [sources[0].rate(1)] + [0.0] * (count - 1)
+        return [source.rate(count) / count for source in sources]
 
     def _progress(self, span: float, speeds: Sequence[float]) -> None:
         self.busy_s += span
@@ -154,8 +154,8 @@ class SimulatedTransfers:
             transfer.issued += 1
             if transfer.issued == transfer.chunks:
                 self._queue.remove(transfer)
-            medium = transfer.medium
-            cost = transfer.chunk_bytes + medium.chunk_s * medium.rate(1)
+            source = transfer.source
+            cost = transfer.chunk_bytes + source.chunk_s * source.rate(1)
             self._moving.append(_Moving(transfer, cost))
 
     def _arrive(self) -> None:

@@ -1,6 +1,6 @@
 """Showing a trace to a policy, event by event, as the engine would.
 
-In: a trace, a policy, a listener. The listener hears what the policy decided; who only counts
+In: a trace, a policy, a listener. The listener receives the policy's decisions; who only counts
 look-ups needs none.
 """
 
@@ -100,7 +100,7 @@ def walk(
     passes: Iterable[int] | None = None,
 ) -> None:
     """Show the trace's passes (all, or these numbers) to the policy in the engine's order."""
-    heard = listener or Nobody()
+    listening = listener or Nobody()
     group = -1
     for number in range(len(trace.passes)) if passes is None else passes:
         item = trace.passes[number]
@@ -108,21 +108,23 @@ def walk(
             group = item.group
             policy.begin_sequences()
         rows = list(trace.micro_batches(number))
-        heard.begin_pass(number, item, policy.begin_pass(_start(trace, item)))
+        listening.begin_pass(number, item, policy.begin_pass(_start(trace, item)))
         for layer in range(trace.layers):
             for micro_batch, part in enumerate(rows):
                 tokens = part.stop - part.start
                 if policy.watches_gate:
                     view = TraceView(trace, part, layer)
-                    heard.gate_entered(layer, tokens, policy.gate_entered(layer, micro_batch, view))
+                    listening.gate_entered(
+                        layer, tokens, policy.gate_entered(layer, micro_batch, view)
+                    )
                 else:
-                    heard.gate_entered(layer, tokens, ())
+                    listening.gate_entered(layer, tokens, ())
                 routing = _routing(trace, policy, part, layer)
-                heard.routed(layer, tokens, policy.routed(layer, micro_batch, routing))
-            heard.layer_routed(layer, *policy.layer_routed())
+                listening.routed(layer, tokens, policy.routed(layer, micro_batch, routing))
+            listening.layer_routed(layer, *policy.layer_routed())
             policy.computed()
         policy.end_pass()
-        heard.end_pass()
+        listening.end_pass()
 
 
 def _start(trace: Trace, item: TracePass) -> PassStart:

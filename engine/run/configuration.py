@@ -23,7 +23,7 @@ from engine.device.emulated import EmulatedDevice
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
-from engine.experts.kernels.native import NativeMultiplier
+from engine.experts.kernels.prequantized import PrequantizedMultiplier
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
@@ -33,10 +33,10 @@ from engine.experts.transfer import Source, TransferEngine
 from engine.facts.model import ModelFacts
 from engine.kv_cache.cache import KvCaches
 from engine.memory.plan import MemoryPlan
-from engine.model.dense_part import can_keep_embeddings_on_host
 from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
+from engine.model.non_expert import can_keep_embeddings_on_host
 from engine.policy.context import PolicyContext
 from engine.policy.future import Future
 from engine.policy.learned import load_history, load_learned
@@ -100,7 +100,7 @@ class LiveConfiguration:
         future = Future(facts.moe_layers)
         history, learned = load_history(config), load_learned(config, facts, cache_folder)
         context = PolicyContext(config, facts, future, history, learned, self._submit)
-        slots = memory.slots_by_bits or memory.slots + memory.lent_slots
+        slots = memory.slots_by_bits or memory.slots + memory.elastic_slots
         self.slots = Slots(device, records, build_pools(context, slots))
         opened.callback(self.slots.close)
         opened.callback(self._stop_predictions)
@@ -124,12 +124,12 @@ class LiveConfiguration:
         )
         if self.host is not None:
             opened.callback(self.host.close)
-        if self.host is not None and config.placement.host_share == "auto":
-            share = measure_host_share(self.host, self.transfers, self.slots.count, model)
-            config = self.config = config.overlay({"placement.host_share": share})
+        if self.host is not None and config.placement.host_fraction == "auto":
+            fraction = measure_host_fraction(self.host, self.transfers, self.slots.count, model)
+            config = self.config = config.overlay({"placement.host_fraction": fraction})
             context = replace(context, config=config)
         self.policy = build_policy(
-            context, slots, host_compute=self.host is not None, lent=memory.lent_slots
+            context, slots, host_compute=self.host is not None, elastic=memory.elastic_slots
         )
         self.residency = Residency(
             self.policy,
@@ -138,8 +138,8 @@ class LiveConfiguration:
             ORDERS[config.batch.order](),
             self._on_wait,
         )
-        if memory.lent_slots:
-            self._give_lent_back()
+        if memory.elastic_slots:
+            self._release_elastic()
         gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
         self.runtime = ExpertsRuntime(
             model, self.residency, multipliers, gates, self._clock, self.host
@@ -147,9 +147,9 @@ class LiveConfiguration:
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
 
-    def lend(self, share: float) -> None:
+    def lend(self, fraction: float) -> None:
         """Between two passes: so much of the room of keys and values holds experts (0 to 1)."""
-        self.residency.lend(share)
+        self.residency.lend(fraction)
 
     @property
     def store(self) -> ExpertStore:
@@ -213,8 +213,8 @@ class LiveConfiguration:
         """Stop threads, free slots and tiers, close files."""
         self._opened.close()
 
-    def _give_lent_back(self) -> None:
-        """No slot is lent at first: what allocating touched goes."""
+    def _release_elastic(self) -> None:
+        """No slot is elastic at first: what allocating touched goes."""
         cache = self.policy.cache
         cache.lend(1.0)
         self.residency.lend(0.0)
@@ -274,11 +274,12 @@ class LiveConfiguration:
         return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
 
 
-def measure_host_share(
+def measure_host_fraction(
     host: HostCompute, transfers: TransferEngine, slots: int, model: LoadedModel
 ) -> float:
-    """Share of the misses that the host should compute: c / (p + c), p records moved and c records
-    computed a second, both measured while both run (MoNDE's split as FreeToken states it)."""
+    """Fraction of the misses that the host should compute: c / (p + c), p records moved and c
+    records computed a second, both measured while both run (MoNDE's split as FreeToken states
+    it)."""
     layer = model.layers[0]
     count = min(slots, layer.count, _SPLIT_RECORDS)
     bits = min(transfers.sources)  # the same records on both sides
@@ -303,8 +304,8 @@ def measure_host_share(
 
 def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
     """The products with records of this format under this config."""
-    if record.published is not None:
-        return NativeMultiplier(record.published)
+    if record.prequantized is not None:
+        return PrequantizedMultiplier(record.prequantized)
     return Multiplier(
         record.layout.bits,
         record.layout.group_size,

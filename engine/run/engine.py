@@ -46,10 +46,10 @@ from engine.memory.plan import (
     group_size_of,
     resolve,
 )
-from engine.memory.scoring import layer_major
-from engine.model.dense_part import HostEmbedding, can_keep_embeddings_on_host
+from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
+from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.policy.batch_plan import Planned
 from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
@@ -61,12 +61,12 @@ from engine.run.configuration import (
     LiveConfiguration,
     multiplier_of,
 )
-from engine.run.layer_by_layer import LayerMajor
+from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.quantized_linear import (
     DenseQuantizer,
-    dense_kernels,
+    non_expert_kernels,
 )
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, EmbeddingsName, KernelName, Phase
@@ -184,7 +184,7 @@ class Engine:
         return self._live.config, memory
 
     @contextmanager
-    def layer_major(self, longest: int, extra_bits: Sequence[Bits] = ()) -> Iterator[LayerMajor]:
+    def layer_wise(self, longest: int, extra_bits: Sequence[Bits] = ()) -> Iterator[LayerWise]:
         """Inside, texts of at most `longest` tokens pass layer by layer, at the present config's
         precision; afterwards the engine is configured as before.
 
@@ -192,7 +192,7 @@ class Engine:
         is changed, where the longest text does not fit.
         """
         former = self.live.config
-        config, tokens = layer_major(former, self.facts, longest)
+        config, tokens = layer_wise(former, self.facts, longest)
         if extra_bits:  # at the run's own group
             config = config.overlay({"precision.low_group_size": config.precision.group_size})
         self.release()
@@ -208,7 +208,7 @@ class Engine:
                     for bits, store in stores.items()
                 }
                 largest = max(store.record.size_bytes for store in stores.values())
-                passing = LayerMajor(
+                passing = LayerWise(
                     self.model,
                     self.device,
                     stores,
@@ -219,7 +219,7 @@ class Engine:
                     threads=config.io.threads,
                     chunk_bytes=config.transfer.chunk_bytes,
                     in_flight=config.transfer.in_flight,
-                    room_tokens=tokens,
+                    max_model_len=tokens,
                     batch_tokens=config.prefill.chunk_tokens,
                     logit_rows=max(1, LOGIT_BYTES // (8 * self.facts.vocabulary)),
                 )
@@ -253,14 +253,14 @@ class Engine:
         """The bytes of one record under this (resolved) config, at its own or its low bits."""
         parts = self.facts.parts
         bits = bits or config.precision.bits
-        native = config.precision.native and bits == config.precision.bits
+        prequantized = config.precision.prequantized and bits == config.precision.bits
         return RecordFormat(
             parts,
             config_layout(config, self.facts, bits),
             sixteen_dtype(self.model),
             support.code_layout(config.kernel.name),
-            published=self.facts.published if native else None,
-            optimize=optimize_name(config) if bits <= 4 and not native else "none",
+            prequantized=self.facts.prequantized if prequantized else None,
+            optimize=optimize_name(config) if bits <= 4 and not prequantized else "none",
         )
 
     def record(self, recorder: RoutingRecorder | None) -> None:
@@ -273,11 +273,11 @@ class Engine:
         config = self.live.config
         return config.prefetch.predictor == "oracle" or config.cache.eviction == "belady"
 
-    def lend(self, share: float) -> None:
+    def lend(self, fraction: float) -> None:
         """How much of the room of keys and values no sequence has been promised (0 to 1): experts
         use it until told otherwise. Without kv.elastic nothing changes."""
-        if self.live.memory.lent_slots:
-            self.live.lend(share)
+        if self.live.memory.elastic_slots:
+            self.live.lend(fraction)
 
     def begin_sequences(self) -> None:
         """What comes next are new sequences (prefill says so itself)."""
@@ -365,9 +365,9 @@ class Engine:
         return model
 
     def _quantizer(self, dense: _DenseSettings, dtype: torch.dtype) -> DenseQuantizer:
-        matrices = self.facts.dense_matrices if dense.kernel != "dequantize" else ()
+        matrices = self.facts.non_expert_matrices if dense.kernel != "dequantize" else ()
         place, folder = self.device.torch_device, self.cache_folder
-        kernels = dense_kernels(matrices, dense.bits, dense.group, dtype, place, folder)
+        kernels = non_expert_kernels(matrices, dense.bits, dense.group, dtype, place, folder)
         return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels, dense.crossover)
 
     def _timings(self) -> ModelTimings | None:
@@ -379,8 +379,8 @@ class Engine:
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
         """Which packed kernels hold for this config's (or these) bits here."""
         bits = bits or config.precision.bits
-        native = config.precision.native and bits == config.precision.bits
-        if bits == 16 or native or config.kernel.name == "dequantize":
+        prequantized = config.precision.prequantized and bits == config.precision.bits
+        if bits == 16 or prequantized or config.kernel.name == "dequantize":
             return NO_KERNELS
         held = probe_support(
             self.facts.parts,
@@ -410,11 +410,11 @@ class _DenseSettings:
         """Those of a resolved config."""
         precision, dtype = config.precision, config.compute.dtype
         embeddings = config.placement.embeddings
-        if precision.dense_bits == 16:
+        if precision.non_expert_bits == 16:
             return cls(dtype, embeddings=embeddings)
         return cls(
             dtype,
-            precision.dense_bits,
+            precision.non_expert_bits,
             precision.group_size,
             config.kernel.name,
             config.kernel.crossover_tokens,

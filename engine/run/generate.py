@@ -58,15 +58,16 @@ def generate(
     become NaN.
     """
     assert engine.config is not None
-    room = engine.config.kv.max_tokens
+    capacity = engine.config.kv.max_tokens
     if not prompt_ids:
         raise UsageError("the prompt is empty: write at least one word")
-    if len(prompt_ids) + 1 > room:
+    if len(prompt_ids) + 1 > capacity:
         raise InfeasibleError(
-            f"the prompt has {len(prompt_ids)} tokens, kv.max_tokens is {room}: shorten it or use "
+            f"the prompt has {len(prompt_ids)} tokens, kv.max_tokens is {capacity}: shorten it "
+            "or use "
             "a config with more room"
         )
-    limit = min(max_tokens, room - len(prompt_ids))
+    limit = min(max_tokens, capacity - len(prompt_ids))
     started = time.perf_counter()
     ids: list[int] = []
     pieces = TextPieces(tokenizer)

@@ -59,12 +59,12 @@ class TextBatch:
     variant: int = 0
 
 
-class LayerMajor:
+class LayerWise:
     """Implements ExpertsPort over a ring of slots.
 
     stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
-    room for records; room_tokens: of all batches of a run; batch_tokens: of one batch, and of what
-    one expert multiplies at once; logit_rows: so many positions' logits are made at once.
+    room for records; max_model_len: of all batches of a run; batch_tokens: of one batch, and of
+    what one expert multiplies at once; logit_rows: so many positions' logits are made at once.
     reads: how often each record was read so far.
     """
 
@@ -81,7 +81,7 @@ class LayerMajor:
         threads: int,
         chunk_bytes: int,
         in_flight: int,
-        room_tokens: int,
+        max_model_len: int,
         batch_tokens: int,
         logit_rows: int,
     ) -> None:
@@ -90,7 +90,7 @@ class LayerMajor:
         self._multipliers = dict(multipliers)
         self._bits = bits
         self._table = table
-        self.room_tokens = room_tokens
+        self.max_model_len = max_model_len
         self.batch_tokens = batch_tokens
         self._logit_rows = logit_rows
         self._batches: dict[Any, TextBatch] = {}
@@ -125,7 +125,7 @@ class LayerMajor:
         bits_of: BitsOf | None = None,
         on_routed: Routed | None = None,
     ) -> None:
-        """One pass over all batches, of at most room_tokens.
+        """One pass over all batches, of at most max_model_len.
 
         Raises UnknownHeadError where this model does more to its logits than its output head does:
         then they cannot be made piece by piece, and the ordinary path has to score.

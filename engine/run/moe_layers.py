@@ -189,7 +189,7 @@ class ExpertsRuntime:
         self._watches_gate = bool(self._needs & {"top_experts", "gate_input"})
 
     def _route(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
-        """Tell the policy what the router chose: index, weights [t, K]."""
+        """Notify the policy what the router chose: index, weights [t, K]."""
         count = self._model.layers[layer].count
         choices: list[list[int]] = index.tolist()
         if any(expert >= count for choice in choices for expert in choice):

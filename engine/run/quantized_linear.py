@@ -21,9 +21,9 @@ from engine.experts.encoding.codec import (
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
-from engine.layout.dense import (
-    DenseMatrix,
-    dense_blocks,
+from engine.layout.non_expert import (
+    NonExpertMatrix,
+    non_expert_blocks,
 )
 from engine.layout.record import (
     Part,
@@ -97,7 +97,7 @@ class DenseQuantizer:
 
     def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
         """weight: [N, K], any float dtype."""
-        layouts = dense_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
+        layouts = non_expert_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
         made = QuantizedLinear(linear, [self._block(layout, weight) for layout in layouts])
         made.fill(weight)
         return made
@@ -119,8 +119,8 @@ def block_part(layout: RecordLayout, columns: int) -> Part:
     return Part("weight", (rows, columns))
 
 
-def dense_kernels(
-    matrices: Iterable[DenseMatrix],
+def non_expert_kernels(
+    matrices: Iterable[NonExpertMatrix],
     bits: Bits,
     wanted_group: int,
     dtype: torch.dtype,
@@ -131,7 +131,7 @@ def dense_kernels(
     process, once a machine."""
     found: dict[tuple[Bits, int, int], KernelSupport] = {}
     for matrix in matrices:
-        for layout in dense_blocks(matrix.rows, matrix.columns, bits, wanted_group):
+        for layout in non_expert_blocks(matrix.rows, matrix.columns, bits, wanted_group):
             part = block_part(layout, matrix.columns)
             key = (layout.bits, part.rows, part.columns)
             if key not in found:

@@ -81,11 +81,12 @@ class Operations:
                 "this config knows its future (prefetch.predictor oracle or cache.eviction "
                 "belady), which nobody knows of what clients ask: export another trial"
             )
-        if resolved.serve.instcache and resolved.precision.scheme in ON_MISS:
+        if resolved.serve.response_cache_entries and resolved.precision.scheme in ON_MISS:
             raise ConfigError(
-                f"serve.instcache keeps answers that are always the same; what precision.scheme = "
+                f"serve.response_cache_entries keeps answers that are always the same; what "
+                "precision.scheme = "
                 f"{resolved.precision.scheme} computes depends on what happens to be resident: set "
-                "serve.instcache to 0"
+                "serve.response_cache_entries to 0"
             )
         return {"config": resolved.to_dict(), "memory": memory.to_json()}
 

@@ -24,7 +24,7 @@ from engine.run.engine import Engine
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import (
     InstCache,
-    instcache_path,
+    response_cache_path,
 )
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.openai.routes import (
@@ -33,7 +33,7 @@ from engine.serve.openai.routes import (
 )
 from engine.serve.openai.tokenization import (
     PromptReader,
-    Served,
+    ServedModel,
 )
 from engine.serve.telemetry import Telemetry
 
@@ -88,7 +88,7 @@ async def _serve(
         answers=answers,
     )
     assert engine.config is not None
-    served = Served(
+    served = ServedModel(
         options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
     )
     meters.watch(lambda: work.running, lambda: work.waiting)
@@ -153,12 +153,12 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
 def _answers(engine: Engine) -> Iterator[InstCache | None]:
     """The answers that are known, where the config asks for them."""
     assert engine.config is not None
-    room = engine.config.serve.instcache
-    if not room:
+    capacity = engine.config.serve.response_cache_entries
+    if not capacity:
         yield None
         return
-    path = instcache_path(engine.config, engine.facts, engine.cache_folder)
-    with contextlib.closing(InstCache(path, room)) as answers:
+    path = response_cache_path(engine.config, engine.facts, engine.cache_folder)
+    with contextlib.closing(InstCache(path, capacity)) as answers:
         yield answers
 
 

@@ -40,7 +40,7 @@ class Telemetry:
             "prompt_tokens": part.prompt_tokens,
             "cached_tokens": part.cached_tokens,
             "output_tokens": part.output_tokens,
-            "instcache_hit_rate": part.answer_hit_rate,
+            "response_cache_hit_rate": part.answer_hit_rate,
             "expert_hit_rate": part.hit_rate,
             "expert_hit_rate.prefill": part.prefill_hit_rate,
             "stall_ms_per_token": _ms(part.stall_s, part.decode_tokens),

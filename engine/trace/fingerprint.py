@@ -40,8 +40,8 @@ class RoutingCounts:
         totals = counts.sum(1, keepdims=True)
         if not totals.all():
             return None
-        shares: Fingerprint = np.round(counts / totals, 4).tolist()
-        return shares
+        fractions: Fingerprint = np.round(counts / totals, 4).tolist()
+        return fractions
 
 
 def distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float | None:

@@ -46,7 +46,7 @@ class Connection:
 
 
 class Runner(Protocol):
-    """Runs one operation; engine.worker.operations is one, a peer is another."""
+    """Runs one operation; engine.worker.operations is one, a baseline is another."""
 
     def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The operation's result. Raises EngineError and whatever else goes wrong."""

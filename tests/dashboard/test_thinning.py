@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from hypothesis.extra.numpy import arrays
 
-from dashboard.thinning import drawable
+from dashboard.thinning import thinned
 from tuner.definition.objectives import CONSTRAINTS, SIGNS
 from tuner.pareto import dominance
 from tuner.search.hypervolume_improvement import non_dominated
@@ -36,7 +36,7 @@ VALUES = arrays(
 def test_every_member_of_the_front_is_drawn(values: np.ndarray):
     signs = [SIGNS[name] for name in OBJECTIVES]
     front = dominance.front(values.tolist(), signs)
-    chosen = drawable(points_of(values), OBJECTIVES, np.ones(len(values), bool), most=10)
+    chosen = thinned(points_of(values), OBJECTIVES, np.ones(len(values), bool), most=10)
     assert {index * 2 for index in front} <= set(chosen)
 
 
@@ -52,13 +52,13 @@ def test_non_dominated_points_are_those_that_no_other_dominates(values: np.ndarr
 def test_what_is_outside_the_limits_is_no_front():
     values = np.column_stack([np.arange(1.0, 51.0), np.full(50, 10.0)])
     kept = np.arange(50) != 49
-    chosen = drawable(points_of(values), OBJECTIVES, kept, most=5)
+    chosen = thinned(points_of(values), OBJECTIVES, kept, most=5)
     assert 48 * 2 in chosen
 
 
 def test_the_newest_fill_what_is_left():
     values = np.column_stack([np.arange(100.0, 0.0, -1.0), np.arange(1.0, 101.0)])
-    chosen = drawable(points_of(values), OBJECTIVES, np.ones(100, bool), most=50)
+    chosen = thinned(points_of(values), OBJECTIVES, np.ones(100, bool), most=50)
     assert 0 in chosen
     assert chosen[-5:] == (190, 192, 194, 196, 198)
     assert len(chosen) == 50
@@ -66,4 +66,4 @@ def test_the_newest_fill_what_is_left():
 
 def test_few_are_drawn_all():
     values = np.ones((4, 2))
-    assert drawable(points_of(values), OBJECTIVES, np.zeros(4, bool)) == (0, 2, 4, 6)
+    assert thinned(points_of(values), OBJECTIVES, np.zeros(4, bool)) == (0, 2, 4, 6)

@@ -21,7 +21,7 @@ def counts_of(app: AppTest) -> dict[str, int]:
 
 
 def check(counts: dict[str, int], before: dict[str, int]) -> None:
-    """At every moment the states sum to the trials, each writer runs one trial at most, and what
+    """At every snapshot the states sum to the trials, each writer runs one trial at most, and what
     has ended has ended."""
     assert sum(count for name, count in counts.items() if name != "trials") == counts["trials"]
     assert counts.get("running", 0) <= WRITERS
@@ -58,8 +58,8 @@ def test_answers_of_one_moment_agree_while_four_processes_write(any_storage: str
         deadline = time.monotonic() + 60
         until = time.monotonic() + LOOK_S
         while time.monotonic() < (until if len(seen) > 3 else deadline):
-            with database.at_one_moment() as moment:
-                overview, study = Overview(moment), Store(moment).study("small")
+            with database.read_snapshot() as snapshot:
+                overview, study = Overview(snapshot), Store(snapshot).study("small")
                 states = study.trials_by_state
                 assert overview.count(study, TrialFilter()) == study.trials
                 assert overview.failures(study).get("crash", 0) == states["FAILED"]

@@ -56,7 +56,7 @@ def test_what_is_allowed_is_what_the_code_allows(path: str):
     allowed = SETTINGS[path][1]
     if typing.get_origin(hint(path)) is typing.Literal:
         named = re.findall(r"`([^`]+)`", allowed)
-        extra = ["native"] if path == "precision.bits" else []
+        extra = ["prequantized"] if path == "precision.bits" else []
         assert named == [*map(str, typing.get_args(hint(path))), *extra]
     elif hint(path) is bool:
         assert allowed == "`true`, `false`"

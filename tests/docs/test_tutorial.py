@@ -26,9 +26,9 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss-20b": gpt_oss_20b,
 }
 DEVICES = {"RAM": "cpu", "GPU": "cuda:0"}
-PRECISIONS = (16, 8, 4, 3, 2, "native")
+PRECISIONS = (16, 8, 4, 3, 2, "prequantized")
 PLAIN: dict[str, Any] = {"budget.vram_bytes": "8GB", "kv.max_tokens": 4096}
-SMALL = {**PLAIN, "precision.dense_bits": 4, "kv.bits": 8, "placement.embeddings": "host"}
+SMALL = {**PLAIN, "precision.non_expert_bits": 4, "kv.bits": 8, "placement.embeddings": "host"}
 STARTS = tuple(f"| {name}" for name in MODELS)
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")]
         for line in TEXT.splitlines() if line.startswith(STARTS)]  # fmt: skip
@@ -57,7 +57,7 @@ def test_a_row_says_what_the_memory_equation_says(
             continue
         changes = {**settings, "device.name": DEVICES[row[1]], "precision.bits": bits}
         _, plan = resolve(EngineConfig().overlay(changes), model)
-        assert shown == f"{plan.resident_share(model.moe_layers * model.experts):.0%}"
+        assert shown == f"{plan.resident_fraction(model.moe_layers * model.experts):.0%}"
 
 
 def test_both_tables_are_whole():
@@ -66,10 +66,10 @@ def test_both_tables_are_whole():
 
 def test_its_sizes_are_those_of_the_shapes(facts: dict[str, ModelFacts]):
     qwen, oss = facts["Qwen3-30B-A3B"], facts["gpt-oss-20b"]
-    assert f"({(qwen.dense_bytes + qwen.expert_bytes['16']) / 1e9:.0f} GB at 16 bits)" in TEXT
-    assert f"({(oss.dense_bytes + oss.expert_bytes['native']) / 1e9:.1f} GB as mxfp4)" in TEXT
+    assert f"({(qwen.non_expert_bytes + qwen.expert_bytes['16']) / 1e9:.0f} GB at 16 bits)" in TEXT
+    assert f"({(oss.non_expert_bytes + oss.expert_bytes['native']) / 1e9:.1f} GB as mxfp4)" in TEXT
     for model in (qwen, oss):
-        assert f"{model.dense_bytes / 1e9:.1f} GB" in TEXT
+        assert f"{model.non_expert_bytes / 1e9:.1f} GB" in TEXT
         assert f"{model.expert_bytes['4'] / 1e9:.0f} GB for" in TEXT
 
 

@@ -34,15 +34,15 @@ HIDDEN, EXPERTS = 64, 8
 @pytest.fixture(scope="module")
 def opened(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     engine = Engine(tiny_folder, CpuDevice(), tmp_path_factory.mktemp("cache"))
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     networks: dict[str, Any] = {"mlp.stride": np.array(2)}
     for layer in range(engine.facts.moe_layers):
         networks |= {
-            f"mlp.{layer}.w1": dice.normal(size=(HIDDEN, 16)),
+            f"mlp.{layer}.w1": rng.normal(size=(HIDDEN, 16)),
             f"mlp.{layer}.b1": np.zeros(16),
-            f"mlp.{layer}.w2": dice.normal(size=(16, EXPERTS)),
+            f"mlp.{layer}.w2": rng.normal(size=(16, EXPERTS)),
             f"mlp.{layer}.b2": np.zeros(EXPERTS),
-            f"pregate.{layer}": dice.normal(size=(EXPERTS, HIDDEN)),
+            f"pregate.{layer}": rng.normal(size=(EXPERTS, HIDDEN)),
         }
     path = learned_path(engine.facts, engine.cache_folder)
     path.parent.mkdir(parents=True)

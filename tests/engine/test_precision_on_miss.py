@@ -46,19 +46,25 @@ def logits_of(engine: Engine, overlay: dict[str, Any]) -> torch.Tensor:
 
 def test_thresholds_that_ask_for_high_always_change_no_bit(opened: Engine) -> None:
     uniform = logits_of(opened, {})
-    same = logits_of(opened, {**THRESHOLDS, "precision.t1": 1.0, "precision.t2": 1.0})
+    same = logits_of(
+        opened, {**THRESHOLDS, "precision.low_bits_threshold": 1.0, "precision.skip_threshold": 1.0}
+    )
     assert torch.equal(uniform, same)
     assert opened.residency.counters.low == 0
 
 
 def test_small_gate_weights_come_coarser_or_not_at_all(opened: Engine) -> None:
     uniform = logits_of(opened, {})
-    coarse = logits_of(opened, {**THRESHOLDS, "precision.t1": 0.0, "precision.t2": 1.0})
+    coarse = logits_of(
+        opened, {**THRESHOLDS, "precision.low_bits_threshold": 0.0, "precision.skip_threshold": 1.0}
+    )
     counters = opened.residency.counters
     assert counters.low > 0
     assert counters.skipped == 0
     assert not torch.equal(uniform, coarse)
-    logits_of(opened, {**THRESHOLDS, "precision.t1": 0.0, "precision.t2": 0.0})
+    logits_of(
+        opened, {**THRESHOLDS, "precision.low_bits_threshold": 0.0, "precision.skip_threshold": 0.0}
+    )
     counters = opened.residency.counters
     assert counters.skipped > 0
     lookups = sum(counters.hits.values()) + sum(counters.misses.values())
@@ -94,5 +100,5 @@ def test_quality_depends_on_the_cache_only_where_precision_does() -> None:
     on_miss = uniform.overlay({**THRESHOLDS, "precision.low_bits": 2, "precision.bits": 4})
     found = lossy_settings(on_miss)
     assert {"cache.expert_bytes", "prefetch.depth", "transfer.queue", "batch.count"} <= set(found)
-    assert "precision.t1" in found
-    assert "precision.t1" not in lossy_settings(uniform)
+    assert "precision.low_bits_threshold" in found
+    assert "precision.low_bits_threshold" not in lossy_settings(uniform)

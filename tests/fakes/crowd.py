@@ -17,7 +17,7 @@ BLOCK = 2000
 def crowd(url: str, studies: int, trials: int) -> None:
     """Beside the study that is there, so many copies with so many COMPLETE trials each."""
     database = open_database(url)
-    dice = random.Random(0)
+    rng = random.Random(0)
     with database.engine.begin() as connection:
         one = dict(connection.execute(sa.select(StudyRow.__table__)).mappings().one())
         first = dict(connection.execute(sa.select(TrialRow.__table__)).mappings().all()[0])
@@ -35,11 +35,11 @@ def crowd(url: str, studies: int, trials: int) -> None:
                 configs = [{**config, "id": n, "hash": f"{n:016d}"} for n in numbers]
                 connection.execute(sa.insert(ConfigurationRow), configs)
                 rows = [
-                    _trial(first, study_id, place, number + place, dice.uniform(0.7, 1.0))
+                    _trial(first, study_id, place, number + place, rng.uniform(0.7, 1.0))
                     for place in places
                 ]
                 connection.execute(sa.insert(TrialRow), rows)
-                found = _samples(numbers, one["machine_id"], sentinel, dice)
+                found = _samples(numbers, one["machine_id"], sentinel, rng)
                 connection.execute(sa.insert(SampleRow), list(found))
             number += trials
     database.close()
@@ -60,12 +60,12 @@ def _trial(
 
 
 def _samples(
-    numbers: list[int], machine_id: int, sentinel: int, dice: random.Random
+    numbers: list[int], machine_id: int, sentinel: int, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     for n in numbers:
-        speed = dice.uniform(5.0, 100.0)
+        speed = rng.uniform(5.0, 100.0)
         for repeat in range(REPEATS):
-            noisy = speed * dice.uniform(0.99, 1.01)
+            noisy = speed * rng.uniform(0.99, 1.01)
             values = (noisy, 2000.0 / noisy, 40_000.0 / noisy, 0.5)
             for metric, value in zip(METRICS, values, strict=True):
                 yield {

@@ -1,8 +1,8 @@
 """An engine that computes nothing: the worker's messages, with made-up but lawful numbers.
 
-Run as `python fake_engine.py --fd N [--peer NAME]`. More cache is faster, fewer bits are faster and
-worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes it
-misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slow_s": s}.
+Run as `python fake_engine.py --fd N [--baseline NAME]`. More cache is faster, fewer bits are faster
+and worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes
+it misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slow_s": s}.
 
 KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
 reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
@@ -55,8 +55,8 @@ from engine.errors import (
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import (
-    Medium,
     ModelTimings,
+    RecordSource,
 )
 from engine.layout.record import (
     Part,
@@ -101,7 +101,7 @@ def facts_of(model: str) -> ModelFacts:
         hidden_size=256,
         vocabulary=512,
         max_positions=2048,
-        dense_bytes=4_000_000,
+        non_expert_bytes=4_000_000,
         parts=PARTS,
         record_bytes={str(bits): size for bits, size in records.items()},
         expert_bytes={str(bits): size * LAYERS * EXPERTS for bits, size in records.items()},
@@ -116,8 +116,8 @@ def facts_of(model: str) -> ModelFacts:
 class FakeEngine:
     """The state behind the operations."""
 
-    def __init__(self, peer: str | None) -> None:
-        self.peer = peer
+    def __init__(self, baseline: str | None) -> None:
+        self.baseline = baseline
         self.facts: ModelFacts | None = None
         self.config = EngineConfig()
         self.plan: MemoryPlan | None = None
@@ -135,14 +135,14 @@ class FakeEngine:
     ) -> dict[str, Any]:
         latest = f"commit-{os.getpid()}"  # a hub whose model changes between any two openings
         self.facts = replace(facts_of(model), revision=revision or latest)
-        if self.peer:
-            return {"runtime_bytes": 300_000_000, "peer": self.peer}
+        if self.baseline:
+            return {"runtime_bytes": 300_000_000, "baseline": self.baseline}
         return {"facts": self.facts.to_json(), "hardware": {}, "runtime_bytes": 300_000_000}
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         assert self.facts is not None
         self.config, self.plan = memory.resolve(EngineConfig.from_dict(config), self.facts)
-        if self.peer:
+        if self.baseline:
             return {"config": config, "memory": {"bound": "fake"}}
         return {"config": self.config.to_dict(), "memory": self.plan.to_json()}
 
@@ -160,7 +160,7 @@ class FakeEngine:
         total = self.plan.total_bytes
         peak = total + 10_000_000 if not self.over_budget else self.config.budget.vram_bytes * 2
         reading = MemoryReading(
-            self.plan.slots_bytes, self.plan.dense_bytes, self.plan.kv_bytes, total,
+            self.plan.slots_bytes, self.plan.non_expert_bytes, self.plan.kv_bytes, total,
             min(peak, total) if not self.over_budget else peak, "fake", 300_000_000, peak,
         )  # fmt: skip
         return Report(
@@ -169,7 +169,7 @@ class FakeEngine:
             memory=reading,
             sentinel=Sentinel(2.0, 1.0),
             environment=self.environment(),
-            experts=None if self.peer else self.expert_use(work, repeats),
+            experts=None if self.baseline else self.expert_use(work, repeats),
         ).to_json()
 
     def figures(self, work: Workload, seed: int) -> dict[tuple[str, str], float]:
@@ -178,12 +178,12 @@ class FakeEngine:
         assert plan is not None
         assert facts is not None
         noise = random.Random(f"{config.digest()} {seed} {self.repeats}").uniform(0.99, 1.01)
-        share = plan.resident_share(facts.moe_layers * facts.experts)
+        fraction = plan.resident_fraction(facts.moe_layers * facts.experts)
         width = config.precision.bits / 16
         compute_ms = (2 + 4 * width) * noise
-        kept = 0.0 if config.cache.eviction == "none" else share
+        kept = 0.0 if config.cache.eviction == "none" else fraction
         disk_ms = 30 * width * (1 - kept) ** 1.3 * (0.9 if config.prefetch.depth == 1 else 1.0)
-        disk_ms *= noise * (4.0 if self.peer else 1.0)
+        disk_ms *= noise * (4.0 if self.baseline else 1.0)
         together = config.batch.count * config.batch.size
         tpot_ms = (compute_ms + disk_ms) * together**0.4
         tps = 1000 * together / tpot_ms
@@ -191,7 +191,7 @@ class FakeEngine:
                  "router": 0.1, "dense": 0.2, "policy": 0.05, "other": 0.05}  # fmt: skip
         scale = together**0.4 / together  # of a step to a token
         wall_ms = sum(parts.values()) * scale
-        hits, best = min(1.0, 0.1 + kept * 0.9) if kept else 0.0, min(1.0, 0.2 + share)
+        hits, best = min(1.0, 0.1 + kept * 0.9) if kept else 0.0, min(1.0, 0.2 + fraction)
         demanded = facts.moe_layers * facts.experts_per_token * 200_000 * width
         moved = demanded * (1 - hits)
         found = {
@@ -202,7 +202,7 @@ class FakeEngine:
             ("ttft_ms", "ms"): 20 * tpot_ms,
             ("expert_hit_rate", "ratio"): hits,
             ("expert_hit_rate.prefill", "ratio"): hits / 2,
-            ("resident_share", "ratio"): share,
+            ("resident_fraction", "ratio"): fraction,
             ("stall_ms_per_token", "ms"): disk_ms * scale,
             ("wall_ms_per_token", "ms"): wall_ms,
             **{(f"time_ms_per_token.{n}", "ms"): ms * scale for n, ms in parts.items()},
@@ -210,7 +210,7 @@ class FakeEngine:
             ("disk_bytes_per_token", "bytes"): moved,
             ("overlap_ratio", "share"): 1 - disk_ms * scale / wall_ms,
         }
-        if self.peer:
+        if self.baseline:
             return {key: found[key] for key in list(found)[:5]}
         if config.precision.scheme == "uniform":  # with mixed sizes no bound holds
             found["oracle_hit_rate", "share"] = best
@@ -228,8 +228,10 @@ class FakeEngine:
         weights = [1 / (1 + expert) for expert in range(EXPERTS)]
         row = tuple(round(2 * tokens * weight / sum(weights)) for weight in weights)
         lookups = 2 * repeats * work.sequences * (work.output_tokens - 1)
-        share = self.plan.resident_share(LAYERS * EXPERTS) * (self.config.cache.eviction != "none")
-        hits = tuple(round(lookups * share * (1 - layer / 20)) for layer in range(LAYERS))
+        fraction = self.plan.resident_fraction(LAYERS * EXPERTS) * (
+            self.config.cache.eviction != "none"
+        )
+        hits = tuple(round(lookups * fraction * (1 - layer / 20)) for layer in range(LAYERS))
         named = lookups if self.config.prefetch.depth else 0
         return ExpertUse(
             activations=tuple(row[layer:] + row[:layer] for layer in range(LAYERS)),
@@ -266,8 +268,8 @@ class FakeEngine:
             items.append(TaskItems(task, "bits_per_byte", docs, spread))
             if task.endswith("choice"):
                 right = tuple(float(doc % 5 < 6 - 2 * value) for doc in docs)
-                share = sum(right) / count
-                results.append(TaskResult(task, "acc", share, 0.1, count, 0.25, True))
+                fraction = sum(right) / count
+                results.append(TaskResult(task, "acc", fraction, 0.1, count, 0.25, True))
                 items.append(TaskItems(task, "acc", docs, right))
         kld = None if reference else (value - 1.5) / 3
         report = QualityReport(
@@ -314,7 +316,7 @@ class FakeEngine:
         self, path: str, workload: dict[str, Any], repeats: int, seed: int, gate_inputs: bool
     ) -> dict[str, Any]:
         assert self.facts is not None
-        dice = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         groups = repeats * Workload.from_json(workload).sequences
         tokens = [(8,), *[(1,)] * 6] * groups
         starts = np.cumsum([0, *[sum(sizes) for sizes in tokens]])
@@ -322,7 +324,7 @@ class FakeEngine:
             TracePass(n // 7, "prefill" if n % 7 == 0 else "decode", sizes, int(first))
             for n, (sizes, first) in enumerate(zip(tokens, starts[:-1], strict=True))
         )
-        ranked = dice.permuted(np.tile(np.arange(EXPERTS), (int(starts[-1]), LAYERS, 1)), axis=-1)
+        ranked = rng.permuted(np.tile(np.arange(EXPERTS), (int(starts[-1]), LAYERS, 1)), axis=-1)
         experts = ranked[:, :, :2].astype(np.int16)
         facts = {"model_facts": self.facts.to_json()}
         found = Trace(passes, experts, None, None, None, None, None, facts)
@@ -337,15 +339,15 @@ class FakeEngine:
         return ModelTimings(
             model=self.facts.fingerprint,
             device="cpu",
-            media=dict.fromkeys(bits, Medium({1: 5e7, 2: 7e7}, 0.0, "shared")),
-            dense_s=curve,
+            media=dict.fromkeys(bits, RecordSource({1: 5e7, 2: 7e7}, 0.0, "shared")),
+            non_expert_s=curve,
             router_s=curve,
             layer_s=dict.fromkeys(bits, curve),
             expert_s=dict.fromkeys(bits, curve),
             pass_s=curve,
             policy_s={1: 1e-4},
             submit_s=0.0,
-            score_s=1e-4,
+            gate_lookahead_s=1e-4,
             wake_s=dict.fromkeys(bits, 0.0),
             restart_s=dict.fromkeys(bits, 0.0),
             contention=dict.fromkeys(bits, 1.0),
@@ -374,10 +376,10 @@ def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) ->
     ]
 
 
-def serve(connection: socket.socket, peer: str | None) -> None:
+def serve(connection: socket.socket, baseline: str | None) -> None:
     """Answer requests until the socket closes."""
     knobs = json.loads(os.environ.get("EXPERTUNE_FAKE", "{}"))
-    engine, counts, beating = FakeEngine(peer), {}, threading.Event()
+    engine, counts, beating = FakeEngine(baseline), {}, threading.Event()
     sending = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
@@ -446,10 +448,10 @@ def main() -> None:
     """Parse the arguments and serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--peer")
+    parser.add_argument("--baseline")
     arguments = parser.parse_args()
     with socket.socket(fileno=arguments.fd) as connection:
-        serve(connection, arguments.peer)
+        serve(connection, arguments.baseline)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ repeats: {{min: 2, max: 3}}
 """
 
 
-def budget_of(bits: int, share: str, batch_count: int = 1) -> int:
+def budget_of(bits: int, fraction: str, batch_count: int = 1) -> int:
     """The bytes that this share of the fake model's experts needs, by the memory equation."""
     config = EngineConfig().overlay(
-        {"precision.bits": bits, "cache.expert_bytes": share, "batch.count": batch_count}
+        {"precision.bits": bits, "cache.expert_bytes": fraction, "batch.count": batch_count}
     )
     return resolve(config, facts_of("m"))[1].total_bytes
 

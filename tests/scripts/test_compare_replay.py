@@ -1,4 +1,4 @@
-"""Our hits against a plain cache, what counts as a difference; with the peers extra, theirs."""
+"""Our hits against a plain cache, what counts as a difference; with the baselines extra, theirs."""
 
 from __future__ import annotations
 
@@ -91,16 +91,16 @@ def test_the_command_names_what_to_install(monkeypatch: pytest.MonkeyPatch):
     app.command()(main)
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 2
-    assert "[peers]" in result.output
+    assert "[baselines]" in result.output
 
 
-@pytest.mark.peers
+@pytest.mark.baselines
 @pytest.mark.parametrize("slots", [4, 6, 12, 24])
 def test_hits_equal_those_of_moe_policylang(slots: int):
     try:
         from moe_policylang.benchmark import replay
     except ImportError as error:
-        pytest.skip(f'{error}: pip install -e ".[peers]"')
+        pytest.skip(f'{error}: pip install -e ".[baselines]"')
     rows = [*compare_single(TRACE, slots, replay), *compare_tokens(TRACE, slots, replay)]
     assert [row for row in rows if not row.holds] == []
     assert {row.policy for row in rows if row.must == "equal"} >= {"LRU", "Belady"}

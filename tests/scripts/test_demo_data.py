@@ -47,8 +47,8 @@ def test_choices_have_one_true_ending_among_four_of_similar_length() -> None:
         assert item["label"] in range(4)
         lengths = [len(choice) for choice in item["choices"]]
         assert max(lengths) - min(lengths) <= 20
-    shares = [sum(item["label"] == n for item in items) / len(items) for n in range(4)]
-    assert all(0.2 <= share <= 0.3 for share in shares)
+    fractions = [sum(item["label"] == n for item in items) / len(items) for n in range(4)]
+    assert all(0.2 <= fraction <= 0.3 for fraction in fractions)
 
 
 def test_the_true_ending_follows_its_context_in_the_held_out_text() -> None:

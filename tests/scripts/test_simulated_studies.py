@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from compare_samplers import Simulation, Step, arrival, computing, share_at
+from compare_samplers import Simulation, Step, arrival, computing, fraction_at
 from reference_grid import Row, Run
 
 from tuner.definition.study import Repeats
@@ -71,7 +71,7 @@ def test_what_the_front_beats_ends_early_once_its_quality_is_known(grid: Any):
     simulation = Simulation(grid, seed=0)
     visit(simulation, BEST)
     ended = visit(simulation, WORSE)
-    assert (ended.state, ended.metrics["output_tps"].n) == ("DOMINATED", 1)
+    assert (ended.state, ended.metrics["output_tps"].n) == ("PRUNED", 1)
     assert simulation.spent_s == 8 + (1 + 5)
     assert simulation.found == [0]
     assert (ended.scores["quality"], ended.bounds) == (1.0, {"quality": 1.0})  # granted, not known
@@ -97,5 +97,5 @@ def test_what_is_no_candidate_is_no_trial(grid: Any):
 def test_a_curve_says_when_a_share_arrived_and_what_was_found_by_then():
     curve = [Step(10.0, 0.5, 1.0), Step(20.0, 0.96, 2.0), Step(30.0, 0.97, 3.0)]
     assert (arrival(curve, 0.95), arrival(curve, 0.99)) == (20.0, None)
-    assert (share_at(curve, 9.0), share_at(curve, 25.0)) == (0.0, 0.96)
+    assert (fraction_at(curve, 9.0), fraction_at(curve, 25.0)) == (0.0, 0.96)
     assert (computing(curve, 0.95), computing(curve, 0.99)) == (2.0, 3.0)

@@ -61,7 +61,7 @@ class GateInput:
         raise AssertionError("a trained predictor needs no later router")
 
 
-def predicted_share(name: str, file: Path, trace: Trace) -> float:
+def predicted_fraction(name: str, file: Path, trace: Trace) -> float:
     """Which share of layer 1's choices the policy predicts at layer 0's gate."""
     with np.load(file) as arrays:
         learned = dict(arrays)
@@ -83,7 +83,7 @@ def test_a_trained_network_predicts_the_next_layer(trace: Trace, tmp_path: Path)
         "--hidden", "32", "--steps", "800",
     )  # fmt: skip
     assert output.count("held-out top-k accuracy") == LAYERS - 1
-    assert predicted_share("mlp", tmp_path / "mlp.npz", trace) > 0.8
+    assert predicted_fraction("mlp", tmp_path / "mlp.npz", trace) > 0.8
 
 
 def test_stride_two_reaches_one_layer_further(trace: Trace, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_distilled_pre_gates_predict_the_next_layer(trace: Trace, tmp_path: Path
     arguments = (str(tmp_path / "trace.npz"), "--output", str(tmp_path / "gates.npz"))
     output = run(distill_pregates, *arguments, "--steps", "800")
     assert output.count("held-out top-k accuracy") == LAYERS - 1
-    assert predicted_share("pregate", tmp_path / "gates.npz", trace) > 0.85
+    assert predicted_fraction("pregate", tmp_path / "gates.npz", trace) > 0.85
 
 
 def test_a_trace_without_gate_inputs_is_refused(trace: Trace) -> None:

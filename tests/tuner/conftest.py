@@ -72,7 +72,7 @@ def tune(folder: Path, capsys: pytest.CaptureFixture[str]) -> Tune:
 
 @pytest.fixture
 def misbehave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Tell the fake engine what to do wrong: faults as (kind, op, at)."""
+    """Notify the fake engine what to do wrong: faults as (kind, op, at)."""
 
     def arrange(*faults: tuple[str, str, int], **knobs: object) -> None:
         listed = [{"kind": kind, "op": op, "at": at} for kind, op, at in faults]

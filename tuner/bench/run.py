@@ -1,4 +1,4 @@
-"""Configs, policies, settings and peers measured side by side, in interleaved rounds.
+"""Configs, policies, settings and baselines measured side by side, in interleaved rounds.
 
 In: rows to measure, a workload. Out: BenchResult with every metric pooled over the rounds and its
 ratio to the first row, round by round. A row that fails says why and leaves the others alone.
@@ -30,7 +30,7 @@ RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What to measure: a config on an engine. own_process: a peer, alive in its turns only.
+    """What to measure: a config on an engine. own_process: a baseline, alive in its turns only.
 
     policy: the preset that it is, without: the mechanism that this one lacks, settings: what
     `--set` laid over it (path -> value).
@@ -49,7 +49,7 @@ class BenchRow:
 class RowResult:
     """What was measured of a row. values: by metric, one a round; sentinels likewise.
 
-    asked: the config before the engine resolved it; model: what it ran (None: a peer);
+    asked: the config before the engine resolved it; model: what it ran (None: a baseline);
     policy, without, settings: see BenchRow.
     """
 
@@ -108,7 +108,7 @@ def run_bench(
     workload: Workload,
     rounds: int,
     seed: int,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[RowResult]:
     """Measure every row once a round: A B C, A B C, ..."""
     results = [_unmeasured(row) for row in rows]
@@ -116,7 +116,7 @@ def run_bench(
         for row, result in zip(rows, results, strict=True):
             if result.error is not None:
                 continue
-            tell(f"round {number + 1}/{rounds}: {row.name}")
+            notify(f"round {number + 1}/{rounds}: {row.name}")
             try:
                 _measure(row, result, workload, seed + number)
             except WorkerError as error:
@@ -132,7 +132,7 @@ def add_divergence(
     rows: Sequence[BenchRow],
     results: Sequence[RowResult],
     workload: Workload,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Where some row's precision depends on misses, or its keys and values lose something: the
     decode-mode divergence from the 16-bit model of every row that is not exact, under `kld_mean`
@@ -151,10 +151,10 @@ def add_divergence(
         key = json.dumps([row.session.model, lossy_settings(row.config)], sort_keys=True)
         try:
             if key not in known:
-                tell(f"divergence: {row.name}")
+                notify(f"divergence: {row.name}")
                 known[key] = _divergence(row, text, known)
         except WorkerError as error:
-            tell(f"{row.name}: no divergence: {error}")
+            notify(f"{row.name}: no divergence: {error}")
             continue
         for name, unit in (("kld_mean", "nats"), ("top1_agreement", "share")):
             result.values[name] = [known[key][name]]
@@ -162,25 +162,25 @@ def add_divergence(
 
 
 def _is_exact(config: EngineConfig) -> bool:
-    bits = (config.precision.bits, config.precision.dense_bits)
+    bits = (config.precision.bits, config.precision.non_expert_bits)
     return bits == (16, 16) and not _loses_keys_and_values(config)
 
 
 def _loses_keys_and_values(config: EngineConfig) -> bool:
-    return config.kv.bits != 16 or config.kv.keep_ratio != 1
+    return config.kv.bits != 16 or config.kv.keep_fraction != 1
 
 
 def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:
     """Of one row; keeps the reference first, once a model."""
-    room = {"kv.max_tokens": max(row.config.kv.max_tokens, DIVERGENCE_TOKENS + 8)}
+    capacity = {"kv.max_tokens": max(row.config.kv.max_tokens, DIVERGENCE_TOKENS + 8)}
     model = f"reference of {row.session.model}"
     if model not in known:
         few = {"device.name": row.config.device.name, "cache.expert_bytes": "15%"}
-        row.session.configure(EngineConfig().overlay({**few, **room}))
+        row.session.configure(EngineConfig().overlay({**few, **capacity}))
         known[model] = row.session.request(
             "divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=True
         )
-    row.session.configure(row.config.overlay(room))
+    row.session.configure(row.config.overlay(capacity))
     return row.session.request("divergence", text=text, tokens=DIVERGENCE_TOKENS, reference=False)
 
 
@@ -207,7 +207,7 @@ def _unmeasured(row: BenchRow) -> RowResult:
 
 
 def _measure(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:
-    if row.own_process:  # a peer has its own memory, which our equation does not describe
+    if row.own_process:  # a baseline has its own memory, which our equation does not describe
         row.session.request("configure", config=row.config.to_dict())
     else:
         configured = row.session.configure(row.config)

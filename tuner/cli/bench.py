@@ -1,4 +1,4 @@
-"""`tune bench`: configs, policies, settings and peers side by side."""
+"""`tune bench`: configs, policies, settings and baselines side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 
 from engine.config.settings import EngineConfig
 from engine.contract.messages import (
-    PEERS,
-    PeerName,
+    BASELINES,
+    BaselineName,
 )
 from engine.contract.requests import Workload
 from tuner.bench.ablation import ablate
@@ -53,7 +53,7 @@ from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import resolve_model
 from tuner.formatting import format_metric
 
-PEERS_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
+BASELINES_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
 
 
@@ -73,7 +73,9 @@ def bench(
         bool,
         typer.Option("--ablate", help="Add each policy without each of its mechanisms."),
     ] = False,
-    peers: Annotated[bool, typer.Option("--peers", help="Add other engines as rows.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Add other engines as rows.")
+    ] = False,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
@@ -102,7 +104,7 @@ def bench(
     if model is None and not deployments:
         raise UsageError("nothing to measure: name deployment files, or --model and --vram")
     pinned = None
-    if model is None and (policies or settings or peers):
+    if model is None and (policies or settings or baselines):
         model, pinned = deployments[0].model.id, deployments[0].model.revision
     changes = {
         "prompt_tokens": prompt_tokens,
@@ -134,8 +136,8 @@ def bench(
         own = session_of(model, base.device.name, pinned)
         if presets or settings or not rows:
             rows += _own_rows(base, own, presets, grid, ablating)
-        if peers:
-            rows += _peer_rows(base, resolve_model(model), trust_remote_code, pinned)
+        if baselines:
+            rows += _baseline_rows(base, resolve_model(model), trust_remote_code, pinned)
     try:
         results = run_bench(rows, work, repeats, seed, print_note)
         add_divergence(rows, results, work, print_note)
@@ -181,12 +183,12 @@ def _base(
 ) -> EngineConfig:
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
-    room = max(EngineConfig().kv.max_tokens, work.prompt_tokens + work.output_tokens)
+    capacity = max(EngineConfig().kv.max_tokens, work.prompt_tokens + work.output_tokens)
     return EngineConfig().overlay(
         {
             "budget.vram_bytes": budget_bytes or 0,
             "device.name": device or "auto",
-            "kv.max_tokens": room,
+            "kv.max_tokens": capacity,
         }
     )
 
@@ -224,35 +226,36 @@ def _own_rows(
     return rows
 
 
-def _peer_rows(
+def _baseline_rows(
     base: EngineConfig, source: str, trust_remote_code: bool, revision: str | None
 ) -> list[BenchRow]:
     return [
         BenchRow(
-            peer,
+            baseline,
             base,
             options.open_session(
                 source,
                 base.device.name,
                 trust_remote_code,
-                command=options.peer_command(peer),
+                command=options.baseline_command(baseline),
                 revision=revision,
             ),
             own_process=True,
         )
-        for peer in _installed_peers()
+        for baseline in _installed_baselines()
     ]
 
 
-def _installed_peers() -> tuple[PeerName, ...]:
-    """The peers whose packages are here; says on stderr which are not and what would add them."""
-    if all(find_spec(package) is not None for package in PEERS_EXTRA):
-        return PEERS
+def _installed_baselines() -> tuple[BaselineName, ...]:
+    """The baselines whose packages are here; says on stderr which are not and what would add
+    them."""
+    if all(find_spec(package) is not None for package in BASELINES_EXTRA):
+        return BASELINES
     print_note(
-        "without llama.cpp: its rows need the extra 'peers' "
-        "(pip install 'expertune[peers]', or `make peers` in the source tree)"
+        "without llama.cpp: its rows need the extra 'baselines' "
+        "(pip install 'expertune[baselines]', or `make baselines` in the source tree)"
     )
-    return tuple(peer for peer in PEERS if not peer.startswith("llama.cpp"))
+    return tuple(baseline for baseline in BASELINES if not baseline.startswith("llama.cpp"))
 
 
 def _print_rows(results: list[RowResult]) -> None:

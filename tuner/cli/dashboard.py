@@ -32,7 +32,7 @@ def dashboard(
     if not app.is_file():
         raise StudyError(f"the dashboard is not installed: {app} is missing")
     print_note(f"http://{host}:{port} (end it with Ctrl-C)")
-    command = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+    command = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     command += [sys.executable, "-m", "streamlit", "run", str(app)]
     command += ["--server.address", host, "--server.port", str(port), "--server.headless", "true"]
     command += ["--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none"]

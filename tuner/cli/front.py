@@ -28,7 +28,7 @@ def print_front(front: Front) -> None:
         return
     knee = front.knee
     names = list(knee.params)
-    sure = on_front(front)
+    probability = on_front(front)
     rows = []
     for trial in front.members:
         mark = " *" if trial.id == knee.id else ""
@@ -36,12 +36,14 @@ def print_front(front: Front) -> None:
             format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
             for name in front.objectives
         ]
-        certainty = f"{sure[trial.number]:.0%}"
+        certainty = f"{probability[trial.number]:.0%}"
         settings = (trial.params.get(n) for n in names)
         rows.append([f"{trial.number}{mark}", *figures, certainty, *settings])
-    columns = ["#trial", *(f"#{name}" for name in front.objectives), "#sure", *names]
+    columns = ["#trial", *(f"#{name}" for name in front.objectives), "#probability", *names]
     print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
-    near = [f"trial {number} ({share:.0%})" for number, share in near_front(front, sure)]
+    near = [
+        f"trial {number} ({fraction:.0%})" for number, fraction in near_front(front, probability)
+    ]
     if near:
         print_text(f"within noise of the front: {', '.join(near)}")
     if any(trial.confirmed for trial in front.members):

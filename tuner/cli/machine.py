@@ -139,9 +139,9 @@ def profile(
 def _calibrate(
     session: EngineSession, vram: str | None, work: Workload, bits: tuple[int, ...]
 ) -> ModelTimings:
-    room = max(work.prompt_tokens + work.output_tokens, 256)
+    capacity = max(work.prompt_tokens + work.output_tokens, 256)
     budget = options.read_size("--vram", vram) or 0
-    base = EngineConfig().overlay({"budget.vram_bytes": budget, "kv.max_tokens": room})
+    base = EngineConfig().overlay({"budget.vram_bytes": budget, "kv.max_tokens": capacity})
     return session.calibrate(base, work, bits)
 
 
@@ -170,15 +170,15 @@ def _print_sensitivities(minded: dict[str, Any]) -> None:
 
 
 def _timing_rows(timed: ModelTimings) -> list[list[str]]:
-    rows = [["dense part of a layer, 1 token", f"{timed.dense_s[1] * 1e3:.3f} ms"]]
+    rows = [["dense part of a layer, 1 token", f"{timed.non_expert_s[1] * 1e3:.3f} ms"]]
     for bits, curve in timed.expert_s.items():
         rows += [
             [f"one expert, {bits} bits, {n} tokens", f"{curve[n] * 1e3:.3f} ms"] for n in (1, 16)
         ]
-    for bits, medium in timed.media.items():
+    for bits, source in timed.sources.items():
         rows += [
             [f"{bits}-bit records under load, {n} chunks in flight", f"{format_bytes(rate)}/s"]
-            for n, rate in sorted(medium.bytes_per_s.items())
+            for n, rate in sorted(source.bytes_per_s.items())
         ]
         slower = timed.contention[bits]
         rows.append([f"compute beside {bits}-bit transfers", f"{slower:.2f} times slower"])
@@ -195,7 +195,7 @@ def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any
         "moe_layers": facts.moe_layers,
         "experts": facts.experts,
         "experts_per_token": facts.experts_per_token,
-        "dense_bytes": facts.dense_bytes,
+        "non_expert_bytes": facts.non_expert_bytes,
         "expert_bytes": dict(facts.expert_bytes),
         "record_bytes": dict(facts.record_bytes),
         "kv_bytes_per_token": facts.kv_bytes_per_token,
@@ -237,7 +237,7 @@ def _print_model(model: dict[str, Any]) -> None:
         ["family", model["family"]],
         ["MoE layers", model["moe_layers"]],
         ["experts a layer", f"{model['experts']}, {model['experts_per_token']} a token"],
-        ["dense part", format_bytes(model["dense_bytes"])],
+        ["dense part", format_bytes(model["non_expert_bytes"])],
         ["all experts", sizes],
         ["predictors", ", ".join(model["predictors"])],
         ["tokenizer", "yes" if model["has_tokenizer"] else "none"],

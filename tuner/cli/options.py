@@ -49,7 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 # Another engine behind the same protocol, as shell words.
 ENGINE_VARIABLE = "EXPERTUNE_ENGINE"
-PEERS_COMMAND = (sys.executable, "-m", "engine.peers")
+BASELINES_COMMAND = (sys.executable, "-m", "engine.baselines")
 SERVE_COMMAND = (sys.executable, "-m", "engine.serve")
 
 
@@ -108,10 +108,10 @@ def engine_command() -> tuple[str, ...]:
     return tuple(shlex.split(other)) if other else ENGINE_COMMAND
 
 
-def peer_command(name: str) -> tuple[str, ...]:
-    """The program of a peer behind the same protocol."""
+def baseline_command(name: str) -> tuple[str, ...]:
+    """The program of a baseline behind the same protocol."""
     other = os.environ.get(ENGINE_VARIABLE)
-    return (*(shlex.split(other) if other else PEERS_COMMAND), "--peer", name)
+    return (*(shlex.split(other) if other else BASELINES_COMMAND), "--baseline", name)
 
 
 def serve_command() -> tuple[str, ...]:

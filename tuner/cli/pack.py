@@ -50,9 +50,9 @@ def pack(
 
 
 def _read_precisions(text: str) -> list[int | str]:
-    """Numbers of bits, and `native` for the published codes of a quantized checkpoint."""
+    """Numbers of bits, and `prequantized` for the published codes of a quantized checkpoint."""
     words = [word.strip() for word in text.split(",")]
-    return [w if w == "native" else options.read_bits(w)[0] for w in words]
+    return [w if w == "prequantized" else options.read_bits(w)[0] for w in words]
 
 
 def _print_made(packs: list[dict[str, Any]], as_json: bool) -> None:

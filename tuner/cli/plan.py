@@ -66,11 +66,11 @@ def plan(
     budget_bytes = options.read_size("--vram", vram) or 0
     with options.open_session(source, device, trust_remote_code) as session:
         facts, opened = session.describe(), session.opened_device
-    room = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
+    capacity = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
     base = EngineConfig().overlay(
         {
             "budget.vram_bytes": budget_bytes,
-            "kv.max_tokens": room,
+            "kv.max_tokens": capacity,
             "batch.count": count,
             "device.name": opened,  # a driver's context counts too
         }
@@ -143,19 +143,19 @@ def _row(
         _, fitted = memory.resolve(base.overlay({"precision.bits": bits}), facts)
     except InfeasibleError as error:
         return {**row, "fits": False, "smallest_bytes": error.smallest_bytes, "reason": str(error)}
-    share = fitted.resident_share(total)
+    fraction = fitted.resident_fraction(total)
     if timings is not None and bits in timings.expert_s:
         planned = IoComputePlan().plan(base.overlay({"precision.bits": bits}), facts, timings)
         row["plan"] = {
             "batch_count": planned.config.batch.count,
-            "binds": planned.binds,
+            "bottleneck": planned.bottleneck,
             "reason": planned.reason,
         }
     return {
         **row,
         "fits": True,
         "smallest_bytes": None,
-        "resident_share": share,
+        "resident_fraction": fraction,
         **fitted.to_json(),
     }
 
@@ -171,9 +171,9 @@ def _print_budgets(facts: ModelFacts, target_tps: float, answers: list[BudgetAns
         else:
             low = format_bytes(answer.low_bytes or answer.smallest_bytes)
             high = format_bytes(answer.high_bytes) if answer.high_bytes else "more than all"
-            share = f"{answer.share:.0%} of the experts"
+            fraction = f"{answer.fraction:.0%} of the experts"
             table.append(
-                [answer.bits, format_at_least(answer.smallest_bytes), share, f"{low} to {high}"]
+                [answer.bits, format_at_least(answer.smallest_bytes), fraction, f"{low} to {high}"]
             )
     columns = ["#bits", "#smallest budget", "", f"if it errs by {ERROR_RATIO:.0%}"]
     print_table(
@@ -182,12 +182,12 @@ def _print_budgets(facts: ModelFacts, target_tps: float, answers: list[BudgetAns
 
 
 def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]) -> None:
-    parts = ("slots_bytes", "dense_bytes", "kv_bytes", "workspace_bytes", "staging_bytes")
+    parts = ("slots_bytes", "non_expert_bytes", "kv_bytes", "workspace_bytes", "staging_bytes")
     table = []
     for row in rows:
         if row["fits"]:
             figures = [format_bytes(row[part]) for part in (*parts, "total_bytes")]
-            table.append([row["bits"], row["slots"], f"{row['resident_share']:.0%}", *figures])
+            table.append([row["bits"], row["slots"], f"{row['resident_fraction']:.0%}", *figures])
         else:
             needed = row["smallest_bytes"]
             missing = f"needs {format_at_least(needed)}" if needed else "not possible"
@@ -198,5 +198,6 @@ def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]
     for row in rows:
         if "plan" in row:
             print_text(
-                f"{row['bits']} bits: {row['plan']['reason']} ({row['plan']['binds']} binds)"
+                f"{row['bits']} bits: {row['plan']['reason']} ({row['plan']['bottleneck']} "
+                "bottleneck)"
             )

@@ -25,7 +25,7 @@ from tuner.quality.paired import (
 from tuner.store.repository import Store
 from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.study.estimate import check
-from tuner.study.warm_start import worth
+from tuner.study.warm_start import warm_start_gain
 
 Paired = dict[int, tuple[PairedResult, ...]]
 FEW_TRIALS = 50  # of which the share of good ones says little about a setting
@@ -77,7 +77,7 @@ def show(
     print_curve(fronts_by_budget(study, trials))
     _print_trials(trials, front.objectives)
     _print_explanation(explain(front, trials))
-    for sentence in worth(front, trials):
+    for sentence in warm_start_gain(front, trials):
         print_text(sentence)
     _print_quality(front, paired)
     _print_importances(weights, sum(trial.state in MEASURED_STATES for trial in trials))
@@ -91,14 +91,14 @@ def _document(
     weights: dict[str, dict[str, float]],
     paired: Paired,
 ) -> dict[str, Any]:
-    sure = on_front(front)
+    probability = on_front(front)
 
     def document(trial: TrialSnapshot) -> dict[str, Any]:
         pairs = [one.to_json() for one in paired.get(trial.id, ())]
         return {
             **trial.to_json(),
             "quality_paired": pairs,
-            "on_front": sure.get(trial.number, 0.0),
+            "on_front": probability.get(trial.number, 0.0),
         }
 
     return {
@@ -177,10 +177,10 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
 def _print_explanation(found: Explanation | None) -> None:
     if found is None:
         return
-    if found.binding is not None:
-        print_text(f"trial {found.trial}: {found.binding.sentence}")
-    for exchange in found.exchanges:
-        print_text(f"instead, {exchange.sentence}")
+    if found.bottleneck is not None:
+        print_text(f"trial {found.trial}: {found.bottleneck.sentence}")
+    for trade_off in found.trade_offs:
+        print_text(f"instead, {trade_off.sentence}")
     if found.twin is not None:
         print_text(
             f"predictions were off by {found.twin.median:.0%} (median of "

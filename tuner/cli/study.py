@@ -20,7 +20,7 @@ from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import cache_folder, resolve_model
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
-from tuner.search.acquisition import WORTH
+from tuner.search.acquisition import MIN_IMPROVEMENT
 from tuner.search.samplers import check_sampler
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
@@ -38,7 +38,7 @@ from tuner.study.run import (
     run_study,
     with_default_tasks,
 )
-from tuner.workers.local import Fleet
+from tuner.workers.local import WorkerPool
 from tuner.workers.ray_cluster import check_address
 
 STUDY = "Study"
@@ -175,7 +175,7 @@ def study(
             "output": str(output) if output else None,
         },
     )
-    _run(wanted, storage, resume, dry_run, as_json, Fleet(workers, ray))
+    _run(wanted, storage, resume, dry_run, as_json, WorkerPool(workers, ray))
 
 
 def _run(
@@ -184,11 +184,11 @@ def _run(
     resume: bool,
     dry_run: bool,
     as_json: bool,
-    fleet: Fleet,
+    pool: WorkerPool,
 ) -> None:
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
-    if fleet.ray is not None and fleet.workers > 1:
+    if pool.ray is not None and pool.workers > 1:
         raise UsageError(
             "--workers counts processes here; with --ray the cluster counts: leave one out"
         )
@@ -216,7 +216,7 @@ def _run(
                         store,
                         hardware,
                         choose_progress(),
-                        fleet,
+                        pool,
                         plan.estimate_s,
                         interrupted,
                     )
@@ -233,11 +233,11 @@ def _run(
     _check_found(result)
 
 
-def _check_fleet(fleet: Fleet) -> None:
-    if fleet.ray is None:
+def _check_pool(pool: WorkerPool) -> None:
+    if pool.ray is None:
         return
-    check_address(fleet.ray)
-    if fleet.workers > 1:
+    check_address(pool.ray)
+    if pool.workers > 1:
         raise UsageError("--workers is for this machine, --ray for a cluster: leave one out")
 
 
@@ -279,7 +279,7 @@ def _print_result(result: StudyResult) -> None:
     if result.ended_early:
         print_text(
             f"ended after {format_count(finished, 'trial')}: nothing that is left promises more "
-            f"than {WORTH:.1%} of the hypervolume"
+            f"than {MIN_IMPROVEMENT:.1%} of the hypervolume"
         )
     if took := check(result.study):
         print_text(took)

@@ -72,10 +72,10 @@ def trace(
     )
     with options.open_session(source, device, trust_remote_code) as session:
         facts = session.facts
-        room = max(task.prompt_tokens + task.output_tokens, 64)
+        capacity = max(task.prompt_tokens + task.output_tokens, 64)
         overlay: dict[str, Any] = {
             "budget.vram_bytes": options.read_size("--vram", vram) or 0,
-            "kv.max_tokens": room,
+            "kv.max_tokens": capacity,
         }
         (point,) = [point for _, point in grid_rows(options.read_settings(settings or []))][:1]
         session.configure(EngineConfig().overlay({**overlay, **point}))

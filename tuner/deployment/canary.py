@@ -124,7 +124,7 @@ def run_canary(
     workload: Workload,
     *,
     seed: int,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     now: Callable[[], float] = time.monotonic,
 ) -> Canary:
     """Configure and measure. Raises WorkerError where the config does not run here.
@@ -136,7 +136,7 @@ def run_canary(
     if plan is None:
         return Canary(point, None, f"by its own figures a canary takes over {LIMIT_S:.0f} s")
     try:
-        reports = _measure(session, plan, seed, tell, now)
+        reports = _measure(session, plan, seed, notify, now)
     except WorkerError as error:
         if error.failure != "timeout":
             raise
@@ -160,7 +160,7 @@ def _measure(
     session: EngineSession,
     plan: CanaryPlan,
     seed: int,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     now: Callable[[], float],
 ) -> list[Report]:
     """At least one repeat, more while the time allows another like the last."""
@@ -170,7 +170,7 @@ def _measure(
         started_s = now()
         if reports and started_s + last_s > deadline_s:
             break
-        tell(f"canary, repeat {len(reports) + 1} of {plan.repeats}")
+        notify(f"canary, repeat {len(reports) + 1} of {plan.repeats}")
         report = session.measure(
             plan.workload,
             warm_up=not reports,

@@ -27,7 +27,9 @@ from tuner.errors import DeploymentError
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
 # Settings that files of earlier releases lack; their defaults are what those releases did.
-ADDED_LATER = frozenset({"kv.keep_ratio", "kv.elastic", "serve.prefix_share", "serve.instcache"})
+ADDED_LATER = frozenset(
+    {"kv.keep_fraction", "kv.elastic", "serve.prefix_cache_tokens", "serve.response_cache_entries"}
+)
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 

@@ -37,7 +37,7 @@ from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
 Policy = Literal["warn", "strict", "walk"]
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 # What a config fails with that is too large for the memory that is free just now.
 UNFIT: tuple[FailureClass, ...] = ("does_not_fit", "out_of_memory")
 
@@ -54,7 +54,9 @@ class ServerOptions:
     telemetry_s: float
 
 
-def choose(session: EngineSession, deployment: Deployment, policy: Policy, tell: Tell) -> Canary:
+def choose(
+    session: EngineSession, deployment: Deployment, policy: Policy, notify: Notify
+) -> Canary:
     """Check budget and speed, and leave the session configured with the point to serve.
 
     warn: the file's own config, whatever the canary finds; strict: only if it holds; walk: else the
@@ -66,8 +68,8 @@ def choose(session: EngineSession, deployment: Deployment, policy: Policy, tell:
     problems: list[str] = []
     for point in points:
         try:
-            check_room(point.config, session.facts, session.hardware)
-            found = run_canary(session, point, workload, seed=seed, tell=tell)
+            check_memory(point.config, session.facts, session.hardware)
+            found = run_canary(session, point, workload, seed=seed, notify=notify)
         except (InfeasibleError, WorkerError) as error:
             if policy != "walk" or error.failure not in UNFIT:
                 raise
@@ -75,7 +77,7 @@ def choose(session: EngineSession, deployment: Deployment, policy: Policy, tell:
         if found.holds:
             return found
         problems.append(f"trial {point.trial}: {found.problem}")
-        tell(f"does not hold here: {problems[-1]}")
+        notify(f"does not hold here: {problems[-1]}")
         if policy == "warn":
             if found.verification is None:  # a canary that took too long ended its process
                 session.configure(point.config)
@@ -87,11 +89,11 @@ def choose(session: EngineSession, deployment: Deployment, policy: Policy, tell:
     )
 
 
-def check_room(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
+def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
     """Raise InfeasibleError where the config passes its own budget, or this machine has less free
     than it takes beside the dense part, which is loaded by now. hardware: {} where unknown."""
     _, plan = resolve(config, facts)
-    needed = plan.total_bytes - plan.dense_bytes
+    needed = plan.total_bytes - plan.non_expert_bytes
     free = _free_bytes(config.device.name, hardware)
     if free is not None and needed > free:
         raise InfeasibleError(
@@ -119,13 +121,13 @@ def serve(
     name = f"{deployment.provenance.study}/{canary.point.trial}"
     reference = Reference(canary.routing, _recorded_hit_rate(canary.point))
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.get("event") == "ready":
             on_ready(str(event["host"]), int(event["port"]))
         elif event.get("event") == "telemetry":
             keep_window(store, name, event, reference)
 
-    return session.serve(hear, **asdict(options))
+    return session.serve(on_event, **asdict(options))
 
 
 def keep_window(store: Store, deployment: str, event: Event, reference: Reference) -> None:

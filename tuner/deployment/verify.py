@@ -78,7 +78,7 @@ class Verification:
 
 
 def verify(
-    deployment: Deployment, session: EngineSession, repeats: Repeats, tell: Callable[[str], None]
+    deployment: Deployment, session: EngineSession, repeats: Repeats, notify: Callable[[str], None]
 ) -> Verification:
     """Measure the deployed config afresh, to the interval of `repeats`, and compare.
 
@@ -95,7 +95,7 @@ def verify(
         )
         if number >= repeats.min and steady:
             break
-        tell(f"measuring, repeat {number + 1}")
+        notify(f"measuring, repeat {number + 1}")
         report = session.measure(
             workload, repeats=1, warm_up=not number, seed=deployment.provenance.seed + number
         )
@@ -146,11 +146,11 @@ def band(recorded: MeasuredMetric) -> float:
 
 def slow_down(measured: Measured, then: MeasuredSentinel, now: Sentinel) -> float:
     """How many times longer a token should take now, by the sentinel and the time split."""
-    waited = _share_waited(measured)
+    waited = _fraction_waited(measured)
     return waited * now.read_ms / then.read_ms + (1 - waited) * now.compute_ms / then.compute_ms
 
 
-def _share_waited(measured: Mapping[str, Any]) -> float:
+def _fraction_waited(measured: Mapping[str, Any]) -> float:
     stall, token = measured.get("stall_ms_per_token"), measured.get("tpot_ms")
     if not isinstance(stall, MeasuredMetric) or not isinstance(token, MeasuredMetric):
         return 0.0

@@ -111,11 +111,11 @@ class EngineWorker:
         """Start the process; WorkerError if the command cannot be run."""
         ours, theirs = socket.socketpair()
         arguments = [*self.command, "--fd", str(theirs.fileno())]
-        tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with theirs, self.log_path.open("ab") as log_file:
             self._process = subprocess.Popen(
-                [*tether, *arguments],
+                [*pdeathsig, *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,

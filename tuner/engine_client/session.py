@@ -299,7 +299,7 @@ class EngineSession:
         }
 
     def _take_facts(self, result: dict[str, Any]) -> None:
-        if "facts" in result:  # a peer knows none
+        if "facts" in result:  # a baseline knows none
             self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
             self.revision = None if self._facts.revision == "local" else self._facts.revision
 

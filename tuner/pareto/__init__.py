@@ -1,1 +1,1 @@
-"""What is best of what was measured, and how sure that is; runs and stores nothing."""
+"""What is best of what was measured, and how probability that is; runs and stores nothing."""

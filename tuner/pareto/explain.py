@@ -25,22 +25,23 @@ PARTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Binding:
+class Bottleneck:
     """What a token's time goes into. part: the largest, of PARTS; shares: of all parts."""
 
     part: str
-    shares: Mapping[str, float]
+    fractions: Mapping[str, float]
 
     @property
     def sentence(self) -> str:
         """For people."""
-        rest = sorted(self.shares.items(), key=lambda item: -item[1])[1:3]
-        others = ", ".join(f"{PARTS[name]} {share:.0%}" for name, share in rest)
-        return f"{PARTS[self.part]} takes {self.shares[self.part]:.0%} of a token's time ({others})"
+        rest = sorted(self.fractions.items(), key=lambda item: -item[1])[1:3]
+        others = ", ".join(f"{PARTS[name]} {fraction:.0%}" for name, fraction in rest)
+        largest = f"{PARTS[self.part]} takes {self.fractions[self.part]:.0%}"
+        return f"{largest} of a token's time ({others})"
 
 
 @dataclass(frozen=True)
-class Exchange:
+class TradeOff:
     """Another member of the front. changes: relative to the recommended one, by objective;
     settings: (recommended, other) where they differ."""
 
@@ -71,8 +72,8 @@ class Explanation:
     """Of one recommended trial."""
 
     trial: int
-    binding: Binding | None
-    exchanges: tuple[Exchange, ...]
+    bottleneck: Bottleneck | None
+    trade_offs: tuple[TradeOff, ...]
     twin: TwinError | None
 
     def to_json(self) -> dict[str, Any]:
@@ -88,13 +89,13 @@ def explain(front: Front, trials: Sequence[TrialSnapshot]) -> Explanation | None
     others = [member for member in front.members if member.number != knee.number]
     return Explanation(
         knee.number,
-        binding_of(knee),
-        tuple(_exchange(knee, other, front.objectives) for other in others),
+        bottleneck_of(knee),
+        tuple(_trade_off(knee, other, front.objectives) for other in others),
         twin_error(trials),
     )
 
 
-def binding_of(trial: TrialSnapshot) -> Binding | None:
+def bottleneck_of(trial: TrialSnapshot) -> Bottleneck | None:
     """None where the engine measured no time split."""
     parts = {
         name: metric.value
@@ -104,8 +105,8 @@ def binding_of(trial: TrialSnapshot) -> Binding | None:
     total = sum(parts.values())
     if total <= 0:
         return None
-    shares = {name: value / total for name, value in parts.items()}
-    return Binding(max(shares, key=shares.__getitem__), shares)
+    fractions = {name: value / total for name, value in parts.items()}
+    return Bottleneck(max(fractions, key=fractions.__getitem__), fractions)
 
 
 def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> TwinError | None:
@@ -123,7 +124,7 @@ def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> T
     return TwinError(statistics.median(errors), max(errors), common, len(errors))
 
 
-def _exchange(knee: TrialSnapshot, other: TrialSnapshot, objectives: Sequence[str]) -> Exchange:
+def _trade_off(knee: TrialSnapshot, other: TrialSnapshot, objectives: Sequence[str]) -> TradeOff:
     changes = {
         name: other.scores[name] / knee.scores[name] - 1 for name in objectives if knee.scores[name]
     }
@@ -132,4 +133,4 @@ def _exchange(knee: TrialSnapshot, other: TrialSnapshot, objectives: Sequence[st
         for path, value in other.params.items()
         if knee.params.get(path) != value
     }
-    return Exchange(other.number, changes, settings)
+    return TradeOff(other.number, changes, settings)

@@ -33,12 +33,12 @@ def importances(
         return {}
     names = list(measured[0].params)
     return {
-        objective: _shares([t for t in measured if objective not in t.bounds], objective, names)
+        objective: _fractions([t for t in measured if objective not in t.bounds], objective, names)
         for objective in objectives
     }
 
 
-def _shares(
+def _fractions(
     trials: Sequence[TrialSnapshot], objective: str, names: Sequence[str]
 ) -> dict[str, float]:
     varied = {name for name in names if len(_choices(trials, name)) > 1}

@@ -1,4 +1,4 @@
-"""How sure it is that a trial belongs on the front, and the front that this makes.
+"""How probability it is that a trial belongs on the front, and the front that this makes.
 
 Each configuration's means are drawn again and again from their standard errors (speeds of one
 configuration rise and fall together, as they come from the same repeats); the share of draws in
@@ -63,8 +63,8 @@ def draws_of(front: Front, seed: int = 0) -> Draws:
     means = np.array([[trial.scores[name] for name in names] for trial in trials]) * signs
     errors = _errors(front, trials)
     near = _near(means, errors, len(front.members))
-    dice = np.random.default_rng(seed)
-    scatter = dice.standard_normal((DRAWS, len(near), 1))
+    rng = np.random.default_rng(seed)
+    scatter = rng.standard_normal((DRAWS, len(near), 1))
     values = means[near] + scatter * errors[near]  # [S, n, d]
     return Draws(tuple(trials[index] for index in near), _beats(values))
 
@@ -73,7 +73,7 @@ def on_front(front: Front, seed: int = 0) -> dict[int, float]:
     """Probability of each measured, feasible trial that is within reach, by its number."""
     draws = draws_of(front, seed)
     pairs = zip(draws.trials, draws.probabilities(), strict=True)
-    return {trial.number: float(share) for trial, share in pairs}
+    return {trial.number: float(fraction) for trial, fraction in pairs}
 
 
 def likely_members(front: Front, seed: int = 0) -> tuple[TrialSnapshot, ...]:
@@ -81,12 +81,12 @@ def likely_members(front: Front, seed: int = 0) -> tuple[TrialSnapshot, ...]:
     do not beat more likely than not: of several that noise cannot tell apart, one at least stays.
     """
     draws = draws_of(front, seed)
-    share = draws.probabilities()
+    fraction = draws.probabilities()
     means = {member.id for member in front.members}
     chosen: list[int] = []
-    for index in np.argsort(-share, kind="stable").tolist():
+    for index in np.argsort(-fraction, kind="stable").tolist():
         by_means = draws.trials[index].id in means
-        if share[index] >= EVEN or (by_means and draws.beaten(index, chosen) < EVEN):
+        if fraction[index] >= EVEN or (by_means and draws.beaten(index, chosen) < EVEN):
             chosen.append(index)
     return tuple(draws.trials[index] for index in chosen)
 
@@ -149,7 +149,8 @@ def _beats(values: Floats) -> NDArray[np.bool_]:
 
 
 def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, by its own objectives and limits, as sure as its samples are."""
+    """The front of a stored study, by its own objectives and limits, as probability as its samples
+    are."""
     definition = study.definition
     limit = definition["constraints"].get("min_quality")
     return likely_front(trials, definition["objectives"], limit)

@@ -25,10 +25,10 @@ from tuner.store.snapshots import QualityResult
 
 SIXTEEN_BITS: Mapping[str, Any] = {
     "precision.bits": 16,
-    "precision.dense_bits": 16,
+    "precision.non_expert_bits": 16,
     "precision.scheme": "uniform",
     "kv.bits": 16,
-    "kv.keep_ratio": 1.0,
+    "kv.keep_fraction": 1.0,
 }
 # A kill looks like too little memory, whoever sent it.
 PASSING: frozenset[FailureClass] = frozenset({"crash", "timeout", "out_of_memory"})

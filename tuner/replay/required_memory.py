@@ -40,7 +40,7 @@ class BudgetAnswer:
     smallest_bytes: int | None
     low_bytes: int | None
     high_bytes: int | None
-    share: float | None
+    fraction: float | None
     predicted_tps: float | None
     fastest_tps: float | None
     error: str | None = None
@@ -76,8 +76,8 @@ def budget_for(
     counted = set(range(len(trace.passes))) - set(warm)
 
     def config(step: int) -> EngineConfig:
-        share = f"{100 * step / STEPS:g}%"
-        return base.overlay({"precision.bits": bits, "cache.expert_bytes": share})
+        fraction = f"{100 * step / STEPS:g}%"
+        return base.overlay({"precision.bits": bits, "cache.expert_bytes": fraction})
 
     @functools.cache
     def speed(step: int) -> float:

@@ -19,11 +19,11 @@ from tuner.pareto import dominance
 from tuner.pareto.noise import START_DEVIATION
 from tuner.search.candidates import Candidates
 from tuner.search.hypervolume_improvement import (
-    Staircases,
+    BoxDecomposition,
     non_dominated,
 )
 from tuner.search.posterior import (
-    Belief,
+    Posterior,
     Regression,
 )
 
@@ -34,7 +34,7 @@ LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
 HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
-WORTH = 0.001  # of the hypervolume: what promises less is not worth a trial
+MIN_IMPROVEMENT = 0.001  # of the hypervolume: what promises less is not worth a trial
 BEYOND_NADIR = 0.1
 
 
@@ -87,7 +87,7 @@ class Proposer:
         budgets = [item.config.budget.vram_bytes for item in self.candidates.items]
         self._budgets = np.array(budgets, dtype=np.int64)
         self._groups = [item.group for item in self.candidates.items]
-        self._hoped = np.array(
+        self._optimistic = np.array(
             [HOPED_QUALITY.get(item.config.precision.bits, 1.0) for item in self.candidates.items]
         )
 
@@ -97,7 +97,7 @@ class Proposer:
         taken: candidates that run now, failed or do not fit.
         """
         ranked = self.rank(measured, taken, len(self.candidates))
-        return next((one for one in ranked if one.gain >= WORTH), None)
+        return next((one for one in ranked if one.gain >= MIN_IMPROVEMENT), None)
 
     def rank(
         self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
@@ -107,17 +107,17 @@ class Proposer:
         open_ = np.array([i for i in range(len(self.candidates)) if i not in closed], dtype=int)
         if not len(open_):
             return []
-        beliefs = {name: self.believe(name, measured) for name in SPEEDS}
+        posteriors = {name: self.posterior(name, measured) for name in SPEEDS}
         quality = self._quality(measured)
-        gains, whole = self._gains(open_, beliefs, quality, measured)
-        seconds = self._seconds(open_, beliefs["output_tps"])
+        gains, whole = self._gains(open_, posteriors, quality, measured)
+        seconds = self._seconds(open_, posteriors["output_tps"])
         order = np.argsort(-gains / seconds, kind="stable")[:most]
         return [
             Proposal(int(open_[i]), float(gains[i] / whole) if whole else 1.0, float(seconds[i]))
             for i in order
         ]
 
-    def believe(self, name: str, measured: Sequence[Measured]) -> Belief:
+    def posterior(self, name: str, measured: Sequence[Measured]) -> Posterior:
         """log(metric) of all candidates."""
         rows = [one for one in measured if one.values.get(name, 0.0) > 0]
         values = np.log([one.values[name] for one in rows])
@@ -125,26 +125,26 @@ class Proposer:
         prior = self.predictions.get(name)
         if prior is None:
             prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
-        return self._regression.believe(prior, [one.index for one in rows], values, noise)
+        return self._regression.posterior(prior, [one.index for one in rows], values, noise)
 
     def _quality(self, measured: Sequence[Measured]) -> Floats:
         """Of all candidates: evaluated for their group, or hoped for."""
         found = {
             self._groups[one.index]: one.quality for one in measured if one.quality is not None
         }
-        pairs = zip(self._groups, self._hoped, strict=True)
+        pairs = zip(self._groups, self._optimistic, strict=True)
         return np.array([found.get(group, hoped) for group, hoped in pairs], dtype=float)
 
     def _gains(
         self,
         rows: NDArray[np.int_],
-        beliefs: Mapping[str, Belief],
+        posteriors: Mapping[str, Posterior],
         quality: Floats,
         measured: Sequence[Measured],
     ) -> tuple[Floats, float]:
         """Expected improvement of each of these candidates, and the present hypervolume."""
-        draws = self._drawn(rows, beliefs, quality)  # [n, S, d], more is better
-        allowed = self._allowed(rows, beliefs, quality)
+        draws = self._drawn(rows, posteriors, quality)  # [n, S, d], more is better
+        allowed = self._allowed(rows, posteriors, quality)
         gains, whole = np.zeros(len(rows)), 0.0
         for budget in np.unique(self._budgets):  # one, but for budget curves
             within = self._budgets[rows] <= budget
@@ -156,16 +156,16 @@ class Proposer:
         return gains, whole
 
     def _drawn(
-        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+        self, rows: NDArray[np.int_], posteriors: Mapping[str, Posterior], quality: Floats
     ) -> Floats:
         columns = []
         for name in self.objectives:
             if name == "quality":
                 columns.append(np.repeat(quality[rows][:, None], len(DRAWS), axis=1))
                 continue
-            belief, sign = beliefs[name], SIGNS[name]
-            spread = sign * DRAWS[None, :] * belief.deviation[rows][:, None]
-            columns.append(sign * np.exp(belief.mean[rows][:, None] + spread))
+            posterior, sign = posteriors[name], SIGNS[name]
+            spread = sign * DRAWS[None, :] * posterior.deviation[rows][:, None]
+            columns.append(sign * np.exp(posterior.mean[rows][:, None] + spread))
         return np.stack(columns, axis=2)
 
     def _front(self, measured: Sequence[Measured], quality: Floats) -> Floats:
@@ -189,7 +189,7 @@ class Proposer:
         )
 
     def _allowed(
-        self, rows: NDArray[np.int_], beliefs: Mapping[str, Belief], quality: Floats
+        self, rows: NDArray[np.int_], posteriors: Mapping[str, Posterior], quality: Floats
     ) -> Floats:
         """1 where a draw keeps every limit, else 0, [n, S]."""
         allowed = np.ones((len(rows), len(DRAWS)))
@@ -197,16 +197,16 @@ class Proposer:
             allowed *= (quality[rows] >= self.limits.min_quality)[:, None]
         for name, limit in self._speed_limits():
             if limit is not None:
-                belief = beliefs[name]
+                posterior = posteriors[name]
                 # a good draw is a short time, as in _drawn
-                spread = DRAWS[None, :] * belief.deviation[rows][:, None]
-                allowed *= np.exp(belief.mean[rows][:, None] - spread) <= limit
+                spread = DRAWS[None, :] * posterior.deviation[rows][:, None]
+                allowed *= np.exp(posterior.mean[rows][:, None] - spread) <= limit
         return allowed
 
     def _speed_limits(self) -> list[tuple[str, float | None]]:
         return [(name, getattr(self.limits, limit)) for name, limit in LIMITED.items()]
 
-    def _seconds(self, rows: NDArray[np.int_], speed: Belief) -> Floats:
+    def _seconds(self, rows: NDArray[np.int_], speed: Posterior) -> Floats:
         once = self.costs.tokens / np.exp(speed.mean[rows])
         seconds: Floats = self.costs.overhead_s + self.costs.passes * once
         return seconds
@@ -225,7 +225,7 @@ def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats,
     span = np.where(span > 0, span, 1.0)
     reference = centre[non_dominated(centre)].min(axis=0) - BEYOND_NADIR * span
     scaled = (front - reference) / span
-    gains = Staircases(scaled).improvement((draws - reference) / span) * allowed
+    gains = BoxDecomposition(scaled).improvement((draws - reference) / span) * allowed
     signs = [1] * centre.shape[1]
     whole = dominance.hypervolume(scaled.tolist(), [0.0] * len(signs), signs)
     return gains.mean(axis=1), whole

@@ -33,7 +33,7 @@ class Candidate:
 
     point: Point
     config: EngineConfig
-    share: float
+    fraction: float
     group: str
 
 
@@ -54,8 +54,8 @@ class Candidates:
                 continue
             index = by_digest.setdefault(config.digest(), len(self.items))
             if index == len(self.items):
-                share = plan.resident_share(experts)
-                self.items.append(Candidate(point, config, share, quality_group(config)))
+                fraction = plan.resident_fraction(experts)
+                self.items.append(Candidate(point, config, fraction, quality_group(config)))
             self._by_point[_key(point)] = index
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Candidates:
 
     def _axis(self, parameter: Parameter) -> Axis:
         if parameter.name == CACHE:  # `auto` lies where it resolves to
-            return Axis(np.array([item.share for item in self.items]), ordered=True)
+            return Axis(np.array([item.fraction for item in self.items]), ordered=True)
         ranks = {_text(choice): rank for rank, choice in enumerate(_sorted(parameter.choices))}
         scale = max(1, len(ranks) - 1)
         found = [ranks[_text(item.point[parameter.name])] / scale for item in self.items]
@@ -91,9 +91,9 @@ def _points(space: SearchSpace, seed: int) -> Iterator[dict[str, Choice]]:
             yield dict(zip(names, values, strict=True))
         return
     yield space.default()
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(MOST - 1):
-        yield {name: dice.choice(own) for name, own in zip(names, choices, strict=True)}
+        yield {name: rng.choice(own) for name, own in zip(names, choices, strict=True)}
 
 
 def _sorted(choices: tuple[Choice, ...]) -> list[Choice]:

@@ -40,7 +40,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         for name, text in asked["space"].items()
     }
     study = optuna.create_study(directions=asked["directions"], sampler=sampler)
-    binding = _binding(asked["trials"])
+    limited = _limited(asked["trials"])
     for trial in asked["trials"]:
         found = trial["constraints"]
         study.add_trial(
@@ -48,7 +48,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
                 params=trial["params"],
                 distributions=space,
                 values=trial["values"],
-                constraints={name: found.get(name, 0.0) for name in binding} or None,
+                constraints={name: found.get(name, 0.0) for name in limited} or None,
             )
         )
     for params in asked["running"]:
@@ -58,7 +58,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     return dict(study.ask(space).params)
 
 
-def _binding(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+def _limited(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """Constraints that tell trials apart; a model of one that is 0 everywhere costs its time."""
     names = trials[0]["constraints"] if trials else {}
     return [n for n in names if any(trial["constraints"].get(n, 0.0) for trial in trials)]

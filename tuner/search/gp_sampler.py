@@ -117,9 +117,9 @@ class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optu
 
     def _start(self) -> subprocess.Popen[str]:
         self._answers = queue.Queue()
-        tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
         self._child = subprocess.Popen(
-            [*tether, sys.executable, "-m", "tuner.search.gp_process"],
+            [*pdeathsig, sys.executable, "-m", "tuner.search.gp_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

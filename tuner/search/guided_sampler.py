@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from tuner.search.guide import Guide
+from tuner.search.searcher import Searcher
 from tuner.store.snapshots import TrialSnapshot
 
 CHOSEN = "chosen"
@@ -29,15 +29,15 @@ def _others(study: Any, trial: Any) -> dict[int, dict[str, Any]]:
 
 
 class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
-    """Proposes what the guide does; where that has nothing left, what `fallback` does.
+    """Proposes what the searcher does; where that has nothing left, what `fallback` does.
 
     trials: all of the study, as our store has them.
     """
 
     def __init__(
-        self, guide: Guide, trials: Callable[[], Sequence[TrialSnapshot]], fallback: Any
+        self, searcher: Searcher, trials: Callable[[], Sequence[TrialSnapshot]], fallback: Any
     ) -> None:
-        self._guide = guide
+        self._searcher = searcher
         self._trials = trials
         self._fallback = fallback
         self._chosen: dict[int, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
             return
         others = _others(study, trial)
         for _ in range(MOST_TIES):
-            point = self._guide.propose(self._trials(), list(others.values()))
+            point = self._searcher.propose(self._trials(), list(others.values()))
             if point is None:
                 return
             self._chosen[trial.number] = dict(point)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-class Staircases:
+class BoxDecomposition:
     """A front's slices. gains: the front's points as gains over the reference, [M, d], d <= 3."""
 
     def __init__(self, gains: Floats) -> None:
@@ -67,13 +67,13 @@ def _stairs(points: Floats) -> list[tuple[float, float, float]]:
     """(left, right, height) of each step of the area that these points cover; past the last, 0."""
     steps: list[tuple[float, float, float]] = []
     left = 0.0
-    for x, y in _staircase(points):
+    for x, y in _corners(points):
         steps.append((left, x, y))
         left = x
     return [*steps, (left, np.inf, 0.0)]
 
 
-def _staircase(points: Floats) -> Sequence[tuple[float, float]]:
+def _corners(points: Floats) -> Sequence[tuple[float, float]]:
     """The non-dominated points by rising x and falling y."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(map(tuple, points.tolist()), reverse=True):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LENGTHS = (0.35, 1.0, 3.0)  # of the kernel, in ranks scaled to [0, 1]
-SHARES = (0.4, 0.8)  # of the variance that settings explain one by one
+FRACTIONS = (0.4, 0.8)  # of the variance that settings explain one by one
 SIGNALS = (0.1, 0.3, 1.0)  # standard deviation of f, in natural logarithms
 OTHER_KIND = 0.3  # correlation of two choices that have no order
 
@@ -40,7 +40,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Belief:
+class Posterior:
     """Of log(metric), one number a candidate: mean and standard deviation, without noise."""
 
     mean: Floats
@@ -48,17 +48,19 @@ class Belief:
 
 
 class Regression:
-    """Kernels of one set of candidates, made once; `believe` conditions them on measurements."""
+    """Kernels of one set of candidates, made once; `posterior` conditions them on measurements."""
 
     def __init__(self, axes: Sequence[Axis], size: int) -> None:
         self._kernels: list[Floats] = []
-        for length, share in itertools.product(LENGTHS, SHARES):
+        for length, fraction in itertools.product(LENGTHS, FRACTIONS):
             own = [axis.kernel(length) for axis in axes] or [np.ones((size, size))]
             single, joint = np.mean(own, axis=0), np.prod(own, axis=0)
             # a tenth of the variance is common to all: how far off predictions are altogether
-            self._kernels.append(0.1 + 0.9 * (share * single + (1 - share) * joint))
+            self._kernels.append(0.1 + 0.9 * (fraction * single + (1 - fraction) * joint))
 
-    def believe(self, prior: Floats, rows: Sequence[int], values: Floats, noise: Floats) -> Belief:
+    def posterior(
+        self, prior: Floats, rows: Sequence[int], values: Floats, noise: Floats
+    ) -> Posterior:
         """What is known of all candidates.
 
         prior: log predictions [N]; rows: measured candidates; values: their log means; noise: the
@@ -67,10 +69,10 @@ class Regression:
         """
         size = len(prior)
         if not len(rows):
-            return Belief(prior.copy(), np.full(size, SIGNALS[-1]))
+            return Posterior(prior.copy(), np.full(size, SIGNALS[-1]))
         index = np.asarray(rows)
         residual = values - prior[index]
-        best: tuple[float, Belief] | None = None
+        best: tuple[float, Posterior] | None = None
         for kernel, signal in itertools.product(self._kernels, SIGNALS):
             covariance = signal**2 * kernel
             inner = covariance[np.ix_(index, index)] + np.diag(noise**2 + 1e-6)
@@ -81,14 +83,14 @@ class Regression:
                 cross = np.linalg.solve(lower, covariance[index])  # [n, N]
                 variance = np.diag(covariance) - np.sum(cross**2, axis=0)
                 deviation = np.sqrt(np.maximum(variance, 0.0))
-                best = likelihood, Belief(prior + cross.T @ half, deviation)
+                best = likelihood, Posterior(prior + cross.T @ half, deviation)
         assert best is not None
         return best[1]
 
     def fill(self, known: Sequence[int], values: Floats, size: int) -> Floats:
         """Log predictions of all candidates from those of some of them."""
         mean = float(np.mean(values))
-        found = self.believe(np.full(size, mean), known, values, np.full(len(known), 1e-3))
+        found = self.posterior(np.full(size, mean), known, values, np.full(len(known), 1e-3))
         filled = found.mean.copy()
         filled[np.asarray(known)] = values
         return filled

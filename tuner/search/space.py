@@ -124,7 +124,7 @@ class SearchSpace:
         }
         sized = CACHE in wanted and wanted[CACHE] != flat[CACHE]
         if sized:
-            wanted = self._with_most_room(wanted)
+            wanted = self._with_most_capacity(wanted)
         if self.fits(wanted):
             return wanted
         free = {p.name for p in self.parameters if not p.name.startswith(_MEMORY_SECTIONS)}
@@ -133,9 +133,9 @@ class SearchSpace:
             key=lambda point: sum(point[name] == value for name, value in wanted.items()),
         )
         found = {**best, **{name: wanted[name] for name in free}}
-        return self._with_most_room(found) if sized else found
+        return self._with_most_capacity(found) if sized else found
 
-    def _with_most_room(self, wanted: Mapping[str, Choice]) -> dict[str, Choice]:
+    def _with_most_capacity(self, wanted: Mapping[str, Choice]) -> dict[str, Choice]:
         """With the cache size that holds most of those that fit beside the rest."""
         sizes = next(p.choices for p in self.parameters if p.name == CACHE)
         points = [{**wanted, CACHE: size} for size in sizes]
@@ -155,10 +155,10 @@ class SearchSpace:
 def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> EngineConfig:
     """The settings that every trial shares: budget, device, room for the workload, own choices."""
     needed = workload.prompt_tokens + workload.output_tokens
-    room = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
-    if needed > room:
+    capacity = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
+    if needed > capacity:
         raise DefinitionError(
-            f"the workload needs {needed} tokens a sequence, {facts.id} takes {room}: "
+            f"the workload needs {needed} tokens a sequence, {facts.id} takes {capacity}: "
             "lower prompt_tokens or output_tokens of the study or of its workload"
         )
     return EngineConfig().overlay(
@@ -167,7 +167,7 @@ def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
             "budget.ram_bytes": definition.budget.ram_bytes,
             "budget.disk_bytes": definition.budget.disk_bytes,
             "device.name": definition.device,
-            "kv.max_tokens": room,
+            "kv.max_tokens": capacity,
             **definition.engine,
         }
     )
@@ -193,7 +193,7 @@ def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
 
 def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[Choice, ...]]:
     bits = tuple(bits for bits in BITS_CHOICES if str(bits) in facts.record_bytes)
-    bits = ("native", *bits) if facts.published else bits
+    bits = ("prequantized", *bits) if facts.prequantized else bits
     counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
     depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
     return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}

@@ -70,7 +70,7 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     written = complete.model_dump(mode="json", exclude_defaults=True)
     write_atomically(path, yaml.safe_dump(written, sort_keys=False))
     url, secrets = _without_password(storage)
-    command = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+    command = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     command += [sys.executable, "-m", "tuner", "--definition", str(path)]
     command += ["--storage", url, "--json"]
     with contextlib.ExitStack() as undo:

@@ -17,7 +17,7 @@ def _in_utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+UtcDatetime = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 class JobDocument(BaseModel):
@@ -27,8 +27,8 @@ class JobDocument(BaseModel):
     state: JobState
     host: str | None
     error: str | None
-    created: Moment
-    updated: Moment
+    created: UtcDatetime
+    updated: UtcDatetime
 
     @classmethod
     def of(cls, job: JobSnapshot) -> JobDocument:
@@ -57,8 +57,8 @@ class StudyDocument(BaseModel):
     trials: int
     trials_by_state: dict[str, int]
     spent_s: dict[str, float]
-    created: Moment
-    updated: Moment
+    created: UtcDatetime
+    updated: UtcDatetime
     job: JobDocument | None
 
     @classmethod

@@ -75,13 +75,13 @@ class EventStream:
         document = news.study.model_dump(mode="json")
         if news.over:
             found.append(_event(END, END, document))
-        elif _without_moment(document) != self._told:
+        elif _without_time(document) != self._told:
             found.append(_event("state", str(self.seen), document))
-        self._told = _without_moment(document)
+        self._told = _without_time(document)
         return found
 
 
-def _without_moment(document: dict[str, Any]) -> dict[str, Any]:
+def _without_time(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "updated"}
 
 

@@ -29,7 +29,7 @@ BUSY_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Database:
-    """An open store. url: as the user would write it; held: the transaction of `at_one_moment`."""
+    """An open store. url: as the user would write it; held: the transaction of `read_snapshot`."""
 
     url: str
     engine: sa.Engine
@@ -52,7 +52,7 @@ class Database:
                 session.commit()
 
     @contextlib.contextmanager
-    def at_one_moment(self) -> Iterator[Database]:
+    def read_snapshot(self) -> Iterator[Database]:
         """The same store, in which every question is answered as of one moment, whoever writes
         meanwhile. For a database that was opened read-only."""
         assert self.read_only, "a writer would hold others up"

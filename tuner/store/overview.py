@@ -1,6 +1,6 @@
 """What pages ask of the store: counts, columns and single pages of trials, never a whole study.
 
-Reads, never writes. Ask several questions within `Database.at_one_moment` where their answers must
+Reads, never writes. Ask several questions within `Database.read_snapshot` where their answers must
 agree.
 """
 

@@ -12,11 +12,11 @@ from engine.contract.report import (
     QualityReport,
 )
 
-TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED", "INTERRUPTED"]
+TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "PRUNED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
 Role = Literal["search", "confirm", "verify"]
-MEASURED_STATES: tuple[TrialState, ...] = ("COMPLETE", "DOMINATED")
-FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "DOMINATED", "FAILED")
+MEASURED_STATES: tuple[TrialState, ...] = ("COMPLETE", "PRUNED")
+FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "PRUNED", "FAILED")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrialSnapshot:
 
     metrics are pooled over every repeat of the configuration on the study's machine; confirmed
     over those in fresh processes alone, {} where there are none; scores hold the objectives made of
-    the pooled ones; bounds those that a DOMINATED trial was granted without an evaluation;
+    the pooled ones; bounds those that a PRUNED trial was granted without an evaluation;
     violations hold relative excesses over limits, feasible at <= 0; predicted: by the twin before
     it ran; engine_s: seconds that the engine was busy.
     """

@@ -127,7 +127,7 @@ class QualityItemsRow(Base):
 class TrialRow(Base):
     """One proposal of the sampler and what became of it.
 
-    predicted: speeds by the twin, before it ran; bounds: objectives that a DOMINATED trial was
+    predicted: speeds by the twin, before it ran; bounds: objectives that a PRUNED trial was
     granted without an evaluation; engine_s: seconds that the engine was busy; origin: why it was
     run; worker: who ran it.
     """

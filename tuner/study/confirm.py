@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Confirms members of one study's front. tell: hears what is being done."""
+    """Confirms members of one study's front. notify: called with a phrase at each step."""
 
     session: EngineSession
     store: Store
     study: StudySnapshot
     workload: Workload
     seed: int
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
 
     def run(self, members: Sequence[TrialSnapshot], rounds: int, until_s: float | None) -> int:
         """One repeat of every member a round, each round in a process of its own, every other
@@ -48,7 +48,7 @@ class Confirmation:
             for member in wanted[:: -1 if number % 2 else 1]:
                 if until_s is not None and time.monotonic() > until_s:
                     return kept
-                self.tell(f"confirming trial {member.number}, round {number + 1} of {rounds}")
+                self.notify(f"confirming trial {member.number}, round {number + 1} of {rounds}")
                 kept += self._repeat(member)
         return kept
 

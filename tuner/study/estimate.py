@@ -128,11 +128,11 @@ def _token_s(
     config: EngineConfig, plan: MemoryPlan, facts: ModelFacts, timings: ModelTimings
 ) -> float:
     bits = config.precision.bits if config.precision.bits in timings.expert_s else _most(timings)
-    medium, record = timings.media[bits], facts.record_bytes[str(bits)]
-    missing = 1 - plan.resident_share(facts.moe_layers * facts.experts)
-    fetch = medium.chunk_s * medium.extents + record / max(medium.bytes_per_s.values())
+    source, record = timings.sources[bits], facts.record_bytes[str(bits)]
+    missing = 1 - plan.resident_fraction(facts.moe_layers * facts.experts)
+    fetch = source.chunk_s * source.extents + record / max(source.bytes_per_s.values())
     expert = at(timings.expert_s[bits], 1) + missing * fetch
-    layer = sum(at(c, 1) for c in (timings.dense_s, timings.router_s, timings.policy_s))
+    layer = sum(at(c, 1) for c in (timings.non_expert_s, timings.router_s, timings.policy_s))
     layer += at(timings.layer_s[bits], 1)
     return at(timings.pass_s, 1) + facts.moe_layers * (layer + facts.experts_per_token * expert)
 

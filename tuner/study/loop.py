@@ -1,6 +1,6 @@
 """Trials of a study one after another: Optuna proposes, the runner runs, our tables keep.
 
-In: a runner, a guide where the search is ours. Out: stored trials. It ends when enough are done,
+In: a runner, a searcher where the search is ours. Out: stored trials. It ends when enough are done,
 time is over, or nothing that is left is promising. It must not know what comes before or after.
 """
 
@@ -17,12 +17,12 @@ from tuner.definition import objectives
 from tuner.definition.study import StudyDefinition
 from tuner.errors import StoreError
 from tuner.processes.identity import own_id
-from tuner.search.guide import Guide
 from tuner.search.guided_sampler import GuidedSampler
 from tuner.search.samplers import (
     LEARN_FROM_PRUNED,
     open_sampler,
 )
+from tuner.search.searcher import Searcher
 from tuner.search.space import (
     Point,
     SearchSpace,
@@ -58,7 +58,7 @@ class FailedTrialError(Exception):
 
 @dataclass(frozen=True)
 class TrialLoop:
-    """done: hears of each trial that ended here, with all of the study; interrupted: whether
+    """done: called after each trial that ended here, with all of the study; interrupted: whether
     somebody asked to stop."""
 
     definition: StudyDefinition
@@ -66,7 +66,7 @@ class TrialLoop:
     store: Store
     space: SearchSpace
     runner: TrialRunner
-    guide: Guide | None
+    searcher: Searcher | None
     done: Callable[[TrialSnapshot | None, tuple[TrialSnapshot, ...]], None]
     interrupted: Callable[[], bool] = lambda: False
 
@@ -82,8 +82,8 @@ class TrialLoop:
             ) as plain,
         ):
             sampler = plain
-            if self.guide is not None:
-                sampler = GuidedSampler(self.guide, self._trials, plain)
+            if self.searcher is not None:
+                sampler = GuidedSampler(self.searcher, self._trials, plain)
             memory = open_memory(storage, sampler, self.definition)
             if leading:
                 trials = self._trials()
@@ -111,9 +111,9 @@ class TrialLoop:
         """The default config is trial 0; then what earlier studies recommend. Without predictions,
         `auto` also begins with the default at every precision, since bits matter most."""
         first: list[tuple[str, Point]] = [(DEFAULT, self.space.default())]
-        if self.guide is not None:
+        if self.searcher is not None:
             first += starting_points(self.store, self.study, self.space)
-        blind = self.guide is not None and not self.guide.predictions.logs
+        blind = self.searcher is not None and not self.searcher.predictions.logs
         if blind and self.definition.trials >= CORNERS_FROM_TRIALS:
             first += [(CORNER, point) for point in self.space.precision_corners()]
         return first
@@ -161,7 +161,7 @@ class TrialLoop:
             memory.stop()
 
     def _exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
-        return self.guide is not None and self.guide.exhausted(trials)
+        return self.searcher is not None and self.searcher.exhausted(trials)
 
     def _trials(self) -> tuple[TrialSnapshot, ...]:
         return self.store.trials(self.study)

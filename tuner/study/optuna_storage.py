@@ -96,7 +96,7 @@ def enqueue(
 
 
 def keep_deadline(memory: Any, timeout_s: float | None) -> None:
-    """Tell all workers when no trial is to begin any more; None: nothing says so."""
+    """Notify all workers when no trial is to begin any more; None: nothing says so."""
     memory.set_user_attr(DEADLINE, None if timeout_s is None else time.time() + timeout_s)
 
 

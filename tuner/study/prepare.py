@@ -45,7 +45,7 @@ from tuner.search.acquisition import (
     Proposer,
 )
 from tuner.search.candidates import Candidates
-from tuner.search.guide import Guide
+from tuner.search.searcher import Searcher
 from tuner.search.space import SearchSpace
 from tuner.search.twin import (
     ROUNDS,
@@ -72,19 +72,19 @@ def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
 
 @dataclass(frozen=True)
 class Preparation:
-    """tell: hears what is being done; spent: hears a stage and its seconds; first: a trial that ran
-    already, whose time split corrects the twin."""
+    """notify: called with a phrase at each step; spent: called with a stage and its seconds; first:
+    a trial that ran already, whose time split corrects the twin."""
 
     definition: StudyDefinition
     session: EngineSession
     hardware: Hardware
     workload: Workload
     space: SearchSpace
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     spent: Callable[[str, float], None]
     first: TrialSnapshot | None = None
 
-    def guide(self) -> Guide:
+    def searcher(self) -> Searcher:
         """Everything; what fails is told and left out."""
         candidates = Candidates(self.space, self.definition.seed)
         predictions = self._predictions(candidates)
@@ -95,7 +95,7 @@ class Preparation:
             predictions.logs,
             trial_costs(self.definition, self.workload),
         )
-        return Guide(candidates, proposer, predictions)
+        return Searcher(candidates, proposer, predictions)
 
     def _predictions(self, candidates: Candidates) -> Predictions:
         try:
@@ -108,7 +108,7 @@ class Preparation:
         kept = self._kept_path(candidates, path, timings, learned)
         found = _load(kept, len(candidates))
         if found is None:
-            self.tell(f"predicting {len(candidates)} configs by replay")
+            self.notify(f"predicting {len(candidates)} configs by replay")
             with self._stage("twin"):
                 facts = self.session.facts
                 twin = Twin(facts, trace, timings, self.workload.sequences, learned)
@@ -142,7 +142,7 @@ class Preparation:
         name = f"{facts.fingerprint}-{workload_hash(self.workload)}-0-{ROUNDS}-single.npz"
         path = cache_folder() / "traces" / name
         if not path.is_file():
-            self.tell("recording a routing trace")
+            self.notify("recording a routing trace")
             with self._stage("trace"):
                 self.session.configure(self._plain_config())
                 self.session.request(

@@ -19,7 +19,7 @@ from tuner.store.snapshots import TrialSnapshot
 class Progress(Protocol):
     """Hears how a study goes."""
 
-    def tell(self, words: str) -> None:
+    def notify(self, words: str) -> None:
         """What is being done now."""
 
     def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
@@ -36,7 +36,7 @@ class LineProgress:
     console: Console
     _clock: _Clock = field(default_factory=lambda: _Clock())
 
-    def tell(self, words: str) -> None:
+    def notify(self, words: str) -> None:
         """Nothing: a log needs no heartbeat."""
 
     def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
@@ -62,7 +62,7 @@ class LiveProgress:
     _doing: str = field(default="", init=False)
     _state: str = field(default="first trial", init=False)
 
-    def tell(self, words: str) -> None:
+    def notify(self, words: str) -> None:
         """Shown beside the state."""
         self._doing = words
         self._refresh()

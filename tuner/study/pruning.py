@@ -1,8 +1,8 @@
-"""Stopping what cannot win: a short replicate's optimistic box against the front.
+"""Stopping what cannot win: a short replicate's optimistic bound against the front.
 
-The box of a configuration is what it could reach at best: each speed's mean and two standard
+The bound of a configuration is what it could reach at best: each speed's mean and two standard
 errors, another start of the engine included, and the quality that is known of it or at most to be
-hoped for. A box that a member of the front beats in everything is not worth another second.
+hoped for. A bound that a member of the front beats in everything is not worth another second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Samples = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Rivals:
+class Incumbents:
     """The front as it stands. members: trial number and objective values of each; deviation: of
     one repeat, relative, over all that was measured; configurations: of the members, whose further
     repeats nothing stops; budgets: device budget of each member, which beats nothing that runs
@@ -39,40 +39,40 @@ class Rivals:
         quality: float | None,
         budget_bytes: int = 0,
     ) -> tuple[int | None, dict[str, float]]:
-        """The trial that beats this box, None where none does; and the box.
+        """The trial that beats this bound, None where none does; and the bound.
 
         values: repeats of each speed; quality: known, or the most to be hoped for.
         """
-        box: dict[str, float] = {}
+        bound: dict[str, float] = {}
         for name in self.objectives:
             if name == "quality":
-                box[name] = 1.0 if quality is None else quality
+                bound[name] = 1.0 if quality is None else quality
                 continue
             sample = values[name]
             mean = statistics.fmean(sample)
             slack = SIGMAS * mean_error(self.deviation, len(sample))
-            box[name] = mean * (1 + SIGNS[name] * slack)
+            bound[name] = mean * (1 + SIGNS[name] * slack)
         signs = [SIGNS[name] for name in self.objectives]
-        own = tuple(box[name] for name in self.objectives)
+        own = tuple(bound[name] for name in self.objectives)
         for number, member in self.members:
             if budget_bytes and self.budgets.get(number, 0) > budget_bytes:
                 continue
             if dominance.dominates(member, own, signs):
-                return number, box
-        return None, box
+                return number, bound
+        return None, bound
 
 
-def rivals_of(
+def incumbents_of(
     objectives: Sequence[str],
     members: Sequence[TrialSnapshot],
     trials: Sequence[TrialSnapshot],
     speeds: Sequence[str] = ("output_tps", "tpot_ms"),
-) -> Rivals:
+) -> Incumbents:
     """From a front and all trials of a study."""
     points = tuple(
         (trial.number, tuple(trial.scores[name] for name in objectives)) for trial in members
     )
-    return Rivals(
+    return Incumbents(
         tuple(objectives),
         points,
         max(pooled_deviation(trials, name) for name in speeds),
@@ -81,10 +81,10 @@ def rivals_of(
     )
 
 
-def unbeaten(
-    trials: Sequence[TrialSnapshot], rivals: Rivals, samples_of: Callable[[int], Samples]
+def competitive(
+    trials: Sequence[TrialSnapshot], incumbents: Incumbents, samples_of: Callable[[int], Samples]
 ) -> list[TrialSnapshot]:
-    """DOMINATED trials that no rival beats now, one a configuration: none beyond a limit, and none
+    """PRUNED trials that no incumbent beats now, one a configuration: none beyond a limit, and none
     of a configuration that another trial ran to its end or found not to fit.
 
     samples_of: repeats of each speed of a configuration, by its id.
@@ -93,12 +93,12 @@ def unbeaten(
     found: dict[int, TrialSnapshot] = {}
     for trial in trials:
         configuration = trial.configuration_id
-        if trial.state != "DOMINATED" or configuration is None or configuration in ended:
+        if trial.state != "PRUNED" or configuration is None or configuration in ended:
             continue
         if any(excess > 0 for excess in trial.violations.values()):
             continue
         quality = trial.scores.get("quality")  # known, or as much as was granted
-        rival, _ = rivals.beating(samples_of(configuration), quality, budget_of(trial))
-        if rival is None:
+        incumbent, _ = incumbents.beating(samples_of(configuration), quality, budget_of(trial))
+        if incumbent is None:
             found.setdefault(configuration, trial)
     return list(found.values())

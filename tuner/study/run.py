@@ -36,7 +36,7 @@ from tuner.quality.judge import (
     PASSING,
     QualityJudge,
 )
-from tuner.search.guide import Guide
+from tuner.search.searcher import Searcher
 from tuner.search.space import (
     SearchSpace,
     build_space,
@@ -59,14 +59,14 @@ from tuner.study.optuna_storage import (
 from tuner.study.prepare import Preparation
 from tuner.study.progress import Progress
 from tuner.study.pruning import (
-    Rivals,
-    rivals_of,
-    unbeaten,
+    Incumbents,
+    competitive,
+    incumbents_of,
 )
 from tuner.study.trial import TrialRunner
 from tuner.workers.local import (
     ALONE,
-    Fleet,
+    WorkerPool,
     devices_for,
     joined_workers,
 )
@@ -75,7 +75,7 @@ from tuner.workers.ray_cluster import placed_workers
 log = logging.getLogger(__name__)
 
 # Of a study's --timeout, kept for confirming its front.
-CONFIRMING_SHARE = 0.2
+CONFIRMING_FRACTION = 0.2
 MOST_CONFIRMED = 8
 MOST_PASSES = 3
 MOST_ROUNDS = 3  # of searching, should workers die
@@ -99,13 +99,13 @@ def run_study(
     store: Store,
     hardware: Hardware,
     progress: Progress,
-    fleet: Fleet = ALONE,
+    pool: WorkerPool = ALONE,
     estimate_s: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
     """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
 
-    fleet: who runs trials beside this process; estimate_s: how long it is expected to take;
+    pool: who runs trials beside this process; estimate_s: how long it is expected to take;
     interrupted: whether somebody asked to stop, looked at before each trial.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
@@ -127,7 +127,7 @@ def run_study(
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
             with progress.showing():
-                run.lead(fleet)
+                run.lead(pool)
             undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
@@ -210,11 +210,11 @@ class _Run:
     study: StudySnapshot
     interrupted: Callable[[], bool] = lambda: False
     started_s: float = field(default_factory=time.monotonic)
-    guide: Guide | None = None
+    searcher: Searcher | None = None
     runner: TrialRunner | None = None
     lost: set[str] = field(default_factory=set)  # workers whose node or process died
 
-    def lead(self, fleet: Fleet) -> None:
+    def lead(self, pool: WorkerPool) -> None:
         """All stages, as the one parent of the study."""
         self._keep_deadline()
         self.store.interrupt_running(self.study.id, self.ends_with_us)
@@ -223,12 +223,12 @@ class _Run:
             self._prepare_runner()
             if self.definition.sampler == "auto":
                 self._search(leading=True, most=0 if _first_measured(trials) else 1)
-                self._prepare_guide()
+                self._prepare_searcher()
                 trials = self._trials()
             for _ in range(MOST_ROUNDS):
                 if self._left(trials) <= 0 or self._exhausted(trials):
                     break
-                with self._joined(fleet):
+                with self._joined(pool):
                     self._search(leading=True)
                 # a worker that died leaves its trial, which the next round tries again
                 if not self.store.interrupt_running(self.study.id, self._is_lost):
@@ -244,13 +244,13 @@ class _Run:
         database = self.store.database
         with explained(database.url), open_storage(database, self.store, self.study) as storage:
             memory = open_memory(storage, None, self.definition)
-            keep_deadline(memory, self._seconds_left(1 - CONFIRMING_SHARE))
+            keep_deadline(memory, self._seconds_left(1 - CONFIRMING_FRACTION))
 
     def join(self) -> int:
         """The search alone, beside a parent; how many trials ran here."""
         self._prepare_runner()
         if self.definition.sampler == "auto":
-            self._prepare_guide()
+            self._prepare_searcher()
         if self._open(self._trials()) > 0:
             self._search(leading=False)
         return sum(trial.worker == own_id() for trial in self._trials())
@@ -263,7 +263,7 @@ class _Run:
         early = self._left(trials) > 0 and self._exhausted(trials)
         return StudyResult(study, trials, front, output, early)
 
-    def _prepare_guide(self) -> None:
+    def _prepare_searcher(self) -> None:
         """What our search needs; the first trial that was measured helps to predict the others."""
         preparation = Preparation(
             self.definition,
@@ -271,11 +271,11 @@ class _Run:
             self.hardware,
             self.workload,
             self.space,
-            self.progress.tell,
+            self.progress.notify,
             lambda stage, seconds: self.store.add_spent(self.study.id, stage, seconds),
             _first_measured(self._trials()),
         )
-        self.guide = preparation.guide()
+        self.searcher = preparation.searcher()
 
     def _prepare_runner(self) -> None:
         self.runner = TrialRunner(
@@ -286,24 +286,24 @@ class _Run:
             self.workload,
             self.space,
             self._judge(),
-            self.progress.tell,
-            self._rivals,
-            lambda point: self.guide.predict(point) if self.guide is not None else {},
+            self.progress.notify,
+            self._incumbents,
+            lambda point: self.searcher.predict(point) if self.searcher is not None else {},
         )
 
-    def _joined(self, fleet: Fleet) -> contextlib.AbstractContextManager[None]:
+    def _joined(self, pool: WorkerPool) -> contextlib.AbstractContextManager[None]:
         """The other workers, while they are wanted."""
         url, trust = self.store.database.url, self.definition.trust_remote_code
-        if fleet.ray is not None:
+        if pool.ray is not None:
             return placed_workers(
                 self.study.name,
                 url,
-                fleet.ray,
+                pool.ray,
                 (self.definition.device, self.session.opened_device),
                 trust,
                 self.lost.add,
             )
-        devices = devices_for(self.definition.device, self.hardware, fleet.workers)[1:]
+        devices = devices_for(self.definition.device, self.hardware, pool.workers)[1:]
         return joined_workers(self.study.name, url, devices, trust)
 
     def ends_with_us(self, worker: str | None) -> bool:
@@ -314,7 +314,7 @@ class _Run:
         return worker in self.lost or is_gone(worker)
 
     def _exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
-        return self.guide is not None and self.guide.exhausted(trials)
+        return self.searcher is not None and self.searcher.exhausted(trials)
 
     def _search(self, *, leading: bool, most: int | None = None) -> None:
         """Trials until there are enough; most: at most so many."""
@@ -327,13 +327,13 @@ class _Run:
             self.store,
             self.space,
             self.runner,
-            self.guide,
+            self.searcher,
             self._after_trial,
             self.interrupted,
         )
         started_s = time.monotonic()
         try:
-            timeout_s = self._seconds_left(1 - CONFIRMING_SHARE)
+            timeout_s = self._seconds_left(1 - CONFIRMING_FRACTION)
             loop.run(leading=leading, most=most, timeout_s=timeout_s)
         finally:
             if leading:
@@ -353,22 +353,22 @@ class _Run:
             self.study,
             self.workload,
             self.definition.seed,
-            self.progress.tell,
+            self.progress.notify,
         )
         started_s = time.monotonic()
         looked_at: set[int] = set()
         for left in reversed(range(MOST_PASSES)):
             confirmed = confirmation.run(self._members()[:MOST_CONFIRMED], rounds, until_s)
             # what the last pass finished would not be confirmed any more
-            finished = self._second_look(until_s, looked_at) if left else 0
+            finished = self._reevaluate(until_s, looked_at) if left else 0
             if not finished and not confirmed:
                 break
         self.store.add_spent(self.study.id, "confirm", time.monotonic() - started_s)
 
-    def _second_look(self, until_s: float | None, looked_at: set[int]) -> int:
-        """What ended early, and is beaten no more now that more is known, runs to its end, unless
+    def _reevaluate(self, until_s: float | None, looked_at: set[int]) -> int:
+        """What ended early, and is pruned no more now that more is known, runs to its end, unless
         it was looked at; how many did."""
-        every = unbeaten(self._trials(), self._rivals(), self._samples)
+        every = competitive(self._trials(), self._incumbents(), self._samples)
         found = [trial for trial in every if trial.id not in looked_at][:MOST_CONFIRMED]
         if found and self.runner is None:
             self._prepare_runner()
@@ -380,7 +380,7 @@ class _Run:
                 raise KeyboardInterrupt
             assert self.runner is not None
             looked_at.add(trial.id)
-            self.progress.tell(f"trial {trial.number} again: nothing beats it any more")
+            self.progress.notify(f"trial {trial.number} again: nothing beats it any more")
             outcome = self.runner.run(trial.id, trial.params)
             if outcome.state == "FAILED":  # what was measured of it stays
                 log.warning("trial %d could not be finished: %s", trial.number, outcome.reason)
@@ -394,11 +394,11 @@ class _Run:
     def _samples(self, configuration_id: int) -> Mapping[str, Sequence[float]]:
         return self.store.pool(configuration_id, self.study.machine_id).values
 
-    def _seconds_left(self, share: float) -> float | None:
+    def _seconds_left(self, fraction: float) -> float | None:
         timeout_s = self.definition.timeout_s
         if not timeout_s:
             return None
-        return max(1.0, share * timeout_s - (time.monotonic() - self.started_s))
+        return max(1.0, fraction * timeout_s - (time.monotonic() - self.started_s))
 
     def _trials(self) -> tuple[TrialSnapshot, ...]:
         return self.store.trials(self.study)
@@ -410,8 +410,8 @@ class _Run:
         """How many trials nobody has begun yet."""
         return self._left(trials) - sum(trial.state == "RUNNING" for trial in trials)
 
-    def _rivals(self) -> Rivals:
-        return rivals_of(self.definition.objectives, self._members(), self._trials())
+    def _incumbents(self) -> Incumbents:
+        return incumbents_of(self.definition.objectives, self._members(), self._trials())
 
     def _members(self) -> list[TrialSnapshot]:
         """Of the fronts of all budgets, each recommended one first."""

@@ -34,7 +34,7 @@ from tuner.statistics import relative_half_width
 from tuner.store.reading import Pool
 from tuner.store.repository import Store, TrialOutcome
 from tuner.store.snapshots import QualityResult, StudySnapshot
-from tuner.study.pruning import Rivals
+from tuner.study.pruning import Incumbents
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ STEADY_METRICS = ("output_tps", "tpot_ms")
 class TrialRunner:
     """Runs points of one study.
 
-    judge: None where quality is no objective; tell: hears in a few words what is done; rivals:
-    the front that a point must not be beaten by, None where every point is measured to the end;
-    predict: the twin's figures for a point, {} without one.
+    judge: None where quality is no objective; notify: called with a phrase at each step;
+    incumbents: the front that a point must not be pruned by, None where every point is measured to
+    the end; predict: the twin's figures for a point, {} without one.
     """
 
     session: EngineSession
@@ -58,8 +58,8 @@ class TrialRunner:
     workload: Workload
     space: SearchSpace
     judge: QualityJudge | None
-    tell: Callable[[str], None]
-    rivals: Callable[[], Rivals] | None = None
+    notify: Callable[[str], None]
+    incumbents: Callable[[], Incumbents] | None = None
     predict: Callable[[Point], Mapping[str, float]] = lambda point: {}
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
@@ -79,7 +79,7 @@ class TrialRunner:
         try:
             self.space.resolve(point)
             reference = self._reference()
-            self.tell("configuring")
+            self.notify("configuring")
             self.session.refresh()
             configured = self.session.configure(self.space.config(point))
             plan = configured.memory.to_json()
@@ -90,8 +90,8 @@ class TrialRunner:
             pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
             quality = self._judge(configured.config, reference)
-        except _BeatenError as beaten:
-            return self._dominated(beaten, plan, configuration_id)
+        except _PrunedError as pruned:
+            return self._pruned(pruned, plan, configuration_id)
         except InfeasibleError as error:
             return TrialOutcome(
                 "INFEASIBLE",
@@ -140,7 +140,7 @@ class TrialRunner:
         except OverBudgetError:
             if self.session.fresh:
                 raise
-        self.tell("measuring again in a fresh process")
+        self.notify("measuring again in a fresh process")
         self.session.close()
         self.session.configure(config)
         return self._measure(configuration_id, config, trial_id)
@@ -150,16 +150,16 @@ class TrialRunner:
     ) -> tuple[Pool, int]:
         """At least one repeat, more until the interval is narrow; pooled with earlier ones."""
         rule = self.definition.repeats
-        rivals = self.rivals() if self.rivals is not None else None
-        if rivals is not None and configuration_id in rivals.configurations:
-            rivals = None
+        incumbents = self.incumbents() if self.incumbents is not None else None
+        if incumbents is not None and configuration_id in incumbents.configurations:
+            incumbents = None
         pool = self.store.pool(configuration_id, self.study.machine_id)
         peak_bytes = 0
         for done in range(rule.max):
             count = len(pool.values.get("output_tps", ()))
             if done and count >= rule.min and (count >= rule.max or self._steady(pool)):
                 break
-            self.tell(f"measuring, repeat {count + 1}")
+            self.notify(f"measuring, repeat {count + 1}")
             report = self.session.measure(
                 self.workload, repeats=1, warm_up=done == 0, seed=self.definition.seed + count
             )
@@ -167,17 +167,17 @@ class TrialRunner:
             _check_budget(report, config)
             self.store.add_samples(configuration_id, self.study.machine_id, trial_id, report)
             pool = self.store.pool(configuration_id, self.study.machine_id)
-            if rivals is not None and count + 1 < rule.min:
-                self._check_beaten(rivals, pool, config, peak_bytes)
+            if incumbents is not None and count + 1 < rule.min:
+                self._check_beaten(incumbents, pool, config, peak_bytes)
         return pool, peak_bytes
 
     def _check_beaten(
-        self, rivals: Rivals, pool: Pool, config: EngineConfig, peak_bytes: int
+        self, incumbents: Incumbents, pool: Pool, config: EngineConfig, peak_bytes: int
     ) -> None:
         known = self.judge.known_ratio(config) if self.judge is not None else None
-        rival, box = rivals.beating(pool.values, known, config.budget.vram_bytes)
-        if rival is not None:
-            raise _BeatenError(rival, pool, box, known is not None, peak_bytes)
+        incumbent, bound = incumbents.beating(pool.values, known, config.budget.vram_bytes)
+        if incumbent is not None:
+            raise _PrunedError(incumbent, pool, bound, known is not None, peak_bytes)
 
     def _steady(self, pool: Pool) -> bool:
         limit = self.definition.repeats.half_width
@@ -186,34 +186,35 @@ class TrialRunner:
     def _reference(self) -> QualityResult | None:
         if self.judge is None:
             return None
-        self.tell("evaluating the 16-bit reference")
-        return self.judge.reference(self._hear)
+        self.notify("evaluating the 16-bit reference")
+        return self.judge.reference(self._on_event)
 
     def _judge(self, config: EngineConfig, reference: QualityResult | None) -> _Quality | None:
         if self.judge is None or reference is None:
             return None
-        self.tell("evaluating quality")
-        result = self.judge.judge(config, self._hear)
+        self.notify("evaluating quality")
+        result = self.judge.judge(config, self._on_event)
         return _Quality(result, reference, quality_ratio(reference.report, result.report))
 
-    def _hear(self, event: Mapping[str, Any]) -> None:
+    def _on_event(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            self.tell(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
+            self.notify(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
 
-    def _dominated(
-        self, beaten: _BeatenError, plan: Mapping[str, Any], configuration_id: int | None
+    def _pruned(
+        self, pruned: _PrunedError, plan: Mapping[str, Any], configuration_id: int | None
     ) -> TrialOutcome:
-        metrics = beaten.pool.metrics()
-        quality = beaten.box.get("quality")
+        metrics = pruned.pool.metrics()
+        quality = pruned.bound.get("quality")
         return TrialOutcome(
-            "DOMINATED",
-            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')}: trial {beaten.rival} "
+            "PRUNED",
+            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')}: trial "
+            f"{pruned.incumbent} "
             "beats the best that this could reach",
             scores=objectives.scores(metrics, quality, self.definition.objectives),
             violations=objectives.violations(metrics, quality, self.definition.constraints),
-            memory={**plan, "external_peak_bytes": beaten.peak_bytes},
+            memory={**plan, "external_peak_bytes": pruned.peak_bytes},
             configuration_id=configuration_id,
-            bounds={"quality": quality} if quality is not None and not beaten.known else None,
+            bounds={"quality": quality} if quality is not None and not pruned.known else None,
         )
 
     def _score(
@@ -245,16 +246,16 @@ class _Quality:
     ratio: float
 
 
-class _BeatenError(Exception):
-    """A member of the front beats the box of what was measured so far."""
+class _PrunedError(Exception):
+    """A member of the front beats the bound of what was measured so far."""
 
     def __init__(
-        self, rival: int, pool: Pool, box: Mapping[str, float], known: bool, peak_bytes: int
+        self, incumbent: int, pool: Pool, bound: Mapping[str, float], known: bool, peak_bytes: int
     ) -> None:
-        super().__init__(rival)
-        self.rival = rival
+        super().__init__(incumbent)
+        self.incumbent = incumbent
         self.pool = pool
-        self.box = box
+        self.bound = bound
         self.known = known
         self.peak_bytes = peak_bytes
 

@@ -2,7 +2,7 @@
 machine, or of another model of its family.
 
 They are proposals, never measurements: each is run here like any other trial, and `tune show` says
-what it was worth.
+what it was warm_start_gain.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def starting_points(
     return found
 
 
-def worth(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
+def warm_start_gain(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
     """What each transferred point came to, a sentence each."""
     members = {member.number for member in front.members}
     sentences = []
@@ -54,7 +54,7 @@ def worth(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
         if trial.number in members:
             came = "is on the front"
         elif trial.state == "COMPLETE":
-            came = "is beaten by others"
+            came = "is pruned by others"
         else:
             came = f"is {trial.state}"
         sentences.append(f"trial {trial.number}, proposed by study {source}, {came}")

@@ -22,7 +22,7 @@ from tuner.processes.start import ENDING_S, end_process, python_path
 
 
 @dataclass(frozen=True)
-class Fleet:
+class WorkerPool:
     """Who runs trials of a study. workers: processes of this machine, the parent among them; ray:
     address of a cluster, or `auto`, whose accelerators each run one more."""
 
@@ -30,7 +30,7 @@ class Fleet:
     ray: str | None = None
 
 
-ALONE = Fleet()
+ALONE = WorkerPool()
 
 
 def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:
@@ -62,9 +62,9 @@ def joined_workers(study: str, storage: str, devices: Sequence[str], trust: bool
 def _start(study: str, storage: str, device: str, trust: bool, log: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tuner", "worker", study, "--storage", storage]
     command += ["--device", device, *(["--trust-remote-code"] if trust else [])]
-    tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+    pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     return subprocess.Popen(
-        [*tether, *command],
+        [*pdeathsig, *command],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

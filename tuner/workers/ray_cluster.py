@@ -44,10 +44,10 @@ def placed_workers(
     """Workers on the cluster at `address` (`auto`: the one that this machine is part of) while the
     block runs; at its end they finish their trials.
 
-    devices: the study's, and the one that this process takes; lost: hears the id of a worker whose
-    node, actor or process died, at the end of the block at the latest, and of all where the block
-    is left by an exception. Raises StudyError without Ray, without a cluster, or for a storage that
-    other machines cannot reach.
+    devices: the study's, and the one that this process takes; lost: called with the id of a worker
+    whose node, actor or process died, at the end of the block at the latest, and of all where the
+    block is left by an exception. Raises StudyError without Ray, without a cluster, or for a
+    storage that other machines cannot reach.
     """
     arguments = ["worker", study, "--storage", storage]
     order = {
@@ -82,11 +82,11 @@ def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[s
     folder = data_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+    pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     with (folder / f"ray-{os.getpid()}.log").open("ab") as output, os.fdopen(reading) as messages:
         try:
             process = subprocess.Popen(
-                [*tether, sys.executable, "-m", "tuner.workers.ray_driver", str(writing)],
+                [*pdeathsig, sys.executable, "-m", "tuner.workers.ray_driver", str(writing)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -82,9 +82,9 @@ class WorkerActor:
     """Runs one `tune worker` on its node; that dies with this actor."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        tether = [sys.executable, "-m", "tuner.processes.tether", str(os.getpid())]
+        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
         self._process = subprocess.Popen(
-            [*tether, sys.executable, "-m", "tuner", *arguments],
+            [*pdeathsig, sys.executable, "-m", "tuner", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -24,7 +24,7 @@ from engine.experts.encoding.quantization import (
     Quantized,
     quantize,
 )
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import (
     Part,
     RecordLayout,
@@ -41,14 +41,14 @@ class RecordFormat:
 
     sixteen: dtype of 16-bit parts and biases; code_layout: how codes of at most 4 bits lie;
     optimize: what chooses their scales and zeros; published: where the record keeps the
-    checkpoint's own codes (engine.experts.kernels.native).
+    checkpoint's own codes (engine.experts.kernels.prequantized).
     """
 
     parts: tuple[Part, ...]
     layout: RecordLayout
     sixteen: torch.dtype
     code_layout: CodeLayout
-    published: PublishedFormat | None = None
+    prequantized: PrequantizedFormat | None = None
     optimize: OptimizeName = "none"
 
     @property

@@ -112,7 +112,7 @@ def open_store(
     progress: Progress | None = None,
 ) -> ExpertStore:
     """The records of this model at this format; packs them first where needed."""
-    as_stored = record.layout.bits == 16 or record.published is not None
+    as_stored = record.layout.bits == 16 or record.prequantized is not None
     if as_stored and (extents := in_place_extents(model, record)) is not None:
         files = _files(model)
         return ExpertStore(DiskReader(files, direct), extents, {}, record, in_place=True)
@@ -183,11 +183,11 @@ def _expert_extents(
         source = layer.sources[part.name]
         entries = source.expert_entries(expert.expert, layer.count, model.checkpoint)
         fields = [(part.name, entries, record.sixteen)]
-        if record.published is not None and part.kind == "matrix":
+        if record.prequantized is not None and part.kind == "matrix":
             scales = source.expert_entries(
                 expert.expert, layer.count, model.checkpoint, scales=True
             )
-            fp8 = record.published.name == "fp8"
+            fp8 = record.prequantized.name == "fp8"
             fields = [
                 (part.name, entries, torch.float8_e4m3fn if fp8 else torch.uint8),
                 (f"{part.name}.scales", scales, torch.float32 if fp8 else torch.uint8),

@@ -31,7 +31,7 @@ class _Entry:
     slot: int
     size_bytes: int
     present: dict[int, int] = field(default_factory=dict)  # bytes by offset in the record
-    lent: int = 0
+    borrowed: int = 0
 
     @property
     def whole(self) -> bool:
@@ -86,20 +86,20 @@ class HostTier:
 
     @contextmanager
     def lend(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
-        """The whole record in host memory, uint8 [record bytes], which stays while it is lent.
+        """The whole record in host memory, uint8 [record bytes], which stays while it is borrowed.
 
         scratch: of scratch_bytes. Reads it from the disk where it is missing.
         """
         with self._lock:
             entry = self._entries.get(expert) or self._admit(expert)
-            entry.lent += 1
+            entry.borrowed += 1
         try:
             self._complete(expert, entry, scratch)
             first = entry.slot * self.record.size_bytes
             yield self._slab[first : first + self.record.size_bytes]
         finally:
             with self._lock:
-                entry.lent -= 1
+                entry.borrowed -= 1
 
     def lend_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
         """A piece of a record that is wholly here, as the slab's own memory; None where it is not.
@@ -110,16 +110,16 @@ class HostTier:
             entry = self._entries.get(expert)
             if entry is None or not entry.whole:
                 return None
-            entry.lent += 1
+            entry.borrowed += 1
             self._entries.move_to_end(expert)
             self.hits += 1
             first = entry.slot * self.record.size_bytes + piece.record_offset
             return self._slab[first : first + piece.size_bytes]
 
     def give_back(self, expert: ExpertId) -> None:
-        """The piece that was lent is no longer read."""
+        """The piece that was borrowed is no longer read."""
         with self._lock:
-            self._entries[expert].lent -= 1
+            self._entries[expert].borrowed -= 1
 
     def _complete(self, expert: ExpertId, entry: _Entry, scratch: memoryview) -> None:
         if entry.whole:
@@ -157,10 +157,10 @@ class HostTier:
                 entry.present[piece.record_offset] = piece.size_bytes
 
     def _admit(self, expert: ExpertId) -> _Entry:
-        """Lock held. A slot for a record that is being read; the oldest that is not lent leaves,
-        whole or not."""
+        """Lock held. A slot for a record that is being read; the oldest that is not borrowed
+        leaves, whole or not."""
         if not self._free:
-            oldest = next((e for e, entry in self._entries.items() if not entry.lent), None)
+            oldest = next((e for e, entry in self._entries.items() if not entry.borrowed), None)
             if oldest is None:
                 raise EngineError("every record of the host tier is in use: raise host.bytes")
             self._free.append(self._entries.pop(oldest).slot)

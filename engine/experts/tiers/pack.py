@@ -28,7 +28,7 @@ from engine.experts.encoding.codec import (
     RecordFormat,
     encode,
 )
-from engine.experts.kernels.native import encode_native
+from engine.experts.kernels.prequantized import encode_prequantized
 from engine.experts.kernels.probe import layout_key
 from engine.layout.record import parts_to_json
 from engine.model.loader import LoadedModel
@@ -58,7 +58,7 @@ def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
     """Where the pack of this model and format lives: every input of its bytes is in the name."""
     bits, group = record.layout.bits, record.layout.group_size
     key = f"{layout_key(record.code_layout)}-{record.optimize}" if bits <= 4 else "any"
-    kind = f"{bits}b-g{group}-{key}" if record.published is None else record.published.name
+    kind = f"{bits}b-g{group}-{key}" if record.prequantized is None else record.prequantized.name
     name = f"{model.checkpoint.fingerprint[:16]}-{kind}-v{PACK_VERSION}"
     return root / "packs" / name
 
@@ -130,7 +130,7 @@ def list_packs(root: Path) -> list[dict[str, Any]]:
 
 
 def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
-    own = {"published": record.published.to_json()} if record.published else {}
+    own = {"prequantized": record.prequantized.to_json()} if record.prequantized else {}
     return {
         **own,
         "version": PACK_VERSION,
@@ -179,8 +179,8 @@ def _write_pack(
 
 def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
     """The record of one expert, uint8 [record bytes]."""
-    if record.published is not None:
-        return encode_native(model, expert, record)
+    if record.prequantized is not None:
+        return encode_prequantized(model, expert, record)
     return encode(model.read_expert(expert), record)
 
 

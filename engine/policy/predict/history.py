@@ -12,8 +12,8 @@ from engine.trace.trace import Trace
 
 
 def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None:
-    """Tell the predictor the passes of the trace and drop what it predicts; layers, experts: of the
-    model. Raises ConfigError where the trace is of another model or lacks what is needed."""
+    """Notify the predictor the passes of the trace and drop what it predicts; layers, experts: of
+    the model. Raises ConfigError where the trace is of another model or lacks what is needed."""
     check_history(trace, layers, experts)
     for need, found in (("probabilities", trace.probabilities), ("embeddings", trace.embeddings)):
         if need in predictor.needs and found is None:

@@ -36,7 +36,8 @@ class Totals:
     """Sums since the server began. cached_tokens: of prompt_tokens, those whose keys and values
     were there; *_s: seconds; stall_s: of decode_s, waiting for records; decode_tokens: of all
     decode steps; ttft_*, tpot_*: over the sequences that have one; answers_*: looked up where
-    serve.instcache is set, and found or not. What is found counts into nothing else."""
+    serve.response_cache_entries is set, and found or not. What is found counts into nothing
+    else."""
 
     finished: int = 0
     failed: int = 0
@@ -62,17 +63,17 @@ class Totals:
     @property
     def hit_rate(self) -> float | None:
         """Of decoding; None where nothing was looked up."""
-        return _share(self.decode_hits, self.decode_misses)
+        return _fraction(self.decode_hits, self.decode_misses)
 
     @property
     def prefill_hit_rate(self) -> float | None:
         """Of prompts."""
-        return _share(self.prefill_hits, self.prefill_misses)
+        return _fraction(self.prefill_hits, self.prefill_misses)
 
     @property
     def answer_hit_rate(self) -> float | None:
-        """Of serve.instcache; None where nothing was looked up."""
-        return _share(self.answers_known, self.answers_asked)
+        """Of serve.response_cache_entries; None where nothing was looked up."""
+        return _fraction(self.answers_known, self.answers_asked)
 
     def since(self, earlier: Totals) -> Totals:
         """What came after an earlier copy."""
@@ -219,7 +220,7 @@ class _TotalsCollector(Collector):
             lookups.add_metric([phase, "hit"], getattr(totals, f"{phase}_hits"))
             lookups.add_metric([phase, "miss"], getattr(totals, f"{phase}_misses"))
         answers = CounterMetricFamily(
-            "expertune_instcache", "Answers looked for before the engine", labels=["outcome"]
+            "expertune_response_cache", "Answers looked for before the engine", labels=["outcome"]
         )
         answers.add_metric(["hit"], totals.answers_known)
         answers.add_metric(["miss"], totals.answers_asked)
@@ -238,7 +239,7 @@ class _TotalsCollector(Collector):
         yield GaugeMetricFamily("expertune_queue_length", "Waiting sequences", self._waiting())
 
 
-def _share(part: float, rest: float) -> float | None:
+def _fraction(part: float, rest: float) -> float | None:
     return part / (part + rest) if part + rest else None
 
 

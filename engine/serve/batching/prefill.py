@@ -25,9 +25,9 @@ class PromptReading:
         self._engine = engine
         self._prefixes: Prefixes | None = None
         assert engine.config is not None, "configure first"
-        if engine.config.serve.prefix_share:
-            room = engine.config.serve.prefix_share
-            self._prefixes = Prefixes(engine.model.model.config, room)
+        if engine.config.serve.prefix_cache_tokens:
+            capacity = engine.config.serve.prefix_cache_tokens
+            self._prefixes = Prefixes(engine.model.model.config, capacity)
 
     def read(self, sequences: Sequence[LiveSequence]) -> list[torch.Tensor]:
         """Returns the logits [1, 1, V] behind each prompt. `cached` of a sequence becomes how many

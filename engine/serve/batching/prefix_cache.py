@@ -32,12 +32,12 @@ class Beginning:
 
 
 class Prefixes:
-    """Keeps what at least two prompts began with. config: of transformers' model; room_tokens: of
+    """Keeps what at least two prompts began with. config: of transformers' model; max_model_len: of
     all kept beginnings together. For models whose every layer keeps plain keys and values."""
 
-    def __init__(self, config: Any, room_tokens: int) -> None:
+    def __init__(self, config: Any, max_model_len: int) -> None:
         self._config = config
-        self._room = room_tokens
+        self._capacity = max_model_len
         self._kept: OrderedDict[Tokens, Beginning] = OrderedDict()  # the least lately used first
         self._seen: deque[Tokens] = deque(maxlen=REMEMBERED)
 
@@ -66,14 +66,14 @@ class Prefixes:
         """A prompt was read into this kv_cache: keep what it has in common with an earlier one."""
         shared = max((common_tokens(prompt, other) for other in self._seen), default=0)
         self._seen.append(prompt)
-        shared = min(shared, self._room)
+        shared = min(shared, self._capacity)
         known = max((common_tokens(prompt, tokens) for tokens in self._kept), default=0)
         if shared < LEAST_TOKENS or shared <= known:
             return
         beginning = prompt[:shared]
         for shorter in [one for one in self._kept if beginning[: len(one)] == one]:
             del self._kept[shorter]
-        while self.tokens + shared > self._room:
+        while self.tokens + shared > self._capacity:
             self._kept.popitem(last=False)
         self._kept[beginning] = Beginning(
             tuple(

@@ -2,8 +2,9 @@
 
 Only what is deterministic has a key: greedy or seeded, without log probabilities. A key is the
 prompt's tokens and everything that decides what follows; the file belongs to one model and to the
-settings that change what it computes. Filled by what is served, and by `scripts/fill_instcache.py`
-ahead. Constant in size: the answers that were used least lately go first.
+settings that change what it computes. Filled by what is served, and by
+`scripts/fill_response_cache.py` ahead. Constant in size: the answers that were used least lately go
+first.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from engine.errors import StorageError
 from engine.facts.model import ModelFacts
 from engine.serve.batching.sequence import (
     Deliver,
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 
 _TABLE = """CREATE TABLE IF NOT EXISTS answer (
@@ -37,8 +38,8 @@ class InstCache:
     Any thread may call. Raises StorageError where the file cannot be opened.
     """
 
-    def __init__(self, path: Path, room: int, clock: Callable[[], float] = time.time) -> None:
-        self._room = room
+    def __init__(self, path: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        self._capacity = capacity
         self._clock = clock
         self._lock = threading.Lock()
         try:
@@ -50,11 +51,13 @@ class InstCache:
             self._file.execute("CREATE INDEX IF NOT EXISTS answer_used ON answer (used)")
         except (OSError, sqlite3.Error) as error:
             raise StorageError(
-                f"the answers of serve.instcache cannot be kept in {path} ({error}): set "
-                "XDG_CACHE_HOME to a folder that can be written, or serve.instcache to 0"
+                f"the answers of serve.response_cache_entries cannot be kept in {path} "
+                f"({error}): set "
+                "XDG_CACHE_HOME to a folder that can be written, or "
+                "serve.response_cache_entries to 0"
             ) from None
 
-    def find(self, wanted: Wanted) -> Output | None:
+    def find(self, wanted: SequenceRequest) -> StepOutput | None:
         """The whole answer; None where it is not known, or may not be."""
         key = key_of(wanted)
         if key is None:
@@ -68,9 +71,9 @@ class InstCache:
                 self._file.execute("UPDATE answer SET used = ? WHERE key = ?", now)
         if row is None:
             return None
-        return Output(row[0], (), row[1], len(wanted.prompt), row[2])
+        return StepOutput(row[0], (), row[1], len(wanted.prompt), row[2])
 
-    def keep(self, wanted: Wanted, text: str, last: Output) -> None:
+    def keep(self, wanted: SequenceRequest, text: str, last: StepOutput) -> None:
         """An answer that came to its end."""
         key = key_of(wanted)
         if key is None or last.finish is None:
@@ -83,16 +86,16 @@ class InstCache:
             self._file.execute(
                 "DELETE FROM answer WHERE key IN (SELECT key FROM answer ORDER BY used DESC "
                 "LIMIT -1 OFFSET ?)",
-                (self._room,),
+                (self._capacity,),
             )
 
-    def recording(self, wanted: Wanted, deliver: Deliver) -> Deliver:
+    def recording(self, wanted: SequenceRequest, deliver: Deliver) -> Deliver:
         """Delivers, and keeps the answer at its end."""
         if key_of(wanted) is None:
             return deliver
         pieces: list[str] = []
 
-        def both(output: Output) -> None:
+        def both(output: StepOutput) -> None:
             pieces.append(output.text)
             if output.finish is not None:
                 self.keep(wanted, "".join(pieces), output)
@@ -110,14 +113,14 @@ class InstCache:
             self._file.close()
 
 
-def instcache_path(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> Path:
+def response_cache_path(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> Path:
     """Where the answers of this model under these settings lie."""
     text = json.dumps(lossy_settings(config), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return cache_folder / "answers" / f"{facts.fingerprint}-{digest}.db"
 
 
-def key_of(wanted: Wanted) -> bytes | None:
+def key_of(wanted: SequenceRequest) -> bytes | None:
     """Equal for sequences whose answers are; None for one that is not deterministic alone."""
     if wanted.logprobs is not None:
         return None

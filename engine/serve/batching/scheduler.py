@@ -25,8 +25,8 @@ from engine.serve.batching.response_cache import InstCache
 from engine.serve.batching.sequence import (
     Deliver,
     LiveSequence,
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class EngineLoop:
         """Sequences being generated; one whose answer has gone out is none of them."""
         return sum(not one.done for one in self._running)
 
-    def submit(self, wanted: Sequence[tuple[Wanted, Deliver]]) -> list[LiveSequence]:
+    def submit(self, wanted: Sequence[tuple[SequenceRequest, Deliver]]) -> list[LiveSequence]:
         """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread; of
         one whose answer is known at once, in this one.
 
@@ -119,8 +119,8 @@ class EngineLoop:
         return made
 
     def _look_up(
-        self, wanted: Sequence[tuple[Wanted, Deliver]]
-    ) -> tuple[list[tuple[Output, Deliver]], list[tuple[Wanted, Deliver]]]:
+        self, wanted: Sequence[tuple[SequenceRequest, Deliver]]
+    ) -> tuple[list[tuple[StepOutput, Deliver]], list[tuple[SequenceRequest, Deliver]]]:
         """What is known already, and what the engine must be asked."""
         if self._answers is None:
             return [], list(wanted)
@@ -181,10 +181,10 @@ class EngineLoop:
         """What those that run may still need of keys and values is theirs; the rest is lent."""
         if not self._config.kv.elastic:
             return
-        room = self._config.kv.max_tokens
+        capacity = self._config.kv.max_tokens
         wanted = (len(one.wanted.prompt) + one.wanted.max_tokens for one in self._running)
-        promised = sum(min(room, tokens) for tokens in wanted)
-        self._engine.lend(max(0.0, 1 - promised / (room * self.rows)))
+        promised = sum(min(capacity, tokens) for tokens in wanted)
+        self._engine.lend(max(0.0, 1 - promised / (capacity * self.rows)))
 
     def _step(self) -> None:
         """Read the prompts of newcomers, then decode one token of every sequence."""

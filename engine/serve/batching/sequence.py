@@ -1,6 +1,6 @@
 """One sequence while it is generated: what was asked, and what each step adds to it.
 
-In: logits. Out: Output events, handed to `deliver` in the engine's thread.
+In: logits. Out: StepOutput events, handed to `deliver` in the engine's thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SequenceRequest:
     """One sequence that a client asked for.
 
     prompt: token ids, at least one; max_tokens: at most so many are generated; logprobs: how many
@@ -58,7 +58,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Output:
+class StepOutput:
     """What one step added. tokens: how many were generated so far; cached: how many of the prompt
     did not have to be read; finish: why it ended, None while it goes on; error: why it failed,
     which ends it too."""
@@ -76,7 +76,7 @@ class Output:
         return self.finish is not None or self.error is not None
 
 
-Deliver = Callable[[Output], None]
+Deliver = Callable[[StepOutput], None]
 
 
 @dataclass
@@ -116,7 +116,7 @@ class LiveSequence:
     """
 
     def __init__(
-        self, wanted: Wanted, tokenizer: Any, ends: frozenset[int], deliver: Deliver
+        self, wanted: SequenceRequest, tokenizer: Any, ends: frozenset[int], deliver: Deliver
     ) -> None:
         self.wanted = wanted
         self.deliver = deliver
@@ -158,7 +158,7 @@ class LiveSequence:
     def fail(self, reason: str) -> None:
         """End it with an error."""
         self.done = True
-        self.deliver(Output(tokens=self.timing.tokens, error=reason))
+        self.deliver(StepOutput(tokens=self.timing.tokens, error=reason))
 
     def _send(self, released: Released[TokenLogprob | None]) -> None:
         output = self._output(released, None)
@@ -169,9 +169,9 @@ class LiveSequence:
         self.done = True
         self.deliver(self._output(released, finish))
 
-    def _output(self, released: Released[TokenLogprob | None], finish: Finish | None) -> Output:
+    def _output(self, released: Released[TokenLogprob | None], finish: Finish | None) -> StepOutput:
         logprobs = tuple(one for one in released.items if one is not None)
-        return Output(released.text, logprobs, self.timing.tokens, self.cached, finish)
+        return StepOutput(released.text, logprobs, self.timing.tokens, self.cached, finish)
 
     def _logprob(self, row: torch.Tensor, token: int) -> TokenLogprob | None:
         """Of logits [V], before temperature and nucleus."""

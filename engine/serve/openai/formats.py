@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from engine.serve.batching.sequence import (
     Finish,
     Likely,
-    Output,
+    StepOutput,
     TokenLogprob,
 )
 from engine.serve.openai.responses import (
@@ -44,7 +44,7 @@ class Choice:
     finish: Finish | None = None
     logprobs: list[TokenLogprob] | None = None
 
-    def add(self, output: Output) -> None:
+    def add(self, output: StepOutput) -> None:
         """The next piece."""
         self.text += output.text
         self.tokens = output.tokens
@@ -60,7 +60,7 @@ class Format(Protocol):
     def opening(self, index: int) -> BaseModel | None:
         """The chunk that begins a choice, if there is one."""
 
-    def chunk(self, index: int, output: Output) -> BaseModel:
+    def chunk(self, index: int, output: StepOutput) -> BaseModel:
         """A piece of a stream."""
 
     def closing(self, usage: Usage) -> BaseModel:
@@ -84,7 +84,7 @@ class CompletionFormat:
         """A completion begins with its first piece."""
         return None
 
-    def chunk(self, index: int, output: Output) -> BaseModel:
+    def chunk(self, index: int, output: StepOutput) -> BaseModel:
         """A piece of text."""
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(output.text)
@@ -130,7 +130,7 @@ class ChatFormat:
         """Who speaks."""
         return self._chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
 
-    def chunk(self, index: int, output: Output) -> BaseModel:
+    def chunk(self, index: int, output: StepOutput) -> BaseModel:
         """A piece of what is said."""
         found = _with_bytes(output.logprobs) if self.with_logprobs else None
         delta = Delta(content=output.text) if output.text else Delta()

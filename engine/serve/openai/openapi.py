@@ -6,13 +6,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from engine.serve.openai.tokenization import Served
+from engine.serve.openai.tokenization import ServedModel
 
 _REQUESTS = ("CompletionRequest", "ChatRequest")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-def describe_api(app: FastAPI, served: Served) -> None:
+def describe_api(app: FastAPI, served: ServedModel) -> None:
     """Make the application's document say what this server accepts."""
     document = app.openapi()
     schemas = document["components"]["schemas"]
@@ -22,18 +22,18 @@ def describe_api(app: FastAPI, served: Served) -> None:
         for limit in _LIMITS:
             for branch in properties.get(limit, {}).get("anyOf", ()):
                 if branch.get("type") == "integer":
-                    branch["maximum"] = served.room_tokens
+                    branch["maximum"] = served.max_model_len
     for branch in schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]:
         _bound_ids(branch, served)
     _drop_unused_errors(document)
 
 
-def _bound_ids(branch: dict[str, Any], served: Served) -> None:
+def _bound_ids(branch: dict[str, Any], served: ServedModel) -> None:
     """Where a branch is a list of token ids, or of such lists."""
     items = branch.get("items", {})
     if items.get("type") == "integer":
         items["maximum"] = served.vocabulary - 1
-        branch["maxItems"] = served.room_tokens - 1
+        branch["maxItems"] = served.max_model_len - 1
     elif items.get("type") == "array":
         _bound_ids(items, served)
 

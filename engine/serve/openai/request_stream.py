@@ -14,8 +14,8 @@ from engine.serve.batching.scheduler import (
 )
 from engine.serve.batching.sequence import (
     Deliver,
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from engine.serve.openai.errors import ApiError
 
@@ -25,17 +25,17 @@ class Piece:
     """What a step added to the choice of this number."""
 
     index: int
-    output: Output
+    output: StepOutput
 
 
-class Exchange:
+class RequestStream:
     """Submits a request's sequences at once; iterate over its pieces, then close it.
 
     Closing before the last piece cancels what still runs. Raises ApiError: 429 where the queue is
     full, 503 where the engine has failed.
     """
 
-    def __init__(self, engine: EngineLoop, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, engine: EngineLoop, wanted: Sequence[SequenceRequest]) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
@@ -63,7 +63,7 @@ class Exchange:
         self._engine.cancel(self._sequences)
 
     def _outlet(self, index: int) -> Deliver:
-        def deliver(output: Output) -> None:
+        def deliver(output: StepOutput) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended, nobody listens
                 self._loop.call_soon_threadsafe(self._pieces.put_nowait, Piece(index, output))
 

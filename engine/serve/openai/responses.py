@@ -10,7 +10,8 @@ Finish = Literal["stop", "length"]
 
 
 class PromptDetails(BaseModel):
-    """cached_tokens: of the prompt, those that an earlier request had left (serve.prefix_share)."""
+    """cached_tokens: of the prompt, those that an earlier request had left
+    (serve.prefix_cache_tokens)."""
 
     cached_tokens: int = 0
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.scheduler import EngineLoop
-from engine.serve.batching.sequence import Wanted
+from engine.serve.batching.sequence import SequenceRequest
 from engine.serve.openai.errors import (
     ApiError,
     add_handlers,
@@ -34,7 +34,7 @@ from engine.serve.openai.formats import (
 )
 from engine.serve.openai.middleware import CountedRequests
 from engine.serve.openai.openapi import describe_api
-from engine.serve.openai.request_stream import Exchange
+from engine.serve.openai.request_stream import RequestStream
 from engine.serve.openai.requests import (
     ChatRequest,
     CompletionRequest,
@@ -52,7 +52,7 @@ from engine.serve.openai.responses import (
 )
 from engine.serve.openai.tokenization import (
     PromptReader,
-    Served,
+    ServedModel,
 )
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -74,7 +74,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 class Serving:
     """What the routes stand on. reader is used by one thread at a time."""
 
-    served: Served
+    served: ServedModel
     reader: PromptReader
     engine: EngineLoop
     meters: Meters
@@ -128,7 +128,7 @@ def _add_reading(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/models", response_model=Models)
     async def models() -> Models:
         """The one model that is served."""
-        one = Model(id=served.name, created=served.created, max_model_len=served.room_tokens)
+        one = Model(id=served.name, created=served.created, max_model_len=served.max_model_len)
         return Models(data=[one])
 
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
@@ -154,25 +154,25 @@ async def _respond(
     engine: EngineLoop,
     request: Request,
     body: Generation,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[SequenceRequest],
     writer: Format,
 ) -> Response:
-    exchange = Exchange(engine, wanted)
+    stream = RequestStream(engine, wanted)
     prompt_tokens = sum(len(one.prompt) for one in wanted[:: body.n or 1])
     choices = [Choice(logprobs=None if one.logprobs is None else []) for one in wanted]
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _events(exchange, choices, writer, prompt_tokens if with_usage else None)
+        events = _events(stream, choices, writer, prompt_tokens if with_usage else None)
         return StreamingResponse(events, media_type="text/event-stream")
     try:
-        await _finish_or_hang_up(_collect(exchange, choices), request)
+        await _finish_or_hang_up(_collect(stream, choices), request)
     finally:
-        exchange.close()
+        stream.close()
     return JSONResponse(writer.whole(choices, _usage(choices, prompt_tokens)).model_dump())
 
 
-async def _collect(exchange: Exchange, choices: Sequence[Choice]) -> None:
-    async for piece in exchange.pieces():
+async def _collect(stream: RequestStream, choices: Sequence[Choice]) -> None:
+    async for piece in stream.pieces():
         choices[piece.index].add(piece.output)
 
 
@@ -198,7 +198,7 @@ async def _until_gone(request: Request) -> None:
 
 
 async def _events(
-    exchange: Exchange, choices: Sequence[Choice], writer: Format, prompt_tokens: int | None
+    stream: RequestStream, choices: Sequence[Choice], writer: Format, prompt_tokens: int | None
 ) -> AsyncIterator[str]:
     """Server-sent events; prompt_tokens: where usage was asked for. Ends its sequences however it
     is left."""
@@ -206,7 +206,7 @@ async def _events(
         for index in range(len(choices)):
             if (opening := writer.opening(index)) is not None:
                 yield _event(opening)
-        async for piece in exchange.pieces():
+        async for piece in stream.pieces():
             choices[piece.index].add(piece.output)
             yield _event(writer.chunk(piece.index, piece.output))
         if prompt_tokens is not None:
@@ -214,7 +214,7 @@ async def _events(
     except ApiError as error:
         yield f"data: {json.dumps({'error': error.problem.model_dump()})}\n\n"
     finally:
-        exchange.close()
+        stream.close()
     yield "data: [DONE]\n\n"
 
 

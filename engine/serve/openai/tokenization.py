@@ -13,7 +13,7 @@ from typing import Any, cast
 import jinja2
 
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.sequence import Wanted
+from engine.serve.batching.sequence import SequenceRequest
 from engine.serve.openai.errors import ApiError
 from engine.serve.openai.requests import (
     ChatRequest,
@@ -27,12 +27,12 @@ _LEAST_TOP_P = 1e-6  # 0 would leave no token at all
 
 
 @dataclass(frozen=True)
-class Served:
-    """What is served. name: as clients call it; room_tokens: kv.max_tokens, of a prompt and its
+class ServedModel:
+    """What is served. name: as clients call it; max_model_len: kv.max_tokens, of a prompt and its
     answer together; vocabulary: token ids lie below it; created: seconds since 1970."""
 
     name: str
-    room_tokens: int
+    max_model_len: int
     vocabulary: int
     created: int
 
@@ -40,44 +40,44 @@ class Served:
 class PromptReader:
     """tokenizer: one that no other thread uses."""
 
-    def __init__(self, served: Served, tokenizer: Any) -> None:
+    def __init__(self, served: ServedModel, tokenizer: Any) -> None:
         self._served = served
         self._tokenizer = tokenizer
 
-    def completion(self, request: CompletionRequest) -> list[Wanted]:
+    def completion(self, request: CompletionRequest) -> list[SequenceRequest]:
         """One sequence for each prompt and choice, a prompt's choices side by side."""
         self._check_model(request)
-        self._check_room("max_tokens", request.max_tokens)
+        self._check_memory("max_tokens", request.max_tokens)
         prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
         limit = request.max_tokens or COMPLETION_TOKENS
         return self._spread(request, prompts, limit, request.logprobs)
 
-    def chat(self, request: ChatRequest) -> list[Wanted]:
+    def chat(self, request: ChatRequest) -> list[SequenceRequest]:
         """One sequence for each choice."""
         self._check_model(request)
-        self._check_room("max_tokens", request.max_tokens)
-        self._check_room("max_completion_tokens", request.max_completion_tokens)
+        self._check_memory("max_tokens", request.max_tokens)
+        self._check_memory("max_completion_tokens", request.max_completion_tokens)
         prompt = self._render(request)
-        limit = request.max_completion_tokens or request.max_tokens or self._served.room_tokens
+        limit = request.max_completion_tokens or request.max_tokens or self._served.max_model_len
         wants = request.logprobs or request.top_logprobs is not None
         logprobs = (request.top_logprobs or 0) if wants else None
         return self._spread(request, [prompt], limit, logprobs)
 
     def _spread(
         self, request: Generation, prompts: Sequence[list[int]], limit: int, logprobs: int | None
-    ) -> list[Wanted]:
-        room = self._served.room_tokens
+    ) -> list[SequenceRequest]:
+        capacity = self._served.max_model_len
         for prompt in prompts:
-            if len(prompt) >= room:
-                raise _too_long(f"the prompt has {len(prompt)} tokens", room, "prompt")
+            if len(prompt) >= capacity:
+                raise _too_long(f"the prompt has {len(prompt)} tokens", capacity, "prompt")
         temperature = 1.0 if request.temperature is None else request.temperature
         top_p = max(_LEAST_TOP_P, 1.0 if request.top_p is None else request.top_p)
         seed = secrets.randbits(32) if request.seed is None else request.seed
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
         made = [
-            Wanted(
+            SequenceRequest(
                 tuple(prompt),
-                min(limit, room - len(prompt)),
+                min(limit, capacity - len(prompt)),
                 SamplingOptions(temperature, top_p, seed),
                 stop,
                 logprobs,
@@ -100,9 +100,9 @@ class PromptReader:
                 code="model_not_found",
             )
 
-    def _check_room(self, name: str, tokens: int | None) -> None:
-        if tokens is not None and tokens > self._served.room_tokens:
-            raise _too_long(f"{name} is {tokens}", self._served.room_tokens, name)
+    def _check_memory(self, name: str, tokens: int | None) -> None:
+        if tokens is not None and tokens > self._served.max_model_len:
+            raise _too_long(f"{name} is {tokens}", self._served.max_model_len, name)
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
         """Ids of a text; of an empty one the token that begins a text."""
@@ -168,10 +168,10 @@ def _seed(seed: int, choice: int) -> int:
     return (seed + choice) % 2**63
 
 
-def _too_long(what: str, room: int, param: str) -> ApiError:
+def _too_long(what: str, capacity: int, param: str) -> ApiError:
     return ApiError(
         400,
-        f"{what}; this server has room for {room} tokens of prompt and answer together "
+        f"{what}; this server has room for {capacity} tokens of prompt and answer together "
         "(kv.max_tokens): ask for less, or deploy a config with more room",
         param=param,
         code="context_length_exceeded",

@@ -8,9 +8,9 @@ USE = ExpertUse(((3, 1), (0, 0)), (3, 0), (1, 0), (0, 4), (0, 2))
 
 
 def test_activations_are_shares_of_each_layers_choices():
-    shares = activations_frame(USE)
-    assert shares.to_numpy().tolist() == [[0.75, 0.25], [0.0, 0.0]]
-    assert activations_figure(shares).layout.yaxis.autorange == "reversed"
+    fractions = activations_frame(USE)
+    assert fractions.to_numpy().tolist() == [[0.75, 0.25], [0.0, 0.0]]
+    assert activations_figure(fractions).layout.yaxis.autorange == "reversed"
 
 
 def test_layers_without_look_ups_or_predictions_have_no_rate():

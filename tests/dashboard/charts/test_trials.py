@@ -25,10 +25,10 @@ def test_settings_that_are_words_become_places_with_names():
 
 
 def test_the_setting_that_matters_most_comes_first():
-    shares = importances_frame(
+    fractions = importances_frame(
         {"quality": {"a": 0.2, "b": 0.8}, "output_tps": {"a": 0.3, "b": 0.7}}
     )
-    figure = importances_figure(shares)
+    figure = importances_figure(fractions)
     assert list(figure.data[0].y) == ["b", "a"]
     assert {trace.name for trace in figure.data} == {"quality", "output_tps"}
 

@@ -24,14 +24,14 @@ def test_an_overlay_converts_text_to_the_fields_type() -> None:
     assert config.cache.expert_bytes == "25%"
 
 
-def test_native_is_a_word_of_bits_and_a_flag_of_its_own() -> None:
-    native = EngineConfig().overlay({"precision.bits": "native"})
-    assert native.precision.native
-    assert not native.overlay({"precision.bits": 8}).precision.native
-    resolved = native.overlay({"precision.bits": 8, "precision.native": True})
+def test_prequantized_is_a_word_of_bits_and_a_flag_of_its_own() -> None:
+    prequantized = EngineConfig().overlay({"precision.bits": "prequantized"})
+    assert prequantized.precision.prequantized
+    assert not prequantized.overlay({"precision.bits": 8}).precision.prequantized
+    resolved = prequantized.overlay({"precision.bits": 8, "precision.prequantized": True})
     assert EngineConfig.from_dict(resolved.to_dict()) == resolved
     assert lossy_settings(resolved) != lossy_settings(resolved.overlay({"precision.bits": 8}))
-    assert "precision.native" not in lossy_settings(EngineConfig())
+    assert "precision.prequantized" not in lossy_settings(EngineConfig())
 
 
 def test_a_dict_round_trips() -> None:
@@ -50,7 +50,7 @@ def test_the_crossover_belongs_to_the_quality_key_of_quantized_configs_only() ->
 
     few, many = {"kernel.crossover_tokens": 16}, {"kernel.crossover_tokens": 128}
     assert key(**few) == key(**many)
-    for quantized in ({"precision.bits": 4}, {"precision.dense_bits": 8}):
+    for quantized in ({"precision.bits": 4}, {"precision.non_expert_bits": 8}):
         assert key(**few, **quantized) != key(**many, **quantized)
 
 
@@ -108,11 +108,11 @@ def test_bits_of_keys_and_values_are_in_the_quality_key_and_bring_the_chunk_with
 
 
 def test_a_share_of_keys_and_values_is_in_the_quality_key_only_where_it_is_one() -> None:
-    exact, half = EngineConfig(), EngineConfig().overlay({"kv.keep_ratio": "0.5"})
-    assert "kv.keep_ratio" not in lossy_settings(exact)
-    assert lossy_settings(half)["kv.keep_ratio"] == 0.5
+    exact, half = EngineConfig(), EngineConfig().overlay({"kv.keep_fraction": "0.5"})
+    assert "kv.keep_fraction" not in lossy_settings(exact)
+    assert lossy_settings(half)["kv.keep_fraction"] == 0.5
     chunked = half.overlay({"prefill.chunk_tokens": 64})
     assert lossy_settings(chunked) != lossy_settings(half)
     for refused in (0, 1.5):
-        with pytest.raises(ConfigError, match=r"kv\.keep_ratio = .*allowed is 0\.01 to 1\.0"):
-            exact.overlay({"kv.keep_ratio": refused})
+        with pytest.raises(ConfigError, match=r"kv\.keep_fraction = .*allowed is 0\.01 to 1\.0"):
+            exact.overlay({"kv.keep_fraction": refused})

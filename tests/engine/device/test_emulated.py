@@ -114,8 +114,8 @@ def test_the_same_logits_as_on_the_cpu(emulated: Engine, tiny_folder: Path, tmp_
     "placement",
     [
         {"placement.name": "host_below", "placement.host_tokens": 1},
-        {"placement.name": "host_split", "placement.host_share": 0.5},
-        {"placement.name": "host_split", "placement.host_share": "auto"},
+        {"placement.name": "host_split", "placement.host_fraction": 0.5},
+        {"placement.name": "host_split", "placement.host_fraction": "auto"},
     ],
 )
 def test_what_the_host_computes_is_what_the_device_would(
@@ -129,9 +129,9 @@ def test_what_the_host_computes_is_what_the_device_would(
     assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
     assert emulated.live.inactive == ()
     assert resolved.placement.name == placement["placement.name"]
-    share = resolved.placement.host_share
-    assert share != "auto", "measured at configure"
-    assert 0 < float(share) < 1
+    fraction = resolved.placement.host_fraction
+    assert fraction != "auto", "measured at configure"
+    assert 0 < float(fraction) < 1
 
 
 def test_on_the_cpu_placement_says_that_it_is_inactive(tiny_folder: Path, tmp_path: Path) -> None:

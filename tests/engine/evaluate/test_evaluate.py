@@ -24,7 +24,7 @@ from engine.evaluate.language_model import EngineLanguageModel
 from engine.precision.allocate import with_table
 from engine.precision.table import bits_table
 from engine.run.engine import Engine
-from engine.run.layer_by_layer import LayerMajor
+from engine.run.layer_by_layer import LayerWise
 from engine.trace.trace import (
     load_trace,
     scored_trace_path,
@@ -107,7 +107,7 @@ def test_the_pass_that_scores_gives_the_divergence_and_the_routing_too(
     assert set(phases) == {"decode"}
 
     kept = next((tmp_path / "references").glob("*.prefill.npy"))
-    monkeypatch.setattr(evaluate_module, "passes_layer_major", lambda engine: False)  # no journal
+    monkeypatch.setattr(evaluate_module, "passes_layer_wise", lambda engine: False)  # no journal
     monkeypatch.setattr(evaluate_module._PrefillWatch, "open", lambda self, tokens: None)
     ordinary = run(task, limit=4)
     assert "prefill" in phases
@@ -182,14 +182,14 @@ def test_the_models_own_template_frames_each_turn(
 
 def test_progress_counts_up_to_all_requests(engine: Engine, tmp_path: Path, run: Run) -> None:
     engine.configure(EngineConfig().overlay(BASE))
-    heard: list[tuple[int, int]] = []
+    received: list[tuple[int, int]] = []
     run(
         choice_task(tmp_path),
         rolling_task(tmp_path),
-        progress=lambda _, done, total: heard.append((done, total)),
+        progress=lambda _, done, total: received.append((done, total)),
     )
-    assert heard[-1] == (8 * 3 + 5, 8 * 3 + 5)
-    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert received[-1] == (8 * 3 + 5, 8 * 3 + 5)
+    assert [done for done, _ in received] == sorted(done for done, _ in received)
 
 
 class Killed(BaseException):
@@ -200,13 +200,13 @@ class Killed(BaseException):
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Texts of each pass through the layers; at most one text a pass."""
     counted: list[int] = []
-    plain = LayerMajor.run
+    plain = LayerWise.run
 
-    def spy(self: LayerMajor, batches: Any, *arguments: Any, **named: Any) -> None:
+    def spy(self: LayerWise, batches: Any, *arguments: Any, **named: Any) -> None:
         counted.append(sum(len(batch.lengths) for batch in batches))
         plain(self, batches, *arguments, **named)
 
-    monkeypatch.setattr(LayerMajor, "run", spy)
+    monkeypatch.setattr(LayerWise, "run", spy)
     monkeypatch.setattr(scoring, "_batched_groups", lambda jobs, *_: ([[job]] for job in jobs))
     return counted
 
@@ -254,12 +254,12 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
     with path.open("ab") as file:
         file.write(b'{"torn": [1.')
     passes.clear()
-    heard: list[int] = []
-    resumed = run(*tasks, progress=lambda _, done, total: heard.append(done))
+    received: list[int] = []
+    resumed = run(*tasks, progress=lambda _, done, total: received.append(done))
     assert len(passes) == count - 7
     assert resumed.tasks == whole.tasks
     assert resumed.items == whole.items
-    assert 7 <= heard[0] < heard[-1] == 8 * 3 + 5 + 8
+    assert 7 <= received[0] < received[-1] == 8 * 3 + 5 + 8
     assert resumed.engine_tokens < whole.engine_tokens
     passes.clear()
     again = run(*tasks)
@@ -274,7 +274,7 @@ def test_what_can_change_scores_has_a_journal_of_its_own(engine: Engine, tmp_pat
     others = [
         path(precision__bits=4),
         path(compute__dtype="float32"),
-        path(precision__dense_bits=8),
+        path(precision__non_expert_bits=8),
         journal_path(replace(engine.facts, fingerprint="other"), EngineConfig(), tmp_path),
     ]
     assert len({path(), *others}) == 5

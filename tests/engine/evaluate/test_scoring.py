@@ -13,7 +13,7 @@ from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import (
-    LayerMajor,
+    LayerWise,
     UnknownHeadError,
 )
 
@@ -63,12 +63,12 @@ def test_a_pass_that_breaks_off_leaves_nothing_in_the_scores(
     engine.configure(EngineConfig().overlay(BASE))
     items = [Continuation(tuple(range(3, 3 + n)), (7, 8)) for n in (4, 20, 40)]
     expected = score(engine, items)
-    run = LayerMajor.run
+    run = LayerWise.run
 
-    def broken(self: LayerMajor, *arguments: object, **named: object) -> None:
+    def broken(self: LayerWise, *arguments: object, **named: object) -> None:
         run(self, *arguments, **named)  # type: ignore[arg-type]
         raise error
 
-    monkeypatch.setattr(LayerMajor, "run", broken)
+    monkeypatch.setattr(LayerWise, "run", broken)
     for one, other in zip(expected, score(engine, items), strict=True):
         assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-3)

@@ -82,14 +82,14 @@ def content(slots: Slots, slot: int) -> bytes:
 
 def test_the_last_submitted_record_is_what_a_slot_holds(parts: Any) -> None:
     engine, store, slots, transfers = parts
-    dice = random.Random(2)
+    rng = random.Random(2)
     last: dict[int, Transfer] = {}
     for _ in range(150):
-        expert = ExpertId(dice.randrange(3), dice.randrange(8))
-        slot = dice.randrange(SLOTS)
-        transfer = transfers.submit(expert, slot, 16, demanded=dice.random() < 0.5)
+        expert = ExpertId(rng.randrange(3), rng.randrange(8))
+        slot = rng.randrange(SLOTS)
+        transfer = transfers.submit(expert, slot, 16, demanded=rng.random() < 0.5)
         last[slot] = transfer
-        action = dice.random()
+        action = rng.random()
         if action < 0.2:
             transfers.promote(transfer)
         elif action < 0.4:

@@ -69,7 +69,7 @@ def family(
 def test_a_share_loses_something_and_stays_bounded_in_every_kind_of_family(family: Engine) -> None:
     configure(family)
     exact = decode(family, [MicroBatch(prompt())])
-    configure(family, **{"kv.keep_ratio": 0.5})
+    configure(family, **{"kv.keep_fraction": 0.5})
     batch = MicroBatch(prompt())
     half = decode(family, [batch])
     seen = PROMPT_TOKENS + STEPS
@@ -80,7 +80,7 @@ def test_a_share_loses_something_and_stays_bounded_in_every_kind_of_family(famil
         assert layer.values.shape[2] == layer.keys.shape[2]
         assert layer.get_seq_length() == seen
     whole = len(merged) == family.facts.layers
-    assert any("kv.keep_ratio = 0.5" in note for note in family.live.notes) == (not whole)
+    assert any("kv.keep_fraction = 0.5" in note for note in family.live.notes) == (not whole)
     spread = float((half - exact).abs().mean() / exact.std())
     assert 1e-4 < spread < 1
 
@@ -88,7 +88,7 @@ def test_a_share_loses_something_and_stays_bounded_in_every_kind_of_family(famil
 def test_a_layer_that_keeps_all_it_sees_changes_no_logit_but_by_rounding(family: Engine) -> None:
     configure(family)
     exact = decode(family, [MicroBatch(prompt())], 3)
-    configure(family, **{"kv.keep_ratio": 0.999})  # of 75 tokens, rounded up: all
+    configure(family, **{"kv.keep_fraction": 0.999})  # of 75 tokens, rounded up: all
     batch = MicroBatch(prompt())
     watched = decode(family, [batch], 3)
     assert any(isinstance(layer, MergedLayer) for layer in batch.kv.layers)
@@ -100,9 +100,9 @@ def test_all_kept_is_transformers_own_cache_and_the_model_as_it_was_built(engine
     batch = MicroBatch(prompt())
     exact = decode(engine, [batch])
     built = engine.model.model.config._attn_implementation
-    configure(engine, **{"kv.keep_ratio": 0.5})
+    configure(engine, **{"kv.keep_fraction": 0.5})
     assert engine.model.model.config._attn_implementation != built
-    configure(engine, **{"kv.keep_ratio": 1.0})
+    configure(engine, **{"kv.keep_fraction": 1.0})
     assert engine.model.model.config._attn_implementation == built
     again = MicroBatch(prompt())
     assert torch.equal(decode(engine, [again]), exact)
@@ -111,7 +111,7 @@ def test_all_kept_is_transformers_own_cache_and_the_model_as_it_was_built(engine
 
 
 def test_micro_batches_of_several_sequences_are_merged_each_by_itself(engine: Engine) -> None:
-    configure(engine, **{"kv.keep_ratio": 0.4, "batch.count": 2, "batch.size": 2})
+    configure(engine, **{"kv.keep_fraction": 0.4, "batch.count": 2, "batch.size": 2})
     prompts = [prompt(2, seed) for seed in (1, 2)]
     together = decode(engine, [MicroBatch(tokens) for tokens in prompts])
     alone = [
@@ -121,7 +121,7 @@ def test_micro_batches_of_several_sequences_are_merged_each_by_itself(engine: En
 
 
 def test_while_decoding_the_position_at_one_index_goes(engine: Engine) -> None:
-    configure(engine, **{"kv.keep_ratio": 0.5, "prefill.chunk_tokens": 96})
+    configure(engine, **{"kv.keep_fraction": 0.5, "prefill.chunk_tokens": 96})
     batch = MicroBatch(prompt())
     engine.prefill([batch])
     layer = batch.kv.layers[1]
@@ -141,7 +141,7 @@ def test_while_decoding_the_position_at_one_index_goes(engine: Engine) -> None:
 
 
 def test_new_tokens_are_numbered_from_the_true_length(engine: Engine) -> None:
-    configure(engine, **{"kv.keep_ratio": 0.25, "prefill.chunk_tokens": 96})
+    configure(engine, **{"kv.keep_fraction": 0.25, "prefill.chunk_tokens": 96})
     embedding = engine.model.model.model.rotary_emb
     given = []
     handle = embedding.register_forward_hook(
@@ -159,7 +159,7 @@ def test_a_second_chunk_sees_its_own_tokens_causally_behind_a_merged_first(engin
     """The last token of a chunk must not matter to those before it."""
     rows = []
     for last in (11, 12):
-        configure(engine, **{"kv.keep_ratio": 0.5})
+        configure(engine, **{"kv.keep_fraction": 0.5})
         batch = MicroBatch(prompt(tokens=32))
         engine.prefill([batch])
         second = prompt(seed=9, tokens=20)
@@ -173,7 +173,7 @@ def test_a_second_chunk_sees_its_own_tokens_causally_behind_a_merged_first(engin
 def test_keys_and_values_take_what_the_memory_equation_says(engine: Engine) -> None:
     taken = []
     for ratio in (1.0, 0.5, 0.25):
-        configure(engine, **{"kv.keep_ratio": ratio})
+        configure(engine, **{"kv.keep_fraction": ratio})
         assert engine.memory is not None
         batch = MicroBatch(prompt())
         decode(engine, [batch])
@@ -188,7 +188,7 @@ def test_scores_see_merged_keys_and_values_and_equal_decoding(engine: Engine) ->
     wanted = Continuation(text[:60], text[60:66])
     configure(engine)
     exact = score(engine, [wanted])[0].log_likelihood
-    configure(engine, **{"kv.keep_ratio": 0.25})
+    configure(engine, **{"kv.keep_fraction": 0.25})
     own = score(engine, [wanted, Continuation(text[:64], text[64:66])])[0].log_likelihood
     batch = MicroBatch(torch.tensor([text[:60]]))
     logits = engine.prefill([batch])[0]
@@ -209,7 +209,7 @@ def test_divergence_grows_as_less_is_kept_and_the_prompt_does_not_count(
     diverge(engine, tokens, tmp_path, "decode", reference=True)
     found = []
     for ratio in (1.0, 0.75, 0.25):
-        configure(engine, **{"kv.keep_ratio": ratio})
+        configure(engine, **{"kv.keep_fraction": ratio})
         divergence = diverge(engine, tokens, tmp_path, "decode", reference=False)
         assert divergence is not None
         found.append(divergence.kld_mean)
@@ -220,21 +220,21 @@ def test_divergence_grows_as_less_is_kept_and_the_prompt_does_not_count(
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"kv.bits": 8}, "kv.keep_ratio = 0.5 and kv.bits = 8.*set kv.bits to 16"),
-        ({"kv.placement": "host"}, "kv.keep_ratio = 0.5 and kv.placement = host.*to device"),
+        ({"kv.bits": 8}, "kv.keep_fraction = 0.5 and kv.bits = 8.*set kv.bits to 16"),
+        ({"kv.placement": "host"}, "kv.keep_fraction = 0.5 and kv.placement = host.*to device"),
     ],
 )
 def test_what_a_merged_layer_cannot_be_together_with_is_refused(
     engine: Engine, other: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        configure(engine, **{"kv.keep_ratio": 0.5}, **other)
+        configure(engine, **{"kv.keep_fraction": 0.5}, **other)
 
 
 def test_a_family_with_a_cache_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     engine = Engine(save_tiny("minimax", tmp_path / "model"), CpuDevice(), tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"kv\.keep_ratio = 0\.5 does not suit 'minimax'"):
-        configure(engine, **{"kv.keep_ratio": 0.5})
+    with pytest.raises(ConfigError, match=r"kv\.keep_fraction = 0\.5 does not suit 'minimax'"):
+        configure(engine, **{"kv.keep_fraction": 0.5})
     engine.close()
 
 
@@ -242,5 +242,5 @@ def test_attention_that_cannot_be_watched_is_an_error_and_no_silent_loss() -> No
     layer = MergedLayer(0.5, AttentionWatch())
     states = torch.zeros(1, 1, SINK_TOKENS, 2)
     layer.update(states, states)
-    with pytest.raises(EngineError, match=r"set kv\.keep_ratio to 1"):
+    with pytest.raises(EngineError, match=r"set kv\.keep_fraction to 1"):
         layer.update(states, states)

@@ -15,9 +15,9 @@ from engine.experts.encoding.quantization import (
     dequantize,
     quantize,
 )
-from engine.experts.kernels.native import (
+from engine.experts.kernels.prequantized import (
     matrix_values,
-    native_view,
+    prequantized_view,
 )
 from engine.model.checkpoint import Checkpoint
 from engine.model.loader import load_model
@@ -68,19 +68,19 @@ def test_a_published_checkpoint_is_right_at_every_precision(
 def test_tensors_read_as_their_values(case: str, tmp_path: Path) -> None:
     folder, values = publish(case, tmp_path / "model")
     checkpoint = Checkpoint(folder)
-    assert checkpoint.published
-    for name in checkpoint.published:
+    assert checkpoint.prequantized
+    for name in checkpoint.prequantized:
         assert torch.equal(checkpoint.read(name), values[name])
         assert torch.equal(checkpoint.read(name, slice(1, 2)), values[name][1:2])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_native_records_hold_the_published_codes(case: str, tmp_path: Path) -> None:
+def test_prequantized_records_hold_the_codes_of_the_checkpoint(case: str, tmp_path: Path) -> None:
     folder, values = publish(case, tmp_path / "model")
-    with opened(folder, **{"precision.bits": "native", "io.direct": "off"}) as engine:
-        assert engine.facts.published is not None
+    with opened(folder, **{"precision.bits": "prequantized", "io.direct": "off"}) as engine:
+        assert engine.facts.prequantized is not None
         precision = engine.live.config.precision
-        assert (precision.native, precision.bits) == (True, 4 if case == "mxfp4" else 8)
+        assert (precision.prequantized, precision.bits) == (True, 4 if case == "mxfp4" else 8)
         assert agrees(engine, reference(folder, values, lambda w: w))
         record = engine.store.record
         scratch = memoryview(bytearray(engine.store.scratch_bytes() + 4096))
@@ -93,7 +93,9 @@ def test_native_records_hold_the_published_codes(case: str, tmp_path: Path) -> N
             own = engine.model.read_expert(expert)
             for part in record.parts:
                 if part.kind == "matrix":
-                    found = matrix_values(native_view(raw, record, part), engine.facts.published)
+                    found = matrix_values(
+                        prequantized_view(raw, record, part), engine.facts.prequantized
+                    )
                     wanted = own[part.name].t() if part.transposed else own[part.name]
                     assert torch.equal(found, wanted)
 
@@ -101,33 +103,33 @@ def test_native_records_hold_the_published_codes(case: str, tmp_path: Path) -> N
 def test_published_codes_are_read_in_place_where_their_bytes_allow(tmp_path: Path) -> None:
     for case in CASES:
         folder, _ = publish(case, tmp_path / case)
-        with opened(folder, **{"precision.bits": "native", "io.direct": "off"}) as engine:
+        with opened(folder, **{"precision.bits": "prequantized", "io.direct": "off"}) as engine:
             whole = case in ("mxfp4", "fp8 whole blocks", "fp8 fused")
             assert engine.store.in_place == whole, case
             assert (folder / "cache" / "packs").exists() != whole
-            packed = engine.facts.expert_bytes["native"]
+            packed = engine.facts.expert_bytes["prequantized"]
             assert packed == engine.store.all_bytes < engine.facts.expert_bytes["16"]
 
 
 def test_native_means_16_bits_where_nothing_is_quantized(tmp_path: Path) -> None:
     folder = save_tiny("qwen3_moe", tmp_path / "model")
-    with opened(folder, **{"precision.bits": "native"}) as engine:
+    with opened(folder, **{"precision.bits": "prequantized"}) as engine:
         precision = engine.live.config.precision
-        assert (precision.bits, precision.native) == (16, False)
+        assert (precision.bits, precision.prequantized) == (16, False)
 
 
-def test_a_run_may_hold_native_and_lower_bits(tmp_path: Path) -> None:
+def test_a_run_may_hold_prequantized_and_lower_bits(tmp_path: Path) -> None:
     folder, _ = publish("fp8 whole blocks", tmp_path / "model")
     settings = {
-        "precision.bits": "native",
+        "precision.bits": "prequantized",
         "precision.scheme": "gate_threshold",
         "precision.low_bits": 4,
-        "precision.t1": 0.0,
+        "precision.low_bits_threshold": 0.0,
     }
     with opened(folder, **settings) as engine:
         tokens = torch.tensor([[5, 6, 7]])
         assert engine.prefill([MicroBatch(tokens)])[0].isfinite().all()
-        assert {record.published is None for record in engine.live.slots.records.values()} == {
+        assert {record.prequantized is None for record in engine.live.slots.records.values()} == {
             True,
             False,
         }

@@ -69,7 +69,7 @@ def test_without_a_cache_every_look_up_misses_and_with_room_for_all_none_does(
     assert cold.metrics["disk_bytes_per_token"].value > 0
     assert warm.metrics["expert_hit_rate"].value == 1
     assert warm.metrics["disk_bytes_per_token"].value == 0
-    assert warm.metrics["resident_share"].value == 1
+    assert warm.metrics["resident_fraction"].value == 1
 
 
 def test_predictions_are_counted(engine: Engine, tiny_folder: Path) -> None:
@@ -179,7 +179,7 @@ def test_sequences_that_become_nan_are_errors_and_nothing_else(engine: Engine, w
     report = run_poisoned(engine, [CLEAN, BAD[where], CLEAN, CLEAN])
     assert report.metrics["error_rate"].value == 0.25
     assert report.metrics["ttft_ms.p50"].n == 6
-    finished = report.metrics["goodput_rps"].value
+    finished = report.metrics["request_rps"].value
     assert report.metrics["output_tps"].value == pytest.approx(4 * finished)
     assert all(metric.value == metric.value for metric in report.metrics.values())
 

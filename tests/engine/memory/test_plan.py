@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import (
     Part,
     record_bytes_table,
@@ -22,7 +22,7 @@ from engine.memory.plan import (
     resolve,
     slots_by_layer,
 )
-from engine.memory.scoring import layer_major
+from engine.memory.scoring import layer_wise
 
 PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))
 
@@ -42,7 +42,7 @@ def make_facts(**changes: Any) -> ModelFacts:
         "hidden_size": 512,
         "vocabulary": 1000,
         "max_positions": 2048,
-        "dense_bytes": 10_000_000,
+        "non_expert_bytes": 10_000_000,
         "parts": PARTS,
         "record_bytes": {str(bits): size for bits, size in table.items()},
         "expert_bytes": {str(bits): size * 64 for bits, size in table.items()},
@@ -57,18 +57,25 @@ def make_facts(**changes: Any) -> ModelFacts:
 @pytest.mark.parametrize(
     ("published", "bits", "codes_bytes"),
     [
-        (PublishedFormat("fp8", 128, 128), 8, (1024 * 512 + 8 * 4 * 4) + (512 * 512 + 4 * 4 * 4)),
-        (PublishedFormat("mxfp4", 1, 32), 4, 1536 * 512 // 2 + 1536 * 16),
+        (
+            PrequantizedFormat("fp8", 128, 128),
+            8,
+            (1024 * 512 + 8 * 4 * 4) + (512 * 512 + 4 * 4 * 4),
+        ),
+        (PrequantizedFormat("mxfp4", 1, 32), 4, 1536 * 512 // 2 + 1536 * 16),
         (None, 16, 1536 * 512 * 2),
     ],
 )
-def test_native_records_are_the_published_codes_and_scales(
-    published: PublishedFormat | None, bits: int, codes_bytes: int
+def test_prequantized_records_are_the_codes_and_scales_of_the_checkpoint(
+    prequantized: PrequantizedFormat | None, bits: int, codes_bytes: int
 ) -> None:
-    config = EngineConfig().overlay({"precision.bits": "native"})
-    facts = make_facts(published=published)
+    config = EngineConfig().overlay({"precision.bits": "prequantized"})
+    facts = make_facts(prequantized=prequantized)
     resolved, plan = resolve(config, facts)
-    assert (resolved.precision.bits, resolved.precision.native) == (bits, published is not None)
+    assert (resolved.precision.bits, resolved.precision.prequantized) == (
+        bits,
+        prequantized is not None,
+    )
     assert codes_bytes <= plan.slots_bytes // plan.slots < codes_bytes + 4096 + 4 * 64
     assert resolve(resolved, facts)[0] == resolved
     assert ModelFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
@@ -113,9 +120,9 @@ def test_bits_that_the_shapes_forbid_are_refused() -> None:
 
 @given(st.integers(1, 500), st.integers(1, 40))
 def test_uniform_slots_sum_up_and_differ_by_at_most_one(slots: int, layers: int) -> None:
-    shares = slots_by_layer(slots, layers)
-    assert sum(shares) == slots
-    assert max(shares) - min(shares) <= 1
+    fractions = slots_by_layer(slots, layers)
+    assert sum(fractions) == slots
+    assert max(fractions) - min(fractions) <= 1
 
 
 def kv_plan(layers: int = 4, plain: int = 4, **settings: Any) -> int:
@@ -156,31 +163,31 @@ def test_fewer_bits_are_refused_by_name_where_no_layer_is_plain() -> None:
         resolve(config, make_facts())
 
 
-@pytest.mark.parametrize("setting", [{"kv.bits": 8}, {"kv.keep_ratio": 0.5}])
+@pytest.mark.parametrize("setting", [{"kv.bits": 8}, {"kv.keep_fraction": 0.5}])
 def test_a_pass_layer_by_layer_does_not_judge_what_only_the_kv_cache_loses(
     setting: dict[str, Any],
 ) -> None:
     config = EngineConfig().overlay(setting)
     with pytest.raises(InfeasibleError, match="pass through the kv_cache"):
-        layer_major(config, make_facts(kv_plain_layers=4), 100)
+        layer_wise(config, make_facts(kv_plain_layers=4), 100)
 
 
 def test_a_share_of_the_positions_is_what_merged_layers_take_and_the_total_is_smaller() -> None:
     token, mark = 1000, 4 * 12
-    assert kv_plan(**{"kv.keep_ratio": 0.25}) == (1024 // 4 + 1) * (token + mark)
-    half = kv_plan(plain=2, **{"kv.keep_ratio": 0.25})
+    assert kv_plan(**{"kv.keep_fraction": 0.25}) == (1024 // 4 + 1) * (token + mark)
+    half = kv_plan(plain=2, **{"kv.keep_fraction": 0.25})
     assert half == 1024 * token // 2 + (1024 // 4 + 1) * (token + mark) // 2
     facts = make_facts(layers=4, kv_plain_layers=4)
     long = EngineConfig().overlay({"kv.max_tokens": 1 << 16})
     whole = resolve(long, facts)[1].total_bytes
-    quarter = resolve(long.overlay({"kv.keep_ratio": 0.25}), facts)[1].total_bytes
+    quarter = resolve(long.overlay({"kv.keep_fraction": 0.25}), facts)[1].total_bytes
     assert quarter < whole
 
 
 def test_a_share_is_refused_by_name_where_no_layer_is_plain_and_beside_fewer_bits() -> None:
-    config = EngineConfig().overlay({"kv.keep_ratio": 0.5})
-    with pytest.raises(ConfigError, match=r"kv\.keep_ratio = 0\.5 does not suit .qwen3_moe."):
+    config = EngineConfig().overlay({"kv.keep_fraction": 0.5})
+    with pytest.raises(ConfigError, match=r"kv\.keep_fraction = 0\.5 does not suit .qwen3_moe."):
         resolve(config, make_facts())
     for path, value in (("kv.bits", 4), ("kv.placement", "host")):
-        with pytest.raises(ConfigError, match=rf"kv\.keep_ratio = 0\.5 and {path} = {value}: "):
+        with pytest.raises(ConfigError, match=rf"kv\.keep_fraction = 0\.5 and {path} = {value}: "):
             resolve(config.overlay({path: value}), make_facts(kv_plain_layers=4))

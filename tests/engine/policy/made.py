@@ -46,17 +46,17 @@ def make_trace(
         for rank, expert in enumerate(chosen[row, layer]):
             if expert >= 0:
                 logits[row, layer, expert] += 4 - rank / 8
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    fractions = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     passes = tuple(
         TracePass(group, "prefill" if sum(t) > len(t) else "decode", t, first)
         for group, t, first in zip(groups, tokens, firsts, strict=False)
     )
-    weights = np.take_along_axis(shares, np.maximum(chosen, 0).astype(int), -1)
+    weights = np.take_along_axis(fractions, np.maximum(chosen, 0).astype(int), -1)
     return Trace(
         passes=passes,
         experts=chosen,
         weights=weights.astype(np.float16),
-        probabilities=shares.astype(np.float16),
+        probabilities=fractions.astype(np.float16),
         look_ahead=None,
         embeddings=random.normal(size=(rows, HIDDEN)).astype(np.float16),
         gate_inputs=random.normal(size=(rows, layers, HIDDEN)).astype(np.float16),
@@ -82,7 +82,7 @@ def make_context(
     return PolicyContext(
         EngineConfig().overlay(
             {
-                "placement.host_share": 0.5,
+                "placement.host_fraction": 0.5,
                 **{path.replace("__", "."): value for path, value in overlay.items()},
             }
         ),

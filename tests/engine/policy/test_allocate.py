@@ -30,14 +30,14 @@ def allocate(name: Any, slots: int, layers: int, experts: int, **more: Any) -> t
     ],
 )
 def test_shallow_layers_fill_first_and_no_layer_starves(
-    shallow: int, slots: int, shares: tuple[int, ...]
+    shallow: int, slots: int, fractions: tuple[int, ...]
 ) -> None:
-    assert allocate("shallow_first", slots, 4, 8, cache__shallow_layers=shallow) == shares
+    assert allocate("shallow_first", slots, 4, 8, cache__shallow_layers=shallow) == fractions
 
 
 def test_four_of_twenty_eight_layers_are_shallow_by_default() -> None:
-    shares = allocate("shallow_first", 28 * 4, 28, 8)
-    assert shares == (8,) * 4 + (4,) * 8 + (3,) * 16
+    fractions = allocate("shallow_first", 28 * 4, 28, 8)
+    assert fractions == (8,) * 4 + (4,) * 8 + (3,) * 16
 
 
 # Layer 0 repeats one expert; layer 1 goes round three; layer 2 changes between two.

@@ -162,11 +162,11 @@ def test_an_allocation_spends_every_slot_within_the_bounds(
     name: Any, slots: int, history: Trace
 ) -> None:
     allocation = registry.ALLOCATIONS[name](make_context(LAYERS, EXPERTS, history=history))
-    shares = allocation.allocate(slots, LAYERS, EXPERTS)
-    assert len(shares) == LAYERS
-    assert sum(shares) == slots
-    assert min(shares) >= 1
-    assert max(shares) <= EXPERTS
+    fractions = allocation.allocate(slots, LAYERS, EXPERTS)
+    assert len(fractions) == LAYERS
+    assert sum(fractions) == slots
+    assert min(fractions) >= 1
+    assert max(fractions) <= EXPERTS
 
 
 # --- predictors ----------------------------------------------------------------------------------
@@ -328,12 +328,12 @@ def test_hits_and_misses_of_any_policy_are_its_look_ups(
 @pytest.mark.parametrize("eviction", registry.EVICTIONS)
 @given(
     predictor=st.sampled_from(["none", "repeat_last", "popularity"]),
-    shares=st.lists(st.integers(1, EXPERTS), min_size=3, max_size=3),
+    fractions=st.lists(st.integers(1, EXPERTS), min_size=3, max_size=3),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=6, deadline=None)
 def test_records_kept_apart_lie_in_slots_of_their_own_size(
-    eviction: Any, scheme: Any, scope: Any, predictor: Any, shares: list[int], seed: int
+    eviction: Any, scheme: Any, scope: Any, predictor: Any, fractions: list[int], seed: int
 ) -> None:
     trace = random_trace(seed, passes=8)
     table = PLANNED_BITS if scheme in PLANNED else {}
@@ -350,7 +350,7 @@ def test_records_kept_apart_lie_in_slots_of_their_own_size(
         **{**MIXED, **table},
     )
     kept = (16, 8, 2) if scheme in PLANNED else (8, 2)
-    slots = {bits: LAYERS * share for bits, share in zip(kept, shares, strict=False)}
+    slots = {bits: LAYERS * fraction for bits, fraction in zip(kept, fractions, strict=False)}
     policy = registry.build_policy(context, slots, host_compute=False)
     allowed: list[tuple[int | None, tuple[int, ...]]] = []
     for pool in registry.build_pools(context, slots):
@@ -377,12 +377,12 @@ def test_records_kept_apart_lie_in_slots_of_their_own_size(
 
 @given(
     experts=st.dictionaries(st.integers(0, 20), st.integers(1, 64), min_size=1, max_size=16),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
 )
 @settings(max_examples=100, deadline=None)
-def test_slots_split_in_proportion_to_experts(experts: dict[int, int], share: float) -> None:
+def test_slots_split_in_proportion_to_experts(experts: dict[int, int], fraction: float) -> None:
     total = sum(experts.values())
-    slots = max(len(experts), round(share * total))
+    slots = max(len(experts), round(fraction * total))
     split = split_by_experts(slots, experts)
     assert sum(split.values()) == slots
     assert all(1 <= split[layer] <= count for layer, count in experts.items())

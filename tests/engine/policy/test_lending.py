@@ -27,9 +27,9 @@ def test_slots_are_kept_track_of(events: list):
         pools_of_layers([FIXED + LENT] * LAYERS, (16,)),
         LruEviction,
         layers=LAYERS,
-        lent=[LENT] * LAYERS,
+        elastic=[LENT] * LAYERS,
     )
-    share = 1.0
+    fraction = 1.0
     for event in events:
         if isinstance(event, float):
             before = {e for layer in range(LAYERS) for e in cache.residents(layer)}
@@ -38,7 +38,7 @@ def test_slots_are_kept_track_of(events: list):
             after = {e for layer in range(LAYERS) for e in cache.residents(layer)}
             assert after <= before
             assert len(taken) == max(0, opened - sum(cache.slots_by_pool))
-            share = event
+            fraction = event
         else:
             layer, experts = event
             cache.begin(layer)
@@ -46,15 +46,15 @@ def test_slots_are_kept_track_of(events: list):
             assert {step.expert.expert for step in steps} == set(experts)
             cache.end()
         cache.check_integrity()
-        assert cache.slots_by_pool == (FIXED + int(LENT * share + 1e-9),) * LAYERS
+        assert cache.slots_by_pool == (FIXED + int(LENT * fraction + 1e-9),) * LAYERS
         assert all(
-            len(cache.residents(layer)) <= FIXED + int(LENT * share + 1e-9)
+            len(cache.residents(layer)) <= FIXED + int(LENT * fraction + 1e-9)
             for layer in range(LAYERS)
         )
 
 
 def test_the_least_lately_used_leave_first():
-    cache = ExpertCache(pools_of_layers([4], (16,)), LruEviction, layers=1, lent=[2])
+    cache = ExpertCache(pools_of_layers([4], (16,)), LruEviction, layers=1, elastic=[2])
     for expert in range(4):
         cache.begin(0)
         cache.demand([expert])

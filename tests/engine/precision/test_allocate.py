@@ -36,14 +36,14 @@ curves = st.dictionaries(
 )  # fmt: skip
 
 
-@given(losses=st.lists(curves, min_size=1, max_size=4), share=st.floats(0, 1))
+@given(losses=st.lists(curves, min_size=1, max_size=4), fraction=st.floats(0, 1))
 @settings(max_examples=150, deadline=None)
 def test_a_plan_keeps_its_average_and_no_single_step_mends_it(
-    losses: list[dict[Bits, float]], share: float
+    losses: list[dict[Bits, float]], fraction: float
 ) -> None:
     fewest = sum(map(min, losses)) / len(losses)
     most = sum(map(max, losses)) / len(losses)
-    average = fewest + share * (most - fewest)
+    average = fewest + fraction * (most - fewest)
     found = spread(losses, average)
     assert sum(found) / len(found) <= average + 1e-6
     assert all(bits in curve for bits, curve in zip(found, losses, strict=True))
@@ -101,14 +101,16 @@ def planned(rows: object) -> EngineConfig:
 
 def test_fewer_bits_hold_more_experts_in_the_same_memory() -> None:
     facts = make_facts()
-    room = {"cache.expert_bytes": 20_000_000}
-    _, mixed = resolve(planned(["4", "2", "4", "2"]).overlay(room), facts)
-    _, fine = resolve(EngineConfig().overlay({"precision.bits": 4, **room}), facts)
+    capacity = {"cache.expert_bytes": 20_000_000}
+    _, mixed = resolve(planned(["4", "2", "4", "2"]).overlay(capacity), facts)
+    _, fine = resolve(EngineConfig().overlay({"precision.bits": 4, **capacity}), facts)
     assert mixed.slots > fine.slots
     assert mixed.slots_bytes <= 20_000_000
     assert set(mixed.slots_by_bits) == {4, 2}
-    shares = [mixed.slots_by_bits[bits] / 32 for bits in (4, 2)]
-    assert abs(shares[0] - shares[1]) <= 0.1  # every layer keeps the same share of its experts
+    fractions = [mixed.slots_by_bits[bits] / 32 for bits in (4, 2)]
+    assert (
+        abs(fractions[0] - fractions[1]) <= 0.1
+    )  # every layer keeps the same share of its experts
     with pytest.raises(InfeasibleError, match="at least 4 slots"):
         resolve(planned(["4", "2", "4", "2"]).overlay({"cache.expert_bytes": 300_000}), facts)
 
@@ -132,7 +134,7 @@ def test_coarse_misses_can_have_a_share_of_the_slots() -> None:
         "cache.expert_bytes": "50%",
     }
     _, one = resolve(EngineConfig().overlay(base), facts)
-    _, two = resolve(EngineConfig().overlay({**base, "cache.low_share": 0.25}), facts)
+    _, two = resolve(EngineConfig().overlay({**base, "cache.low_bits_fraction": 0.25}), facts)
     assert one.slots_by_bits == {}
     assert set(two.slots_by_bits) == {8, 2}
     assert two.slots_bytes <= one.slots_bytes

@@ -36,10 +36,10 @@ def test_every_part_is_timed(
     engine.close()
     assert timings.device == device
     assert set(timings.expert_s) == {16, 4}
-    assert all(value > 0 for value in timings.dense_s.values())
+    assert all(value > 0 for value in timings.non_expert_s.values())
     assert all(value >= 1 for value in timings.contention.values())
     assert bool(timings.host_expert_s) == device.startswith("emulated")
-    sharing = {medium.sharing for medium in timings.media.values()}
+    sharing = {source.sharing for source in timings.sources.values()}
     assert sharing == {"queued" if device.startswith("emulated") else "shared"}
     assert timings.notes["4"]["calibration_runs"] == 3
     path = tmp_path / "timings" / "here.json"

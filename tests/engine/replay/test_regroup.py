@@ -36,10 +36,10 @@ def opened(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def sequences() -> list[Sequenced]:
-    dice = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, 290, (count,), generator=dice).tolist())
+        return tuple(torch.randint(3, 290, (count,), generator=rng).tolist())
 
     return [Sequenced(ids(13), ids(OUTPUT_TOKENS)) for _ in range(6)]
 

@@ -1,4 +1,4 @@
-"""Simulated time: media, queues, preemption; and what a replay reports."""
+"""Simulated time: sources, queues, preemption; and what a replay reports."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
 from engine.facts.timings import (
-    Medium,
     ModelTimings,
+    RecordSource,
     at,
 )
 from engine.policy.registry import QUEUES
@@ -23,8 +23,8 @@ from engine.types import ExpertId
 from tests.engine.memory.test_plan import make_facts
 from tests.engine.policy.made import make_trace
 
-SHARED = Medium({1: 1000.0, 2: 1000.0}, 0.0, "shared")
-QUEUED = Medium({1: 1000.0}, 0.5, "queued")
+SHARED = RecordSource({1: 1000.0, 2: 1000.0}, 0.0, "shared")
+QUEUED = RecordSource({1: 1000.0}, 0.5, "queued")
 A, B, C = (ExpertId(0, index) for index in range(3))
 
 
@@ -45,18 +45,18 @@ def test_a_link_adds_its_latency_to_every_chunk() -> None:
 
 
 def test_a_record_in_several_extents_pays_for_a_chunk_of_each() -> None:
-    medium = Medium({1: 1000.0}, 0.5, "queued", extents=3)
+    source = RecordSource({1: 1000.0}, 0.5, "queued", extents=3)
     moving = simulated()
-    transfer = moving.submit(0.0, A, 0, 3000, medium, demanded=True)
+    transfer = moving.submit(0.0, A, 0, 3000, source, demanded=True)
     assert moving.wait(0.0, [transfer]) == pytest.approx(3.0 + 3 * 0.5)
 
 
 def test_what_moved_before_a_span_does_not_count_for_it() -> None:
     moving = simulated()
     moving.submit(0.0, A, 0, 1600, SHARED, demanded=True)  # until 1.6
-    assert moving.moving_share(0.0, 1.0) == pytest.approx(1.0)
-    assert moving.moving_share(1.4, 1.8) == pytest.approx(0.5)
-    assert moving.moving_share(1.8, 2.8) == 0.0
+    assert moving.moving_fraction(0.0, 1.0) == pytest.approx(1.0)
+    assert moving.moving_fraction(1.4, 1.8) == pytest.approx(0.5)
+    assert moving.moving_fraction(1.8, 2.8) == 0.0
 
 
 def test_a_demand_overtakes_a_prediction_at_the_next_chunk() -> None:
@@ -89,19 +89,19 @@ def test_a_slot_that_is_given_away_cancels_what_was_coming() -> None:
         st.tuples(st.floats(0, 5), st.integers(1, 50_000), st.booleans()), min_size=1, max_size=12
     ),
     queue=st.sampled_from(sorted(QUEUES)),
-    medium=st.sampled_from([SHARED, QUEUED]),
+    source=st.sampled_from([SHARED, QUEUED]),
     workers=st.integers(1, 3),
 )
 @settings(max_examples=80, deadline=None)
 def test_every_record_arrives_once_and_no_byte_is_lost(
-    jobs: list[tuple[float, int, bool]], queue: Any, medium: Medium, workers: int
+    jobs: list[tuple[float, int, bool]], queue: Any, source: RecordSource, workers: int
 ) -> None:
     moving = simulated(queue, workers)
     now, transfers = 0.0, []
     for slot, (gap, size, demanded) in enumerate(jobs):
         now += gap
         transfers.append(
-            moving.submit(now, ExpertId(0, slot), slot, size, medium, demanded=demanded)
+            moving.submit(now, ExpertId(0, slot), slot, size, source, demanded=demanded)
         )
     total = sum(size for _, size, _ in jobs)
     moving.advance(now + total + 100.0 * len(jobs))
@@ -115,15 +115,15 @@ def timings(bytes_per_s: float) -> ModelTimings:
     return ModelTimings(
         model="m",
         device="cpu",
-        media={16: Medium({1: bytes_per_s}, 0.0, "shared")},
-        dense_s=curve,
+        sources={16: RecordSource({1: bytes_per_s}, 0.0, "shared")},
+        non_expert_s=curve,
         router_s=curve,
         layer_s={16: curve},
         expert_s={16: curve},
         pass_s=curve,
         policy_s={1: 1e-4},
         submit_s=0.0,
-        score_s=1e-4,
+        gate_lookahead_s=1e-4,
         wake_s={16: 0.0},
         restart_s={16: 0.0},
         contention={16: 1.0},
@@ -138,7 +138,7 @@ def test_host_and_device_slow_each_other_down() -> None:
         {
             "cache.expert_bytes": "50%",
             "placement.name": "host_split",
-            "placement.host_share": 1.0,
+            "placement.host_fraction": 1.0,
         }
     )
 

@@ -17,12 +17,12 @@ from engine.errors import InfeasibleError
 from engine.evaluate import scoring
 from engine.evaluate.scoring import Continuation, score
 from engine.memory.scoring import (
-    LAYER_MAJOR_SLOTS,
-    layer_major,
+    LAYER_WISE_SLOTS,
+    layer_wise,
 )
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import (
-    LayerMajor,
+    LayerWise,
     TextBatch,
     UnknownHeadError,
 )
@@ -99,7 +99,7 @@ def test_each_expert_is_read_once_whatever_the_number_of_slots(engine: Engine) -
         for expert in set(index.unique().tolist()) - {count}:
             routed[ExpertId(layer, expert)] += 1
 
-    with engine.layer_major(24) as passing:
+    with engine.layer_wise(24) as passing:
         passing.run(
             [batch, batch],
             lambda number, row, first, logits: seen.append((number, row, len(logits))),
@@ -107,7 +107,7 @@ def test_each_expert_is_read_once_whatever_the_number_of_slots(engine: Engine) -
         )
         assert set(passing.reads.values()) == {1}
         assert {expert for expert, _ in passing.reads} == set(routed)
-        assert len(routed) > LAYER_MAJOR_SLOTS
+        assert len(routed) > LAYER_WISE_SLOTS
     positions: Counter[tuple[int, int]] = Counter()
     for number, row, pieces in seen:
         positions[number, row] += pieces
@@ -125,7 +125,7 @@ def test_a_variant_sees_its_own_precision(engine: Engine) -> None:
         found[number] = logits
 
     batches = [TextBatch(tokens, (16,), (0,), variant) for variant in (0, 1, 0)]
-    with engine.layer_major(16, extra_bits=(16,)) as passing:
+    with engine.layer_wise(16, extra_bits=(16,)) as passing:
         passing.run(batches, keep, bits_of=lambda variant, expert: 16 if variant else 4)
         assert {bits for _, bits in passing.reads} == {16, 4}
     assert torch.allclose(found[0], found[2], atol=1e-5)
@@ -138,7 +138,7 @@ def test_what_depends_on_the_cache_takes_the_ordinary_loop(
     def refuse(self: Engine, longest: int) -> Any:
         raise AssertionError("layer by layer")
 
-    monkeypatch.setattr(Engine, "layer_major", refuse)
+    monkeypatch.setattr(Engine, "layer_wise", refuse)
     lossy = {"precision.bits": 8, "precision.scheme": "gate_threshold", "precision.low_bits": 4}
     engine.configure(EngineConfig().overlay({**BASE, **lossy}))
     assert len(score(engine, items())) == len(LENGTHS)
@@ -152,8 +152,8 @@ def test_a_model_with_an_unknown_head_takes_the_ordinary_loop(
 ) -> None:
     engine.configure(EngineConfig().overlay(BASE))
     expected = score(engine, items())
-    monkeypatch.setattr(LayerMajor, "_is_plain", lambda *arguments: False)
-    with engine.layer_major(16) as passing, pytest.raises(UnknownHeadError):
+    monkeypatch.setattr(LayerWise, "_is_plain", lambda *arguments: False)
+    with engine.layer_wise(16) as passing, pytest.raises(UnknownHeadError):
         passing.run([TextBatch(torch.tensor([[3, 4]]), (2,), (0,))], lambda *arguments: None)
     for own, other in zip(score(engine, items()), expected, strict=True):
         assert own.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-3)
@@ -164,7 +164,7 @@ def test_groups_keep_to_their_room() -> None:
     for number, length in enumerate((40, 40, 33, 16, 16, 16, 3, 2, 1)):
         item = Continuation((1,) * length, (2,))
         jobs.append(scoring._Job(item.input, [(number, item)]))
-    groups = list(scoring._batched_groups(jobs, batch_tokens=64, room=100))
+    groups = list(scoring._batched_groups(jobs, batch_tokens=64, capacity=100))
     assert [job for group in groups for batch in group for job in batch] == jobs
     for group in groups:
         sizes = [scoring._text_batch(batch).tokens.numel() for batch in group]
@@ -175,8 +175,8 @@ def test_groups_keep_to_their_room() -> None:
 def test_hidden_states_take_what_the_budget_leaves() -> None:
     facts = make_facts()
     config = EngineConfig().overlay({"budget.vram_bytes": 500_000_000, "cache.expert_bytes": "10%"})
-    _, few = layer_major(config, facts, 100)
-    _, many = layer_major(config.overlay({"budget.vram_bytes": 600_000_000}), facts, 100)
+    _, few = layer_wise(config, facts, 100)
+    _, many = layer_wise(config.overlay({"budget.vram_bytes": 600_000_000}), facts, 100)
     assert many > few > 0
     with pytest.raises(InfeasibleError):
-        layer_major(config, facts, 60_000)
+        layer_wise(config, facts, 60_000)

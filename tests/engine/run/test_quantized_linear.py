@@ -17,17 +17,17 @@ from engine.experts.encoding.quantization import (
     dequantize,
     quantize,
 )
-from engine.layout.dense import (
-    DenseMatrix,
+from engine.layout.non_expert import (
+    NonExpertMatrix,
     block_rows,
-    dense_matrix_bytes,
+    non_expert_matrix_bytes,
 )
 from engine.layout.record import (
     Part,
     resolve_group_size,
 )
 from engine.memory.plan import resolve
-from engine.model.dense_part import HostEmbedding, quantizable_linears
+from engine.model.non_expert import HostEmbedding, quantizable_linears
 from engine.run.engine import Engine
 from engine.run.quantized_linear import (
     DenseQuantizer,
@@ -44,11 +44,11 @@ FAMILIES = ("qwen3_moe", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next")
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bits", [8, 4])
-def test_logits_equal_plain_transformers_on_rounded_dense_weights(
+def test_logits_equal_plain_transformers_on_rounded_non_expert_weights(
     family: str, bits: int, tmp_path: Path
 ) -> None:
     folder = save_tiny(family, tmp_path / "model")
-    settings = {"precision.dense_bits": bits, "kernel.name": "dequantize"}
+    settings = {"precision.non_expert_bits": bits, "kernel.name": "dequantize"}
     with opened(folder, **settings) as engine:
         group = engine.live.config.precision.group_size
         replaced = {
@@ -76,26 +76,26 @@ def test_only_what_may_be_quantized_is(tmp_path: Path) -> None:
 
 def test_a_tied_head_stays_and_so_do_its_embeddings(tmp_path: Path) -> None:
     folder = save_tiny("qwen3_moe", tmp_path / "model", tie_word_embeddings=True)
-    settings = {"precision.dense_bits": 4, "kernel.name": "dequantize"}
+    settings = {"precision.non_expert_bits": 4, "kernel.name": "dequantize"}
     with opened(folder, **settings) as engine:
         model = engine.model.model
         assert model.lm_head.weight is model.get_input_embeddings().weight
         assert engine.facts.embedding_bytes == 0
 
 
-def test_memory_counts_what_the_dense_part_holds(tmp_path: Path) -> None:
+def test_memory_counts_the_non_expert_weights(tmp_path: Path) -> None:
     folder = save_tiny("qwen3_moe", tmp_path / "model")
     engine = Engine(folder, CpuDevice(), folder / "cache")
     try:
         for bits in (16, 8, 4):
             config = EngineConfig().overlay(
-                {"precision.dense_bits": bits, "kernel.name": "dequantize"}
+                {"precision.non_expert_bits": bits, "kernel.name": "dequantize"}
             )
             _, plan = engine.configure(config)
             tensors = [*engine.model.model.parameters(), *engine.model.model.buffers()]
             held = sum(t.numel() * t.element_size() for t in tensors if t.dtype != torch.float32)
             rest = sum(t.numel() * 2 for t in tensors if t.dtype == torch.float32)
-            assert plan.dense_bytes == held + rest
+            assert plan.non_expert_bytes == held + rest
     finally:
         engine.close()
 
@@ -106,12 +106,12 @@ def test_a_large_matrix_is_cut_into_blocks() -> None:
     assert sum(rows) == 151_936
     assert all(count % 64 == 0 for count in rows)
     assert max(rows) * 2048 <= 1 << 23
-    head = DenseMatrix(151_936, 2048, 1)
-    assert dense_matrix_bytes(head, 4, 64) < 151_936 * 2048 * 0.6
+    head = NonExpertMatrix(151_936, 2048, 1)
+    assert non_expert_matrix_bytes(head, 4, 64) < 151_936 * 2048 * 0.6
 
 
 def test_blocks_multiply_like_one_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.layout.dense._BLOCK_ELEMENTS", 64 * 96)
+    monkeypatch.setattr("engine.layout.non_expert._BLOCK_ELEMENTS", 64 * 96)
     linear = nn.Linear(96, 200)
     weight = linear.weight.detach()
     made = DenseQuantizer(4, 32, "auto", {}, crossover=128)(linear, weight)
@@ -121,9 +121,9 @@ def test_blocks_multiply_like_one_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(made(x), x @ plain.t() + linear.bias, atol=1e-5)
 
 
-def test_dense_bits_belong_to_what_quality_depends_on() -> None:
+def test_quality_depends_on_non_expert_bits() -> None:
     keys = [
-        lossy_settings(EngineConfig().overlay({"precision.dense_bits": bits}))
+        lossy_settings(EngineConfig().overlay({"precision.non_expert_bits": bits}))
         for bits in (16, 8, 4)
     ]
     assert all(key not in keys[:number] for number, key in enumerate(keys))
@@ -148,7 +148,7 @@ def test_host_embeddings_leave_the_budget_of_an_accelerator_only(tmp_path: Path)
             resolve(EngineConfig().overlay({"device.name": device, **where}), facts)[1]
             for where in ({}, {"placement.embeddings": "host"})
         ]
-        assert plans[0].dense_bytes - plans[1].dense_bytes == saved
+        assert plans[0].non_expert_bytes - plans[1].non_expert_bytes == saved
     assert facts.embedding_bytes == 128 * 64 * 2
 
 

@@ -22,8 +22,8 @@ from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import InstCache
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import (
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from engine.serve.openai.routes import (
     Serving,
@@ -31,7 +31,7 @@ from engine.serve.openai.routes import (
 )
 from engine.serve.openai.tokenization import (
     PromptReader,
-    Served,
+    ServedModel,
 )
 
 MODEL = "tiny"
@@ -87,7 +87,7 @@ def serving(engine: Engine, tokenizer: Any, queue: int = 8) -> Iterator[Running]
     """A server on any free port."""
     with looping(engine, tokenizer, queue) as (loop, meters, failures):
         assert engine.config is not None
-        served = Served(MODEL, engine.config.kv.max_tokens, engine.facts.vocabulary, 1)
+        served = ServedModel(MODEL, engine.config.kv.max_tokens, engine.facts.vocabulary, 1)
         reader = PromptReader(served, copy.deepcopy(tokenizer))
         app = create_app(Serving(served, reader, loop, meters))
         settings = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
@@ -108,15 +108,15 @@ class Heard:
     """What the engine delivered of one sequence."""
 
     def __init__(self) -> None:
-        self.outputs: list[Output] = []
+        self.outputs: list[StepOutput] = []
         self._ended = threading.Event()
 
-    def __call__(self, output: Output) -> None:
+    def __call__(self, output: StepOutput) -> None:
         self.outputs.append(output)
         if output.last:
             self._ended.set()
 
-    def wait(self) -> Output:
+    def wait(self) -> StepOutput:
         """The last output."""
         assert self._ended.wait(60), "nothing came"
         return self.outputs[-1]
@@ -127,10 +127,10 @@ class Heard:
         return "".join(one.text for one in self.outputs)
 
 
-def want(prompt: list[int], max_tokens: int = 8, **fields: Any) -> Wanted:
+def want(prompt: list[int], max_tokens: int = 8, **fields: Any) -> SequenceRequest:
     """Greedy, unless sampling is given."""
     fields.setdefault("sampling", SamplingOptions())
-    return Wanted(tuple(prompt), max_tokens, **fields)
+    return SequenceRequest(tuple(prompt), max_tokens, **fields)
 
 
 def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:

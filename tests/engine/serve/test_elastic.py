@@ -34,22 +34,22 @@ def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) 
     ]
     configure(engine, **FEW, **{"kv.elastic": True})
     plan = engine.live.memory
-    assert plan.lent_slots > 0
+    assert plan.elastic_slots > 0
     assert open_slots(engine) == base  # nothing is lent before anybody is served
     lent: list[float] = []
     lend = engine.lend
 
-    def watching(share: float) -> None:
-        lend(share)
-        lent.append(share)
+    def watching(fraction: float) -> None:
+        lend(fraction)
+        lent.append(fraction)
         engine.live.policy.cache.check_integrity()
-        assert open_slots(engine) <= base + plan.lent_slots * share
+        assert open_slots(engine) <= base + plan.elastic_slots * fraction
 
     engine.lend = watching  # type: ignore[method-assign]
     try:
         with looping(engine, tokenizer) as (loop, _, _):
-            heard = ask(loop, *(want(prompt, 12) for prompt in prompts))
-            assert [one.text for one in heard] == expected
+            received = ask(loop, *(want(prompt, 12) for prompt in prompts))
+            assert [one.text for one in received] == expected
             (large,) = ask(loop, want(ids[:20], ROOM - 20))
             large.wait()
             eventually(lambda: loop.running == 0)
@@ -73,7 +73,7 @@ def test_what_is_lent_never_passes_what_is_free(engine: Engine) -> None:
         engine.facts,
     )
     record = plan.slots_bytes // plan.slots
-    assert 0 < plan.lent_slots * record <= plan.kv_bytes
+    assert 0 < plan.elastic_slots * record <= plan.kv_bytes
     fixed = resolve(config.overlay({"kv.elastic": False}), engine.facts)[1]
     assert plan.total_bytes == fixed.total_bytes  # a border that moves takes nothing
 
@@ -81,7 +81,7 @@ def test_what_is_lent_never_passes_what_is_free(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kv.keep_ratio": 0.5}, "counts keys and values by tokens"),
+        ({"kv.keep_fraction": 0.5}, "counts keys and values by tokens"),
         ({"device.name": "cuda:0"}, "cannot: set kv.elastic to false"),
         ({"precision.low_bits": 4, "precision.scheme": "gate_threshold"}, "slots of one size"),
     ],

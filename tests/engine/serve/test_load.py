@@ -20,17 +20,17 @@ GROWTH_BYTES = 30_000_000
 
 async def one_client(http: httpx.AsyncClient, number: int, until_s: float) -> Counter[str]:
     """Ask again and again, in every way; every fourth stream is left early."""
-    dice, seen = random.Random(number), Counter[str]()
+    rng, seen = random.Random(number), Counter[str]()
     clock = asyncio.get_running_loop().time
     while clock() < until_s:
         body = {
             "model": "tiny",
-            "max_tokens": dice.randint(1, 40),
-            "temperature": dice.choice([0, 1]),
-            "stream": dice.random() < 0.7,
+            "max_tokens": rng.randint(1, 40),
+            "temperature": rng.choice([0, 1]),
+            "stream": rng.random() < 0.7,
         }
-        prompt = "The engine reads experts. " * dice.randint(1, 4)
-        chat = dice.random() < 0.5
+        prompt = "The engine reads experts. " * rng.randint(1, 4)
+        chat = rng.random() < 0.5
         body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
         route = "/v1/chat/completions" if chat else "/v1/completions"
         async with http.stream("POST", route, json=body) as answer:
@@ -38,9 +38,9 @@ async def one_client(http: httpx.AsyncClient, number: int, until_s: float) -> Co
                 await answer.aread()
                 seen[str(answer.status_code)] += 1
             else:
-                seen[await read_stream(answer, leave=dice.random() < 0.25)] += 1
+                seen[await read_stream(answer, leave=rng.random() < 0.25)] += 1
         if answer.status_code == 429:
-            await asyncio.sleep(dice.uniform(0.2, 0.6))
+            await asyncio.sleep(rng.uniform(0.2, 0.6))
     return seen
 
 

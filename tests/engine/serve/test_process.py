@@ -41,10 +41,10 @@ class Service:
             target=lambda: self._answers.append(client("serve", name="tiny", port=0, **options))
         )
         self._thread.start()
-        eventually(lambda: bool(self.heard("ready")))
-        self.url = "http://127.0.0.1:{port}".format(**self.heard("ready")[0])
+        eventually(lambda: bool(self.received("ready")))
+        self.url = "http://127.0.0.1:{port}".format(**self.received("ready")[0])
 
-    def heard(self, event: str) -> list[dict[str, Any]]:
+    def received(self, event: str) -> list[dict[str, Any]]:
         return [one for one in self._client.events if one["event"] == event]
 
     def stop(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_what_runs_and_waits_is_finished_before_it_stops(process: Client) -> Non
     assert (totals["finished"], totals["cancelled"], totals["failed"]) == (5, 0, 0)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.url}/healthz")
-    (window,) = service.heard("telemetry")
+    (window,) = service.received("telemetry")
     assert window["sequences"]["finished"] == 5
     assert 0 < window["expert_hit_rate"] <= 1
     assert len(window["routing"]) == 3
@@ -105,9 +105,9 @@ def test_requests_that_outlast_the_drain_are_cut_off(process: Client) -> None:
 
 def test_windows_of_telemetry_come_while_it_serves(process: Client) -> None:
     service = Service(process, telemetry_s=0.2)
-    eventually(lambda: len(service.heard("telemetry")) >= 2)
+    eventually(lambda: len(service.received("telemetry")) >= 2)
     service.stop()
-    first = service.heard("telemetry")[0]
+    first = service.received("telemetry")[0]
     assert (first["output_tokens"], first["routing"], first["tpot_ms"]) == (0, None, None)
 
 

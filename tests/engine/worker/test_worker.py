@@ -129,8 +129,8 @@ def test_an_evaluation_is_followed_and_its_journal_goes_when_it_is_stored(
     opened.events.clear()
     options = {"limit": 4, "num_fewshot": 1, "apply_chat_template": True, "seed": 1}
     report = opened.result("evaluate", tasks=[choice_task(tmp_path)], **options)
-    heard = [(e["done"], e["total"]) for e in opened.events if e.get("stage") == "evaluate"]
-    assert heard[-1] == (12, 12)
+    received = [(e["done"], e["total"]) for e in opened.events if e.get("stage") == "evaluate"]
+    assert received[-1] == (12, 12)
     assert [len(one["values"]) for one in report["items"]] == [4, 4]
     folder = opened.cache / "evaluations"
     assert len(list(folder.iterdir())) == 1
@@ -190,8 +190,8 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     assert client.process.wait(timeout=30) == 0
 
 
-def test_a_peer_answers_like_a_worker(tiny_folder: Path, tmp_path: Path) -> None:
-    client = start(["engine.peers", "--peer", "transformers resident"], tmp_path)
+def test_a_baseline_answers_like_a_worker(tiny_folder: Path, tmp_path: Path) -> None:
+    client = start(["engine.baselines", "--baseline", "transformers resident"], tmp_path)
     client.result("open", model=str(tiny_folder), device="cpu")
     client.result("configure", config={})
     report = client.result("measure", workload=WORKLOAD, repeats=1)

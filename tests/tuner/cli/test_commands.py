@@ -211,7 +211,7 @@ def test_doctor_describes_machine_and_model(tune: Tune):
     assert document["machine"]["threads"] >= 1
     model = document["model"]
     assert {
-        "family", "moe_layers", "experts", "experts_per_token", "dense_bytes", "expert_bytes",
+        "family", "moe_layers", "experts", "experts_per_token", "non_expert_bytes", "expert_bytes",
         "parity_max_abs_diff", "parity_max_abs_logit",
     } <= set(model)  # fmt: skip
     assert set(model["expert_bytes"]) == {"16", "8", "4", "3", "2"}
@@ -230,8 +230,8 @@ def test_a_model_without_experts_is_refused(tune: Tune):
 def test_plan_shows_the_memory_equation(tune: Tune):
     document = tune("plan", "--model", "m", "--vram", BUDGET, "--json").document
     rows = {row["bits"]: row for row in document["rows"]}
-    assert rows[4]["resident_share"] == 1.0
-    assert 0 < rows[16]["resident_share"] < 1
+    assert rows[4]["resident_fraction"] == 1.0
+    assert 0 < rows[16]["resident_fraction"] < 1
     for row in rows.values():
         assert row["total_bytes"] <= BUDGET_BYTES
     assert "slots" in tune("plan", "--model", "m", "--vram", BUDGET).out
@@ -284,7 +284,7 @@ def test_a_trace_is_replayed_with_the_timings_that_profile_kept(tune: Tune, fold
     assert done.code == 0, done.err
     rows = {row["name"]: row["predicted"] for row in done.document["rows"]}
     assert len(rows) == 4
-    few, many = (rows[f"lru cache.expert_bytes={share}"] for share in ("25%", "75%"))
+    few, many = (rows[f"lru cache.expert_bytes={fraction}"] for fraction in ("25%", "75%"))
     assert rows["on_demand cache.expert_bytes=25%"]["expert_hit_rate"] == 0
     assert 0 < few["expert_hit_rate"] < many["expert_hit_rate"] <= many["oracle_hit_rate"]
     assert few["output_tps"] < many["output_tps"]
@@ -350,7 +350,7 @@ def test_bench_takes_policies_apart(tune: Tune):
     assert without["config"]["prefetch"]["predictor"] == "next_gate"
 
 
-PEERS_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
+BASELINES_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]
 LLAMA_CPP = ["llama.cpp mmap", "llama.cpp resident"]
 
 
@@ -380,23 +380,23 @@ def test_plan_says_what_binds_once_the_model_was_timed(tune: Tune):
     rows = tune("plan", *words, "--json").document["rows"]
     (row,) = [row for row in rows if row["bits"] == 4]
     assert row["plan"]["batch_count"] >= 1
-    assert row["plan"]["binds"] in ("compute", "transfer")
+    assert row["plan"]["bottleneck"] in ("compute", "transfer")
     assert "micro-batches" in tune("plan", *words).out
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_bench_adds_peers_and_config_files(
+def test_bench_adds_baselines_and_config_files(
     tune: Tune, study: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ):
     monkeypatch.setattr(
         "tuner.cli.bench.find_spec", lambda name: ModuleSpec(name, None) if installed else None
     )
-    done = tune("bench", "expertune-small.yaml", "--peers", "--repeats", "2", "--json")
+    done = tune("bench", "expertune-small.yaml", "--baselines", "--repeats", "2", "--json")
     assert done.code == 0, done.err
     names = [row["name"] for row in done.document["rows"]]
-    peers = PEERS_WITHOUT_EXTRA + (LLAMA_CPP if installed else [])
-    assert names == ["expertune-small", *peers]
-    assert ("pip install 'expertune[peers]'" in done.err) is not installed
+    baselines = BASELINES_WITHOUT_EXTRA + (LLAMA_CPP if installed else [])
+    assert names == ["expertune-small", *baselines]
+    assert ("pip install 'expertune[baselines]'" in done.err) is not installed
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.html"])
@@ -416,7 +416,7 @@ def test_bench_puts_what_was_published_beside_what_it_measured(tune: Tune):
     assert decode["measured"]["value"] > 1
     # the fake engine's noise follows its config: equal but for that
     assert decode["limit_ratio"] >= decode["measured"]["value"] * (1 - 1e-4)
-    assert decode["binds"] in ("compute", "transfer")
+    assert decode["bottleneck"] in ("compute", "transfer")
     assert entries["decode_tps", "activation_path"]["measured"] is None
     effects = {effect["mechanism"]: effect["ratios"] for effect in document["ablation"]}
     assert set(effects) == {"predict", "evict", "allocate", "transfer", "order", "precision"}

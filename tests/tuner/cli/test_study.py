@@ -173,14 +173,14 @@ def test_a_study_of_an_earlier_release_continues(tune: Tune, folder: Path):
         rows = connection.execute("SELECT id, config FROM configuration").fetchall()
         for number, text in rows:
             config = json.loads(text)
-            del config["kv"]["keep_ratio"]
+            del config["kv"]["keep_fraction"]
             connection.execute(
                 "UPDATE configuration SET config = ? WHERE id = ?", (json.dumps(config), number)
             )
     assert rows
     done = tune("--definition", "study.yaml", "--json")
     assert done.code == 0, done.err
-    assert load_deployment(folder / "expertune-small.yaml").config().kv.keep_ratio == 1
+    assert load_deployment(folder / "expertune-small.yaml").config().kv.keep_fraction == 1
 
 
 def test_speed_alone_needs_no_tasks(tune: Tune):

@@ -14,7 +14,7 @@ from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
 from tuner.deployment import canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import check_room
+from tuner.deployment.serve import check_memory
 from tuner.folders import default_storage
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
@@ -163,9 +163,9 @@ def test_memory_that_is_not_free_is_said_before_anything_is_allocated():
     config = EngineConfig().overlay({"device.name": "cuda:1"})
     gpus = [{"index": 0, "free_bytes": 10**12}, {"index": 1, "free_bytes": 10**6}]
     with pytest.raises(InfeasibleError, match="cuda:1 has 1 MB free"):
-        check_room(config, facts, {"ram_available_bytes": 10**12, "gpus": gpus})
+        check_memory(config, facts, {"ram_available_bytes": 10**12, "gpus": gpus})
     on_cpu = config.overlay({"device.name": "cpu"})
-    check_room(on_cpu, facts, {"ram_available_bytes": 10**12, "gpus": gpus})
+    check_memory(on_cpu, facts, {"ram_available_bytes": 10**12, "gpus": gpus})
     with pytest.raises(InfeasibleError, match="cpu has 1 MB free"):
-        check_room(on_cpu, facts, {"ram_available_bytes": 10**6, "gpus": gpus})
-    check_room(config, facts, {})
+        check_memory(on_cpu, facts, {"ram_available_bytes": 10**6, "gpus": gpus})
+    check_memory(config, facts, {})

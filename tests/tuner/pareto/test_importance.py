@@ -19,19 +19,19 @@ def settings(bits: int, depth: int) -> dict[str, int]:
 def test_the_setting_that_ended_trials_early_is_what_matters():
     good = [trial(n, (20.0 + n, 20.0), params=settings(4, n % 2)) for n in range(4)]
     bad = [
-        trial(n, (5.0,), quality=1.0, params=settings(16, n % 2), state="DOMINATED")
+        trial(n, (5.0,), quality=1.0, params=settings(16, n % 2), state="PRUNED")
         for n in range(4, 12)
     ]
-    shares = importances([*good, *bad], OBJECTIVES)["output_tps"]
-    assert shares["precision.bits"] > 0.9
-    assert sum(shares.values()) == pytest.approx(1.0)
+    fractions = importances([*good, *bad], OBJECTIVES)["output_tps"]
+    assert fractions["precision.bits"] > 0.9
+    assert sum(fractions.values()) == pytest.approx(1.0)
 
 
 def test_a_quality_that_was_only_granted_does_not_count():
     known = [trial(n, (20.0,), quality=0.9, params=settings(4, n % 2)) for n in range(4)]
     granted = [
         trial(
-            n, (5.0,), quality=1.0, params=settings(16, n % 2), state="DOMINATED",
+            n, (5.0,), quality=1.0, params=settings(16, n % 2), state="PRUNED",
             bounds={"quality": 1.0},
         )
         for n in range(4, 8)
@@ -49,7 +49,7 @@ def test_few_trials_say_nothing():
 def test_an_objective_that_few_trials_know_says_nothing():
     known = [trial(n, (20.0,), quality=1 - n / 10, params=settings(4 * n, 0)) for n in range(2)]
     granted = [
-        trial(n, (5.0 + n,), params=settings(4, n), state="DOMINATED", bounds={"quality": 1.0})
+        trial(n, (5.0 + n,), params=settings(4, n), state="PRUNED", bounds={"quality": 1.0})
         for n in range(2, 5)
     ]
     found = importances([*known, *granted], OBJECTIVES)

@@ -66,7 +66,7 @@ def test_what_cannot_change_outputs_shares_a_key(setting: dict[str, object]):
         {"precision__group_size": 32},
         {"compute__dtype": "float32"},
         {"kernel__name": "dequantize"},
-        {"precision__dense_bits": 8},
+        {"precision__non_expert_bits": 8},
         {"kv__max_tokens": 100},
         {"kv__keep_ratio": 0.5},
         {"seed": 1},
@@ -108,7 +108,7 @@ def judge(tmp_path: Path) -> Iterator[QualityJudge]:
     store.database.close()
 
 
-@pytest.mark.parametrize("lossy", [{"kv.bits": 4}, {"kv.keep_ratio": 0.5}])
+@pytest.mark.parametrize("lossy", [{"kv.bits": 4}, {"kv.keep_fraction": 0.5}])
 def test_a_reference_keeps_keys_and_values_whole_where_the_study_does_not(
     judge: QualityJudge, tmp_path: Path, lossy: dict
 ):
@@ -137,7 +137,7 @@ ON_MISS = {**FOUR, "precision.scheme": "popularity_mass", "precision.low_bits": 
         (ON_MISS, {"prefetch.predictor": "next_gate", "prefetch.depth": 1}, True),
         (ON_MISS, {"batch.count": 2}, True),
         (FOUR, {"kv.max_tokens": 300}, True),
-        (FOUR, {"precision.dense_bits": 8}, True),
+        (FOUR, {"precision.non_expert_bits": 8}, True),
         (FOUR, {"compute.dtype": "float32"}, True),
         (FOUR, {"precision.bits": 8}, True),
     ],

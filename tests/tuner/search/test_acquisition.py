@@ -14,7 +14,7 @@ from tuner.definition.study import (
 )
 from tuner.pareto import dominance
 from tuner.search.acquisition import (
-    WORTH,
+    MIN_IMPROVEMENT,
     Measured,
     Proposal,
     Proposer,
@@ -39,7 +39,7 @@ def truth(candidates: Candidates, index: int) -> tuple[float, float, float]:
     item = candidates.items[index]
     width, together = item.config.precision.bits / 16, item.config.batch.count
     depth = 0.9 if item.config.prefetch.depth == 1 else 1.0
-    step_ms = (2 + 4 * width + 30 * width * (1 - item.share) ** 1.3 * depth) * together**0.4
+    step_ms = (2 + 4 * width + 30 * width * (1 - item.fraction) ** 1.3 * depth) * together**0.4
     quality = BITS_PER_BYTE[16] / BITS_PER_BYTE[item.config.precision.bits]
     return 1000 * together / step_ms, step_ms, quality
 
@@ -84,9 +84,9 @@ def test_with_predictions_a_handful_of_trials_holds_the_front(candidates: Candid
 
 def test_without_predictions_it_beats_drawing_at_random(candidates: Candidates):
     found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints()), 20)
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     drawn = [
-        hypervolume(candidates, dice.choice(len(candidates), 20, replace=False).tolist())
+        hypervolume(candidates, rng.choice(len(candidates), 20, replace=False).tolist())
         for _ in range(20)
     ]
     assert hypervolume(candidates, found) > np.median(drawn)
@@ -122,12 +122,12 @@ def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
     assert len({item.config.digest() for item in candidates.items}) == len(candidates)
     for item in candidates.items:
         assert candidates.index_of(item.point) is not None
-        assert math.isfinite(item.share)
+        assert math.isfinite(item.fraction)
 
 
 def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
     """The best a second may promise too little; the study goes on for what promises enough."""
     proposer = Proposer(candidates, OBJECTIVES, Constraints())
-    cheap, dear = Proposal(0, 0.9 * WORTH, 2.0), Proposal(1, 5 * WORTH, 20.0)
+    cheap, dear = Proposal(0, 0.9 * MIN_IMPROVEMENT, 2.0), Proposal(1, 5 * MIN_IMPROVEMENT, 20.0)
     proposer.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
     assert proposer.propose([]) == dear

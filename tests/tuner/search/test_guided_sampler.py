@@ -18,8 +18,8 @@ SPACE = {
 
 @dataclass
 class FirstFree:
-    """A guide that proposes the first point that does not run. blind: how often it sees none of the
-    others, as a worker that asks at the same moment does not."""
+    """A searcher that proposes the first point that does not run. blind: how often it sees none of
+    the others, as a worker that asks at the same moment does not."""
 
     blind: int = 0
     saw: list[list[Any]] = field(default_factory=list)
@@ -35,8 +35,8 @@ def storage() -> optuna.storages.InMemoryStorage:
     return optuna.storages.InMemoryStorage()
 
 
-def worker(storage: Any, guide: Any) -> Any:
-    sampler = GuidedSampler(guide, lambda: (), optuna.samplers.RandomSampler(seed=0))
+def worker(storage: Any, searcher: Any) -> Any:
+    sampler = GuidedSampler(searcher, lambda: (), optuna.samplers.RandomSampler(seed=0))
     return optuna.create_study(
         storage=storage, study_name="s", sampler=sampler, load_if_exists=True
     )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tuner.pareto import dominance
 from tuner.search.hypervolume_improvement import (
-    Staircases,
+    BoxDecomposition,
     non_dominated,
 )
 
@@ -19,7 +19,7 @@ def test_it_is_what_the_hypervolume_grows_by(objectives: int, data: st.DataObjec
     front = data.draw(st.lists(point, max_size=6))
     points = data.draw(st.lists(point, min_size=1, max_size=4))
     gains = np.array(front, dtype=float).reshape(len(front), objectives)
-    found = Staircases(gains).improvement(np.array(points))
+    found = BoxDecomposition(gains).improvement(np.array(points))
     reference, signs = [0.0] * objectives, [1] * objectives
     before = dominance.hypervolume(front, reference, signs)
     for added, point_ in zip(found, points, strict=True):

@@ -18,10 +18,12 @@ def axes() -> list[Axis]:
 def test_effects_of_single_settings_are_told_from_few_measurements():
     one, two = axes()
     truth = np.log(20 * np.exp(0.9 * one.ranks - 0.4 * two.ranks))
-    dice = np.random.default_rng(0)
-    rows = dice.choice(SIDE * SIDE, 8, replace=False).tolist()
+    rng = np.random.default_rng(0)
+    rows = rng.choice(SIDE * SIDE, 8, replace=False).tolist()
     prior = np.full(SIDE * SIDE, truth[rows].mean())
-    found = Regression([one, two], SIDE * SIDE).believe(prior, rows, truth[rows], np.full(8, 0.01))
+    found = Regression([one, two], SIDE * SIDE).posterior(
+        prior, rows, truth[rows], np.full(8, 0.01)
+    )
     assert np.abs(found.mean - truth).max() < 0.25
     assert np.abs(found.mean - truth).mean() < 0.06
 
@@ -29,7 +31,7 @@ def test_effects_of_single_settings_are_told_from_few_measurements():
 def test_what_was_measured_is_believed_and_far_away_is_not_sure():
     one, two = axes()
     prior = np.zeros(SIDE * SIDE)
-    found = Regression([one, two], SIDE * SIDE).believe(
+    found = Regression([one, two], SIDE * SIDE).posterior(
         prior, [0], np.array([0.5]), np.array([0.02])
     )
     assert abs(found.mean[0] - 0.5) < 0.05
@@ -40,7 +42,7 @@ def test_a_prediction_that_is_off_everywhere_is_corrected_everywhere():
     one, two = axes()
     truth = 0.8 * one.ranks
     rows = [0, 7, 14, 21, 28, 35]
-    found = Regression([one, two], SIDE * SIDE).believe(
+    found = Regression([one, two], SIDE * SIDE).posterior(
         truth - 0.7, rows, truth[rows], np.full(6, 0.02)
     )
     assert np.abs(found.mean - truth).max() < 0.2

@@ -10,7 +10,7 @@ from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
 from engine.facts.model import ModelFacts
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from engine.precision.allocate import (
     save_sensitivities,
     sensitivities_path,
@@ -51,22 +51,22 @@ def test_searches_the_four_settings_by_default():
 
 
 def test_a_quantized_checkpoint_is_searched_as_published_too():
-    facts = replace(facts_of("m"), published=PublishedFormat("fp8", 128, 128))
+    facts = replace(facts_of("m"), prequantized=PrequantizedFormat("fp8", 128, 128))
     space = space_of(facts)
-    assert choices(space)["precision.bits"] == ("native", 16, 8, 4, 2)
-    config, _ = space.resolve({**space.default(), "precision.bits": "native"})
-    assert (config.precision.bits, config.precision.native) == (8, True)
+    assert choices(space)["precision.bits"] == ("prequantized", 16, 8, 4, 2)
+    config, _ = space.resolve({**space.default(), "precision.bits": "prequantized"})
+    assert (config.precision.bits, config.precision.prequantized) == (8, True)
 
 
 def test_a_share_of_keys_and_values_can_be_searched_where_layers_are_plain():
-    space = {"kv.keep_ratio": [1.0, 0.5]}
+    space = {"kv.keep_fraction": [1.0, 0.5]}
     found = space_of(vram_bytes=BUDGET_BYTES + 10**7, space=space)
-    assert choices(found)["kv.keep_ratio"] == (1.0, 0.5)
-    config, memory = found.resolve({**found.default(), "kv.keep_ratio": 0.5})
-    assert config.kv.keep_ratio == 0.5
+    assert choices(found)["kv.keep_fraction"] == (1.0, 0.5)
+    config, memory = found.resolve({**found.default(), "kv.keep_fraction": 0.5})
+    assert config.kv.keep_fraction == 0.5
     assert memory.kv_bytes < found.resolve(found.default())[1].kv_bytes
     none_plain = replace(facts_of("m"), kv_plain_layers=0)
-    assert choices(space_of(none_plain, space=space))["kv.keep_ratio"] == (1.0,)
+    assert choices(space_of(none_plain, space=space))["kv.keep_fraction"] == (1.0,)
 
 
 def test_choices_that_never_fit_are_left_out():

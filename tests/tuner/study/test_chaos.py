@@ -28,7 +28,7 @@ def test_fifty_kills_lose_and_double_no_trial(
     tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("EXPERTUNE_FAKE", json.dumps({"slow_s": 0.05}))
-    dice = random.Random(4)
+    rng = random.Random(4)
     arguments = ["--definition", "study.yaml", "--trials", str(TRIALS), "--sampler", "random"]
     command = [sys.executable, "-m", "tuner", *arguments, "--workers", "2"]
     killed: Counter[str] = Counter()
@@ -36,7 +36,7 @@ def test_fifty_kills_lose_and_double_no_trial(
     finished: dict[int, tuple[str, str]] = {}
     try:
         while killed.total() < KILLS:
-            time.sleep(dice.uniform(0.3, 3.0))
+            time.sleep(rng.uniform(0.3, 3.0))
             if parent.poll() is not None:
                 assert parent.returncode in (0, -signal.SIGKILL), _last_words()
                 assert parent.returncode, (
@@ -45,7 +45,7 @@ def test_fifty_kills_lose_and_double_no_trial(
                 _check_kept(tune, finished)
                 parent = _start(command)
                 continue
-            kind, victim = _choose(parent.pid, dice)
+            kind, victim = _choose(parent.pid, rng)
             os.kill(victim, signal.SIGKILL)
             killed[kind] += 1
         parent = _ended(parent, command)
@@ -83,7 +83,7 @@ def _last_words() -> str:
     return Path("parent.log").read_text(errors="replace")[-2000:]
 
 
-def _choose(parent: int, dice: random.Random) -> tuple[str, int]:
+def _choose(parent: int, rng: random.Random) -> tuple[str, int]:
     """The parent, a joined worker or an engine, whichever there are."""
     found = [("parent", parent)]
     try:
@@ -92,7 +92,7 @@ def _choose(parent: int, dice: random.Random) -> tuple[str, int]:
             found.append((kind, child.pid))
     except psutil.NoSuchProcess:
         return found[0]
-    return dice.choice(found)
+    return rng.choice(found)
 
 
 def _check_kept(tune: Tune, finished: dict[int, tuple[str, str]]) -> None:

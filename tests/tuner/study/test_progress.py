@@ -24,7 +24,7 @@ def test_a_log_gets_the_trial_the_front_the_best_and_the_time_left():
     out = io.StringIO()
     progress = LineProgress(Console(file=out))
     with progress.showing():
-        progress.tell("measuring")
+        progress.notify("measuring")
         progress.trial_done(TRIALS[1], FRONT, 4, 10)
     text = out.getvalue()
     assert "trial 1: output_tps 40" in text
@@ -45,7 +45,7 @@ def test_a_terminal_shows_what_is_being_done():
     progress = LiveProgress(Console(file=out, force_terminal=True, width=120))
     with progress.showing():
         progress.trial_done(TRIALS[1], FRONT, 4, 10)
-        progress.tell("evaluating quality")
+        progress.notify("evaluating quality")
     assert "evaluating quality" in out.getvalue()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.contract.report import Metric
 from tuner.pareto.explain import (
-    binding_of,
+    bottleneck_of,
     explain,
     twin_error,
 )
@@ -34,8 +34,8 @@ from tuner.statistics import (
 )
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.pruning import (
-    Rivals,
-    rivals_of,
+    Incumbents,
+    incumbents_of,
 )
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
@@ -55,8 +55,8 @@ def trial(number: int, tps: tuple[float, ...], quality: float = 1.0, **changes: 
     return replace(made, **changes)
 
 
-def rivals(*trials: TrialSnapshot) -> Rivals:
-    return rivals_of(OBJECTIVES, build_front(trials, OBJECTIVES).members, trials)
+def incumbents(*trials: TrialSnapshot) -> Incumbents:
+    return incumbents_of(OBJECTIVES, build_front(trials, OBJECTIVES).members, trials)
 
 
 def values(tps: float) -> dict[str, list[float]]:
@@ -64,17 +64,17 @@ def values(tps: float) -> dict[str, list[float]]:
 
 
 def test_what_cannot_reach_the_front_ends():
-    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    front = incumbents(trial(0, (20.0, 20.2, 19.8)))
     assert front.beating(values(10.0), 0.9)[0] == 0
 
 
 def test_what_its_noise_may_lift_onto_the_front_goes_on():
-    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    front = incumbents(trial(0, (20.0, 20.2, 19.8)))
     assert front.beating(values(20.0 * (1 - FIRST_DEVIATION)), 1.0)[0] is None
 
 
 def test_what_a_lucky_start_may_explain_goes_on():
-    front = rivals(*(trial(n, (20.0, 20.1, 19.9)) for n in range(3)))  # repeats scatter by 2 %
+    front = incumbents(*(trial(n, (20.0, 20.1, 19.9)) for n in range(3)))  # repeats scatter by 2 %
     assert front.deviation == LEAST_DEVIATION
     assert front.beating(values(20.0 * (1 - START_DEVIATION)), 1.0)[0] is None
     assert front.beating(values(20.0 * (1 - 3 * START_DEVIATION)), 1.0)[0] is not None
@@ -90,14 +90,14 @@ def test_a_mean_is_surer_by_repeats_and_surer_still_by_starts():
 
 
 def test_a_quality_that_is_not_known_is_hoped_for():
-    front = rivals(trial(0, (20.0, 20.2, 19.8), quality=0.98))
-    beaten, box = front.beating(values(10.0), None)
-    assert (beaten, box["quality"]) == (None, 1.0)
+    front = incumbents(trial(0, (20.0, 20.2, 19.8), quality=0.98))
+    pruned, bound = front.beating(values(10.0), None)
+    assert (pruned, bound["quality"]) == (None, 1.0)
     assert front.beating(values(10.0), 0.97)[0] == 0
 
 
 def test_a_larger_budget_beats_nothing_under_a_smaller_one():
-    front = rivals(trial(0, (20.0, 20.2, 19.8)))
+    front = incumbents(trial(0, (20.0, 20.2, 19.8)))
     assert front.beating(values(10.0), 0.9, budget_bytes=4)[0] is None
     assert front.beating(values(10.0), 0.9, budget_bytes=8)[0] == 0
 
@@ -129,8 +129,8 @@ def test_what_binds_and_what_the_neighbours_give():
     second = trial(8, (15.0, 15.0, 15.0), quality=1.0)
     found = explain(build_front([first, second], OBJECTIVES), [first, second])
     assert found is not None
-    assert binding_of(first).part == "disk_wait"  # type: ignore[union-attr]
-    assert binding_of(second) is None
+    assert bottleneck_of(first).part == "disk_wait"  # type: ignore[union-attr]
+    assert bottleneck_of(second) is None
     (exchange,) = found.exchanges
     assert exchange.changes["output_tps"] in (pytest.approx(-0.25), pytest.approx(1 / 3))
     assert set(exchange.settings) == {"precision.bits"}

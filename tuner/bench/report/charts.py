@@ -40,7 +40,7 @@ def curve_figure(document: Mapping[str, Any]) -> Any:
         speeds = [point.speed for point in curve.points]
         figure.add_trace(
             go.Scatter(
-                x=[point.share_percent for point in curve.points],
+                x=[point.percent for point in curve.points],
                 y=[speed.value for speed in speeds],
                 error_y={
                     "type": "data",
@@ -57,10 +57,10 @@ def curve_figure(document: Mapping[str, Any]) -> Any:
                 },
             )
         )
-    shares = [point.share_percent for curve in curves for point in curve.points]
+    fractions = [point.percent for curve in curves for point in curve.points]
     figure.update_xaxes(
         title="share of all expert bytes in slots (%)",
-        range=[min(10.0, *shares) - 2, max(75.0, *shares) + 2],
+        range=[min(10.0, *fractions) - 2, max(75.0, *fractions) + 2],
     )
     figure.update_yaxes(title="decode tokens/s", rangemode="tozero")
     return _plain(figure, 420)

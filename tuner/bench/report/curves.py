@@ -12,14 +12,14 @@ from typing import Any
 
 from engine.contract.report import Metric
 
-SHARE_PATH = "cache.expert_bytes"
+FRACTION_PATH = "cache.expert_bytes"
 
 
 @dataclass(frozen=True)
 class CurvePoint:
     """decode_tps at a share of all expert bytes."""
 
-    share_percent: float
+    percent: float
     speed: Metric
 
 
@@ -35,12 +35,12 @@ def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
     """Those that have at least two shares."""
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     for row in document["rows"]:
-        share = str(row["settings"].get(SHARE_PATH, ""))
+        fraction = str(row["settings"].get(FRACTION_PATH, ""))
         speed = row["metrics"].get("decode_tps")
-        if share.endswith("%") and speed is not None:
-            found[_name(row)].append(CurvePoint(float(share[:-1]), Metric(**speed)))
+        if fraction.endswith("%") and speed is not None:
+            found[_name(row)].append(CurvePoint(float(fraction[:-1]), Metric(**speed)))
     return [
-        Curve(name, tuple(sorted(points, key=lambda point: point.share_percent)))
+        Curve(name, tuple(sorted(points, key=lambda point: point.percent)))
         for name, points in found.items()
         if len(points) > 1
     ]
@@ -49,4 +49,4 @@ def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
 def _name(row: Mapping[str, Any]) -> str:
     """The row's name without its share."""
     words = str(row["name"]).split(" ")
-    return " ".join(word for word in words if not word.startswith(f"{SHARE_PATH}=")) or "default"
+    return " ".join(word for word in words if not word.startswith(f"{FRACTION_PATH}=")) or "default"

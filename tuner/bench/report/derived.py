@@ -1,7 +1,7 @@
 """Figures that follow from a row's own metrics, or from the fastest resident row beside it.
 
 regret: Belady's hit rate less the row's own (negative where prefetching does better than any
-cache); policy_share: of a token's time, what deciding took; efficiency_ratio: the shortest time
+cache); policy_fraction: of a token's time, what deciding took; efficiency_ratio: the shortest time
 that this budget allows over the time taken, where the shortest is the fastest resident row's at
 equal bits, or reading what even Belady's rule must load, whichever takes longer.
 """
@@ -22,7 +22,7 @@ from tuner.bench.report.rounds import (
 from tuner.bench.run import RowResult
 
 _EQUAL = (
-    ("precision", "bits"), ("precision", "native"), ("batch", "count"), ("batch", "size"),
+    ("precision", "bits"), ("precision", "prequantized"), ("batch", "count"), ("batch", "size"),
     ("kernel", "name"), ("compute", "dtype"), ("device", "name"),
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def fastest_resident(row: RowResult, results: Sequence[RowResult]) -> RowResult 
         other
         for other in results
         if _comparable(other) == _comparable(row)
-        and (mean(other, "resident_share") or 0.0) >= 1.0
+        and (mean(other, "resident_fraction") or 0.0) >= 1.0
         and mean(other, "wall_ms_per_token")
     ]
     return min(held, key=lambda other: mean(other, "wall_ms_per_token") or 0.0, default=None)
@@ -49,7 +49,7 @@ def _derive(row: RowResult, results: Sequence[RowResult]) -> dict[str, Metric]:
     best, hits = series(row, "oracle_hit_rate"), series(row, "expert_hit_rate")
     found = {
         "regret": combined(lambda oracle, own: oracle - own, "share", best, hits),
-        "policy_share": combined(
+        "policy_fraction": combined(
             lambda ms, all_ms: ms / all_ms, "share", series(row, POLICY), wall
         ),
     }

@@ -27,7 +27,7 @@ from tuner.definition.policies import (
 from tuner.statistics import paired_ratio
 
 Verdict = Literal["reached", "within the interval", "not reached", "not measured"]
-Binds = Literal["compute", "transfer"]
+Bottleneck = Literal["compute", "transfer"]
 
 
 class _Phase(NamedTuple):
@@ -48,7 +48,7 @@ class Comparison:
     """A published ratio and ours.
 
     over: what the authors compare with; baseline: the row of this bench that stands for it;
-    limit_ratio: what no policy could pass with this row's work; binds: what sets that limit;
+    limit_ratio: what no policy could pass with this row's work; bottleneck: what sets that limit;
     sentence: all of it for people.
     """
 
@@ -61,7 +61,7 @@ class Comparison:
     measured: Metric | None
     verdict: Verdict
     limit_ratio: float | None
-    binds: Binds | None
+    bottleneck: Bottleneck | None
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class _Limit:
 
     ratio: float
     hard: float
-    binds: Binds
+    bottleneck: Bottleneck
     reason: str
 
 
@@ -117,7 +117,7 @@ def _compare(row: RowResult, entry: Published, results: Sequence[RowResult]) -> 
         measured=measured,
         verdict=verdict,
         limit_ratio=limit.ratio if limit is not None else None,
-        binds=limit.binds if limit is not None else None,
+        bottleneck=limit.bottleneck if limit is not None else None,
         sentence=_sentence(entry, row, baseline, verdict, limit),
     )
 
@@ -161,10 +161,10 @@ def _limit(row: RowResult, baseline: RowResult, metric: str) -> _Limit | None:
     hard = max(busy - (mean(row, f"{phase.part}policy") or 0.0), read)
     if not hard:
         return None
-    binds: Binds = "compute" if busy >= read else "transfer"
+    bottleneck: Bottleneck = "compute" if busy >= read else "transfer"
     work = (
         f"this row's own work takes {busy:.3g} ms a token without any wait"
-        if binds == "compute"
+        if bottleneck == "compute"
         else f"reading what even Belady's rule must load takes {read:.3g} ms a token"
     )
     reason = f"{work}, {baseline.name} takes {base_ms:.3g} ms in all"
@@ -172,8 +172,8 @@ def _limit(row: RowResult, baseline: RowResult, metric: str) -> _Limit | None:
         own, other = mean(row, metric), mean(baseline, metric)
         if not own or not other:
             return None
-        return _Limit(own * least / own_ms / other, own * hard / own_ms / other, binds, reason)
-    return _Limit(base_ms / least, base_ms / hard, binds, reason)
+        return _Limit(own * least / own_ms / other, own * hard / own_ms / other, bottleneck, reason)
+    return _Limit(base_ms / least, base_ms / hard, bottleneck, reason)
 
 
 def _sentence(

@@ -17,10 +17,10 @@ from tuner.formatting import format_metric
 Document = Mapping[str, Any]
 MEASURED = (
     "output_tps", "decode_tps", "prefill_tps", "tpot_ms", "ttft_ms", "expert_hit_rate",
-    "expert_hit_rate.prefill", "oracle_hit_rate", "resident_share", "overlap_ratio", "policy_ratio",
-    "transfer_bytes_per_token", "stall_ms_per_token", "kld_mean", "top1_agreement",
+    "expert_hit_rate.prefill", "oracle_hit_rate", "resident_fraction", "overlap_ratio",
+    "policy_ratio", "transfer_bytes_per_token", "stall_ms_per_token", "kld_mean", "top1_agreement",
 )  # fmt: skip
-DERIVED = ("regret", "policy_share")
+DERIVED = ("regret", "policy_fraction")
 PARTS = ("compute", "transfer_wait", "disk_wait", "router", "dense", "policy", "other")
 _MEGA = 1e6
 
@@ -84,14 +84,13 @@ def split_table(document: Document) -> Table:
 def curve_table(document: Document) -> Table:
     """Decoded tokens a second by cache share, one column a policy."""
     curves = cache_curves(document)
-    shares = sorted({point.share_percent for curve in curves for point in curve.points})
+    fractions = sorted({point.percent for curve in curves for point in curve.points})
     rows = []
-    for share in shares:
+    for fraction in fractions:
         found = [
-            next((p.speed for p in curve.points if p.share_percent == share), None)
-            for curve in curves
+            next((p.speed for p in curve.points if p.percent == fraction), None) for curve in curves
         ]
-        rows.append((f"{share:g} %", *(format_metric(speed) for speed in found)))
+        rows.append((f"{fraction:g} %", *(format_metric(speed) for speed in found)))
     columns = ("share of all expert bytes in slots", *(f"#{curve.name}" for curve in curves))
     return Table("decode_tps against cache share", columns, tuple(rows))
 

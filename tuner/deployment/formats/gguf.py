@@ -45,8 +45,8 @@ NEAREST: dict[int, GgufType] = {
 def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
     """Of the experts: the nearest that these shapes allow, 16 bits where none does."""
     plain = PLAIN[config.compute.dtype]
-    if config.precision.native and facts.published is not None:
-        return PUBLISHED_4 if facts.published.name == "mxfp4" else BYTE_WIDE
+    if config.precision.prequantized and facts.prequantized is not None:
+        return PUBLISHED_4 if facts.prequantized.name == "mxfp4" else BYTE_WIDE
     bits = _average_bits(config, facts)
     if bits == 16:
         return plain
@@ -55,7 +55,7 @@ def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
 
 def dense_type(config: EngineConfig) -> GgufType:
     """Of everything else but embeddings, which stay as they are."""
-    bits = config.precision.dense_bits
+    bits = config.precision.non_expert_bits
     return PLAIN[config.compute.dtype] if bits == 16 else NEAREST[bits]
 
 

@@ -65,8 +65,8 @@ def render_kubernetes(deployment: Deployment, facts: ModelFacts) -> str:
 def volume_bytes(deployment: Deployment, facts: ModelFacts) -> int:
     """The checkpoint, its packs at this precision, the database; a tenth more."""
     config = deployment.config()
-    stored = "native" if "native" in facts.expert_bytes else "16"
-    checkpoint = facts.dense_bytes + facts.expert_bytes[stored]
+    stored = "prequantized" if "prequantized" in facts.expert_bytes else "16"
+    checkpoint = facts.non_expert_bytes + facts.expert_bytes[stored]
     packed = 0 if config.precision.bits == 16 else facts.expert_bytes[str(config.precision.bits)]
     return int((checkpoint + packed) * _MARGIN) + _DATABASE_BYTES
 

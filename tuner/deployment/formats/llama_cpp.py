@@ -32,8 +32,8 @@ from tuner.deployment.formats.place import (
 CARRIED = {
     "cache.expert_bytes": "--n-cpu-moe",
     "precision.bits": "--tensor-type",
-    "precision.native": "--tensor-type",
-    "precision.dense_bits": "--tensor-type",
+    "precision.prequantized": "--tensor-type",
+    "precision.non_expert_bits": "--tensor-type",
     "batch.count": "--parallel",
     "batch.size": "--parallel",
     "prefill.chunk_tokens": "--ubatch-size",
@@ -53,10 +53,10 @@ LEFT_OUT = {
     "plan.": "the number of sequences is what --parallel says",
     "placement.": "experts that are not on the device are always computed on the host",
     "host.": "what is not on the device lies in host memory or in the page cache",
-    "kv.keep_ratio": "keys and values of all positions are kept",
+    "kv.keep_fraction": "keys and values of all positions are kept",
     "kv.elastic": "room for keys and values is no room for experts",
-    "serve.prefix_share": "each slot of the server keeps what its own last prompt left",
-    "serve.instcache": "every request is computed",
+    "serve.prefix_cache_tokens": "each slot of the server keeps what its own last prompt left",
+    "serve.response_cache_entries": "every request is computed",
     "io.": "the file is mapped or read whole; there are no reading threads to set",
     "kernel.": "llama.cpp has kernels of its own",
     "budget.": "llama.cpp keeps no budget: the options were computed so that it should fit one",
@@ -171,7 +171,7 @@ def _notes(config: EngineConfig) -> list[str]:
     notes = [
         "Option names are those of llama.cpp build 11434. Older builds say --mmap and --no-mmap "
         "for --load-mode. llama-cli takes the same ones but --alias, --host and --port.",
-        "To see what it does here: tune bench, with this config's YAML and --peers.",
+        "To see what it does here: tune bench, with this config's YAML and --baselines.",
     ]
     if place_of(config) == "emulated":
         notes.append("The machine was emulated; the options are for a real one of that kind.")
@@ -203,7 +203,7 @@ def _placement_notes(deployment: Deployment, facts: ModelFacts, kind: GgufType) 
 
 def _is_mapped(config: EngineConfig, facts: ModelFacts) -> bool:
     """Where the slots hold all experts the file may be read whole."""
-    bits = "native" if config.precision.native else str(config.precision.bits)
+    bits = "prequantized" if config.precision.prequantized else str(config.precision.bits)
     return slots_bytes(config) < facts.expert_bytes[bits]
 
 

@@ -26,7 +26,7 @@ from tuner.deployment.formats.place import (
 CARRIED = {
     "cache.expert_bytes": "--cpu-offload-gb",
     "precision.bits": "--quantization",
-    "precision.native": "--quantization",
+    "precision.prequantized": "--quantization",
     "batch.count": "--max-num-seqs",
     "batch.size": "--max-num-seqs",
     "prefill.chunk_tokens": "--max-num-batched-tokens",
@@ -41,15 +41,15 @@ LEFT_OUT = {
     "transfer.": "there is no queue of experts",
     "precision.": "vLLM's quantizations have groups of their own, all experts are alike, and none "
     "comes coarser on a miss",
-    "precision.dense_bits": "the dense part stays as the checkpoint has it",
+    "precision.non_expert_bits": "the dense part stays as the checkpoint has it",
     "batch.order": "the experts of a layer are computed by one fused kernel",
     "plan.": "the number of sequences is what --max-num-seqs says",
     "placement.": "experts are always computed on the device",
     "host.": "what is not on the device lies in host memory",
-    "kv.keep_ratio": "keys and values of all positions are kept",
+    "kv.keep_fraction": "keys and values of all positions are kept",
     "kv.elastic": "room for keys and values is no room for experts",
-    "serve.prefix_share": "prefixes are cached by blocks, in whatever room is free",
-    "serve.instcache": "every request is computed",
+    "serve.prefix_cache_tokens": "prefixes are cached by blocks, in whatever room is free",
+    "serve.response_cache_entries": "every request is computed",
     "kv.placement": "keys and values lie on the device",
     "io.": "nothing is read from the disk while it runs",
     "kernel.": "vLLM has kernels of its own",
@@ -80,12 +80,12 @@ def render_vllm(deployment: Deployment, facts: ModelFacts) -> str:
 
 def offloaded_gib(config: EngineConfig, facts: ModelFacts) -> float:
     """GiB of expert weights that the slots do not hold, at this precision, rounded up."""
-    bits = "native" if config.precision.native else str(config.precision.bits)
+    bits = "prequantized" if config.precision.prequantized else str(config.precision.bits)
     rest = max(0, facts.expert_bytes[bits] - slots_bytes(config))
     return math.ceil(rest / 2**30 * 100) / 100
 
 
-def memory_share(deployment: Deployment) -> float | None:
+def memory_fraction(deployment: Deployment) -> float | None:
     """The budget's share of the device's memory, rounded down; None where it is not known."""
     device = deployment.config().device.name
     gpus = {gpu["index"]: gpu["total_bytes"] for gpu in deployment.machine.get("gpus", [])}
@@ -120,20 +120,20 @@ def _options(
     ]
     if source.hub_id is not None and not _needs_other_checkpoint(config):
         options.append(["--revision", script.quoted(source.revision)])
-    if config.precision.bits == 8 and not config.precision.native:
+    if config.precision.bits == 8 and not config.precision.prequantized:
         options.append(["--quantization", _EIGHT_BITS])
     rest = offloaded_gib(config, facts)
     if rest:
         options += [["--cpu-offload-gb", f"{rest:g}"], ["--cpu-offload-params", "experts"]]
-    share = memory_share(deployment)
-    if share is not None:
-        options.append(["--gpu-memory-utilization", f"{share:g}"])
+    fraction = memory_fraction(deployment)
+    if fraction is not None:
+        options.append(["--gpu-memory-utilization", f"{fraction:g}"])
     return options
 
 
 def _needs_other_checkpoint(config: EngineConfig) -> bool:
     """vLLM quantizes to 8 bits as it loads; fewer have to be in the checkpoint."""
-    return config.precision.bits < 8 and not config.precision.native
+    return config.precision.bits < 8 and not config.precision.prequantized
 
 
 def _notes(deployment: Deployment) -> list[str]:
@@ -150,11 +150,11 @@ def _notes(deployment: Deployment) -> list[str]:
             "that has them, published or made with llm-compressor (AWQ, GPTQ; 4 bits are the usual "
             "least)."
         )
-    if config.precision.bits == 8 and not config.precision.native:
+    if config.precision.bits == 8 and not config.precision.prequantized:
         notes.append(f"{_EIGHT_BITS} was called experts_int8 before; experts only, as here.")
     if config.kv.bits == 4:
         notes.append("kv.bits = 4: fp8 is the nearest that all of vLLM's backends share.")
-    if memory_share(deployment) is None:
+    if memory_fraction(deployment) is None:
         limit = format_bytes(deployment.budget.vram_bytes)
         notes.append(
             "The device's whole memory is not known: add --gpu-memory-utilization, the share that "

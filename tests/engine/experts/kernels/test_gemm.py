@@ -11,12 +11,12 @@ from engine.experts.kernels.gemm import WidenedLinear, gemm, widen_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("prequantized", [True, False])
 @pytest.mark.parametrize("tokens", [1, 2, 7, 33])
 def test_a_product_errs_by_no_more_than_its_rounding(
-    dtype: torch.dtype, native: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, prequantized: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "multiplies", lambda dtype: native)
+    monkeypatch.setattr(module, "multiplies", lambda dtype: prequantized)
     monkeypatch.setattr(module, "_WIDENED_NUMBERS", 1000)  # several steps
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, 64, generator=generator).to(dtype)

@@ -88,7 +88,10 @@ def test_arc_remembers_no_more_than_twice_its_capacity(
 ) -> None:
     arc = ArcEviction(coarse=coarse)
     serve(arc, capacity, accesses)
-    recent, frequent = len(arc._t1) + len(arc._b1), len(arc._t2) + len(arc._b2)
+    recent, frequent = (
+        len(arc._t1) + len(arc._b1),
+        len(arc._t2) + len(arc._b2),
+    )
     assert recent <= capacity
     assert recent + frequent <= 2 * capacity
     assert 0 <= arc.target <= capacity

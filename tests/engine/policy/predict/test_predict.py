@@ -53,10 +53,10 @@ def run_pass(
     vectors = None if embedding is None else np.array([embedding] * tokens, np.float32)
     found = {-1: list(predictor.begin_pass(PassStart(phase, (tokens,), vectors)))}
     for layer, rows in enumerate(layers):
-        shares = None
+        fractions = None
         if probabilities is not None:
-            shares = np.array([probabilities[layer]] * tokens, np.float32)
-        predictor.routed(layer, 0, Routing(rows, None, shares))
+            fractions = np.array([probabilities[layer]] * tokens, np.float32)
+        predictor.routed(layer, 0, Routing(rows, None, fractions))
         found[layer] = list(predictor.layer_routed(layer))
     predictor.end_pass()
     return found
@@ -191,8 +191,8 @@ def test_an_expert_map_predicts_at_its_distance() -> None:
 def test_little_likeness_widens_the_selection() -> None:
     def chosen(cosine: float) -> tuple[int, ...]:
         embedding = [cosine, (1 - cosine**2) ** 0.5] + [0.0] * (HIDDEN - 2)
-        shares = [[0.5, 0.5, 0.0, 0.0]] * 3
-        found = run_pass(expert_map(), [[[0]]] * 3, embedding=embedding, probabilities=shares)
+        fractions = [[0.5, 0.5, 0.0, 0.0]] * 3
+        found = run_pass(expert_map(), [[[0]]] * 3, embedding=embedding, probabilities=fractions)
         return found[-1][0].experts
 
     assert chosen(1.0) == (0,)

@@ -31,7 +31,7 @@ def ids(tokenizer: Any) -> list[int]:
 @pytest.fixture
 def shared(engine: Engine) -> Any:
     """The engine with room for beginnings; as before afterwards."""
-    configure(engine, **{"prefill.chunk_tokens": 16, "serve.prefix_share": ROOM})
+    configure(engine, **{"prefill.chunk_tokens": 16, "serve.prefix_cache_tokens": ROOM})
     yield engine
     configure(engine)
 
@@ -48,9 +48,9 @@ def test_answers_are_those_of_prompts_read_whole(
     with looping(shared, tokenizer) as (loop, meters, _):
         said, cached = [], []
         for prompt in prompts:  # one behind the other: what is asked together is read together
-            (heard,) = ask(loop, want(prompt, 10))
-            said.append(heard.text)
-            cached.append(heard.wait().cached)
+            (received,) = ask(loop, want(prompt, 10))
+            said.append(received.text)
+            cached.append(received.wait().cached)
     assert said == expected
     assert cached[:2] == [0, 0]  # the second shows that the beginning is shared
     assert cached[2:] == [40, 40]
@@ -69,9 +69,9 @@ def test_samples_of_one_prompt_read_it_once(shared: Engine, tokenizer: Any, ids:
     shared.forward = counting  # type: ignore[method-assign]
     try:
         with looping(shared, tokenizer) as (loop, _, _):
-            heard = ask(loop, *[want(ids[:20], 6)] * 3)
-            assert [one.text for one in heard] == [alone] * 3
-            assert sorted(one.wait().cached for one in heard) == [0, 20, 20]
+            received = ask(loop, *[want(ids[:20], 6)] * 3)
+            assert [one.text for one in received] == [alone] * 3
+            assert sorted(one.wait().cached for one in received) == [0, 20, 20]
     finally:
         del shared.forward  # type: ignore[method-assign]
     assert sum(forwards) == 20
@@ -123,7 +123,7 @@ def test_common_beginnings_are_counted_in_tokens() -> None:
 
 def test_what_cannot_be_cut_is_refused(engine: Engine) -> None:
     with pytest.raises(ConfigError, match="needs keys and values whole"):
-        configure(engine, **{"serve.prefix_share": 64, "kv.keep_ratio": 0.5})
+        configure(engine, **{"serve.prefix_cache_tokens": 64, "kv.keep_fraction": 0.5})
     configure(engine)
 
 
@@ -131,6 +131,6 @@ def test_beginnings_count_into_the_memory(engine: Engine) -> None:
     configure(engine)
     assert engine.memory is not None
     before = engine.memory.kv_bytes
-    configure(engine, **{"serve.prefix_share": 64})
+    configure(engine, **{"serve.prefix_cache_tokens": 64})
     assert engine.memory.kv_bytes - before == 64 * engine.facts.kv_bytes_per_token * 2
     configure(engine)

@@ -16,12 +16,12 @@ from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.response_cache import (
     InstCache,
-    instcache_path,
     key_of,
+    response_cache_path,
 )
 from engine.serve.batching.sequence import (
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from tests.engine.conftest import TEXT
 from tests.engine.serve.batching.test_scheduler import ask
@@ -54,7 +54,7 @@ def test_only_what_is_deterministic_has_a_key() -> None:
         replace(SAMPLED, seeded=True),
     ],
 )
-def test_whatever_decides_the_answer_is_in_the_key(other: Wanted) -> None:
+def test_whatever_decides_the_answer_is_in_the_key(other: SequenceRequest) -> None:
     assert key_of(other) != key_of(GREEDY)
 
 
@@ -66,9 +66,9 @@ def test_a_seed_means_nothing_to_a_greedy_answer() -> None:
 def test_the_least_lately_used_answer_goes_first(answers: InstCache) -> None:
     asked = [want([number]) for number in range(4)]
     for one in asked[:3]:
-        answers.keep(one, "text", Output(tokens=2, finish="stop"))
+        answers.keep(one, "text", StepOutput(tokens=2, finish="stop"))
     assert answers.find(asked[0]) is not None  # used again
-    answers.keep(asked[3], "text", Output(tokens=2, finish="stop"))
+    answers.keep(asked[3], "text", StepOutput(tokens=2, finish="stop"))
     assert [answers.find(one) is not None for one in asked] == [True, False, True, True]
     assert len(answers) == 3
 
@@ -76,23 +76,23 @@ def test_the_least_lately_used_answer_goes_first(answers: InstCache) -> None:
 def test_an_answer_is_kept_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.db"
     with contextlib.closing(InstCache(path, 9)) as first:
-        first.keep(GREEDY, "so it is", Output(tokens=3, finish="length"))
+        first.keep(GREEDY, "so it is", StepOutput(tokens=3, finish="length"))
     with contextlib.closing(InstCache(path, 9)) as again:
-        assert again.find(GREEDY) == Output("so it is", (), 3, 3, "length")
+        assert again.find(GREEDY) == StepOutput("so it is", (), 3, 3, "length")
 
 
 def test_what_did_not_end_is_not_kept(answers: InstCache) -> None:
-    heard: list[Output] = []
-    deliver = answers.recording(GREEDY, heard.append)
-    deliver(Output("so ", tokens=1))
-    deliver(Output(error="the engine failed"))
-    assert len(heard) == 2
+    received: list[StepOutput] = []
+    deliver = answers.recording(GREEDY, received.append)
+    deliver(StepOutput("so ", tokens=1))
+    deliver(StepOutput(error="the engine failed"))
+    assert len(received) == 2
     assert len(answers) == 0
 
 
 def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StorageError, match=r"serve\.instcache cannot be kept"):
+    with pytest.raises(StorageError, match=r"serve\.response_cache_entries cannot be kept"):
         InstCache(tmp_path / "file" / "answers.db", 3)
 
 
@@ -101,9 +101,9 @@ def test_other_settings_have_other_answers(engine: Engine) -> None:
     for bits in (16, 8):
         configure(engine, **{"precision.bits": bits})
         assert engine.config is not None
-        paths.add(instcache_path(engine.config, engine.facts, Path("cache")))
+        paths.add(response_cache_path(engine.config, engine.facts, Path("cache")))
         deeper = engine.config.overlay({"prefetch.depth": 1, "prefetch.predictor": "next_gate"})
-        paths.add(instcache_path(deeper, engine.facts, Path("cache")))
+        paths.add(response_cache_path(deeper, engine.facts, Path("cache")))
     configure(engine)
     assert len(paths) == 2
 
@@ -118,12 +118,12 @@ def test_the_second_of_equal_requests_does_not_reach_the_engine(
         first = [ask(loop, want(prompt, 6))[0].text, ask(loop, sampled)[0].text]
         eventually(lambda: meters.totals.finished == 2)  # counted after the answer has gone out
         before = meters.totals.copy()
-        (heard,) = ask(loop, want(prompt, 6))
-        assert (heard.text, heard.wait().finish) == (first[0], "length")
-        assert heard.wait().cached == len(prompt)
+        (received,) = ask(loop, want(prompt, 6))
+        assert (received.text, received.wait().finish) == (first[0], "length")
+        assert received.wait().cached == len(prompt)
         assert meters.totals.since(before).finished == 0  # counts into no speed
         assert meters.totals.since(before).output_tokens == 0
         assert ask(loop, sampled)[0].text == first[1]
     found = meters.totals
     assert (found.answers_known, found.answers_asked) == (1, 3)
-    assert 'expertune_instcache_total{outcome="hit"} 1.0' in meters.exposition().decode()
+    assert 'expertune_response_cache_total{outcome="hit"} 1.0' in meters.exposition().decode()

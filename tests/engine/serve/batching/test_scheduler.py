@@ -20,8 +20,8 @@ from engine.serve.batching.scheduler import (
     QueueFullError,
 )
 from engine.serve.batching.sequence import (
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from tests.engine.conftest import TEXT
 from tests.engine.serve.made import Heard, configure, eventually, looping, want
@@ -44,10 +44,10 @@ def held(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.
             gate.set()
 
 
-def ask(loop: EngineLoop, *wanted: Wanted) -> list[Heard]:
-    heard = [Heard() for _ in wanted]
-    loop.submit(list(zip(wanted, heard, strict=True)))
-    return heard
+def ask(loop: EngineLoop, *wanted: SequenceRequest) -> list[Heard]:
+    received = [Heard() for _ in wanted]
+    loop.submit(list(zip(wanted, received, strict=True)))
+    return received
 
 
 def alone(engine: Engine, tokenizer: Any, prompt: Sequence[int], tokens: int) -> str:
@@ -69,9 +69,9 @@ def test_sequences_of_different_lengths_say_together_what_they_say_alone(
     configure(engine, **{"prefill.chunk_tokens": 16})
     expected = [alone(engine, tokenizer, prompt, 10) for prompt in prompts]
     with looping(engine, tokenizer) as (loop, meters, _):
-        heard = ask(loop, *(want(prompt, 10) for prompt in prompts))
-        assert [one.text for one in heard] == expected
-        assert [one.wait().tokens for one in heard] == [10] * len(prompts)
+        received = ask(loop, *(want(prompt, 10) for prompt in prompts))
+        assert [one.text for one in received] == expected
+        assert [one.wait().tokens for one in received] == [10] * len(prompts)
         eventually(lambda: loop.running == 0)
     assert meters.totals.prompt_tokens == sum(map(len, prompts))
     assert meters.totals.output_tokens == 10 * len(prompts)
@@ -105,9 +105,9 @@ def test_a_cancelled_sequence_leaves_and_its_keys_and_values_are_freed(
     engine: Engine, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     with looping(engine, tokenizer) as (loop, meters, _):
-        heard = Heard()
-        (sequence,) = loop.submit([(want(prompts[0], 200), heard)])
-        eventually(lambda: bool(heard.outputs))
+        received = Heard()
+        (sequence,) = loop.submit([(want(prompts[0], 200), received)])
+        eventually(lambda: bool(received.outputs))
         loop.cancel([sequence])
         eventually(lambda: loop.running == 0)
         assert sequence.batch.kv is None
@@ -136,8 +136,8 @@ def test_the_queue_is_bounded_and_takes_all_or_none(
                 ask(loop, one)
             loop.cancel(waiting[1:])
             assert loop.waiting == 1
-        for heard in (*first, last):
-            assert heard.wait().finish == "length"
+        for received in (*first, last):
+            assert received.wait().finish == "length"
         assert meters.totals.cancelled == 1
 
 
@@ -148,7 +148,7 @@ def test_an_answer_that_has_gone_out_holds_no_place(
 
     with looping(engine, tokenizer, queue=0) as (loop, _, _):
 
-        def asks_at_once(output: Output) -> None:
+        def asks_at_once(output: StepOutput) -> None:
             if output.last:
                 running.append(loop.running)
                 loop.submit([(one, again)])
@@ -175,8 +175,8 @@ def test_a_step_that_fails_fails_what_ran_and_the_next_requests_work(
 
     monkeypatch.setattr(engine.residency, "begin_pass", failing)
     with looping(engine, tokenizer) as (loop, meters, failures):
-        heard = ask(loop, want(prompts[0], 8), want(prompts[1], 8))
-        assert [one.wait().error for one in heard] == ["the engine failed: OSError"] * 2
+        received = ask(loop, want(prompts[0], 8), want(prompts[1], 8))
+        assert [one.wait().error for one in received] == ["the engine failed: OSError"] * 2
         assert ask(loop, want(prompts[1], 3))[0].wait().finish == "length"
         assert (meters.totals.failed, failures) == (2, [])
     assert "the disk is gone" in caplog.text
@@ -195,8 +195,8 @@ def test_an_engine_that_cannot_be_configured_again_refuses_and_says_so(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "forward", failing)
             patch.setattr(engine, "configure", failing)
-            heard = ask(loop, *[want(prompts[0], 8)] * 5)
-            assert [bool(one.wait().error) for one in heard] == [True] * 5
+            received = ask(loop, *[want(prompts[0], 8)] * 5)
+            assert [bool(one.wait().error) for one in received] == [True] * 5
             eventually(lambda: bool(failures))
         assert "cannot be configured again: nothing works" in failures[0]
         with pytest.raises(EngineError, match="nothing works"):
@@ -222,7 +222,7 @@ def test_nan_ends_only_its_own_sequence(
 def test_a_seed_repeats_whatever_runs_beside_it(
     engine: Engine, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
-    def sampled(seed: int) -> Wanted:
+    def sampled(seed: int) -> SequenceRequest:
         return want(prompts[2], 12, sampling=SamplingOptions(1.5, 0.9, seed))
 
     with looping(engine, tokenizer) as (loop, _, _):
@@ -239,17 +239,17 @@ def test_every_end_of_sequence_token_of_the_generation_config_ends_a_text(
     ends = [2, first.tokens[0]]
     monkeypatch.setattr(engine.model.model.generation_config, "eos_token_id", ends)
     with looping(engine, tokenizer) as (loop, _, _):
-        (heard,) = ask(loop, want(prompts[0], 5))
-        assert (heard.text, heard.wait().finish, heard.wait().tokens) == ("", "stop", 0)
+        (received,) = ask(loop, want(prompts[0], 5))
+        assert (received.text, received.wait().finish, received.wait().tokens) == ("", "stop", 0)
 
 
 def test_logprobs_are_those_of_the_logits_and_name_the_likeliest(
     engine: Engine, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     with looping(engine, tokenizer) as (loop, _, _):
-        (heard,) = ask(loop, want(prompts[0], 4, logprobs=3))
-        heard.wait()
-    found = [one for output in heard.outputs for one in output.logprobs]
+        (received,) = ask(loop, want(prompts[0], 4, logprobs=3))
+        received.wait()
+    found = [one for output in received.outputs for one in output.logprobs]
     assert len(found) == 4
     for one in found:
         assert one.chosen == one.top[0]  # greedy

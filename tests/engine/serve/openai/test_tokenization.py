@@ -15,10 +15,10 @@ from engine.serve.openai.requests import (
 )
 from engine.serve.openai.tokenization import (
     PromptReader,
-    Served,
+    ServedModel,
 )
 
-SERVED = Served("tiny", room_tokens=32, vocabulary=300, created=1)
+SERVED = ServedModel("tiny", max_model_len=32, vocabulary=300, created=1)
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no answers') }}"
     "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

@@ -13,21 +13,21 @@ from tuner.bench.report.curves import cache_curves
 from tuner.bench.report.tables import PARTS
 
 
-def share(text: str) -> dict[str, str]:
+def fraction(text: str) -> dict[str, str]:
     return {"cache.expert_bytes": text}
 
 
 def test_a_curve_needs_two_shares_of_one_policy():
     rows = [
-        make_row("lru", settings=share("50%"), decode_tps=[4.0, 6.0]),
-        make_row("lru", settings=share("10%"), decode_tps=[1.0, 3.0]),
-        make_row("sparing", settings=share("10%"), decode_tps=[3.0]),
+        make_row("lru", settings=fraction("50%"), decode_tps=[4.0, 6.0]),
+        make_row("lru", settings=fraction("10%"), decode_tps=[1.0, 3.0]),
+        make_row("sparing", settings=fraction("10%"), decode_tps=[3.0]),
         make_row("sparing", settings={"cache.expert_bytes": "4096"}, decode_tps=[3.0]),
     ]
     document = make_document(*rows)
     (curve,) = cache_curves(document)
     assert curve.name == "lru"
-    assert [(p.share_percent, p.speed.value) for p in curve.points] == [(10, 2), (50, 5)]
+    assert [(p.percent, p.speed.value) for p in curve.points] == [(10, 2), (50, 5)]
     figure = curve_figure(document)
     assert list(figure.data[0].x) == [10, 50]
     low, high = figure.layout.xaxis.range
@@ -38,7 +38,7 @@ def test_a_curve_needs_two_shares_of_one_policy():
 
 def test_curves_differ_in_more_than_colour():
     rows = [
-        make_row(name, settings=share(text), decode_tps=[3.0])
+        make_row(name, settings=fraction(text), decode_tps=[3.0])
         for name in ("lru", "sparing", "fate")
         for text in ("10%", "75%")
     ]

@@ -47,13 +47,13 @@ class Page(HTMLParser):
 def document():
     reads = {"oracle_bytes_per_token": [3e6] * 2, "read_bytes_per_s": [1e9] * 2}
     notes = {"inactive": ["placement: inactive"], "notes": ["n1"], "lossy": True, "plan": "p1"}
-    shares = [{"cache.expert_bytes": share} for share in ("10%", "75%")]
+    fractions = [{"cache.expert_bytes": fraction} for fraction in ("10%", "75%")]
     return make_document(
-        make_row("lru", resident_share=[1.0], **timed(wall=20, busy=8)),
-        make_row("sparing", resident_share=[0.5], **timed(wall=10, busy=8), **reads),
+        make_row("lru", resident_fraction=[1.0], **timed(wall=20, busy=8)),
+        make_row("sparing", resident_fraction=[0.5], **timed(wall=10, busy=8), **reads),
         make_row("sparing", without="evict", **timed(wall=15, busy=8)),
         make_row("promoe", environment=notes, **timed(wall=16, busy=8), **reads),
-        *(make_row("lru", settings=share, **timed(wall=30, busy=8)) for share in shares),
+        *(make_row("lru", settings=fraction, **timed(wall=30, busy=8)) for fraction in fractions),
         make_row(None, name=HOSTILE, **timed(wall=16, busy=8)),
         make_row(None, name="broken", error="it broke"),
     )

@@ -50,7 +50,7 @@ def test_reached():
 def test_not_reached_but_possible_names_the_bound():
     row = make_row("sparing", **timed(wall=10, busy=8), **reading(3))
     found = compare("decode_tps", 2.2, LRU, row)
-    assert (found.verdict, found.binds) == ("not reached", "compute")
+    assert (found.verdict, found.bottleneck) == ("not reached", "compute")
     assert found.limit_ratio == pytest.approx(20 / 8)
     assert found.sentence.startswith(
         "not reached; the bound is 2.5: this row's own work takes 8 ms"
@@ -60,7 +60,7 @@ def test_not_reached_but_possible_names_the_bound():
 def test_not_reached_and_out_of_reach():
     row = make_row("sparing", **timed(wall=10, busy=4), **reading(9))
     found = compare("decode_tps", 2.5, LRU, row)
-    assert found.binds == "transfer"
+    assert found.bottleneck == "transfer"
     assert found.limit_ratio == pytest.approx(20 / 9)
     assert "not reached, and no policy could: the bound is 2.22" in found.sentence
     assert "Belady" in found.sentence

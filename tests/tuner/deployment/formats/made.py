@@ -28,7 +28,7 @@ def facts(parts: tuple[Part, ...] = WIDE, **changes: Any) -> ModelFacts:
         "id": "some-moe", "path": "/models/some-moe", "revision": "c0ffee", "fingerprint": "f" * 16,
         "family": "fake_moe", "layers": LAYERS, "moe_layers": moe_layers, "experts": EXPERTS,
         "experts_per_token": 2, "hidden_size": 256, "vocabulary": 512, "max_positions": 4096,
-        "dense_bytes": 4_000_000, "parts": parts,
+        "non_expert_bytes": 4_000_000, "parts": parts,
         "record_bytes": {str(bits): size for bits, size in records.items()},
         "expert_bytes": every, "kv_bytes_per_token": 2048, "predictors": ("none",),
         "has_tokenizer": True, "in_place_16": True,

@@ -122,7 +122,7 @@ def test_memory_follows_the_budget_where_it_lies_in_host_memory():
 def test_the_volume_has_room_for_checkpoint_and_packs():
     shapes = facts()
     made = deployment({"precision.bits": 4})
-    whole = shapes.dense_bytes + shapes.expert_bytes["16"] + shapes.expert_bytes["4"]
+    whole = shapes.non_expert_bytes + shapes.expert_bytes["16"] + shapes.expert_bytes["4"]
     assert volume_bytes(made, shapes) > whole
     assert volume_bytes(deployment(), shapes) < volume_bytes(made, shapes)
 

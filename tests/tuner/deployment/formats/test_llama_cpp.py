@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.settings import config_paths
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
 from tests.tuner.deployment.formats.made import (
     EXPERTS,
@@ -126,8 +126,10 @@ def test_the_nearest_type_is_one_that_the_rows_allow(bits: int, columns: int, ki
 
 
 def test_published_4_bit_experts_are_kept_by_the_converter(tmp_path: Path):
-    shapes = facts(published=PublishedFormat("mxfp4", 1, 32), expert_bytes={"16": 9, "native": 9})
-    made = deployment({"precision.bits": "native", "cache.expert_bytes": 9})
+    shapes = facts(
+        prequantized=PrequantizedFormat("mxfp4", 1, 32), expert_bytes={"16": 9, "prequantized": 9}
+    )
+    made = deployment({"precision.bits": "prequantized", "cache.expert_bytes": 9})
     calls = run_script(render_llama_cpp(made, shapes), tmp_path)
     assert [call[0] for call in calls] == ["hf", "python3", "llama-server"]
 
@@ -140,8 +142,8 @@ def test_a_plan_of_bits_becomes_its_average():
     assert "precision.options" in text
 
 
-def test_a_dense_part_in_fewer_bits_keeps_its_embeddings(tmp_path: Path):
-    (_, _, quantize, _) = calls_of({"precision.dense_bits": 8}, tmp_path)
+def test_non_expert_weights_in_fewer_bits_keep_embeddings(tmp_path: Path):
+    (_, _, quantize, _) = calls_of({"precision.non_expert_bits": 8}, tmp_path)
     types = [quantize[n + 1] for n, word in enumerate(quantize) if word == "--tensor-type"]
     assert types == ["ffn_.*exps=bf16", ".=q8_0"]
     assert value_of(quantize, "--token-embedding-type") == "bf16"
@@ -179,7 +181,7 @@ def test_a_layers_bytes_follow_the_type():
     assert EXPERTS * weights * 4.5 / 8 == Q4_LAYER_BYTES
 
 
-@pytest.mark.peers
+@pytest.mark.baselines
 def test_llama_cpp_knows_every_option():
     spec = find_spec("xllamacpp")
     assert spec is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.settings import config_paths
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from tests.tuner.deployment.formats.made import (
     deployment,
     facts,
@@ -70,8 +70,10 @@ def test_fewer_bits_ask_for_another_checkpoint(tmp_path: Path):
 
 
 def test_published_codes_are_read_as_they_are(tmp_path: Path):
-    shapes = facts(published=PublishedFormat("mxfp4", 1, 32), expert_bytes={"16": 9, "native": 9})
-    made = deployment({"precision.bits": "native", "cache.expert_bytes": 9})
+    shapes = facts(
+        prequantized=PrequantizedFormat("mxfp4", 1, 32), expert_bytes={"16": 9, "prequantized": 9}
+    )
+    made = deployment({"precision.bits": "prequantized", "cache.expert_bytes": 9})
     (call,) = run_script(render_vllm(made, shapes), tmp_path)
     assert call[2] == "org/some-moe"
     assert "--quantization" not in call

@@ -1,9 +1,9 @@
-"""Bounding a peer's memory from outside: a memory cgroup of its own, page cache included.
+"""Bounding a baseline's memory from outside: a memory cgroup of its own, page cache included.
 
 What a process held before it moved stays charged to the group that it came from, so a limit in the
 new group counts only what comes later: a budget beyond a baseline. Works with cgroup v1 and v2, as
-a child of the process's own group; where that cannot be written the peer runs unbounded and its row
-says so.
+a child of the process's own group; where that cannot be written the baseline runs unbounded and its
+row says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
-_PREFIX = "expertune-peer-"
+_PREFIX = "expertune-baseline-"
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def _leave(group: Path, parent: Path) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Groups of peers that were killed, so could not remove them."""
+    """Groups of baselines that were killed, so could not remove them."""
     for group in parent.glob(f"{_PREFIX}*"):
         if not Path("/proc", group.name.removeprefix(_PREFIX)).exists():
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What known answers bring: `python scripts/time_instcache.py MODEL --text FILE`.
+"""What known answers bring: `python scripts/time_response_cache.py MODEL --text FILE`.
 
 Requests come as people repeat themselves: prompts cut from a text, drawn with Zipf's probabilities
 (exponent --zipf, an assumption). Prints hit rates, and the time of an answer that was known and of
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from served import Served, show
+from served import ServedModel, show
 from transformers import AutoTokenizer
 
 from engine.serve.batching.response_cache import InstCache
@@ -44,10 +44,10 @@ def main() -> int:
     computed: list[float] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(InstCache(Path(scratch) / "answers.db", arguments.room)) as answers,
+        contextlib.closing(InstCache(Path(scratch) / "answers.db", arguments.capacity)) as answers,
     ):
         paths = {"budget.vram_bytes": arguments.vram, "kv.max_tokens": 128}
-        server = Served(folder, tokenizer, paths, answers)
+        server = ServedModel(folder, tokenizer, paths, answers)
         for prompt in asked:
             started = time.perf_counter()
             sequence = server.ask(prompt, arguments.tokens)
@@ -55,8 +55,8 @@ def main() -> int:
             (known if sequence is None else computed).append(spent)
         server.close()
     print(f"{len(asked)} requests for {len(set(asked))} prompts, room for {arguments.room} answers")
-    share, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
-    print(f"hit rate {share:.2f}; the most possible {most:.2f}")
+    fraction, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
+    print(f"hit rate {fraction:.2f}; the most possible {most:.2f}")
     show("known, ms", known)
     show("computed, ms", computed)
     return 0

@@ -1,4 +1,4 @@
-"""Plain transformers as a peer: resident, or with accelerate's disk offload under a budget.
+"""Plain transformers as a baseline: resident, or with accelerate's disk offload under a budget.
 
 Both run the 16-bit checkpoint with transformers' own experts and KV cache, one sequence at a time.
 """
@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.baselines.measurement import BaselineMeasurement, SequenceTiming
+from engine.baselines.memory_group import bounded_memory, drop_page_cache
 from engine.config.settings import EngineConfig
-from engine.contract.messages import PeerName
+from engine.contract.messages import BaselineName
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.model.checkpoint import Checkpoint
 from engine.model.hub import locate
-from engine.peers.measurement import PeerMeasurement, SequenceTiming
-from engine.peers.memory_group import bounded_memory, drop_page_cache
 from engine.types import format_bytes
 from engine.worker.baseline import settle_baseline
 
 
-class TransformersPeer:
+class TransformersBaseline:
     """Implements the worker's open, configure, measure and close."""
 
-    def __init__(self, name: PeerName) -> None:
+    def __init__(self, name: BaselineName) -> None:
         self._name = name
         self._folder = Path()
         self._runtime_bytes = 0
@@ -51,13 +51,13 @@ class TransformersPeer:
         if operation == "close":
             self._cleanup.close()
             return {}
-        raise UsageError(f"the peer '{self._name}' cannot {operation}")
+        raise UsageError(f"the baseline '{self._name}' cannot {operation}")
 
     def _open(self, model: str, revision: str | None) -> dict[str, Any]:
         self._folder = locate(model, revision).folder
         self._runtime_bytes = settle_baseline()
         self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-        return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "peer": self._name}
+        return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "baseline": self._name}
 
     def _configure(self, config: EngineConfig) -> dict[str, Any]:
         """Load under the config's budget (accelerate disk) or whole (resident)."""
@@ -68,7 +68,7 @@ class TransformersPeer:
         if self._name == "accelerate disk":
             self._budget_bytes = config.budget.vram_bytes
             if not self._budget_bytes:
-                raise UsageError("the peer 'accelerate disk' needs a budget: give --vram")
+                raise UsageError("the baseline 'accelerate disk' needs a budget: give --vram")
             options |= {
                 "device_map": "auto",
                 "max_memory": {"cpu": self._resident_bytes()},
@@ -100,14 +100,14 @@ class TransformersPeer:
     def _measure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         if self._model is None:
             raise EngineError("configure first")
-        measurement = PeerMeasurement(
+        measurement = BaselineMeasurement(
             run=self._sequence,
             tokenizer=self._tokenizer,
             sentinel_file=min(self._folder.glob("*.safetensors")),
             runtime_bytes=self._runtime_bytes,
             bound=self._bound,
         )
-        environment = {"peer": self._name, "memory": self._bound}
+        environment = {"baseline": self._name, "memory": self._bound}
         return measurement.report(arguments, environment).to_json()
 
     def _sequence(self, sequence: Sequenced, output_tokens: int) -> SequenceTiming:

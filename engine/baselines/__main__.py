@@ -1,4 +1,4 @@
-"""`python -m engine.peers --fd N --peer NAME`: a peer that answers like a worker."""
+"""`python -m engine.baselines --fd N --baseline NAME`: a baseline that answers like a worker."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.contract.messages import (
-    PEERS,
-    PeerName,
+    BASELINES,
+    BaselineName,
 )
 from engine.worker.__main__ import NATIVE_SETTINGS
 
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
         Runner,
     )
 
-LLAMA_CPP_PEERS = ("llama.cpp mmap", "llama.cpp resident")
+LLAMA_CPP_BASELINES = ("llama.cpp mmap", "llama.cpp resident")
 
 
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket")
-    parser.add_argument("--peer", required=True, choices=PEERS)
+    parser.add_argument("--baseline", required=True, choices=BASELINES)
     arguments = parser.parse_args()
-    if arguments.peer not in LLAMA_CPP_PEERS:  # its threads are tuned to spin between operations
+    if (
+        arguments.baseline not in LLAMA_CPP_BASELINES
+    ):  # its threads are tuned to spin between operations
         for name, value in NATIVE_SETTINGS.items():
             os.environ.setdefault(name, value)
 
@@ -44,20 +46,20 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     connection = Connection(socket.socket(fileno=arguments.fd))
-    serve(connection, lambda emit: _make_peer(arguments.peer, emit))
+    serve(connection, lambda emit: _make_baseline(arguments.baseline, emit))
     return 0
 
 
-def _make_peer(name: PeerName, emit: Emit) -> Runner:
-    if name in LLAMA_CPP_PEERS:
+def _make_baseline(name: BaselineName, emit: Emit) -> Runner:
+    if name in LLAMA_CPP_BASELINES:
         import platformdirs
 
-        from engine.peers.llama_cpp_peer import LlamaCppPeer
+        from engine.baselines.llama_cpp_baseline import LlamaCppBaseline
 
-        return LlamaCppPeer(name, Path(platformdirs.user_cache_dir("expertune")), emit)
-    from engine.peers.transformers_peer import TransformersPeer
+        return LlamaCppBaseline(name, Path(platformdirs.user_cache_dir("expertune")), emit)
+    from engine.baselines.transformers_baseline import TransformersBaseline
 
-    return TransformersPeer(name)
+    return TransformersBaseline(name)
 
 
 if __name__ == "__main__":

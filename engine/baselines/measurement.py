@@ -1,4 +1,4 @@
-"""A peer's repeats of a workload, sequence by sequence, as the report that a worker would give.
+"""A baseline's repeats of a workload, sequence by sequence, as the report that a worker would give.
 
 In: how to run one sequence. Out: a Report. It must not know which engine runs.
 """
@@ -37,8 +37,8 @@ RunSequence = Callable[[Sequenced, int], SequenceTiming]
 
 
 @dataclass(frozen=True)
-class PeerMeasurement:
-    """What a peer hands over to be measured.
+class BaselineMeasurement:
+    """What a baseline hands over to be measured.
 
     run: one sequence to its output tokens; sentinel_file: what the fixed read reads;
     runtime_bytes: the process's baseline; bound: how its memory is bounded.
@@ -90,7 +90,7 @@ class PeerMeasurement:
         peak = process_memory.peak_resident_bytes()
         return MemoryReading(
             arena_bytes=0,
-            dense_bytes=0,
+            non_expert_bytes=0,
             kv_bytes=0,
             peak_bytes=0,
             external_peak_bytes=max(0, peak - self.runtime_bytes),

@@ -1,4 +1,5 @@
-"""llama.cpp as a peer: what it refuses, and (marked peers) the demo model on the real wheel."""
+"""llama.cpp as a baseline: what it refuses, and (marked baselines) the demo model on the real
+wheel."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.baselines.gguf_file import check_comparable
+from engine.baselines.llama_cpp_baseline import LlamaCppBaseline
 from engine.contract.requests import Workload
 from engine.errors import ModelError, RemoteCodeError, UsageError
 from engine.measure.pass_through import Sequenced
-from engine.peers.gguf_file import check_comparable
-from engine.peers.llama_cpp_peer import LlamaCppPeer
 
 DEMO = Path(__file__).resolve().parents[3] / "studies" / "demo"
 LLAMA_CPP = ("llama.cpp mmap", "llama.cpp resident")
@@ -30,9 +31,9 @@ def test_a_missing_extra_is_named(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    peer = LlamaCppPeer("llama.cpp mmap", tmp_path, lambda event: None)
-    with pytest.raises(UsageError, match=r"pip install 'expertune\[peers\]'"):
-        peer.run("open", {"model": str(tiny_folder)})
+    baseline = LlamaCppBaseline("llama.cpp mmap", tmp_path, lambda event: None)
+    with pytest.raises(UsageError, match=r"pip install 'expertune\[baselines\]'"):
+        baseline.run("open", {"model": str(tiny_folder)})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_refuses_code_of_the_checkpoint(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("xllamacpp", reason="install the extra: make peers")
+    pytest.importorskip("xllamacpp", reason="install the extra: make baselines")
     return tmp_path_factory.mktemp("cache")
 
 
@@ -69,15 +70,15 @@ def demo_lines() -> list[dict[str, str]]:
     return [json.loads(line) for line in (DEMO / "prompts.jsonl").read_text().splitlines()]
 
 
-def opened(name: Any, cache: Path) -> LlamaCppPeer:
-    peer = LlamaCppPeer(name, cache, lambda event: None)
-    peer.run("open", {"model": str(DEMO / "model")})
+def opened(name: Any, cache: Path) -> LlamaCppBaseline:
+    baseline = LlamaCppBaseline(name, cache, lambda event: None)
+    baseline.run("open", {"model": str(DEMO / "model")})
     config = {"budget": {"vram_bytes": 60_000_000}, "kv": {"max_tokens": 256}}
-    peer.run("configure", {"config": config})
-    return peer
+    baseline.run("configure", {"config": config})
+    return baseline
 
 
-@pytest.mark.peers
+@pytest.mark.baselines
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_measures_the_demo_model_on_its_own_text(name: str, cache: Path) -> None:
     lines = demo_lines()[:2]
@@ -89,11 +90,11 @@ def test_measures_the_demo_model_on_its_own_text(name: str, cache: Path) -> None
         output_tokens=8,
         sequences=2,
     )
-    peer = opened(name, cache)
+    baseline = opened(name, cache)
     try:
-        report = peer.run("measure", {"workload": workload.to_json(), "repeats": 2})
+        report = baseline.run("measure", {"workload": workload.to_json(), "repeats": 2})
     finally:
-        peer.run("close", {})
+        baseline.run("close", {})
     assert report["environment"]["forced_text"]
     assert report["environment"]["no_extra_bufts"] == (name == "llama.cpp mmap")
     for metric in ("output_tps", "decode_tps", "prefill_tps", "ttft_ms", "tpot_ms"):
@@ -101,16 +102,16 @@ def test_measures_the_demo_model_on_its_own_text(name: str, cache: Path) -> None
     assert len(list(cache.glob("gguf/*/*"))) == 1
 
 
-@pytest.mark.peers
+@pytest.mark.baselines
 def test_the_forced_tokens_are_the_texts_own_and_free_ones_agree_with_transformers(
     cache: Path,
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
     model = AutoModelForCausalLM.from_pretrained(DEMO / "model", dtype=torch.float32).eval()
-    peer = opened("llama.cpp resident", cache)
+    baseline = opened("llama.cpp resident", cache)
     asked: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
-    server = peer._server
+    server = baseline._server
 
     class Listening:
         def handle_completions(self, request: dict[str, Any]) -> Any:
@@ -118,18 +119,18 @@ def test_the_forced_tokens_are_the_texts_own_and_free_ones_agree_with_transforme
             answers.append(server.handle_completions(request))
             return answers[-1]
 
-    peer._server = Listening()
+    baseline._server = Listening()
     agreed = 0
 
     for line in demo_lines()[:8]:
         prompt = tuple(tokenizer(line["prompt"])["input_ids"][-64:])
         forced = tuple(tokenizer(line["continuation"])["input_ids"][:8])
-        peer._sequence(Sequenced(prompt, forced), 8)
+        baseline._sequence(Sequenced(prompt, forced), 8)
         assert answers[-1]["choices"][0]["text"] == tokenizer.decode(forced)
-        peer._sequence(Sequenced(prompt, ()), 2)
+        baseline._sequence(Sequenced(prompt, ()), 2)
         with torch.inference_mode():
             best = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
         agreed += answers[-1]["choices"][0]["text"].startswith(tokenizer.decode([best]))
-    peer._server = server
-    peer.run("close", {})
+    baseline._server = server
+    baseline.run("close", {})
     assert agreed >= 6  # 4 bits against 32

@@ -1,4 +1,5 @@
-"""llama.cpp as a peer, through the xllamacpp wheel: mapped from disk under a budget, or resident.
+"""llama.cpp as a baseline, through the xllamacpp wheel: mapped from disk under a budget, or
+resident.
 
 Both run a GGUF of the same checkpoint with 4-bit experts, on all cores, one sequence at a time. The
 continuation is forced by a grammar of token ids, so that it decodes the same tokens as other rows.
@@ -17,28 +18,28 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from engine.baselines.gguf_file import QUANTIZATION, check_comparable, ensure_gguf
+from engine.baselines.measurement import BaselineMeasurement, SequenceTiming
+from engine.baselines.memory_group import bounded_memory, drop_page_cache
 from engine.config.settings import EngineConfig
-from engine.contract.messages import PeerName
+from engine.contract.messages import BaselineName
 from engine.device import process_memory
 from engine.errors import EngineError, ModelError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
 from engine.model.hub import locate
-from engine.peers.gguf_file import QUANTIZATION, check_comparable, ensure_gguf
-from engine.peers.measurement import PeerMeasurement, SequenceTiming
-from engine.peers.memory_group import bounded_memory, drop_page_cache
 from engine.worker.__main__ import NATIVE_SETTINGS
 
 Emit = Callable[[dict[str, Any]], None]
 
 
-class LlamaCppPeer:
+class LlamaCppBaseline:
     """Implements the worker's open, configure, measure and close.
 
     cache_folder: where GGUF files are kept; emit: sends an event of the running request.
     """
 
-    def __init__(self, name: PeerName, cache_folder: Path, emit: Emit) -> None:
+    def __init__(self, name: BaselineName, cache_folder: Path, emit: Emit) -> None:
         self._name = name
         self._mapped = name == "llama.cpp mmap"
         self._cache_folder = cache_folder
@@ -65,7 +66,7 @@ class LlamaCppPeer:
             self._server = None
             self._cleanup.close()
             return {}
-        raise UsageError(f"the peer '{self._name}' cannot {operation}")
+        raise UsageError(f"the baseline '{self._name}' cannot {operation}")
 
     def _open(self, model: str, revision: str | None, *, trust_remote_code: bool) -> dict[str, Any]:
         """Convert where needed, then read the baseline: imports, tokenizer, a first product."""
@@ -73,7 +74,8 @@ class LlamaCppPeer:
             import xllamacpp  # noqa: F401
         except ImportError:
             raise UsageError(
-                f"the peer '{self._name}' needs the extra 'peers': pip install 'expertune[peers]'"
+                f"the baseline '{self._name}' needs the extra 'baselines': pip install "
+                "'expertune[baselines]'"
             ) from None
         folder = locate(model, revision).folder
         check_comparable(folder, trust_remote_code=trust_remote_code)
@@ -88,14 +90,14 @@ class LlamaCppPeer:
         measure_sentinel(self._sentinel_file)
         process_memory.trim()
         self._runtime_bytes = process_memory.resident_bytes()
-        return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "peer": self._name}
+        return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "baseline": self._name}
 
     def _configure(self, config: EngineConfig) -> dict[str, Any]:
         """Load: mapped and bounded by the budget, or read whole and not bounded."""
         if self._server is None:
             if self._mapped:
                 if not config.budget.vram_bytes:
-                    raise UsageError("the peer 'llama.cpp mmap' needs a budget: give --vram")
+                    raise UsageError("the baseline 'llama.cpp mmap' needs a budget: give --vram")
                 drop_page_cache(self._file.parent)
                 bound = bounded_memory(config.budget.vram_bytes)
                 self._bound = self._cleanup.enter_context(bound)
@@ -132,7 +134,7 @@ class LlamaCppPeer:
         if self._server is None:
             raise EngineError("configure first")
         self._forced = True
-        measurement = PeerMeasurement(
+        measurement = BaselineMeasurement(
             run=self._sequence,
             tokenizer=self._tokenizer,
             sentinel_file=self._sentinel_file,
@@ -140,7 +142,7 @@ class LlamaCppPeer:
             bound=self._bound,
         )
         environment: dict[str, Any] = {
-            "peer": self._name,
+            "baseline": self._name,
             "memory": self._bound,
             "quantization": QUANTIZATION,
             "no_extra_bufts": self._mapped,

@@ -1,9 +1,9 @@
-"""Answer likely instructions ahead: `python scripts/fill_instcache.py FILE.yaml --bound 12`.
+"""Answer likely instructions ahead: `python scripts/fill_response_cache.py FILE.yaml --bound 12`.
 
-FILE is an exported config with serve.instcache set. The model enumerates texts that it finds
-likely behind --begin (its chat template's opening where it has one), up to --until, and answers
-each greedily, as a client with the same --max-tokens would be answered. Prints how many were
-found, at which cost; `tune deploy FILE` gives the answers.
+FILE is an exported config with serve.response_cache_entries set. The model enumerates texts that it
+finds likely behind --begin (its chat template's opening where it has one), up to --until, and
+answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
+were found, at which cost; `tune deploy FILE` gives the answers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.response_cache import (
     InstCache,
-    instcache_path,
+    response_cache_path,
 )
 from engine.serve.batching.sequence import (
-    Output,
-    Wanted,
+    SequenceRequest,
+    StepOutput,
 )
 from engine.serve.likely_prompts import LikelyPrompt, Search, likely_prompts
 from tuner.deployment.document import load_deployment
@@ -57,7 +57,7 @@ def main() -> int:
     arguments = parser.parse_args()
     deployment = load_deployment(arguments.file)
     config = EngineConfig.from_dict(deployment.engine)
-    assert config.serve.instcache, (
+    assert config.serve.response_cache_entries, (
         f"{arguments.file}: engine.serve.batching.response_cache is 0: give it room"
     )
     folder = Path(resolve_model(deployment.model.id))
@@ -66,8 +66,8 @@ def main() -> int:
     engine = Engine(folder, open_device(config.device.name), cache_folder())
     engine.configure(config)
     search = Search(frame.begin, frame.ends, arguments.bound, arguments.longest, config.batch.count)
-    path = instcache_path(config, engine.facts, cache_folder())
-    with contextlib.closing(InstCache(path, config.serve.instcache)) as answers:
+    path = response_cache_path(config, engine.facts, cache_folder())
+    with contextlib.closing(InstCache(path, config.serve.response_cache_entries)) as answers:
         started = time.monotonic()
         found = list(islice(likely_prompts(search, Asking(engine)), arguments.most))
         listed_s = time.monotonic() - started
@@ -140,13 +140,13 @@ def keep(
     tokens = (*frame.begin, *prompt.tokens, *frame.after)
     assert engine.config is not None
     limit = min(max_tokens, engine.config.kv.max_tokens - len(tokens))
-    wanted = Wanted(tokens, limit, SamplingOptions())
+    wanted = SequenceRequest(tokens, limit, SamplingOptions())
     if answers.find(wanted) is None:
         done = generate(
             engine, tokenizer, list(tokens), max_tokens=limit, sampling=SamplingOptions()
         )
         finish: Any = "length" if len(done.tokens) >= limit else "stop"
-        answers.keep(wanted, done.text, Output(tokens=len(done.tokens), finish=finish))
+        answers.keep(wanted, done.text, StepOutput(tokens=len(done.tokens), finish=finish))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from engine.layout.dense import DenseMatrix
+from engine.layout.non_expert import NonExpertMatrix
 
 _LEAST_ROWS = 16  # below it is a gate, not a projection
 _OWN_PRODUCTS = ("Mamba", "Delta", "Mixer")  # modules that read weights, not call their layers
@@ -39,10 +39,10 @@ def quantizable_linears(model: Any, routers: Iterable[nn.Module | None]) -> dict
     }
 
 
-def dense_matrices(linears: Mapping[str, nn.Linear]) -> tuple[DenseMatrix, ...]:
+def non_expert_matrices(linears: Mapping[str, nn.Linear]) -> tuple[NonExpertMatrix, ...]:
     """Their shapes, each with how often it occurs."""
     counts = Counter((linear.out_features, linear.in_features) for linear in linears.values())
-    return tuple(DenseMatrix(*shape, count) for shape, count in sorted(counts.items()))
+    return tuple(NonExpertMatrix(*shape, count) for shape, count in sorted(counts.items()))
 
 
 def is_tied(model: Any) -> bool:

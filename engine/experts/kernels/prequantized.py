@@ -18,34 +18,36 @@ from engine.experts.encoding.codec import (
     take_field,
 )
 from engine.experts.kernels.gemm import gemm
-from engine.layout.prequantized import PublishedFormat
+from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
 from engine.model.loader import LoadedModel
 from engine.model.quantized import fp8_values, mxfp4_values
 from engine.types import ExpertId
 
 
-class NativeMultiplier:
+class PrequantizedMultiplier:
     """x [T, K] times a matrix of published codes -> [T, N]."""
 
-    def __init__(self, published: PublishedFormat) -> None:
-        self._published = published
+    def __init__(self, prequantized: PrequantizedFormat) -> None:
+        self._published = prequantized
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
         return gemm(x, matrix_values(view, self._published).t())  # [T, N]
 
 
-def matrix_values(view: MatrixView, published: PublishedFormat) -> torch.Tensor:
+def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.Tensor:
     """The matrix that a record's codes stand for, float32 [N, K]."""
     assert view.scales is not None
-    if published.name == "mxfp4":
+    if prequantized.name == "mxfp4":
         return mxfp4_values(view.codes, view.scales)
-    values = fp8_values(view.codes, view.scales, (published.block_rows, published.block_columns))
+    values = fp8_values(
+        view.codes, view.scales, (prequantized.block_rows, prequantized.block_columns)
+    )
     return values.t() if view.part.transposed else values
 
 
-def encode_native(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
+def encode_prequantized(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
     """The record of one expert, uint8 [record bytes]: codes and scales as they were published.
 
     Raises CheckpointError where the model's own conversion of codes does not give its weights.
@@ -63,13 +65,13 @@ def encode_native(model: LoadedModel, expert: ExpertId, record: RecordFormat) ->
     return out
 
 
-def native_view(raw: torch.Tensor, record: RecordFormat, part: Part) -> MatrixView:
+def prequantized_view(raw: torch.Tensor, record: RecordFormat, part: Part) -> MatrixView:
     """Typed views of one matrix's codes and scales. raw: uint8 [record bytes]."""
-    assert record.published is not None
+    assert record.prequantized is not None
     codes = take_field(raw, record, part.name)
     scales = take_field(raw, record, f"{part.name}.scales")
-    shape = record.published.scales_shape(part)
-    if record.published.name == "mxfp4":
+    shape = record.prequantized.scales_shape(part)
+    if record.prequantized.name == "mxfp4":
         return MatrixView(part, codes.view(part.rows, part.columns // 2), scales.view(shape))
     whole = codes.view(torch.float8_e4m3fn).view(part.shape)
     return MatrixView(part, whole, scales.view(torch.float32).view(shape))
@@ -80,11 +82,11 @@ def _check(
 ) -> None:
     """A conversion that does more than stack and join rows would mix up codes: one expert of each
     layer is compared with its values."""
-    assert record.published is not None
+    assert record.prequantized is not None
     for part in record.parts:
         if part.kind == "vector":
             continue
-        values = matrix_values(native_view(out, record, part), record.published)
+        values = matrix_values(prequantized_view(out, record, part), record.prequantized)
         wanted = tensors[part.name].t() if part.transposed else tensors[part.name]
         if not torch.equal(values, wanted):
             raise CheckpointError(

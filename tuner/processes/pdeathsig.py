@@ -1,6 +1,6 @@
 """Starts a program that dies with its parent.
 
-`python -m tuner.processes.tether PARENT_PID PROGRAM ARGS...`
+`python -m tuner.processes.pdeathsig PARENT_PID PROGRAM ARGS...`
 
 Asks Linux for SIGKILL on the parent's death, then becomes the program. A worker would also see
 its socket close, but one that hangs in a computation would not look. Imports next to nothing.

@@ -23,7 +23,7 @@ FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
 
 
 @dataclass(frozen=True)
-class Guide:
+class Searcher:
     """One study's search."""
 
     candidates: Candidates
