@@ -79,7 +79,7 @@ class TransferConfig:
 @dataclass(frozen=True)
 class PrecisionConfig:
     """How many bits an expert gets. `precision.bits: prequantized` keeps a quantized checkpoint's
-    own codes: it sets native, and resolving sets bits to theirs (16 without native where the
+    own codes: it sets prequantized, and resolving sets bits to theirs (16 where the
     checkpoint is not quantized). non_expert_bits: of the linear layers that are not experts.
     low_bits (0: none), low_bits_threshold, skip_threshold and low_mass are for the schemes that
     load some experts coarser; what such a run computes then depends on its cache.

@@ -238,7 +238,7 @@ def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
 
 
 def _resolve_prequantized(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
-    """The bits of the published codes; a checkpoint that is not quantized is native at 16."""
+    """The bits of the published codes; 16 where the checkpoint is not quantized."""
     if not config.precision.prequantized:
         return config
     if facts.prequantized is None:

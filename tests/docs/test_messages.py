@@ -46,7 +46,7 @@ def _text_of(node: ast.AST) -> str:
 
 
 # Scripts for other programs name their options, and a page's style has names that look like some.
-FOREIGN = {*texts("tuner/exports/*.py"), *texts("tuner/bench/report/page.py")}
+FOREIGN = {*texts("tuner/deployment/formats/*.py"), *texts("tuner/bench/report/page.py")}
 SENTENCES = sorted({text for text in texts("engine/**/*.py", "tuner/**/*.py") if " " in text})
 
 

@@ -339,7 +339,7 @@ class FakeEngine:
         return ModelTimings(
             model=self.facts.fingerprint,
             device="cpu",
-            media=dict.fromkeys(bits, RecordSource({1: 5e7, 2: 7e7}, 0.0, "shared")),
+            sources=dict.fromkeys(bits, RecordSource({1: 5e7, 2: 7e7}, 0.0, "shared")),
             non_expert_s=curve,
             router_s=curve,
             layer_s=dict.fromkeys(bits, curve),

@@ -55,7 +55,7 @@ def make_facts(**changes: Any) -> ModelFacts:
 
 
 @pytest.mark.parametrize(
-    ("published", "bits", "codes_bytes"),
+    ("prequantized", "bits", "codes_bytes"),
     [
         (
             PrequantizedFormat("fp8", 128, 128),

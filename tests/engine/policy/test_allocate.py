@@ -18,7 +18,7 @@ def allocate(name: Any, slots: int, layers: int, experts: int, **more: Any) -> t
 
 
 @pytest.mark.parametrize(
-    ("shallow", "slots", "shares"),
+    ("shallow", "slots", "fractions"),
     [
         (2, 24, (8, 8, 4, 4)),
         (2, 23, (8, 8, 4, 3)),

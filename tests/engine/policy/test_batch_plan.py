@@ -27,7 +27,7 @@ def timings(bytes_per_s: float, **changes: Any) -> ModelTimings:
     made = ModelTimings(
         model="m",
         device="cpu",
-        media={16: RecordSource({1: bytes_per_s}, 0.0, "shared")},
+        sources={16: RecordSource({1: bytes_per_s}, 0.0, "shared")},
         non_expert_s=CURVE,
         router_s={1: 0.0},
         layer_s={16: {1: 0.0}},

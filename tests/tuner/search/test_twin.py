@@ -82,7 +82,7 @@ def test_general_speeds_make_timings_that_grow_with_tokens_and_bits():
     for bits, curve in timings.expert_s.items():
         times = [curve[n] for n in sorted(curve)]
         assert times == sorted(times)
-        assert 0 < timings.media[bits].rate(2) <= 2e9
+        assert 0 < timings.sources[bits].rate(2) <= 2e9
     assert timings.expert_s[16][1] > timings.expert_s[4][1]
 
 
@@ -96,7 +96,7 @@ def test_an_accelerator_gets_records_from_the_disk_over_its_link():
     speeds = {"65536": 2e9, "1048576": 2e9}
     fast_link, slow_link = MachineProfile(speeds, 8e9, 1e10), MachineProfile(speeds, 8e9, 1e9)
     for profile, rate in ((fast_link, 2e9), (slow_link, 1e9)):
-        medium = profiled_timings(profile, facts_of("m"), "cuda:0").media[16]
+        medium = profiled_timings(profile, facts_of("m"), "cuda:0").sources[16]
         assert medium.rate(2) == pytest.approx(rate)
 
 

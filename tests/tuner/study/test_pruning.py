@@ -131,9 +131,9 @@ def test_what_binds_and_what_the_neighbours_give():
     assert found is not None
     assert bottleneck_of(first).part == "disk_wait"  # type: ignore[union-attr]
     assert bottleneck_of(second) is None
-    (exchange,) = found.exchanges
-    assert exchange.changes["output_tps"] in (pytest.approx(-0.25), pytest.approx(1 / 3))
-    assert set(exchange.settings) == {"precision.bits"}
+    (trade_off,) = found.trade_offs
+    assert trade_off.changes["output_tps"] in (pytest.approx(-0.25), pytest.approx(1 / 3))
+    assert set(trade_off.settings) == {"precision.bits"}
 
 
 def test_the_common_factor_of_predictions_is_no_error():
