@@ -254,7 +254,7 @@ def _run_stock(simulation: Simulation, name: str) -> None:
     distributions = {
         p.name: optuna.distributions.CategoricalDistribution(p.choices) for p in space.parameters
     }
-    directions = [objectives.DIRECTIONS[one] for one in OBJECTIVES]
+    directions = [objectives.OBJECTIVES[one].direction for one in OBJECTIVES]
     asked: list[Any] = []
     with open_sampler(name, simulation.seed, space, 50) as sampler:
         memory = optuna.create_study(sampler=sampler, directions=directions)
@@ -273,7 +273,7 @@ def _run_stock(simulation: Simulation, name: str) -> None:
             elif name in LEARN_FROM_PRUNED:
                 memory.tell(asked[-1], state=optuna.trial.TrialState.PRUNED)
             else:
-                memory.tell(asked[-1], [objectives.WORST[one] for one in OBJECTIVES])
+                memory.tell(asked[-1], [objectives.OBJECTIVES[one].worst for one in OBJECTIVES])
 
         simulation.run(ask, notify)
 

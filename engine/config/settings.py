@@ -291,6 +291,26 @@ class EngineConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def base_config(
+    device: str = "auto",
+    capacity: int | None = None,
+    vram_bytes: int = 0,
+    ram_bytes: int = 0,
+    disk_bytes: int = 0,
+) -> EngineConfig:
+    """The defaults under budgets, on a device. capacity: tokens of one sequence (kv.max_tokens),
+    None for the default."""
+    values: dict[str, Any] = {
+        "device.name": device,
+        "budget.vram_bytes": vram_bytes,
+        "budget.ram_bytes": ram_bytes,
+        "budget.disk_bytes": disk_bytes,
+    }
+    if capacity is not None:
+        values["kv.max_tokens"] = capacity
+    return EngineConfig().overlay(values)
+
+
 def config_paths() -> tuple[str, ...]:
     """Every valid path, sorted as declared."""
     return tuple(EngineConfig().flat())

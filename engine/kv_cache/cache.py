@@ -47,7 +47,7 @@ class KvCaches:
         self._bits = kv.bits
         on_host = kv.placement == "host" and not device.is_host_memory and bool(self._plain)
         self.link = HostLink(device) if on_host else None
-        self._keep_ratio = kv.keep_fraction
+        self._keep_fraction = kv.keep_fraction
         self._watch = AttentionWatch()
         self._unwatch: Callable[[], None] | None = None
         if kv.keep_fraction != 1:
@@ -56,13 +56,13 @@ class KvCaches:
 
     def make(self) -> Any:
         """An empty cache for one micro-batch, None: let the model make its own."""
-        merging = self._keep_ratio != 1
+        merging = self._keep_fraction != 1
         if self._bits == 16 and self.link is None and not merging:
             return None
         cache = DynamicCache(config=self._config)
         if merging:
             for number in self._plain:
-                cache.layers[number] = MergedLayer(self._keep_ratio, self._watch)
+                cache.layers[number] = MergedLayer(self._keep_fraction, self._watch)
             return cache
         following: StoredLayer | None = None
         for number in reversed(self._plain):

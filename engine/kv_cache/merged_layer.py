@@ -63,7 +63,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, keep_fraction: float, watch: AttentionWatch) -> None:
         super().__init__()
-        self._keep_ratio = keep_fraction
+        self._keep_fraction = keep_fraction
         self._watch = watch
         self._seen = 0
         self._drop = SINK_TOKENS
@@ -106,7 +106,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         """The attention [B, N] that positions received from the newest tokens; then merge."""
         self.waits = False
         self._marks = self._marks._replace(importance=self._marks.importance + received)
-        keep = kept_tokens(self._keep_ratio, self._seen)
+        keep = kept_tokens(self._keep_fraction, self._seen)
         if self._held > keep:
             self.keys, self.values, self._marks = merge(self.keys, self.values, self._marks, keep)
         self._drop = drop_index(self._held)
@@ -132,7 +132,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
     @property
     def _over(self) -> int:
         """Positions that the next pass drops before it begins: one or none."""
-        return int(self._held > kept_tokens(self._keep_ratio, self._seen))
+        return int(self._held > kept_tokens(self._keep_fraction, self._seen))
 
     def _parts(self) -> tuple[slice, ...]:
         """Of what is held, what stays."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
@@ -55,14 +55,58 @@ _INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as P
 CONTEXT_BYTES = 500_000_000
 
 
-def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, MemoryPlan]:
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
+
+    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
+    elastic_slots: more of them in the room of keys and values while that is free (kv.elastic).
+    """
+
+    slots: int
+    slots_bytes: int
+    non_expert_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    staging_bytes: int
+    slots_by_bits: dict[Bits, int] = field(default_factory=dict)
+    elastic_slots: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything on the device."""
+        return (
+            self.slots_bytes
+            + self.non_expert_bytes
+            + self.kv_bytes
+            + self.workspace_bytes
+            + self.staging_bytes
+        )
+
+    def resident_fraction(self, experts: int) -> float:
+        """Fraction of so many experts that slots can hold (an expert may lie in two pools)."""
+        return min(1.0, self.slots / experts)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict, with the total."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+class Resolved(NamedTuple):
+    """A configuration with every automatic choice made, and the memory that it needs."""
+
+    config: EngineConfig
+    memory: MemoryPlan
+
+
+def resolve(config: EngineConfig, facts: ModelFacts) -> Resolved:
     """Make every automatic choice and check the budget.
 
     Returns the complete config (expert_bytes in bytes, a group size that divides) and its memory.
     Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
     ConfigError where the model's shapes do not allow the precision.
     """
-    config = _resolve_group(_resolve_prequantized(config, facts), facts)
+    config = complete(config, facts)
     check_kv(config, facts)
     check_prefix_cache(config, facts)
     check_elastic(config, facts, host_memory=_on_host(config))
@@ -111,7 +155,15 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, Memo
             f"the budget is {format_bytes(budget)}: lower cache.expert_bytes or raise the budget",
             plan.total_bytes,
         )
-    return config.overlay({"cache.expert_bytes": plan.slots_bytes}), plan
+    return Resolved(config.overlay({"cache.expert_bytes": plan.slots_bytes}), plan)
+
+
+def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """Every automatic choice that no budget decides: bits, group sizes, the table of a plan.
+
+    Raises ConfigError where the model's shapes do not allow the precision.
+    """
+    return _resolve_group(_resolve_prequantized(config, facts), facts)
 
 
 @dataclass(frozen=True)
@@ -344,40 +396,3 @@ def _non_expert_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
         return 0
     matrices = facts.non_expert_matrices
     return max((block_rows(m.rows, m.columns)[0] * m.columns for m in matrices), default=0)
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
-
-    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
-    elastic_slots: more of them in the room of keys and values while that is free (kv.elastic).
-    """
-
-    slots: int
-    slots_bytes: int
-    non_expert_bytes: int
-    kv_bytes: int
-    workspace_bytes: int
-    staging_bytes: int
-    slots_by_bits: dict[Bits, int] = field(default_factory=dict)
-    elastic_slots: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """Everything on the device."""
-        return (
-            self.slots_bytes
-            + self.non_expert_bytes
-            + self.kv_bytes
-            + self.workspace_bytes
-            + self.staging_bytes
-        )
-
-    def resident_fraction(self, experts: int) -> float:
-        """Fraction of so many experts that slots can hold (an expert may lie in two pools)."""
-        return min(1.0, self.slots / experts)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict, with the total."""
-        return {**asdict(self), "total_bytes": self.total_bytes}

@@ -67,7 +67,7 @@ def test_both_tables_are_whole():
 def test_its_sizes_are_those_of_the_shapes(facts: dict[str, ModelFacts]):
     qwen, oss = facts["Qwen3-30B-A3B"], facts["gpt-oss-20b"]
     assert f"({(qwen.non_expert_bytes + qwen.expert_bytes['16']) / 1e9:.0f} GB at 16 bits)" in TEXT
-    codes = oss.expert_bytes['prequantized']
+    codes = oss.expert_bytes["prequantized"]
     assert f"({(oss.non_expert_bytes + codes) / 1e9:.1f} GB as mxfp4)" in TEXT
     for model in (qwen, oss):
         assert f"{model.non_expert_bytes / 1e9:.1f} GB" in TEXT

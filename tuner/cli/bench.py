@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config.settings import EngineConfig
+from engine.config.settings import EngineConfig, base_config
 from engine.contract.messages import (
     BASELINES,
     BaselineName,
@@ -184,13 +184,7 @@ def _base(
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
     capacity = max(EngineConfig().kv.max_tokens, work.prompt_tokens + work.output_tokens)
-    return EngineConfig().overlay(
-        {
-            "budget.vram_bytes": budget_bytes or 0,
-            "device.name": device or "auto",
-            "kv.max_tokens": capacity,
-        }
-    )
+    return base_config(device or "auto", capacity, budget_bytes or 0)
 
 
 def _own_rows(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config.settings import EngineConfig
+from engine.config.settings import base_config
 from engine.contract.requests import Workload
 from engine.facts.machine import (
     Hardware,
@@ -141,13 +141,13 @@ def _calibrate(
 ) -> ModelTimings:
     capacity = max(work.prompt_tokens + work.output_tokens, 256)
     budget = options.read_size("--vram", vram) or 0
-    base = EngineConfig().overlay({"budget.vram_bytes": budget, "kv.max_tokens": capacity})
+    base = base_config(capacity=capacity, vram_bytes=budget)
     return session.calibrate(base, work, bits)
 
 
 def _sensitivities(session: EngineSession, vram: str | None, work: Workload) -> dict[str, Any]:
     budget = options.read_size("--vram", vram) or 0
-    base = EngineConfig().overlay({"budget.vram_bytes": budget})
+    base = base_config(vram_bytes=budget)
     coarser = [int(bits) for bits in session.facts.record_bytes if int(bits) < 16]
     return session.request(
         "sensitivities",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.config.settings import EngineConfig
+from engine.config.settings import EngineConfig, base_config
 from engine.errors import InfeasibleError
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
@@ -67,14 +67,8 @@ def plan(
     with options.open_session(source, device, trust_remote_code) as session:
         facts, opened = session.describe(), session.opened_device
     capacity = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
-    base = EngineConfig().overlay(
-        {
-            "budget.vram_bytes": budget_bytes,
-            "kv.max_tokens": capacity,
-            "batch.count": count,
-            "device.name": opened,  # a driver's context counts too
-        }
-    )
+    # on the device that was opened: a driver's context counts too
+    base = base_config(opened, capacity, budget_bytes).overlay({"batch.count": count})
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
     rows = [_row(base, facts, bits, timings) for bits in _precisions(facts)]

@@ -36,8 +36,8 @@ from tuner.study.progress import (
 from tuner.study.run import (
     StudyResult,
     run_study,
-    with_default_tasks,
 )
+from tuner.study.tasks import with_default_tasks
 from tuner.workers.local import WorkerPool
 from tuner.workers.ray_cluster import check_address
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from engine.config.settings import EngineConfig
+from engine.config.settings import base_config
 from engine.trace.trace import load_trace
 from engine.types import format_bytes
 from tuner.bench.run import grid_rows
@@ -73,12 +73,9 @@ def trace(
     with options.open_session(source, device, trust_remote_code) as session:
         facts = session.facts
         capacity = max(task.prompt_tokens + task.output_tokens, 64)
-        overlay: dict[str, Any] = {
-            "budget.vram_bytes": options.read_size("--vram", vram) or 0,
-            "kv.max_tokens": capacity,
-        }
+        base = base_config(capacity=capacity, vram_bytes=options.read_size("--vram", vram) or 0)
         (point,) = [point for _, point in grid_rows(options.read_settings(settings or []))][:1]
-        session.configure(EngineConfig().overlay({**overlay, **point}))
+        session.configure(base.overlay(point))
         name = f"{facts.fingerprint}-{workload_hash(task)}-{seed}-{repeats}.npz"
         path = (output or cache_folder() / "traces" / name).resolve()
         print_note(f"recording {repeats} rounds of {task.sequences} sequences")
@@ -126,20 +123,17 @@ def replay(
     recorded = load_trace(file)
     facts = facts_of(recorded)
     found = timings_for(facts, device, timings)
-    base: dict[str, Any] = {
-        "budget.vram_bytes": options.read_size("--vram", vram) or 0,
-        "device.name": found.device,
-        "kv.max_tokens": longest(recorded),
-    }
+    budget = options.read_size("--vram", vram) or 0
+    base = base_config(found.device, longest(recorded), budget)
     if history is not None:
-        base["cache.options.trace"] = str(history)
+        base = base.overlay({"cache.options.trace": str(history)})
     configs = {}
     names = [word.strip() for word in (policies or "").split(",") if word.strip()]
     for name in names or [""]:
         overlay = load_policy(name).engine if name else {}
         for label, point in grid_rows(options.read_settings(settings or [])):
             key = " ".join(part for part in (name, label) if part) or "default"
-            configs[key] = EngineConfig().overlay({**base, **overlay, **point})
+            configs[key] = base.overlay({**overlay, **point})
     rows = replay_configs(
         configs,
         facts,

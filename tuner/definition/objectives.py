@@ -1,16 +1,77 @@
-"""From measured metrics to objective values and constraints. Pure arithmetic."""
+"""What a study can optimize or limit: one table; and from measured metrics to objective values and
+constraints. Pure arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from engine.contract.report import Metric
 from tuner.definition.study import Constraints
 
+
+@dataclass(frozen=True)
+class Objective:
+    """One figure of a configuration.
+
+    worst: what a sampler is told of a configuration that cannot run; constraint: the name under
+    which its limit is told to samplers, limit: the field of Constraints, None where it has none;
+    goal: what people call its extreme (`--pick`), None where it is only limited, not optimized;
+    meaning: for charts and tables.
+    """
+
+    name: str
+    unit: str
+    direction: Literal["maximize", "minimize"]
+    worst: float
+    meaning: str
+    goal: str | None = None
+    constraint: str | None = None
+    limit: str | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.direction == "maximize" else -1
+
+    @property
+    def is_speed(self) -> bool:
+        """Whether every measurement gives it, and repeats scatter."""
+        return self.name != "quality"
+
+    def excess(self, value: float, limits: Constraints) -> float:
+        """Relative excess over its limit, feasible at <= 0; 0 where no limit was given."""
+        limit = getattr(limits, self.limit) if self.limit else None
+        return 0.0 if limit is None else -self.sign * (value - limit) / limit
+
+
+TABLE: Mapping[str, Objective] = {
+    one.name: one
+    for one in (
+        Objective(
+            "output_tps", "tok/s", "maximize", 0.0, "output tokens per second", "throughput"
+        ),
+        Objective(
+            "tpot_ms", "ms", "minimize", 1e9, "time per output token", "latency",
+            "tpot", "max_tpot_ms",
+        ),
+        Objective(
+            "quality", "ratio", "maximize", 0.0, "quality against 16 bits", "quality",
+            "quality", "min_quality",
+        ),
+        Objective(
+            "ttft_ms", "ms", "minimize", 1e9, "time to first token", None, "ttft", "max_ttft_ms"
+        ),
+    )
+}  # fmt: skip
+OBJECTIVES = {name: one for name, one in TABLE.items() if one.goal}
+GOALS = {one.goal: name for name, one in OBJECTIVES.items() if one.goal}
+SPEEDS = tuple(name for name, one in TABLE.items() if one.is_speed)
+LIMITED = {one.constraint: one for one in TABLE.values() if one.constraint}
+SIGNS = {name: one.sign for name, one in TABLE.items()}
 # The order in which every constraint is told to every sampler (GPSampler matches by position).
 CONSTRAINTS = ("memory", "quality", "ttft", "tpot")
-DIRECTIONS = {"output_tps": "maximize", "tpot_ms": "minimize", "quality": "maximize"}
-WORST = {"output_tps": 0.0, "tpot_ms": 1e9, "quality": 0.0}
 
 
 def scores(
@@ -27,22 +88,18 @@ def violations(
     metrics: Mapping[str, Metric], quality: float | None, limits: Constraints
 ) -> dict[str, float]:
     """Relative excess over each limit, feasible at <= 0; 0 where no limit was given."""
-    found = dict.fromkeys(CONSTRAINTS, 0.0)
-    if limits.min_quality is not None and quality is not None:
-        found["quality"] = (limits.min_quality - quality) / limits.min_quality
-    for name, metric, limit in (
-        ("ttft", "ttft_ms", limits.max_ttft_ms),
-        ("tpot", "tpot_ms", limits.max_tpot_ms),
-    ):
-        if limit is not None and metric in metrics:
-            found[name] = (metrics[metric].value - limit) / limit
-    return found
+    values = {name: metric.value for name, metric in metrics.items()}
+    if quality is not None:
+        values["quality"] = quality
+    found = {
+        name: one.excess(values[one.name], limits)
+        for name, one in LIMITED.items()
+        if one.name in values
+    }
+    return {**dict.fromkeys(CONSTRAINTS, 0.0), **found}
 
 
 def memory_violation(needed_bytes: int | None, budget_bytes: int) -> dict[str, float]:
     """All constraints of a configuration that does not fit, by how much it does not."""
     excess = (needed_bytes or 0) / budget_bytes - 1 if budget_bytes else 1.0
     return {**dict.fromkeys(CONSTRAINTS, 0.0), "memory": max(excess, 0.01)}
-
-
-SIGNS = {"output_tps": 1, "tpot_ms": -1, "quality": 1}

@@ -28,7 +28,7 @@ from tuner.deployment.document import (
     MeasuredMetric,
 )
 from tuner.deployment.verify import (
-    SPEEDS,
+    VERIFIED,
     Verification,
     judge,
 )
@@ -108,7 +108,7 @@ def plan_canary(point: Point, workload: Workload) -> CanaryPlan | None:
     for repeats, sequences in sizes:
         cut = replace(workload, sequences=sequences)
         if _seconds(point, cut, repeats) <= _PLANNED_S:
-            return CanaryPlan(cut, repeats, tuple(SPEEDS))
+            return CanaryPlan(cut, repeats, tuple(VERIFIED))
     tokens = workload.output_tokens // 2
     while tokens >= _LEAST_TOKENS:
         cut = replace(workload, sequences=one_group, output_tokens=tokens)

@@ -16,6 +16,7 @@ from engine.contract.report import (
     Metric,
     Sentinel,
 )
+from tuner.definition.objectives import TABLE
 from tuner.definition.study import Repeats
 from tuner.deployment.document import (
     Deployment,
@@ -32,7 +33,7 @@ from tuner.statistics import (
 
 MOST_BAND = 0.10
 # A speed, and whether more of it takes less time.
-SPEEDS = {"output_tps": True, "tpot_ms": False}
+VERIFIED = ("output_tps", "tpot_ms")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def verify(
     """
     session.configure(deployment.config())
     workload = deployment.workload.to_workload()
-    values: dict[str, list[float]] = {name: [] for name in SPEEDS}
+    values: dict[str, list[float]] = {name: [] for name in VERIFIED}
     sentinels: list[Sentinel] = []
     for number in range(repeats.max):
         steady = all(
@@ -109,7 +110,7 @@ def verify(
 def judge(
     measured: Measured, values: Mapping[str, Sequence[float]], sentinels: Sequence[Sentinel]
 ) -> Verification:
-    """Compare what was found now with what is recorded. values: of some of SPEEDS, one a repeat;
+    """Compare what was found now with what is recorded. values: of some of VERIFIED, one a repeat;
     sentinels: timed beside them, at least one."""
     count = len(sentinels)
     now = Sentinel(
@@ -124,7 +125,7 @@ def judge(
     for name, found_values in values.items():
         recorded = measured.get(name)
         if isinstance(recorded, MeasuredMetric) and found_values:
-            expected = recorded.value / longer if SPEEDS[name] else recorded.value * longer
+            expected = recorded.value * longer ** -TABLE[name].sign
             side = band(recorded)
             found = interval(found_values, recorded.unit)
             verdicts.append(

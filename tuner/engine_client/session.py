@@ -29,7 +29,7 @@ from engine.errors import ConfigError
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
-from engine.memory.plan import MemoryPlan
+from engine.memory.plan import MemoryPlan, Resolved
 from tuner.engine_client.process import (
     EngineWorker,
     OnEvent,
@@ -43,14 +43,6 @@ log = logging.getLogger(__name__)
 
 StartWorker = Callable[[], EngineWorker]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Configured:
-    """A config as the engine resolved it, with its memory equation."""
-
-    config: EngineConfig
-    memory: MemoryPlan
 
 
 @dataclass
@@ -119,7 +111,7 @@ class EngineSession:
             self.opened_device = str(result.get("device", "cpu"))
         return self.facts if self._facts is None else self._facts
 
-    def configure(self, config: EngineConfig) -> Configured:
+    def configure(self, config: EngineConfig) -> Resolved:
         """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
         self._configurations += 1
@@ -336,9 +328,9 @@ def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
     return folder / f"worker-{stamp}.log"
 
 
-def _read_configured(result: dict[str, Any]) -> Configured:
+def _read_configured(result: dict[str, Any]) -> Resolved:
     memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
-    return Configured(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
+    return Resolved(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
 
 
 def _check_report(report: Report) -> Report:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuner.definition.objectives import SIGNS
+from tuner.definition.objectives import GOALS, SIGNS
 from tuner.errors import StudyError, UsageError
 from tuner.pareto import dominance
 from tuner.store.snapshots import TrialSnapshot
 
 # Without --min-quality nobody is recommended a config that loses more than this of 16 bits.
 KNEE_MIN_QUALITY = 0.9
-PICKS = {"throughput": "output_tps", "latency": "tpot_ms", "quality": "quality"}
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Front:
             raise StudyError("no configuration of this study ran within its limits yet")
         if wanted == "knee":
             return self.knee
-        objective = PICKS.get(wanted)
+        objective = GOALS.get(wanted)
         if objective is None or objective not in self.objectives:
-            able = ["knee", *(p for p, o in PICKS.items() if o in self.objectives)]
+            able = ["knee", *(p for p, o in GOALS.items() if o in self.objectives)]
             why = f"{objective} is no objective of this study; " if objective else ""
             raise UsageError(f"--pick {wanted}: {why}write {', '.join(able)} or a trial's number")
         sign = SIGNS[objective]
@@ -95,4 +94,5 @@ def build_front(
 
 
 def by_objective(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
+    """Sorted by one objective, the best first."""
     return tuple(sorted(members, key=lambda t: -SIGNS[leading] * t.scores[leading]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from tuner.definition.objectives import DIRECTIONS
+from tuner.definition.objectives import OBJECTIVES
 from tuner.store.snapshots import MEASURED_STATES, TrialSnapshot
 
 FEWEST_TRIALS = 4
@@ -52,7 +52,7 @@ def _fractions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental, and few trials
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.create_study(direction=DIRECTIONS[objective])
+        study = optuna.create_study(direction=OBJECTIVES[objective].direction)
         for trial in trials:
             study.add_trial(
                 optuna.create_trial(

@@ -13,18 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.contract.report import Metric
-from tuner.definition import objectives
+from tuner.definition.objectives import LIMITED, violations
 from tuner.definition.study import Constraints
 from tuner.store.points import Floats, Points
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
-# of each constraint: the limit's field, what it is about, and which way is outside
-_ABOUT = {
-    "quality": ("min_quality", "quality", -1),
-    "ttft": ("max_ttft_ms", "ttft_ms", 1),
-    "tpot": ("max_tpot_ms", "tpot_ms", 1),
-}
-MEASURES = tuple(measure for _, measure, _ in _ABOUT.values())
+MEASURES = tuple(one.name for one in LIMITED.values())
 
 
 def own_limits(study: StudySnapshot) -> Constraints:
@@ -50,15 +44,16 @@ def inside(points: Points, own: Constraints, wanted: Constraints) -> NDArray[np.
 
 
 def _moved(own: Constraints, wanted: Constraints) -> frozenset[str]:
-    fields = {name: field for name, (field, _, _) in _ABOUT.items()}
     return frozenset(
-        n for n, field in fields.items() if getattr(own, field) != getattr(wanted, field)
+        name
+        for name, one in LIMITED.items()
+        if getattr(own, str(one.limit)) != getattr(wanted, str(one.limit))
     )
 
 
 def _judged(trial: TrialSnapshot, wanted: Constraints, moved: frozenset[str]) -> TrialSnapshot:
     metrics: Mapping[str, Metric] = trial.metrics
-    anew = objectives.violations(metrics, trial.scores.get("quality"), wanted)
+    anew = violations(metrics, trial.scores.get("quality"), wanted)
     kept = {
         name: anew[name] if name in moved else excess for name, excess in trial.violations.items()
     }
@@ -66,9 +61,9 @@ def _judged(trial: TrialSnapshot, wanted: Constraints, moved: frozenset[str]) ->
 
 
 def _excess(points: Points, name: str, wanted: Constraints) -> Floats:
-    field, measure, sign = _ABOUT[name]
-    limit = getattr(wanted, field)
-    if limit is None or measure not in points.means:
+    one = LIMITED[name]
+    if getattr(wanted, str(one.limit)) is None or one.name not in points.means:
         return np.zeros(len(points))
-    excess: Floats = sign * (points.means[measure] - limit) / limit
+    limit = getattr(wanted, str(one.limit))
+    excess: Floats = -one.sign * (points.means[one.name] - limit) / limit
     return np.nan_to_num(excess)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.definition.objectives import SIGNS
+from tuner.definition.objectives import SIGNS, SPEEDS, TABLE
 from tuner.definition.study import Constraints
 from tuner.pareto import dominance
 from tuner.pareto.noise import START_DEVIATION
@@ -28,8 +28,6 @@ from tuner.search.posterior import (
 )
 
 Floats = NDArray[np.float64]
-SPEEDS = ("output_tps", "tpot_ms", "ttft_ms")
-LIMITED = {"tpot_ms": "max_tpot_ms", "ttft_ms": "max_ttft_ms"}
 # A hope, not a claim: what a precision keeps is evaluated with the first config that has it.
 HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
@@ -204,7 +202,11 @@ class Proposer:
         return allowed
 
     def _speed_limits(self) -> list[tuple[str, float | None]]:
-        return [(name, getattr(self.limits, limit)) for name, limit in LIMITED.items()]
+        return [
+            (name, getattr(self.limits, str(TABLE[name].limit)))
+            for name in SPEEDS
+            if TABLE[name].limit
+        ]
 
     def _seconds(self, rows: NDArray[np.int_], speed: Posterior) -> Floats:
         once = self.costs.tokens / np.exp(speed.mean[rows])

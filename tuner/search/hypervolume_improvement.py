@@ -1,7 +1,7 @@
 """How much hypervolume a point would add to a front, for many points at once.
 
 Everything is maximised and measured from a reference point, at 0. Three objectives are cut into
-slices along the last one, in each of which the front is a staircase; fewer objectives are padded
+slices along the last one; in each, the front bounds a union of boxes. Fewer objectives are padded
 with ones. Exact; Yang et al. (Multi-Objective Bayesian Global Optimization, 2019) cut alike.
 """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuner.definition.objectives import SPEEDS
 from tuner.pareto.noise import (
     mean_error_of,
     pooled_deviation,
 )
 from tuner.search.acquisition import (
-    SPEEDS,
     Measured,
     Proposer,
 )

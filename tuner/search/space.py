@@ -10,12 +10,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from engine.config.settings import EngineConfig
+from engine.config.settings import EngineConfig, base_config
 from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
-from engine.memory import plan
-from engine.memory.plan import MemoryPlan
+from engine.memory.plan import Resolved, resolve
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
 from tuner.definition.study import StudyDefinition
@@ -82,18 +81,18 @@ class SearchSpace:
         if not curved:
             return config
         try:
-            needed = plan.resolve(with_table(config, self.facts, cache_folder()), self.facts)[1]
+            needed = resolve(with_table(config, self.facts, cache_folder()), self.facts).memory
         except (InfeasibleError, ConfigError):
             return config
         budgets = next(p.choices for p in self.parameters if p.name == BUDGET)
         enough = [int(b) for b in budgets if int(b) >= needed.total_bytes]
         return config.overlay({BUDGET: min(enough, default=config.budget.vram_bytes)})
 
-    def resolve(self, point: Point) -> tuple[EngineConfig, MemoryPlan]:
+    def resolve(self, point: Point) -> Resolved:
         """The complete config and its memory; InfeasibleError where it does not fit."""
         try:
             config = with_table(self.config(point), self.facts, cache_folder())
-            return plan.resolve(config, self.facts)
+            return resolve(config, self.facts)
         except ConfigError as error:
             raise InfeasibleError(str(error)) from None
 
@@ -142,7 +141,7 @@ class SearchSpace:
         fitting = [point for point in points if self.fits(point)]
         if not fitting:
             return dict(wanted)
-        return max(fitting, key=lambda point: int(self.resolve(point)[0].cache.expert_bytes))
+        return max(fitting, key=lambda point: int(self.resolve(point).config.cache.expert_bytes))
 
     def precision_corners(self) -> list[dict[str, Choice]]:
         """The default at each other precision, as far as it fits."""
@@ -152,8 +151,11 @@ class SearchSpace:
         return [corner for corner in corners if self.fits(corner)]
 
 
-def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> EngineConfig:
-    """The settings that every trial shares: budget, device, room for the workload, own choices."""
+def study_base(
+    definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
+) -> EngineConfig:
+    """The settings that every trial shares: budget, device, KV capacity for the workload, and what
+    the definition fixes. device: the one that was opened."""
     needed = workload.prompt_tokens + workload.output_tokens
     capacity = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
     if needed > capacity:
@@ -161,24 +163,25 @@ def base_config(definition: StudyDefinition, facts: ModelFacts, workload: Worklo
             f"the workload needs {needed} tokens a sequence, {facts.id} takes {capacity}: "
             "lower prompt_tokens or output_tokens of the study or of its workload"
         )
-    return EngineConfig().overlay(
-        {
-            "budget.vram_bytes": definition.budget.vram_bytes,
-            "budget.ram_bytes": definition.budget.ram_bytes,
-            "budget.disk_bytes": definition.budget.disk_bytes,
-            "device.name": definition.device,
-            "kv.max_tokens": capacity,
-            **definition.engine,
-        }
+    base = base_config(
+        device,
+        capacity,
+        vram_bytes=definition.budget.vram_bytes,
+        ram_bytes=definition.budget.ram_bytes,
+        disk_bytes=definition.budget.disk_bytes,
     )
+    return base.overlay(definition.engine)
 
 
-def build_space(definition: StudyDefinition, facts: ModelFacts, workload: Workload) -> SearchSpace:
+def build_space(
+    definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str | None = None
+) -> SearchSpace:
     """The default four, changed by the definition, without choices that never fit.
 
+    device: the one that was opened, by default the definition's word.
     Raises InfeasibleStudyError with the smallest budget when no point fits.
     """
-    base = base_config(definition, facts, workload)
+    base = study_base(definition, facts, workload, device or definition.device)
     choices = _default_choices(facts, workload)
     for name in definition.engine:
         choices.pop(name, None)

@@ -26,8 +26,8 @@ from engine.precision.allocate import with_table
 from engine.replay.regroup import regroup
 from engine.replay.simulate import replay
 from engine.trace.trace import Trace
+from tuner.definition.objectives import SPEEDS
 from tuner.folders import cache_folder
-from tuner.search.acquisition import SPEEDS
 from tuner.search.candidates import Candidates
 from tuner.search.posterior import (
     Floats,

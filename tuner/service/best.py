@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tuner.definition.objectives import GOALS
 from tuner.deployment.document import dump_deployment
 from tuner.deployment.export import build_deployment
 from tuner.pareto.front import (
-    PICKS,
     Front,
     build_front,
 )
@@ -28,7 +28,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ConfigRequest:
     """What a deployment asks for. device and vram_bytes: None where any will do."""
 
     model: str
@@ -63,7 +63,7 @@ class Answer:
     trial: int
 
 
-def choose(candidates: Sequence[Candidate], wanted: Wanted) -> Choice | None:
+def choose(candidates: Sequence[Candidate], wanted: ConfigRequest) -> Choice | None:
     """The best trial for the goal among all fronts, None where nothing fits.
 
     Studies are compared by what all of them measured. Where some judged quality the others do not
@@ -93,10 +93,12 @@ class BestConfigs:
     view: Store
     keep: int = 128
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _known: OrderedDict[Wanted, Answer | None] = field(default_factory=OrderedDict, init=False)
+    _known: OrderedDict[ConfigRequest, Answer | None] = field(
+        default_factory=OrderedDict, init=False
+    )
     _revision: tuple[Any, ...] = field(default=(), init=False)
 
-    def find(self, wanted: Wanted) -> Answer | None:
+    def find(self, wanted: ConfigRequest) -> Answer | None:
         """The answer of this moment; None where no config fits."""
         current = revision(self.view.database)
         with self._lock:
@@ -114,7 +116,7 @@ class BestConfigs:
                     self._known.popitem(last=False)
         return answer
 
-    def _ask(self, wanted: Wanted) -> Answer | None:
+    def _ask(self, wanted: ConfigRequest) -> Answer | None:
         studies = [study for study in self.view.studies() if study.model == wanted.model]
         candidates = [Candidate(s, front_of(s, self.view.trials(s))) for s in studies]
         choice = choose(candidates, wanted)
@@ -132,7 +134,7 @@ def _render(choice: Choice) -> Answer:
     return Answer(text, f'"{digest}"', study.name, trial.number)
 
 
-def _fits(trial: TrialSnapshot, wanted: Wanted) -> bool:
+def _fits(trial: TrialSnapshot, wanted: ConfigRequest) -> bool:
     config = trial.config or {}
     name, budget_bytes = config["device"]["name"], config["budget"]["vram_bytes"]
     kind = name.partition(":")[0]
@@ -143,7 +145,7 @@ def _fits(trial: TrialSnapshot, wanted: Wanted) -> bool:
 def _objectives(choices: Iterable[Choice], goal: Goal) -> tuple[str, ...]:
     """What any of the studies wanted, in its order, and what the goal is about."""
     names = [name for choice in choices for name in choice.candidate.front.objectives]
-    return tuple(dict.fromkeys([*names, *([PICKS[goal]] if goal in PICKS else [])]))
+    return tuple(dict.fromkeys([*names, *([GOALS[goal]] if goal in GOALS else [])]))
 
 
 def _scores(trial: TrialSnapshot, objectives: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from engine.types import parse_size_bytes
-from tuner.service.best import Wanted
+from tuner.service.best import ConfigRequest
 from tuner.service.problems import documented
 from tuner.service.requests import Missing, WantedDevice, WantedGoal, WantedModel, WantedVram
 from tuner.service.service import Service, current
@@ -41,7 +41,7 @@ def best(
 ) -> Response:
     """The config to run: the best for `goal` among all studies of this model that fit."""
     vram_bytes = None if vram is None else parse_size_bytes(vram)
-    answer = service.best.find(Wanted(model, device, vram_bytes, goal))
+    answer = service.best.find(ConfigRequest(model, device, vram_bytes, goal))
     if answer is None:
         raise HTTPException(
             404,

@@ -19,7 +19,7 @@ from tuner.deployment.export import write_atomically
 from tuner.errors import TunerError
 from tuner.service.requests import NewStudy, Size
 from tuner.service.settings import ServiceSettings
-from tuner.study.run import with_default_tasks
+from tuner.study.tasks import with_default_tasks
 
 
 class ForbiddenModelError(TunerError):

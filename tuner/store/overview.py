@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, String, cast, func, select
 from engine.contract.report import ExpertUse
 from tuner.definition.objectives import (
     CONSTRAINTS,
-    DIRECTIONS,
+    OBJECTIVES,
 )
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
@@ -120,9 +120,7 @@ class Overview:
         """The best of each objective among trials within the limits, as each trial ended."""
         objectives = study.definition["objectives"]
         bests = [
-            (func.max if DIRECTIONS[name] == "maximize" else func.min)(
-                TrialRow.scores[name].as_float()
-            )
+            (func.max if OBJECTIVES[name].sign > 0 else func.min)(TrialRow.scores[name].as_float())
             for name in objectives
         ]
         within = [func.coalesce(TrialRow.violations[n].as_float(), 0.0) <= 0 for n in CONSTRAINTS]

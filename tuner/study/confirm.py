@@ -1,74 +1,114 @@
 """Measuring the front once more, interleaved, in fresh processes.
 
-The best of many noisy trials is flattered: what is exported of a member of the front is what it did
-again after the search, in a process that had run nothing before.
+Picking the best of many noisy trials overstates it: what is exported of a member of the front was
+measured again after the search, in a process that had run nothing before. Pruned trials that have
+become competitive since are finished first.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from engine.config.settings import EngineConfig
-from engine.contract.requests import Workload
-from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
-from tuner.store.repository import Store
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import TrialSnapshot
+from tuner.study.context import StudyContext, StudyState
+from tuner.study.pruning import competitive
+from tuner.study.trial import TrialRunner
 
 log = logging.getLogger(__name__)
+
+MOST_CONFIRMED = 8
+MOST_PASSES = 3
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Confirms members of one study's front. notify: called with a phrase at each step."""
+    """Confirms the front of one study, within the study's --timeout."""
 
-    session: EngineSession
-    store: Store
-    study: StudySnapshot
-    workload: Workload
-    seed: int
-    notify: Callable[[str], None]
+    context: StudyContext
+    state: StudyState
+    runner: TrialRunner
 
-    def run(self, members: Sequence[TrialSnapshot], rounds: int, until_s: float | None) -> int:
+    def run(self, rounds: int) -> None:
+        """Confirm the front, finish pruned trials that became competitive, confirm what these
+        changed. rounds: repeats that each member should have in all."""
+        until_s = None
+        if self.context.definition.timeout_s:
+            until_s = self.context.started_s + self.context.definition.timeout_s
+        tried: set[int] = set()
+        for left in reversed(range(MOST_PASSES)):
+            self.state.refresh()
+            confirmed = self.confirm(self.state.members[:MOST_CONFIRMED], rounds, until_s)
+            # what the last pass finished could not be confirmed any more
+            finished = self._reevaluate(until_s, tried) if left else 0
+            if not finished and not confirmed:
+                break
+        self.state.refresh()
+
+    def confirm(self, members: Sequence[TrialSnapshot], rounds: int, until_s: float | None) -> int:
         """One repeat of every member a round, each round in a process of its own, every other
         round backwards. Returns how many repeats were kept.
 
-        rounds: as many as each member should have in all; until_s: of time.monotonic(), after
-        which no repeat starts. A member that fails here is left as it was measured.
+        until_s: of time.monotonic(), after which no repeat starts. A member that fails here is
+        left as it was measured.
         """
         kept = 0
         for number in range(rounds):
-            wanted = [m for m in members if self._confirmed(m) <= number]
-            if not wanted:
+            due = [m for m in members if self._confirmed(m) <= number]
+            if not due:
                 continue
-            self.session.close()
-            for member in wanted[:: -1 if number % 2 else 1]:
+            self.context.session.close()
+            for member in due[:: -1 if number % 2 else 1]:
                 if until_s is not None and time.monotonic() > until_s:
                     return kept
-                self.notify(f"confirming trial {member.number}, round {number + 1} of {rounds}")
+                words = f"confirming trial {member.number}, round {number + 1} of {rounds}"
+                self.context.progress.notify(words)
                 kept += self._repeat(member)
         return kept
 
     def _repeat(self, member: TrialSnapshot) -> bool:
         assert member.config is not None
         assert member.configuration_id is not None
-        done = self._confirmed(member)
+        seed = self.context.definition.seed + self._confirmed(member)
+        session = self.context.session
         try:
-            self.session.configure(EngineConfig.from_dict(dict(member.config)))
-            report = self.session.measure(
-                self.workload, repeats=1, warm_up=True, seed=self.seed + done
-            )
+            session.configure(EngineConfig.from_dict(dict(member.config)))
+            report = session.measure(self.context.workload, repeats=1, warm_up=True, seed=seed)
         except WorkerError as error:
             log.warning("trial %s could not be confirmed: %s", member.number, error)
             return False
-        machine = self.study.machine_id
-        self.store.add_samples(member.configuration_id, machine, None, report, role="confirm")
+        machine = self.context.study.machine_id
+        configuration = member.configuration_id
+        self.context.store.add_samples(configuration, machine, None, report, role="confirm")
         return True
 
     def _confirmed(self, member: TrialSnapshot) -> int:
         assert member.configuration_id is not None
-        pool = self.store.pool(member.configuration_id, self.study.machine_id)
+        pool = self.context.store.pool(member.configuration_id, self.context.study.machine_id)
         return len(pool.confirming.get("output_tps", ()))
+
+    def _reevaluate(self, until_s: float | None, tried: set[int]) -> int:
+        """Finish pruned trials that no incumbent beats any more, each once; how many ended."""
+        self.state.refresh()
+        every = competitive(self.state.trials, self.state.incumbents, self.context.samples)
+        done = 0
+        for trial in [trial for trial in every if trial.id not in tried][:MOST_CONFIRMED]:
+            if until_s is not None and time.monotonic() > until_s:
+                break
+            if self.context.interrupted():
+                raise KeyboardInterrupt
+            tried.add(trial.id)
+            self.context.progress.notify(f"trial {trial.number} again: it is competitive now")
+            outcome = self.runner.run(trial.id, trial.params)
+            if outcome.state == "FAILED":  # what was measured of it stays
+                log.warning("trial %d could not be finished: %s", trial.number, outcome.reason)
+                continue
+            spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)
+            outcome = replace(outcome, predicted=trial.predicted, engine_s=spent_s)
+            self.context.store.finish_trial(trial.id, outcome)
+            done += 1
+        return done

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState as OptunaState
 
-from tuner.definition import objectives
+from tuner.definition.objectives import OBJECTIVES
 from tuner.definition.study import StudyDefinition
 from tuner.processes.identity import is_gone
 from tuner.store.database import Database
@@ -60,7 +60,7 @@ def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
             storage=storage,
             sampler=sampler,
             study_name=definition.study_name,
-            directions=[objectives.DIRECTIONS[name] for name in definition.objectives],
+            directions=[OBJECTIVES[name].direction for name in definition.objectives],
             load_if_exists=True,
         )
 

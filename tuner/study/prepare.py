@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import EngineError
 from engine.facts.estimated_timings import profiled_timings
-from engine.facts.machine import Hardware
 from engine.facts.timings import (
     ModelTimings,
     load_timings,
@@ -36,7 +35,6 @@ from engine.trace.trace import (
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import workload_hash
 from tuner.engine_client.machine_profile import machine_profile
-from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
 from tuner.replay.predict import load_learned_arrays
@@ -46,7 +44,6 @@ from tuner.search.acquisition import (
 )
 from tuner.search.candidates import Candidates
 from tuner.search.searcher import Searcher
-from tuner.search.space import SearchSpace
 from tuner.search.twin import (
     ROUNDS,
     Predictions,
@@ -54,6 +51,7 @@ from tuner.search.twin import (
     predict_all,
 )
 from tuner.store.snapshots import TrialSnapshot
+from tuner.study.context import StudyContext
 
 log = logging.getLogger(__name__)
 
@@ -72,28 +70,21 @@ def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
 
 @dataclass(frozen=True)
 class Preparation:
-    """notify: called with a phrase at each step; spent: called with a stage and its seconds; first:
-    a trial that ran already, whose time split corrects the twin."""
+    """first: a trial that ran already, whose time split corrects the twin."""
 
-    definition: StudyDefinition
-    session: EngineSession
-    hardware: Hardware
-    workload: Workload
-    space: SearchSpace
-    notify: Callable[[str], None]
-    spent: Callable[[str, float], None]
+    context: StudyContext
     first: TrialSnapshot | None = None
 
     def searcher(self) -> Searcher:
         """Everything; what fails is told and left out."""
-        candidates = Candidates(self.space, self.definition.seed)
+        candidates = Candidates(self.context.space, self.context.definition.seed)
         predictions = self._predictions(candidates)
         proposer = Proposer(
             candidates,
-            self.definition.objectives,
-            self.definition.constraints,
+            self.context.definition.objectives,
+            self.context.definition.constraints,
             predictions.logs,
-            trial_costs(self.definition, self.workload),
+            trial_costs(self.context.definition, self.context.workload),
         )
         return Searcher(candidates, proposer, predictions)
 
@@ -104,14 +95,14 @@ class Preparation:
         except (WorkerError, EngineError) as error:
             log.warning("the search goes on without predictions: %s", error)
             return Predictions({}, 0, 0.0)
-        learned = load_learned_arrays(self.session.facts)
+        learned = load_learned_arrays(self.context.session.facts)
         kept = self._kept_path(candidates, path, timings, learned)
         found = _load(kept, len(candidates))
         if found is None:
-            self.notify(f"predicting {len(candidates)} configs by replay")
+            self.context.progress.notify(f"predicting {len(candidates)} configs by replay")
             with self._stage("twin"):
-                facts = self.session.facts
-                twin = Twin(facts, trace, timings, self.workload.sequences, learned)
+                facts = self.context.session.facts
+                twin = Twin(facts, trace, timings, self.context.workload.sequences, learned)
                 twin = self._corrected(twin)
                 found = predict_all(twin, candidates, TWIN_S)
             _keep(kept, found)
@@ -128,27 +119,29 @@ class Preparation:
 
     def _timings(self) -> ModelTimings:
         """Of this model where it was profiled, else from the machine's general speeds."""
-        facts, device = self.session.facts, self.session.opened_device
-        path = timings_path(cache_folder(), self.hardware.fingerprint, facts.fingerprint, device)
+        facts, device = self.context.session.facts, self.context.session.opened_device
+        path = timings_path(
+            cache_folder(), self.context.hardware.fingerprint, facts.fingerprint, device
+        )
         timed = load_timings(path)
         if timed is not None:
             return timed
         with self._stage("profile"):
-            profile = machine_profile(self.session, self.hardware)
+            profile = machine_profile(self.context.session, self.context.hardware)
         return profiled_timings(profile, facts, device)
 
     def _trace(self) -> tuple[Trace, Path]:
-        facts = self.session.facts
-        name = f"{facts.fingerprint}-{workload_hash(self.workload)}-0-{ROUNDS}-single.npz"
+        facts = self.context.session.facts
+        name = f"{facts.fingerprint}-{workload_hash(self.context.workload)}-0-{ROUNDS}-single.npz"
         path = cache_folder() / "traces" / name
         if not path.is_file():
-            self.notify("recording a routing trace")
+            self.context.progress.notify("recording a routing trace")
             with self._stage("trace"):
-                self.session.configure(self._plain_config())
-                self.session.request(
+                self.context.session.configure(self._plain_config())
+                self.context.session.request(
                     "trace",
                     path=str(path.resolve()),
-                    workload=self.workload.to_json(),
+                    workload=self.context.workload.to_json(),
                     repeats=ROUNDS,
                     seed=0,
                     gate_inputs=False,
@@ -163,7 +156,7 @@ class Preparation:
             "prefetch.predictor": "none",
             "prefetch.depth": 0,
         }
-        return self.space.config(self.space.default()).overlay(single)
+        return self.context.space.config(self.context.space.default()).overlay(single)
 
     def _kept_path(
         self,
@@ -193,7 +186,7 @@ class Preparation:
         try:
             yield
         finally:
-            self.spent(name, time.monotonic() - started)
+            self.context.add_spent(name, time.monotonic() - started)
 
 
 def _digest(data: bytes) -> str:

@@ -13,28 +13,22 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
-from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
+from engine.memory.plan import Resolved
 from engine.types import format_bytes
 from tuner.definition import objectives
-from tuner.definition.study import StudyDefinition
-from tuner.engine_client.session import (
-    Configured,
-    EngineSession,
-)
 from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
 from tuner.formatting import format_count
 from tuner.quality.judge import QualityJudge
 from tuner.quality.ratio import quality_ratio
 from tuner.search.space import (
     Point,
-    SearchSpace,
 )
 from tuner.statistics import relative_half_width
 from tuner.store.reading import Pool
-from tuner.store.repository import Store, TrialOutcome
-from tuner.store.snapshots import QualityResult, StudySnapshot
-from tuner.study.pruning import Incumbents
+from tuner.store.repository import TrialOutcome
+from tuner.store.snapshots import QualityResult
+from tuner.study.context import StudyContext, StudyState
 
 log = logging.getLogger(__name__)
 
@@ -42,54 +36,49 @@ NOT_FITTING = ("does_not_fit", "out_of_memory")
 STEADY_METRICS = ("output_tps", "tpot_ms")
 
 
-@dataclass(frozen=True)
 class TrialRunner:
-    """Runs points of one study.
+    """Runs points of one study. predict: the twin's figures for a point, {} without one."""
 
-    judge: None where quality is no objective; notify: called with a phrase at each step;
-    incumbents: the front that a point must not be pruned by, None where every point is measured to
-    the end; predict: the twin's figures for a point, {} without one.
-    """
-
-    session: EngineSession
-    store: Store
-    study: StudySnapshot
-    definition: StudyDefinition
-    workload: Workload
-    space: SearchSpace
-    judge: QualityJudge | None
-    notify: Callable[[str], None]
-    incumbents: Callable[[], Incumbents] | None = None
-    predict: Callable[[Point], Mapping[str, float]] = lambda point: {}
+    def __init__(
+        self,
+        context: StudyContext,
+        state: StudyState,
+        predict: Callable[[Point], Mapping[str, float]],
+    ) -> None:
+        self._context = context
+        self._state = state
+        self._predict = predict
+        self._judge = _judge_of(context)
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
         """Measure a point, evaluate its quality, score it."""
-        before_s = self.session.busy_s
+        before_s = self._context.session.busy_s
         outcome = self._run(trial_id, point)
         return replace(
             outcome,
-            predicted=self.predict(point),
-            engine_s=self.session.busy_s - before_s,
+            predicted=self._predict(point),
+            engine_s=self._context.session.busy_s - before_s,
         )
 
     def _run(self, trial_id: int, point: Point) -> TrialOutcome:
-        budget_bytes = self.definition.budget.vram_bytes
+        context = self._context
+        budget_bytes = context.definition.budget.vram_bytes
         configuration_id: int | None = None
         plan: Mapping[str, Any] = {}
         try:
-            self.space.resolve(point)
+            resolved = context.space.resolve(point)
             reference = self._reference()
-            self.notify("configuring")
-            self.session.refresh()
-            configured = self.session.configure(self.space.config(point))
+            self._notify("configuring")
+            context.session.refresh()
+            configured = context.session.configure(resolved.config)
             plan = configured.memory.to_json()
             configuration_id = self._keep(configured)
-            known = self.store.known_infeasible(self.study.id, configuration_id)
+            known = context.store.known_infeasible(context.study.id, configuration_id)
             if known is not None:
                 return known
             pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
-            quality = self._judge(configured.config, reference)
+            quality = self._evaluate(configured.config, reference)
         except _PrunedError as pruned:
             return self._pruned(pruned, plan, configuration_id)
         except InfeasibleError as error:
@@ -126,9 +115,10 @@ class TrialRunner:
             return TrialOutcome("FAILED", "crash", f"{type(error).__name__}: {error}")
         return self._score(pool, quality, plan, configuration_id)
 
-    def _keep(self, configured: Configured) -> int:
-        return self.store.keep_configuration(
-            self.study.model_id, self.study.workload_hash, configured.config, configured.memory
+    def _keep(self, configured: Resolved) -> int:
+        study = self._context.study
+        return self._context.store.keep_configuration(
+            study.model_id, study.workload_hash, configured.config, configured.memory
         )
 
     def _measure_fairly(
@@ -138,80 +128,83 @@ class TrialRunner:
         try:
             return self._measure(configuration_id, config, trial_id)
         except OverBudgetError:
-            if self.session.fresh:
+            if self._context.session.fresh:
                 raise
-        self.notify("measuring again in a fresh process")
-        self.session.close()
-        self.session.configure(config)
+        self._notify("measuring again in a fresh process")
+        self._context.session.close()
+        self._context.session.configure(config)
         return self._measure(configuration_id, config, trial_id)
 
     def _measure(
         self, configuration_id: int, config: EngineConfig, trial_id: int
     ) -> tuple[Pool, int]:
         """At least one repeat, more until the interval is narrow; pooled with earlier ones."""
-        rule = self.definition.repeats
-        incumbents = self.incumbents() if self.incumbents is not None else None
-        if incumbents is not None and configuration_id in incumbents.configurations:
-            incumbents = None
-        pool = self.store.pool(configuration_id, self.study.machine_id)
+        context, machine_id = self._context, self._context.study.machine_id
+        rule = context.definition.repeats
+        on_front = configuration_id in self._state.incumbents.configurations
+        pool = context.store.pool(configuration_id, machine_id)
         peak_bytes = 0
         for done in range(rule.max):
             count = len(pool.values.get("output_tps", ()))
             if done and count >= rule.min and (count >= rule.max or self._steady(pool)):
                 break
-            self.notify(f"measuring, repeat {count + 1}")
-            report = self.session.measure(
-                self.workload, repeats=1, warm_up=done == 0, seed=self.definition.seed + count
+            self._notify(f"measuring, repeat {count + 1}")
+            report = context.session.measure(
+                context.workload, repeats=1, warm_up=done == 0, seed=context.definition.seed + count
             )
             peak_bytes = max(peak_bytes, report.memory.external_peak_bytes)
             _check_budget(report, config)
-            self.store.add_samples(configuration_id, self.study.machine_id, trial_id, report)
-            pool = self.store.pool(configuration_id, self.study.machine_id)
-            if incumbents is not None and count + 1 < rule.min:
-                self._check_beaten(incumbents, pool, config, peak_bytes)
+            context.store.add_samples(configuration_id, machine_id, trial_id, report)
+            pool = context.store.pool(configuration_id, machine_id)
+            if not on_front and count + 1 < rule.min:
+                self._check_competitive(pool, config, peak_bytes)
         return pool, peak_bytes
 
-    def _check_beaten(
-        self, incumbents: Incumbents, pool: Pool, config: EngineConfig, peak_bytes: int
-    ) -> None:
-        known = self.judge.known_ratio(config) if self.judge is not None else None
-        incumbent, bound = incumbents.beating(pool.values, known, config.budget.vram_bytes)
+    def _check_competitive(self, pool: Pool, config: EngineConfig, peak_bytes: int) -> None:
+        known = self._judge.known_ratio(config) if self._judge is not None else None
+        incumbent, bound = self._state.incumbents.beating(
+            pool.values, known, config.budget.vram_bytes
+        )
         if incumbent is not None:
             raise _PrunedError(incumbent, pool, bound, known is not None, peak_bytes)
 
     def _steady(self, pool: Pool) -> bool:
-        limit = self.definition.repeats.half_width
+        limit = self._context.definition.repeats.half_width
         return all(relative_half_width(pool.values[name]) <= limit for name in STEADY_METRICS)
 
     def _reference(self) -> QualityResult | None:
-        if self.judge is None:
+        if self._judge is None:
             return None
-        self.notify("evaluating the 16-bit reference")
-        return self.judge.reference(self._on_event)
+        self._notify("evaluating the 16-bit reference")
+        return self._judge.reference(self._on_event)
 
-    def _judge(self, config: EngineConfig, reference: QualityResult | None) -> _Quality | None:
-        if self.judge is None or reference is None:
+    def _evaluate(self, config: EngineConfig, reference: QualityResult | None) -> _Quality | None:
+        if self._judge is None or reference is None:
             return None
-        self.notify("evaluating quality")
-        result = self.judge.judge(config, self._on_event)
+        self._notify("evaluating quality")
+        result = self._judge.judge(config, self._on_event)
         return _Quality(result, reference, quality_ratio(reference.report, result.report))
+
+    def _notify(self, words: str) -> None:
+        self._context.progress.notify(words)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            self.notify(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
+            self._notify(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
 
     def _pruned(
         self, pruned: _PrunedError, plan: Mapping[str, Any], configuration_id: int | None
     ) -> TrialOutcome:
         metrics = pruned.pool.metrics()
-        quality = pruned.bound.get("quality")
+        quality, repeats = pruned.bound.get("quality"), metrics["output_tps"].n
         return TrialOutcome(
             "PRUNED",
-            reason=f"after {format_count(metrics['output_tps'].n, 'repeat')}: trial "
-            f"{pruned.incumbent} "
-            "beats the best that this could reach",
-            scores=objectives.scores(metrics, quality, self.definition.objectives),
-            violations=objectives.violations(metrics, quality, self.definition.constraints),
+            reason=f"after {format_count(repeats, 'repeat')}: trial {pruned.incumbent} beats the "
+            "best that this could reach",
+            scores=objectives.scores(metrics, quality, self._context.definition.objectives),
+            violations=objectives.violations(
+                metrics, quality, self._context.definition.constraints
+            ),
             memory={**plan, "external_peak_bytes": pruned.peak_bytes},
             configuration_id=configuration_id,
             bounds={"quality": quality} if quality is not None and not pruned.known else None,
@@ -228,13 +221,28 @@ class TrialRunner:
         ratio = quality.ratio if quality else None
         return TrialOutcome(
             "COMPLETE",
-            scores=objectives.scores(metrics, ratio, self.definition.objectives),
-            violations=objectives.violations(metrics, ratio, self.definition.constraints),
+            scores=objectives.scores(metrics, ratio, self._context.definition.objectives),
+            violations=objectives.violations(metrics, ratio, self._context.definition.constraints),
             memory=plan,
             configuration_id=configuration_id,
             quality_id=quality.result.id if quality else None,
             reference_id=quality.reference.id if quality else None,
         )
+
+
+def _judge_of(context: StudyContext) -> QualityJudge | None:
+    """None where quality is no objective."""
+    definition = context.definition
+    if "quality" not in definition.objectives:
+        return None
+    return QualityJudge(
+        context.session,
+        context.store,
+        context.study.model_id,
+        definition.quality,
+        definition.seed,
+        context.space.base,
+    )
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_what_cannot_change_outputs_shares_a_key(setting: dict[str, object]):
         {"kernel__name": "dequantize"},
         {"precision__non_expert_bits": 8},
         {"kv__max_tokens": 100},
-        {"kv__keep_ratio": 0.5},
+        {"kv__keep_fraction": 0.5},
         {"seed": 1},
         {"tasks": QualityTasks(tasks=["t"], limit=6)},
         {"tasks": QualityTasks(tasks=["t"], limit=5, num_fewshot=3)},

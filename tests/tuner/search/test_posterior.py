@@ -28,7 +28,7 @@ def test_effects_of_single_settings_are_told_from_few_measurements():
     assert np.abs(found.mean - truth).mean() < 0.06
 
 
-def test_what_was_measured_is_believed_and_far_away_is_not_sure():
+def test_the_posterior_follows_measurements_and_is_wide_far_away():
     one, two = axes()
     prior = np.zeros(SIDE * SIDE)
     found = Regression([one, two], SIDE * SIDE).posterior(

@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -53,8 +54,8 @@ def test_what_our_store_ended_is_given_up_and_what_it_does_not_know_is_not(memor
 def seed(sampler: str, leading: bool, worker: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(trial_loop, "own_id", lambda: worker)
     made = StudyDefinition.model_validate({"model": "m", "sampler": sampler, "seed": 7})
-    loop = TrialLoop(made, None, None, None, None, None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(TrialLoop, "_trials", lambda self: ())
+    context, state = SimpleNamespace(definition=made), SimpleNamespace(trials=())
+    loop = TrialLoop(context, state, None, None, lambda trial: None)  # type: ignore[arg-type]
     return loop._seed(leading)
 
 
