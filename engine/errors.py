@@ -20,6 +20,8 @@ EngineError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 from engine.types import FailureClass
@@ -113,3 +115,10 @@ class PackError(EngineError):
 
 class ProtocolError(EngineError):
     """A protocol message cannot be read."""
+
+
+def nearest_hint(word: str, allowed: Iterable[str], cutoff: float = 0.0) -> str:
+    """`; the nearest is '...'` for a message about a word that is not allowed; empty where none of
+    the allowed words is like it."""
+    found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
+    return f"; the nearest is '{found[0]}'" if found else ""

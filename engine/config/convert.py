@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, nearest_hint
 from engine.types import (
     Bits,
     parse_size_bytes,
@@ -72,8 +71,7 @@ def convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
             return choice
     if allowed == get_args(Bits):
         allowed = (*allowed, "prequantized")
-    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = nearest_hint(str(value), map(str, allowed), cutoff=0.6)
     raise ValueError(f"allowed are {', '.join(map(str, allowed))}{hint}")
 
 

@@ -8,15 +8,13 @@ the nearest valid one. Pure: no torch, no clock, no machine access.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from engine.config.convert import convert
-from engine.errors import ConfigError
+from engine.errors import ConfigError, nearest_hint
+from engine.files import json_digest
 from engine.types import (
     AllocationName,
     Bits,
@@ -287,8 +285,7 @@ class EngineConfig:
 
     def digest(self) -> str:
         """Hash of the complete config, 16 hex digits."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return json_digest(self.to_dict())
 
 
 def base_config(
@@ -351,8 +348,7 @@ def _split_path(path: str) -> tuple[str, str]:
         names = {f.name for f in dataclasses.fields(getattr(EngineConfig(), section))}
         if name in names or (name.startswith("options.") and "options" in names):
             return section, name
-    nearest = difflib.get_close_matches(path, config_paths(), n=1, cutoff=0.0)
-    raise ConfigError(f"there is no setting '{path}'; the nearest is '{nearest[0]}'")
+    raise ConfigError(f"there is no setting '{path}'{nearest_hint(path, config_paths())}")
 
 
 _RANGES: dict[str, tuple[float, float]] = {

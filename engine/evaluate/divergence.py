@@ -11,7 +11,6 @@ Letters: T tokens of the text, S tokens of a piece, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from engine.evaluate.scoring import scored_chunk
 from engine.experts.kernels.gemm import padded_length
+from engine.files import short_digest
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import Phase
@@ -40,7 +40,7 @@ class Divergence:
 
 def reference_path(engine: Engine, tokens: list[int], folder: Path, phase: Phase) -> Path:
     """Where the reference of this model, text and mode lies."""
-    key = hashlib.sha256(repr((engine.facts.fingerprint, tokens)).encode()).hexdigest()[:24]
+    key = short_digest(repr((engine.facts.fingerprint, tokens)), 24)
     suffix = "" if phase == "decode" else ".prefill"
     return folder / "references" / f"{key}{suffix}.npy"
 

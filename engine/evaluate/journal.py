@@ -7,7 +7,6 @@ line that was torn by a kill is cut off. The file goes when the evaluation is st
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
 from engine.errors import StorageError
 from engine.facts.model import ModelFacts
+from engine.files import short_digest
 
 PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
 
@@ -87,12 +87,12 @@ def journal_path(facts: ModelFacts, config: EngineConfig, cache_folder: Path) ->
         "versions": _versions(),
     }
     text = json.dumps(parts, sort_keys=True, default=str)
-    return cache_folder / "evaluations" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.jsonl"
+    return cache_folder / "evaluations" / f"{short_digest(text, 24)}.jsonl"
 
 
 def request_key(*parts: Any) -> str:
     """24 hex digits of a request: its tokens and whatever else decides its result."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    return short_digest(repr(parts), 24)
 
 
 def _versions() -> dict[str, str]:

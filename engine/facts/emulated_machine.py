@@ -8,7 +8,6 @@ is bound by bytes a second); ratios between compute, link and host memory are th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from engine.errors import UsageError
+from engine.errors import UsageError, nearest_hint
 from engine.facts.model import ModelFacts
 from engine.facts.timings import (
     ModelTimings,
@@ -135,8 +134,7 @@ def load_machine(name: str) -> EmulatedMachine:
     path = Path(name) if name.endswith(".yaml") else machine_folder() / f"{name}.yaml"
     if not path.is_file():
         names = machine_names()
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        hint = f"; the nearest is '{nearest[0]}'" if nearest else ""
+        hint = nearest_hint(name, names)
         raise UsageError(f"there is no machine '{name}'{hint} (there are: {', '.join(names)})")
     try:
         data = yaml.safe_load(path.read_text())

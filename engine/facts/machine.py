@@ -6,8 +6,6 @@ GPUs, a figure that a driver does not give is None. No torch: it names other acc
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,6 +16,8 @@ from typing import Any, TypeVar
 
 import psutil
 import pynvml
+
+from engine.files import json_digest
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Hardware:
             "system": self.system,
             "gpus": [[gpu.name, gpu.total_bytes] for gpu in self.gpus],
         }
-        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(lasting)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict, with the fingerprint."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.errors import StorageError
+from engine.files import write_atomically
 
 Curve = Mapping[int, float]
 """Seconds by number of tokens, measured at some of them."""
@@ -112,11 +113,8 @@ def timings_path(folder: Path, machine: str, model: str, device: str) -> Path:
 
 def save_timings(timings: ModelTimings, path: Path) -> None:
     """Write atomically. Raises StorageError."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(timings.to_json(), indent=1))
-        partial.replace(path)
+        write_atomically(path, json.dumps(timings.to_json(), indent=1))
     except OSError as error:
         raise StorageError(f"timings cannot be kept in {path}: {error.strerror}") from None
 

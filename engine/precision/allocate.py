@@ -19,6 +19,7 @@ from engine.config.settings import (
 )
 from engine.errors import ConfigError, StorageError
 from engine.facts.model import ModelFacts
+from engine.files import write_atomically
 from engine.precision.table import (
     PLANNED,
     Table,
@@ -139,11 +140,8 @@ def sensitivities_path(cache_folder: Path, facts: ModelFacts, config: EngineConf
 def save_sensitivities(path: Path, losses: Sequence[Losses], **facts: Any) -> None:
     """Write atomically. facts: how they were measured. Raises StorageError."""
     rows = [{str(bits): loss for bits, loss in curve.items()} for curve in losses]
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"layers": rows, **facts}, indent=1))
-        partial.replace(path)
+        write_atomically(path, json.dumps({"layers": rows, **facts}, indent=1))
     except OSError as error:
         raise StorageError(f"sensitivities cannot be kept in {path}: {error.strerror}") from None
 

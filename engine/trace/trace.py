@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import StorageError
+from engine.files import replacing
 from engine.types import Phase
 
 TRACE_VERSION = 1
@@ -88,12 +89,9 @@ class Trace:
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         table = [[p.group, p.phase, list(p.tokens), p.first] for p in self.passes]
         header = json.dumps({"version": TRACE_VERSION, "passes": table, "facts": self.facts})
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
+            with replacing(path) as stream:
                 np.savez_compressed(stream, header=np.array(header), **arrays)
-            partial.replace(path)
         except OSError as error:
             raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from None
 

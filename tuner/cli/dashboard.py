@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from tuner.cli import options
 from tuner.cli.output import print_note
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
-from tuner.processes.start import python_path
+from tuner.processes.start import start_module
 from tuner.store.database import open_read_only
 
 
@@ -32,13 +30,11 @@ def dashboard(
     if not app.is_file():
         raise StudyError(f"the dashboard is not installed: {app} is missing")
     print_note(f"http://{host}:{port} (end it with Ctrl-C)")
-    command = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
-    command += [sys.executable, "-m", "streamlit", "run", str(app)]
+    command = ["run", str(app)]
     command += ["--server.address", host, "--server.port", str(port), "--server.headless", "true"]
     command += ["--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none"]
     command += ["--client.toolbarMode", "viewer"]
     command += ["--", "--storage", url]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    code = subprocess.call(command, env=environment, stdout=sys.stderr)
+    code = start_module("streamlit", *command, stdin=None, stdout=sys.stderr).wait()
     if code:
         raise StudyError(f"the dashboard ended with code {code}: is port {port} taken?")

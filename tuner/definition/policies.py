@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import Field
 
 from engine.config.settings import EngineConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, nearest_hint
 from tuner.definition.strict_yaml import (
     Strict,
     load_yaml,
@@ -55,8 +54,7 @@ def load_policy(name: str) -> PolicyFile:
     path = studies_folder() / "policies" / f"{name}.yaml"
     if not path.is_file():
         names = policy_names()
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        hint = f"; the nearest is '{nearest[0]}'" if nearest else ""
+        hint = nearest_hint(name, names)
         raise UsageError(f"there is no policy '{name}'{hint} (there are: {', '.join(names)})")
     policy = read_strict(PolicyFile, load_yaml(path), str(path))
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from engine.errors import nearest_hint
 from tuner.errors import DefinitionError, UsageError
 
 
@@ -72,10 +72,8 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
 def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     allowed = sorted(_keys_at(model, place[:-1]))
     key = str(place[-1])
-    nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)
     full = ".".join(map(str, place))
-    hint = f"; the nearest is '{nearest[0]}'" if nearest else ""
-    return f"there is no key '{full}'{hint} (allowed: {', '.join(allowed)})"
+    return f"there is no key '{full}'{nearest_hint(key, allowed)} (allowed: {', '.join(allowed)})"
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:

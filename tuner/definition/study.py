@@ -6,7 +6,6 @@ model facts and no machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from engine.contract.requests import (
     Workload,
 )
 from engine.errors import ConfigError
+from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
 from tuner.definition.strict_yaml import (
     Strict,
@@ -195,7 +195,7 @@ class StudyDefinition(Strict):
         if not self.budget.curve:  # as in studies of before there were curves
             del asked["budget"]["curve"]
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_digest(text)
 
     def load_workload(self) -> Workload:
         """The workload that trials run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from engine.contract.requests import Workload
+from engine.files import short_digest
 from tuner.definition.strict_yaml import (
     Strict,
     load_yaml,
@@ -81,7 +81,7 @@ def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def workload_hash(workload: Workload) -> str:
     """16 hex digits of everything that a run of it depends on."""
     text = json.dumps(workload.to_json(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_digest(text)
 
 
 def _read_row(line: str, number: int, path: Path) -> dict[str, str]:

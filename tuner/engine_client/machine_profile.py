@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
 from pathlib import Path
 
 from engine.facts.machine import Hardware, MachineProfile
+from engine.files import write_atomically
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
@@ -42,11 +44,6 @@ def load_profile(path: Path) -> MachineProfile | None:
 
 
 def keep_profile(path: Path, profile: MachineProfile) -> None:
-    """Write atomically; a folder that cannot be written only costs the next study a moment."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(profile.to_json(), indent=1))
-        partial.replace(path)
-    except OSError:
-        return
+    """Where the folder cannot be written, the next study measures again."""
+    with contextlib.suppress(OSError):
+        write_atomically(path, json.dumps(profile.to_json(), indent=1))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import nearest_hint
 from tuner.errors import StoreError, UsageError
 
 
@@ -42,8 +42,7 @@ def remove_packs(root: Path, name: str) -> tuple[PackFolder, ...]:
     packs = list_packs(root)
     chosen = packs if name == "all" else tuple(pack for pack in packs if pack.name == name)
     if not chosen and name != "all":
-        nearest = difflib.get_close_matches(name, [p.name for p in packs], n=1, cutoff=0.0)
-        hint = f"; the nearest is '{nearest[0]}'" if nearest else ", and no other"
+        hint = nearest_hint(name, [pack.name for pack in packs]) or ", and no other"
         raise UsageError(f"there is no pack '{name}'{hint}: see `tune pack --list`")
     for pack in chosen:
         try:

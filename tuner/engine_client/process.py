@@ -26,7 +26,7 @@ from engine.contract import messages
 from engine.errors import ProtocolError
 from engine.types import FailureClass
 from tuner.errors import WorkerError
-from tuner.processes.start import python_path
+from tuner.processes.start import start_child
 
 log = logging.getLogger(__name__)
 
@@ -111,17 +111,15 @@ class EngineWorker:
         """Start the process; WorkerError if the command cannot be run."""
         ours, theirs = socket.socketpair()
         arguments = [*self.command, "--fd", str(theirs.fileno())]
-        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with theirs, self.log_path.open("ab") as log_file:
-            self._process = subprocess.Popen(
-                [*pdeathsig, *arguments],
+            self._process = start_child(
+                arguments,
+                self.environment,
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
             )
         self._socket = ours
         self._inbox = queue.SimpleQueue()

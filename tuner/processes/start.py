@@ -1,17 +1,38 @@
-"""Starts and ends child processes that must not outlive this one."""
+"""Starts child processes that die with this one, and ends them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ENDING_S = 30.0
 
 
+def start_child(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """Start a program that the kernel kills when this process dies.
+
+    command: program and arguments; environment: on top of this process's own, where the child
+    finds the same packages; options: of subprocess.Popen, stdin is /dev/null unless given.
+    """
+    wrapper = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
+    variables = {**os.environ, "PYTHONPATH": python_path(), **(environment or {})}
+    options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.Popen([*wrapper, *command], env=variables, **options)
+
+
+def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
+    """start_child for `python -m module`."""
+    return start_child([sys.executable, "-m", module, *arguments], **options)
+
+
 def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> None:
-    """As Ctrl-C would, then for sure."""
+    """Terminate, as Ctrl-C would; kill what does not end in time."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -22,7 +43,7 @@ def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> N
 
 
 def python_path() -> str:
-    """This program's own import path, so that a worker finds the same packages."""
+    """This program's own import path, so that a child finds the same packages."""
     source = str(Path(__file__).resolve().parents[2])
     rest = os.environ.get("PYTHONPATH", "")
     return f"{source}{os.pathsep}{rest}" if rest else source

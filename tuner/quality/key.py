@@ -14,6 +14,7 @@ from engine.config.exactness import (
     lossy_settings,
 )
 from engine.config.settings import EngineConfig
+from engine.files import json_digest
 from tuner.definition.strict_yaml import load_yaml
 from tuner.definition.study import QualityTasks
 
@@ -34,7 +35,7 @@ PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
 
 def quality_key(depends_on: Mapping[str, Any]) -> str:
     """16 hex digits of all that can change what the tasks say."""
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(depends_on)
 
 
 def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def quality_group(config: EngineConfig) -> str:
     """Equal for resolved configs of one study whose quality is evaluated once for all of them."""
     canonical = canonical_config(config)
     known = {**lossy_settings(canonical), "kv.max_tokens": canonical.kv.max_tokens}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(known)
 
 
 def task_digest(task: str) -> str:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import queue
 import subprocess
-import sys
 import threading
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from tuner.processes.start import python_path
+from tuner.processes.start import start_module
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +115,12 @@ class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optu
 
     def _start(self) -> subprocess.Popen[str]:
         self._answers = queue.Queue()
-        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
-        self._child = subprocess.Popen(
-            [*pdeathsig, sys.executable, "-m", "tuner.search.gp_process"],
+        self._child = start_module(
+            "tuner.search.gp_process",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONPATH": python_path()},
         )
         threading.Thread(target=_read, args=(self._child, self._answers), daemon=True).start()
         return self._child

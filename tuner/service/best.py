@@ -6,13 +6,13 @@ that many deployments may poll.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine.files import short_digest
 from tuner.definition.objectives import GOALS
 from tuner.deployment.document import dump_deployment
 from tuner.deployment.export import build_deployment
@@ -130,7 +130,7 @@ def _render(choice: Choice) -> Answer:
     created = (trial.finished or study.updated).isoformat(timespec="seconds")
     provenance = built.provenance.model_copy(update={"created": created})
     text = dump_deployment(built.model_copy(update={"provenance": provenance}))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    digest = short_digest(text, 32)
     return Answer(text, f'"{digest}"', study.name, trial.number)
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import yaml
 
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
-from tuner.processes.start import python_path
+from tuner.processes.start import start_module
 
 ERROR_BYTES = 1 << 20  # a longer document is no error
 
@@ -70,20 +69,17 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     written = complete.model_dump(mode="json", exclude_defaults=True)
     write_atomically(path, yaml.safe_dump(written, sort_keys=False))
     url, secrets = _without_password(storage)
-    command = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
-    command += [sys.executable, "-m", "tuner", "--definition", str(path)]
-    command += ["--storage", url, "--json"]
     with contextlib.ExitStack() as undo:
         document = undo.enter_context(tempfile.TemporaryFile())
         with (folder / "log.txt").open("ab") as log_file:
-            process = subprocess.Popen(
-                command,
+            process = start_module(
+                "tuner",
+                *("--definition", str(path), "--storage", url, "--json"),
+                environment=secrets,
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
                 stdout=document,
                 stderr=log_file,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": python_path(), **secrets},
             )
         undo.pop_all()
     return StudyProcess(process, document)

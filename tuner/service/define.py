@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.files import short_digest
 from engine.types import parse_size_bytes
 from tuner.definition.study import (
     Budget,
@@ -101,5 +101,5 @@ def _prompt_lines(prompts: Sequence[str]) -> str:
 
 
 def _prompts_path(prompts: Sequence[str], folder: Path) -> Path:
-    digest = hashlib.sha256(_prompt_lines(prompts).encode()).hexdigest()[:16]
+    digest = short_digest(_prompt_lines(prompts))
     return folder / "prompts" / f"{digest}.jsonl"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from engine.files import short_digest
 from tuner.errors import StoreError, StudyError
 from tuner.store.database import explained, parse_url
 
@@ -95,5 +96,5 @@ def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
 
 def _lock_path(parsed: sa.URL, name: str) -> Path:
     database = Path(parsed.database or "").resolve()
-    digest = hashlib.sha256(f"{database}\n{name}".encode()).hexdigest()[:16]
+    digest = short_digest(f"{database}\n{name}")
     return database.parent / "locks" / f"{digest}.lock"

@@ -6,7 +6,6 @@ running trial.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,6 +23,7 @@ from engine.contract.report import (
 from engine.contract.requests import Workload
 from engine.facts.machine import Hardware
 from engine.facts.model import ModelFacts
+from engine.files import short_digest
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import (
     StudyDefinition,
@@ -217,7 +217,7 @@ class Store:
     ) -> int:
         """The row of this resolved config under this model and workload; its id."""
         text = f"{model_id} {work_hash} {config.digest()}"
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = short_digest(text)
         with self.database.session() as session:
             row = ConfigurationRow(
                 hash=digest,

@@ -8,8 +8,6 @@ predictions.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +26,7 @@ from engine.facts.timings import (
     load_timings,
     timings_path,
 )
+from engine.files import json_digest, replacing, short_digest
 from engine.trace.trace import (
     Trace,
     load_trace,
@@ -165,20 +164,16 @@ class Preparation:
         timings: ModelTimings,
         learned: Mapping[str, Any],
     ) -> Path:
-        text = json.dumps(
-            [
-                trace.name,
-                _digest(json.dumps(timings.to_json(), sort_keys=True).encode()),
-                [item.config.digest() for item in candidates.items],
-                # whose time split corrects the twin; a number alone is one in each store
-                self.first.started.isoformat() if self.first is not None else None,
-                {name: _digest(array.tobytes()) for name, array in learned.items()},
-                VERSION,
-            ],
-            sort_keys=True,
-        )
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return cache_folder() / "predictions" / f"{digest}.npz"
+        known = [
+            trace.name,
+            json_digest(timings.to_json()),
+            [item.config.digest() for item in candidates.items],
+            # whose time split corrects the twin; a number alone is one in each store
+            self.first.started.isoformat() if self.first is not None else None,
+            {name: short_digest(array.tobytes()) for name, array in learned.items()},
+            VERSION,
+        ]
+        return cache_folder() / "predictions" / f"{json_digest(known)}.npz"
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -187,10 +182,6 @@ class Preparation:
             yield
         finally:
             self.context.add_spent(name, time.monotonic() - started)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _load(path: Path, size: int) -> Predictions | None:
@@ -207,11 +198,5 @@ def _load(path: Path, size: int) -> Predictions | None:
 
 def _keep(path: Path, found: Predictions) -> None:
     """For other workers and the next study; a folder that cannot be written only costs time."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.savez(stream, replayed=found.replayed, **dict(found.logs))  # type: ignore[arg-type]
-        partial.replace(path)
-    except OSError:
-        return
+    with contextlib.suppress(OSError), replacing(path) as stream:
+        np.savez(stream, replayed=found.replayed, **dict(found.logs))  # type: ignore[arg-type]

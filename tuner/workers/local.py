@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.facts.machine import Hardware
 from tuner.folders import data_folder
-from tuner.processes.start import ENDING_S, end_process, python_path
+from tuner.processes.start import ENDING_S, end_process, start_module
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,6 @@ def joined_workers(study: str, storage: str, devices: Sequence[str], trust: bool
 
 
 def _start(study: str, storage: str, device: str, trust: bool, log: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tuner", "worker", study, "--storage", storage]
+    command = ["worker", study, "--storage", storage]
     command += ["--device", device, *(["--trust-remote-code"] if trust else [])]
-    pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
-    return subprocess.Popen(
-        [*pdeathsig, *command],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": python_path()},
-        cwd=Path.cwd(),
-    )
+    return start_module("tuner", *command, stdout=log, stderr=log, cwd=Path.cwd())

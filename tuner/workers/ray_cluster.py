@@ -12,14 +12,13 @@ import logging
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from tuner.errors import StudyError, UsageError
 from tuner.folders import data_folder
-from tuner.processes.start import end_process, python_path
+from tuner.processes.start import end_process, start_module
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +81,16 @@ def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[s
     folder = data_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     with (folder / f"ray-{os.getpid()}.log").open("ab") as output, os.fdopen(reading) as messages:
         try:
-            process = subprocess.Popen(
-                [*pdeathsig, sys.executable, "-m", "tuner.workers.ray_driver", str(writing)],
+            process = start_module(
+                "tuner.workers.ray_driver",
+                str(writing),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 text=True,
                 pass_fds=(writing,),
-                env={**os.environ, "PYTHONPATH": python_path()},
                 cwd=Path.cwd(),
                 process_group=0,  # Ctrl-C is for the study
             )

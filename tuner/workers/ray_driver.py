@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.processes.identity import id_of
-from tuner.processes.start import python_path
+from tuner.processes.start import start_module
 
 GPU = "GPU"
 LAST_LINES = 5
@@ -82,15 +82,13 @@ class WorkerActor:
     """Runs one `tune worker` on its node; that dies with this actor."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        pdeathsig = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*pdeathsig, sys.executable, "-m", "tuner", *arguments],
-            stdin=subprocess.DEVNULL,
+        self._process = start_module(
+            "tuner",
+            *arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONPATH": python_path()},
         )
 
     def worker(self) -> str:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
 from engine.experts.kernels.probe import layout_key
+from engine.files import write_atomically
 
 
 def keep_crossover(folder: Path, tokens: int) -> None:
     """Remember the measured crossover of this machine's packed kernels."""
-    path = _path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"tokens": tokens}))
-    partial.replace(path)
+    write_atomically(_path(folder), json.dumps({"tokens": tokens}))
 
 
 def known_crossover(folder: Path) -> int:

@@ -29,6 +29,7 @@ from engine.experts.encoding.quantization import (
 from engine.experts.kernels.base import Kernel, MatrixShape
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
+from engine.files import write_atomically
 from engine.layout.record import (
     Part,
     record_layout,
@@ -159,10 +160,7 @@ def _failure(
         known: str | None = json.loads(path.read_text())["failure"]
         return known
     found = _test_in_child(kernel.name, shapes, group_size, name, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"failure": found}))
-    partial.replace(path)
+    write_atomically(path, json.dumps({"failure": found}))
     return found
 
 

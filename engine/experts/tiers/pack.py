@@ -30,6 +30,7 @@ from engine.experts.encoding.codec import (
 )
 from engine.experts.kernels.prequantized import encode_prequantized
 from engine.experts.kernels.probe import layout_key
+from engine.files import write_atomically
 from engine.layout.record import parts_to_json
 from engine.model.loader import LoadedModel
 from engine.types import ExpertId, format_bytes
@@ -173,7 +174,7 @@ def _write_pack(
         os.posix_fadvise(records.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     partial.replace(folder / "records.bin")
     manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
-    _write_atomically(folder / "manifest.json", json.dumps(manifest))
+    write_atomically(folder / "manifest.json", json.dumps(manifest))
     journal.unlink()
 
 
@@ -218,7 +219,7 @@ def _resume(
                 checksums.extend(sums)
                 layers += 1
     kept = lines[: layers + 1] if layers else []
-    _write_atomically(journal, "".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(journal, "".join(json.dumps(line) + "\n" for line in kept))
     return checksums, layers
 
 
@@ -275,14 +276,6 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 def _sync(stream: Any) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".new")
-    with partial.open("w") as stream:
-        stream.write(text)
-        _sync(stream)
-    partial.replace(path)
 
 
 def record_checksum(data: memoryview) -> int:

@@ -21,6 +21,7 @@ from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
 from engine.errors import StorageError
 from engine.facts.model import ModelFacts
+from engine.files import short_digest
 from engine.serve.batching.sequence import (
     Deliver,
     SequenceRequest,
@@ -116,7 +117,7 @@ class InstCache:
 def response_cache_path(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> Path:
     """Where the answers of this model under these settings lie."""
     text = json.dumps(lossy_settings(config), sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = short_digest(text)
     return cache_folder / "answers" / f"{facts.fingerprint}-{digest}.db"
 
 

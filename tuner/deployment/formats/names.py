@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+
+from engine.files import short_digest
 
 LONGEST = 63  # of a label; what others append to a name must fit too
 _HASH_DIGITS = 8
@@ -19,5 +20,5 @@ def cluster_name(prefix: str, text: str, longest: int = LONGEST) -> str:
     plain = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")
     if plain == wanted and len(plain) <= longest:
         return plain
-    digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
+    digest = short_digest(text, _HASH_DIGITS)
     return f"{plain[: longest - _HASH_DIGITS - 1].rstrip('-')}-{digest}"

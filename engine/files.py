@@ -1,0 +1,49 @@
+"""Files that are replaced as a whole, and short digests. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+DIGITS = 16
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of `path` when the block ends without an error: a
+    reader sees the old file or the new one, also after a crash. Makes the folder. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as undo:
+        with tempfile.NamedTemporaryFile(
+            dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
+        ) as stream:
+            undo.callback(Path(stream.name).unlink, missing_ok=True)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, path)
+        undo.pop_all()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file as a whole (UTF-8). Raises OSError."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+def short_digest(data: str | bytes, digits: int = DIGITS) -> str:
+    """The first hex digits of SHA-256."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:digits]
+
+
+def json_digest(value: Any, digits: int = DIGITS) -> str:
+    """short_digest of a value as JSON with sorted keys."""
+    return short_digest(json.dumps(value, sort_keys=True), digits)
