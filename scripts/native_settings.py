@@ -8,6 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.worker.__main__ import NATIVE_SETTINGS
+from engine.worker.process import NATIVE_SETTINGS
 
 os.environ.update(NATIVE_SETTINGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from engine.worker.__main__ import NATIVE_SETTINGS
+from engine.worker.process import NATIVE_SETTINGS
 
 # As in a worker: threads that spin would make a busy machine crawl.
 for _name, _value in NATIVE_SETTINGS.items():

@@ -13,7 +13,7 @@ from engine.contract.messages import (
     BASELINES,
     BaselineName,
 )
-from engine.worker.__main__ import NATIVE_SETTINGS
+from engine.worker.process import NATIVE_SETTINGS
 
 if TYPE_CHECKING:
     from engine.worker.loop import (

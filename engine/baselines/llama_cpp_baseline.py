@@ -28,7 +28,7 @@ from engine.errors import EngineError, ModelError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
 from engine.model.hub import locate
-from engine.worker.__main__ import NATIVE_SETTINGS
+from engine.worker.process import NATIVE_SETTINGS
 
 Emit = Callable[[dict[str, Any]], None]
 

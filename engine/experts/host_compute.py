@@ -61,7 +61,7 @@ class HostCompute:
     def _compute(self, module: Any, expert: ExpertId, bits: Bits, x: torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
         tier = self._tiers[bits]
-        with tier.lend(expert, self._scratch) as raw:
+        with tier.borrow(expert, self._scratch) as raw:
             out = self._run(module, self._multipliers[bits], expert_view(raw, tier.record), x)
         if self._bytes_per_s is not None:
             least = tier.record.size_bytes / self._bytes_per_s

@@ -18,7 +18,7 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, Fetch, Step
+from engine.policy.expert_cache import ON_HOST, Fetch, LayerPass, Step
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
 from engine.types import ExpertId
 
@@ -32,7 +32,7 @@ class ArrivalCounters:
 
 
 class Residency:
-    """Keeps the experts that the policy decided on in slots, and lends them.
+    """Keeps the experts that the policy decided on in slots; who computes borrows them.
 
     on_wait: called with True before blocking on a transfer and with False after it, so that the
     caller can attribute the time.
@@ -52,9 +52,6 @@ class Residency:
         self._order = order
         self._on_wait = on_wait
         self._in_slot: dict[int, Transfer] = {}
-        self._layer = -1
-        self._steps: list[Step] = []
-        self._deferred: list[Step] = []
         self._prefetching: dict[int, list[Transfer]] = {}
         self.arrivals = ArrivalCounters()
 
@@ -73,29 +70,26 @@ class Residency:
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
         """One micro-batch's routing is known: its misses start at once."""
-        if self._layer < 0:
-            self._layer, self._steps = layer, []
         steps = self.policy.routed(layer, micro_batch, routing)
-        self._settle_predictions(steps)
+        self._settle_predictions(layer, steps)
         self._start([step for step in steps if not step.hit and step.slot != ON_HOST])
-        self._steps.extend(steps)
 
     def layer_routed(self) -> None:
         """All micro-batches are routed."""
-        self._deferred, fetches = self.policy.layer_routed()
-        self._steps.extend(self._deferred)
-        self._start([late for late in self._deferred if late.after is None])
+        deferred, fetches = self.policy.layer_routed()
+        self._start([late for late in deferred if late.after is None])
         self._demote_stale()
         self._fetch(fetches)
 
     def host_steps(self) -> Sequence[Step]:
         """What the host computes in this layer pass."""
-        return [step for step in self._steps if step.slot == ON_HOST]
+        return [step for step in self._pass().steps if step.slot == ON_HOST]
 
     def device_steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
         """Every expert that the device computes once, in the order of the policy. Ends the pass."""
-        waiting = {step.after: step for step in self._deferred if step.after is not None}
-        pending = [s for s in self._steps if s.slot != ON_HOST and s.after is None]
+        steps = self._pass().steps
+        waiting = {step.after: step for step in steps if step.after is not None}
+        pending = [s for s in steps if s.slot != ON_HOST and s.after is None]
         while pending:
             step = self._order.next(pending, self._is_ready, self.policy.tokens)
             if step is None:
@@ -112,17 +106,16 @@ class Residency:
                 self._start([follower])
                 pending.append(follower)
         self.policy.computed()
-        self._layer = -1
 
     def end_pass(self) -> None:
         """The forward pass is done."""
         self.policy.end_pass()
 
-    def lend(self, fraction: float) -> None:
-        """Between two passes: how much of the lent slots is there from now on (0 to 1). The memory
-        of the others is given back at once."""
+    def open_elastic(self, fraction: float) -> None:
+        """Between two passes: make this fraction of the elastic slots available (0 to 1). The
+        memory of the others is given back at once."""
         self._transfers.drain()  # into a slot that may go
-        for slot in self.policy.cache.lend(fraction):
+        for slot in self.policy.cache.open_elastic(fraction):
             self._in_slot.pop(slot, None)
             self._slots.give_back(slot)
 
@@ -130,6 +123,11 @@ class Residency:
         """Start counting anew."""
         self.policy.reset_counters()
         self.arrivals = ArrivalCounters()
+
+    def _pass(self) -> LayerPass:
+        current = self.policy.cache.current
+        assert current is not None, "no layer pass was begun"
+        return current
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:
         if not fetches:
@@ -169,9 +167,9 @@ class Residency:
         for event in self._in_slot[step.slot].events:
             self._slots.device.wait(event)
 
-    def _settle_predictions(self, steps: Sequence[Step]) -> None:
+    def _settle_predictions(self, layer: int, steps: Sequence[Step]) -> None:
         """Raise the transfers that turned out demanded, and note which came in time."""
-        prefetching = self._prefetching.get(self._layer, [])
+        prefetching = self._prefetching.get(layer, [])
         for step in steps:
             if not step.hit:
                 continue
@@ -185,10 +183,11 @@ class Residency:
 
     def _demote_stale(self) -> None:
         """What was predicted for this layer and is not wanted goes behind all others."""
-        prefetching = self._prefetching.pop(self._layer, [])
+        current = self._pass()
+        prefetching = self._prefetching.pop(current.layer, [])
         if not prefetching:
             return
-        demanded = {step.expert for step in self._steps}
+        demanded = {step.expert for step in current.steps}
         for transfer in prefetching:
             if transfer.expert not in demanded and not transfer.read:
                 self._transfers.demote(transfer)

@@ -214,7 +214,9 @@ class TransferEngine:
         if target is not None:
             source.read(transfer.expert, chunk, target, bytes_view(scratch))
             return None
-        piece = source.lend_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
+        piece = (
+            source.borrow_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
+        )
         if piece is not None:
             try:
                 return self._copy(transfer, chunk, piece)

@@ -28,7 +28,7 @@ def link_bandwidth(device: Device, tier: HostTier, threads: int, chunk_bytes: in
         moved = 0
         for expert in experts[number::threads]:
             for piece in tier.chunks(expert, chunk_bytes):
-                source = tier.lend_piece(expert, piece)
+                source = tier.borrow_piece(expert, piece)
                 if source is None:
                     continue
                 first = number * size + piece.record_offset

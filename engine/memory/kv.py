@@ -84,7 +84,7 @@ def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool)
         )
     if config.precision.low_bits or config.precision.scheme != "uniform":
         raise ConfigError(
-            "kv.elastic lends slots of one size: set precision.scheme to uniform and "
+            "kv.elastic needs slots of one size: set precision.scheme to uniform and "
             "precision.low_bits to 0, or kv.elastic to false"
         )
 

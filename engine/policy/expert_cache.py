@@ -59,6 +59,20 @@ class _Ids(dict[int, ExpertId]):
         return made
 
 
+@dataclass
+class LayerPass:
+    """One pass over one layer, from its first routing until its experts are computed.
+
+    demanded: by any micro-batch, in routing order; steps: everything decided so far, in that
+    order; deferred: demanded, but without a slot until all micro-batches are routed.
+    """
+
+    layer: int
+    demanded: dict[ExpertId, None] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    deferred: list[tuple[ExpertId, Bits]] = field(default_factory=list)
+
+
 _Victims = dict["_Pool", list[ExpertId]]
 """Who may be evicted in one call, by pool: walked once, however many slots the call takes."""
 
@@ -92,7 +106,7 @@ class ExpertCache:
     eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
     hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
     can be (HOBBIT's mask, ScratchPipe's hold mask); elastic: how many slots of each pool are only
-    there for a while, see lend.
+    there for a while, see open_elastic.
     """
 
     def __init__(
@@ -131,10 +145,7 @@ class ExpertCache:
         self._ids = tuple(_Ids(layer) for layer in range(layers))
         self._high = high
         self._hold = hold_predicted
-        self._layer = -1
-        self._schedule: list[Step] = []
-        self._demanded: dict[ExpertId, None] = {}
-        self._deferred: list[tuple[ExpertId, Bits]] = []
+        self.current: LayerPass | None = None
         self._last_demand: dict[int, frozenset[ExpertId]] = {}
         self._predicted: dict[int, frozenset[ExpertId]] = {}
 
@@ -160,24 +171,23 @@ class ExpertCache:
 
     def begin(self, layer: int) -> None:
         """Start a layer pass."""
-        assert self._layer < 0, "the former layer pass was not ended"
-        self._layer = layer
-        self._schedule, self._deferred = [], []
-        self._demanded = {}
+        assert self.current is None, "the former layer pass was not ended"
+        self.current = LayerPass(layer)
         for pool in self._of_layer[layer]:
             pool.eviction.begin_layer(layer)
 
     def missing(self, layer: int, indices: Iterable[int]) -> list[int]:
         """Those that are neither resident nor demanded before in the present pass."""
         pools, ids = self._of_layer[layer], self._ids[layer]
+        demanded = self.current.demanded if self.current is not None else {}
         experts = [(index, ids[index]) for index in indices]
         if len(pools) == 1:
             residents = pools[0].residents
-            return [i for i, e in experts if e not in residents and e not in self._demanded]
+            return [i for i, e in experts if e not in residents and e not in demanded]
         return [
             i
             for i, e in experts
-            if e not in self._demanded and not any(e in pool.residents for pool in pools)
+            if e not in demanded and not any(e in pool.residents for pool in pools)
         ]
 
     def demand(
@@ -195,8 +205,9 @@ class ExpertCache:
         the new steps that have a slot or run on the host; what found no slot is deferred to
         finish(); what is to be skipped has no step.
         """
-        by_bits, pools = self._by_layer[self._layer], self._of_layer[self._layer]
-        demanded, ids = self._demanded, self._ids[self._layer]
+        current = self._current()
+        by_bits, pools = self._by_layer[current.layer], self._of_layer[current.layer]
+        demanded, ids = current.demanded, self._ids[current.layer]
         steps: list[Step] = []
         missing: list[ExpertId] = []
         for index in indices:
@@ -220,7 +231,7 @@ class ExpertCache:
             else:
                 missing.append(expert)
         # Other micro-batches may still want what the last pass used: those victims wait.
-        spare = self._last_demand.get(self._layer, ()) if more_to_come else ()
+        spare = self._last_demand.get(current.layer, ()) if more_to_come else ()
         victims: _Victims = {}
         for expert in missing:
             bits = wanted.get(expert.expert, self._high)
@@ -231,20 +242,21 @@ class ExpertCache:
                 continue
             slot = self._take_slot(by_bits[bits], expert, bits, victims, spare)
             if slot is None:
-                self._deferred.append((expert, bits))
+                current.deferred.append((expert, bits))
                 continue
             steps.append(Step(expert, slot, bits, hit=False))
-        self._schedule.extend(steps)
+        current.steps.extend(steps)
         return steps
 
     def finish(self) -> list[Step]:
         """All micro-batches have arrived: place the deferred experts, first into slots of experts
         that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
+        current = self._current()
         steps: list[Step] = []
         given: dict[_Pool, int] = {}
         victims: _Victims = {}
-        for expert, bits in self._deferred:
-            pool = self._by_layer[self._layer][bits]
+        for expert, bits in current.deferred:
+            pool = self._by_layer[current.layer][bits]
             slot = self._take_slot(pool, expert, bits, victims)
             if slot is not None:
                 steps.append(Step(expert, slot, bits, hit=False))
@@ -258,20 +270,20 @@ class ExpertCache:
                 pool.eviction.insert(expert, high=bits == self._high)
                 after = None if donor is None else donor.expert
                 steps.append(Step(expert, slot, bits, hit=False, after=after))
-            self._schedule.append(steps[-1])
-        self._deferred = []
-        self._last_demand[self._layer] = frozenset(self._demanded)
-        self._predicted.pop(self._layer, None)
+            current.steps.append(steps[-1])
+        current.deferred.clear()
+        self._last_demand[current.layer] = frozenset(current.demanded)
+        self._predicted.pop(current.layer, None)
         return steps
 
     def end(self) -> None:
         """The layer pass is computed: nothing is pinned any more."""
-        for pool in self._of_layer[self._layer]:
+        layer = self._current().layer
+        for pool in self._of_layer[layer]:
             if not pool.eviction.keeps:
-                for expert in [e for e in pool.residents if e.layer == self._layer]:
+                for expert in [e for e in pool.residents if e.layer == layer]:
                     self._release(pool, expert)
-        self._demanded = {}
-        self._layer = -1
+        self.current = None
 
     def prefetch(
         self,
@@ -315,10 +327,10 @@ class ExpertCache:
             fetches.append(Fetch(expert, slot, bits))
         return fetches
 
-    def lend(self, fraction: float) -> list[int]:
-        """Between two layer passes: so much of the elastic slots is there now (0 to 1). Returns
-        those that were there and are not; who lay in them is evicted as for any newcomer."""
-        assert self._layer < 0, "a layer pass is under way"
+    def open_elastic(self, fraction: float) -> list[int]:
+        """Between two layer passes: make this fraction of the elastic slots available (0 to 1).
+        Returns the slots that were closed; what lay in them is evicted as for any newcomer."""
+        assert self.current is None, "a layer pass is under way"
         taken: list[int] = []
         for pool in self._pools:
             wanted = pool.elastic - int(pool.elastic * fraction + 1e-9)  # closed ones
@@ -342,15 +354,19 @@ class ExpertCache:
             seen.extend(resident.slot for resident in pool.residents.values())
         assert sorted(seen) == list(range(self.slots)), f"slots lost or doubled: {sorted(seen)}"
 
+    def _current(self) -> LayerPass:
+        assert self.current is not None, "no layer pass was begun"
+        return self.current
+
     def _donor(self, pool: _Pool, given: int) -> Step | None:
         """The step of this layer pass whose slot a later one takes over, after so many that gave
         theirs already; None where none of this pool's has one."""
-        own = (step for step in self._schedule if step.slot in pool.slots)
+        own = (step for step in self._current().steps if step.slot in pool.slots)
         return next(itertools.islice(own, given, None), None)
 
     def _served_elsewhere(self, pool: _Pool) -> ExpertId:
         """A demanded resident of this pool that the present layer pass takes from another one."""
-        used = {step.slot for step in self._schedule}
+        used = {step.slot for step in self._current().steps}
         return next(e for e, resident in pool.residents.items() if resident.slot not in used)
 
     def _take_slot(
@@ -365,7 +381,8 @@ class ExpertCache:
         if not pool.free:
             allowed = victims.get(pool)
             if allowed is None:
-                kept = self._demanded.keys() | spare
+                demanded = self.current.demanded.keys() if self.current is not None else ()
+                kept = {*demanded, *spare}
                 allowed = victims[pool] = [e for e in pool.residents if e not in kept]
             if not allowed:
                 return None

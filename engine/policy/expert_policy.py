@@ -18,7 +18,7 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, Step
+from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, LayerPass, Step
 from engine.policy.future import Future
 from engine.policy.placement import Placement
 from engine.policy.precision import PrecisionPolicy
@@ -74,8 +74,6 @@ class ExpertPolicy:
         self._limit = limit
         self._phase: Phase = "decode"
         self._micro_batches = 1
-        self._layer = -1
-        self._steps: list[Step] = []
         self._predicted: dict[int, dict[int, None]] = {}
         self.tokens: dict[int, int] = {}
         self.needs: frozenset[Need] = predictor.needs | precision.needs
@@ -111,11 +109,10 @@ class ExpertPolicy:
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> list[Step]:
         """One micro-batch's routing is known. Returns the steps that have a place."""
-        if self._layer < 0:
-            self._layer = layer
+        if self.cache.current is None:
             self.cache.begin(layer)
             self.future.begin_layer(layer)
-            self._steps, self.tokens = [], {}
+            self.tokens = {}
         self._predictor.routed(layer, micro_batch, routing)
         tokens = _tokens_by_expert(routing)
         if self.tokens:
@@ -129,23 +126,20 @@ class ExpertPolicy:
             missing = self.cache.missing(layer, tokens)
             on_host = self._placement.on_host([(e, tokens[e]) for e in missing])
         more = micro_batch + 1 < self._micro_batches
-        steps = self.cache.demand(tokens, wanted, on_host, more_to_come=more)
-        self._steps.extend(steps)
-        return steps
+        return self.cache.demand(tokens, wanted, on_host, more_to_come=more)
 
     def layer_routed(self) -> tuple[list[Step], list[Fetch]]:
         """All micro-batches are routed. Returns the steps that got their place only now, and the
         fetches that start behind all demands."""
         steps = self.cache.finish()
-        self._steps.extend(steps)
-        self._count()
-        fetches = self._follow(self._predictor.layer_routed(self._layer))
+        assert self.cache.current is not None
+        self._count(self.cache.current)
+        fetches = self._follow(self._predictor.layer_routed(self.cache.current.layer))
         return steps, fetches
 
     def computed(self) -> None:
         """The layer's experts are computed."""
         self.cache.end()
-        self._layer = -1
 
     def end_pass(self) -> None:
         """The forward pass is done."""
@@ -179,10 +173,10 @@ class ExpertPolicy:
         dropped = frozenset(self.cache.missing(layer, experts)[self._limit :])
         return tuple(expert for expert in experts if expert not in dropped)
 
-    def _count(self) -> None:
-        counters, phase, layer = self.counters, self._phase, self._layer
+    def _count(self, done: LayerPass) -> None:
+        counters, phase, layer = self.counters, self._phase, done.layer
         hits = 0
-        for step in self._steps:
+        for step in done.steps:
             hits += step.hit
             counters.on_host += step.slot == ON_HOST
             counters.low += step.bits != self._precision.high
@@ -192,7 +186,7 @@ class ExpertPolicy:
         if phase == "decode":
             counters.hits_by_layer[layer] += hits
             counters.misses_by_layer[layer] += lookups - hits
-        counters.skipped += lookups - len(self._steps)
+        counters.skipped += lookups - len(done.steps)
         predicted = self._predicted.pop(layer, None)
         if predicted is not None:
             demanded = len(self.tokens.keys() & predicted.keys())

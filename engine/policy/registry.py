@@ -250,7 +250,7 @@ def build_policy(
         hold_predicted=flag(config.cache.options, "cache.options.hold_predicted"),
         elastic=_elastic_by_pool(context, pools, slots, elastic),
     )
-    cache.lend(0.0)
+    cache.open_elastic(0.0)
     return ExpertPolicy(
         cache,
         PREDICTORS[config.prefetch.predictor](context),

@@ -147,9 +147,9 @@ class LiveConfiguration:
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
 
-    def lend(self, fraction: float) -> None:
-        """Between two passes: so much of the room of keys and values holds experts (0 to 1)."""
-        self.residency.lend(fraction)
+    def open_elastic(self, fraction: float) -> None:
+        """Between two passes: lend this fraction of the KV memory to expert slots (0 to 1)."""
+        self.residency.open_elastic(fraction)
 
     @property
     def store(self) -> ExpertStore:
@@ -214,10 +214,10 @@ class LiveConfiguration:
         self._opened.close()
 
     def _release_elastic(self) -> None:
-        """No slot is elastic at first: what allocating touched goes."""
+        """Close all elastic slots; opening them once touches their memory."""
         cache = self.policy.cache
-        cache.lend(1.0)
-        self.residency.lend(0.0)
+        cache.open_elastic(1.0)
+        self.residency.open_elastic(0.0)
 
     def _stop_predictions(self) -> None:
         if self._threads is not None:

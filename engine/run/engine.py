@@ -273,11 +273,11 @@ class Engine:
         config = self.live.config
         return config.prefetch.predictor == "oracle" or config.cache.eviction == "belady"
 
-    def lend(self, fraction: float) -> None:
-        """How much of the room of keys and values no sequence has been promised (0 to 1): experts
-        use it until told otherwise. Without kv.elastic nothing changes."""
+    def open_elastic(self, fraction: float) -> None:
+        """Lend this fraction of the KV memory (0 to 1) to expert slots until the next call. Without
+        kv.elastic nothing changes."""
         if self.live.memory.elastic_slots:
-            self.live.lend(fraction)
+            self.live.open_elastic(fraction)
 
     def begin_sequences(self) -> None:
         """What comes next are new sequences (prefill says so itself)."""

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
-import socket
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.worker.__main__ import NATIVE_SETTINGS
+from engine.worker.process import run_process
 
-
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for name, value in NATIVE_SETTINGS.items():
-        os.environ.setdefault(name, value)
-
-    import platformdirs
-    import transformers
-
+if TYPE_CHECKING:
     from engine.serve.operations import Operations
-    from engine.worker.loop import (
-        Connection,
-        serve,
-    )
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    cache_folder = Path(platformdirs.user_cache_dir("expertune"))
-    connection = Connection(socket.socket(fileno=arguments.fd))
-    serve(connection, lambda emit: Operations(cache_folder, emit))
-    return 0
+
+def _make() -> type[Operations]:
+    from engine.serve.operations import Operations
+
+    return Operations
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(str(__doc__), _make))

@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.exactness import ON_MISS
-from engine.config.settings import EngineConfig
-from engine.contract.requests import Workload
-from engine.errors import ConfigError, EngineError, ModelError, ProtocolError
-from engine.measure.measure import measure
-from engine.measure.workload import tokenize
-from engine.run.engine import Engine
+from engine.errors import ConfigError, ProtocolError
 from engine.serve.server import ServeOptions, serve_http
 from engine.trace.fingerprint import RoutingCounts
 from engine.worker.baseline import settle_serving_baseline
-from engine.worker.open_model import open_engine
-
-Emit = Callable[[dict[str, Any]], None]
+from engine.worker.engine_host import Emit, EngineHost
 
 
 class Operations:
@@ -29,11 +22,7 @@ class Operations:
     request."""
 
     def __init__(self, cache_folder: Path, emit: Emit) -> None:
-        self._cache_folder = cache_folder
-        self._emit = emit
-        self._engine: Engine | None = None
-        self._tokenizer: Any = None
-        self._runtime_bytes = 0
+        self._host = EngineHost(cache_folder, emit, settle_serving_baseline)
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
             "open": self.open,
             "configure": self.configure,
@@ -58,35 +47,24 @@ class Operations:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> dict[str, Any]:
-        """Load a model's dense part and its tokenizer."""
-        self.close()
-        opened = open_engine(
-            model,
-            device,
-            self._cache_folder,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            settle=settle_serving_baseline,
-        )
-        self._engine, self._runtime_bytes = opened.engine, opened.runtime_bytes
-        self._tokenizer = _load_tokenizer(self._engine)
-        return opened.to_json(self._cache_folder)
+        """Load a model's non-expert weights and its tokenizer."""
+        answer = self._host.open(model, device, trust_remote_code, revision)
+        _ = self._host.tokenizer  # a model without one cannot be served
+        return answer
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         """Reconfigure in place. Raises ConfigError for a config that only recorded text can run."""
-        engine = self._opened()
-        resolved, memory = engine.configure(EngineConfig.from_dict(config), self._progress)
-        if engine.needs_future:
+        resolved, memory = self._host.configure(config)
+        if self._host.engine.needs_future:
             raise ConfigError(
                 "this config knows its future (prefetch.predictor oracle or cache.eviction "
                 "belady), which nobody knows of what clients ask: export another trial"
             )
         if resolved.serve.response_cache_entries and resolved.precision.scheme in ON_MISS:
             raise ConfigError(
-                f"serve.response_cache_entries keeps answers that are always the same; what "
-                "precision.scheme = "
-                f"{resolved.precision.scheme} computes depends on what happens to be resident: set "
-                "serve.response_cache_entries to 0"
+                "serve.response_cache_entries keeps answers that are always the same; what "
+                f"precision.scheme = {resolved.precision.scheme} computes depends on what happens "
+                "to be resident: set serve.response_cache_entries to 0"
             )
         return {"config": resolved.to_dict(), "memory": memory.to_json()}
 
@@ -98,18 +76,13 @@ class Operations:
         seed: int = 0,
     ) -> dict[str, Any]:
         """The canary: as a worker does it, with the routing's fingerprint in the environment."""
-        task, engine = Workload.from_json(workload), self._opened()
-        counts = RoutingCounts(engine.facts.moe_layers, engine.facts.experts)
-        report = measure(
-            engine,
-            tokenize(task, self._tokenizer),
-            output_tokens=task.output_tokens,
-            sequences_per_repeat=task.sequences,
-            repeats=repeats,
-            first_repeat=seed,
-            warm_up=warm_up,
-            runtime_bytes=self._runtime_bytes,
-            progress=self._progress,
+        facts = self._host.engine.facts
+        counts = RoutingCounts(facts.moe_layers, facts.experts)
+        report = self._host.measure(
+            workload,
+            repeats,
+            warm_up,
+            seed,
             on_trace=lambda trace: counts.add_table(trace.experts),
         )
         report.environment["routing"] = counts.take()
@@ -117,31 +90,10 @@ class Operations:
 
     def serve(self, **options: Any) -> dict[str, Any]:
         """Serve until told to stop; the totals. options: of ServeOptions."""
-        return serve_http(self._opened(), self._tokenizer, ServeOptions(**options), self._emit)
+        host = self._host
+        return serve_http(host.engine, host.tokenizer, ServeOptions(**options), host.emit)
 
     def close(self) -> dict[str, Any]:
         """Drop the model."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._tokenizer = None
+        self._host.close()
         return {}
-
-    def _opened(self) -> Engine:
-        if self._engine is None:
-            raise EngineError("no model is open: send open first")
-        return self._engine
-
-    def _progress(self, stage: str, done: int, total: int) -> None:
-        self._emit({"event": "progress", "stage": stage, "done": done, "total": total})
-
-
-def _load_tokenizer(engine: Engine) -> Any:
-    from transformers import AutoTokenizer
-
-    facts = engine.facts
-    if not facts.has_tokenizer:
-        raise ModelError(
-            f"{facts.id} has no tokenizer, so it cannot be served: put tokenizer.json beside its "
-            "config.json"
-        )
-    return AutoTokenizer.from_pretrained(facts.path, local_files_only=True)

@@ -14,7 +14,7 @@ from engine.contract.requests import (
     Workload,
 )
 from engine.device.registry import open_device
-from engine.errors import EngineError, ModelError, ProtocolError
+from engine.errors import EngineError, ProtocolError
 from engine.evaluate.divergence import diverge
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import journal_path
@@ -27,7 +27,7 @@ from engine.experts.tiers.pack import ensure_pack
 from engine.facts.machine import probe
 from engine.layout.record import Part
 from engine.measure.energy import open_energy_meter
-from engine.measure.measure import measure, memory_reading
+from engine.measure.measure import memory_reading
 from engine.measure.pass_through import run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
@@ -41,12 +41,11 @@ from engine.precision.allocate import (
 )
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
-from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
 from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
-from engine.worker.open_model import open_engine
+from engine.worker.engine_host import EngineHost
 
 Emit = Callable[[dict[str, Any]], None]
 _CODED_BITS: tuple[Bits, ...] = (8, 4)
@@ -59,11 +58,7 @@ class Operations:
     """
 
     def __init__(self, cache_folder: Path, emit: Emit) -> None:
-        self._cache_folder = cache_folder
-        self._emit = emit
-        self._engine: Engine | None = None
-        self._tokenizer: Any = None
-        self._runtime_bytes = 0
+        self._host = EngineHost(cache_folder, emit, settle_baseline)
         self._journal: Path | None = None
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
             "describe": self.describe,
@@ -109,7 +104,7 @@ class Operations:
         location = locate_headers(
             model,
             revision,
-            self._cache_folder,
+            self._host.cache_folder,
             check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
         )
         found = load_model(
@@ -127,23 +122,13 @@ class Operations:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> dict[str, Any]:
-        """Load a model's dense part; its experts stay on disk. A hub id is fetched first."""
-        self.close()
-        opened = open_engine(
-            model,
-            device,
-            self._cache_folder,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            settle=settle_baseline,
-        )
-        self._engine, self._runtime_bytes = opened.engine, opened.runtime_bytes
-        return opened.to_json(self._cache_folder)
+        """Load non-expert weights; experts stay on disk. A hub id is fetched first."""
+        return self._host.open(model, device, trust_remote_code, revision)
 
     def configure(self, config: dict[str, Any]) -> dict[str, Any]:
         """Reconfigure in place; makes a missing pack first."""
-        resolved, memory = self._opened().configure(EngineConfig.from_dict(config), self._progress)
-        return {"config": resolved.to_dict(), "memory": memory.to_json()}
+        resolved = self._host.configure(config)
+        return {"config": resolved.config.to_dict(), "memory": resolved.memory.to_json()}
 
     def measure(
         self,
@@ -153,21 +138,8 @@ class Operations:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Run repeats numbered from `seed`; the same number is the same texts."""
-        task = Workload.from_json(workload)
-        engine = self._opened()
-        report = measure(
-            engine,
-            tokenize(task, self._load_tokenizer()),
-            output_tokens=task.output_tokens,
-            sequences_per_repeat=task.sequences,
-            repeats=repeats,
-            first_repeat=seed,
-            warm_up=warm_up,
-            runtime_bytes=self._runtime_bytes,
-            meter=open_energy_meter(engine.device.torch_device),
-            progress=self._progress,
-        )
-        return report.to_json()
+        meter = open_energy_meter(self._host.engine.device.torch_device)
+        return self._host.measure(workload, repeats, warm_up, seed, meter).to_json()
 
     def evaluate(
         self,
@@ -180,18 +152,18 @@ class Operations:
         seed: int = 0,
     ) -> dict[str, Any]:
         """lm-eval on the configured engine; goes on where a killed one of its kind stopped."""
-        engine = self._opened()
+        engine = self._host.engine
         report = evaluate(
             engine,
-            self._load_tokenizer(),
+            self._host.tokenizer,
             tasks,
             TaskOptions(limit, num_fewshot, apply_chat_template, fewshot_as_multiturn, seed),
-            cache_folder=self._cache_folder,
+            cache_folder=self._host.cache_folder,
             reference=reference,
-            progress=self._progress,
+            progress=self._host.progress,
         )
         assert engine.config is not None
-        self._journal = journal_path(engine.facts, engine.config, self._cache_folder)
+        self._journal = journal_path(engine.facts, engine.config, self._host.cache_folder)
         return report.to_json()
 
     def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
@@ -217,17 +189,17 @@ class Operations:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Generate text; pieces are sent as token events."""
-        engine = self._opened()
-        tokenizer = self._load_tokenizer()
+        engine = self._host.engine
+        tokenizer = self._host.tokenizer
         result = generate(
             engine,
             tokenizer,
             encode_prompt(tokenizer, prompt, chat=chat),
             max_tokens=max_tokens,
             sampling=SamplingOptions(temperature, top_p, seed),
-            on_text=lambda text: self._emit({"event": "token", "text": text}),
+            on_text=lambda text: self._host.emit({"event": "token", "text": text}),
         )
-        memory = memory_reading(engine, self._runtime_bytes)
+        memory = memory_reading(engine, self._host.runtime_bytes)
         later = len(result.tokens) - 1
         decode_s = result.total_s - result.ttft_s
         return {
@@ -245,26 +217,26 @@ class Operations:
 
     def pack(self, bits: int | str, group_size: int = 64) -> dict[str, Any]:
         """Pack ahead of a run; resumes a torn pack."""
-        engine = self._opened()
+        engine = self._host.engine
         config = EngineConfig().overlay(
             {"precision.bits": bits, "precision.group_size": group_size}
         )
         resolved, _ = resolve(config, engine.facts)
         record = engine.record_format(resolved, engine.kernel_support(resolved))
         pack = ensure_pack(
-            self._cache_folder,
+            self._host.cache_folder,
             engine.model,
             record,
-            progress=lambda done, total: self._progress("pack", done, total),
+            progress=lambda done, total: self._host.progress("pack", done, total),
         )
         size = pack.records.stat().st_size
         return {"path": str(pack.folder), "bytes": size, "records": len(pack.checksums)}
 
     def profile(self) -> dict[str, Any]:
         """Measure this machine (needs no model)."""
-        device = self._engine.device if self._engine else open_device("auto")
+        device = self._host.engine.device if self._host.is_open else open_device("auto")
         parts = (Part("weight", (1024, 1024)),)
-        place, folder = device.torch_device, self._cache_folder
+        place, folder = device.torch_device, self._host.cache_folder
         support = KernelSupport(
             tuple(
                 name
@@ -272,13 +244,13 @@ class Operations:
                 for name in probe_support(parts, bits, 64, torch.bfloat16, place, folder).names
             )
         )
-        measured = profile_machine(device, self._cache_folder, support)
+        measured = profile_machine(device, self._host.cache_folder, support)
         if measured.crossover_tokens:
-            keep_crossover(self._cache_folder, measured.crossover_tokens)
+            keep_crossover(self._host.cache_folder, measured.crossover_tokens)
         return {
             **measured.to_json(),
             "code_layout": support.code_layout(),
-            "hardware": probe(self._cache_folder).to_json(),
+            "hardware": probe(self._host.cache_folder).to_json(),
         }
 
     def divergence(self, text: str, tokens: int, reference: bool = False) -> dict[str, Any]:
@@ -287,9 +259,9 @@ class Operations:
         reference: keep what this configuration says as what others are compared with. Raises
         EngineError where nothing was kept.
         """
-        engine = self._opened()
-        ids = list(self._load_tokenizer()(text)["input_ids"])[:tokens]
-        found = diverge(engine, ids, self._cache_folder, "decode", reference=reference)
+        engine = self._host.engine
+        ids = list(self._host.tokenizer(text)["input_ids"])[:tokens]
+        found = diverge(engine, ids, self._host.cache_folder, "decode", reference=reference)
         if found is None:
             raise EngineError("no reference was kept of this text: run it at 16 bits first")
         return {
@@ -307,15 +279,15 @@ class Operations:
         gate_inputs: bool = False,
     ) -> dict[str, Any]:
         """Record the routing of repeats numbered from `seed` on the configured engine."""
-        engine = self._opened()
+        engine = self._host.engine
         task = Workload.from_json(workload)
-        texts = tokenize(task, self._load_tokenizer())
+        texts = tokenize(task, self._host.tokenizer)
         recorder = TraceRecorder(engine.facts, gate_inputs=gate_inputs)
         engine.record(recorder)
         for repeat in range(seed, seed + repeats):
             own = pick(texts, task.sequences, repeat)
             run_pass(engine, own, task.output_tokens, seed=repeat)
-            self._progress("trace", repeat - seed + 1, repeats)
+            self._host.progress("trace", repeat - seed + 1, repeats)
         engine.record(None)
         found = recorder.trace(
             workload=task.name,
@@ -338,11 +310,11 @@ class Operations:
         """Time the parts of this model's passes: ModelTimings."""
         task = Workload.from_json(workload)
         timings = calibrate(
-            self._opened(),
-            tokenize(task, self._load_tokenizer()),
+            self._host.engine,
+            tokenize(task, self._host.tokenizer),
             EngineConfig.from_dict(config),
             [one for one in BITS if one in bits],
-            self._progress,
+            self._host.progress,
         )
         return timings.to_json()
 
@@ -350,19 +322,19 @@ class Operations:
         self, config: dict[str, Any], workload: dict[str, Any], bits: list[int], tokens: int
     ) -> dict[str, Any]:
         """How much each layer minds fewer bits; kept in the cache folder for plans."""
-        engine = self._opened()
+        engine = self._host.engine
         base = EngineConfig.from_dict(config)
         wanted = [one for one in BITS if one in bits]
-        texts = tokenize(Workload.from_json(workload), self._load_tokenizer())
+        texts = tokenize(Workload.from_json(workload), self._host.tokenizer)
         ids = [token for text in texts for token in (*text.prompt, *text.forced)][:tokens]
-        losses = measure_sensitivities(engine, ids, wanted, base, self._progress)
-        path = sensitivities_path(self._cache_folder, engine.facts, base)
+        losses = measure_sensitivities(engine, ids, wanted, base, self._host.progress)
+        path = sensitivities_path(self._host.cache_folder, engine.facts, base)
         save_sensitivities(path, losses, tokens=len(ids), bits=wanted)
         return {"path": str(path), "layers": [dict(curve) for curve in losses], "tokens": len(ids)}
 
     def parity(self, tokens: int = 16) -> dict[str, Any]:
         """Compare with plain transformers in float32."""
-        result = check_parity(self._opened(), tokens)
+        result = check_parity(self._host.engine, tokens)
         return {
             "parity_max_abs_diff": result.max_abs_diff,
             "parity_max_abs_logit": result.max_abs_logit,
@@ -370,28 +342,5 @@ class Operations:
 
     def close(self) -> dict[str, Any]:
         """Drop the model."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._tokenizer = None
+        self._host.close()
         return {}
-
-    def _opened(self) -> Engine:
-        if self._engine is None:
-            raise EngineError("no model is open: send open first")
-        return self._engine
-
-    def _load_tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            facts = self._opened().facts
-            if not facts.has_tokenizer:
-                raise ModelError(
-                    f"{facts.id} has no tokenizer, so it cannot read text: put tokenizer.json "
-                    "beside its config.json"
-                )
-            self._tokenizer = AutoTokenizer.from_pretrained(facts.path, local_files_only=True)
-        return self._tokenizer
-
-    def _progress(self, stage: str, done: int, total: int) -> None:
-        self._emit({"event": "progress", "stage": stage, "done": done, "total": total})

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from engine.config.settings import base_config
+from engine.config.settings import EngineConfig, base_config
+from engine.policy.learned import load_learned
 from engine.trace.trace import load_trace
 from engine.types import format_bytes
 from tuner.bench.run import grid_rows
@@ -24,7 +25,6 @@ from tuner.folders import cache_folder
 from tuner.replay.predict import (
     ReplayRow,
     facts_of,
-    load_learned_arrays,
     longest,
     replay_configs,
     timings_for,
@@ -139,7 +139,7 @@ def replay(
         facts,
         recorded,
         found,
-        learned=load_learned_arrays(facts),
+        learned=load_learned(EngineConfig(), facts, cache_folder()),
         history=load_trace(history) if history is not None else None,
         warm_groups=warm_groups,
     )

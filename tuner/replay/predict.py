@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.facts.emulated_machine import (
@@ -136,15 +134,6 @@ def longest(trace: Trace) -> int:
     for item in trace.passes:
         lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)
     return max(64, *lengths.values())
-
-
-def load_learned_arrays(facts: ModelFacts) -> dict[str, Any]:
-    """Trained predictors of this model, where there are some."""
-    path = cache_folder() / "predictors" / f"{facts.fingerprint}.npz"
-    if not path.is_file():
-        return {}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _bound(pools: tuple[int, ...], trace: Trace, warm: list[int]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from engine.facts.timings import (
     timings_path,
 )
 from engine.files import json_digest, replacing, short_digest
+from engine.policy.learned import load_learned
 from engine.trace.trace import (
     Trace,
     load_trace,
@@ -36,7 +37,6 @@ from tuner.definition.workload import workload_hash
 from tuner.engine_client.machine_profile import machine_profile
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
-from tuner.replay.predict import load_learned_arrays
 from tuner.search.acquisition import (
     Costs,
     Proposer,
@@ -94,7 +94,7 @@ class Preparation:
         except (WorkerError, EngineError) as error:
             log.warning("the search goes on without predictions: %s", error)
             return Predictions({}, 0, 0.0)
-        learned = load_learned_arrays(self.context.session.facts)
+        learned = load_learned(EngineConfig(), self.context.session.facts, cache_folder())
         kept = self._kept_path(candidates, path, timings, learned)
         found = _load(kept, len(candidates))
         if found is None:

@@ -81,11 +81,11 @@ class HostTier:
         """Read as many records as there is room for, in order."""
         scratch = bytes_view(allocate_pages(self.scratch_bytes()))
         for expert in self._store.experts[: self.count]:
-            with self.lend(expert, scratch):
+            with self.borrow(expert, scratch):
                 pass
 
     @contextmanager
-    def lend(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
+    def borrow(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
         """The whole record in host memory, uint8 [record bytes], which stays while it is borrowed.
 
         scratch: of scratch_bytes. Reads it from the disk where it is missing.
@@ -101,7 +101,7 @@ class HostTier:
             with self._lock:
                 entry.borrowed -= 1
 
-    def lend_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
+    def borrow_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
         """A piece of a record that is wholly here, as the slab's own memory; None where it is not.
 
         Give it back with `give_back`.

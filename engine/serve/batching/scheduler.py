@@ -148,7 +148,7 @@ class EngineLoop:
     def _run(self) -> None:
         while self._gather():
             try:
-                self._lend()
+                self._open_elastic()
                 self._step()
             except Exception as error:
                 log.exception("a step failed")
@@ -177,14 +177,14 @@ class EngineLoop:
                 self._meters.ended(sequence, "cancelled")
         self._running = staying
 
-    def _lend(self) -> None:
-        """What those that run may still need of keys and values is theirs; the rest is lent."""
+    def _open_elastic(self) -> None:
+        """Lends unreserved KV memory to expert slots (kv.elastic)."""
         if not self._config.kv.elastic:
             return
         capacity = self._config.kv.max_tokens
         wanted = (len(one.wanted.prompt) + one.wanted.max_tokens for one in self._running)
-        promised = sum(min(capacity, tokens) for tokens in wanted)
-        self._engine.lend(max(0.0, 1 - promised / (capacity * self.rows)))
+        reserved = sum(min(capacity, tokens) for tokens in wanted)
+        self._engine.open_elastic(max(0.0, 1 - reserved / (capacity * self.rows)))
 
     def _step(self) -> None:
         """Read the prompts of newcomers, then decode one token of every sequence."""

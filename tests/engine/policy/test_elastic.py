@@ -34,7 +34,7 @@ def test_slots_are_kept_track_of(events: list):
         if isinstance(event, float):
             before = {e for layer in range(LAYERS) for e in cache.residents(layer)}
             opened = sum(cache.slots_by_pool)
-            taken = cache.lend(event)
+            taken = cache.open_elastic(event)
             after = {e for layer in range(LAYERS) for e in cache.residents(layer)}
             assert after <= before
             assert len(taken) == max(0, opened - sum(cache.slots_by_pool))
@@ -60,5 +60,5 @@ def test_the_least_lately_used_leave_first():
         cache.demand([expert])
         cache.finish()
         cache.end()
-    cache.lend(0.0)
+    cache.open_elastic(0.0)
     assert [expert.expert for expert in cache.residents(0)] == [2, 3]
