@@ -276,14 +276,14 @@ class ExpertCache:
         self._predicted.pop(current.layer, None)
         return steps
 
-    def end(self) -> None:
-        """The layer pass is computed: nothing is pinned any more."""
-        layer = self._current().layer
-        for pool in self._of_layer[layer]:
+    def end(self) -> LayerPass:
+        """The layer pass is computed: nothing is pinned any more. Returns the ended pass."""
+        ended, self.current = self._current(), None
+        for pool in self._of_layer[ended.layer]:
             if not pool.eviction.keeps:
-                for expert in [e for e in pool.residents if e.layer == layer]:
+                for expert in [e for e in pool.residents if e.layer == ended.layer]:
                     self._release(pool, expert)
-        self.current = None
+        return ended
 
     def prefetch(
         self,

@@ -137,9 +137,9 @@ class ExpertPolicy:
         fetches = self._follow(self._predictor.layer_routed(self.cache.current.layer))
         return steps, fetches
 
-    def computed(self) -> None:
-        """The layer's experts are computed."""
-        self.cache.end()
+    def computed(self) -> LayerPass:
+        """The layer's experts are computed. Returns the ended pass."""
+        return self.cache.end()
 
     def end_pass(self) -> None:
         """The forward pass is done."""

@@ -101,6 +101,7 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises StoreError with one sentence when the folder cannot be written.
     """
+    check_writable(path)
     try:
         files.write_atomically(path, text)
     except OSError as error:

@@ -14,6 +14,7 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
+from engine.policy.expert_cache import LayerPass
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
 from engine.trace.trace import (
@@ -129,7 +130,7 @@ class TraceView:
 
 
 def run_over(
-    policy: ExpertPolicy, trace: Trace, after: Callable[[], None] = lambda: None
+    policy: ExpertPolicy, trace: Trace, after: Callable[[LayerPass], None] = lambda done: None
 ) -> ExpertPolicy:
     """Give the policy every event of the trace; after: called when a layer is computed."""
     group: int | None = None
@@ -152,7 +153,6 @@ def run_over(
                 )
                 policy.routed(layer, micro_batch, routing)
             policy.layer_routed()
-            policy.computed()
-            after()
+            after(policy.computed())
         policy.end_pass()
     return policy

@@ -18,7 +18,7 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, Step
+from engine.policy.expert_cache import ON_HOST, LayerPass, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.pools import split_by_experts
 from engine.policy.predict.base import Prediction
@@ -311,7 +311,7 @@ def test_hits_and_misses_of_any_policy_are_its_look_ups(
         **{**MIXED, **table},
     )
     policy = registry.build_policy(context, slots, host_compute=True)
-    run_over(policy, trace, policy.cache.check_integrity)
+    run_over(policy, trace, lambda done: policy.cache.check_integrity())
     counters = policy.counters
     for phase in get_args(types.Phase):
         lookups = sum(
@@ -357,10 +357,10 @@ def test_records_kept_apart_lie_in_slots_of_their_own_size(
         allowed += [(pool.layer, pool.bits)] * pool.slots
     seen = 0
 
-    def check() -> None:
+    def check(done: LayerPass) -> None:
         nonlocal seen
         policy.cache.check_integrity()
-        for step in policy._steps:
+        for step in done.steps:
             layer, bits = allowed[step.slot]
             assert step.bits in bits
             assert layer in (None, step.expert.layer)
