@@ -38,7 +38,7 @@ def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) ->
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
-            "scripts/train_predictor.py"
+            "`tune train predictor`"
         ) from None
 
 

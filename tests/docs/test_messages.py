@@ -17,7 +17,7 @@ OPTIONS_OF_OTHERS = {
     "--address",
     "--fd",
     "--stride",
-}  # of the worker, and of scripts/train_predictor.py
+}  # of the worker, and of `tune train`
 
 
 def texts(*patterns: str) -> Iterator[str]:

@@ -113,7 +113,7 @@ def test_a_policy_that_cannot_be_made_leaves_nothing_open(
     engine = Engine(tiny_folder, CpuDevice(), tmp_path)
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     untrained = {**BASE, "prefetch.predictor": "mlp", "prefetch.depth": 1}
-    with pytest.raises(ConfigError, match="train_predictor"):
+    with pytest.raises(ConfigError, match="tune train predictor"):
         engine.configure(EngineConfig().overlay(untrained))
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files

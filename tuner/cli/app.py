@@ -18,6 +18,7 @@ from tuner.cli import (
     studies,
     study,
     trace,
+    train,
     verify,
     worker,
 )
@@ -46,6 +47,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(service.app)
+app.add_typer(train.app)
 app.command("compare")(compare.compare_two)
 app.command("verify")(verify.verify_file)
 app.command("worker")(worker.join)

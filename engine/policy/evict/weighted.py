@@ -37,7 +37,7 @@ def _explain(given: object) -> str:
     return (
         f"cache.options.weights = {given!r}: write four numbers from 0 on that sum to 1 (recency, "
         "frequency, high-precision use, layer distance), or fit them to a trace with "
-        "scripts/fit_eviction.py"
+        "tune train eviction"
     )
 
 

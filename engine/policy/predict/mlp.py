@@ -109,12 +109,12 @@ def _read(context: PolicyContext, stride: int) -> list[_Network]:
     except KeyError as error:
         raise ConfigError(
             f"prefetch.predictor = mlp needs trained weights, and {error} is not among the "
-            f"{len(learned)} learned arrays: train them with scripts/train_predictor.py "
+            f"{len(learned)} learned arrays: train them with tune train predictor "
             f"--stride {stride}"
         ) from None
     if trained is not None and trained != stride:
         raise ConfigError(
             f"prefetch.options.stride = {stride}, but the weights were trained for {trained}: set "
-            f"it to {trained}, or train again with scripts/train_predictor.py --stride {stride}"
+            f"it to {trained}, or train again with tune train predictor --stride {stride}"
         )
     return networks

@@ -22,7 +22,7 @@ class PregatePredictor(NoPredictor):
 
     `pregate.<layer>` of the learned arrays, [E, D], is applied to the gate input of <layer>; the
     top-(k + extra) of each token, the most often chosen first; scores are shares of tokens. Stock
-    checkpoints have none: scripts/distill_pregates.py trains them on a trace. Where one is missing,
+    checkpoints have none: tune train pregates trains them on a trace. Where one is missing,
     next_gate with the same depth takes over, and `fallback` says so.
     """
 
@@ -45,7 +45,7 @@ class PregatePredictor(NoPredictor):
             self.fallback = (
                 f"next_gate, for no learned array is named {', '.join(missing[:3])}"
                 f"{' and so on' if len(missing) > 3 else ''}: train them with "
-                "scripts/distill_pregates.py"
+                "tune train pregates"
             )
         self.needs: frozenset[Need] = frozenset({"top_experts" if missing else "gate_input"})
 

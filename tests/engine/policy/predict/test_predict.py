@@ -294,7 +294,7 @@ def test_stride_two_waits_for_its_product_at_the_next_gate_only() -> None:
 
 
 def test_untrained_networks_are_an_error_that_says_how_to_train() -> None:
-    with pytest.raises(ConfigError, match=r"scripts/train_predictor\.py --stride 1"):
+    with pytest.raises(ConfigError, match=r"tune train predictor --stride 1"):
         build("mlp", 4, 8, 2)
     with pytest.raises(ConfigError, match="trained for 2"):
         build("mlp", 4, 8, 2, learned=learned_arrays(4, 8, stride=2))

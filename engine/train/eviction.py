@@ -1,20 +1,18 @@
-"""Fit the weights of `cache.eviction: hobbit` to a trace: `python scripts/fit_eviction.py`.
+"""Fits the weights of `cache.eviction: hobbit` to a trace.
 
-An Optuna study over the simplex (softmax of four numbers) maximises the hit rate of the cache at
-one share of the experts, by giving a policy the events of the trace; nothing is timed or loaded.
-HOBBIT (arXiv 2411.01433) fits its weights offline, too. Out: the weights for
-`cache.options.weights`, and what other evictions reach beside them.
+An Optuna study over the simplex (softmax of four numbers) maximizes the hit rate at one cache size
+by giving a policy the events of the trace; nothing is timed or loaded. HOBBIT (arXiv 2411.01433)
+fits its weights offline, too.
 """
 
-from pathlib import Path
-from typing import Annotated, Any
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import optuna
-import typer
 
 from engine.config.settings import EngineConfig
-from engine.errors import EngineError
 from engine.facts.model import ModelFacts
 from engine.policy.context import PolicyContext
 from engine.policy.events import (
@@ -23,17 +21,14 @@ from engine.policy.events import (
 )
 from engine.policy.future import Future
 from engine.policy.registry import build_policy
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.trace.trace import Trace
 from engine.types import EvictionName, ScopeName
 
 OTHERS: tuple[EvictionName, ...] = ("lru", "lfu", "arc", "belady")
 
 
 def hit_rate(trace: Trace, slots: int, overlay: dict[str, Any]) -> float:
-    """Hits of a policy over the whole trace, as a share of look-ups."""
+    """Hits of a policy over the whole trace, as a fraction of look-ups."""
     future = Future(trace.layers)
     future.load(trace)
     context = PolicyContext(EngineConfig().overlay(overlay), facts_of(trace), future)
@@ -55,7 +50,7 @@ def hit_rate(trace: Trace, slots: int, overlay: dict[str, Any]) -> float:
 
 
 def facts_of(trace: Trace) -> ModelFacts:
-    """What a trace tells of its model; a cache without bytes needs no more."""
+    """What a trace says of its model: enough for a cache that holds no bytes."""
     width = None if trace.probabilities is None else trace.probabilities.shape[-1]
     return ModelFacts(
         id="trace", path="", revision="", fingerprint="", family="", layers=trace.layers,
@@ -88,31 +83,19 @@ def fit(
     return weights_of(study.best_params), float(study.best_value)
 
 
-def main(
-    trace: Annotated[Path, typer.Argument(help="routing trace")],
-    fraction: Annotated[float, typer.Option(help="percent of the experts in slots")] = 25.0,
-    scope: Annotated[str, typer.Option(help="layer or shared")] = "layer",
-    trials: Annotated[int, typer.Option(help="weights to try", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
-) -> None:
-    """Print the best weights on TRACE, their hit rate, and that of other evictions."""
+def fit_eviction(
+    trace: Trace, percent: float = 25.0, scope: str = "layer", trials: int = 64, seed: int = 0
+) -> dict[str, Any]:
+    """The best weights on a trace and their hit rate, beside other evictions.
+
+    percent: of the experts in slots; scope: layer or shared; trials: weights to try.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        recorded = load_trace(trace)
-        slots = max(
-            recorded.layers, round(facts_of(recorded).experts * recorded.layers * fraction / 100)
-        )
-        scoped = EngineConfig().overlay({"cache.scope": scope}).cache.scope
-        weights, rate = fit(recorded, slots, scoped, trials, seed)
-    except EngineError as error:
-        raise typer.BadParameter(str(error)) from error
-    rounded = ", ".join(f"{weight:.4f}" for weight in weights)
-    print(f"cache.options.weights: [{rounded}]  # {slots} slots, {scope} scope, {trials} trials")
-    print(f"hobbit {rate:.4f}")
-    for name in OTHERS:
-        found = hit_rate(recorded, slots, {"cache.eviction": name, "cache.scope": scope})
-        print(f"{name} {found:.4f}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    slots = max(trace.layers, round(facts_of(trace).experts * trace.layers * percent / 100))
+    scoped = EngineConfig().overlay({"cache.scope": scope}).cache.scope
+    weights, rate = fit(trace, slots, scoped, trials, seed)
+    others = {
+        name: hit_rate(trace, slots, {"cache.eviction": name, "cache.scope": scope})
+        for name in OTHERS
+    }
+    return {"weights": weights, "slots": slots, "hit_rates": {"hobbit": rate, **others}}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from typer import Typer
-from typer.testing import CliRunner
 
 from engine.trace.trace import Trace
-from scripts.fit_eviction import fit, hit_rate, main
+from engine.train.eviction import fit, hit_rate
 from tests.engine.policy.made import make_trace
 
 
@@ -32,14 +28,3 @@ def test_fitted_weights_beat_recency_where_frequency_matters() -> None:
     assert rate > hit_rate(trace, 12, {"cache.eviction": "hobbit",
                                       "cache.options.weights": [1, 0, 0, 0]})  # fmt: skip
     assert rate <= hit_rate(trace, 12, {"cache.eviction": "belady"})
-
-
-def test_the_command_prints_weights_and_other_evictions(tmp_path: Path) -> None:
-    made(20).save(tmp_path / "trace.npz")
-    app = Typer()
-    app.command()(main)
-    result = CliRunner().invoke(app, [str(tmp_path / "trace.npz"), "--trials", "2"])
-    assert result.exit_code == 0, result.output
-    for name in ("cache.options.weights: [0.2500", "hobbit", "lru", "lfu", "arc", "belady"):
-        assert name in result.output
-    assert CliRunner().invoke(app, [str(tmp_path / "none.npz")]).exit_code == 2

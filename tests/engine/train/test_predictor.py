@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from typer import Typer
-from typer.testing import CliRunner
 
+from engine.errors import ConfigError
 from engine.policy import registry
 from engine.trace.trace import (
     Trace,
     TracePass,
 )
-from scripts import distill_pregates, train_predictor
+from engine.train.__main__ import run
+from engine.train.predictor import samples
 from tests.engine.policy.made import make_context
 
 LAYERS, EXPERTS, CHOSEN, HIDDEN, TOKENS = 3, 6, 2, 8, 400
@@ -40,14 +41,6 @@ def trace() -> Trace:
     )
 
 
-def run(script: object, *arguments: str) -> str:
-    app = Typer()
-    app.command()(script.main)  # type: ignore[attr-defined]
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 class GateInput:
     """One row of gate inputs."""
 
@@ -62,7 +55,7 @@ class GateInput:
 
 
 def predicted_fraction(name: str, file: Path, trace: Trace) -> float:
-    """Which share of layer 1's choices the policy predicts at layer 0's gate."""
+    """Which fraction of layer 1's choices the policy predicts at layer 0's gate."""
     with np.load(file) as arrays:
         learned = dict(arrays)
     context = make_context(LAYERS, EXPERTS, CHOSEN, learned=learned, prefetch__depth=1)
@@ -76,23 +69,20 @@ def predicted_fraction(name: str, file: Path, trace: Trace) -> float:
     return hits / (TOKENS * CHOSEN)
 
 
+def train(what: str, trace: Trace, folder: Path, **options: int) -> dict[str, Any]:
+    trace.save(folder / "trace.npz")
+    return run(what, str(folder / "trace.npz"), str(folder / "learned.npz"), **options)
+
+
 def test_a_trained_network_predicts_the_next_layer(trace: Trace, tmp_path: Path) -> None:
-    trace.save(tmp_path / "trace.npz")
-    output = run(
-        train_predictor, str(tmp_path / "trace.npz"), "--output", str(tmp_path / "mlp.npz"),
-        "--hidden", "32", "--steps", "800",
-    )  # fmt: skip
-    assert output.count("held-out top-k accuracy") == LAYERS - 1
-    assert predicted_fraction("mlp", tmp_path / "mlp.npz", trace) > 0.8
+    found = train("predictor", trace, tmp_path, hidden=32, steps=800)
+    assert len(found["accuracies"]) == LAYERS - 1
+    assert predicted_fraction("mlp", tmp_path / "learned.npz", trace) > 0.8
 
 
 def test_stride_two_reaches_one_layer_further(trace: Trace, tmp_path: Path) -> None:
-    trace.save(tmp_path / "trace.npz")
-    run(
-        train_predictor, str(tmp_path / "trace.npz"), "--output", str(tmp_path / "mlp.npz"),
-        "--stride", "2", "--steps", "1", "--hidden", "4",
-    )  # fmt: skip
-    with np.load(tmp_path / "mlp.npz") as arrays:
+    train("predictor", trace, tmp_path, stride=2, steps=1, hidden=4)
+    with np.load(tmp_path / "learned.npz") as arrays:
         assert sorted(arrays) == ["mlp.0.b1", "mlp.0.b2", "mlp.0.w1", "mlp.0.w2", "mlp.stride"]
         assert arrays["mlp.0.w1"].shape == (HIDDEN, 4)
         assert arrays["mlp.0.w1"].dtype == np.float32
@@ -100,21 +90,26 @@ def test_stride_two_reaches_one_layer_further(trace: Trace, tmp_path: Path) -> N
 
 
 def test_distilled_pre_gates_predict_the_next_layer(trace: Trace, tmp_path: Path) -> None:
-    trace.save(tmp_path / "trace.npz")
-    arguments = (str(tmp_path / "trace.npz"), "--output", str(tmp_path / "gates.npz"))
-    output = run(distill_pregates, *arguments, "--steps", "800")
-    assert output.count("held-out top-k accuracy") == LAYERS - 1
-    assert predicted_fraction("pregate", tmp_path / "gates.npz", trace) > 0.85
+    found = train("pregates", trace, tmp_path, steps=800)
+    assert len(found["accuracies"]) == LAYERS - 1
+    assert predicted_fraction("pregate", tmp_path / "learned.npz", trace) > 0.85
+
+
+def test_two_predictors_share_a_file(trace: Trace, tmp_path: Path) -> None:
+    train("predictor", trace, tmp_path, hidden=4, steps=1)
+    train("pregates", trace, tmp_path, steps=1)
+    with np.load(tmp_path / "learned.npz") as arrays:
+        assert {name.split(".")[0] for name in arrays} == {"mlp", "pregate"}
 
 
 def test_a_trace_without_gate_inputs_is_refused(trace: Trace) -> None:
     bare = Trace(trace.passes, trace.experts, trace.weights, None, None, None, None, {})
-    with pytest.raises(ValueError, match="no gate inputs"):
-        train_predictor.samples(bare, 0, 1)
+    with pytest.raises(ConfigError, match="no gate inputs"):
+        samples(bare, 0, 1)
 
 
 def test_sentinels_are_no_choice(trace: Trace) -> None:
     experts = trace.experts.copy()
     experts[0, 1] = (3, -1)
     short = Trace(trace.passes, experts, trace.weights, None, None, None, trace.gate_inputs, {})
-    assert train_predictor.samples(short, 0, 1).chosen[0].tolist() == [0, 0, 0, 1, 0, 0]
+    assert samples(short, 0, 1).chosen[0].tolist() == [0, 0, 0, 1, 0, 0]

@@ -1,30 +1,34 @@
-"""Train the networks of `prefetch.predictor: mlp` on a trace: `python scripts/train_predictor.py`.
+"""Trains the networks of `prefetch.predictor: mlp` on a trace with gate inputs.
 
 One two-layer network for each layer, from its gate input to the experts that the layer `stride`
-behind it chose, as in ProMoE (arXiv 2410.22134), which also has the 9:1 split. In: a trace with
-gate inputs. Out: one .npz with `mlp.<layer>.w1` [D, H], `.b1`, `.w2` [H, E], `.b2` of each layer
-that is read, and `mlp.stride`.
+behind it chose, as in ProMoE (arXiv 2410.22134), which also has the 9:1 split. Arrays:
+`mlp.<layer>.w1` [D, H], `.b1`, `.w2` [H, E], `.b2` of each layer that is read, and `mlp.stride`.
 
 N tokens, D hidden, H width of the network, E experts, K chosen.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 
-from engine.errors import EngineError
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.errors import ConfigError
+from engine.trace.trace import Trace
 
 BATCH_TOKENS = 256
 LEARNING_RATE = 2e-3
+
+
+class Trained(NamedTuple):
+    """arrays: by name, as predictors read them; accuracies: of each network on held-out tokens, the
+    fraction of the chosen experts among its top-k."""
+
+    arrays: dict[str, np.ndarray]
+    accuracies: list[float]
 
 
 class Samples(NamedTuple):
@@ -33,7 +37,7 @@ class Samples(NamedTuple):
     inputs: Tensor
     chosen: Tensor
 
-    def split(self) -> tuple["Samples", "Samples"]:
+    def split(self) -> tuple[Samples, Samples]:
         """The first nine tenths to train on and the last to test with: neighbouring tokens are
         alike, so the border is a place in the text and not a draw."""
         border = len(self.inputs) * 9 // 10
@@ -44,12 +48,14 @@ class Samples(NamedTuple):
 
 
 def samples(trace: Trace, layer: int, target: int) -> Samples:
-    """Gate inputs of one layer and choices of another. Raises ValueError where the trace lacks
+    """Gate inputs of one layer and choices of another. Raises ConfigError where the trace lacks
     gate inputs or is too short to split."""
     if trace.gate_inputs is None:
-        raise ValueError("the trace has no gate inputs: record one with them")
+        raise ConfigError(
+            "the trace has no gate inputs: record one with `tune trace --gate-inputs`"
+        )
     if len(trace.experts) < 10:
-        raise ValueError(f"the trace has {len(trace.experts)} tokens, a 9:1 split needs 10")
+        raise ConfigError(f"the trace has {len(trace.experts)} tokens, a 9:1 split needs 10")
     inputs = torch.from_numpy(trace.gate_inputs[:, layer].astype(np.float32))
     index = torch.from_numpy(trace.experts[:, target].astype(np.int64))  # [N, K], -1: none
     experts = expert_count(trace)
@@ -58,7 +64,7 @@ def samples(trace: Trace, layer: int, target: int) -> Samples:
 
 
 def expert_count(trace: Trace) -> int:
-    """Experts of a layer; without probabilities the highest one that was ever chosen tells."""
+    """Experts of a layer; without probabilities, the highest number that was chosen."""
     if trace.probabilities is not None:
         return int(trace.probabilities.shape[-1])
     return int(trace.experts.max()) + 1
@@ -66,7 +72,7 @@ def expert_count(trace: Trace) -> int:
 
 def fit(network: Callable[[Tensor], Tensor], parameters: list[Tensor], data: Samples, steps: int,
         seed: int) -> None:  # fmt: skip
-    """Adam on the cross-entropy to an even share of the chosen experts, the rate falling to 0."""
+    """Adam on the cross-entropy to equal weights of the chosen experts, the rate falling to 0."""
     fractions = data.chosen / data.chosen.sum(1, keepdim=True).clamp(min=1.0)
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -82,7 +88,7 @@ def fit(network: Callable[[Tensor], Tensor], parameters: list[Tensor], data: Sam
 
 @torch.no_grad()
 def top_k_accuracy(scores: Tensor, chosen: Tensor) -> float:
-    """Which share of the chosen experts is among as many of the best scores; both [N, E]."""
+    """The fraction of the chosen experts among as many of the best scores; both [N, E]."""
     count = int(chosen.sum(1).max())
     best = torch.zeros_like(chosen).scatter_(1, scores.topk(count, 1).indices, 1.0)
     return float((best * chosen).sum() / chosen.sum().clamp(min=1.0))
@@ -109,48 +115,22 @@ def feature_scale(inputs: Tensor) -> Tensor:
     return inputs.square().mean(0).sqrt().clamp(min=1e-6)
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the learned arrays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+def train_predictor(
+    trace: Trace, hidden: int = 128, stride: int = 1, steps: int = 2000, seed: int = 0
+) -> Trained:
+    """One network for each layer that is read.
 
-
-def read_trace(path: Path) -> Trace:
-    """The trace, or an error for the command line."""
-    try:
-        return load_trace(path)
-    except EngineError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def main(
-    trace: Annotated[Path, typer.Argument(help="trace with gate inputs")],
-    output: Annotated[Path, typer.Option(help=".npz to write")],
-    hidden: Annotated[int, typer.Option(help="width of the networks", min=1)] = 128,
-    stride: Annotated[int, typer.Option(help="layers ahead", min=1, max=2)] = 1,
-    steps: Annotated[int, typer.Option(help="batches of 256 tokens for each layer", min=1)] = 2000,
-    seed: Annotated[int, typer.Option(help="of initial weights and order")] = 0,
-) -> None:
-    """Train a predictor on TRACE and print its accuracy on the held-out tenth."""
-    recorded = read_trace(trace)
+    hidden: width of the networks; stride: how many layers ahead they predict; steps: batches of
+    BATCH_TOKENS tokens for each layer; seed: of initial weights and order. Raises ConfigError
+    where the trace has no gate inputs or is too short.
+    """
     arrays: dict[str, np.ndarray] = {"mlp.stride": np.array(stride)}
     accuracies = []
-    for layer in range(recorded.layers - stride):
-        try:
-            data = samples(recorded, layer, layer + stride)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        network, accuracy = train_layer(data, hidden, steps, seed)
+    for layer in range(trace.layers - stride):
+        network, accuracy = train_layer(samples(trace, layer, layer + stride), hidden, steps, seed)
         accuracies.append(accuracy)
-        print(f"layer {layer} -> {layer + stride}: held-out top-k accuracy {accuracy:.3f}")
         for name, linear in (("1", network[0]), ("2", network[2])):
             assert isinstance(linear, nn.Linear)
             arrays[f"mlp.{layer}.w{name}"] = linear.weight.detach().T.contiguous().numpy()
             arrays[f"mlp.{layer}.b{name}"] = linear.bias.detach().numpy()
-    save_arrays(output, arrays)
-    print(f"mean {sum(accuracies) / max(len(accuracies), 1):.3f}; written to {output}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return Trained(arrays, accuracies)

@@ -1,0 +1,1 @@
+"""Trains what policies may use, from recorded traces; must not run a model."""

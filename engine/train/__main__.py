@@ -1,0 +1,69 @@
+"""`python -m engine.train`: one JSON request on stdin, one JSON answer on stdout.
+
+Request: {"what": predictor | pregates | eviction, "trace": path, "output": path, ...options}
+Answer: the result, or {"error": sentence, "exit_code": n}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import EngineError, StorageError
+from engine.files import replacing
+from engine.trace.trace import load_trace
+
+
+def run(what: str, trace: str, output: str | None = None, **options: Any) -> dict[str, Any]:
+    """Train one thing; what is to be printed. Raises EngineError."""
+    recorded = load_trace(Path(trace))
+    if what == "eviction":
+        from engine.train.eviction import fit_eviction
+
+        return fit_eviction(recorded, **options)
+    if what == "predictor":
+        from engine.train.predictor import train_predictor
+
+        found = train_predictor(recorded, **options)
+    else:
+        from engine.train.pregates import distill_pregates
+
+        found = distill_pregates(recorded, **options)
+    assert output is not None
+    path = Path(output)
+    save_arrays(path, found.arrays)
+    return {"output": str(path), "arrays": len(found.arrays), "accuracies": found.accuracies}
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write learned arrays; those of another predictor in the same file stay. Raises
+    StorageError."""
+    own = {name.split(".")[0] for name in arrays}
+    kept: dict[str, np.ndarray] = {}
+    try:
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                kept = {n: file[n] for n in file.files if n.split(".")[0] not in own}
+        with replacing(path) as stream:
+            np.savez(stream, **kept, **arrays)  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be written: {error}") from None
+
+
+def main() -> int:
+    """Entry point."""
+    request = json.load(sys.stdin)
+    try:
+        answer, code = run(**request), 0
+    except EngineError as error:
+        answer, code = {"error": str(error), "exit_code": error.exit_code}, error.exit_code
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
