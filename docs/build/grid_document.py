@@ -1,4 +1,4 @@
-"""Prints a grid of studies/reference/ as `tune show --json` prints a study.
+"""Prints a grid of experiments/grids/ as `tune show --json` prints a study.
 
     python docs/build/grid_document.py disk_bound
 
@@ -66,4 +66,4 @@ def _vector(trial: dict[str, Any]) -> list[float]:
 
 
 if __name__ == "__main__":
-    json.dump(document(SOURCE / "studies" / "reference" / f"{sys.argv[1]}.yaml"), sys.stdout)
+    json.dump(document(SOURCE / "experiments" / "grids" / f"{sys.argv[1]}.yaml"), sys.stdout)

@@ -65,7 +65,7 @@ def test_a_file_of_before_a_setting_was_added_is_read_at_its_default(exported: P
 
 def test_the_shipped_schema_is_the_codes():
     shipped = json.loads(SCHEMA_FILE.read_text())
-    assert shipped == deployment_schema(), "run scripts/write_deployment_schema.py"
+    assert shipped == deployment_schema(), "run docs/build/deployment_schema.py"
 
 
 def test_what_is_exported_obeys_the_shipped_schema(exported: Path):
