@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import multiprocessing
 import os
 import random
@@ -29,9 +28,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import optuna
 
 from engine.errors import InfeasibleError
@@ -41,6 +39,17 @@ from experiments.reference_grid import (
     Run,
     load_grid,
     predictions_of,
+)
+from experiments.sampler_plots import (
+    BUDGET,
+    MOST_FRACTION,
+    Curve,
+    Job,
+    Step,
+    curves_of,
+    fraction_at,
+    plot,
+    write_quantiles,
 )
 from tuner.definition import objectives
 from tuner.pareto.probability import likely_front
@@ -63,21 +72,7 @@ STOCK = ("tpe", "gp", "nsga2", "random", "grid")
 SAMPLERS = ("ours", "ours without a twin", *STOCK)
 LEVELS = (0.95, 0.99)
 ENOUGH = 0.995
-MOST_FRACTION = 0.5  # of the grid's seconds: what takes longer has not arrived
-BUDGET = 0.05
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-Job = tuple[str, int]  # a sampler and a seed
-
-
-class Step(NamedTuple):
-    """After a trial: engine seconds, share of the hypervolume, seconds of computing so far."""
-
-    spent_s: float
-    fraction: float
-    own_s: float
-
-
-Curve = list[Step]
 
 
 @dataclass
@@ -286,11 +281,6 @@ def arrival(curve: Curve, level: float) -> float | None:
     return next((step.spent_s for step in curve if step.fraction >= level), None)
 
 
-def fraction_at(curve: Curve, seconds: float) -> float:
-    """The share of the hypervolume that was found by then."""
-    return max((step.fraction for step in curve if step.spent_s <= seconds), default=0.0)
-
-
 def computing(curve: Curve, level: float) -> float:
     """Seconds of computing until this share of the hypervolume, all of them where it never came."""
     last = curve[-1].own_s if curve else 0.0
@@ -341,78 +331,11 @@ def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve]) -
     print("| sampler | " + " | ".join(columns) + " |")
     print("| --- | " + " | ".join("---" for _ in columns) + " |")
     for name in names:
-        own = _of(curves, name)
+        own = curves_of(curves, name)
         cells = [_cell(grid, [arrival(one, level) for one in own]) for level in LEVELS]
         cells.append(f"{statistics.median(fraction_at(c, BUDGET * grid.total_s) for c in own):.3f}")
         cells.append(f"{statistics.median(computing(c, LEVELS[0]) for c in own):.1f} s")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-
-
-def write_quantiles(
-    grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path
-) -> None:
-    """Median and quartiles over seeds of the share that is found, by engine seconds."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sampler", "engine_s", "low", "median", "high"])
-        for name in names:
-            for row in _quantiles(grid, _of(curves, name)):
-                writer.writerow([name, *(f"{value:.4f}" for value in row)])
-
-
-def plot(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path) -> None:
-    """The same as a picture."""
-    with _drawing() as (figure, axes):
-        for name, style in zip(names, _styles(), strict=False):
-            seconds, low, median, high = np.array(_quantiles(grid, _of(curves, name))).T
-            axes.step(seconds, median, where="post", label=name, **style)
-            axes.fill_between(seconds, low, high, step="post", alpha=0.12, color=style["color"])
-        axes.axvline(BUDGET * grid.total_s, color="0.6", linewidth=0.8)
-        axes.set(
-            xscale="log",
-            xlabel="engine seconds",
-            ylabel="share of the grid's hypervolume",
-            title=f"{grid.definition.name}: medians and quartiles over seeds",
-            ylim=(0.5, 1.01),
-        )
-        axes.legend(loc="lower right", fontsize=8)
-        figure.savefig(path, metadata={"Date": None})
-
-
-@contextlib.contextmanager
-def _drawing() -> Iterator[tuple[Any, Any]]:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "expertune"  # the same file of the same figures
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    try:
-        yield figure, axes
-    finally:
-        pyplot.close(figure)
-
-
-def _styles() -> Iterator[dict[str, Any]]:
-    """Okabe and Ito's colours, and dashes for who sees none."""
-    colors = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
-    dashes = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-    for color, dash in zip(colors, dashes, strict=True):
-        yield {"color": color, "linestyle": dash, "linewidth": 1.6}
-
-
-def _quantiles(grid: Grid, curves: Sequence[Curve]) -> list[tuple[float, ...]]:
-    moments = np.geomspace(0.005, MOST_FRACTION, 60) * grid.total_s
-    found = []
-    for seconds in moments:
-        fractions = [fraction_at(curve, seconds) for curve in curves]
-        found.append((float(seconds), *map(float, np.quantile(fractions, (0.25, 0.5, 0.75)))))
-    return found
-
-
-def _of(curves: Mapping[Job, Curve], name: str) -> list[Curve]:
-    return [curve for (sampler, _), curve in curves.items() if sampler == name]
 
 
 def _cell(grid: Grid, arrivals: Sequence[float | None]) -> str:

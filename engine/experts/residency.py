@@ -18,8 +18,13 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, Fetch, LayerPass, Step
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
+from engine.policy.steps import (
+    ON_HOST,
+    Fetch,
+    LayerPass,
+    Step,
+)
 from engine.types import ExpertId
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from engine.policy.expert_cache import Step
+from engine.policy.steps import Step
 
 
 class Order(Protocol):

@@ -12,39 +12,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from engine.policy.evict.base import Eviction
 from engine.policy.pools import Pool
 from engine.policy.precision import DemandedBits
+from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
 from engine.types import Bits, ExpertId
 
-ON_HOST = -1
 _NOBODY = ExpertId(-1, -1)  # for whom room is made that no expert takes
 _EVERYTHING_HIGH: DemandedBits = {}
-
-
-class Step(NamedTuple):
-    """One expert of the current layer pass.
-
-    slot: where it lies on the device, ON_HOST where the host computes it; bits: of the record; hit:
-    it was resident (perhaps still on its way); after: the expert of an earlier step whose slot it
-    takes over once that has been computed (None: the slot is free now).
-    """
-
-    expert: ExpertId
-    slot: int
-    bits: Bits
-    hit: bool
-    after: ExpertId | None = None
-
-
-class Fetch(NamedTuple):
-    """A decided prefetch: load `expert` into `slot`."""
-
-    expert: ExpertId
-    slot: int
-    bits: Bits
 
 
 class _Ids(dict[int, ExpertId]):
@@ -57,20 +33,6 @@ class _Ids(dict[int, ExpertId]):
     def __missing__(self, index: int) -> ExpertId:
         made = self[index] = ExpertId(self._layer, index)
         return made
-
-
-@dataclass
-class LayerPass:
-    """One pass over one layer, from its first routing until its experts are computed.
-
-    demanded: by any micro-batch, in routing order; steps: everything decided so far, in that
-    order; deferred: demanded, but without a slot until all micro-batches are routed.
-    """
-
-    layer: int
-    demanded: dict[ExpertId, None] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    deferred: list[tuple[ExpertId, Bits]] = field(default_factory=list)
 
 
 _Victims = dict["_Pool", list[ExpertId]]

@@ -18,11 +18,17 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, ExpertCache, Fetch, LayerPass, Step
+from engine.policy.expert_cache import ExpertCache
 from engine.policy.future import Future
 from engine.policy.placement import Placement
 from engine.policy.precision import PrecisionPolicy
 from engine.policy.predict.base import Prediction, Predictor
+from engine.policy.steps import (
+    ON_HOST,
+    Fetch,
+    LayerPass,
+    Step,
+)
 from engine.types import Phase
 
 

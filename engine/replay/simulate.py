@@ -24,10 +24,14 @@ from engine.memory.plan import (
 from engine.policy.batch_plan import host_fraction
 from engine.policy.context import PolicyContext
 from engine.policy.events import Floats
-from engine.policy.expert_cache import ON_HOST, Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
 from engine.policy.registry import ORDERS, QUEUES, build_policy
+from engine.policy.steps import (
+    ON_HOST,
+    Fetch,
+    Step,
+)
 from engine.precision.table import run_bits
 from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
 from engine.replay.walk import walk

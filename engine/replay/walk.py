@@ -17,8 +17,11 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import Fetch, Step
 from engine.policy.expert_policy import ExpertPolicy
+from engine.policy.steps import (
+    Fetch,
+    Step,
+)
 from engine.trace.trace import (
     Trace,
     TracePass,

@@ -10,7 +10,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,13 @@ from engine.run.configuration import (
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.moe_layers import RoutingRecorder
+from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import (
     DenseQuantizer,
     non_expert_kernels,
 )
 from engine.run.time_split import PhaseClock
-from engine.types import Bits, EmbeddingsName, KernelName, Phase
+from engine.types import Bits, Phase
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {
@@ -105,7 +106,7 @@ class Engine:
         self.clock = PhaseClock()
         self._folder = folder
         self._trust = trust_remote_code
-        self._loaded = _DenseSettings("bfloat16")
+        self._loaded = NonExpertSettings("bfloat16")
         self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
@@ -161,7 +162,7 @@ class Engine:
             measured = known_crossover(self.cache_folder)
             resolved = resolved.overlay({"kernel.crossover_tokens": measured})
         self.release()
-        dense = _DenseSettings.of(resolved)
+        dense = NonExpertSettings.of(resolved)
         if dense != self._loaded:
             self._drop_weights()
             self._loaded = dense
@@ -347,7 +348,7 @@ class Engine:
         gc.collect()
         self.device.compact()
 
-    def _load(self, dense: _DenseSettings) -> LoadedModel:
+    def _load(self, dense: NonExpertSettings) -> LoadedModel:
         dtype = DTYPES[dense.dtype]
         model = load_model(
             self._folder,
@@ -364,7 +365,7 @@ class Engine:
             model.model.to(self.device.torch_device)
         return model
 
-    def _quantizer(self, dense: _DenseSettings, dtype: torch.dtype) -> DenseQuantizer:
+    def _quantizer(self, dense: NonExpertSettings, dtype: torch.dtype) -> DenseQuantizer:
         matrices = self.facts.non_expert_matrices if dense.kernel != "dequantize" else ()
         place, folder = self.device.torch_device, self.cache_folder
         kernels = non_expert_kernels(matrices, dense.bits, dense.group, dtype, place, folder)
@@ -392,37 +393,3 @@ class Engine:
         )
         shared = config.placement.name != "device" and self.device.torch_device.type != "cpu"
         return held.readable_by_host() if shared else held
-
-
-@dataclass(frozen=True)
-class _DenseSettings:
-    """What decides how the dense part is loaded; group and kernel only below 16 bits."""
-
-    dtype: str
-    bits: Bits = 16
-    group: int = 0
-    kernel: KernelName = "auto"
-    crossover: int = 0
-    embeddings: EmbeddingsName = "device"
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> _DenseSettings:
-        """Those of a resolved config."""
-        precision, dtype = config.precision, config.compute.dtype
-        embeddings = config.placement.embeddings
-        if precision.non_expert_bits == 16:
-            return cls(dtype, embeddings=embeddings)
-        return cls(
-            dtype,
-            precision.non_expert_bits,
-            precision.group_size,
-            config.kernel.name,
-            config.kernel.crossover_tokens,
-            embeddings,
-        )
-
-
-def sixteen_dtype(model: LoadedModel) -> torch.dtype:
-    """dtype of 16-bit records: fp16 where all experts are stored so, else bf16."""
-    dtypes = {entry.dtype for entry in model.expert_entries()}
-    return torch.float16 if dtypes == {torch.float16} else torch.bfloat16

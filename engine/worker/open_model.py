@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.device.registry import open_device
 from engine.facts.machine import probe
+from engine.model.description import check_description
 from engine.model.hub import locate
-from engine.model.loader import check_description
 from engine.run.engine import Engine
 
 

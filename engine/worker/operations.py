@@ -32,9 +32,10 @@ from engine.measure.pass_through import run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.workload import pick, tokenize
 from engine.memory.plan import resolve
+from engine.model.description import check_description
 from engine.model.facts import describe
 from engine.model.headers import locate_headers
-from engine.model.loader import check_description, load_model
+from engine.model.loader import load_model
 from engine.precision.allocate import (
     save_sensitivities,
     sensitivities_path,

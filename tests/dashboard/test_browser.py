@@ -21,7 +21,8 @@ from dashboard.app import PAGES
 from tests.requirements import require_program
 from tuner.pareto.front import Front
 from tuner.store.database import open_database
-from tuner.store.repository import Store, TrialOutcome
+from tuner.store.outcome import TrialOutcome
+from tuner.store.repository import Store
 
 pytestmark = [pytest.mark.chromium, pytest.mark.alone]
 # WebGL without a GPU, which charts of three axes and parallel coordinates need

@@ -80,7 +80,7 @@ def test_a_grid_that_is_not_complete_is_not_compared(definition: Path):
     kept = definition.with_suffix(".jsonl").read_text().splitlines()
     definition.with_suffix(".jsonl").write_text("\n".join(kept[:-1]) + "\n")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "compare_samplers"), str(definition)],
+        [sys.executable, "-m", "experiments.run", "compare_samplers", str(definition)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0

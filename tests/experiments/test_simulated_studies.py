@@ -7,15 +7,14 @@ import pytest
 
 from experiments.compare_samplers import (
     Simulation,
-    Step,
     arrival,
     computing,
-    fraction_at,
 )
 from experiments.reference_grid import (
     Row,
     Run,
 )
+from experiments.sampler_plots import Step, fraction_at
 from tuner.definition.study import Repeats
 
 BEST, WORSE, COARSE = {"bits": 8}, {"bits": 16}, {"bits": 2}

@@ -10,7 +10,8 @@ from engine.contract.report import (
     Sentinel,
 )
 from tuner.store.database import open_database
-from tuner.store.repository import Store, TrialOutcome
+from tuner.store.outcome import TrialOutcome
+from tuner.store.repository import Store
 
 WRITERS, MOST_EACH = 4, 5000
 MEMORY = MemoryReading(0, 0, 0, 0, 0, "fake", 0, 0)

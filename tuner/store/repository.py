@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
 
 from engine.config.settings import EngineConfig
 from engine.contract.report import (
@@ -30,9 +29,11 @@ from tuner.definition.study import (
     definition_json,
 )
 from tuner.definition.workload import workload_hash
-from tuner.errors import MissingStudyError, StudyError
+from tuner.errors import MissingStudyError
 from tuner.store.database import Database
+from tuner.store.identity import check_same_question, machine_id_of, model_id_of
 from tuner.store.once import kept_once
+from tuner.store.outcome import TrialOutcome
 from tuner.store.reading import (
     Pool,
     pools,
@@ -48,14 +49,11 @@ from tuner.store.snapshots import (
     StudyState,
     TelemetrySnapshot,
     TrialSnapshot,
-    TrialState,
 )
 from tuner.store.tables import (
     ConfigurationRow,
     ExpertUseRow,
     ExportRow,
-    MachineRow,
-    ModelRow,
     QualityItemsRow,
     QualityRow,
     SampleRow,
@@ -65,24 +63,6 @@ from tuner.store.tables import (
     TrialRow,
     now,
 )
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """How a trial ended: what finish_trial writes."""
-
-    state: TrialState
-    failure: str | None = None
-    reason: str | None = None
-    scores: Mapping[str, float] | None = None
-    violations: Mapping[str, float] | None = None
-    memory: Mapping[str, Any] | None = None
-    configuration_id: int | None = None
-    quality_id: int | None = None
-    reference_id: int | None = None
-    bounds: Mapping[str, float] | None = None
-    predicted: Mapping[str, float] | None = None
-    engine_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +84,8 @@ class Store:
         """
         name, digest = definition.study_name, definition.search_digest()
         with self.database.session() as session:
-            model_id = _model_id(session, facts)
-            machine_id = _machine_id(session, hardware)
+            model_id = model_id_of(session, facts)
+            machine_id = machine_id_of(session, hardware)
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             if row is None:
                 row = StudyRow(
@@ -118,7 +98,7 @@ class Store:
                 )
                 session.add(row)
             else:
-                _check_same(session, row, model_id, machine_id, digest, workload)
+                check_same_question(session, row, model_id, machine_id, digest, workload)
             row.definition = definition_json(definition)
             row.state = "RUNNING"
             row.parent_pid, row.parent_host = os.getpid(), socket.gethostname()
@@ -411,48 +391,3 @@ class Store:
                 )
             }
             return tuple(trial_snapshot(row, pooled, configs, quality) for row in rows)
-
-
-def _model_id(session: Session, facts: ModelFacts) -> int:
-    row = ModelRow(
-        fingerprint=facts.fingerprint,
-        name=facts.id,
-        revision=facts.revision,
-        family=facts.family,
-        facts=facts.to_json(),
-    )
-    same = select(ModelRow).where(ModelRow.fingerprint == facts.fingerprint)
-    row, _ = kept_once(session, same, row)
-    row.facts = facts.to_json()
-    return row.id
-
-
-def _machine_id(session: Session, hardware: Hardware) -> int:
-    row = MachineRow(fingerprint=hardware.fingerprint, description=hardware.to_json())
-    same = select(MachineRow).where(MachineRow.fingerprint == hardware.fingerprint)
-    row, _ = kept_once(session, same, row)
-    row.description = hardware.to_json()
-    return row.id
-
-
-def _check_same(
-    session: Session,
-    row: StudyRow,
-    model_id: int,
-    machine_id: int,
-    digest: str,
-    workload: Workload,
-) -> None:
-    rename = "give this one another name with --study"
-    if row.model_id != model_id:
-        other = session.get_one(ModelRow, row.model_id)
-        raise StudyError(f"study '{row.name}' is of another model ({other.name}): {rename}")
-    if row.machine_id != machine_id:
-        raise StudyError(f"study '{row.name}' was measured on another machine: {rename}")
-    if row.workload_hash != workload_hash(workload):
-        raise StudyError(f"study '{row.name}' was measured with another workload: {rename}")
-    if row.search_digest != digest:
-        raise StudyError(
-            f"study '{row.name}' asked something else (budget, space, objectives, limits, tasks "
-            f"or repeats differ): {rename}, or repeat its options to continue it"
-        )

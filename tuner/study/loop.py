@@ -26,7 +26,7 @@ from tuner.search.space import (
     Point,
 )
 from tuner.store.database import explained
-from tuner.store.repository import TrialOutcome
+from tuner.store.outcome import TrialOutcome
 from tuner.store.snapshots import (
     CORNER,
     DEFAULT,

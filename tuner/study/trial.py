@@ -25,8 +25,8 @@ from tuner.search.space import (
     Point,
 )
 from tuner.statistics import relative_half_width
+from tuner.store.outcome import TrialOutcome
 from tuner.store.reading import Pool
-from tuner.store.repository import TrialOutcome
 from tuner.store.snapshots import QualityResult
 from tuner.study.context import StudyContext, StudyState
 

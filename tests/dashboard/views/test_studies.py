@@ -9,7 +9,8 @@ from streamlit.testing.v1 import AppTest
 from tests.dashboard.conftest import Opened
 from tuner.pareto.front import Front
 from tuner.store.database import open_database
-from tuner.store.repository import Store, TrialOutcome
+from tuner.store.outcome import TrialOutcome
+from tuner.store.repository import Store
 
 
 def metrics_of(app: AppTest) -> dict[str, str]:

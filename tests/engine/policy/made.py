@@ -14,9 +14,9 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import LayerPass
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
+from engine.policy.steps import LayerPass
 from engine.trace.trace import (
     Trace,
     TracePass,

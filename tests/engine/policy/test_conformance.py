@@ -18,10 +18,14 @@ from engine.policy.events import (
     PassStart,
     Routing,
 )
-from engine.policy.expert_cache import ON_HOST, LayerPass, Step
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.pools import split_by_experts
 from engine.policy.predict.base import Prediction
+from engine.policy.steps import (
+    ON_HOST,
+    LayerPass,
+    Step,
+)
 from engine.precision.table import PLANNED
 from engine.trace.trace import Trace
 from engine.types import ExpertId

@@ -15,7 +15,8 @@ from tuner.definition.study import StudyDefinition
 from tuner.service.events import EventStream
 from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings
-from tuner.store.repository import Store, TrialOutcome
+from tuner.store.outcome import TrialOutcome
+from tuner.store.repository import Store
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from tests.fakes.fake_engine import facts_of
 from tuner.definition.study import StudyDefinition
 from tuner.errors import StoreError, StudyError, UsageError
 from tuner.store.database import MIGRATIONS, open_database, open_read_only
+from tuner.store.outcome import TrialOutcome
 from tuner.store.overview import Overview
-from tuner.store.repository import Store, TrialOutcome
+from tuner.store.repository import Store
 from tuner.store.tables import Base
 
 WORK = Workload("w", ("a",))

@@ -1,0 +1,47 @@
+"""Which settings decide how non-expert weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.config.settings import (
+    EngineConfig,
+)
+from engine.model.loader import LoadedModel
+from engine.types import Bits, EmbeddingsName, KernelName
+
+
+@dataclass(frozen=True)
+class NonExpertSettings:
+    """What decides how the dense part is loaded; group and kernel only below 16 bits."""
+
+    dtype: str
+    bits: Bits = 16
+    group: int = 0
+    kernel: KernelName = "auto"
+    crossover: int = 0
+    embeddings: EmbeddingsName = "device"
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> NonExpertSettings:
+        """Those of a resolved config."""
+        precision, dtype = config.precision, config.compute.dtype
+        embeddings = config.placement.embeddings
+        if precision.non_expert_bits == 16:
+            return cls(dtype, embeddings=embeddings)
+        return cls(
+            dtype,
+            precision.non_expert_bits,
+            precision.group_size,
+            config.kernel.name,
+            config.kernel.crossover_tokens,
+            embeddings,
+        )
+
+
+def sixteen_dtype(model: LoadedModel) -> torch.dtype:
+    """dtype of 16-bit records: fp16 where all experts are stored so, else bf16."""
+    dtypes = {entry.dtype for entry in model.expert_entries()}
+    return torch.float16 if dtypes == {torch.float16} else torch.bfloat16
