@@ -18,9 +18,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
+from engine.contract.statistics import mean_metric
 from engine.device.registry import open_device
 from engine.evaluate.divergence import diverge
-from engine.measure.statistics import mean_metric
 from engine.run.engine import Engine
 from tuner.folders import cache_folder, resolve_model
 

@@ -21,8 +21,8 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
+from engine.contract.statistics import mean_metric
 from engine.device.registry import open_device
-from engine.measure.statistics import mean_metric
 from engine.precision.table import (
     average_bits,
     bits_table,

@@ -32,6 +32,7 @@ from typing import Any
 
 import optuna
 
+from engine.contract.statistics import mean_metric, relative_half_width
 from engine.errors import InfeasibleError
 from experiments.reference_grid import (
     OBJECTIVES,
@@ -61,7 +62,6 @@ from tuner.search.samplers import (
 from tuner.search.searcher import Searcher
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
-from tuner.statistics import interval, relative_half_width
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.prepare import trial_costs
 from tuner.study.pruning import incumbents_of
@@ -201,7 +201,7 @@ def _snapshot(
 ) -> TrialSnapshot:
     """quality: None where it was not evaluated and is granted, as a study does."""
     metrics = {
-        name: interval([sample[name] for sample in kept], "")
+        name: mean_metric([sample[name] for sample in kept], "")
         for name in ("output_tps", "tpot_ms", "ttft_ms")
     }
     granted = {"quality": 1.0} if quality is None else {}

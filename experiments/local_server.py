@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.settings import EngineConfig
+from engine.contract.statistics import mean_metric
 from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
@@ -20,7 +21,6 @@ from engine.serve.batching.sequence import (
     StepOutput,
 )
 from tuner.folders import cache_folder
-from tuner.statistics import interval
 
 
 class ServedModel:
@@ -74,5 +74,5 @@ class ServedModel:
 
 def show(name: str, values: list[float]) -> None:
     """A mean with its interval."""
-    found = interval(values, "")
+    found = mean_metric(values, "")
     print(f"{name}: {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]")

@@ -23,6 +23,7 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
+from engine.contract.statistics import relative_half_width
 from engine.facts.machine import probe
 from tuner.cli.options import open_session
 from tuner.definition.study import (
@@ -40,7 +41,6 @@ from tuner.search.space import (
     build_space,
 )
 from tuner.search.twin import ROUNDS
-from tuner.statistics import relative_half_width
 from tuner.store.database import open_database
 from tuner.store.repository import Store
 from tuner.study.trial import STEADY_METRICS

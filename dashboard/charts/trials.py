@@ -49,7 +49,7 @@ def importances_figure(fractions: pd.DataFrame) -> Any:
     for place, (objective, rows) in enumerate(fractions.groupby("objective", sort=False)):
         figure.add_trace(
             go.Bar(
-                x=rows["share"].tolist(),
+                x=rows["fraction"].tolist(),
                 y=rows["setting"].tolist(),
                 name=str(objective),
                 orientation="h",

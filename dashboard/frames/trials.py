@@ -54,8 +54,8 @@ def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFram
         for objective, fractions in weights.items()
         for setting, fraction in fractions.items()
     ]
-    frame = pd.DataFrame(rows, columns=["setting", "objective", "share"])
-    total = frame.groupby("setting")["share"].transform("sum")
+    frame = pd.DataFrame(rows, columns=["setting", "objective", "fraction"])
+    total = frame.groupby("setting")["fraction"].transform("sum")
     order = frame.assign(total=total).sort_values(["total", "setting"], ascending=False)
     return order.drop(columns="total").reset_index(drop=True)
 

@@ -16,10 +16,10 @@ from engine.contract.report import (
     Sample,
 )
 from engine.contract.requests import Workload
+from engine.contract.statistics import mean_metric
 from engine.device import process_memory
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
-from engine.measure.statistics import mean_metric
 from engine.measure.workload import pick, tokenize
 
 _UNITS = {"output_tps": "tokens/s", "decode_tps": "tokens/s", "prefill_tps": "tokens/s"}

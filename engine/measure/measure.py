@@ -17,6 +17,7 @@ from engine.contract.report import (
     Sample,
     Sentinel,
 )
+from engine.contract.statistics import mean_metric
 from engine.device import process_memory
 from engine.errors import EngineError
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
@@ -25,7 +26,7 @@ from engine.measure.expert_use import expert_use
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.sentinel import measure_sentinel
-from engine.measure.statistics import mean_metric, percentile_metric
+from engine.measure.statistics import percentile_metric
 from engine.measure.workload import pick
 from engine.policy.expert_policy import PolicyCounters
 from engine.replay.bound import best_hits
@@ -217,17 +218,17 @@ def _bound_values(
     pools = live.policy.cache.slots_by_pool
     bound = best_hits(recorder.trace(), pools, range(first_pass, recorder.passes))
     best = bound.hit_rate("decode")
-    values: Values = {"oracle_hit_rate": (best, "share")}
+    values: Values = {"oracle_hit_rate": (best, "fraction")}
     missed = bound.lookups["decode"] - bound.hits["decode"]
     least = missed * live.store.record.size_bytes / decoded
     values["oracle_bytes_per_token"] = (least, "bytes")
     missed = bound.lookups["prefill"] - bound.hits["prefill"]
     least_prefill = missed * live.store.record.size_bytes / prompt_tokens
-    values["oracle_hit_rate.prefill"] = (bound.hit_rate("prefill"), "share")
+    values["oracle_hit_rate.prefill"] = (bound.hit_rate("prefill"), "fraction")
     values["oracle_prefill_bytes_per_token"] = (least_prefill, "bytes")
     moved, _ = row["transfer_bytes_per_token"]
     if moved:
-        values["policy_ratio"] = (least / moved, "share")
+        values["policy_ratio"] = (least / moved, "fraction")
     return values
 
 
@@ -254,7 +255,7 @@ def _warm_up(
 
 def _error_rate(timings: Sequence[GroupTiming]) -> Values:
     failed = sum(timing.sequences for timing in timings if timing.failed)
-    return {"error_rate": (failed / max(1, sum(t.sequences for t in timings)), "share")}
+    return {"error_rate": (failed / max(1, sum(t.sequences for t in timings)), "fraction")}
 
 
 def _repeat_values(
@@ -281,18 +282,18 @@ def _repeat_values(
         "ttft_ms": (prefill_s / len(timings) * 1e3, "ms"),
         "tpot_ms": (decode_s / len(timings) / (output_tokens - 1) * 1e3, "ms"),
         "e2e_ms": ((prefill_s + decode_s) / len(timings) * 1e3, "ms"),
-        "expert_hit_rate": (_hit_rate(engine, "decode"), "share"),
-        "expert_hit_rate.prefill": (_hit_rate(engine, "prefill"), "share"),
+        "expert_hit_rate": (_hit_rate(engine, "decode"), "fraction"),
+        "expert_hit_rate.prefill": (_hit_rate(engine, "prefill"), "fraction"),
         "disk_bytes_per_token": (from_disk / decoded, "bytes"),
         "transfer_bytes_per_token": (moved / decoded, "bytes"),
         "stall_ms_per_token": (parts["transfer_wait"] + parts["disk_wait"], "ms"),
         "wall_ms_per_token": (decode_s * 1e3 / decoded, "ms"),
         "overlap_ratio": (
             max(_busy_seconds(timings), carried / bandwidth) / decode_s,
-            "share",
+            "fraction",
         ),
         "read_bytes_per_s": (bandwidth, "bytes/s"),
-        "resident_fraction": (_resident_fraction(engine), "share"),
+        "resident_fraction": (_resident_fraction(engine), "fraction"),
         # without limits on latency every finished request counts
         "request_rps": (sequences / (prefill_s + decode_s), "requests/s"),
     }
@@ -333,16 +334,16 @@ def _prefetch_values(engine: Engine) -> Values:
     if counters.predicted == 0:
         return {}
     values = {
-        "prefetch_precision": (counters.predicted_demanded / counters.predicted, "share"),
+        "prefetch_precision": (counters.predicted_demanded / counters.predicted, "fraction"),
         "prefetch_recall": (
             counters.predicted_demanded / max(1, counters.predicted_layer_demand),
-            "share",
+            "fraction",
         ),
     }
     arrivals = engine.residency.arrivals
     if arrivals.demanded:
         in_time = arrivals.in_time / arrivals.demanded
-        values["prefetch_in_time"] = (in_time, "share")
+        values["prefetch_in_time"] = (in_time, "fraction")
     return values
 
 

@@ -208,15 +208,15 @@ class FakeEngine:
             **{(f"time_ms_per_token.{n}", "ms"): ms * scale for n, ms in parts.items()},
             ("transfer_bytes_per_token", "bytes"): moved,
             ("disk_bytes_per_token", "bytes"): moved,
-            ("overlap_ratio", "share"): 1 - disk_ms * scale / wall_ms,
+            ("overlap_ratio", "fraction"): 1 - disk_ms * scale / wall_ms,
         }
         if self.baseline:
             return {key: found[key] for key in list(found)[:5]}
         if config.precision.scheme == "uniform":  # with mixed sizes no bound holds
-            found["oracle_hit_rate", "share"] = best
+            found["oracle_hit_rate", "fraction"] = best
             found["oracle_bytes_per_token", "bytes"] = demanded * (1 - best)
             if moved:
-                found["policy_ratio", "share"] = (1 - best) / (1 - hits)
+                found["policy_ratio", "fraction"] = (1 - best) / (1 - hits)
         found["read_bytes_per_s", "bytes/s"] = 1e9
         return found
 

@@ -1,26 +1,43 @@
 """Intervals against figures worked out elsewhere."""
 
 import math
+import statistics
 
 import pytest
 
-from tuner.statistics import half_width, interval, paired_ratio, relative_half_width
+from engine.contract.statistics import mean_metric, quantile, relative_half_width
+from tuner.statistics import paired_ratio
 
 
 def test_the_interval_of_three_values_uses_students_t():
-    metric = interval([9.0, 10.0, 11.0], "ms")
+    metric = mean_metric([9.0, 10.0, 11.0], "ms", signed=True)
     assert (metric.value, metric.n, metric.unit) == (10.0, 3, "ms")
     assert metric.high - metric.value == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
 
 
+def test_positive_figures_scatter_by_factors_and_no_bound_is_negative():
+    metric = mean_metric([0.5, 20.0], "tok/s")
+    assert 0 < metric.low < metric.value < metric.high
+    assert metric.high / metric.value == pytest.approx(metric.value / metric.low)
+    logs = statistics.stdev([math.log(0.5), math.log(20.0)])
+    assert math.log(metric.high / metric.value) == pytest.approx(12.706 * logs / 2**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, 12.706), (22, 2.074), (30, 2.042), (math.inf, 1.960)]
+)
+def test_students_t_is_that_of_the_tables(degrees: float, expected: float):
+    assert quantile(degrees) == pytest.approx(expected, abs=6e-4)
+
+
 def test_one_value_has_no_interval():
-    metric = interval([5.0], "ms")
+    metric = mean_metric([5.0], "ms")
     assert metric.low == metric.high == 5.0
     assert relative_half_width([5.0]) == math.inf
 
 
 def test_more_samples_narrow_the_interval():
-    assert half_width([9.0, 11.0] * 20) < half_width([9.0, 11.0] * 2)
+    assert relative_half_width([9.0, 11.0] * 20) < relative_half_width([9.0, 11.0] * 2)
 
 
 def test_ratios_are_paired_by_round():

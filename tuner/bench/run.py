@@ -20,9 +20,10 @@ from engine.contract.report import (
     Report,
 )
 from engine.contract.requests import Workload
+from engine.contract.statistics import mean_metric
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
-from tuner.statistics import interval, paired_ratio
+from tuner.statistics import paired_ratio
 
 DIVERGENCE_TOKENS = 96
 RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
@@ -71,7 +72,7 @@ class RowResult:
 
     def metrics(self) -> dict[str, Metric]:
         """Means with intervals over the rounds."""
-        return {name: interval(found, self.units[name]) for name, found in self.values.items()}
+        return {name: mean_metric(found, self.units[name]) for name, found in self.values.items()}
 
     def ratios(self, first: RowResult) -> dict[str, Metric]:
         """This row over the first one, paired by round."""
@@ -156,7 +157,7 @@ def add_divergence(
         except WorkerError as error:
             notify(f"{row.name}: no divergence: {error}")
             continue
-        for name, unit in (("kld_mean", "nats"), ("top1_agreement", "share")):
+        for name, unit in (("kld_mean", "nats"), ("top1_agreement", "fraction")):
             result.values[name] = [known[key][name]]
             result.units[name] = unit
 

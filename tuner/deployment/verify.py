@@ -16,6 +16,7 @@ from engine.contract.report import (
     Metric,
     Sentinel,
 )
+from engine.contract.statistics import mean_metric, quantile, relative_half_width
 from tuner.definition.objectives import TABLE
 from tuner.definition.study import Repeats
 from tuner.deployment.document import (
@@ -26,10 +27,6 @@ from tuner.deployment.document import (
 )
 from tuner.engine_client.session import EngineSession
 from tuner.pareto.noise import START_DEVIATION
-from tuner.statistics import (
-    interval,
-    relative_half_width,
-)
 
 MOST_BAND = 0.10
 # A speed, and whether more of it takes less time.
@@ -127,7 +124,7 @@ def judge(
         if isinstance(recorded, MeasuredMetric) and found_values:
             expected = recorded.value * longer ** -TABLE[name].sign
             side = band(recorded)
-            found = interval(found_values, recorded.unit)
+            found = mean_metric(found_values, recorded.unit)
             verdicts.append(
                 Verdict(
                     name, recorded, expected, expected * (1 - side), expected * (1 + side), found
@@ -141,7 +138,7 @@ def band(recorded: MeasuredMetric) -> float:
     half-width, since the new mean has one of its own, and 95 % of what `recorded.n` starts of an
     engine then and one now differ by."""
     half = (recorded.high - recorded.low) / 2 / abs(recorded.value) if recorded.value else 0.0
-    starts = 1.96 * START_DEVIATION * math.sqrt(1 + 1 / max(1, recorded.n))
+    starts = quantile(math.inf) * START_DEVIATION * math.sqrt(1 + 1 / max(1, recorded.n))
     return min(MOST_BAND, math.hypot(2 * half, starts))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tuner.statistics import quantile
+from engine.contract.report import Metric
+from engine.contract.statistics import quantile
 from tuner.store.snapshots import TrialSnapshot
 
 # Of one repeat, relative, while the study knows no better; this machine may be shared.
@@ -25,10 +26,10 @@ def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
     seen: set[int] = set()
     for trial in trials:
         found = trial.metrics.get(metric)
-        if found is None or found.n < 2 or trial.configuration_id in seen or not found.value:
+        if found is None or found.n < 2 or trial.configuration_id in seen or found.low <= 0:
             continue
         seen.add(trial.configuration_id or 0)
-        deviation = _deviation(found.high - found.low, found.n) / abs(found.value)
+        deviation = _deviation(found)
         squares += deviation**2 * (found.n - 1)
         degrees += found.n - 1
         repeats += found.n
@@ -44,9 +45,10 @@ def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
     return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
 
 
-def _deviation(width: float, count: int) -> float:
-    """The standard deviation behind a 95 % interval of a mean of so many."""
-    return width / 2 * math.sqrt(count) / quantile(count - 1)
+def _deviation(metric: Metric) -> float:
+    """The relative standard deviation of one repeat behind a mean's 95 % interval."""
+    half = math.log(metric.high / metric.low) / 2
+    return half * math.sqrt(metric.n) / quantile(metric.n - 1)
 
 
 # Relative, between two starts of an engine with one config, beside the scatter of repeats within

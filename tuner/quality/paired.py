@@ -13,7 +13,7 @@ from engine.contract.report import (
     Metric,
     QualityReport,
 )
-from tuner.statistics import interval
+from engine.contract.statistics import mean_metric
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ def paired_results(reference: QualityReport, report: QualityReport) -> tuple[Pai
                 metric=own.metric,
                 value=(sum(value for value, _ in pairs) / count - floor) / scale,
                 reference=(sum(other for _, other in pairs) / count - floor) / scale,
-                difference=interval(
+                difference=mean_metric(
                     [(value - other) / scale for value, other in pairs],
-                    "bits" if own.metric == "bits_per_byte" else "share",
+                    "bits" if own.metric == "bits_per_byte" else "fraction",
+                    signed=True,
                 ),
                 chance=chance,
             )

@@ -15,7 +15,8 @@ from engine.contract.report import (
     QualityReport,
     TaskItems,
 )
-from tuner.statistics import confirmed_interval, interval
+from engine.contract.statistics import mean_metric
+from tuner.statistics import confirmed_interval
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
 from tuner.store.tables import (
     MachineRow,
@@ -43,7 +44,7 @@ class Pool:
 
     def metrics(self) -> dict[str, Metric]:
         """Each metric's mean and interval."""
-        return {name: interval(values, self.units[name]) for name, values in self.values.items()}
+        return {name: mean_metric(values, self.units[name]) for name, values in self.values.items()}
 
     def confirmed(self) -> dict[str, Metric]:
         """Each metric's mean in fresh processes, {} without any. The interval takes the spread of

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
+from engine.contract.statistics import relative_half_width
 from engine.errors import InfeasibleError
 from engine.memory.plan import Resolved
 from engine.types import format_bytes
@@ -24,7 +25,6 @@ from tuner.quality.ratio import quality_ratio
 from tuner.search.space import (
     Point,
 )
-from tuner.statistics import relative_half_width
 from tuner.store.outcome import TrialOutcome
 from tuner.store.reading import Pool
 from tuner.store.snapshots import QualityResult

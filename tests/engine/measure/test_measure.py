@@ -11,11 +11,12 @@ from transformers import AutoTokenizer
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.requests import Workload
+from engine.contract.statistics import mean_metric
 from engine.errors import EngineError, UsageError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.pass_through import Sequenced
-from engine.measure.statistics import mean_metric, percentile_metric
+from engine.measure.statistics import percentile_metric
 from engine.measure.workload import pick, tokenize
 from engine.run.engine import Engine
 from engine.run.time_split import PhaseClock
@@ -93,9 +94,9 @@ def test_repeats_take_other_texts_in_turn(tiny_folder: Path) -> None:
 
 
 def test_an_interval_is_students() -> None:
-    metric = mean_metric([10.0, 12.0, 14.0], "ms")
+    metric = mean_metric([10.0, 12.0, 14.0], "ms", signed=True)
     assert metric.value == 12
-    assert metric.high - 12 == pytest.approx(4.303 * 2 / 3**0.5)
+    assert metric.high - 12 == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-4)
     assert mean_metric([5.0], "ms").low == 5
 
 

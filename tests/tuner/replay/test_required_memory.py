@@ -44,7 +44,7 @@ def test_more_speed_needs_more_memory_and_fewer_bits_need_less(tune: Tune, timed
             assert row["predicted_tps"] > 0
     assert slow[16]["smallest_bytes"] < fast[16]["smallest_bytes"]
     assert slow[4]["smallest_bytes"] < slow[16]["smallest_bytes"]
-    assert 0 < slow[16]["share"] < fast[16]["share"] <= 1
+    assert 0 < slow[16]["fraction"] < fast[16]["fraction"] <= 1
 
 
 def test_a_speed_beyond_everything_resident_has_no_budget(tune: Tune, timed: Path):

@@ -12,7 +12,7 @@ from tuner.search.gp_sampler import ChildGpSampler
 STARTUP = 4
 SPACE = {
     "bits": optuna.distributions.CategoricalDistribution((16, 8, 4, 2)),
-    "share": optuna.distributions.CategoricalDistribution(("25%", "50%", "100%")),
+    "fraction": optuna.distributions.CategoricalDistribution(("25%", "50%", "100%")),
 }
 POINTS = [dict(zip(SPACE, v, strict=True)) for v in itertools.product((16, 4), ("25%", "100%"))]
 

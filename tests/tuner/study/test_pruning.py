@@ -1,6 +1,7 @@
 """What ends early, and what must not."""
 
 import math
+import statistics
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.contract.report import Metric
+from engine.contract.statistics import mean_metric
 from tuner.pareto.explain import (
     bottleneck_of,
     explain,
@@ -28,10 +30,7 @@ from tuner.pareto.probability import (
     near_front,
     on_front,
 )
-from tuner.statistics import (
-    confirmed_interval,
-    interval,
-)
+from tuner.statistics import confirmed_interval
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.pruning import (
     Incumbents,
@@ -44,8 +43,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def trial(number: int, tps: tuple[float, ...], quality: float = 1.0, **changes: Any):
     metrics = {
-        "output_tps": interval(tps, "tok/s"),
-        "tpot_ms": interval([1000 / value for value in tps], "ms"),
+        "output_tps": mean_metric(tps, "tok/s"),
+        "tpot_ms": mean_metric([1000 / value for value in tps], "ms"),
     }
     scores = {**{name: metric.value for name, metric in metrics.items()}, "quality": quality}
     made = TrialSnapshot(
@@ -85,7 +84,9 @@ def test_a_mean_is_surer_by_repeats_and_surer_still_by_starts():
     assert mean_error(0.0, 5) == START_DEVIATION  # of one start
     assert mean_error(0.0, 4, fresh=4) == pytest.approx(START_DEVIATION / 2)
     assert mean_error(0.0, 5, fresh=3) == pytest.approx(START_DEVIATION * math.sqrt(7) / 5)
-    confirmed = replace(trial(0, (20.0,) * 5), confirmed={"output_tps": interval((20.0,) * 3, "")})
+    confirmed = replace(
+        trial(0, (20.0,) * 5), confirmed={"output_tps": mean_metric((20.0,) * 3, "")}
+    )
     assert mean_error_of(confirmed, "output_tps", 0.0) == mean_error(0.0, 5, fresh=3)
 
 
@@ -104,13 +105,14 @@ def test_a_larger_budget_beats_nothing_under_a_smaller_one():
 
 def test_the_scatter_of_a_repeat_is_pooled_over_configurations():
     some = [trial(0, (10.0, 11.0, 9.0)), trial(1, (20.0, 22.0, 18.0))]
-    assert pooled_deviation(some, "output_tps") == pytest.approx(0.1)
+    scatter = statistics.stdev([math.log(value) for value in (10.0, 11.0, 9.0)])
+    assert pooled_deviation(some, "output_tps") == pytest.approx(scatter)
     assert pooled_deviation(some[:1], "output_tps") == FIRST_DEVIATION
 
 
 def test_confirming_values_are_reported_with_the_scatter_of_all():
     found = confirmed_interval([19.0, 21.0], [30.0, 32.0, 19.0, 21.0], "tok/s")
-    alone = interval([19.0, 21.0], "tok/s")
+    alone = mean_metric([19.0, 21.0], "tok/s")
     assert (found.value, found.n) == (20.0, 2)
     assert found.high - found.low < alone.high - alone.low
 

@@ -48,16 +48,16 @@ def _derive(row: RowResult, results: Sequence[RowResult]) -> dict[str, Metric]:
     wall = series(row, "wall_ms_per_token")
     best, hits = series(row, "oracle_hit_rate"), series(row, "expert_hit_rate")
     found = {
-        "regret": combined(lambda oracle, own: oracle - own, "share", best, hits),
+        "regret": combined(lambda oracle, own: oracle - own, "fraction", best, hits),
         "policy_fraction": combined(
-            lambda ms, all_ms: ms / all_ms, "share", series(row, POLICY), wall
+            lambda ms, all_ms: ms / all_ms, "fraction", series(row, POLICY), wall
         ),
     }
     resident = fastest_resident(row, results) if row.model is not None else None
     if resident is not None and resident is not row:
         found["efficiency_ratio"] = combined(
             lambda held, read, taken: max(held, read) / taken,
-            "share",
+            "fraction",
             series(resident, "wall_ms_per_token"),
             least_read_ms(row),
             wall,

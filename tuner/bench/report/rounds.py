@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable
 
 from engine.contract.report import Metric
+from engine.contract.statistics import mean_metric
 from tuner.bench.run import RowResult
-from tuner.statistics import interval
 
 PART = "time_ms_per_token."
 PREFILL_PART = "prefill_ms_per_token."
@@ -28,7 +28,7 @@ def combined(formula: Callable[..., float], unit: str, *series: list[float]) -> 
         found = [formula(*values) for values in zip(*series, strict=False)]
     except ZeroDivisionError:
         return None
-    return interval(found, unit) if found else None
+    return mean_metric(found, unit) if found else None
 
 
 def series(row: RowResult, name: str) -> list[float]:

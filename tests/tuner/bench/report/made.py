@@ -47,7 +47,7 @@ def make_row(
     for key, found in values.items():
         metric = key.replace("__", ".")
         row.values[metric] = found
-        row.units[metric] = next((unit for end, unit in UNITS.items() if end in metric), "share")
+        row.units[metric] = next((unit for end, unit in UNITS.items() if end in metric), "fraction")
     return row
 
 
