@@ -10,16 +10,8 @@ import streamlit as st
 
 from dashboard.thinning import thinned
 from tuner.definition.study import Constraints
-from tuner.pareto.front import (
-    Front,
-    build_front,
-)
-from tuner.pareto.limits import (
-    MEASURES,
-    inside,
-    judged,
-    own_limits,
-)
+from tuner.pareto.front import Front, build_front
+from tuner.pareto.limits import MEASURES, inside, judged, own_limits
 from tuner.pareto.probability import on_front
 from tuner.store.database import Database
 from tuner.store.overview import Overview

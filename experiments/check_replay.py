@@ -19,16 +19,9 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    save_timings,
-)
+from engine.facts.timings import ModelTimings, load_timings, save_timings
 from engine.replay.simulate import replay
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.trace.trace import Trace, load_trace
 from tuner.cli.options import open_session
 from tuner.definition.study import default_workload
 from tuner.definition.workload import load_workload

@@ -23,10 +23,7 @@ from transformers import AutoTokenizer
 from engine.config.settings import EngineConfig
 from engine.contract.statistics import mean_metric
 from engine.device.registry import open_device
-from engine.precision.table import (
-    average_bits,
-    bits_table,
-)
+from engine.precision.table import average_bits, bits_table
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tuner.folders import cache_folder, resolve_model

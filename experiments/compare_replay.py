@@ -33,11 +33,7 @@ from engine.policy.precision import UniformPrecision
 from engine.policy.predict.none import NoPredictor
 from engine.replay.bound import best_hits
 from engine.replay.walk import walk
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-    load_trace,
-)
+from engine.trace.trace import Trace, TracePass, load_trace
 from engine.types import ExpertId
 
 Must = Literal["equal", "at least", "-"]

@@ -34,13 +34,7 @@ import optuna
 
 from engine.contract.statistics import mean_metric, relative_half_width
 from engine.errors import InfeasibleError
-from experiments.reference_grid import (
-    OBJECTIVES,
-    Grid,
-    Run,
-    load_grid,
-    predictions_of,
-)
+from experiments.reference_grid import OBJECTIVES, Grid, Run, load_grid, predictions_of
 from experiments.sampler_plots import (
     BUDGET,
     MOST_FRACTION,
@@ -55,10 +49,7 @@ from experiments.sampler_plots import (
 from tuner.definition import objectives
 from tuner.pareto.probability import likely_front
 from tuner.search.acquisition import Proposer
-from tuner.search.samplers import (
-    LEARN_FROM_PRUNED,
-    open_sampler,
-)
+from tuner.search.samplers import LEARN_FROM_PRUNED, open_sampler
 from tuner.search.searcher import Searcher
 from tuner.search.space import Point
 from tuner.search.twin import Predictions

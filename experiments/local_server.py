@@ -15,11 +15,7 @@ from engine.run.sampling import SamplingOptions
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import InstCache
 from engine.serve.batching.scheduler import EngineLoop
-from engine.serve.batching.sequence import (
-    LiveSequence,
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.sequence import LiveSequence, SequenceRequest, StepOutput
 from tuner.folders import cache_folder
 
 

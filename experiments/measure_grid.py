@@ -26,20 +26,14 @@ from engine.contract.report import Report
 from engine.contract.statistics import relative_half_width
 from engine.facts.machine import probe
 from tuner.cli.options import open_session
-from tuner.definition.study import (
-    StudyDefinition,
-    load_definition,
-)
+from tuner.definition.study import StudyDefinition, load_definition
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, default_storage, resolve_model
 from tuner.quality.judge import QualityJudge
 from tuner.quality.ratio import quality_ratio
 from tuner.search.candidates import Candidates
-from tuner.search.space import (
-    SearchSpace,
-    build_space,
-)
+from tuner.search.space import SearchSpace, build_space
 from tuner.search.twin import ROUNDS
 from tuner.store.database import open_database
 from tuner.store.repository import Store

@@ -18,18 +18,11 @@ from engine.facts.model import ModelFacts
 from engine.trace.trace import load_trace
 from experiments.measure_grid import read_rows
 from tuner.definition.objectives import SIGNS
-from tuner.definition.study import (
-    StudyDefinition,
-    load_definition,
-)
+from tuner.definition.study import StudyDefinition, load_definition
 from tuner.pareto import dominance
 from tuner.search.candidates import Candidates
 from tuner.search.space import build_space
-from tuner.search.twin import (
-    Predictions,
-    Twin,
-    predict_all,
-)
+from tuner.search.twin import Predictions, Twin, predict_all
 from tuner.study.prepare import TWIN_S
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.reference_grid import (
-    Grid,
-)
+from experiments.reference_grid import Grid
 
 MOST_FRACTION = 0.5  # of the grid's seconds: what takes longer has not arrived
 

@@ -13,10 +13,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from experiments.local_server import (
-    ServedModel,
-    show,
-)
+from experiments.local_server import ServedModel, show
 from tuner.folders import resolve_model
 
 

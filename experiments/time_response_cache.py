@@ -17,10 +17,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from engine.serve.batching.response_cache import InstCache
-from experiments.local_server import (
-    ServedModel,
-    show,
-)
+from experiments.local_server import ServedModel, show
 from tuner.folders import resolve_model
 
 

@@ -31,14 +31,8 @@ from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.response_cache import (
-    InstCache,
-    response_cache_path,
-)
-from engine.serve.batching.sequence import (
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.response_cache import InstCache, response_cache_path
+from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tuner.deployment.document import load_deployment
 from tuner.folders import cache_folder, resolve_model
 

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from tuner.pareto.budget_curve import (
-    CurvePoint,
-    fastest_tps,
-)
+from tuner.pareto.budget_curve import CurvePoint, fastest_tps
 
 
 def curve_frame(points: Sequence[CurvePoint]) -> pd.DataFrame:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tuner.deployment.compare import (
-    Comparison,
-    Figure,
-)
+from tuner.deployment.compare import Comparison, Figure
 from tuner.deployment.document import MeasuredMetric
 
 DIFFERS, ALIKE, UNKNOWN = "differs", "not told apart", "no interval"

@@ -11,14 +11,8 @@ from dashboard.measured import read_points
 from dashboard.reading import read_study
 from dashboard.thinning import thinned
 from engine.types import format_bytes
-from tuner.pareto.budget_curve import (
-    device_budgets,
-    fronts_by_budget,
-)
-from tuner.pareto.limits import (
-    inside,
-    own_limits,
-)
+from tuner.pareto.budget_curve import device_budgets, fronts_by_budget
+from tuner.pareto.limits import inside, own_limits
 from tuner.store.database import Database
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot

@@ -10,10 +10,7 @@ from dashboard.charts.compare import ratios_figure
 from dashboard.frames.compare import DIFFERS, UNKNOWN, figures_frame, settings_frame
 from dashboard.measured import measured_front
 from dashboard.reading import CHOSEN, NO_STUDIES, read
-from tuner.deployment.compare import (
-    Comparison,
-    compare,
-)
+from tuner.deployment.compare import Comparison, compare
 from tuner.deployment.document import Deployment
 from tuner.deployment.export import build_deployment
 from tuner.store.database import Database

@@ -5,12 +5,7 @@ from __future__ import annotations
 import streamlit as st
 import yaml
 
-from dashboard.charts.front import (
-    front_figure,
-    front_figure_3d,
-    selected_number,
-    split_figure,
-)
+from dashboard.charts.front import front_figure, front_figure_3d, selected_number, split_figure
 from dashboard.exporting import draw_exports
 from dashboard.frames.front import (
     members_frame,

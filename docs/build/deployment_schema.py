@@ -2,10 +2,7 @@
 
 import json
 
-from tuner.deployment.document import (
-    SCHEMA_FILE,
-    deployment_schema,
-)
+from tuner.deployment.document import SCHEMA_FILE, deployment_schema
 
 
 def main() -> None:

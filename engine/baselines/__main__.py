@@ -9,17 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.contract.messages import (
-    BASELINES,
-    BaselineName,
-)
+from engine.contract.messages import BASELINES, BaselineName
 from engine.worker.process import NATIVE_SETTINGS
 
 if TYPE_CHECKING:
-    from engine.worker.loop import (
-        Emit,
-        Runner,
-    )
+    from engine.worker.loop import Emit, Runner
 
 LLAMA_CPP_BASELINES = ("llama.cpp mmap", "llama.cpp resident")
 
@@ -38,10 +32,7 @@ def main() -> int:
 
     import transformers
 
-    from engine.worker.loop import (
-        Connection,
-        serve,
-    )
+    from engine.worker.loop import Connection, serve
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

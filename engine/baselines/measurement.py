@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.contract.report import (
-    MemoryReading,
-    Report,
-    Sample,
-)
+from engine.contract.report import MemoryReading, Report, Sample
 from engine.contract.requests import Workload
 from engine.contract.statistics import mean_metric
 from engine.device import process_memory

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from engine.errors import ConfigError, nearest_hint
-from engine.types import (
-    Bits,
-    parse_size_bytes,
-)
+from engine.types import Bits, parse_size_bytes
 
 
 def convert(path: str, owner: type, name: str, value: Any) -> Any:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config.settings import (
-    OPTIMIZE,
-    EngineConfig,
-    optimize_name,
-)
+from engine.config.settings import OPTIMIZE, EngineConfig, optimize_name
 from engine.types import PrecisionName, SensitivityClass
 
 SENSITIVITY: dict[str, SensitivityClass] = {

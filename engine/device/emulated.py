@@ -16,10 +16,7 @@ import torch
 from engine.device import process_memory
 from engine.device.base import Event
 from engine.device.cpu import CpuDevice, DoneEvent
-from engine.facts.emulated_machine import (
-    PREFIX,
-    EmulatedMachine,
-)
+from engine.facts.emulated_machine import PREFIX, EmulatedMachine
 
 
 class Link:

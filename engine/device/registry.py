@@ -8,10 +8,7 @@ from engine.device.accelerator import AcceleratorDevice
 from engine.device.base import Device
 from engine.device.cpu import CpuDevice
 from engine.device.emulated import EmulatedDevice
-from engine.facts.emulated_machine import (
-    PREFIX,
-    load_machine,
-)
+from engine.facts.emulated_machine import PREFIX, load_machine
 
 
 def open_device(name: str) -> Device:

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from engine.contract.report import (
-    TaskItems,
-    TaskResult,
-)
+from engine.contract.report import TaskItems, TaskResult
 
 BITS_PER_BYTE = "bits_per_byte"
 # What guessing among the choices gives one over their number of.

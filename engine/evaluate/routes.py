@@ -14,14 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.facts.model import ModelFacts
-from engine.run.layer_by_layer import (
-    Routed,
-    TextBatch,
-)
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.run.layer_by_layer import Routed, TextBatch
+from engine.trace.trace import Trace, TracePass
 
 MOST_TOKENS = 1 << 15
 

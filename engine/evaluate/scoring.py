@@ -27,10 +27,7 @@ from engine.errors import InfeasibleError
 from engine.evaluate.routes import RouteRecorder
 from engine.experts.kernels.gemm import padded_length
 from engine.run.engine import LOGIT_BYTES, Engine
-from engine.run.layer_by_layer import (
-    TextBatch,
-    UnknownHeadError,
-)
+from engine.run.layer_by_layer import TextBatch, UnknownHeadError
 from engine.run.micro_batch import MicroBatch
 
 MAX_TOGETHER = 16

@@ -17,10 +17,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.run.engine import Engine
-from engine.run.layer_by_layer import (
-    LayerWise,
-    TextBatch,
-)
+from engine.run.layer_by_layer import LayerWise, TextBatch
 from engine.types import Bits, ExpertId
 
 ROW_TOKENS = 64

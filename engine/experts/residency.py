@@ -13,18 +13,9 @@ from dataclasses import dataclass
 from engine.experts.slots import ExpertView, Slots
 from engine.experts.transfer import Transfer, TransferEngine
 from engine.policy.compute_order import Order
-from engine.policy.events import (
-    GateView,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import GateView, PassStart, Routing
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
-from engine.policy.steps import (
-    ON_HOST,
-    Fetch,
-    LayerPass,
-    Step,
-)
+from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
 from engine.types import ExpertId
 
 

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.device.base import Device, Event
-from engine.experts.encoding.codec import (
-    MatrixView,
-    RecordFormat,
-    matrix_view,
-    vector_view,
-)
+from engine.experts.encoding.codec import MatrixView, RecordFormat, matrix_view, vector_view
 from engine.experts.kernels.prequantized import prequantized_view
 from engine.policy.pools import Pool
 from engine.types import Bits

@@ -17,10 +17,7 @@ import yaml
 
 from engine.errors import UsageError, nearest_hint
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    RecordSource,
-)
+from engine.facts.timings import ModelTimings, RecordSource
 from engine.types import parse_size_bytes
 
 PREFIX = "emulated:"

@@ -12,18 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.facts.emulated_machine import (
-    PREFIX,
-    load_machine,
-)
+from engine.facts.emulated_machine import PREFIX, load_machine
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    Curve,
-    ModelTimings,
-    RecordSource,
-    at,
-)
+from engine.facts.timings import Curve, ModelTimings, RecordSource, at
 
 _TOKENS = (1, 2, 4, 16, 64, 256)  # what profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128

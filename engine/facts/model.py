@@ -7,11 +7,7 @@ from typing import Any
 
 from engine.layout.non_expert import NonExpertMatrix
 from engine.layout.prequantized import PrequantizedFormat
-from engine.layout.record import (
-    Part,
-    parts_from_json,
-    parts_to_json,
-)
+from engine.layout.record import Part, parts_from_json, parts_to_json
 
 
 @dataclass(frozen=True)

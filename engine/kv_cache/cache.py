@@ -14,20 +14,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from engine.config.settings import KvConfig
 from engine.device.base import Device
-from engine.kv_cache.host_rows import (
-    DeviceRows,
-    HostLink,
-    KvRows,
-)
-from engine.kv_cache.merged_layer import (
-    AttentionWatch,
-    MergedLayer,
-)
-from engine.kv_cache.quantized_rows import (
-    KvFormat,
-    PlainFormat,
-    QuantizedFormat,
-)
+from engine.kv_cache.host_rows import DeviceRows, HostLink, KvRows
+from engine.kv_cache.merged_layer import AttentionWatch, MergedLayer
+from engine.kv_cache.quantized_rows import KvFormat, PlainFormat, QuantizedFormat
 from engine.layout.kv import WINDOW_TOKENS
 from engine.model.attention_hook import watch_attention
 from engine.model.kv_layers import plain_kv_layers

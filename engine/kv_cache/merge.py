@@ -14,10 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from engine.layout.kv import (
-    SCORE_SLICE_BYTES,
-    SINK_TOKENS,
-)
+from engine.layout.kv import SCORE_SLICE_BYTES, SINK_TOKENS
 
 
 class Marks(NamedTuple):

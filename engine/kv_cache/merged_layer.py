@@ -16,17 +16,8 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from engine.errors import EngineError
-from engine.kv_cache.merge import (
-    Marks,
-    merge,
-    new_marks,
-    received_attention,
-)
-from engine.layout.kv import (
-    SINK_TOKENS,
-    drop_index,
-    kept_tokens,
-)
+from engine.kv_cache.merge import Marks, merge, new_marks, received_attention
+from engine.layout.kv import SINK_TOKENS, drop_index, kept_tokens
 
 
 class AttentionWatch:

@@ -14,10 +14,7 @@ from typing import Protocol
 
 import torch
 
-from engine.layout.kv import (
-    BLOCK_TOKENS,
-    VALUE_GROUP,
-)
+from engine.layout.kv import BLOCK_TOKENS, VALUE_GROUP
 from engine.types import KvBits
 
 _SLICE_ROWS = 16  # quantized or dequantized at once: bounds the float32 copy

@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.layout.record import (
-    Part,
-    RecordLayout,
-    record_layout,
-    resolve_group_size,
-)
+from engine.layout.record import Part, RecordLayout, record_layout, resolve_group_size
 from engine.types import Bits
 
 _BLOCK_ELEMENTS = 1 << 23

@@ -12,11 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.layout.record import (
-    Part,
-    RecordLayout,
-    lay_out,
-)
+from engine.layout.record import Part, RecordLayout, lay_out
 from engine.types import Bits
 
 PrequantizedName = Literal["fp8", "mxfp4"]

@@ -10,13 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.config.exactness import ON_MISS
-from engine.contract.report import (
-    MemoryReading,
-    Metric,
-    Report,
-    Sample,
-    Sentinel,
-)
+from engine.contract.report import MemoryReading, Metric, Report, Sample, Sentinel
 from engine.contract.statistics import mean_metric
 from engine.device import process_memory
 from engine.errors import EngineError

@@ -9,17 +9,8 @@ import numpy as np
 
 from engine.facts.model import ModelFacts
 from engine.model.gates import RANKED_EXTRA, RouterView
-from engine.policy.events import (
-    Integers,
-    Need,
-    PassStart,
-    Routing,
-)
-from engine.trace.trace import (
-    LOOK_AHEAD_LAYERS,
-    Trace,
-    TracePass,
-)
+from engine.policy.events import Integers, Need, PassStart, Routing
+from engine.trace.trace import LOOK_AHEAD_LAYERS, Trace, TracePass
 
 
 class TraceRecorder:

@@ -10,10 +10,7 @@ import torch
 
 from engine.contract.report import Sentinel
 from engine.device.pages import allocate_pages, bytes_view
-from engine.experts.tiers.direct_io import (
-    DiskReader,
-    Extent,
-)
+from engine.experts.tiers.direct_io import DiskReader, Extent
 
 _SIZE = 384
 _READ_BYTES = 1 << 20

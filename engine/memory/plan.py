@@ -14,10 +14,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.emulated_machine import PREFIX
 from engine.facts.model import ModelFacts
-from engine.layout.non_expert import (
-    block_rows,
-    non_expert_matrix_bytes,
-)
+from engine.layout.non_expert import block_rows, non_expert_matrix_bytes
 from engine.layout.prequantized import prequantized_layout
 from engine.layout.record import (
     RECORD_ALIGN,
@@ -36,11 +33,7 @@ from engine.memory.kv import (
     kv_host_bytes,
     prefix_bytes,
 )
-from engine.precision.table import (
-    PLANNED,
-    bits_table,
-    run_bits,
-)
+from engine.precision.table import PLANNED, bits_table, run_bits
 from engine.types import Bits, format_at_least, format_bytes
 
 # Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;

@@ -5,9 +5,7 @@ from __future__ import annotations
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.facts.model import ModelFacts
-from engine.memory.kv import (
-    DTYPE_BYTES,
-)
+from engine.memory.kv import DTYPE_BYTES
 from engine.memory.plan import record_bytes, resolve
 from engine.types import format_bytes
 

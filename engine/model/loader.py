@@ -20,13 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as transformers_initialization
 
-from engine.errors import (
-    CheckpointError,
-)
-from engine.layout.prequantized import (
-    PrequantizedFormat,
-    PrequantizedName,
-)
+from engine.errors import CheckpointError
+from engine.layout.prequantized import PrequantizedFormat, PrequantizedName
 from engine.layout.record import Part
 from engine.model.checkpoint import Checkpoint
 from engine.model.description import build_meta_model, find_experts, read_config

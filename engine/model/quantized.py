@@ -18,10 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.errors import CheckpointError
-from engine.layout.prequantized import (
-    MXFP4_GROUP,
-    PrequantizedName,
-)
+from engine.layout.prequantized import MXFP4_GROUP, PrequantizedName
 from engine.model.safetensors_file import TensorEntry
 
 _FP8_SCALES = "_scale_inv"

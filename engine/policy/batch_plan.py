@@ -8,14 +8,8 @@ from typing import Literal, Protocol
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    at,
-)
-from engine.memory.plan import (
-    record_bytes_of,
-    resolve,
-)
+from engine.facts.timings import ModelTimings, at
+from engine.memory.plan import record_bytes_of, resolve
 
 Bottleneck = Literal["transfer", "compute", "unknown"]
 MOST_MICRO_BATCHES = 32

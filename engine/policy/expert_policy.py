@@ -12,23 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from engine.policy.events import (
-    GateView,
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import GateView, Need, PassStart, Routing
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.future import Future
 from engine.policy.placement import Placement
 from engine.policy.precision import PrecisionPolicy
 from engine.policy.predict.base import Prediction, Predictor
-from engine.policy.steps import (
-    ON_HOST,
-    Fetch,
-    LayerPass,
-    Step,
-)
+from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
 from engine.types import Phase
 
 

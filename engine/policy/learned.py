@@ -10,10 +10,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import ConfigError
 from engine.facts.model import ModelFacts
 from engine.policy.events import Floats
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.trace.trace import Trace, load_trace
 
 
 def load_history(config: EngineConfig) -> Trace | None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from engine.policy.events import (
-    Need,
-    Routing,
-)
+from engine.policy.events import Need, Routing
 from engine.precision.table import Table
 from engine.types import Bits, Phase
 

@@ -18,11 +18,7 @@ from engine.policy.allocate import (
     ShallowFirstAllocation,
     UniformAllocation,
 )
-from engine.policy.batch_plan import (
-    FixedPlan,
-    IoComputePlan,
-    Plan,
-)
+from engine.policy.batch_plan import FixedPlan, IoComputePlan, Plan
 from engine.policy.compute_order import (
     HotFirstOrder,
     Order,
@@ -41,12 +37,7 @@ from engine.policy.evict.weighted import WeightedEviction, read_weights
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.options import choice, flag, number, whole
-from engine.policy.placement import (
-    DevicePlacement,
-    HostBelow,
-    HostSplit,
-    Placement,
-)
+from engine.policy.placement import DevicePlacement, HostBelow, HostSplit, Placement
 from engine.policy.pools import Pool, pools_of_layers, split_by_experts
 from engine.policy.precision import (
     GateThreshold,
@@ -66,11 +57,7 @@ from engine.policy.predict.oracle import OraclePredictor
 from engine.policy.predict.popularity import PopularityPredictor
 from engine.policy.predict.pregate import PregatePredictor
 from engine.policy.predict.repeat_last import RepeatLastPredictor
-from engine.policy.transfer_queue import (
-    FifoQueue,
-    TransferQueue,
-    TwoPriorityQueue,
-)
+from engine.policy.transfer_queue import FifoQueue, TransferQueue, TwoPriorityQueue
 from engine.precision.table import bits_table
 from engine.types import (
     BITS,

@@ -13,23 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.settings import (
-    EngineConfig,
-    optimize_name,
-)
+from engine.config.settings import EngineConfig, optimize_name
 from engine.errors import ConfigError, StorageError
 from engine.facts.model import ModelFacts
 from engine.files import write_atomically
-from engine.precision.table import (
-    PLANNED,
-    Table,
-    write_table,
-)
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-    scored_trace_path,
-)
+from engine.precision.table import PLANNED, Table, write_table
+from engine.trace.trace import Trace, load_trace, scored_trace_path
 from engine.types import BITS, Bits
 
 Losses = Mapping[Bits, float]

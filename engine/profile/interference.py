@@ -20,16 +20,10 @@ import torch
 from engine.device.base import Device
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.slots import Slots
-from engine.experts.tiers.direct_io import (
-    DiskReader,
-    Extent,
-)
+from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.experts.tiers.disk import ExpertStore
 from engine.experts.transfer import Transfer, TransferEngine
-from engine.layout.record import (
-    Part,
-    record_layout,
-)
+from engine.layout.record import Part, record_layout
 from engine.policy.pools import Pool
 from engine.policy.transfer_queue import FifoQueue
 from engine.types import ExpertId

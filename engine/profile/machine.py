@@ -16,28 +16,13 @@ import torch
 from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
-from engine.experts.encoding.codec import (
-    MatrixView,
-    RecordFormat,
-    encode,
-    matrix_view,
-)
+from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KernelSupport
-from engine.experts.tiers.direct_io import (
-    DiskReader,
-    Extent,
-)
+from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
-from engine.layout.record import (
-    Part,
-    record_layout,
-)
-from engine.profile.interference import (
-    SHAPES,
-    Interference,
-    measure_interference,
-)
+from engine.layout.record import Part, record_layout
+from engine.profile.interference import SHAPES, Interference, measure_interference
 from engine.types import Bits
 
 _FILE_BYTES = 128 << 20

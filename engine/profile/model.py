@@ -20,19 +20,11 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
-from engine.facts.timings import (
-    ModelTimings,
-    RecordSource,
-    at,
-)
+from engine.facts.timings import ModelTimings, RecordSource, at
 from engine.measure.bandwidth import record_bandwidth
 from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
-from engine.profile.fit import (
-    calibration_runs,
-    configure_plainly,
-    fit,
-)
+from engine.profile.fit import calibration_runs, configure_plainly, fit
 from engine.run.configuration import multiplier_of
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch

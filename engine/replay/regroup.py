@@ -15,10 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UsageError
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.trace.trace import Trace, TracePass
 from engine.types import Phase
 
 Rows = NDArray[np.int64]

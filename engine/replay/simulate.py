@@ -13,32 +13,19 @@ from dataclasses import dataclass, field, replace
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    at,
-)
-from engine.memory.plan import (
-    record_bytes_of,
-    resolve,
-)
+from engine.facts.timings import ModelTimings, at
+from engine.memory.plan import record_bytes_of, resolve
 from engine.policy.batch_plan import host_fraction
 from engine.policy.context import PolicyContext
 from engine.policy.events import Floats
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
 from engine.policy.registry import ORDERS, QUEUES, build_policy
-from engine.policy.steps import (
-    ON_HOST,
-    Fetch,
-    Step,
-)
+from engine.policy.steps import ON_HOST, Fetch, Step
 from engine.precision.table import run_bits
 from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
 from engine.replay.walk import walk
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.trace.trace import Trace, TracePass
 from engine.types import Bits, ExpertId, Phase
 
 

@@ -12,20 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from engine.errors import UsageError
-from engine.policy.events import (
-    Floats,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Floats, PassStart, Routing
 from engine.policy.expert_policy import ExpertPolicy
-from engine.policy.steps import (
-    Fetch,
-    Step,
-)
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.policy.steps import Fetch, Step
+from engine.trace.trace import Trace, TracePass
 
 
 class Listener(Protocol):

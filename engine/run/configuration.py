@@ -41,10 +41,7 @@ from engine.policy.context import PolicyContext
 from engine.policy.future import Future
 from engine.policy.learned import load_history, load_learned
 from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
-from engine.run.moe_layers import (
-    ExpertsRuntime,
-    expert_output,
-)
+from engine.run.moe_layers import ExpertsRuntime, expert_output
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, ExpertId
 

@@ -16,10 +16,7 @@ from typing import Any
 
 import torch
 
-from engine.config.settings import (
-    EngineConfig,
-    optimize_name,
-)
+from engine.config.settings import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
@@ -28,24 +25,12 @@ from engine.experts.kernels.gemm import single_token_products, widen_linears
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
-from engine.experts.tiers.disk import (
-    ExpertStore,
-    open_store,
-)
+from engine.experts.tiers.disk import ExpertStore, open_store
 from engine.experts.transfer import TransferEngine
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    timings_path,
-)
-from engine.memory.plan import (
-    MemoryPlan,
-    config_layout,
-    group_size_of,
-    resolve,
-)
+from engine.facts.timings import ModelTimings, load_timings, timings_path
+from engine.memory.plan import MemoryPlan, config_layout, group_size_of, resolve
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
@@ -53,22 +38,13 @@ from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.policy.batch_plan import Planned
 from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
-from engine.precision.table import (
-    bits_table,
-    run_bits,
-)
-from engine.run.configuration import (
-    LiveConfiguration,
-    multiplier_of,
-)
+from engine.precision.table import bits_table, run_bits
+from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
-from engine.run.quantized_linear import (
-    DenseQuantizer,
-    non_expert_kernels,
-)
+from engine.run.quantized_linear import DenseQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, Phase
 

@@ -31,10 +31,7 @@ from engine.model.loader import LoadedModel
 from engine.policy.pools import Pool
 from engine.policy.transfer_queue import FifoQueue
 from engine.precision.table import Table
-from engine.run.moe_layers import (
-    ExpertsCall,
-    expert_output,
-)
+from engine.run.moe_layers import ExpertsCall, expert_output
 from engine.types import Bits, ExpertId
 
 Read = Callable[[int, int, int, torch.Tensor], None]

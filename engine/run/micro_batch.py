@@ -9,10 +9,7 @@ from typing import Any
 import greenlet
 import torch
 
-from engine.run.moe_layers import (
-    ExpertsCall,
-    ExpertsRuntime,
-)
+from engine.run.moe_layers import ExpertsCall, ExpertsRuntime
 from engine.run.time_split import PhaseClock
 
 

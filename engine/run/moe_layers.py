@@ -26,11 +26,7 @@ from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
 from engine.model.hook import RouterProbabilities
 from engine.model.loader import LoadedModel
-from engine.policy.events import (
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Need, PassStart, Routing
 from engine.run.time_split import PhaseClock
 from engine.trace.trace import LOOK_AHEAD_LAYERS
 from engine.types import Bits, Phase

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config.settings import (
-    EngineConfig,
-)
+from engine.config.settings import EngineConfig
 from engine.model.loader import LoadedModel
 from engine.types import Bits, EmbeddingsName, KernelName
 

@@ -12,23 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.experts.encoding.codec import (
-    MatrixView,
-    RecordFormat,
-    encode,
-    matrix_view,
-)
+from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
-from engine.layout.non_expert import (
-    NonExpertMatrix,
-    non_expert_blocks,
-)
-from engine.layout.record import (
-    Part,
-    RecordLayout,
-)
+from engine.layout.non_expert import NonExpertMatrix, non_expert_blocks
+from engine.layout.record import Part, RecordLayout
 from engine.types import Bits, KernelName
 
 

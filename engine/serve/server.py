@@ -22,19 +22,10 @@ import uvicorn
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.serve.batching.metrics import Meters
-from engine.serve.batching.response_cache import (
-    InstCache,
-    response_cache_path,
-)
+from engine.serve.batching.response_cache import InstCache, response_cache_path
 from engine.serve.batching.scheduler import EngineLoop
-from engine.serve.openai.routes import (
-    Serving,
-    create_app,
-)
-from engine.serve.openai.tokenization import (
-    PromptReader,
-    ServedModel,
-)
+from engine.serve.openai.routes import Serving, create_app
+from engine.serve.openai.tokenization import PromptReader, ServedModel
 from engine.serve.telemetry import Telemetry
 
 Emit = Callable[[dict[str, Any]], None]

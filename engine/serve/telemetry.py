@@ -7,10 +7,7 @@ import time
 from typing import Any
 
 from engine.device import process_memory
-from engine.serve.batching.metrics import (
-    Meters,
-    Totals,
-)
+from engine.serve.batching.metrics import Meters, Totals
 from engine.serve.batching.scheduler import EngineLoop
 
 

@@ -15,10 +15,7 @@ import optuna
 from engine.config.settings import EngineConfig
 from engine.facts.model import ModelFacts
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.future import Future
 from engine.policy.registry import build_policy
 from engine.trace.trace import Trace

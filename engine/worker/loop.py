@@ -11,10 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from engine.contract.messages import (
-    decode,
-    encode,
-)
+from engine.contract.messages import decode, encode
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError
 from engine.types import FailureClass

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 
 from engine.config.settings import EngineConfig
-from engine.contract.requests import (
-    TaskOptions,
-    Workload,
-)
+from engine.contract.requests import TaskOptions, Workload
 from engine.device.registry import open_device
 from engine.errors import EngineError, ProtocolError
 from engine.evaluate.divergence import diverge
@@ -36,10 +33,7 @@ from engine.model.description import check_description
 from engine.model.facts import describe
 from engine.model.headers import locate_headers
 from engine.model.loader import load_model
-from engine.precision.allocate import (
-    save_sensitivities,
-    sensitivities_path,
-)
+from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
 from engine.run.generate import encode_prompt, generate

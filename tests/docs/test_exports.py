@@ -4,10 +4,7 @@ import re
 
 import pytest
 
-from tuner.deployment.formats import (
-    llama_cpp,
-    vllm,
-)
+from tuner.deployment.formats import llama_cpp, vllm
 from tuner.deployment.formats.registry import FORMATS
 from tuner.folders import SOURCE
 

@@ -8,18 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine.config.exactness import sensitivity
-from engine.config.settings import (
-    _RANGES,
-    EngineConfig,
-    config_paths,
-)
+from engine.config.settings import _RANGES, EngineConfig, config_paths
 from tuner.folders import SOURCE
-from tuner.search.space import (
-    BITS,
-    CACHE,
-    COUNT,
-    DEPTH,
-)
+from tuner.search.space import BITS, CACHE, COUNT, DEPTH
 
 TEXT = (SOURCE / "docs" / "knobs.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")]

@@ -7,17 +7,11 @@ from typing import get_args
 import pytest
 
 from engine import types
-from engine.config.exactness import (
-    ON_MISS,
-    sensitivity,
-)
+from engine.config.exactness import ON_MISS, sensitivity
 from engine.config.settings import EngineConfig
 from tuner.bench.ablation import MECHANISMS
 from tuner.bench.report.tables import DERIVED
-from tuner.definition.policies import (
-    load_policy,
-    policy_names,
-)
+from tuner.definition.policies import load_policy, policy_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
 PRESETS = TEXT.split("## Presets")[1].split("## ")[0].splitlines()

@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.test_commands import parse
-from tuner.deployment import (
-    canary,
-    drift,
-)
+from tuner.deployment import canary, drift
 from tuner.folders import SOURCE
 from tuner.service.settings import ServiceSettings
 

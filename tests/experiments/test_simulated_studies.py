@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.compare_samplers import (
-    Simulation,
-    arrival,
-    computing,
-)
-from experiments.reference_grid import (
-    Row,
-    Run,
-)
+from experiments.compare_samplers import Simulation, arrival, computing
+from experiments.reference_grid import Row, Run
 from experiments.sampler_plots import Step, fraction_at
 from tuner.definition.study import Repeats
 

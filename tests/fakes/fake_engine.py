@@ -40,10 +40,7 @@ from engine.contract.report import (
     TaskItems,
     TaskResult,
 )
-from engine.contract.requests import (
-    TaskOptions,
-    Workload,
-)
+from engine.contract.requests import TaskOptions, Workload
 from engine.errors import (
     DenseModelError,
     EngineError,
@@ -54,20 +51,11 @@ from engine.errors import (
 )
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    RecordSource,
-)
-from engine.layout.record import (
-    Part,
-    record_bytes_table,
-)
+from engine.facts.timings import ModelTimings, RecordSource
+from engine.layout.record import Part, record_bytes_table
 from engine.memory import plan as memory
 from engine.memory.plan import MemoryPlan
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.trace.trace import Trace, TracePass
 
 PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16

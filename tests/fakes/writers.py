@@ -3,12 +3,7 @@
 import multiprocessing
 from typing import Any
 
-from engine.contract.report import (
-    MemoryReading,
-    Report,
-    Sample,
-    Sentinel,
-)
+from engine.contract.report import MemoryReading, Report, Sample, Sentinel
 from tuner.store.database import open_database
 from tuner.store.outcome import TrialOutcome
 from tuner.store.repository import Store

@@ -5,10 +5,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from studies.demo.build.kernels import (
-    KERNELS_NAME,
-    register_kernels,
-)
+from studies.demo.build.kernels import KERNELS_NAME, register_kernels
 
 
 def loss_and_gradients(implementations: tuple[str, str]) -> tuple[float, dict[str, Tensor]]:

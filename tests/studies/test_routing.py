@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from studies.demo.build.routing import (
-    lru_hit_rate,
-    routing_losses,
-)
-from studies.demo.build.train import (
-    Progress,
-    rate_factor,
-)
+from studies.demo.build.routing import lru_hit_rate, routing_losses
+from studies.demo.build.train import Progress, rate_factor
 
 
 def test_repeated_routes_hit_always_and_new_routes_never() -> None:

@@ -15,10 +15,7 @@ from typing import Any
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    Metric,
-    Report,
-)
+from engine.contract.report import Metric, Report
 from engine.contract.requests import Workload
 from engine.contract.statistics import mean_metric
 from tuner.engine_client.session import EngineSession

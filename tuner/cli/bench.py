@@ -10,44 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from engine.config.settings import EngineConfig, base_config
-from engine.contract.messages import (
-    BASELINES,
-    BaselineName,
-)
+from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
-from tuner.bench.report.tables import (
-    Table,
-    ablation_table,
-    published_table,
-)
-from tuner.bench.report.write import (
-    SUFFIXES,
-    write_report,
-)
-from tuner.bench.run import (
-    BenchRow,
-    RowResult,
-    add_divergence,
-    grid_rows,
-    run_bench,
-)
+from tuner.bench.report.tables import Table, ablation_table, published_table
+from tuner.bench.report.write import SUFFIXES, write_report
+from tuner.bench.run import BenchRow, RowResult, add_divergence, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table
-from tuner.definition.policies import (
-    PolicyFile,
-    load_policy,
-)
+from tuner.definition.policies import PolicyFile, load_policy
 from tuner.definition.study import default_workload
-from tuner.definition.workload import (
-    load_workload,
-    workload_from_prompts,
-)
-from tuner.deployment.document import (
-    Deployment,
-    load_deployment,
-)
+from tuner.definition.workload import load_workload, workload_from_prompts
+from tuner.deployment.document import Deployment, load_deployment
 from tuner.engine_client.session import EngineSession
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import resolve_model

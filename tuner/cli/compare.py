@@ -9,14 +9,8 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_table, print_text
-from tuner.deployment.compare import (
-    Comparison,
-    compare,
-)
-from tuner.deployment.document import (
-    Deployment,
-    load_deployment,
-)
+from tuner.deployment.compare import Comparison, compare
+from tuner.deployment.document import Deployment, load_deployment
 from tuner.deployment.export import build_deployment
 from tuner.errors import MissingStudyError
 from tuner.pareto.probability import front_of

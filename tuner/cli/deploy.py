@@ -18,12 +18,7 @@ from tuner.cli.output import print_json, print_note, print_text
 from tuner.cli.run import open_deployed
 from tuner.deployment.canary import Canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import (
-    Policy,
-    ServerOptions,
-    choose,
-    serve,
-)
+from tuner.deployment.serve import Policy, ServerOptions, choose, serve
 from tuner.engine_client.session import EngineSession
 from tuner.errors import UsageError
 from tuner.folders import cache_folder

@@ -9,15 +9,9 @@ import plotext
 from engine.types import format_bytes
 from tuner.cli.output import print_table, print_text
 from tuner.formatting import format_metric
-from tuner.pareto.budget_curve import (
-    CurvePoint,
-    fastest_tps,
-)
+from tuner.pareto.budget_curve import CurvePoint, fastest_tps
 from tuner.pareto.front import Front
-from tuner.pareto.probability import (
-    near_front,
-    on_front,
-)
+from tuner.pareto.probability import near_front, on_front
 
 PLOT_COLUMNS, PLOT_ROWS = 72, 18
 

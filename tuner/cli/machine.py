@@ -9,15 +9,8 @@ import typer
 
 from engine.config.settings import base_config
 from engine.contract.requests import Workload
-from engine.facts.machine import (
-    Hardware,
-    probe,
-)
-from engine.facts.timings import (
-    ModelTimings,
-    save_timings,
-    timings_path,
-)
+from engine.facts.machine import Hardware, probe
+from engine.facts.timings import ModelTimings, save_timings, timings_path
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text

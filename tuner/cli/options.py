@@ -15,14 +15,8 @@ import typer
 
 from engine.config.settings import EngineConfig
 from engine.types import BITS, parse_size_bytes
-from tuner.engine_client.process import (
-    ENGINE_COMMAND,
-    WorkerLimits,
-)
-from tuner.engine_client.session import (
-    EngineSession,
-    worker_factory,
-)
+from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
+from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
 from tuner.folders import default_storage, resolve_model
 from tuner.store.database import open_database, open_read_only

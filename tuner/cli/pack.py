@@ -10,11 +10,7 @@ import typer
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table
-from tuner.engine_client.packs import (
-    PackFolder,
-    list_packs,
-    remove_packs,
-)
+from tuner.engine_client.packs import PackFolder, list_packs, remove_packs
 from tuner.folders import cache_folder
 
 

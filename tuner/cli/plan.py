@@ -11,11 +11,7 @@ from engine.config.settings import EngineConfig, base_config
 from engine.errors import InfeasibleError
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    timings_path,
-)
+from engine.facts.timings import ModelTimings, load_timings, timings_path
 from engine.memory import plan as memory
 from engine.policy.batch_plan import IoComputePlan
 from engine.trace.trace import load_trace
@@ -24,16 +20,8 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.errors import InfeasibleStudyError, UsageError
 from tuner.folders import cache_folder
-from tuner.replay.predict import (
-    longest,
-    timings_for,
-)
-from tuner.replay.required_memory import (
-    ERROR_RATIO,
-    BudgetAnswer,
-    budget_for,
-    find_trace,
-)
+from tuner.replay.predict import longest, timings_for
+from tuner.replay.required_memory import ERROR_RATIO, BudgetAnswer, budget_for, find_trace
 
 
 def plan(

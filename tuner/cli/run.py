@@ -12,10 +12,7 @@ import typer
 
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note
-from tuner.deployment.document import (
-    Deployment,
-    load_deployment,
-)
+from tuner.deployment.document import Deployment, load_deployment
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
 from tuner.errors import DeploymentError

@@ -11,17 +11,11 @@ from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
-from tuner.pareto.explain import (
-    Explanation,
-    explain,
-)
+from tuner.pareto.explain import Explanation, explain
 from tuner.pareto.front import Front
 from tuner.pareto.importance import importances
 from tuner.pareto.probability import front_of, on_front
-from tuner.quality.paired import (
-    PairedResult,
-    paired_results,
-)
+from tuner.quality.paired import PairedResult, paired_results
 from tuner.store.repository import Store
 from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.study.estimate import check

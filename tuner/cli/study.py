@@ -12,10 +12,7 @@ from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
-from tuner.definition.study import (
-    StudyDefinition,
-    load_definition,
-)
+from tuner.definition.study import StudyDefinition, load_definition
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import cache_folder, resolve_model
 from tuner.formatting import format_count
@@ -24,19 +21,9 @@ from tuner.search.acquisition import MIN_IMPROVEMENT
 from tuner.search.samplers import check_sampler
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
-from tuner.study.estimate import (
-    StudyPlan,
-    check,
-    plan_study,
-)
-from tuner.study.progress import (
-    choose_progress,
-    format_duration,
-)
-from tuner.study.run import (
-    StudyResult,
-    run_study,
-)
+from tuner.study.estimate import StudyPlan, check, plan_study
+from tuner.study.progress import choose_progress, format_duration
+from tuner.study.run import StudyResult, run_study
 from tuner.study.tasks import with_default_tasks
 from tuner.workers.local import WorkerPool
 from tuner.workers.ray_cluster import check_address

@@ -16,19 +16,9 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
 from tuner.definition.study import default_workload
-from tuner.definition.workload import (
-    load_workload,
-    workload_from_prompts,
-    workload_hash,
-)
+from tuner.definition.workload import load_workload, workload_from_prompts, workload_hash
 from tuner.folders import cache_folder
-from tuner.replay.predict import (
-    ReplayRow,
-    facts_of,
-    longest,
-    replay_configs,
-    timings_for,
-)
+from tuner.replay.predict import ReplayRow, facts_of, longest, replay_configs, timings_for
 
 SHOWN = ("output_tps", "decode_tps", "prefill_tps", "expert_hit_rate", "oracle_hit_rate",
          "stall_ms_per_token")  # fmt: skip

@@ -14,10 +14,7 @@ from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.cli.run import open_deployed
 from tuner.definition.study import Repeats
 from tuner.deployment.document import load_deployment
-from tuner.deployment.verify import (
-    Verification,
-    verify,
-)
+from tuner.deployment.verify import Verification, verify
 from tuner.folders import cache_folder
 
 

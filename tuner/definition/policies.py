@@ -8,11 +8,7 @@ from pydantic import Field
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, nearest_hint
-from tuner.definition.strict_yaml import (
-    Strict,
-    load_yaml,
-    read_strict,
-)
+from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.errors import DefinitionError, UsageError
 from tuner.folders import studies_folder
 

@@ -13,22 +13,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from engine.config.settings import EngineConfig
-from engine.contract.requests import (
-    TaskOptions,
-    Workload,
-)
+from engine.contract.requests import TaskOptions, Workload
 from engine.errors import ConfigError
 from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
-from tuner.definition.strict_yaml import (
-    Strict,
-    load_yaml,
-    read_strict,
-)
-from tuner.definition.workload import (
-    load_workload,
-    workload_from_prompts,
-)
+from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
+from tuner.definition.workload import load_workload, workload_from_prompts
 from tuner.errors import DefinitionError
 from tuner.folders import studies_folder
 

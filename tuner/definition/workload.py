@@ -10,11 +10,7 @@ from pydantic import Field
 
 from engine.contract.requests import Workload
 from engine.files import short_digest
-from tuner.definition.strict_yaml import (
-    Strict,
-    load_yaml,
-    read_strict,
-)
+from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.errors import DefinitionError
 
 

@@ -15,23 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    Report,
-    Sentinel,
-)
+from engine.contract.report import Report, Sentinel
 from engine.contract.requests import Workload
 from engine.trace.fingerprint import Fingerprint
 from engine.types import format_bytes
-from tuner.deployment.document import (
-    Deployment,
-    Measured,
-    MeasuredMetric,
-)
-from tuner.deployment.verify import (
-    VERIFIED,
-    Verification,
-    judge,
-)
+from tuner.deployment.document import Deployment, Measured, MeasuredMetric
+from tuner.deployment.verify import VERIFIED, Verification, judge
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 

@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.contract.report import Metric
-from tuner.deployment.document import (
-    Deployment,
-    MeasuredMetric,
-    MeasuredSentinel,
-)
+from tuner.deployment.document import Deployment, MeasuredMetric, MeasuredSentinel
 
 
 @dataclass(frozen=True)

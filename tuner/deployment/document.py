@@ -16,12 +16,7 @@ from pydantic import Field, field_validator
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import ConfigError
-from tuner.definition.strict_yaml import (
-    Strict,
-    load_yaml,
-    parse_yaml,
-    read_strict,
-)
+from tuner.definition.strict_yaml import Strict, load_yaml, parse_yaml, read_strict
 from tuner.definition.workload import workload_hash
 from tuner.errors import DeploymentError
 

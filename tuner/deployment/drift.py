@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.trace.fingerprint import (
-    Fingerprint,
-    distance,
-)
+from engine.trace.fingerprint import Fingerprint, distance
 
 ROUTING_LIMIT = 0.15
 HIT_RATE_LIMIT = 0.10

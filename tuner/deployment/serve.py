@@ -16,20 +16,9 @@ from engine.errors import InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.plan import resolve
 from engine.types import FailureClass, format_bytes
-from tuner.deployment.canary import (
-    Canary,
-    Point,
-    points_of,
-    run_canary,
-)
-from tuner.deployment.document import (
-    Deployment,
-    MeasuredMetric,
-)
-from tuner.deployment.drift import (
-    Reference,
-    find_drift,
-)
+from tuner.deployment.canary import Canary, Point, points_of, run_canary
+from tuner.deployment.document import Deployment, MeasuredMetric
+from tuner.deployment.drift import Reference, find_drift
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
 from tuner.errors import CanaryError, StoreError, WorkerError

@@ -12,19 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.contract.report import (
-    Metric,
-    Sentinel,
-)
+from engine.contract.report import Metric, Sentinel
 from engine.contract.statistics import mean_metric, quantile, relative_half_width
 from tuner.definition.objectives import TABLE
 from tuner.definition.study import Repeats
-from tuner.deployment.document import (
-    Deployment,
-    Measured,
-    MeasuredMetric,
-    MeasuredSentinel,
-)
+from tuner.deployment.document import Deployment, Measured, MeasuredMetric, MeasuredSentinel
 from tuner.engine_client.session import EngineSession
 from tuner.pareto.noise import START_DEVIATION
 

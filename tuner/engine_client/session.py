@@ -17,24 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    QualityReport,
-    Report,
-)
-from engine.contract.requests import (
-    TaskOptions,
-    Workload,
-)
+from engine.contract.report import QualityReport, Report
+from engine.contract.requests import TaskOptions, Workload
 from engine.errors import ConfigError
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
 from engine.memory.plan import MemoryPlan, Resolved
-from tuner.engine_client.process import (
-    EngineWorker,
-    OnEvent,
-    WorkerLimits,
-)
+from tuner.engine_client.process import EngineWorker, OnEvent, WorkerLimits
 from tuner.engine_client.timing_lock import timed_section
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, data_folder

@@ -16,10 +16,7 @@ from numpy.typing import NDArray
 
 from tuner.definition.objectives import SIGNS
 from tuner.pareto.front import Front, build_front, by_objective
-from tuner.pareto.noise import (
-    mean_error_of,
-    pooled_deviation,
-)
+from tuner.pareto.noise import mean_error_of, pooled_deviation
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 if TYPE_CHECKING:

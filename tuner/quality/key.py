@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config.exactness import (
-    ON_MISS,
-    lossy_settings,
-)
+from engine.config.exactness import ON_MISS, lossy_settings
 from engine.config.settings import EngineConfig
 from engine.files import json_digest
 from tuner.definition.strict_yaml import load_yaml

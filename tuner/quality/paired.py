@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.contract.report import (
-    Metric,
-    QualityReport,
-)
+from engine.contract.report import Metric, QualityReport
 from engine.contract.statistics import mean_metric
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from engine.contract.report import (
-    QualityReport,
-    TaskResult,
-)
+from engine.contract.report import QualityReport, TaskResult
 from tuner.errors import QualityError
 
 

@@ -13,18 +13,10 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.errors import EngineError
-from engine.facts.emulated_machine import (
-    PREFIX,
-    load_machine,
-    predicted_timings,
-)
+from engine.facts.emulated_machine import PREFIX, load_machine, predicted_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    timings_path,
-)
+from engine.facts.timings import ModelTimings, load_timings, timings_path
 from engine.precision.allocate import with_table
 from engine.precision.table import run_bits
 from engine.replay.bound import best_hits

@@ -18,14 +18,8 @@ from tuner.definition.study import Constraints
 from tuner.pareto import dominance
 from tuner.pareto.noise import START_DEVIATION
 from tuner.search.candidates import Candidates
-from tuner.search.hypervolume_improvement import (
-    BoxDecomposition,
-    non_dominated,
-)
-from tuner.search.posterior import (
-    Posterior,
-    Regression,
-)
+from tuner.search.hypervolume_improvement import BoxDecomposition, non_dominated
+from tuner.search.posterior import Posterior, Regression
 
 Floats = NDArray[np.float64]
 # A hope, not a claim: what a precision keeps is evaluated with the first config that has it.

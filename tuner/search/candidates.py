@@ -14,13 +14,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from tuner.quality.key import quality_group
 from tuner.search.posterior import Axis
-from tuner.search.space import (
-    CACHE,
-    Choice,
-    Parameter,
-    Point,
-    SearchSpace,
-)
+from tuner.search.space import CACHE, Choice, Parameter, Point, SearchSpace
 
 # A larger space is sampled: what is not drawn is left to the fallback sampler.
 MOST = 2000

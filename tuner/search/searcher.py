@@ -6,14 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuner.definition.objectives import SPEEDS
-from tuner.pareto.noise import (
-    mean_error_of,
-    pooled_deviation,
-)
-from tuner.search.acquisition import (
-    Measured,
-    Proposer,
-)
+from tuner.pareto.noise import mean_error_of, pooled_deviation
+from tuner.search.acquisition import Measured, Proposer
 from tuner.search.candidates import Candidates
 from tuner.search.space import Point
 from tuner.search.twin import Predictions

@@ -18,10 +18,7 @@ import numpy as np
 from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    corrected,
-)
+from engine.facts.timings import ModelTimings, corrected
 from engine.precision.allocate import with_table
 from engine.replay.regroup import regroup
 from engine.replay.simulate import replay
@@ -29,10 +26,7 @@ from engine.trace.trace import Trace
 from tuner.definition.objectives import SPEEDS
 from tuner.folders import cache_folder
 from tuner.search.candidates import Candidates
-from tuner.search.posterior import (
-    Floats,
-    Regression,
-)
+from tuner.search.posterior import Floats, Regression
 
 log = logging.getLogger(__name__)
 

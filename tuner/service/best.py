@@ -16,10 +16,7 @@ from engine.files import short_digest
 from tuner.definition.objectives import GOALS
 from tuner.deployment.document import dump_deployment
 from tuner.deployment.export import build_deployment
-from tuner.pareto.front import (
-    Front,
-    build_front,
-)
+from tuner.pareto.front import Front, build_front
 from tuner.pareto.probability import front_of
 from tuner.service.requests import Goal
 from tuner.store.repository import Store

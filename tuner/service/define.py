@@ -9,12 +9,7 @@ from pathlib import Path
 
 from engine.files import short_digest
 from engine.types import parse_size_bytes
-from tuner.definition.study import (
-    Budget,
-    Constraints,
-    QualityTasks,
-    StudyDefinition,
-)
+from tuner.definition.study import Budget, Constraints, QualityTasks, StudyDefinition
 from tuner.deployment.export import write_atomically
 from tuner.errors import TunerError
 from tuner.service.requests import NewStudy, Size

@@ -14,10 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from engine.types import Bits
 from tuner.definition.strict_yaml import Strict
-from tuner.definition.study import (
-    ObjectiveName,
-    SamplerName,
-)
+from tuner.definition.study import ObjectiveName, SamplerName
 
 STUDY_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$"
 # `demo`, a Hugging Face id, or an absolute folder, which must lie below an allowed one.

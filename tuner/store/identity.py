@@ -11,11 +11,7 @@ from engine.facts.model import ModelFacts
 from tuner.definition.workload import workload_hash
 from tuner.errors import StudyError
 from tuner.store.once import kept_once
-from tuner.store.tables import (
-    MachineRow,
-    ModelRow,
-    StudyRow,
-)
+from tuner.store.tables import MachineRow, ModelRow, StudyRow
 
 
 def model_id_of(session: Session, facts: ModelFacts) -> int:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.store.snapshots import (
-    TrialState,
-)
+from tuner.store.snapshots import TrialState
 
 
 @dataclass(frozen=True)

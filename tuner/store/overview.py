@@ -14,10 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, cast, func, select
 
 from engine.contract.report import ExpertUse
-from tuner.definition.objectives import (
-    CONSTRAINTS,
-    OBJECTIVES,
-)
+from tuner.definition.objectives import CONSTRAINTS, OBJECTIVES
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
 from tuner.store.snapshots import StudySnapshot

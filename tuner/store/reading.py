@@ -10,11 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
-from engine.contract.report import (
-    Metric,
-    QualityReport,
-    TaskItems,
-)
+from engine.contract.report import Metric, QualityReport, TaskItems
 from engine.contract.statistics import mean_metric
 from tuner.statistics import confirmed_interval
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot

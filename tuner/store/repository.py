@@ -15,19 +15,13 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    QualityReport,
-    Report,
-)
+from engine.contract.report import QualityReport, Report
 from engine.contract.requests import Workload
 from engine.facts.machine import Hardware
 from engine.facts.model import ModelFacts
 from engine.files import short_digest
 from engine.memory.plan import MemoryPlan
-from tuner.definition.study import (
-    StudyDefinition,
-    definition_json,
-)
+from tuner.definition.study import StudyDefinition, definition_json
 from tuner.definition.workload import workload_hash
 from tuner.errors import MissingStudyError
 from tuner.store.database import Database

@@ -7,10 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from engine.contract.report import (
-    Metric,
-    QualityReport,
-)
+from engine.contract.report import Metric, QualityReport
 
 TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "PRUNED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]

@@ -16,10 +16,7 @@ from engine.errors import InfeasibleError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import (
-    ModelTimings,
-    at,
-)
+from engine.facts.timings import ModelTimings, at
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
 from tuner.engine_client.machine_profile import machine_profile
@@ -27,17 +24,10 @@ from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
 from tuner.quality.key import quality_group
-from tuner.search.space import (
-    SearchSpace,
-    build_space,
-)
+from tuner.search.space import SearchSpace, build_space
 from tuner.search.twin import ROUNDS
 from tuner.store.snapshots import StudySnapshot
-from tuner.study.prepare import (
-    CONFIGURE_S,
-    TWIN_S,
-    WARM_UPS,
-)
+from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
 from tuner.study.progress import format_duration
 
 # Beside computing, in seconds, as commonly seen (docs/lab.md): starting an engine; lm-eval's own

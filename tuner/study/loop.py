@@ -17,22 +17,12 @@ from tuner.definition.objectives import CONSTRAINTS, OBJECTIVES
 from tuner.errors import StoreError
 from tuner.processes.identity import own_id
 from tuner.search.guided_sampler import GuidedSampler
-from tuner.search.samplers import (
-    LEARN_FROM_PRUNED,
-    open_sampler,
-)
+from tuner.search.samplers import LEARN_FROM_PRUNED, open_sampler
 from tuner.search.searcher import Searcher
-from tuner.search.space import (
-    Point,
-)
+from tuner.search.space import Point
 from tuner.store.database import explained
 from tuner.store.outcome import TrialOutcome
-from tuner.store.snapshots import (
-    CORNER,
-    DEFAULT,
-    MEASURED_STATES,
-    TrialSnapshot,
-)
+from tuner.store.snapshots import CORNER, DEFAULT, MEASURED_STATES, TrialSnapshot
 from tuner.study.context import StudyContext, StudyState
 from tuner.study.optuna_storage import (
     enqueue,

@@ -21,34 +21,19 @@ from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import EngineError
 from engine.facts.estimated_timings import profiled_timings
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    timings_path,
-)
+from engine.facts.timings import ModelTimings, load_timings, timings_path
 from engine.files import json_digest, replacing, short_digest
 from engine.policy.learned import load_learned
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.trace.trace import Trace, load_trace
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import workload_hash
 from tuner.engine_client.machine_profile import machine_profile
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
-from tuner.search.acquisition import (
-    Costs,
-    Proposer,
-)
+from tuner.search.acquisition import Costs, Proposer
 from tuner.search.candidates import Candidates
 from tuner.search.searcher import Searcher
-from tuner.search.twin import (
-    ROUNDS,
-    Predictions,
-    Twin,
-    predict_all,
-)
+from tuner.search.twin import ROUNDS, Predictions, Twin, predict_all
 from tuner.store.snapshots import TrialSnapshot
 from tuner.study.context import StudyContext
 

@@ -22,9 +22,7 @@ from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
 from tuner.formatting import format_count
 from tuner.quality.judge import QualityJudge
 from tuner.quality.ratio import quality_ratio
-from tuner.search.space import (
-    Point,
-)
+from tuner.search.space import Point
 from tuner.store.outcome import TrialOutcome
 from tuner.store.reading import Pool
 from tuner.store.snapshots import QualityResult

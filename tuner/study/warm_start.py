@@ -12,12 +12,7 @@ from typing import Any
 
 from tuner.pareto.front import Front
 from tuner.pareto.probability import front_of
-from tuner.search.space import (
-    CACHE,
-    COUNT,
-    Point,
-    SearchSpace,
-)
+from tuner.search.space import CACHE, COUNT, Point, SearchSpace
 from tuner.store.repository import Store
 from tuner.store.snapshots import TRANSFER, StudySnapshot, TrialSnapshot
 

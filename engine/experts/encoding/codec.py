@@ -20,15 +20,9 @@ from typing import Literal
 
 import torch
 
-from engine.experts.encoding.quantization import (
-    Quantized,
-    quantize,
-)
+from engine.experts.encoding.quantization import Quantized, quantize
 from engine.layout.prequantized import PrequantizedFormat
-from engine.layout.record import (
-    Part,
-    RecordLayout,
-)
+from engine.layout.record import Part, RecordLayout
 from engine.types import Bits, OptimizeName
 
 CodeLayout = Literal["torch_int4", "cuda_int4", "plain"]

@@ -16,10 +16,7 @@ from engine.experts.encoding.codec import (
     expand_codes,
     unpack_codes,
 )
-from engine.experts.encoding.quantization import (
-    Quantized,
-    dequantize,
-)
+from engine.experts.encoding.quantization import Quantized, dequantize
 from engine.experts.kernels.gemm import gemm
 from engine.experts.kernels.registry import KernelSupport
 from engine.types import Bits, KernelName

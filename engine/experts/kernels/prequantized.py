@@ -11,12 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from engine.errors import CheckpointError
-from engine.experts.encoding.codec import (
-    MatrixView,
-    RecordFormat,
-    put_field,
-    take_field,
-)
+from engine.experts.encoding.codec import MatrixView, RecordFormat, put_field, take_field
 from engine.experts.kernels.gemm import gemm
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part

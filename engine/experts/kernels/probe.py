@@ -15,25 +15,13 @@ from pathlib import Path
 
 import torch
 
-from engine.experts.encoding.codec import (
-    CodeLayout,
-    RecordFormat,
-    can_unpack,
-    encode,
-    matrix_view,
-)
-from engine.experts.encoding.quantization import (
-    dequantize,
-    quantize,
-)
+from engine.experts.encoding.codec import CodeLayout, RecordFormat, can_unpack, encode, matrix_view
+from engine.experts.encoding.quantization import dequantize, quantize
 from engine.experts.kernels.base import Kernel, MatrixShape
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
 from engine.files import write_atomically
-from engine.layout.record import (
-    Part,
-    record_layout,
-)
+from engine.layout.record import Part, record_layout
 from engine.types import Bits
 
 _TOLERANCE = 0.02

@@ -9,10 +9,7 @@ from typing import cast
 
 import torch
 
-from engine.experts.encoding.codec import (
-    INNER_TILES,
-    CodeLayout,
-)
+from engine.experts.encoding.codec import INNER_TILES, CodeLayout
 from engine.experts.kernels.base import MatrixShape
 from engine.types import Bits
 

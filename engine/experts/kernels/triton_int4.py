@@ -15,15 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.experts.encoding.codec import (
-    CodeLayout,
-    RecordFormat,
-    unpack_codes,
-)
-from engine.experts.encoding.quantization import (
-    Quantized,
-    dequantize,
-)
+from engine.experts.encoding.codec import CodeLayout, RecordFormat, unpack_codes
+from engine.experts.encoding.quantization import Quantized, dequantize
 from engine.experts.kernels.base import MatrixShape
 from engine.layout.record import Part
 from engine.types import Bits

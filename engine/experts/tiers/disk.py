@@ -13,16 +13,8 @@ import torch
 
 from engine.errors import PackError
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.tiers.direct_io import (
-    DiskReader,
-    Extent,
-)
-from engine.experts.tiers.pack import (
-    Progress,
-    encode_expert,
-    ensure_pack,
-    record_checksum,
-)
+from engine.experts.tiers.direct_io import DiskReader, Extent
+from engine.experts.tiers.pack import Progress, encode_expert, ensure_pack, record_checksum
 from engine.model.loader import LoadedModel
 from engine.model.safetensors_file import read_bytes
 from engine.types import DirectName, ExpertId

@@ -24,10 +24,7 @@ from typing import Any
 import torch
 
 from engine.errors import PackError, StorageError
-from engine.experts.encoding.codec import (
-    RecordFormat,
-    encode,
-)
+from engine.experts.encoding.codec import RecordFormat, encode
 from engine.experts.kernels.prequantized import encode_prequantized
 from engine.experts.kernels.probe import layout_key
 from engine.files import write_atomically

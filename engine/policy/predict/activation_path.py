@@ -11,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.options import flag, whole
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.history import learn

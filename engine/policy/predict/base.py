@@ -10,12 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.policy.events import (
-    GateView,
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import GateView, Need, PassStart, Routing
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.history import learn
 from engine.policy.predict.none import NoPredictor

@@ -11,12 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    Floats,
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Floats, Need, PassStart, Routing
 from engine.policy.options import whole
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.history import learn

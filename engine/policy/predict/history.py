@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ConfigError
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.predict.base import Predictor
 from engine.trace.trace import Trace
 

@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigError
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    Floats,
-    GateView,
-    Need,
-    PassStart,
-)
+from engine.policy.events import Floats, GateView, Need, PassStart
 from engine.policy.options import whole
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import rank_by_count

@@ -10,10 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
-from engine.policy.events import (
-    GateView,
-    Need,
-)
+from engine.policy.events import GateView, Need
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.none import NoPredictor
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.policy.events import (
-    GateView,
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import GateView, Need, PassStart, Routing
 from engine.policy.predict.base import Prediction
 
 

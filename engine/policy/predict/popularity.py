@@ -7,10 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.options import number
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.history import learn

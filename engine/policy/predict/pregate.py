@@ -7,10 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    GateView,
-    Need,
-)
+from engine.policy.events import GateView, Need
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import NextGatePredictor, rank_by_count
 from engine.policy.predict.none import NoPredictor

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import rank_by_count
 from engine.policy.predict.none import NoPredictor

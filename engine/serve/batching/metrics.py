@@ -17,11 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.model.gates import RouterView
-from engine.policy.events import (
-    Need,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Need, PassStart, Routing
 from engine.run.engine import Engine
 from engine.serve.batching.sequence import LiveSequence
 from engine.trace.fingerprint import RoutingCounts

@@ -22,11 +22,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import StorageError
 from engine.facts.model import ModelFacts
 from engine.files import short_digest
-from engine.serve.batching.sequence import (
-    Deliver,
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.sequence import Deliver, SequenceRequest, StepOutput
 
 _TABLE = """CREATE TABLE IF NOT EXISTS answer (
     key BLOB PRIMARY KEY, text TEXT NOT NULL, tokens INTEGER NOT NULL, finish TEXT NOT NULL,

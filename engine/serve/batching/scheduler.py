@@ -22,12 +22,7 @@ from engine.run.generate import end_tokens
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.prefill import PromptReading
 from engine.serve.batching.response_cache import InstCache
-from engine.serve.batching.sequence import (
-    Deliver,
-    LiveSequence,
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.sequence import Deliver, LiveSequence, SequenceRequest, StepOutput
 
 log = logging.getLogger(__name__)
 

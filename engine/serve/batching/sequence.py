@@ -16,10 +16,7 @@ from engine.errors import EvaluationError
 from engine.run.detokenize import TextPieces
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import Sampler, SamplingOptions, check_logits
-from engine.serve.batching.stop_strings import (
-    Released,
-    StopGate,
-)
+from engine.serve.batching.stop_strings import Released, StopGate
 
 Finish = Literal["stop", "length"]
 

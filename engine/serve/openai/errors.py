@@ -13,10 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from engine.serve.openai.responses import (
-    ErrorAnswer,
-    Problem,
-)
+from engine.serve.openai.responses import ErrorAnswer, Problem
 
 log = logging.getLogger(__name__)
 _TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}

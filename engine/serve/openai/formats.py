@@ -11,12 +11,7 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from engine.serve.batching.sequence import (
-    Finish,
-    Likely,
-    StepOutput,
-    TokenLogprob,
-)
+from engine.serve.batching.sequence import Finish, Likely, StepOutput, TokenLogprob
 from engine.serve.openai.responses import (
     AnswerMessage,
     ChatChoice,

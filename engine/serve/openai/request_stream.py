@@ -8,15 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from engine.errors import EngineError
-from engine.serve.batching.scheduler import (
-    EngineLoop,
-    QueueFullError,
-)
-from engine.serve.batching.sequence import (
-    Deliver,
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.scheduler import EngineLoop, QueueFullError
+from engine.serve.batching.sequence import Deliver, SequenceRequest, StepOutput
 from engine.serve.openai.errors import ApiError
 
 

@@ -22,24 +22,12 @@ from pydantic import BaseModel
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import SequenceRequest
-from engine.serve.openai.errors import (
-    ApiError,
-    add_handlers,
-)
-from engine.serve.openai.formats import (
-    ChatFormat,
-    Choice,
-    CompletionFormat,
-    Format,
-)
+from engine.serve.openai.errors import ApiError, add_handlers
+from engine.serve.openai.formats import ChatFormat, Choice, CompletionFormat, Format
 from engine.serve.openai.middleware import CountedRequests
 from engine.serve.openai.openapi import describe_api
 from engine.serve.openai.request_stream import RequestStream
-from engine.serve.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    Generation,
-)
+from engine.serve.openai.requests import ChatRequest, CompletionRequest, Generation
 from engine.serve.openai.responses import (
     ChatCompletion,
     Completion,
@@ -50,10 +38,7 @@ from engine.serve.openai.responses import (
     PromptDetails,
     Usage,
 )
-from engine.serve.openai.tokenization import (
-    PromptReader,
-    ServedModel,
-)
+from engine.serve.openai.tokenization import PromptReader, ServedModel
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}}

@@ -15,12 +15,7 @@ import jinja2
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.sequence import SequenceRequest
 from engine.serve.openai.errors import ApiError
-from engine.serve.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-    Generation,
-    Message,
-)
+from engine.serve.openai.requests import ChatRequest, CompletionRequest, Generation, Message
 
 COMPLETION_TOKENS = 16  # of a completion that does not say; a chat takes all the room
 _LEAST_TOP_P = 1e-6  # 0 would leave no token at all

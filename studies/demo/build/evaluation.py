@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeForCausalLM
 
-from studies.demo.build.routing import (
-    RouterLogits,
-    lru_hit_rate,
-)
+from studies.demo.build.routing import RouterLogits, lru_hit_rate
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 RESIDENT_EXPERTS = 16

@@ -31,20 +31,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from studies.demo.build.corpus import collect
-from studies.demo.build.evaluation import (
-    BOS,
-    EOS,
-    PAD,
-    evaluate_model,
-)
-from studies.demo.build.kernels import (
-    KERNELS_NAME,
-    register_kernels,
-)
-from studies.demo.build.routing import (
-    RouterLogits,
-    routing_losses,
-)
+from studies.demo.build.evaluation import BOS, EOS, PAD, evaluate_model
+from studies.demo.build.kernels import KERNELS_NAME, register_kernels
+from studies.demo.build.routing import RouterLogits, routing_losses
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config.exactness import (
-    lossy_settings,
-    sensitivity,
-)
-from engine.config.settings import (
-    EngineConfig,
-    config_paths,
-)
+from engine.config.exactness import lossy_settings, sensitivity
+from engine.config.settings import EngineConfig, config_paths
 from engine.errors import ConfigError
 
 

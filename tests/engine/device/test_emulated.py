@@ -14,11 +14,7 @@ from engine.device.cpu import CpuDevice
 from engine.device.emulated import Link
 from engine.device.registry import open_device
 from engine.errors import UsageError
-from engine.facts.emulated_machine import (
-    load_machine,
-    machine_names,
-    predicted_timings,
-)
+from engine.facts.emulated_machine import load_machine, machine_names, predicted_timings
 from engine.measure.measure import measure
 from engine.measure.pass_through import Sequenced
 from engine.run.engine import Engine

@@ -25,10 +25,7 @@ from engine.precision.allocate import with_table
 from engine.precision.table import bits_table
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import LayerWise
-from engine.trace.trace import (
-    load_trace,
-    scored_trace_path,
-)
+from engine.trace.trace import load_trace, scored_trace_path
 from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task, generation_task, rolling_task
 

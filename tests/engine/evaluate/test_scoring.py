@@ -12,10 +12,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.evaluate.scoring import Continuation, score
 from engine.run.engine import Engine
-from engine.run.layer_by_layer import (
-    LayerWise,
-    UnknownHeadError,
-)
+from engine.run.layer_by_layer import LayerWise, UnknownHeadError
 
 BASE = {"compute.dtype": "float32", "cache.expert_bytes": "40%", "kv.max_tokens": 200}
 

@@ -10,10 +10,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.evaluate.sensitivity import measure_sensitivities
-from engine.precision.allocate import (
-    save_sensitivities,
-    sensitivities_path,
-)
+from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 

@@ -17,10 +17,7 @@ from engine.errors import CheckpointError
 from engine.experts.encoding.codec import encode
 from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.slots import Slots
-from engine.experts.tiers.direct_io import (
-    DiskReader,
-    Extent,
-)
+from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.experts.tiers.disk import open_store
 from engine.experts.tiers.host import HostTier
 from engine.experts.transfer import Transfer, TransferEngine

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.facts.machine import (
-    Hardware,
-    probe,
-)
+from engine.facts.machine import Hardware, probe
 from tests.requirements import require_program
 
 SOURCE = Path(__file__).resolve().parents[2] / "fakes" / "nvml" / "fake_nvml.c"

@@ -15,10 +15,7 @@ from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError
 from engine.evaluate.divergence import diverge
 from engine.kv_cache.cache import StoredLayer
-from engine.layout.kv import (
-    BLOCK_TOKENS,
-    WINDOW_TOKENS,
-)
+from engine.layout.kv import BLOCK_TOKENS, WINDOW_TOKENS
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.engine.families import EXTRA, VOCABULARY, save_tiny

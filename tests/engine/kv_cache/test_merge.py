@@ -9,18 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv_cache.merge import (
-    Marks,
-    kept_positions,
-    merge,
-    new_marks,
-    received_attention,
-)
-from engine.layout.kv import (
-    LEAST_KEPT_TOKENS,
-    SINK_TOKENS,
-    kept_tokens,
-)
+from engine.kv_cache.merge import Marks, kept_positions, merge, new_marks, received_attention
+from engine.layout.kv import LEAST_KEPT_TOKENS, SINK_TOKENS, kept_tokens
 
 CPU = torch.device("cpu")
 

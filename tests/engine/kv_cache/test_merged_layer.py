@@ -14,15 +14,8 @@ from engine.device.cpu import CpuDevice
 from engine.errors import ConfigError, EngineError
 from engine.evaluate.divergence import diverge
 from engine.evaluate.scoring import Continuation, score
-from engine.kv_cache.merged_layer import (
-    AttentionWatch,
-    MergedLayer,
-)
-from engine.layout.kv import (
-    SINK_TOKENS,
-    drop_index,
-    kept_tokens,
-)
+from engine.kv_cache.merged_layer import AttentionWatch, MergedLayer
+from engine.layout.kv import SINK_TOKENS, drop_index, kept_tokens
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.engine.families import VOCABULARY, save_tiny

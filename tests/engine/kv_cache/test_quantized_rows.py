@@ -8,16 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.kv_cache.quantized_rows import (
-    KvFormat,
-    PlainFormat,
-    QuantizedFormat,
-    value_group,
-)
-from engine.layout.kv import (
-    BLOCK_TOKENS,
-    packed_ratio,
-)
+from engine.kv_cache.quantized_rows import KvFormat, PlainFormat, QuantizedFormat, value_group
+from engine.layout.kv import BLOCK_TOKENS, packed_ratio
 from engine.types import KvBits
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float16, torch.float32])

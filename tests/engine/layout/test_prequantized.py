@@ -11,14 +11,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from engine.errors import CheckpointError
-from engine.experts.encoding.quantization import (
-    dequantize,
-    quantize,
-)
-from engine.experts.kernels.prequantized import (
-    matrix_values,
-    prequantized_view,
-)
+from engine.experts.encoding.quantization import dequantize, quantize
+from engine.experts.kernels.prequantized import matrix_values, prequantized_view
 from engine.model.checkpoint import Checkpoint
 from engine.model.loader import load_model
 from engine.run.micro_batch import MicroBatch
@@ -30,10 +24,7 @@ from tests.engine.model.layouts import (
     read_tensors,
     write_tensors,
 )
-from tests.engine.model.test_layouts import (
-    agrees,
-    opened,
-)
+from tests.engine.model.test_layouts import agrees, opened
 
 # Blocks that divide the tiny shapes (32 x 64 a gate), and the published size, which cuts all of
 # them short.

@@ -13,15 +13,8 @@ from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.layout.prequantized import PrequantizedFormat
-from engine.layout.record import (
-    Part,
-    record_bytes_table,
-)
-from engine.memory.plan import (
-    minimum_slots,
-    resolve,
-    slots_by_layer,
-)
+from engine.layout.record import Part, record_bytes_table
+from engine.memory.plan import minimum_slots, resolve, slots_by_layer
 from engine.memory.scoring import layer_wise
 
 PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))

@@ -16,11 +16,7 @@ from engine.device.cpu import CpuDevice
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.engine.families import VOCABULARY, save_tiny
-from tests.engine.model.layouts import (
-    fused,
-    read_tensors,
-    write_tensors,
-)
+from tests.engine.model.layouts import fused, read_tensors, write_tensors
 
 FAMILIES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 PER_EXPERT = ("qwen3_moe", "deepseek_v3")

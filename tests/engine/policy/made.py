@@ -9,18 +9,11 @@ import numpy as np
 
 from engine.config.settings import EngineConfig
 from engine.policy.context import PolicyContext, Submit, run_at_once
-from engine.policy.events import (
-    Floats,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Floats, PassStart, Routing
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.future import Future
 from engine.policy.steps import LayerPass
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.trace.trace import Trace, TracePass
 from tests.engine.memory.test_plan import make_facts
 
 HIDDEN = 6

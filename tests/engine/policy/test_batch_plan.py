@@ -9,15 +9,8 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError
-from engine.facts.timings import (
-    ModelTimings,
-    RecordSource,
-)
-from engine.policy.batch_plan import (
-    MOST_MICRO_BATCHES,
-    IoComputePlan,
-    host_fraction,
-)
+from engine.facts.timings import ModelTimings, RecordSource
+from engine.policy.batch_plan import MOST_MICRO_BATCHES, IoComputePlan, host_fraction
 from tests.engine.memory.test_plan import make_facts
 
 CURVE = {1: 1e-3, 64: 1e-3}

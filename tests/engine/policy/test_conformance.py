@@ -14,28 +14,15 @@ from engine.config.settings import EngineConfig
 from engine.policy import registry
 from engine.policy.compute_order import Order
 from engine.policy.context import PolicyContext
-from engine.policy.events import (
-    PassStart,
-    Routing,
-)
+from engine.policy.events import PassStart, Routing
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.pools import split_by_experts
 from engine.policy.predict.base import Prediction
-from engine.policy.steps import (
-    ON_HOST,
-    LayerPass,
-    Step,
-)
+from engine.policy.steps import ON_HOST, LayerPass, Step
 from engine.precision.table import PLANNED
 from engine.trace.trace import Trace
 from engine.types import ExpertId
-from tests.engine.policy.made import (
-    TraceView,
-    learned_arrays,
-    make_context,
-    make_trace,
-    run_over,
-)
+from tests.engine.policy.made import TraceView, learned_arrays, make_context, make_trace, run_over
 
 LAYERS = 3
 EXPERTS = 8

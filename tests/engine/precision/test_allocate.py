@@ -21,12 +21,7 @@ from engine.precision.allocate import (
     spread_by_popularity,
     with_table,
 )
-from engine.precision.table import (
-    average_bits,
-    bits_table,
-    run_bits,
-    write_table,
-)
+from engine.precision.table import average_bits, bits_table, run_bits, write_table
 from engine.types import Bits
 from tests.engine.memory.test_plan import make_facts
 from tests.engine.policy.made import make_trace

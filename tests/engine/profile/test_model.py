@@ -9,11 +9,7 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
-from engine.facts.timings import (
-    ModelTimings,
-    load_timings,
-    save_timings,
-)
+from engine.facts.timings import ModelTimings, load_timings, save_timings
 from engine.measure.pass_through import Sequenced
 from engine.profile import model as calibration
 from engine.profile.model import calibrate

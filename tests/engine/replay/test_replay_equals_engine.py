@@ -19,10 +19,7 @@ from engine.policy.registry import ALLOCATIONS, EVICTIONS, PREDICTORS, build_pol
 from engine.replay.walk import walk
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.trace.trace import (
-    Trace,
-    load_trace,
-)
+from engine.trace.trace import Trace, load_trace
 
 BASE: dict[str, Any] = {
     "cache.expert_bytes": "40%",

@@ -10,11 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
-from engine.facts.timings import (
-    ModelTimings,
-    RecordSource,
-    at,
-)
+from engine.facts.timings import ModelTimings, RecordSource, at
 from engine.policy.registry import QUEUES
 from engine.replay.bound import best_hits
 from engine.replay.simulate import replay

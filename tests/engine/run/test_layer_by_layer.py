@@ -16,16 +16,9 @@ from engine.device.cpu import CpuDevice
 from engine.errors import InfeasibleError
 from engine.evaluate import scoring
 from engine.evaluate.scoring import Continuation, score
-from engine.memory.scoring import (
-    LAYER_WISE_SLOTS,
-    layer_wise,
-)
+from engine.memory.scoring import LAYER_WISE_SLOTS, layer_wise
 from engine.run.engine import Engine
-from engine.run.layer_by_layer import (
-    LayerWise,
-    TextBatch,
-    UnknownHeadError,
-)
+from engine.run.layer_by_layer import LayerWise, TextBatch, UnknownHeadError
 from engine.run.micro_batch import MicroBatch
 from engine.types import ExpertId
 from tests.engine.families import EXTRA, VOCABULARY, save_tiny

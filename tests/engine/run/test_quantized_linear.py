@@ -13,31 +13,15 @@ from transformers import AutoModelForCausalLM
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
-from engine.experts.encoding.quantization import (
-    dequantize,
-    quantize,
-)
-from engine.layout.non_expert import (
-    NonExpertMatrix,
-    block_rows,
-    non_expert_matrix_bytes,
-)
-from engine.layout.record import (
-    Part,
-    resolve_group_size,
-)
+from engine.experts.encoding.quantization import dequantize, quantize
+from engine.layout.non_expert import NonExpertMatrix, block_rows, non_expert_matrix_bytes
+from engine.layout.record import Part, resolve_group_size
 from engine.memory.plan import resolve
 from engine.model.non_expert import HostEmbedding, quantizable_linears
 from engine.run.engine import Engine
-from engine.run.quantized_linear import (
-    DenseQuantizer,
-    QuantizedLinear,
-)
+from engine.run.quantized_linear import DenseQuantizer, QuantizedLinear
 from tests.engine.families import EXTRA, save_tiny
-from tests.engine.model.test_layouts import (
-    agrees,
-    opened,
-)
+from tests.engine.model.test_layouts import agrees, opened
 
 FAMILIES = ("qwen3_moe", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next")
 

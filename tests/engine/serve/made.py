@@ -21,18 +21,9 @@ from engine.run.sampling import SamplingOptions
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import InstCache
 from engine.serve.batching.scheduler import EngineLoop
-from engine.serve.batching.sequence import (
-    SequenceRequest,
-    StepOutput,
-)
-from engine.serve.openai.routes import (
-    Serving,
-    create_app,
-)
-from engine.serve.openai.tokenization import (
-    PromptReader,
-    ServedModel,
-)
+from engine.serve.batching.sequence import SequenceRequest, StepOutput
+from engine.serve.openai.routes import Serving, create_app
+from engine.serve.openai.tokenization import PromptReader, ServedModel
 
 MODEL = "tiny"
 ROOM = 256

@@ -10,10 +10,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.policy import registry
-from engine.trace.trace import (
-    Trace,
-    TracePass,
-)
+from engine.trace.trace import Trace, TracePass
 from engine.train.__main__ import run
 from engine.train.predictor import samples
 from tests.engine.policy.made import make_context

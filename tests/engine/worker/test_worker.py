@@ -16,10 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.contract.messages import (
-    decode,
-    encode,
-)
+from engine.contract.messages import decode, encode
 from engine.model.checkpoint import Checkpoint
 from tests.engine.conftest import TEXT
 from tests.engine.evaluate.made import choice_task

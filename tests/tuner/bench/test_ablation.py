@@ -4,11 +4,7 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from tuner.bench.ablation import ablate
-from tuner.definition.policies import (
-    PolicyFile,
-    load_policy,
-    policy_names,
-)
+from tuner.definition.policies import PolicyFile, load_policy, policy_names
 
 BASE = EngineConfig()
 EXPECTED = {

@@ -3,12 +3,7 @@
 import pytest
 
 from engine.contract.report import Metric
-from tuner.definition.objectives import (
-    CONSTRAINTS,
-    memory_violation,
-    scores,
-    violations,
-)
+from tuner.definition.objectives import CONSTRAINTS, memory_violation, scores, violations
 from tuner.definition.study import Constraints
 
 METRICS = {

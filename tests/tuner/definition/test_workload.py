@@ -4,11 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.definition.workload import (
-    load_prompts,
-    load_workload,
-    workload_hash,
-)
+from tuner.definition.workload import load_prompts, load_workload, workload_hash
 from tuner.errors import DefinitionError
 
 

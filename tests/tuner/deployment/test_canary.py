@@ -4,11 +4,7 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
-from tuner.deployment.canary import (
-    LIMIT_S,
-    Point,
-    plan_canary,
-)
+from tuner.deployment.canary import LIMIT_S, Point, plan_canary
 from tuner.deployment.document import MeasuredMetric
 
 WORK = Workload("w", ("a",) * 8, prompt_tokens=8, output_tokens=32, sequences=8)

@@ -4,10 +4,7 @@ from typing import Any
 
 import pytest
 
-from engine.trace.fingerprint import (
-    RoutingCounts,
-    distance,
-)
+from engine.trace.fingerprint import RoutingCounts, distance
 from tuner.deployment.drift import (
     HIT_RATE_LIMIT,
     LEAST_TOKENS,

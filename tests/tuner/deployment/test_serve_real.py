@@ -19,15 +19,8 @@ from engine.contract.requests import Workload
 from tests.engine.conftest import TEXT, tiny_folder
 from tests.engine.serve.made import eventually
 from tuner.cli.options import SERVE_COMMAND
-from tuner.deployment.document import (
-    DeployedWorkload,
-    Deployment,
-    dump_deployment,
-)
-from tuner.engine_client.session import (
-    EngineSession,
-    worker_factory,
-)
+from tuner.deployment.document import DeployedWorkload, Deployment, dump_deployment
+from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
 

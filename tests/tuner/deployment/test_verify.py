@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from engine.contract.report import Sentinel
+from engine.contract.statistics import quantile
 from tests.tuner.conftest import Tune
 from tuner.deployment import verify as verify_module
 from tuner.deployment.compare import compare
@@ -20,10 +21,7 @@ from tuner.deployment.document import (
     load_deployment,
     parse_deployment,
 )
-from tuner.deployment.verify import (
-    band,
-    slow_down,
-)
+from tuner.deployment.verify import band, slow_down
 
 FILE = "expertune-small.yaml"
 

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.engine_client.packs import (
-    list_packs,
-    remove_packs,
-)
+from tuner.engine_client.packs import list_packs, remove_packs
 from tuner.errors import UsageError
 
 

@@ -11,10 +11,7 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from tests.fakes import FAKE_ENGINE
-from tuner.engine_client.process import (
-    EngineWorker,
-    WorkerLimits,
-)
+from tuner.engine_client.process import EngineWorker, WorkerLimits
 from tuner.errors import WorkerError
 
 pytestmark = pytest.mark.alone

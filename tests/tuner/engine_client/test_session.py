@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.requests import (
-    TaskOptions,
-    Workload,
-)
+from engine.contract.requests import TaskOptions, Workload
 from tests.fakes import FAKE_ENGINE
 from tuner.engine_client.process import EngineWorker
 from tuner.engine_client.session import EngineSession

@@ -8,15 +8,8 @@ import time
 from pathlib import Path
 
 from engine.facts.machine import MachineProfile
-from tuner.engine_client.machine_profile import (
-    KEPT_S,
-    keep_profile,
-    load_profile,
-)
-from tuner.engine_client.timing_lock import (
-    needs_turn,
-    timed_section,
-)
+from tuner.engine_client.machine_profile import KEPT_S, keep_profile, load_profile
+from tuner.engine_client.timing_lock import needs_turn, timed_section
 
 HOLD = """
 import sys, time

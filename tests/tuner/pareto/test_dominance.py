@@ -5,12 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.pareto.dominance import (
-    dominates,
-    front,
-    hypervolume,
-    knee,
-)
+from tuner.pareto.dominance import dominates, front, hypervolume, knee
 
 SIGNS = (1, -1, 1)
 numbers = st.integers(min_value=0, max_value=20).map(float)

@@ -2,14 +2,8 @@
 
 import pytest
 
-from tests.tuner.study.test_pruning import (
-    OBJECTIVES,
-    trial,
-)
-from tuner.pareto.importance import (
-    FEWEST_TRIALS,
-    importances,
-)
+from tests.tuner.study.test_pruning import OBJECTIVES, trial
+from tuner.pareto.importance import FEWEST_TRIALS, importances
 
 
 def settings(bits: int, depth: int) -> dict[str, int]:

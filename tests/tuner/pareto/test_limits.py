@@ -5,12 +5,7 @@ import pytest
 
 from tests.fakes.study import make_study
 from tuner.definition.study import Constraints
-from tuner.pareto.limits import (
-    MEASURES,
-    inside,
-    judged,
-    own_limits,
-)
+from tuner.pareto.limits import MEASURES, inside, judged, own_limits
 from tuner.store.database import open_read_only
 from tuner.store.overview import Overview
 from tuner.store.repository import Store

@@ -14,15 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.facts.machine import (
-    Gpu,
-    probe,
-)
+from engine.facts.machine import Gpu, probe
 from tests.tuner.conftest import Tune
-from tuner.processes.identity import (
-    is_gone,
-    own_id,
-)
+from tuner.processes.identity import is_gone, own_id
 from tuner.workers.local import devices_for
 
 

@@ -9,27 +9,16 @@ from pathlib import Path
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    QualityReport,
-    TaskItems,
-    TaskResult,
-)
+from engine.contract.report import QualityReport, TaskItems, TaskResult
 from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from tests.fakes import FAKE_ENGINE
-from tuner.definition.study import (
-    QualityTasks,
-    StudyDefinition,
-)
+from tuner.definition.study import QualityTasks, StudyDefinition
 from tuner.engine_client.process import EngineWorker
 from tuner.engine_client.session import EngineSession
 from tuner.errors import QualityError
 from tuner.quality.judge import QualityJudge
-from tuner.quality.key import (
-    quality_dependencies,
-    quality_key,
-    task_digest,
-)
+from tuner.quality.key import quality_dependencies, quality_key, task_digest
 from tuner.quality.paired import paired_results
 from tuner.quality.ratio import quality_ratio
 from tuner.store.database import open_database

@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.conftest import Tune
-from tuner.replay.required_memory import (
-    STEPS,
-    smallest_step,
-)
+from tuner.replay.required_memory import STEPS, smallest_step
 
 
 @given(st.integers(0, STEPS + 5))

@@ -8,17 +8,9 @@ import pytest
 from engine.contract.requests import Workload
 from tests.fakes.fake_engine import BITS_PER_BYTE, facts_of
 from tests.fakes.study import BUDGET_BYTES
-from tuner.definition.study import (
-    Constraints,
-    StudyDefinition,
-)
+from tuner.definition.study import Constraints, StudyDefinition
 from tuner.pareto import dominance
-from tuner.search.acquisition import (
-    MIN_IMPROVEMENT,
-    Measured,
-    Proposal,
-    Proposer,
-)
+from tuner.search.acquisition import MIN_IMPROVEMENT, Measured, Proposal, Proposer
 from tuner.search.candidates import Candidates
 from tuner.search.space import build_space
 

@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from tuner.search.posterior import (
-    Axis,
-    Regression,
-)
+from tuner.search.posterior import Axis, Regression
 
 SIDE = 6
 

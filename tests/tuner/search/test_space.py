@@ -11,19 +11,13 @@ from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.layout.prequantized import PrequantizedFormat
-from engine.precision.allocate import (
-    save_sensitivities,
-    sensitivities_path,
-)
+from engine.precision.allocate import save_sensitivities, sensitivities_path
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
 from tuner.definition.study import StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
 from tuner.folders import cache_folder
-from tuner.search.space import (
-    SearchSpace,
-    build_space,
-)
+from tuner.search.space import SearchSpace, build_space
 
 WORK = Workload("w", ("a", "b"), sequences=4)
 

@@ -5,18 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.facts.estimated_timings import (
-    _read_speed,
-    profiled_timings,
-)
+from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.conftest import Tune
-from tuner.deployment.document import (
-    MeasuredMetric,
-    load_deployment,
-)
+from tuner.deployment.document import MeasuredMetric, load_deployment
 
 TOKENS = (1, 4, 16, 64, 256)
 PROFILE = MachineProfile(

@@ -11,14 +11,7 @@ from alembic import command
 from alembic.config import Config
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import (
-    ExpertUse,
-    MemoryReading,
-    QualityReport,
-    Report,
-    Sample,
-    Sentinel,
-)
+from engine.contract.report import ExpertUse, MemoryReading, QualityReport, Report, Sample, Sentinel
 from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from engine.memory.plan import resolve

@@ -12,11 +12,7 @@ from tests.tuner.study.test_pruning import trial
 from tuner.definition.study import StudyDefinition
 from tuner.study import loop as trial_loop
 from tuner.study.loop import TrialLoop
-from tuner.study.optuna_storage import (
-    fail_lost,
-    keep_deadline,
-    seconds_left,
-)
+from tuner.study.optuna_storage import fail_lost, keep_deadline, seconds_left
 
 Running = optuna.trial.TrialState.RUNNING
 Failed = optuna.trial.TrialState.FAIL

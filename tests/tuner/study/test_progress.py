@@ -5,17 +5,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from tests.tuner.pareto.test_front import (
-    OBJECTIVES,
-    TRIALS,
-    trial,
-)
+from tests.tuner.pareto.test_front import OBJECTIVES, TRIALS, trial
 from tuner.pareto.front import build_front
-from tuner.study.progress import (
-    LineProgress,
-    LiveProgress,
-    format_duration,
-)
+from tuner.study.progress import LineProgress, LiveProgress, format_duration
 
 FRONT = build_front(TRIALS, OBJECTIVES)
 

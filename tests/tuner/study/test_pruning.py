@@ -10,11 +10,7 @@ import pytest
 
 from engine.contract.report import Metric
 from engine.contract.statistics import mean_metric
-from tuner.pareto.explain import (
-    bottleneck_of,
-    explain,
-    twin_error,
-)
+from tuner.pareto.explain import bottleneck_of, explain, twin_error
 from tuner.pareto.front import build_front
 from tuner.pareto.noise import (
     FIRST_DEVIATION,
@@ -24,18 +20,10 @@ from tuner.pareto.noise import (
     mean_error_of,
     pooled_deviation,
 )
-from tuner.pareto.probability import (
-    MOST_DRAWN,
-    likely_members,
-    near_front,
-    on_front,
-)
+from tuner.pareto.probability import MOST_DRAWN, likely_members, near_front, on_front
 from tuner.statistics import confirmed_interval
 from tuner.store.snapshots import TrialSnapshot
-from tuner.study.pruning import (
-    Incumbents,
-    incumbents_of,
-)
+from tuner.study.pruning import Incumbents, incumbents_of
 
 OBJECTIVES = ("output_tps", "tpot_ms", "quality")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -4,11 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from tests.tuner.conftest import Tune
-from tests.tuner.study.test_pruning import (
-    incumbents,
-    trial,
-    values,
-)
+from tests.tuner.study.test_pruning import incumbents, trial, values
 from tuner.study.pruning import competitive
 
 

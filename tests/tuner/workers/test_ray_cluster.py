@@ -18,10 +18,7 @@ import pytest
 from tests.fakes.postgres import serving
 from tests.requirements import require_extra
 from tests.tuner.conftest import Tune
-from tuner.workers.ray_driver import (
-    Place,
-    places_of,
-)
+from tuner.workers.ray_driver import Place, places_of
 
 SOURCE = Path(__file__).resolve().parents[3]
 # In a process of its own: Ray warns, forks and keeps global state. Not at 127.0.0.1, for which Ray

@@ -12,13 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.contract.report import Metric
-from tuner.bench.report.rounds import (
-    POLICY,
-    combined,
-    least_read_ms,
-    mean,
-    series,
-)
+from tuner.bench.report.rounds import POLICY, combined, least_read_ms, mean, series
 from tuner.bench.run import RowResult
 
 _EQUAL = (

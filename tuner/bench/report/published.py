@@ -12,18 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from engine.contract.report import Metric
-from tuner.bench.report.rounds import (
-    PART,
-    PREFILL_PART,
-    busy_ms,
-    least_read_ms,
-    mean,
-)
+from tuner.bench.report.rounds import PART, PREFILL_PART, busy_ms, least_read_ms, mean
 from tuner.bench.run import RowResult
-from tuner.definition.policies import (
-    PolicyFile,
-    Published,
-)
+from tuner.definition.policies import PolicyFile, Published
 from tuner.statistics import paired_ratio
 
 Verdict = Literal["reached", "within the interval", "not reached", "not measured"]

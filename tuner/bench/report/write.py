@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.bench.report.markdown import render_markdown
-from tuner.bench.report.tables import (
-    provenance_lines,
-    tables_of,
-)
+from tuner.bench.report.tables import provenance_lines, tables_of
 from tuner.deployment.export import write_atomically
 
 SUFFIXES = (".md", ".html")

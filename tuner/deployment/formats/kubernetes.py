@@ -13,22 +13,12 @@ import yaml
 
 from engine.facts.model import ModelFacts
 from engine.types import format_bytes
-from tuner.deployment.document import (
-    Deployment,
-    dump_deployment,
-)
+from tuner.deployment.document import Deployment, dump_deployment
 from tuner.deployment.formats import script
-from tuner.deployment.formats.checkpoint import (
-    CheckpointSource,
-    checkpoint_source,
-)
+from tuner.deployment.formats.checkpoint import CheckpointSource, checkpoint_source
 from tuner.deployment.formats.names import cluster_name
 from tuner.deployment.formats.place import place_of
-from tuner.deployment.formats.pod import (
-    DATA,
-    PORT,
-    pod_spec,
-)
+from tuner.deployment.formats.pod import DATA, PORT, pod_spec
 from tuner.errors import ExportError
 
 # What a ConfigMap may hold; the object around the text takes some of it.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from engine.facts.model import ModelFacts
-from tuner.deployment.document import (
-    Deployment,
-    dump_deployment,
-)
+from tuner.deployment.document import Deployment, dump_deployment
 from tuner.deployment.formats.base import Format
 from tuner.deployment.formats.kubernetes import render_kubernetes
 from tuner.deployment.formats.llama_cpp import render_llama_cpp

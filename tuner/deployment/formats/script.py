@@ -13,10 +13,7 @@ from typing import Any
 
 from engine.contract.report import Metric
 from engine.types import format_bytes
-from tuner.deployment.document import (
-    Deployment,
-    MeasuredMetric,
-)
+from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.formatting import format_metric
 
 WIDTH = 98

@@ -14,14 +14,8 @@ from engine.facts.model import ModelFacts
 from engine.types import format_bytes
 from tuner.deployment.document import Deployment
 from tuner.deployment.formats import script
-from tuner.deployment.formats.checkpoint import (
-    CheckpointSource,
-    checkpoint_source,
-)
-from tuner.deployment.formats.place import (
-    place_of,
-    slots_bytes,
-)
+from tuner.deployment.formats.checkpoint import CheckpointSource, checkpoint_source
+from tuner.deployment.formats.place import place_of, slots_bytes
 
 CARRIED = {
     "cache.expert_bytes": "--cpu-offload-gb",

@@ -9,26 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.experts.encoding.codec import (
-    RecordFormat,
-    can_unpack,
-    encode,
-    matrix_view,
-    vector_view,
-)
-from engine.experts.encoding.quantization import (
-    dequantize,
-    quantize,
-)
+from engine.experts.encoding.codec import RecordFormat, can_unpack, encode, matrix_view, vector_view
+from engine.experts.encoding.quantization import dequantize, quantize
 from engine.experts.kernels.gemm import padded_length
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
-from engine.layout.record import (
-    Part,
-    record_layout,
-    resolve_group_size,
-    supported_bits,
-)
+from engine.layout.record import Part, record_layout, resolve_group_size, supported_bits
 
 shapes = st.tuples(
     st.sampled_from([16, 48, 64, 80, 128]), st.sampled_from([16, 32, 48, 64, 96, 160, 2880])

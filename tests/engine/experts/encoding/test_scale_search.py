@@ -9,11 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.experts.encoding.quantization import (
-    Quantized,
-    dequantize,
-    quantize,
-)
+from engine.experts.encoding.quantization import Quantized, dequantize, quantize
 from engine.experts.encoding.scale_search import objective
 
 shapes = st.tuples(st.sampled_from([1, 16, 80]), st.sampled_from([64, 128, 2880]))

@@ -7,19 +7,11 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
-from engine.experts.encoding.codec import (
-    MatrixView,
-    RecordFormat,
-    encode,
-    matrix_view,
-)
+from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.crossover import keep_crossover, known_crossover
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
-from engine.layout.record import (
-    Part,
-    record_layout,
-)
+from engine.layout.record import Part, record_layout
 from engine.profile import machine
 from engine.run.engine import Engine
 

@@ -14,11 +14,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from engine.experts.encoding.codec import (
-    RecordFormat,
-    encode,
-    matrix_view,
-)
+from engine.experts.encoding.codec import RecordFormat, encode, matrix_view
 from engine.experts.kernels.base import MatrixShape
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.probe import self_test
@@ -29,10 +25,7 @@ from engine.experts.kernels.triton_int4 import (
     grouped_int4,
     grouped_reference,
 )
-from engine.layout.record import (
-    Part,
-    record_layout,
-)
+from engine.layout.record import Part, record_layout
 
 # Of the largest value: what it costs to cut the result off to the dtype (the interpreter does not
 # round), in float32 what another order of summing costs. Scales, zeros and sums stay in float32.

@@ -15,16 +15,8 @@ from engine.config.settings import EngineConfig
 from engine.errors import EngineError, PackError, StorageError
 from engine.experts.encoding.codec import encode
 from engine.experts.kernels.registry import NO_KERNELS
-from engine.experts.tiers.disk import (
-    in_place_extents,
-    open_store,
-)
-from engine.experts.tiers.pack import (
-    ensure_pack,
-    list_packs,
-    open_pack,
-    pack_folder,
-)
+from engine.experts.tiers.disk import in_place_extents, open_store
+from engine.experts.tiers.pack import ensure_pack, list_packs, open_pack, pack_folder
 from engine.memory.plan import resolve
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch

@@ -12,11 +12,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.policy import registry
-from engine.policy.events import (
-    Floats,
-    PassStart,
-    Routing,
-)
+from engine.policy.events import Floats, PassStart, Routing
 from engine.policy.predict.activation_path import ActivationPathPredictor
 from engine.policy.predict.base import Prediction, Predictor
 from engine.policy.predict.expert_map import ExpertMapPredictor

@@ -11,11 +11,7 @@ from engine.errors import ConfigError
 from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.prefix_cache import (
-    LEAST_TOKENS,
-    Prefixes,
-    common_tokens,
-)
+from engine.serve.batching.prefix_cache import LEAST_TOKENS, Prefixes, common_tokens
 from tests.engine.conftest import TEXT
 from tests.engine.serve.batching.test_scheduler import ask
 from tests.engine.serve.made import configure, looping, serving, want

@@ -14,15 +14,8 @@ import pytest
 from engine.errors import StorageError
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.response_cache import (
-    InstCache,
-    key_of,
-    response_cache_path,
-)
-from engine.serve.batching.sequence import (
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.response_cache import InstCache, key_of, response_cache_path
+from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tests.engine.conftest import TEXT
 from tests.engine.serve.batching.test_scheduler import ask
 from tests.engine.serve.made import configure, eventually, looping, want

@@ -15,14 +15,8 @@ from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.scheduler import (
-    EngineLoop,
-    QueueFullError,
-)
-from engine.serve.batching.sequence import (
-    SequenceRequest,
-    StepOutput,
-)
+from engine.serve.batching.scheduler import EngineLoop, QueueFullError
+from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tests.engine.conftest import TEXT
 from tests.engine.serve.made import Heard, configure, eventually, looping, want
 

@@ -9,14 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from engine.serve.openai.errors import ApiError
-from engine.serve.openai.requests import (
-    ChatRequest,
-    CompletionRequest,
-)
-from engine.serve.openai.tokenization import (
-    PromptReader,
-    ServedModel,
-)
+from engine.serve.openai.requests import ChatRequest, CompletionRequest
+from engine.serve.openai.tokenization import PromptReader, ServedModel
 
 SERVED = ServedModel("tiny", max_model_len=32, vocabulary=300, created=1)
 TEMPLATE = (

@@ -9,10 +9,7 @@ from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from tuner.bench.report.document import bench_document
 from tuner.bench.run import RowResult
-from tuner.definition.policies import (
-    PolicyFile,
-    load_policy,
-)
+from tuner.definition.policies import PolicyFile, load_policy
 
 UNITS = {"_ms": "ms", "_tps": "tokens/s", "bytes_per_s": "bytes/s", "bytes_per_token": "bytes"}
 

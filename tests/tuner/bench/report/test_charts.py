@@ -1,14 +1,7 @@
 """Figures show what was measured and can be told apart without colour."""
 
-from tests.tuner.bench.report.made import (
-    make_document,
-    make_row,
-    timed,
-)
-from tuner.bench.report.charts import (
-    curve_figure,
-    split_figure,
-)
+from tests.tuner.bench.report.made import make_document, make_row, timed
+from tuner.bench.report.charts import curve_figure, split_figure
 from tuner.bench.report.curves import cache_curves
 from tuner.bench.report.tables import PARTS
 

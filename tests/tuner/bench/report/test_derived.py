@@ -3,10 +3,7 @@
 import pytest
 
 from engine.config.settings import EngineConfig
-from tests.tuner.bench.report.made import (
-    make_row,
-    timed,
-)
+from tests.tuner.bench.report.made import make_row, timed
 from tuner.bench.report.derived import derived_metrics
 
 FOUR = EngineConfig().overlay({"precision.bits": 4})

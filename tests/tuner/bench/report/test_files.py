@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuner.bench.report.made import (
-    make_document,
-    make_row,
-    timed,
-)
+from tests.tuner.bench.report.made import make_document, make_row, timed
 from tuner.bench.report.tables import tables_of
 from tuner.bench.report.write import write_report
 

@@ -4,21 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.tuner.bench.report.made import (
-    make_row,
-    timed,
-)
-from tuner.bench.report.published import (
-    Comparison,
-    compare_published,
-    smaller_is_better,
-)
-from tuner.definition.policies import (
-    PolicyFile,
-    Published,
-    load_policy,
-    policy_names,
-)
+from tests.tuner.bench.report.made import make_row, timed
+from tuner.bench.report.published import Comparison, compare_published, smaller_is_better
+from tuner.definition.policies import PolicyFile, Published, load_policy, policy_names
 
 
 def preset(metric: str, ratio: float, over: str | dict[str, Any] = "lru") -> PolicyFile:

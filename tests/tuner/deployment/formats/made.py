@@ -5,14 +5,8 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.facts.model import ModelFacts
-from engine.layout.record import (
-    Part,
-    record_bytes_table,
-)
-from tuner.deployment.document import (
-    DeployedWorkload,
-    Deployment,
-)
+from engine.layout.record import Part, record_bytes_table
+from tuner.deployment.document import DeployedWorkload, Deployment
 
 WIDE = (Part("gate_up_proj", (512, 256)), Part("down_proj", (256, 256)))
 LAYERS, EXPERTS = 8, 4

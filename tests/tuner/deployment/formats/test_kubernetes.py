@@ -7,15 +7,9 @@ import pytest
 import yaml
 
 from tests.requirements import require_module
-from tests.tuner.deployment.formats.made import (
-    deployment,
-    facts,
-)
+from tests.tuner.deployment.formats.made import deployment, facts
 from tuner.deployment.document import parse_deployment
-from tuner.deployment.formats.kubernetes import (
-    render_kubernetes,
-    volume_bytes,
-)
+from tuner.deployment.formats.kubernetes import render_kubernetes, volume_bytes
 from tuner.errors import ExportError
 
 VERSIONS = ("1.30", "1.37")  # the oldest that many still run, and the newest that is checked

@@ -8,22 +8,10 @@ import pytest
 from engine.config.settings import config_paths
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
-from tests.tuner.deployment.formats.made import (
-    EXPERTS,
-    WIDE,
-    deployment,
-    facts,
-)
+from tests.tuner.deployment.formats.made import EXPERTS, WIDE, deployment, facts
 from tests.tuner.deployment.formats.shell import run_script, value_of
-from tuner.deployment.formats.gguf import (
-    NEAREST,
-    expert_layer_bytes,
-)
-from tuner.deployment.formats.llama_cpp import (
-    CARRIED,
-    LEFT_OUT,
-    render_llama_cpp,
-)
+from tuner.deployment.formats.gguf import NEAREST, expert_layer_bytes
+from tuner.deployment.formats.llama_cpp import CARRIED, LEFT_OUT, render_llama_cpp
 from tuner.deployment.formats.script import reason
 
 Q4_LAYER_BYTES = expert_layer_bytes(NEAREST[4], facts())

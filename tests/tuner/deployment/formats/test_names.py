@@ -6,10 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.deployment.formats.names import (
-    LONGEST,
-    cluster_name,
-)
+from tuner.deployment.formats.names import LONGEST, cluster_name
 
 
 @given(st.text(max_size=200))

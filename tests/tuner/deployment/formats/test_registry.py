@@ -2,10 +2,7 @@
 
 import pytest
 
-from tests.tuner.deployment.formats.made import (
-    deployment,
-    facts,
-)
+from tests.tuner.deployment.formats.made import deployment, facts
 from tuner.deployment.formats.registry import FORMATS
 
 

@@ -7,17 +7,10 @@ import pytest
 
 from engine.config.settings import config_paths
 from engine.layout.prequantized import PrequantizedFormat
-from tests.tuner.deployment.formats.made import (
-    deployment,
-    facts,
-)
+from tests.tuner.deployment.formats.made import deployment, facts
 from tests.tuner.deployment.formats.shell import run_script, value_of
 from tuner.deployment.formats.script import reason
-from tuner.deployment.formats.vllm import (
-    CARRIED,
-    LEFT_OUT,
-    render_vllm,
-)
+from tuner.deployment.formats.vllm import CARRIED, LEFT_OUT, render_vllm
 
 NASTY = "org/it's $(touch owned)\n; touch owned #"
 
