@@ -7,8 +7,7 @@ span between start and stop; the caller compares that with its own wall clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, get_args
 
 Activity = Literal["compute", "transfer_wait", "disk_wait", "router", "dense", "policy", "other"]
@@ -38,12 +37,3 @@ class PhaseClock:
         self._since = now
         self._activity = activity
         return ended
-
-    @contextmanager
-    def during(self, activity: Activity) -> Iterator[None]:
-        """`activity` inside the block, the former one after it."""
-        former = self.switch(activity)
-        try:
-            yield
-        finally:
-            self.switch(former)

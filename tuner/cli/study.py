@@ -175,10 +175,7 @@ def _run(
 ) -> None:
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
-    if pool.ray is not None and pool.workers > 1:
-        raise UsageError(
-            "--workers counts processes here; with --ray the cluster counts: leave one out"
-        )
+    _check_pool(pool)
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
     pinned = _studied_revision(wanted, storage) if resume else None

@@ -21,10 +21,6 @@ from tuner.definition.workload import workload_hash
 from tuner.errors import DeploymentError
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
-# Settings that files of earlier releases lack; their defaults are what those releases did.
-ADDED_LATER = frozenset(
-    {"kv.keep_fraction", "kv.elastic", "serve.prefix_cache_tokens", "serve.response_cache_entries"}
-)
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 
@@ -221,7 +217,10 @@ def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     try:
         config = EngineConfig.from_dict(engine).to_dict()
     except ConfigError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(
+            f"{error}; a file from before settings got their present names (CHANGELOG.md) has to "
+            "be made again by a study"
+        ) from None
     missing = {
         f"{section}.{name}"
         for section, values in config.items()
@@ -233,10 +232,10 @@ def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for section, values in config.items()
         if section in engine
     }
-    if missing - ADDED_LATER or engine != given:
+    if missing or engine != given:
         raise ValueError(
             "settings must be complete and resolved; missing: "
-            f"{', '.join(sorted(missing - ADDED_LATER)) or 'none'}"
+            f"{', '.join(sorted(missing)) or 'none'}"
         )
     return config
 

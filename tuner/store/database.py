@@ -25,6 +25,7 @@ from tuner.errors import StoreError, UsageError
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
 BUSY_TIMEOUT_S = 30.0
+BEFORE_NAMES = tuple(f"000{number}" for number in range(1, 7))  # versions before the first release
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,11 @@ def _version(engine: sa.Engine) -> str | None:
 
 def _check_version(version: str | None, url: str) -> None:
     known = {script.revision for script in _scripts().walk_revisions()}
+    if version in BEFORE_NAMES:
+        raise StoreError(
+            f"the database {_shown(url)} was written before settings and states got their present "
+            "names, and is left as it is: name another with --storage and run the study again"
+        )
     if version is not None and version not in known:
         raise StoreError(
             f"the database {_shown(url)} has version '{version}', which this program does not "

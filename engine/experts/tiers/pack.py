@@ -116,17 +116,6 @@ def ensure_pack(
     return pack
 
 
-def list_packs(root: Path) -> list[dict[str, Any]]:
-    """Every pack folder: name, bytes, whether it is complete, model and bits where known."""
-    rows = []
-    for folder in sorted((root / "packs").glob("*")):
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        row: dict[str, Any] = {"name": folder.name, "path": str(folder), "bytes": size}
-        row["complete"] = (folder / "manifest.json").is_file()
-        rows.append(row)
-    return rows
-
-
 def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
     own = {"prequantized": record.prequantized.to_json()} if record.prequantized else {}
     return {

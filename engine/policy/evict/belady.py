@@ -17,11 +17,6 @@ class BeladyEviction(LruEviction):
         super().__init__()
         self._future = future
 
-    @property
-    def informed(self) -> bool:
-        """Whether a future is known; False: this is LRU."""
-        return self._future.known
-
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
         """The candidate with the farthest next demand; among equals the least recent."""
         if not self._future.known:

@@ -19,11 +19,6 @@ class OraclePredictor(NoPredictor):
         self._depth = min(depth, future.layers - 1) if future.layers > 1 else 0
         self._first = min(depth, future.layers)
 
-    @property
-    def informed(self) -> bool:
-        """Whether a future is known."""
-        return self._future.known
-
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
         """The first layers of this pass."""
         return self._predict(self._first)

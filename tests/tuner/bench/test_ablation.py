@@ -12,7 +12,6 @@ EXPECTED = {
     "lru": [],
     "popularity": ["evict"],
     "next_gate": ["predict", "transfer"],
-    "sparing": ["predict", "evict", "transfer"],
     "activation_path": ["predict", "evict", "scope", "transfer"],
     "fate": ["predict", "evict", "allocate", "transfer", "order", "precision"],
     "hobbit": ["predict", "evict", "transfer", "precision"],

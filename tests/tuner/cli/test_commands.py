@@ -333,7 +333,15 @@ def test_bench_makes_a_row_of_each_value(tune: Tune):
 
 
 def test_bench_takes_policies_apart(tune: Tune):
-    words = ("--policies", "lru,sparing", "--ablate", "--set", "batch.count=2,1", "--repeats", "1")
+    words = (
+        "--policies",
+        "lru,scratchpipe",
+        "--ablate",
+        "--set",
+        "batch.count=2,1",
+        "--repeats",
+        "1",
+    )
     document = tune("bench", *SMALL, *words, "--json").document
     rows = {row["name"]: row for row in document["rows"]}
     lacks = ("", " without predict", " without evict", " without transfer")
@@ -341,11 +349,11 @@ def test_bench_takes_policies_apart(tune: Tune):
     expected = [f"lru batch.count={count}" for count in counts]
     expected.insert(1, "lru without batch batch.count=2")
     for count in counts:
-        expected += [f"sparing{lack} batch.count={count}" for lack in lacks]
-        expected += ["sparing without batch batch.count=2"] if count > 1 else []
+        expected += [f"scratchpipe{lack} batch.count={count}" for lack in lacks]
+        expected += ["scratchpipe without batch batch.count=2"] if count > 1 else []
     assert list(rows) == expected
-    without = rows["sparing without evict batch.count=2"]
-    assert (without["policy"], without["without"]) == ("sparing", "evict")
+    without = rows["scratchpipe without evict batch.count=2"]
+    assert (without["policy"], without["without"]) == ("scratchpipe", "evict")
     assert without["config"]["cache"]["eviction"] == "lru"
     assert without["config"]["prefetch"]["predictor"] == "next_gate"
 

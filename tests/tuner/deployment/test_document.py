@@ -50,17 +50,11 @@ def test_a_file_without_prefill_figures_is_read(exported: Path):
     jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
 
 
-def test_a_file_of_before_a_setting_was_added_is_read_at_its_default(exported: Path):
+def test_a_file_of_before_the_names_says_what_to_do(exported: Path):
     data = yaml.safe_load(exported.read_text())
-    for engine in (data["engine"], *(one["engine"] for one in data["neighbours"])):
-        del engine["kv"]["keep_fraction"]
-        del engine["serve"]
-    deployment = parse_deployment(yaml.safe_dump(data, sort_keys=False))
-    assert deployment.config().kv.keep_fraction == 1
-    assert deployment.engine["kv"]["keep_fraction"] == 1
-    assert deployment.config().serve.prefix_cache_tokens == 0
-    text = dump_deployment(deployment)
-    assert dump_deployment(parse_deployment(text)) == text
+    data["engine"]["precision"]["dense_bits"] = data["engine"]["precision"].pop("non_expert_bits")
+    with pytest.raises(DeploymentError, match="has to be made again by a study"):
+        parse_deployment(yaml.safe_dump(data, sort_keys=False))
 
 
 def test_the_shipped_schema_is_the_codes():

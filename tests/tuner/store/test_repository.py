@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import ExpertUse, MemoryReading, QualityReport, Report, Sample, Sentinel
+from engine.contract.report import ExpertUse, MemoryReading, Report, Sample, Sentinel
 from engine.contract.requests import Workload
 from engine.facts.machine import probe
 from engine.memory.plan import resolve
 from tests.fakes.fake_engine import facts_of
 from tuner.definition.study import StudyDefinition
 from tuner.errors import StoreError, StudyError, UsageError
-from tuner.store.database import MIGRATIONS, open_database, open_read_only
+from tuner.store.database import open_database, open_read_only
 from tuner.store.outcome import TrialOutcome
 from tuner.store.overview import Overview
 from tuner.store.repository import Store
@@ -52,28 +50,21 @@ def test_the_migrations_build_exactly_the_tables_of_the_code(tmp_path: Path):
     database.close()
 
 
-def downgrade(url: str, version: str) -> None:
-    database = open_database(url)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, version)
-    database.close()
+def set_version(folder: Path, version: str) -> None:
+    with sqlite3.connect(folder / "e.db") as connection:
+        connection.execute("UPDATE expertune_version SET version_num = ?", (version,))
+    connection.close()
 
 
-def test_a_store_of_before_items_is_brought_up_to_date(tmp_path: Path):
-    store = Store(open_database(url_of(tmp_path)))
-    study = begin(store)
-    report = QualityReport((), 1.5, None, None, 0.0, 0)
-    kept = store.keep_quality(study.model_id, "key", {}, report)
-    store.database.close()
-    downgrade(url_of(tmp_path), "0001")
-    with pytest.raises(StoreError, match="brings it up to date"):
-        open_read_only(url_of(tmp_path))
-    store = Store(open_database(url_of(tmp_path)))
-    assert store.with_items([kept.id]) == {kept.id: report}
-    store.database.close()
+@pytest.mark.parametrize("opening", [open_database, open_read_only])
+@pytest.mark.parametrize("version", ["0001", "0006"])
+def test_a_store_of_before_the_names_is_left_alone(tmp_path: Path, opening, version: str):
+    open_database(url_of(tmp_path)).close()
+    set_version(tmp_path, version)
+    before = (tmp_path / "e.db").read_bytes()
+    with pytest.raises(StoreError, match="run the study again"):
+        opening(url_of(tmp_path))
+    assert (tmp_path / "e.db").read_bytes() == before
 
 
 def test_sqlite_runs_in_wal_mode(tmp_path: Path):
@@ -140,9 +131,7 @@ def test_reading_what_is_not_there_says_so_and_creates_nothing(tmp_path: Path):
 @pytest.mark.parametrize("opening", [open_database, open_read_only])
 def test_a_newer_version_is_refused(tmp_path: Path, opening):
     open_database(url_of(tmp_path)).close()
-    with sqlite3.connect(tmp_path / "e.db") as connection:
-        connection.execute("UPDATE expertune_version SET version_num = '9999'")
-    connection.close()
+    set_version(tmp_path, "9999")
     with pytest.raises(StoreError, match=r"version '9999'.*update expertune"):
         opening(url_of(tmp_path))
 
@@ -226,15 +215,4 @@ def test_what_experts_were_asked_adds_up_over_a_configurations_measurements(tmp_
     found = overview.expert_use(key, study.machine_id)
     assert found == ExpertUse(((6, 2), (4, 4)), (6, 0), (2, 8), (0, 8), (0, 4))
     assert overview.expert_use(key, study.machine_id + 1) is None
-    store.database.close()
-
-
-def test_a_store_of_before_counts_is_brought_up_to_date(tmp_path: Path):
-    url = url_of(tmp_path)
-    store = Store(open_database(url))
-    begin(store)
-    store.database.close()
-    downgrade(url, "0004")
-    store = Store(open_database(url))
-    assert Overview(store.database).expert_use(1, 1) is None
     store.database.close()

@@ -16,11 +16,12 @@ from engine.errors import EngineError, PackError, StorageError
 from engine.experts.encoding.codec import encode
 from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.tiers.disk import in_place_extents, open_store
-from engine.experts.tiers.pack import ensure_pack, list_packs, open_pack, pack_folder
+from engine.experts.tiers.pack import ensure_pack, open_pack, pack_folder
 from engine.memory.plan import resolve
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import ExpertId
+from tuner.engine_client.packs import list_packs
 
 BITS = {"precision.bits": 4, "kernel.name": "dequantize"}
 
@@ -130,7 +131,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="are free: make room"):
         ensure_pack(engine.cache_folder, engine.model, make_record(engine))
-    assert not any(row["complete"] for row in list_packs(engine.cache_folder))
+    assert not any(pack.complete for pack in list_packs(engine.cache_folder))
 
 
 def test_a_pack_over_the_disk_budget_is_refused(engine: Engine) -> None:

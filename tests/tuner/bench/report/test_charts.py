@@ -14,8 +14,8 @@ def test_a_curve_needs_two_shares_of_one_policy():
     rows = [
         make_row("lru", settings=fraction("50%"), decode_tps=[4.0, 6.0]),
         make_row("lru", settings=fraction("10%"), decode_tps=[1.0, 3.0]),
-        make_row("sparing", settings=fraction("10%"), decode_tps=[3.0]),
-        make_row("sparing", settings={"cache.expert_bytes": "4096"}, decode_tps=[3.0]),
+        make_row("scratchpipe", settings=fraction("10%"), decode_tps=[3.0]),
+        make_row("scratchpipe", settings={"cache.expert_bytes": "4096"}, decode_tps=[3.0]),
     ]
     document = make_document(*rows)
     (curve,) = cache_curves(document)
@@ -32,7 +32,7 @@ def test_a_curve_needs_two_shares_of_one_policy():
 def test_curves_differ_in_more_than_colour():
     rows = [
         make_row(name, settings=fraction(text), decode_tps=[3.0])
-        for name in ("lru", "sparing", "fate")
+        for name in ("lru", "scratchpipe", "fate")
         for text in ("10%", "75%")
     ]
     traces = curve_figure(make_document(*rows)).data

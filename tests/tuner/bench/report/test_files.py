@@ -46,8 +46,8 @@ def document():
     fractions = [{"cache.expert_bytes": fraction} for fraction in ("10%", "75%")]
     return make_document(
         make_row("lru", resident_fraction=[1.0], **timed(wall=20, busy=8)),
-        make_row("sparing", resident_fraction=[0.5], **timed(wall=10, busy=8), **reads),
-        make_row("sparing", without="evict", **timed(wall=15, busy=8)),
+        make_row("scratchpipe", resident_fraction=[0.5], **timed(wall=10, busy=8), **reads),
+        make_row("scratchpipe", without="evict", **timed(wall=15, busy=8)),
         make_row("promoe", environment=notes, **timed(wall=16, busy=8), **reads),
         *(make_row("lru", settings=fraction, **timed(wall=30, busy=8)) for fraction in fractions),
         make_row(None, name=HOSTILE, **timed(wall=16, busy=8)),

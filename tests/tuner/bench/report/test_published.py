@@ -15,7 +15,7 @@ def preset(metric: str, ratio: float, over: str | dict[str, Any] = "lru") -> Pol
 
 
 def compare(metric: str, ratio: float, *rows: Any) -> Comparison:
-    presets = {"lru": load_policy("lru"), "sparing": preset(metric, ratio)}
+    presets = {"lru": load_policy("lru"), "scratchpipe": preset(metric, ratio)}
     (found,) = compare_published(rows, presets)
     return found
 
@@ -28,7 +28,7 @@ LRU = make_row("lru", **timed(wall=20, busy=8))
 
 
 def test_reached():
-    found = compare("decode_tps", 1.9, LRU, make_row("sparing", **timed(wall=10, busy=8)))
+    found = compare("decode_tps", 1.9, LRU, make_row("scratchpipe", **timed(wall=10, busy=8)))
     assert (found.verdict, found.sentence) == ("reached", "reached")
     assert found.measured is not None
     assert found.measured.value == pytest.approx(2.0)
@@ -36,7 +36,7 @@ def test_reached():
 
 
 def test_not_reached_but_possible_names_the_bound():
-    row = make_row("sparing", **timed(wall=10, busy=8), **reading(3))
+    row = make_row("scratchpipe", **timed(wall=10, busy=8), **reading(3))
     found = compare("decode_tps", 2.2, LRU, row)
     assert (found.verdict, found.bottleneck) == ("not reached", "compute")
     assert found.limit_ratio == pytest.approx(20 / 8)
@@ -46,7 +46,7 @@ def test_not_reached_but_possible_names_the_bound():
 
 
 def test_not_reached_and_out_of_reach():
-    row = make_row("sparing", **timed(wall=10, busy=4), **reading(9))
+    row = make_row("scratchpipe", **timed(wall=10, busy=4), **reading(9))
     found = compare("decode_tps", 2.5, LRU, row)
     assert found.bottleneck == "transfer"
     assert found.limit_ratio == pytest.approx(20 / 9)
@@ -55,7 +55,7 @@ def test_not_reached_and_out_of_reach():
 
 
 def test_the_cost_of_deciding_is_no_reason_to_say_that_no_policy_could():
-    row = make_row("sparing", **timed(wall=10, busy=8, policy=4))
+    row = make_row("scratchpipe", **timed(wall=10, busy=8, policy=4))
     found = compare("decode_tps", 4.0, LRU, row)
     assert found.limit_ratio == pytest.approx(2.5)
     assert found.sentence.startswith("not reached; the bound is 2.5")
@@ -70,37 +70,40 @@ def test_the_cost_of_deciding_is_no_reason_to_say_that_no_policy_could():
     ],
 )
 def test_of_times_less_is_better(wall: float, ratio: float, verdict: str, says: str):
-    found = compare("tpot_ms", ratio, LRU, make_row("sparing", **timed(wall=wall, busy=8)))
+    found = compare("tpot_ms", ratio, LRU, make_row("scratchpipe", **timed(wall=wall, busy=8)))
     assert found.limit_ratio == pytest.approx(8 / 20)
     assert found.verdict == verdict
     assert says in found.sentence
 
 
 def test_a_step_of_several_sequences_is_bounded_as_a_step():
-    row = make_row("sparing", **{**timed(wall=10, busy=8), "tpot_ms": [40.0, 40.0]})
+    row = make_row("scratchpipe", **{**timed(wall=10, busy=8), "tpot_ms": [40.0, 40.0]})
     found = compare("tpot_ms", 0.5, LRU, row)
     assert found.limit_ratio == pytest.approx(40 * 8 / 10 / 20)
 
 
 def test_the_interval_may_hold_what_the_mean_does_not_reach():
-    rows = (make_row("lru", decode_tps=[10.0, 10.0]), make_row("sparing", decode_tps=[19.0, 20.0]))
+    rows = (
+        make_row("lru", decode_tps=[10.0, 10.0]),
+        make_row("scratchpipe", decode_tps=[19.0, 20.0]),
+    )
     assert compare("decode_tps", 2.0, *rows).verdict == "within the interval"
-    faster = (make_row("lru", tpot_ms=[10.0, 10.0]), make_row("sparing", tpot_ms=[5.0, 5.5]))
+    faster = (make_row("lru", tpot_ms=[10.0, 10.0]), make_row("scratchpipe", tpot_ms=[5.0, 5.5]))
     assert compare("tpot_ms", 0.5, *faster).verdict == "within the interval"
     assert compare("tpot_ms", 0.6, *faster).verdict == "reached"
 
 
 def test_no_bound_is_claimed_where_the_time_split_says_nothing():
-    rows = (make_row("lru", prefill_tps=[10.0]), make_row("sparing", prefill_tps=[11.0]))
+    rows = (make_row("lru", prefill_tps=[10.0]), make_row("scratchpipe", prefill_tps=[11.0]))
     found = compare("prefill_tps", 2.0, *rows)
     assert found.limit_ratio is None
     assert "no bound is known" in found.sentence
 
 
 def test_what_is_missing_is_named():
-    alone = compare("decode_tps", 2.0, make_row("sparing", decode_tps=[1.0]))
+    alone = compare("decode_tps", 2.0, make_row("scratchpipe", decode_tps=[1.0]))
     assert alone.sentence == "not measured: add lru to --policies"
-    failed = compare("decode_tps", 2.0, make_row("lru", error="e"), make_row("sparing"))
+    failed = compare("decode_tps", 2.0, make_row("lru", error="e"), make_row("scratchpipe"))
     assert failed.sentence == "not measured: lru failed"
 
 
@@ -125,7 +128,7 @@ def test_a_baseline_has_equal_settings():
     rows = (
         make_row("lru", settings=many, decode_tps=[50.0]),
         make_row("lru", settings=few, decode_tps=[10.0]),
-        make_row("sparing", settings=few, decode_tps=[20.0]),
+        make_row("scratchpipe", settings=few, decode_tps=[20.0]),
     )
     assert compare("decode_tps", 2.0, *rows).baseline == rows[1].name
 
