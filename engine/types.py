@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 3, 2]
 NonExpertBits = Literal[16, 8, 4]
@@ -12,19 +12,9 @@ EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
 KvBits = Literal[16, 8, 4]
 KvPlacementName = Literal["device", "host"]
-EvictionName = Literal["lru", "none", "lfu", "arc", "hobbit", "p_freq", "belady"]
-PredictorName = Literal[
-    "none",
-    "repeat_last",
-    "popularity",
-    "next_gate",
-    "correlation",
-    "activation_path",
-    "expert_map",
-    "mlp",
-    "pregate",
-    "oracle",
-]
+# open choices: what is registered in engine.config.choices under this kind
+EvictionName = Annotated[str, "eviction"]
+PredictorName = Annotated[str, "predictor"]
 AllocationName = Literal["uniform", "shallow_first", "by_misses", "by_profile"]
 ScopeName = Literal["layer", "shared"]
 QueueName = Literal["fifo", "two_priority"]
@@ -35,7 +25,7 @@ PrecisionName = Literal[
 ]
 PlanName = Literal["fixed", "io_compute"]
 OptimizeName = Literal["weighted_squares", "none"]
-KernelName = Literal["auto", "dequantize", "torch_int4", "torch_int8", "cuda_int4", "triton_int4"]
+KernelName = Annotated[str, "kernel"]
 DtypeName = Literal["bfloat16", "float16", "float32"]
 DirectName = Literal["auto", "on", "off"]
 Phase = Literal["prefill", "decode"]

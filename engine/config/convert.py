@@ -5,14 +5,15 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from engine.config.choices import allowed_names
 from engine.errors import ConfigError, nearest_hint
 from engine.types import Bits, parse_size_bytes
 
 
 def convert(path: str, owner: type, name: str, value: Any) -> Any:
-    hint = typing.get_type_hints(owner)[name]
+    hint = typing.get_type_hints(owner, include_extras=True)[name]
     try:
         return convert_to(hint, value, sized=name.endswith("bytes"))
     except (ValueError, TypeError) as error:
@@ -21,6 +22,8 @@ def convert(path: str, owner: type, name: str, value: Any) -> Any:
 
 def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     origin = get_origin(hint)
+    if origin is Annotated:
+        return convert_choice(allowed_names(get_args(hint)[1]), value)
     if origin is Literal:
         return convert_choice(get_args(hint), value)
     if origin is types.UnionType and float in get_args(hint):

@@ -1,8 +1,8 @@
-"""Every mechanism by name: `name -> factory`. A new implementation is one entry here.
+"""Every mechanism by name: `name -> factory`.
 
-The names are the ones of engine.types, so that the tuner knows them without importing policies; a
-test holds both equal, and the conformance suites run over these dicts. No name of a published
-system appears: a system is a preset over these.
+Predictors and evictions stand in engine.config.choices, the others here under the names of
+engine.types; the conformance suites run over all of them. No name of a published system appears: a
+system is a preset over these.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from engine.config import choices
+from engine.config.choices import Registered
 from engine.errors import ConfigError
 from engine.policy.allocate import (
     Allocation,
@@ -27,16 +29,10 @@ from engine.policy.compute_order import (
     RoutedOrder,
 )
 from engine.policy.context import PolicyContext
-from engine.policy.evict.arc import ArcEviction
 from engine.policy.evict.base import Eviction
-from engine.policy.evict.belady import BeladyEviction
-from engine.policy.evict.lfu import LfuEviction
-from engine.policy.evict.lru import LruEviction, NoCacheEviction
-from engine.policy.evict.p_freq import ProbabilityFrequencyEviction
-from engine.policy.evict.weighted import WeightedEviction, read_weights
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
-from engine.policy.options import choice, flag, number, whole
+from engine.policy.options import flag, whole
 from engine.policy.placement import DevicePlacement, HostBelow, HostSplit, Placement
 from engine.policy.pools import Pool, pools_of_layers, split_by_experts
 from engine.policy.precision import (
@@ -46,75 +42,28 @@ from engine.policy.precision import (
     PrecisionPolicy,
     UniformPrecision,
 )
-from engine.policy.predict.activation_path import ActivationPathPredictor
 from engine.policy.predict.base import Predictor
-from engine.policy.predict.correlation import CorrelationPredictor
-from engine.policy.predict.expert_map import ExpertMapPredictor
-from engine.policy.predict.mlp import MlpPredictor
-from engine.policy.predict.next_gate import NextGatePredictor
-from engine.policy.predict.none import NoPredictor
-from engine.policy.predict.oracle import OraclePredictor
-from engine.policy.predict.popularity import PopularityPredictor
-from engine.policy.predict.pregate import PregatePredictor
-from engine.policy.predict.repeat_last import RepeatLastPredictor
 from engine.policy.transfer_queue import FifoQueue, TransferQueue, TwoPriorityQueue
 from engine.precision.table import bits_table
 from engine.types import (
     BITS,
     AllocationName,
     Bits,
-    EvictionName,
     OrderName,
     PlacementName,
     PlanName,
     PrecisionName,
-    PredictorName,
     QueueName,
 )
 
-EVICTIONS: dict[EvictionName, Callable[[PolicyContext], Eviction]] = {
-    "lru": lambda context: LruEviction(),
-    "none": lambda context: NoCacheEviction(),
-    "lfu": lambda context: LfuEviction(
-        number(context.config.cache.options, "cache.options.decay", 0.9, 0.01, 1.0)
-    ),
-    "arc": lambda context: ArcEviction(
-        coarse=choice(
-            context.config.cache.options, "cache.options.arc_step", ("textbook", "coarse")
-        )
-        == "coarse"
-    ),
-    "hobbit": lambda context: WeightedEviction(
-        read_weights(context.config.cache.options), context.layers
-    ),
-    "p_freq": lambda context: ProbabilityFrequencyEviction(),
-    "belady": lambda context: BeladyEviction(context.future),
-}
+EVICTIONS: Mapping[str, Callable[[PolicyContext], Eviction]] = Registered(choices.EVICTIONS)
 ALLOCATIONS: dict[AllocationName, Callable[[PolicyContext], Allocation]] = {
     "uniform": lambda context: UniformAllocation(),
     "shallow_first": lambda context: ShallowFirstAllocation(context.config.cache.shallow_layers),
     "by_misses": lambda context: MissAllocation(context.history),
     "by_profile": lambda context: ProfileAllocation(context.history),
 }
-PREDICTORS: dict[PredictorName, Callable[[PolicyContext], Predictor]] = {
-    "none": lambda context: NoPredictor(),
-    "next_gate": lambda context: NextGatePredictor(
-        context.layers,
-        context.chosen,
-        context.config.prefetch.depth,
-        context.config.prefetch.extra_experts,
-    ),
-    "repeat_last": lambda context: RepeatLastPredictor(
-        context.layers, context.config.prefetch.depth
-    ),
-    "popularity": PopularityPredictor,
-    "correlation": CorrelationPredictor,
-    "activation_path": ActivationPathPredictor,
-    "expert_map": ExpertMapPredictor,
-    "mlp": MlpPredictor,
-    "pregate": PregatePredictor,
-    "oracle": lambda context: OraclePredictor(context.future, context.config.prefetch.depth),
-}
+PREDICTORS: Mapping[str, Callable[[PolicyContext], Predictor]] = Registered(choices.PREDICTORS)
 ORDERS: dict[OrderName, Callable[[], Order]] = {
     "routed": RoutedOrder,
     "popularity": PopularityOrder,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from engine.config import choices
+from engine.config.choices import Registered
 from engine.experts.encoding.codec import CodeLayout
 from engine.experts.kernels.base import Kernel
-from engine.experts.kernels.torch_packed import CudaInt4, TorchInt4, TorchInt8
-from engine.experts.kernels.triton_int4 import TritonInt4
 from engine.types import Bits, KernelName
 
-KERNELS: dict[str, Callable[[], Kernel]] = {
-    "torch_int4": TorchInt4,
-    "cuda_int4": CudaInt4,
-    "triton_int4": TritonInt4,
-    "torch_int8": TorchInt8,
-}
+KERNELS: Mapping[str, Callable[[], Kernel]] = Registered(choices.KERNELS)
 
 
 @dataclass(frozen=True)

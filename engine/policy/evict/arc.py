@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from engine.policy.context import PolicyContext
+from engine.policy.options import choice
 from engine.types import ExpertId
 
 _List = dict[ExpertId, None]  # in order of use, the least recent first
@@ -107,3 +109,10 @@ class ArcEviction:
         else:
             return
         self._adapted = incoming
+
+
+def build(context: PolicyContext) -> ArcEviction:
+    """The factory of engine.config.choices."""
+    options = context.config.cache.options
+    step = choice(options, "cache.options.arc_step", ("textbook", "coarse"))
+    return ArcEviction(coarse=step == "coarse")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from engine.policy.context import PolicyContext
 from engine.policy.evict.lru import LruEviction
 from engine.policy.future import Future
 from engine.types import ExpertId
@@ -23,3 +24,8 @@ class BeladyEviction(LruEviction):
             return super().victim(candidates, incoming)
         next_use, last_use = self._future.next_use, self._last_use
         return max(candidates, key=lambda e: (next_use(e), -last_use.get(e, 0)))
+
+
+def build(context: PolicyContext) -> BeladyEviction:
+    """The factory of engine.config.choices."""
+    return BeladyEviction(context.future)

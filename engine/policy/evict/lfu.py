@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from engine.policy.context import PolicyContext
+from engine.policy.options import number
 from engine.types import ExpertId
 
 
@@ -55,3 +57,9 @@ class LfuEviction:
             return min(candidates, key=self._keys.__getitem__)
         age = {layer: passes * self._fall for layer, passes in self._passes.items()}
         return min(candidates, key=lambda e: self._keys[e] - age.get(e.layer, 0.0))
+
+
+def build(context: PolicyContext) -> LfuEviction:
+    """The factory of engine.config.choices."""
+    decay = number(context.config.cache.options, "cache.options.decay", 0.9, 0.01, 1.0)
+    return LfuEviction(decay)

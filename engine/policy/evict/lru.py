@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from engine.policy.context import PolicyContext
 from engine.types import ExpertId
 
 
@@ -49,3 +50,13 @@ class NoCacheEviction(LruEviction):
     """Load on demand: every expert is dropped after the layer that used it."""
 
     keeps = False
+
+
+def build(context: PolicyContext) -> LruEviction:
+    """The factory of engine.config.choices."""
+    return LruEviction()
+
+
+def build_none(context: PolicyContext) -> NoCacheEviction:
+    """The factory of engine.config.choices."""
+    return NoCacheEviction()

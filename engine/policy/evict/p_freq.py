@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+from engine.policy.context import PolicyContext
 from engine.types import ExpertId
 
 FLOOR = 0.01
@@ -52,3 +53,8 @@ class ProbabilityFrequencyEviction:
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
         """The candidate with the smallest product; among equals the first."""
         return min(candidates, key=self._values.__getitem__)
+
+
+def build(context: PolicyContext) -> ProbabilityFrequencyEviction:
+    """The factory of engine.config.choices."""
+    return ProbabilityFrequencyEviction()

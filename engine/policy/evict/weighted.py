@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from engine.config.settings import Options
 from engine.errors import ConfigError
+from engine.policy.context import PolicyContext
 from engine.types import ExpertId
 
 
@@ -103,3 +104,8 @@ class WeightedEviction:
         scale = self._weights.layer_distance * max(1, self._passes)  # all terms times T
         near = [scale * (1 - ((layer - present) % layers) / layers) for layer in range(layers)]
         return min(candidates, key=lambda expert: scores.get(expert, 0.0) + near[expert.layer])
+
+
+def build(context: PolicyContext) -> WeightedEviction:
+    """The factory of engine.config.choices."""
+    return WeightedEviction(read_weights(context.config.cache.options), context.layers)

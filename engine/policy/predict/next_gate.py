@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 
+from engine.policy.context import PolicyContext
 from engine.policy.events import GateView, Need
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.none import NoPredictor
@@ -47,3 +48,9 @@ def rank_by_count(layer: int, choices: Sequence[Sequence[int]]) -> Prediction:
         best_rank.update(dict.fromkeys(columns[rank], rank))
     experts = tuple(sorted(counts, key=lambda e: (-counts[e], best_rank[e], e)))
     return Prediction(layer, experts, tuple(counts[e] / len(choices) for e in experts))
+
+
+def build(context: PolicyContext) -> NextGatePredictor:
+    """The factory of engine.config.choices."""
+    prefetch = context.config.prefetch
+    return NextGatePredictor(context.layers, context.chosen, prefetch.depth, prefetch.extra_experts)

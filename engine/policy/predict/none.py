@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.policy.context import PolicyContext
 from engine.policy.events import GateView, Need, PassStart, Routing
 from engine.policy.predict.base import Prediction
 
@@ -33,3 +34,8 @@ class NoPredictor:
 
     def end_pass(self) -> None:
         """Keeps nothing."""
+
+
+def build(context: PolicyContext) -> NoPredictor:
+    """The factory of engine.config.choices."""
+    return NoPredictor()

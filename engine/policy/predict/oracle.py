@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from engine.policy.context import PolicyContext
 from engine.policy.events import PassStart
 from engine.policy.future import Future
 from engine.policy.predict.base import Prediction
@@ -30,3 +31,8 @@ class OraclePredictor(NoPredictor):
     def _predict(self, steps: int) -> Iterator[Prediction]:
         for layer, experts in self._future.upcoming(steps):
             yield Prediction(layer, experts, (1.0,) * len(experts))
+
+
+def build(context: PolicyContext) -> OraclePredictor:
+    """The factory of engine.config.choices."""
+    return OraclePredictor(context.future, context.config.prefetch.depth)

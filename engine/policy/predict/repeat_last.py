@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.policy.context import PolicyContext
 from engine.policy.events import PassStart, Routing
 from engine.policy.predict.base import Prediction
 from engine.policy.predict.next_gate import rank_by_count
@@ -44,3 +45,8 @@ class RepeatLastPredictor(NoPredictor):
         self._rows = []
         ahead = ((layer + step) % self._layers for step in range(1, self._depth + 1))
         return [found for target in ahead if (found := self._last[target]) is not None]
+
+
+def build(context: PolicyContext) -> RepeatLastPredictor:
+    """The factory of engine.config.choices."""
+    return RepeatLastPredictor(context.layers, context.config.prefetch.depth)

@@ -53,7 +53,7 @@ def test_the_crossover_belongs_to_the_quality_key_of_quantized_configs_only() ->
     [
         ("cache.expert_byte", 1, "cache.expert_bytes"),
         ("precision.bits", 5, "allowed are 16, 8, 4, 3, 2, .*prequantized"),
-        ("cache.eviction", "lur", "did you mean lru"),
+        ("cache.eviction", "lur", "the nearest is 'lru'"),
         ("batch.count", 0, "allowed is 1 to 256"),
         ("batch.count", 1.5, "whole number"),
         ("cache.expert_bytes", "8GBB", "not a size"),

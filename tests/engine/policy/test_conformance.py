@@ -37,14 +37,12 @@ PLANNED_BITS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("names", "registered"),
     [
-        (types.EvictionName, registry.EVICTIONS),
         (types.AllocationName, registry.ALLOCATIONS),
         (types.OrderName, registry.ORDERS),
         (types.QueueName, registry.QUEUES),
         (types.PlacementName, registry.PLACEMENTS),
         (types.PlanName, registry.PLANS),
         (types.PrecisionName, registry.PRECISIONS),
-        (types.PredictorName, registry.PREDICTORS),
     ],
 )
 def test_registered_names_are_the_names_that_configs_allow(

@@ -1,0 +1,70 @@
+"""The registries: every predictor, eviction and kernel by name, with the place of its factory.
+
+Adding one is a file and a line here. Factories are named, not imported, so that the tuner knows
+what can be chosen without loading policies or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+PREDICTORS: dict[str, str] = {
+    "none": "engine.policy.predict.none:build",
+    "repeat_last": "engine.policy.predict.repeat_last:build",
+    "popularity": "engine.policy.predict.popularity:PopularityPredictor",
+    "next_gate": "engine.policy.predict.next_gate:build",
+    "correlation": "engine.policy.predict.correlation:CorrelationPredictor",
+    "activation_path": "engine.policy.predict.activation_path:ActivationPathPredictor",
+    "expert_map": "engine.policy.predict.expert_map:ExpertMapPredictor",
+    "mlp": "engine.policy.predict.mlp:MlpPredictor",
+    "pregate": "engine.policy.predict.pregate:PregatePredictor",
+    "oracle": "engine.policy.predict.oracle:build",
+}
+"""Factories take a PolicyContext and return an engine.policy.predict.base.Predictor."""
+
+EVICTIONS: dict[str, str] = {
+    "lru": "engine.policy.evict.lru:build",
+    "none": "engine.policy.evict.lru:build_none",
+    "lfu": "engine.policy.evict.lfu:build",
+    "arc": "engine.policy.evict.arc:build",
+    "hobbit": "engine.policy.evict.weighted:build",
+    "p_freq": "engine.policy.evict.p_freq:build",
+    "belady": "engine.policy.evict.belady:build",
+}
+"""Factories take a PolicyContext and return an engine.policy.evict.base.Eviction."""
+
+KERNELS: dict[str, str] = {
+    "torch_int4": "engine.experts.kernels.torch_packed:TorchInt4",
+    "cuda_int4": "engine.experts.kernels.torch_packed:CudaInt4",
+    "triton_int4": "engine.experts.kernels.triton_int4:TritonInt4",
+    "torch_int8": "engine.experts.kernels.torch_packed:TorchInt8",
+}
+"""Classes of packed kernels (engine.experts.kernels.base.Kernel), the preferred first."""
+
+KERNEL_WORDS = ("auto", "dequantize")
+
+
+class Registered(Mapping[str, Any]):
+    """One of the tables above as `name -> factory`; a factory is imported when it is asked for."""
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self._table = table
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = self._table[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def allowed_names(kind: str) -> tuple[str, ...]:
+    """What a setting of this kind may be: predictor, eviction or kernel."""
+    if kind == "kernel":
+        return (*KERNEL_WORDS, *KERNELS)
+    return tuple({"predictor": PREDICTORS, "eviction": EVICTIONS}[kind])
