@@ -1,4 +1,4 @@
-"""A predictor, an eviction, an exporter, a kernel from outside: one file, one registry line each."""
+"""A predictor, an eviction, an exporter, a kernel from outside: one file, one registry line."""
 
 from pathlib import Path
 
