@@ -34,6 +34,7 @@ from tuner.bench.run import (
     run_bench,
 )
 from tuner.cli import options
+from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition.policies import (
     PolicyFile,
@@ -98,6 +99,8 @@ def bench(
         raise UsageError("--ablate takes policies apart: name some with --policies")
     if report is not None and report.suffix not in SUFFIXES:
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
+    if report is not None and report.suffix == ".html":
+        require_extra(f"--report {report}", "dashboard")
     grid = grid_rows(options.read_settings(settings or []))
     presets = {name: load_policy(name) for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]
