@@ -7,13 +7,13 @@
 #     deploy demo.yaml --host 0.0.0.0
 #
 # For NVIDIA GPUs (docker run --gpus all); gcc is for triton:
-#   docker build -t expertune:0.1.0 --build-arg EXTRAS=[gpu] --build-arg PACKAGES="gcc libc6-dev" .
+#   docker build -t expertune:0.1.0 --build-arg EXTRAS=all,gpu --build-arg PACKAGES="gcc libc6-dev" .
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=
-ARG EXTRAS=
+ARG EXTRAS=all
 ENV PATH=/opt/expertune/bin:$PATH
 WORKDIR /source
 RUN python -m venv /opt/expertune \
@@ -22,7 +22,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY engine engine
 COPY tuner tuner
 COPY dashboard dashboard
-RUN pip install --no-cache-dir -c constraints.txt ".${EXTRAS}"
+COPY studies studies
+RUN pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"
 
 FROM python:${PYTHON_VERSION}-slim
 ARG PACKAGES=
@@ -33,10 +34,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --home-dir /data --create-home expertune
 COPY --from=build /opt/expertune /opt/expertune
-COPY studies /opt/expertune/studies
 ENV PATH=/opt/expertune/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    EXPERTUNE_STUDIES=/opt/expertune/studies \
     XDG_DATA_HOME=/data/share \
     XDG_CACHE_HOME=/data/cache \
     HF_HOME=/data/huggingface \

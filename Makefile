@@ -1,11 +1,13 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
-# Python 3.11 or newer and make.
+# Python 3.11 or newer and make. `make setup` and `make demo` install what users need; targets that
+# test or check add EXTRAS.
 .PHONY: setup demo test check fix slow baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS ?= dev
+DEV := $(VENV)/.ready-$(EXTRAS)
 DEFAULT := not slow and not gpu and not baselines and not triton and not chaos
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -17,38 +19,42 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet "torch>=2.9,<2.14"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
 	@touch $(READY)
+
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $(DEV)
 
 demo: $(READY)
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
 # In two processes; what watches the clock or the whole machine comes after, alone.
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT) and not alone"
 	$(BIN)/python -m pytest -m "$(DEFAULT) and alone"
 
-slow: $(READY)
+slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow or chaos"
 
-baselines: $(READY)
+baselines: $(DEV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[baselines]"
 	$(BIN)/python -m pytest -m baselines
 
 # Compiled kernels without a GPU: triton's interpreter runs them on the CPU.
-triton: $(READY)
+triton: $(DEV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[gpu]"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: $(READY)
+fix: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,4 +1,7 @@
-"""Files that are replaced as a whole, and short digests. Standard library only."""
+"""Files that are replaced as a whole, short digests, and where the data of an installation lie.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +50,16 @@ def short_digest(data: str | bytes, digits: int = DIGITS) -> str:
 def json_digest(value: Any, digits: int = DIGITS) -> str:
     """short_digest of a value as JSON with sorted keys."""
     return short_digest(json.dumps(value, sort_keys=True), digits)
+
+
+def studies_folder() -> Path:
+    """Where policies/, workloads/, hardware/ and demo/ lie; it need not exist.
+
+    What EXPERTUNE_STUDIES names; else what an installation brought, inside this package; else
+    `studies/` of the source tree.
+    """
+    if named := os.environ.get("EXPERTUNE_STUDIES"):
+        return Path(named)
+    package = Path(__file__).resolve().parent
+    installed = package / "studies"
+    return installed if installed.is_dir() else package.parent / "studies"

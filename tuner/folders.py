@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import platformdirs
 
+from engine import files
 from tuner.errors import StoreError, UsageError
 
 SOURCE = Path(__file__).resolve().parent.parent
@@ -39,12 +39,12 @@ def default_storage() -> str:
 
 
 def studies_folder() -> Path:
-    """`studies/` beside the packages; UsageError where an installation has none."""
-    folder = Path(os.environ.get("EXPERTUNE_STUDIES", SOURCE / "studies"))
+    """The folder with policies/, workloads/ and demo/; UsageError where there is none."""
+    folder = files.studies_folder()
     if not folder.is_dir():
         raise UsageError(
-            f"there is no folder {folder}: this installation came without studies/; clone the "
-            "source tree, or set EXPERTUNE_STUDIES to a folder with policies/ and workloads/"
+            f"there is no folder {folder}: set EXPERTUNE_STUDIES to one that holds policies/, "
+            "workloads/, hardware/ and demo/, or unset it for those that expertune brings"
         )
     return folder
 
@@ -58,8 +58,8 @@ def resolve_model(name: str) -> str:
         folder = studies_folder() / "demo" / "model"
         if not (folder / "config.json").is_file():
             raise UsageError(
-                f"the demo model is not in {folder}: take it from the source tree, or name another "
-                "model"
+                f"the demo model is not in {folder}: unset EXPERTUNE_STUDIES for the one that "
+                "expertune brings, or name another model"
             )
         return str(folder)
     folder = Path(name).expanduser()

@@ -8,7 +8,6 @@ is bound by bytes a second); ratios between compute, link and host memory are th
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 from engine.errors import UsageError, nearest_hint
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, RecordSource
+from engine.files import studies_folder
 from engine.types import parse_size_bytes
 
 PREFIX = "emulated:"
@@ -116,9 +116,8 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
 
 
 def machine_folder() -> Path:
-    """Where the profiles lie: `studies/hardware/`, or under EXPERTUNE_STUDIES."""
-    source = Path(__file__).resolve().parents[2] / "studies"
-    return Path(os.environ.get("EXPERTUNE_STUDIES", source)) / "hardware"
+    """Where the profiles lie."""
+    return studies_folder() / "hardware"
 
 
 def machine_names() -> tuple[str, ...]:

@@ -58,10 +58,9 @@ def test_what_is_copied_is_in_the_source_tree():
 
 def test_every_package_and_file_that_an_installation_reads_is_copied():
     project = PROJECT["project"]
-    packages = [
-        name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    ]
-    read = {*packages, project["readme"], *project["license-files"], "pyproject.toml"}
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    packed = {name.partition("/")[0] for name in wheel["only-include"]}
+    read = {*packed, project["readme"], *project["license-files"], "pyproject.toml"}
     assert read <= set(sources(INSTRUCTIONS))
 
 
@@ -97,9 +96,11 @@ def test_everything_that_is_written_goes_into_the_volume():
     assert {"WORKDIR": volume}.items() <= dict(LAST).items()
 
 
-def test_its_studies_are_where_it_looks_for_them():
-    (target,) = [rest.split()[-1] for word, rest in LAST if word == "COPY" and "studies" in rest]
-    assert environment()["EXPERTUNE_STUDIES"] == target
+def test_extras_that_it_installs_exist():
+    extras = PROJECT["project"]["optional-dependencies"]
+    text = (SOURCE / "Dockerfile").read_text()
+    named = [argument("EXTRAS"), *re.findall(r"--build-arg EXTRAS=(\S+)", text)]
+    assert all(extra in extras for words in named for extra in words.split(","))
 
 
 def test_its_health_check_asks_the_server_that_it_exposes():

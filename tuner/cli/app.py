@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import typer
+from typer.core import TyperGroup, TyperOption
 
 from tuner.cli import (
     bench,
@@ -23,31 +27,57 @@ from tuner.cli import (
     worker,
 )
 
+FIND, USE, LOOK, PREPARE = "Find a config", "Use it", "Look", "Prepare"
+COMPLETION = "Shell completion"
+
+
+class _Tune(TyperGroup):
+    """The root command; typer's own options for shells stand in their own panel of the help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and str(param.name).endswith("_completion"):
+                param.rich_help_panel = COMPLETION
+        return params
+
+
 app = typer.Typer(
     name="tune",
-    add_completion=False,
+    cls=_Tune,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.callback(invoke_without_command=True)(study.study)
-for command in (
-    studies.studies,
-    studies.show,
-    export.export,
-    run.run,
-    deploy.deploy,
-    bench.bench,
-    plan.plan,
-    machine.profile,
-    machine.doctor,
-    trace.trace,
-    trace.replay,
-    pack.pack,
-    dashboard.dashboard,
-):
-    app.command()(command)
-app.add_typer(service.app)
-app.add_typer(train.app)
-app.command("compare")(compare.compare_two)
-app.command("verify")(verify.verify_file)
-app.command("worker")(worker.join)
+# By what people do with them; within a panel in the order of use.
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    FIND: {
+        "plan": plan.plan,
+        "doctor": machine.doctor,
+        "bench": bench.bench,
+        "studies": studies.studies,
+        "show": studies.show,
+        "compare": compare.compare_two,
+        "worker": worker.join,
+    },
+    USE: {
+        "run": run.run,
+        "export": export.export,
+        "deploy": deploy.deploy,
+        "verify": verify.verify_file,
+    },
+    LOOK: {
+        "dashboard": dashboard.dashboard,
+    },
+    PREPARE: {
+        "profile": machine.profile,
+        "pack": pack.pack,
+        "trace": trace.trace,
+        "replay": trace.replay,
+    },
+}
+for panel, commands in _COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
+app.add_typer(service.app, rich_help_panel=LOOK)
+app.add_typer(train.app, rich_help_panel=PREPARE)

@@ -18,6 +18,7 @@ from tuner.bench.report.tables import Table, ablation_table, published_table
 from tuner.bench.report.write import SUFFIXES, write_report
 from tuner.bench.run import BenchRow, RowResult, add_divergence, grid_rows, run_bench
 from tuner.cli import options
+from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition.policies import PolicyFile, load_policy
 from tuner.definition.study import default_workload
@@ -73,6 +74,8 @@ def bench(
         raise UsageError("--ablate takes policies apart: name some with --policies")
     if report is not None and report.suffix not in SUFFIXES:
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
+    if report is not None and report.suffix == ".html":
+        require_extra(f"--report {report}", "dashboard")
     grid = grid_rows(options.read_settings(settings or []))
     presets = {name: load_policy(name) for name in _names(policies)}
     deployments = [load_deployment(path) for path in files or ()]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli import options
+from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
@@ -24,6 +25,7 @@ def dashboard(
 
     Example: tune dashboard --port 8600
     """
+    require_extra("`tune dashboard`", "dashboard")
     url = storage or default_storage()
     open_read_only(url).close()
     app = SOURCE / "dashboard" / "app.py"

@@ -61,7 +61,7 @@ def deploy(
 
     Example: tune deploy expertune-demo.yaml --port 8000
     """
-    policy = _policy(strict, walk)
+    policy, command = _policy(strict, walk), options.serve_command()
     deployment = load_deployment(file)
     machine = probe(cache_folder())
     if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
@@ -70,7 +70,6 @@ def deploy(
         print_note(
             f"anyone who reaches {host} can use this server: put a proxy that asks before it"
         )
-    command = options.serve_command()
     served = ServerOptions(name or deployment.model.id, host, port, queue, drain, telemetry)
     with (
         options.open_store(storage) as store,

@@ -15,6 +15,7 @@ import typer
 
 from engine.config.settings import EngineConfig
 from engine.types import BITS, parse_size_bytes
+from tuner.cli.extras import require_extra
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
@@ -109,9 +110,14 @@ def baseline_command(name: str) -> tuple[str, ...]:
 
 
 def serve_command() -> tuple[str, ...]:
-    """The program that can serve: ours, or the one that EXPERTUNE_ENGINE names."""
-    other = os.environ.get(ENGINE_VARIABLE)
-    return tuple(shlex.split(other)) if other else SERVE_COMMAND
+    """The program that can serve: ours, or the one that EXPERTUNE_ENGINE names.
+
+    Raises UsageError where what ours needs is not installed.
+    """
+    if other := os.environ.get(ENGINE_VARIABLE):
+        return tuple(shlex.split(other))
+    require_extra("`tune deploy`", "serve")
+    return SERVE_COMMAND
 
 
 def open_session(

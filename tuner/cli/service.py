@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tuner.cli import options
+from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.errors import UsageError
 from tuner.folders import data_folder, default_storage
@@ -51,6 +52,7 @@ def service(
     """
     if context.invoked_subcommand is not None:
         return
+    require_extra("`tune service`", "serve")
     for folder in models_folder or []:
         if not folder.is_dir():
             raise UsageError(f"--models-folder: there is no folder {folder}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine import __version__
 from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
@@ -31,6 +32,12 @@ from tuner.workers.ray_cluster import check_address
 STUDY = "Study"
 LIMITS = "Budget and limits"
 TEXT = "What is run"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print_text(f"expertune {__version__}")
+        raise typer.Exit
 
 
 def study(
@@ -123,6 +130,12 @@ def study(
         Path | None, typer.Option("--output", "-o", help="Where the recommended config goes.")
     ] = None,
     as_json: options.Json = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Find the best way to run a Mixture-of-Experts model in your memory budget.
 

@@ -191,7 +191,7 @@ def _make_engine(parsed: sa.URL) -> sa.Engine:
         return sa.create_engine(parsed, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise StoreError(
-            f"PostgreSQL needs the module {error.name}: install expertune[postgres]"
+            f"PostgreSQL needs the module {error.name}: pip install 'expertune[postgres]'"
         ) from None
 
 

@@ -475,4 +475,4 @@ def test_policies_need_the_studies_folder(
     monkeypatch.setenv("EXPERTUNE_STUDIES", str(folder / "absent"))
     done = tune("bench", *SMALL, "--policies", "lru")
     assert done.code == 2
-    assert "came without studies/" in done.err
+    assert "set EXPERTUNE_STUDIES to one that holds policies/" in done.err
