@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
@@ -13,6 +14,7 @@ from engine.memory.plan import resolve
 from tests.fakes import FAKE_ENGINE
 from tests.fakes.fake_engine import facts_of
 from tuner.__main__ import run
+from tuner.cli import options
 
 ENGINE = f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE_ENGINE))}"
 WORKLOAD = "name: tiny\nprompts: [one, two, three, four]\nprompt_tokens: 8\noutput_tokens: 8\n"
@@ -61,8 +63,13 @@ def write_definition(folder: Path) -> Path:
 
 def make_study(folder: Path, faults: str = "{}") -> None:
     """A finished study of five trials in a folder: its store under data/, its config beside."""
+    from tests.fakes import in_process  # which needs what is above
+
     path = write_definition(folder)
-    with _environment(folder, faults):
+    with (
+        _environment(folder, faults),
+        mock.patch.object(options, "worker_factory", in_process.worker_factory),
+    ):
         output = str(folder / "expertune-small.yaml")
         assert run(["--definition", str(path), "--trials", "5", "--output", output]) == 0
 

@@ -24,6 +24,7 @@ from tuner.engine_client.session import EngineSession
 from tuner.study.optuna_storage import DEADLINE
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_study_runs_from_nothing_to_an_exported_config(tune: Tune, folder: Path):
     done = tune("--definition", "study.yaml", "--json")
     assert done.code == 0, done.err
@@ -209,8 +210,15 @@ def test_quality_is_evaluated_once_for_each_precision(tune: Tune, misbehave, fol
     ],
 )
 def test_a_failure_has_its_class_and_the_study_goes_on(
-    tune: Tune, misbehave, fault: tuple[str, str, int], state: str, failure: str
+    tune: Tune,
+    misbehave,
+    request: pytest.FixtureRequest,
+    fault: tuple[str, str, int],
+    state: str,
+    failure: str,
 ):
+    if fault[1] == "measure" and fault[0] in ("crash", "kill", "garbage"):
+        request.getfixturevalue("processes")
     misbehave(fault)
     done = tune("--definition", "study.yaml", "--trials", "5", "--json")
     assert done.code == 0, done.err
@@ -263,6 +271,7 @@ def test_a_reference_of_nan_fails_every_trial_and_is_asked_once(
     assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "bad_output")] * 3
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_reference_whose_engine_is_killed_is_tried_again(tune: Tune, misbehave, folder: Path):
     misbehave(("kill", "evaluate", 1), ("kill", "evaluate", 2), ("kill", "evaluate", 3))
     done = tune("--definition", "study.yaml", "--trials", "3", "--json")
@@ -288,6 +297,7 @@ def test_an_engine_killed_over_the_question_for_tasks_is_no_end(tune: Tune, misb
     assert {trial["state"] for trial in done.document["trials"]} == {"COMPLETE"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_hang_is_a_timeout(tune: Tune, misbehave, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("stall_s: 1\n")
