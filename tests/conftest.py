@@ -14,6 +14,11 @@ for _name, _value in NATIVE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes
     os.environ["OMP_NUM_THREADS"] = "1"
+gc.disable()  # while modules are imported: none of them is garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
