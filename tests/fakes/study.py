@@ -1,10 +1,11 @@
 """Studies made with the fake engine, for tests that need one in a store."""
 
+import contextlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -63,18 +64,26 @@ def write_definition(folder: Path) -> Path:
 
 def make_study(folder: Path, faults: str = "{}") -> None:
     """A finished study of five trials in a folder: its store under data/, its config beside."""
+    write_definition(folder)
+    tune_in(folder, "--definition", "study.yaml", "--trials", "5", faults=faults)
+
+
+def tune_in(folder: Path, *words: str, faults: str = "{}") -> str:
+    """What `tune` with these words prints in a folder, where it must succeed; its store is under
+    data/. For what tests share: one that runs a command itself takes the fixture `tune`."""
     from tests.fakes import in_process  # which needs what is above
 
-    path = write_definition(folder)
     with (
         _environment(folder, faults),
         mock.patch.object(options, "worker_factory", in_process.worker_factory),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
     ):
-        output = str(folder / "expertune-small.yaml")
-        assert run(["--definition", str(path), "--trials", "5", "--output", output]) == 0
+        assert run(words) == 0
+    return printed.getvalue()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(folder: Path, faults: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(
