@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from engine.contract import messages
@@ -28,8 +29,11 @@ class InProcessWorker:
     """EngineWorker's interface. Each `start` is another process: it reads EXPERTUNE_FAKE anew and
     knows nothing of the one before."""
 
-    def __init__(self, baseline: str | None = None) -> None:
+    def __init__(
+        self, baseline: str | None = None, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._baseline = baseline
+        self._environment = environment
         self._engine: FakeEngine | None = None
 
     @property
@@ -41,7 +45,7 @@ class InProcessWorker:
         return os.getpid() if self.alive else None
 
     def start(self) -> None:
-        self._knobs = json.loads(os.environ.get("EXPERTUNE_FAKE", "{}"))
+        self._knobs = json.loads(self._environment.get("EXPERTUNE_FAKE", "{}"))
         self._counts: dict[str, int] = {}
         self._engine = FakeEngine(self._baseline, f"{os.getpid()}-{next(_NUMBERS)}")
 
