@@ -29,9 +29,12 @@ $(DEV): $(READY)
 demo: $(READY)
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
+# Tests start many processes: none should compile the same sources again.
+test slow: export PYTHONDONTWRITEBYTECODE :=
+
 # In two processes; what watches the clock or the whole machine comes after, alone.
 test: $(DEV)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT) and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 -m "$(DEFAULT) and not alone"
 	$(BIN)/python -m pytest -m "$(DEFAULT) and alone"
 
 slow: $(DEV)

@@ -27,6 +27,13 @@ from tuner.store.repository import Store
 pytestmark = [pytest.mark.chromium, pytest.mark.alone]
 # WebGL without a GPU, which charts of three axes and parallel coordinates need
 FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
+# Nothing was drawn for 200 ms, or something moves all the time.
+DRAWN = """() => new Promise(done => {
+  let quiet = setTimeout(done, 200);
+  setTimeout(done, 1500);
+  new MutationObserver(() => { clearTimeout(quiet); quiet = setTimeout(done, 200); })
+    .observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+})"""
 ADDRESSES = ["", *(name for name, _, _ in PAGES[1:])]
 
 
@@ -92,7 +99,7 @@ def settle(page: Any) -> None:
     page.locator('[data-test-script-state="notRunning"]').first.wait_for(
         state="attached", timeout=60_000
     )
-    page.wait_for_timeout(700)
+    page.evaluate(DRAWN)
 
 
 def open_page(browser: Any, url: str, width: int = 1400, **settings: Any) -> Any:

@@ -11,7 +11,7 @@ from tuner.store.database import open_read_only
 from tuner.store.overview import Overview, TrialFilter
 from tuner.store.repository import Store
 
-LOOKS, LOOK_S = 12, 5.0
+LOOKS, LOOK_S = 6, 2.0
 
 
 def counts_of(app: AppTest) -> dict[str, int]:

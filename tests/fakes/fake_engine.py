@@ -21,6 +21,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,9 @@ def facts_of(model: str) -> ModelFacts:
 class FakeEngine:
     """The state behind the operations."""
 
-    def __init__(self, baseline: str | None) -> None:
+    def __init__(self, baseline: str | None, process: str = str(os.getpid())) -> None:
         self.baseline = baseline
+        self.process = process
         self.facts: ModelFacts | None = None
         self.config = EngineConfig()
         self.plan: MemoryPlan | None = None
@@ -121,7 +123,7 @@ class FakeEngine:
     def open(
         self, model: str, device: str, trust_remote_code: bool, revision: str | None = None
     ) -> dict[str, Any]:
-        latest = f"commit-{os.getpid()}"  # a hub whose model changes between any two openings
+        latest = f"commit-{self.process}"  # a hub whose model changes between any two openings
         self.facts = replace(facts_of(model), revision=revision or latest)
         if self.baseline:
             return {"runtime_bytes": 300_000_000, "baseline": self.baseline}
@@ -393,29 +395,36 @@ def serve(connection: socket.socket, baseline: str | None) -> None:
         faults = faults_now(operation, knobs, counts)
         if strike(faults, connection, beating):
             continue
-        try:
-            for error in (ERRORS[kind] for kind in faults if kind in ERRORS):
-                raise error
-            engine.over_budget = "over_budget" in faults
-            result = getattr(engine, operation)(**message)
-            if "bad_output" in faults:
-                result["metrics"]["output_tps"]["value"] = 0.0
-            if operation == "generate":
-                for word in result["text"].split(" ")[1:]:
-                    send({"id": request_id, "event": "token", "text": f" {word}"})
-            if operation == "serve":
-                for event in engine.windows(message["port"]):
-                    send({"id": request_id, **event})
-            send({"id": request_id, "event": "progress", "stage": operation, "done": 1, "total": 1})
-            send({"id": request_id, "ok": True, "result": result})
-        except (EngineError, MemoryError) as error:
-            send({"id": request_id, "ok": False, "error": {
-                "class": getattr(error, "failure", "out_of_memory"),
-                "type": type(error).__name__,
-                "message": str(error),
-                "exit_code": getattr(error, "exit_code", 1),
-                "smallest_bytes": getattr(error, "smallest_bytes", None),
-            }})  # fmt: skip
+        for said in answer(engine, operation, message, faults):
+            send({"id": request_id, **said})
+
+
+def answer(
+    engine: FakeEngine, operation: str, arguments: dict[str, Any], faults: list[str]
+) -> Iterator[dict[str, Any]]:
+    """What is said to one request: events, then the answer."""
+    try:
+        for error in (ERRORS[kind] for kind in faults if kind in ERRORS):
+            raise error
+        engine.over_budget = "over_budget" in faults
+        result = getattr(engine, operation)(**arguments)
+        if "bad_output" in faults:
+            result["metrics"]["output_tps"]["value"] = 0.0
+        if operation == "generate":
+            for word in result["text"].split(" ")[1:]:
+                yield {"event": "token", "text": f" {word}"}
+        if operation == "serve":
+            yield from engine.windows(arguments["port"])
+        yield {"event": "progress", "stage": operation, "done": 1, "total": 1}
+        yield {"ok": True, "result": result}
+    except (EngineError, MemoryError) as error:
+        yield {"ok": False, "error": {
+            "class": getattr(error, "failure", "out_of_memory"),
+            "type": type(error).__name__,
+            "message": str(error),
+            "exit_code": getattr(error, "exit_code", 1),
+            "smallest_bytes": getattr(error, "smallest_bytes", None),
+        }}  # fmt: skip
 
 
 def strike(faults: list[str], connection: socket.socket, beating: threading.Event) -> bool:

@@ -1,11 +1,13 @@
 """Studies made with the fake engine, for tests that need one in a store."""
 
+import contextlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
@@ -13,6 +15,7 @@ from engine.memory.plan import resolve
 from tests.fakes import FAKE_ENGINE
 from tests.fakes.fake_engine import facts_of
 from tuner.__main__ import run
+from tuner.cli import options
 
 ENGINE = f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE_ENGINE))}"
 WORKLOAD = "name: tiny\nprompts: [one, two, three, four]\nprompt_tokens: 8\noutput_tokens: 8\n"
@@ -61,13 +64,26 @@ def write_definition(folder: Path) -> Path:
 
 def make_study(folder: Path, faults: str = "{}") -> None:
     """A finished study of five trials in a folder: its store under data/, its config beside."""
-    path = write_definition(folder)
-    with _environment(folder, faults):
-        output = str(folder / "expertune-small.yaml")
-        assert run(["--definition", str(path), "--trials", "5", "--output", output]) == 0
+    write_definition(folder)
+    tune_in(folder, "--definition", "study.yaml", "--trials", "5", faults=faults)
 
 
-@contextmanager
+def tune_in(folder: Path, *words: str, faults: str = "{}") -> str:
+    """What `tune` with these words prints in a folder, where it must succeed; its store is under
+    data/. For what tests share: one that runs a command itself takes the fixture `tune`."""
+    from tests.fakes import in_process  # which needs what is above
+
+    with (
+        _environment(folder, faults),
+        mock.patch.object(options, "worker_factory", in_process.worker_factory),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        assert run(words) == 0
+    return printed.getvalue()
+
+
+@contextlib.contextmanager
 def _environment(folder: Path, faults: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(

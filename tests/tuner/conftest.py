@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import in_process
 from tests.fakes.study import ENGINE, make_study, write_definition
 from tuner.__main__ import run
+from tuner.cli import options
+from tuner.engine_client.session import worker_factory
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,19 @@ Tune = Callable[..., Outcome]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with study.yaml and workload.yaml."""
     monkeypatch.setenv("EXPERTUNE_ENGINE", ENGINE)
+    monkeypatch.setattr(options, "worker_factory", in_process.worker_factory)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("EXPERTUNE_FAKE", raising=False)
     monkeypatch.chdir(tmp_path)
     write_definition(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are processes, as they are outside of tests."""
+    monkeypatch.setattr(options, "worker_factory", worker_factory)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError, HubError, NotAModelError, StorageError
@@ -52,6 +55,14 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def served(folders: tuple[Path, Path]) -> Iterator[FakeHub]:
     with serving(*folders) as hub:
         yield hub
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub tries again at once; it would wait up to 23 seconds in all."""
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, "time", hasty)
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ def test_walk_passes_a_config_that_does_not_fit(tune: Tune, study: Path, misbeha
     assert done.document["canary"]["trial"] == load_deployment(study / FILE).neighbours[0].trial
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_canary_that_takes_too_long_is_ended_and_the_config_served_by_a_new_process(
     tune: Tune, study: Path, misbehave, monkeypatch: pytest.MonkeyPatch
 ):

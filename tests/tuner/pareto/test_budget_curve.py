@@ -1,28 +1,37 @@
 """A budget curve: one study answers several device budgets."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.study import BUDGET_BYTES, budget_of, smallest_budget
+from tests.fakes.study import BUDGET_BYTES, budget_of, smallest_budget, tune_in, write_definition
 from tests.tuner.conftest import Tune
 from tuner.deployment.document import load_deployment
 
 SMALL = budget_of(4, "50%")
 
 
-@pytest.fixture
-def curve(tune: Tune, folder: Path) -> dict:
-    path = folder / "study.yaml"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study of two budgets."""
+    folder = tmp_path_factory.mktemp("curve")
+    path = write_definition(folder)
     budget = f"budget: {{vram_bytes: {BUDGET_BYTES}, curve: [{SMALL}]}}"
     lines = [budget if line.startswith("budget") else line for line in path.read_text().split("\n")]
     path.write_text("\n".join(lines))
-    done = tune("--definition", "study.yaml", "--trials", "14", "--json")
-    assert done.code == 0, done.err
-    return done.document
+    printed = tune_in(folder, "--definition", "study.yaml", "--trials", "14", "--json")
+    (folder / "curve.json").write_text(printed)
+    return folder
 
 
-def test_each_budget_has_its_own_recommendation_and_file(curve: dict, folder: Path):
+@pytest.fixture
+def curve(made: Path) -> dict:
+    """The document that it ended with."""
+    return json.loads((made / "curve.json").read_text())
+
+
+def test_each_budget_has_its_own_recommendation_and_file(curve: dict, made: Path):
     small, large = curve["curve"]
     assert (small["budget_bytes"], large["budget_bytes"]) == (SMALL, BUDGET_BYTES)
     trials = {trial["number"]: trial for trial in curve["trials"]}
@@ -32,7 +41,7 @@ def test_each_budget_has_its_own_recommendation_and_file(curve: dict, folder: Pa
     assert small["gained_tps_per_gb"] is None
     step = (large["fastest_tps"] - small["fastest_tps"]) / (BUDGET_BYTES - SMALL) * 1e9
     assert large["gained_tps_per_gb"] == pytest.approx(step)
-    files = sorted(folder.glob("expertune-small*.yaml"))
+    files = sorted(made.glob("expertune-small*.yaml"))
     assert len(files) == 2
     assert {load_deployment(file).config().budget.vram_bytes for file in files} <= {
         SMALL,

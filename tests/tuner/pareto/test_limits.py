@@ -1,9 +1,10 @@
 """Other limits than a study's own, over what it measured."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.fakes.study import make_study
 from tuner.definition.study import Constraints
 from tuner.pareto.limits import MEASURES, inside, judged, own_limits
 from tuner.store.database import open_read_only
@@ -11,11 +12,9 @@ from tuner.store.overview import Overview
 from tuner.store.repository import Store
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("limits")
-    make_study(folder)
-    return f"sqlite:///{folder / 'data' / 'expertune' / 'expertune.db'}"
+@pytest.fixture
+def url(finished: Path) -> str:
+    return f"sqlite:///{finished / 'data' / 'expertune' / 'expertune.db'}"
 
 
 def test_limits_that_stay_judge_as_the_study_did(url: str):

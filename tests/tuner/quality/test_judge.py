@@ -1,7 +1,6 @@
 """The quality key: what must share an evaluation, and what must not. What figures compare."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from engine.config.settings import EngineConfig
 from engine.contract.report import QualityReport, TaskItems, TaskResult
 from engine.contract.requests import Workload
 from engine.facts.machine import probe
-from tests.fakes import FAKE_ENGINE
+from tests.fakes.in_process import InProcessWorker
 from tuner.definition.study import QualityTasks, StudyDefinition
-from tuner.engine_client.process import EngineWorker
 from tuner.engine_client.session import EngineSession
 from tuner.errors import QualityError
 from tuner.quality.judge import QualityJudge
@@ -80,13 +78,9 @@ def test_turns_mean_nothing_without_a_template():
 def judge(tmp_path: Path) -> Iterator[QualityJudge]:
     """A judge over the fake engine, which counts its operations in counts.json."""
 
-    def start() -> EngineWorker:
+    def start() -> InProcessWorker:
         knobs = json.dumps({"counter": str(tmp_path / "counts.json")})
-        return EngineWorker(
-            tmp_path / "log",
-            command=(sys.executable, str(FAKE_ENGINE)),
-            environment={"EXPERTUNE_FAKE": knobs},
-        )
+        return InProcessWorker(environment={"EXPERTUNE_FAKE": knobs})
 
     store = Store(open_database(f"sqlite:///{tmp_path / 'e.db'}"))
     with EngineSession("m", start_worker=start) as session:

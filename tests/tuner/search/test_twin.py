@@ -1,5 +1,6 @@
 """The twin in a study: predictions beside measurements, corrections, confirmation."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
 from tests.fakes.fake_engine import facts_of
+from tests.fakes.study import tune_in, write_definition
 from tests.tuner.conftest import Tune
 from tuner.deployment.document import MeasuredMetric, load_deployment
 
@@ -25,14 +27,21 @@ PROFILE = MachineProfile(
 )
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study of eight trials."""
+    folder = tmp_path_factory.mktemp("twin")
+    write_definition(folder)
+    tune_in(folder, "--definition", "study.yaml", "--trials", "8")
+    return folder
+
+
 @pytest.fixture
-def shown(tune: Tune, folder: Path) -> dict:
-    done = tune("--definition", "study.yaml", "--trials", "8", "--json")
-    assert done.code == 0, done.err
-    return tune("show", "small", "--json").document
+def shown(made: Path) -> dict:
+    return json.loads(tune_in(made, "show", "small", "--json"))
 
 
-def test_a_study_keeps_what_was_predicted_and_what_it_spent(shown: dict, folder: Path):
+def test_a_study_keeps_what_was_predicted_and_what_it_spent(shown: dict, made: Path):
     first, *others = shown["trials"]
     assert (first["origin"], first["predicted"]) == ("default", {})
     for trial in others:
@@ -40,17 +49,17 @@ def test_a_study_keeps_what_was_predicted_and_what_it_spent(shown: dict, folder:
         assert trial["engine_s"] > 0
     assert {"profile", "trace", "twin", "search", "confirm"} <= set(shown["study"]["spent_s"])
     assert shown["explanation"]["twin"]["n"] == len(others)
-    cache = folder / "cache" / "expertune"
+    cache = made / "cache" / "expertune"
     assert len(list((cache / "traces").glob("*-single.npz"))) == 1
     assert len(list((cache / "predictions").glob("*.npz"))) == 1
 
 
-def test_the_exported_figures_are_those_of_fresh_processes(shown: dict, folder: Path):
+def test_the_exported_figures_are_those_of_fresh_processes(shown: dict, made: Path):
     number = shown["recommended"]
     trial = next(trial for trial in shown["trials"] if trial["number"] == number)
     confirmed = trial["confirmed"]["output_tps"]
     assert confirmed["n"] == 3 < trial["metrics"]["output_tps"]["n"]
-    exported = load_deployment(folder / "expertune-small.yaml").measured["output_tps"]
+    exported = load_deployment(made / "expertune-small.yaml").measured["output_tps"]
     assert isinstance(exported, MeasuredMetric)
     assert (exported.value, exported.n) == (confirmed["value"], 3)
 

@@ -95,7 +95,7 @@ def test_a_study_through_http_from_start_to_config(folder: Path):
 
 
 def test_a_service_that_is_ended_continues_its_study_later(folder: Path):
-    with running(folder, slow_s=0.3) as service:
+    with running(folder, slow_s=0.2) as service:
         service.client.post("/v1/studies", json=REQUEST)
         until(service.ended, 60)
         before = service.ended()
