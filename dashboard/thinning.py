@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.definition.objectives import SIGNS
+from tuner.pareto.dominance import non_dominated
 from tuner.pareto.noise import FEWEST_REPEATS, FIRST_DEVIATION, LEAST_DEVIATION, START_DEVIATION
 from tuner.pareto.probability import REACH
-from tuner.search.hypervolume_improvement import non_dominated
 from tuner.store.points import Floats, Points
 
 MOST = 200  # beyond, a chart is one blot and a browser slow

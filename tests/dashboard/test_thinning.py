@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from dashboard.thinning import thinned
 from tuner.definition.objectives import CONSTRAINTS, SIGNS
 from tuner.pareto import dominance
-from tuner.search.hypervolume_improvement import non_dominated
+from tuner.pareto.dominance import non_dominated
 from tuner.store.points import Points
 
 OBJECTIVES = ("output_tps", "tpot_ms")

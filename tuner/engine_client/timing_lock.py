@@ -7,10 +7,12 @@ a lock in the cache folder orders them. Accelerators are each worker's own and n
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
+
+POLL_S = 0.02
 
 
 @contextlib.contextmanager
@@ -23,17 +25,17 @@ def timed_section(folder: Path, device: str) -> Iterator[None]:
     if not needs_turn(device):
         yield
         return
+    lock = FileLock(folder / "timed.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "timed.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock.acquire(poll_interval=POLL_S)
     except OSError:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def needs_turn(device: str) -> bool:

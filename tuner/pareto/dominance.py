@@ -1,14 +1,19 @@
 """The front: what no other point beats in everything; its hypervolume and its knee.
 
-Pure arithmetic. Points are tuples with one number an objective; `signs` says which way is better
-(+1 more, -1 less), so that everything inside is maximised.
+Points are tuples with one number an objective; `signs` says which way is better (+1 more, -1 less).
+Non-dominated sets and hypervolumes are moocore's (exact, dimension sweep).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Vector = Sequence[float]
+Floats = NDArray[np.float64]
 
 
 def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:
@@ -19,22 +24,27 @@ def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:
 
 def front(points: Sequence[Vector], signs: Sequence[int]) -> list[int]:
     """Indices of the non-dominated points, in order; of equal points only the first."""
-    gains = [tuple(s * x for s, x in zip(signs, point, strict=True)) for point in points]
-    kept: list[int] = []
-    # whatever beats a point comes before it, so that the points kept so far decide
-    for i in sorted(range(len(points)), key=lambda i: gains[i], reverse=True):
-        if not any(all(a >= b for a, b in zip(gains[j], gains[i], strict=True)) for j in kept):
-            kept.append(i)
-    return sorted(kept)
+    if not len(points):
+        return []
+    kept: NDArray[np.bool_] = _moocore().is_nondominated(_gains(points, signs), maximise=True)
+    return np.flatnonzero(kept).tolist()
+
+
+def non_dominated(gains: Floats) -> NDArray[np.bool_]:
+    """Which points [n, d] no other one beats in everything; more is better. Equal points stand or
+    fall together."""
+    if not len(gains):
+        return np.zeros(0, dtype=bool)
+    kept: NDArray[np.bool_] = _moocore().is_nondominated(gains, maximise=True, keep_weakly=True)
+    return kept
 
 
 def hypervolume(points: Sequence[Vector], reference: Vector, signs: Sequence[int]) -> float:
-    """The volume between the reference point and the points better than it; exact, by slices."""
-    gains = [
-        tuple(s * (x - r) for x, r, s in zip(point, reference, signs, strict=True))
-        for point in points
-    ]
-    return _volume([gain for gain in gains if all(g > 0 for g in gain)])
+    """The volume between the reference point and the points better than it; exact."""
+    if not len(points):
+        return 0.0
+    bound = _gains([reference], signs)[0]
+    return float(_moocore().hypervolume(_gains(points, signs), ref=bound, maximise=True))
 
 
 def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
@@ -55,14 +65,14 @@ def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
     return min(range(len(points)), key=lambda i: distance(points[i]))
 
 
-def _volume(gains: list[tuple[float, ...]]) -> float:
-    """Slices along the last axis, each the volume of what reaches it in one dimension less."""
-    if not gains:
-        return 0.0
-    if len(gains[0]) == 1:
-        return max(gain[0] for gain in gains)
-    total, floor = 0.0, 0.0
-    for level in sorted({gain[-1] for gain in gains}):
-        total += (level - floor) * _volume([gain[:-1] for gain in gains if gain[-1] >= level])
-        floor = level
-    return total
+def _gains(points: Sequence[Vector], signs: Sequence[int]) -> Floats:
+    """[n, d], so that more is better."""
+    found: Floats = np.asarray(points, dtype=float) * np.asarray(signs, dtype=float)
+    return found
+
+
+def _moocore() -> Any:
+    """Imported on first use: it takes 0.15 s, which commands that rank nothing need not pay."""
+    import moocore
+
+    return moocore

@@ -18,7 +18,7 @@ from tuner.definition.study import Constraints
 from tuner.pareto import dominance
 from tuner.pareto.noise import START_DEVIATION
 from tuner.search.candidates import Candidates
-from tuner.search.hypervolume_improvement import BoxDecomposition, non_dominated
+from tuner.search.hypervolume_improvement import BoxDecomposition
 from tuner.search.posterior import Posterior, Regression
 
 Floats = NDArray[np.float64]
@@ -219,7 +219,7 @@ def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats,
     centre = np.vstack([draws.mean(axis=1), front])
     span = np.ptp(centre, axis=0)
     span = np.where(span > 0, span, 1.0)
-    reference = centre[non_dominated(centre)].min(axis=0) - BEYOND_NADIR * span
+    reference = centre[dominance.non_dominated(centre)].min(axis=0) - BEYOND_NADIR * span
     scaled = (front - reference) / span
     gains = BoxDecomposition(scaled).improvement((draws - reference) / span) * allowed
     signs = [1] * centre.shape[1]

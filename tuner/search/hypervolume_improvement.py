@@ -44,25 +44,6 @@ class BoxDecomposition:
         return total.reshape(shape)
 
 
-def non_dominated(points: Floats) -> NDArray[np.bool_]:
-    """Which points [n, d] no other one beats in everything; more is better.
-
-    What nothing left beats (the largest scaled sum) drops all that is nowhere better, so it takes a
-    pass for each member of the front. Equal points stand or fall together.
-    """
-    span = np.ptp(points, axis=0) if len(points) else np.ones(points.shape[1])
-    scaled = (points / np.where(span > 0, span, 1.0)).sum(axis=1)
-    left, peaks = np.arange(len(points)), []
-    while len(left):
-        peak = points[left[np.argmax(scaled[left])]]
-        peaks.append(peak)
-        left = left[(points[left] > peak).any(axis=1)]
-    kept = np.ones(len(points), dtype=bool)
-    for peak in peaks:
-        kept &= ~((peak >= points).all(axis=1) & (peak > points).any(axis=1))
-    return kept
-
-
 def _stairs(points: Floats) -> list[tuple[float, float, float]]:
     """(left, right, height) of each step of the area that these points cover; past the last, 0."""
     steps: list[tuple[float, float, float]] = []

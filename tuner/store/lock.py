@@ -7,13 +7,13 @@ that its server holds for a connection.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 
 from engine.files import short_digest
 from tuner.errors import StoreError, StudyError
@@ -76,22 +76,21 @@ def _advisory_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None
 @contextlib.contextmanager
 def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
     path = _lock_path(parsed, name)
+    holder = path.with_suffix(".pid")
+    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = holder.read_text().strip() if holder.is_file() else ""
+        raise refusal(f"process {pid}" if pid else "another process") from None
     except OSError as error:
         raise StoreError(f"the lock {path} cannot be made: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
-            raise refusal(f"process {holder}") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        holder.write_text(str(os.getpid()))
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _lock_path(parsed: sa.URL, name: str) -> Path:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.pareto import dominance
-from tuner.search.hypervolume_improvement import BoxDecomposition, non_dominated
+from tuner.pareto.dominance import non_dominated
+from tuner.search.hypervolume_improvement import BoxDecomposition
 
 unit = st.floats(-0.2, 1.0, allow_nan=False)
 
