@@ -13,7 +13,7 @@ from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.metrics import Meters
-from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.response_cache import ResponseCache
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import LiveSequence, SequenceRequest, StepOutput
 from tuner.folders import cache_folder
@@ -28,7 +28,7 @@ class ServedModel:
         folder: Path,
         tokenizer: Any,
         paths: dict[str, Any],
-        answers: InstCache | None = None,
+        answers: ResponseCache | None = None,
     ) -> None:
         self.engine = Engine(folder, open_device("cpu"), cache_folder())
         _, self.memory = self.engine.configure(EngineConfig().overlay(paths))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.response_cache import ResponseCache
 from experiments.local_server import ServedModel, show
 from tuner.folders import resolve_model
 
@@ -43,7 +43,9 @@ def main() -> int:
     computed: list[float] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(InstCache(Path(scratch) / "answers.db", arguments.capacity)) as answers,
+        contextlib.closing(
+            ResponseCache(Path(scratch) / "answers.db", arguments.capacity)
+        ) as answers,
     ):
         paths = {"budget.vram_bytes": arguments.vram, "kv.max_tokens": 128}
         server = ServedModel(folder, tokenizer, paths, answers)

@@ -31,7 +31,7 @@ from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.micro_batch import MicroBatch
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.response_cache import InstCache, response_cache_path
+from engine.serve.batching.response_cache import ResponseCache, response_cache_path
 from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tuner.deployment.document import load_deployment
 from tuner.folders import cache_folder, resolve_model
@@ -121,7 +121,7 @@ def main() -> int:
     engine.configure(config)
     search = Search(frame.begin, frame.ends, arguments.bound, arguments.longest, config.batch.count)
     path = response_cache_path(config, engine.facts, cache_folder())
-    with contextlib.closing(InstCache(path, config.serve.response_cache_entries)) as answers:
+    with contextlib.closing(ResponseCache(path, config.serve.response_cache_entries)) as answers:
         started = time.monotonic()
         found = list(islice(likely_prompts(search, Asking(engine)), arguments.most))
         listed_s = time.monotonic() - started
@@ -185,7 +185,7 @@ class Asking:
 def keep(
     engine: Engine,
     tokenizer: Any,
-    answers: InstCache,
+    answers: ResponseCache,
     frame: Frame,
     prompt: LikelyPrompt,
     max_tokens: int,

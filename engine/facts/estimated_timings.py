@@ -21,10 +21,10 @@ _TOKENS = (1, 2, 4, 16, 64, 256)  # what profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
 _CHUNK_BYTES = 1 << 20  # what a config cuts records into, if it says nothing else
 # Python around a layer by tokens, as `tune profile` times it on a model whose products take little
-# (docs/lab.md): a pass, a layer's dense part, a router, a policy, gathering and summing, an expert;
-# and starting a transfer, asking a gate, waking an I/O thread.
+# (docs/lab.md): a pass, a layer's non-expert weights, a router, a policy, gathering and summing, an
+# expert; and starting a transfer, asking a gate, waking an I/O thread.
 _PASS_S = {1: 2.3e-4, 4: 3.2e-4, 256: 3.5e-4}
-_DENSE_S = {1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4}
+_NON_EXPERT_S = {1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4}
 _ROUTER_S = {1: 1.9e-5, 2: 3.5e-5, 16: 5.4e-5, 64: 8.9e-5, 256: 2.5e-4}
 _POLICY_S = {1: 2.6e-5, 2: 4.1e-5, 16: 9.6e-5, 64: 1.2e-4, 256: 2.7e-4}
 _LAYER_S = {1: 4.1e-5, 2: 1.4e-4, 4: 1.6e-4, 16: 4e-4, 256: 5e-4}
@@ -43,7 +43,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         int(bits): _products(profile, int(bits), matrices, _EXPERT_S) for bits in facts.record_bytes
     }
     non_expert_weights = facts.non_expert_bytes // 2 // max(1, facts.moe_layers)
-    dense = _products(profile, 16, [non_expert_weights], _DENSE_S)
+    non_expert = _products(profile, 16, [non_expert_weights], _NON_EXPERT_S)
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
     sources, contention = {}, {}
     for name, size in facts.record_bytes.items():
@@ -66,7 +66,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         model=facts.fingerprint,
         device=device,
         sources=sources,
-        non_expert_s=dense,
+        non_expert_s=non_expert,
         router_s=_ROUTER_S,
         layer_s=dict.fromkeys(expert_s, _LAYER_S),
         expert_s=expert_s,

@@ -14,15 +14,15 @@ from engine.layout.record import Part, parts_from_json, parts_to_json
 class ModelFacts:
     """What is known of a model from its config and safetensors headers, without its weights.
 
-    revision: the commit of a hub id, `local` for a folder;
-    non_expert_bytes: all that is not an expert, at 16 bits; parts: the parameters of one expert;
-    record_bytes: padded bytes of one record, by bits (keys as text); expert_bytes: all experts
-    together, by bits and, where experts are published quantized, as `prequantized`;
-    kv_bytes_per_token: all layers at 16 bits, one sequence; predictors: usable on this model;
-    published: the format of quantized experts; non_expert_matrices: shapes of the dense part that
-    non_expert_bits quantizes; embedding_bytes: at 16 bits, 0 where the head is the same tensor;
-    kv_plain_layers: those whose keys and values kv.bits, kv.keep_fraction and kv.placement reach;
-    pieces_16: in how many pieces a 16-bit record lies in the checkpoint, each a read of its own.
+    revision: the commit of a hub id, `local` for a folder; non_expert_bytes: all that is not an
+    expert, at 16 bits; parts: the parameters of one expert; record_bytes: padded bytes of one
+    record, by bits (keys as text); expert_bytes: all experts together, by bits and, where experts
+    are published quantized, as `prequantized`; kv_bytes_per_token: all layers at 16 bits, one
+    sequence; predictors: usable on this model; published: the format of quantized experts;
+    non_expert_matrices: shapes of the non-expert weights that non_expert_bits quantizes;
+    embedding_bytes: at 16 bits, 0 where the head is the same tensor; kv_plain_layers: those whose
+    keys and values kv.bits, kv.keep_fraction and kv.placement reach; pieces_16: in how many pieces
+    a 16-bit record lies in the checkpoint, each a read of its own.
     """
 
     id: str

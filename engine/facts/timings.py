@@ -163,7 +163,7 @@ def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimin
 
     return dataclasses.replace(
         timings,
-        non_expert_s=scaled(timings.non_expert_s, of("dense")),
+        non_expert_s=scaled(timings.non_expert_s, of("non_expert")),
         router_s=scaled(timings.router_s, of("router")),
         policy_s=scaled(timings.policy_s, of("policy")),
         pass_s=scaled(timings.pass_s, of("other")),

@@ -1,4 +1,4 @@
-"""The dense part at fewer bits: which format each of its matrices gets, and what it takes.
+"""The non-expert weights at fewer bits: which format each of its matrices gets, and what it takes.
 
 Pure arithmetic, no torch. Letters: N output rows, K input columns.
 
@@ -18,7 +18,7 @@ _BLOCK_ROWS = 64  # blocks hold a multiple of this, which the int4 kernels' layo
 
 
 class NonExpertMatrix(NamedTuple):
-    """A shape of the dense part that may be quantized, and how often it occurs."""
+    """A shape of the non-expert weights that may be quantized, and how often it occurs."""
 
     rows: int
     columns: int

@@ -323,7 +323,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     width = DTYPE_BYTES[config.compute.dtype]
     tokens = config.kv.max_tokens
     chunk = min(config.prefill.chunk_tokens, tokens) * config.batch.size
-    dense = _non_expert_bytes(config, facts)
+    non_expert = _non_expert_bytes(config, facts)
     kv = kv_bytes(config, facts) + prefix_bytes(config, facts)
     expert_width = max((p.rows for p in facts.parts if p.kind == "matrix"), default=0)
     activations = (
@@ -349,7 +349,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     return MemoryPlan(
         slots=0,
         slots_bytes=0,
-        non_expert_bytes=dense,
+        non_expert_bytes=non_expert,
         kv_bytes=kv,
         workspace_bytes=(
             activations
@@ -384,7 +384,7 @@ def _non_expert_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def _non_expert_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
-    """The largest block of the dense part that is dequantized at once."""
+    """The largest block of the non-expert weights that is dequantized at once."""
     if config.precision.non_expert_bits == 16:
         return 0
     matrices = facts.non_expert_matrices

@@ -15,8 +15,8 @@ LAYER_WISE_BYTES = 256_000_000  # for hidden states where no budget is given
 
 def layer_wise(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
     """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
-    prefill.chunk_tokens is what may go through the dense part at once, and how many tokens can be
-    under way together.
+    prefill.chunk_tokens is what may go through the non-expert weights at once, and how many tokens
+    can be under way together.
 
     No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
     Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or

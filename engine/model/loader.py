@@ -1,8 +1,9 @@
 """Load any registered transformers MoE model without its experts.
 
-In: a folder. Out: LoadedModel, whose dense weights are resident, whose experts modules are empty
-shells that dispatch to this engine's hook, and whose experts can be read one by one. Peak memory is
-the dense weights plus one tensor. Must not know of slots, policies or devices' streams.
+In: a folder. Out: LoadedModel, whose non-expert weights are resident, whose experts modules are
+empty shells that dispatch to this engine's hook, and whose experts can be read one by one. Peak
+memory is the non-expert weights plus one tensor. Must not know of slots, policies or devices'
+streams.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def load_model(
     quantize: QuantizeLinear | None = None,
     weights: bool = True,
 ) -> LoadedModel:
-    """Build on `meta`, find the experts, load the dense weights.
+    """Build on `meta`, find the experts, load the non-expert weights.
 
     weights: False leaves them on `meta`, and reads headers only; quantize: makes the stand-in of a
     linear layer from its weight [N, K], as soon as that is read.

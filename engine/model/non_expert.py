@@ -1,4 +1,5 @@
-"""The dense part of a model: which of its linear layers may be quantized, embeddings on the host.
+"""The non-expert weights of a model: which of its linear layers may be quantized, embeddings on the
+host.
 
 Routers, norms and embeddings stay as they are, and so does a head that is tied to the embeddings:
 both are one tensor.

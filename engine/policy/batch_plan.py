@@ -45,7 +45,8 @@ class FixedPlan:
 
 class IoComputePlan:
     """Enough micro-batches that computing a layer hides loading the next one (Klotski, arXiv
-    2502.06888, inequalities 4 to 7; the dense part is resident here, so its transfers are zero).
+    2502.06888, inequalities 4 to 7; the non-expert weights is resident here, so its transfers are
+    zero).
 
     Expected demands assume that tokens route independently and evenly: more than trained routers
     ask for, so the plan errs towards more micro-batches.
@@ -119,7 +120,9 @@ def _layer_times(
         resident = memory.resident_fraction(facts.moe_layers * experts)
     missing = demanded * (1 - resident)
     each = max(1, round(tokens * chosen / max(1.0, demanded)))
-    dense = count * (at(timings.non_expert_s, size) + at(timings.router_s, size))
-    work = dense + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)
+    non_expert = count * (at(timings.non_expert_s, size) + at(timings.router_s, size))
+    work = (
+        non_expert + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)
+    )
     rate = timings.sources[bits].rate(min(resolved.io.threads, resolved.transfer.in_flight))
     return work, missing * record_bytes_of(resolved, facts, bits) / rate

@@ -262,7 +262,7 @@ def _from_passes(
         model=engine.facts.fingerprint,
         device=engine.device.name,
         sources={},
-        non_expert_s={n: median("dense", n) / layers for n in sizes},
+        non_expert_s={n: median("non_expert", n) / layers for n in sizes},
         router_s={n: median("router", n) / layers for n in sizes},
         layer_s={
             bits: {

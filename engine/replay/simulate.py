@@ -184,8 +184,8 @@ class _Clock:
         self._spend("other", at(self._profile.pass_s, tokens))
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """The layer's dense part, then scores, then the router."""
-        self._spend("dense", at(self._profile.non_expert_s, tokens))
+        """The layer's non-expert weights, then scores, then the router."""
+        self._spend("non_expert", at(self._profile.non_expert_s, tokens))
         if self._policy.watches_gate:
             self._spend("policy", self._profile.gate_lookahead_s)
         self._fetch(fetches)

@@ -50,7 +50,7 @@ _SPLIT_LIMIT_S = 5.0
 
 
 class LiveConfiguration:
-    """Everything that one resolved config needs beside the dense weights.
+    """Everything that one resolved config needs beside the non-expert weights.
 
     stores: the disk tier by bits (closed with this); supports: kernels by bits.
     """

@@ -1,7 +1,7 @@
 """The engine: one open model, reconfigured in place, run over micro-batches.
 
 open -> configure -> prefill/decode ... -> configure -> ... -> close. Between configurations the
-dense weights stay; slots, transfers, caches and counters are made anew.
+non-expert weights stay; slots, transfers, caches and counters are made anew.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
-from engine.run.quantized_linear import DenseQuantizer, non_expert_kernels
+from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, Phase
 
@@ -138,11 +138,11 @@ class Engine:
             measured = known_crossover(self.cache_folder)
             resolved = resolved.overlay({"kernel.crossover_tokens": measured})
         self.release()
-        dense = NonExpertSettings.of(resolved)
-        if dense != self._loaded:
+        non_expert = NonExpertSettings.of(resolved)
+        if non_expert != self._loaded:
             self._drop_weights()
-            self._loaded = dense
-            self.model = self._load(dense)
+            self._loaded = non_expert
+            self.model = self._load(non_expert)
         supports = {bits: self.kernel_support(resolved, bits) for bits in run_bits(resolved)}
         stores = self._open_stores(resolved, supports, progress)
         self.device.compact()  # what packing left behind
@@ -309,7 +309,7 @@ class Engine:
         return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
-        """Free everything of the present configuration but the dense weights."""
+        """Free everything of the present configuration but the non-expert weights."""
         if self._live is not None:
             self._live.close()
         self._live = None
@@ -319,33 +319,37 @@ class Engine:
     close = release
 
     def _drop_weights(self) -> None:
-        """Free the dense weights before others are loaded, so that both are never held."""
+        """Free the non-expert weights before others are loaded, so that both are never held."""
         self.model.model.to("meta")
         gc.collect()
         self.device.compact()
 
-    def _load(self, dense: NonExpertSettings) -> LoadedModel:
-        dtype = DTYPES[dense.dtype]
+    def _load(self, non_expert: NonExpertSettings) -> LoadedModel:
+        dtype = DTYPES[non_expert.dtype]
         model = load_model(
             self._folder,
             dtype,
             trust_remote_code=self._trust,
-            quantize=None if dense.bits == 16 else self._quantizer(dense, dtype),
+            quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
         if self.device.torch_device.type == "cpu":
             widen_linears(model.model)
         else:
-            if dense.embeddings == "host" and can_keep_embeddings_on_host(model.model):
+            if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):
                 table = model.model.get_input_embeddings()
                 model.model.set_input_embeddings(HostEmbedding(table))
             model.model.to(self.device.torch_device)
         return model
 
-    def _quantizer(self, dense: NonExpertSettings, dtype: torch.dtype) -> DenseQuantizer:
-        matrices = self.facts.non_expert_matrices if dense.kernel != "dequantize" else ()
+    def _quantizer(self, non_expert: NonExpertSettings, dtype: torch.dtype) -> NonExpertQuantizer:
+        matrices = self.facts.non_expert_matrices if non_expert.kernel != "dequantize" else ()
         place, folder = self.device.torch_device, self.cache_folder
-        kernels = non_expert_kernels(matrices, dense.bits, dense.group, dtype, place, folder)
-        return DenseQuantizer(dense.bits, dense.group, dense.kernel, kernels, dense.crossover)
+        kernels = non_expert_kernels(
+            matrices, non_expert.bits, non_expert.group, dtype, place, folder
+        )
+        return NonExpertQuantizer(
+            non_expert.bits, non_expert.group, non_expert.kernel, kernels, non_expert.crossover
+        )
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint

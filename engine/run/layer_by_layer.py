@@ -44,7 +44,7 @@ Routed = Callable[[int, int, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Sequences of one padded length that go through the dense part together.
+    """Sequences of one padded length that go through the non-expert weights together.
 
     tokens: [B, S]; lengths: of each sequence without its padding, which stands at its end; wanted:
     first position of each sequence whose logits are wanted; variant: which precisions it sees.

@@ -60,7 +60,7 @@ def _forward(
     consume: Callable[[int, torch.Tensor], Any] | None,
 ) -> Callable[[], Any]:
     def run() -> Any:
-        clock.switch("dense")
+        clock.switch("non_expert")
         output = model(
             input_ids=batch.tokens,
             cache=batch.kv,

@@ -141,12 +141,12 @@ class ExpertsRuntime:
         self._clock.switch("router")
 
     def gate_left(self, layer: int, output: Any) -> None:
-        """Back in the dense part."""
+        """Back in the non-expert weights."""
         if self._scoring:
             return
         if "probabilities" in self._needs:
             self._probabilities = self._routers.of(layer, output)
-        self._clock.switch("dense")
+        self._clock.switch("non_expert")
 
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
@@ -157,7 +157,7 @@ class ExpertsRuntime:
         self._clock.switch("other")
         call = ExpertsCall(layer, hidden, index, weights)
         out: torch.Tensor = greenlet.getcurrent().parent.switch(call)
-        self._clock.switch("dense")
+        self._clock.switch("non_expert")
         return out
 
     # The hub -----------------------------------------------------------------------------------

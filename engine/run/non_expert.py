@@ -13,7 +13,7 @@ from engine.types import Bits, EmbeddingsName, KernelName
 
 @dataclass(frozen=True)
 class NonExpertSettings:
-    """What decides how the dense part is loaded; group and kernel only below 16 bits."""
+    """What decides how the non-expert weights is loaded; group and kernel only below 16 bits."""
 
     dtype: str
     bits: Bits = 16

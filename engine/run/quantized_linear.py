@@ -1,4 +1,4 @@
-"""Linear layers of the dense part at 8 or 4 bits, quantized as they are loaded.
+"""Linear layers of the non-expert weights at 8 or 4 bits, quantized as they are loaded.
 
 Letters: T tokens, N output rows, K input columns. The same group quantizer and kernels as experts.
 """
@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
-class DenseQuantizer:
+class NonExpertQuantizer:
     """Makes a linear layer's quantized stand-in as its weight is loaded.
 
     bits: 8 or 4; kernels: where the packed kernels hold, by bits and shape; crossover: up to how

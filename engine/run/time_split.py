@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Literal, get_args
 
-Activity = Literal["compute", "transfer_wait", "disk_wait", "router", "dense", "policy", "other"]
+Activity = Literal[
+    "compute", "transfer_wait", "disk_wait", "router", "non_expert", "policy", "other"
+]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 

@@ -22,7 +22,7 @@ import uvicorn
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.serve.batching.metrics import Meters
-from engine.serve.batching.response_cache import InstCache, response_cache_path
+from engine.serve.batching.response_cache import ResponseCache, response_cache_path
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.openai.routes import Serving, create_app
 from engine.serve.openai.tokenization import PromptReader, ServedModel
@@ -61,7 +61,7 @@ async def _serve(
     options: ServeOptions,
     listener: socket.socket,
     emit: Emit,
-    answers: InstCache | None,
+    answers: ResponseCache | None,
 ) -> dict[str, Any]:
     meters = Meters(engine.facts.moe_layers, engine.facts.experts)
     loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _answers(engine: Engine) -> Iterator[InstCache | None]:
+def _answers(engine: Engine) -> Iterator[ResponseCache | None]:
     """The answers that are known, where the config asks for them."""
     assert engine.config is not None
     capacity = engine.config.serve.response_cache_entries
@@ -149,7 +149,7 @@ def _answers(engine: Engine) -> Iterator[InstCache | None]:
         yield None
         return
     path = response_cache_path(engine.config, engine.facts, engine.cache_folder)
-    with contextlib.closing(InstCache(path, capacity)) as answers:
+    with contextlib.closing(ResponseCache(path, capacity)) as answers:
         yield answers
 
 

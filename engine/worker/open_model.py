@@ -40,7 +40,7 @@ def open_engine(
     revision: str | None,
     settle: Callable[[], int],
 ) -> Opened:
-    """Load a model's dense part; its experts stay on disk. A hub id is fetched first.
+    """Load a model's non-expert weights; its experts stay on disk. A hub id is fetched first.
 
     settle: brings the process to its baseline and says its bytes. Raises ModelError where this is
     no model that can be run.

@@ -72,7 +72,7 @@ BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 3: 1.7, 2: 2.4}
 def facts_of(model: str) -> ModelFacts:
     """The same small model under every name."""
     name = Path(model).name
-    if name == "dense":
+    if name == "non_expert":
         raise DenseModelError(f"{model} has no experts: there is nothing to offload")
     if name == "missing":
         raise NotAModelError(f"there is no model {model}")
@@ -178,7 +178,7 @@ class FakeEngine:
         tpot_ms = (compute_ms + disk_ms) * together**0.4
         tps = 1000 * together / tpot_ms
         parts = {"compute": compute_ms, "transfer_wait": 0.0, "disk_wait": disk_ms,
-                 "router": 0.1, "dense": 0.2, "policy": 0.05, "other": 0.05}  # fmt: skip
+                 "router": 0.1, "non_expert": 0.2, "policy": 0.05, "other": 0.05}  # fmt: skip
         scale = together**0.4 / together  # of a step to a token
         wall_ms = sum(parts.values()) * scale
         hits, best = min(1.0, 0.1 + kept * 0.9) if kept else 0.0, min(1.0, 0.2 + fraction)

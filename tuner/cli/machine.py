@@ -163,7 +163,7 @@ def _print_sensitivities(minded: dict[str, Any]) -> None:
 
 
 def _timing_rows(timed: ModelTimings) -> list[list[str]]:
-    rows = [["dense part of a layer, 1 token", f"{timed.non_expert_s[1] * 1e3:.3f} ms"]]
+    rows = [["non-expert weights of a layer, 1 token", f"{timed.non_expert_s[1] * 1e3:.3f} ms"]]
     for bits, curve in timed.expert_s.items():
         rows += [
             [f"one expert, {bits} bits, {n} tokens", f"{curve[n] * 1e3:.3f} ms"] for n in (1, 16)
@@ -230,7 +230,7 @@ def _print_model(model: dict[str, Any]) -> None:
         ["family", model["family"]],
         ["MoE layers", model["moe_layers"]],
         ["experts a layer", f"{model['experts']}, {model['experts_per_token']} a token"],
-        ["dense part", format_bytes(model["non_expert_bytes"])],
+        ["non-expert weights", format_bytes(model["non_expert_bytes"])],
         ["all experts", sizes],
         ["predictors", ", ".join(model["predictors"])],
         ["tokenizer", "yes" if model["has_tokenizer"] else "none"],

@@ -80,13 +80,15 @@ def choose(
 
 def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
     """Raise InfeasibleError where the config passes its own budget, or this machine has less free
-    than it takes beside the dense part, which is loaded by now. hardware: {} where unknown."""
+    than it takes beside the non-expert weights, which is loaded by now. hardware: {} where
+    unknown."""
     _, plan = resolve(config, facts)
     needed = plan.total_bytes - plan.non_expert_bytes
     free = _free_bytes(config.device.name, hardware)
     if free is not None and needed > free:
         raise InfeasibleError(
-            f"the config takes {format_bytes(needed)} beside the dense part, {config.device.name} "
+            f"the config takes {format_bytes(needed)} beside the non-expert weights, "
+            f"{config.device.name} "
             f"has {format_bytes(free)} free: end what else runs there, or export a trial of a "
             "smaller budget",
             plan.total_bytes,

@@ -17,7 +17,7 @@ PARTS: Mapping[str, str] = {
     "disk_wait": "waiting for the disk",
     "transfer_wait": "waiting for the link",
     "compute": "computing experts",
-    "dense": "the dense part",
+    "non_expert": "the non-expert weights",
     "router": "routers",
     "policy": "deciding what to keep and fetch",
     "other": "everything else",

@@ -31,7 +31,7 @@ from tuner.search.posterior import Floats, Regression
 log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
-PARTS = ("compute", "dense", "router", "policy", "other")
+PARTS = ("compute", "non_expert", "router", "policy", "other")
 FEWEST = 8  # predictions that the others can be told from
 
 

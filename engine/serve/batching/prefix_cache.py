@@ -25,7 +25,7 @@ Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Prefix:
     """What the first tokens of a prompt left in each layer: keys and values [1, H, S, D]."""
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -38,7 +38,7 @@ class Prefixes:
     def __init__(self, config: Any, max_model_len: int) -> None:
         self._config = config
         self._capacity = max_model_len
-        self._kept: OrderedDict[Tokens, Beginning] = OrderedDict()  # the least lately used first
+        self._kept: OrderedDict[Tokens, Prefix] = OrderedDict()  # the least lately used first
         self._seen: deque[Tokens] = deque(maxlen=REMEMBERED)
 
     @property
@@ -70,12 +70,12 @@ class Prefixes:
         known = max((common_tokens(prompt, tokens) for tokens in self._kept), default=0)
         if shared < LEAST_TOKENS or shared <= known:
             return
-        beginning = prompt[:shared]
-        for shorter in [one for one in self._kept if beginning[: len(one)] == one]:
+        prefix = prompt[:shared]
+        for shorter in [one for one in self._kept if prefix[: len(one)] == one]:
             del self._kept[shorter]
         while self.tokens + shared > self._capacity:
             self._kept.popitem(last=False)
-        self._kept[beginning] = Beginning(
+        self._kept[prefix] = Prefix(
             tuple(
                 (layer.keys[:, :, :shared].clone(), layer.values[:, :, :shared].clone())
                 for layer in cache.layers

@@ -29,7 +29,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS answer (
     used REAL NOT NULL) WITHOUT ROWID"""
 
 
-class InstCache:
+class ResponseCache:
     """Answers in a file. room: how many at most; clock: seconds, for what was used last.
 
     Any thread may call. Raises StorageError where the file cannot be opened.

@@ -21,7 +21,7 @@ from engine.run.engine import Engine
 from engine.run.generate import end_tokens
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.prefill import PromptReading
-from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.response_cache import ResponseCache
 from engine.serve.batching.sequence import Deliver, LiveSequence, SequenceRequest, StepOutput
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class EngineLoop:
         queue: int,
         meters: Meters,
         on_failure: Callable[[str], None],
-        answers: InstCache | None = None,
+        answers: ResponseCache | None = None,
     ) -> None:
         assert engine.config is not None, "configure first"
         self.queue = queue

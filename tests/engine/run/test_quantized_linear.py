@@ -1,4 +1,4 @@
-"""The dense part at 8 and 4 bits, and embeddings on the host."""
+"""The non-expert weights at 8 and 4 bits, and embeddings on the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.layout.record import Part, resolve_group_size
 from engine.memory.plan import resolve
 from engine.model.non_expert import HostEmbedding, quantizable_linears
 from engine.run.engine import Engine
-from engine.run.quantized_linear import DenseQuantizer, QuantizedLinear
+from engine.run.quantized_linear import NonExpertQuantizer, QuantizedLinear
 from tests.engine.families import EXTRA, save_tiny
 from tests.engine.model.test_layouts import agrees, opened
 
@@ -98,7 +98,7 @@ def test_blocks_multiply_like_one_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("engine.layout.non_expert._BLOCK_ELEMENTS", 64 * 96)
     linear = nn.Linear(96, 200)
     weight = linear.weight.detach()
-    made = DenseQuantizer(4, 32, "auto", {}, crossover=128)(linear, weight)
+    made = NonExpertQuantizer(4, 32, "auto", {}, crossover=128)(linear, weight)
     x = torch.randn(2, 3, 96)
     plain = dequantize(quantize(weight, 4, 32), 4, 32)
     assert len(list(made.buffers())) == 4

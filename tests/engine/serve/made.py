@@ -19,7 +19,7 @@ from engine.config.settings import EngineConfig
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.metrics import Meters
-from engine.serve.batching.response_cache import InstCache
+from engine.serve.batching.response_cache import ResponseCache
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from engine.serve.openai.routes import Serving, create_app
@@ -52,7 +52,7 @@ def configure(engine: Engine, **settings: Any) -> None:
 
 @contextmanager
 def looping(
-    engine: Engine, tokenizer: Any, queue: int = 8, answers: InstCache | None = None
+    engine: Engine, tokenizer: Any, queue: int = 8, answers: ResponseCache | None = None
 ) -> Iterator[tuple[EngineLoop, Meters, list[str]]]:
     """The engine's thread alone."""
     meters = Meters(engine.facts.moe_layers, engine.facts.experts)

@@ -121,7 +121,7 @@ def test_a_read_costs_a_fixed_part_beside_its_bytes():
 
 def test_a_correction_scales_the_parts_it_names():
     timings = profiled_timings(PROFILE, facts_of("m"), "cpu")
-    found = corrected(timings, {"compute": 2.0, "dense": 3.0})
+    found = corrected(timings, {"compute": 2.0, "non_expert": 3.0})
     assert found.expert_s[8][4] == pytest.approx(2 * timings.expert_s[8][4])
     assert found.non_expert_s[1] == pytest.approx(3 * timings.non_expert_s[1])
     assert found.router_s == timings.router_s

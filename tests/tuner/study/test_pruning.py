@@ -112,7 +112,7 @@ def test_one_value_has_no_interval():
 def test_what_binds_and_what_the_neighbours_give():
     split = {
         f"time_ms_per_token.{part}": Metric(ms, ms, ms, 3, "ms")
-        for part, ms in {"disk_wait": 60.0, "compute": 30.0, "dense": 10.0}.items()
+        for part, ms in {"disk_wait": 60.0, "compute": 30.0, "non_expert": 10.0}.items()
     }
     first = trial(4, (20.0, 20.0, 20.0), quality=0.99)
     first = replace(first, metrics={**first.metrics, **split})

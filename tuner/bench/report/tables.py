@@ -21,7 +21,7 @@ MEASURED = (
     "policy_ratio", "transfer_bytes_per_token", "stall_ms_per_token", "kld_mean", "top1_agreement",
 )  # fmt: skip
 DERIVED = ("regret", "policy_fraction")
-PARTS = ("compute", "transfer_wait", "disk_wait", "router", "dense", "policy", "other")
+PARTS = ("compute", "transfer_wait", "disk_wait", "router", "non_expert", "policy", "other")
 _MEGA = 1e6
 
 

@@ -135,7 +135,8 @@ def _kv_options(config: EngineConfig) -> list[list[str]]:
 
 
 def _conversion(config: EngineConfig, source: CheckpointSource, kind: GgufType) -> list[str]:
-    """Fetch where it is a hub id, convert at 16 bits, quantize experts and the dense part."""
+    """Fetch where it is a hub id, convert at 16 bits, quantize experts and the non-expert
+    weights."""
     plain = PLAIN[config.compute.dtype]
     dense = dense_type(config)
     lines = []

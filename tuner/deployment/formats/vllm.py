@@ -35,7 +35,7 @@ LEFT_OUT = {
     "transfer.": "there is no queue of experts",
     "precision.": "vLLM's quantizations have groups of their own, all experts are alike, and none "
     "comes coarser on a miss",
-    "precision.non_expert_bits": "the dense part stays as the checkpoint has it",
+    "precision.non_expert_bits": "the non-expert weights stays as the checkpoint has it",
     "batch.order": "the experts of a layer are computed by one fused kernel",
     "plan.": "the number of sequences is what --max-num-seqs says",
     "placement.": "experts are always computed on the device",
@@ -50,7 +50,7 @@ LEFT_OUT = {
     "device.": "vLLM takes the accelerator it finds; CUDA_VISIBLE_DEVICES chooses one",
     "budget.": "vLLM knows no limit for host memory and disk",
 }
-# Weights of experts at 8 bits with a scale a row, as ours; the dense part stays at 16.
+# Weights of experts at 8 bits with a scale a row, as ours; the non-expert weights stays at 16.
 _EIGHT_BITS = "int8_per_channel_weight_only"
 
 

@@ -14,7 +14,7 @@ import pytest
 from engine.errors import StorageError
 from engine.run.engine import Engine
 from engine.run.sampling import SamplingOptions
-from engine.serve.batching.response_cache import InstCache, key_of, response_cache_path
+from engine.serve.batching.response_cache import ResponseCache, key_of, response_cache_path
 from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tests.engine.conftest import TEXT
 from tests.engine.serve.batching.test_scheduler import ask
@@ -25,9 +25,9 @@ SAMPLED = want([1, 2, 3], sampling=SamplingOptions(temperature=0.8, seed=4))
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Iterator[InstCache]:
+def answers(tmp_path: Path) -> Iterator[ResponseCache]:
     ticks = count()
-    with contextlib.closing(InstCache(tmp_path / "a" / "b.db", 3, lambda: next(ticks))) as made:
+    with contextlib.closing(ResponseCache(tmp_path / "a" / "b.db", 3, lambda: next(ticks))) as made:
         yield made
 
 
@@ -56,7 +56,7 @@ def test_a_seed_means_nothing_to_a_greedy_answer() -> None:
     assert key_of(seeded) == key_of(GREEDY)
 
 
-def test_the_least_lately_used_answer_goes_first(answers: InstCache) -> None:
+def test_the_least_lately_used_answer_goes_first(answers: ResponseCache) -> None:
     asked = [want([number]) for number in range(4)]
     for one in asked[:3]:
         answers.keep(one, "text", StepOutput(tokens=2, finish="stop"))
@@ -68,13 +68,13 @@ def test_the_least_lately_used_answer_goes_first(answers: InstCache) -> None:
 
 def test_an_answer_is_kept_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.db"
-    with contextlib.closing(InstCache(path, 9)) as first:
+    with contextlib.closing(ResponseCache(path, 9)) as first:
         first.keep(GREEDY, "so it is", StepOutput(tokens=3, finish="length"))
-    with contextlib.closing(InstCache(path, 9)) as again:
+    with contextlib.closing(ResponseCache(path, 9)) as again:
         assert again.find(GREEDY) == StepOutput("so it is", (), 3, 3, "length")
 
 
-def test_what_did_not_end_is_not_kept(answers: InstCache) -> None:
+def test_what_did_not_end_is_not_kept(answers: ResponseCache) -> None:
     received: list[StepOutput] = []
     deliver = answers.recording(GREEDY, received.append)
     deliver(StepOutput("so ", tokens=1))
@@ -86,7 +86,7 @@ def test_what_did_not_end_is_not_kept(answers: InstCache) -> None:
 def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StorageError, match=r"serve\.response_cache_entries cannot be kept"):
-        InstCache(tmp_path / "file" / "answers.db", 3)
+        ResponseCache(tmp_path / "file" / "answers.db", 3)
 
 
 def test_other_settings_have_other_answers(engine: Engine) -> None:
@@ -102,7 +102,7 @@ def test_other_settings_have_other_answers(engine: Engine) -> None:
 
 
 def test_the_second_of_equal_requests_does_not_reach_the_engine(
-    engine: Engine, tokenizer: Any, answers: InstCache
+    engine: Engine, tokenizer: Any, answers: ResponseCache
 ) -> None:
     configure(engine)
     prompt = tokenizer(TEXT)["input_ids"][:12]
