@@ -48,7 +48,7 @@ from experiments.sampler_plots import (
 )
 from tuner.definition import objectives
 from tuner.pareto.probability import likely_front
-from tuner.search.acquisition import Proposer
+from tuner.search.acquisition import Acquisition
 from tuner.search.samplers import LEARN_FROM_PRUNED, open_sampler
 from tuner.search.searcher import Searcher
 from tuner.search.space import Point
@@ -225,8 +225,8 @@ def _run_ours(simulation: Simulation, predictions: Predictions | None) -> None:
         simulation.own_s += predictions.spent_s
     logs = predictions.logs if predictions is not None else {}
     costs = trial_costs(grid.definition, workload)
-    proposer = Proposer(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
-    searcher = Searcher(grid.candidates, proposer, Predictions(logs, 0, 0.0))
+    acquisition = Acquisition(grid.candidates, OBJECTIVES, grid.definition.constraints, logs, costs)
+    searcher = Searcher(grid.candidates, acquisition, Predictions(logs, 0, 0.0))
 
     def propose() -> Point | None:
         if len(simulation.trials) < len(first):

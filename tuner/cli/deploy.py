@@ -67,9 +67,7 @@ def deploy(
     if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
         print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")
     if host not in LOOPBACK:
-        print_note(
-            f"anyone who reaches {host} can use this server: put a proxy that asks before it"
-        )
+        print_note(f"anyone who reaches {host} can use this server: use an authenticating proxy")
     served = ServerOptions(name or deployment.model.id, host, port, queue, drain, telemetry)
     with (
         options.open_store(storage) as store,

@@ -275,8 +275,8 @@ def _print_result(result: StudyResult) -> None:
     finished = sum(trial.state in FINISHED_STATES for trial in result.trials)
     if result.ended_early:
         print_text(
-            f"ended after {format_count(finished, 'trial')}: nothing that is left promises more "
-            f"than {MIN_IMPROVEMENT:.1%} of the hypervolume"
+            f"ended after {format_count(finished, 'trial')}: no other config is expected to add "
+            f"more than {MIN_IMPROVEMENT:.1%} to the hypervolume"
         )
     if took := check(result.study):
         print_text(took)
@@ -310,7 +310,7 @@ def _plan_line(plan: StudyPlan) -> str:
     estimate = "unknown" if plan.estimate_s is None else format_duration(plan.estimate_s)
     return (
         f"{plan.model}: {plan.space.size} points, {plan.fitting} of {plan.checked} memory "
-        f"layouts fit; {format_count(plan.trials, 'trial')}, a rough {estimate}"
+        f"layouts fit; {format_count(plan.trials, 'trial')}, about {estimate}"
     )
 
 

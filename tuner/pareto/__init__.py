@@ -1,1 +1,1 @@
-"""What is best of what was measured, and how probability that is; runs and stores nothing."""
+"""What is best of what was measured, and with what probability; runs and stores nothing."""

@@ -48,7 +48,7 @@ def hypervolume(points: Sequence[Vector], reference: Vector, signs: Sequence[int
 
 
 def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
-    """Index of the best compromise: nearest to the ideal after scaling every objective to 0..1.
+    """Index of the knee: nearest to the ideal after scaling every objective to 0..1.
 
     points must not be empty. An objective in which all are equal does not count.
     """

@@ -1,4 +1,4 @@
-"""Front: the trials worth choosing from, one a configuration, and the pick among them."""
+"""Front: the non-dominated trials, one a configuration, and which of them is recommended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Front:
 
     @property
     def knee(self) -> TrialSnapshot:
-        """The best compromise; members must not be empty."""
+        """The recommended member; members must not be empty."""
         kept = [m for m in self.members if m.scores.get("quality", 1.0) >= self.knee_quality]
         among = kept or list(self.members)
         vectors = [[trial.scores[name] for name in self.objectives] for trial in among]

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 DRAWS = 400
 REACH = 3.0  # standard errors: what is farther off is not drawn
 MOST_DRAWN = 60  # the nearest; a crowd of equals says no more
-LIKELY = 0.05  # trials beside the front that are as likely are worth naming
+LIKELY = 0.05  # trials beside the front that are named, from this probability on
 EVEN = 0.5
 
 
@@ -146,8 +146,7 @@ def _beats(values: Floats) -> NDArray[np.bool_]:
 
 
 def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, by its own objectives and limits, as probability as its samples
-    are."""
+    """The front of a stored study, under its own objectives and limits, given its samples' noise."""
     definition = study.definition
     limit = definition["constraints"].get("min_quality")
     return likely_front(trials, definition["objectives"], limit)

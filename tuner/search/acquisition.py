@@ -1,8 +1,8 @@
-"""Which candidate to run next: the one that promises most hypervolume for each second it costs.
+"""Which candidate to run next: the largest expected hypervolume improvement per second of cost.
 
-In: candidates, predictions, what was measured. Out: a proposal, or None where nothing promises
-enough. The promise is the expected improvement over the measured front; speed comes from the
-regression, quality is known by group or hoped for.
+In: candidates, predictions, what was measured. Out: a proposal, or None where no candidate is
+expected to improve enough. Speeds come from the posterior; quality is known by quality group, or
+taken from an optimistic prior.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tuner.search.hypervolume_improvement import BoxDecomposition
 from tuner.search.posterior import Posterior, Regression
 
 Floats = NDArray[np.float64]
-# A hope, not a claim: what a precision keeps is evaluated with the first config that has it.
-HOPED_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
+# The prior of quality by bits, until the first config of a precision is evaluated.
+OPTIMISTIC_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
-MIN_IMPROVEMENT = 0.001  # of the hypervolume: what promises less is not worth a trial
+MIN_IMPROVEMENT = 0.001  # of the hypervolume: a smaller expected one ends a study
 BEYOND_NADIR = 0.1
 
 
@@ -47,10 +47,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Proposal:
-    """gain: expected, as a share of the present hypervolume; seconds: expected cost."""
+    """improvement: expected, as a fraction of the present hypervolume; seconds: expected cost."""
 
     index: int
-    gain: float
+    improvement: float
     seconds: float
 
 
@@ -65,7 +65,7 @@ class Costs:
 
 
 @dataclass
-class Proposer:
+class Acquisition:
     """predictions: of a metric for all candidates, natural logarithms, {} without a twin."""
 
     candidates: Candidates
@@ -80,21 +80,24 @@ class Proposer:
         self._budgets = np.array(budgets, dtype=np.int64)
         self._groups = [item.group for item in self.candidates.items]
         self._optimistic = np.array(
-            [HOPED_QUALITY.get(item.config.precision.bits, 1.0) for item in self.candidates.items]
+            [
+                OPTIMISTIC_QUALITY.get(item.config.precision.bits, 1.0)
+                for item in self.candidates.items
+            ]
         )
 
     def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
-        """The best of what is neither measured nor taken and worth a trial; None where nothing is.
+        """The best candidate that is neither measured nor taken; None where none improves enough.
 
         taken: candidates that run now, failed or do not fit.
         """
         ranked = self.rank(measured, taken, len(self.candidates))
-        return next((one for one in ranked if one.gain >= MIN_IMPROVEMENT), None)
+        return next((one for one in ranked if one.improvement >= MIN_IMPROVEMENT), None)
 
     def rank(
         self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
     ) -> list[Proposal]:
-        """The `most` best, by gain a second."""
+        """The `most` best, by expected improvement per second."""
         closed = {one.index for one in measured} | set(taken)
         open_ = np.array([i for i in range(len(self.candidates)) if i not in closed], dtype=int)
         if not len(open_):
@@ -120,12 +123,12 @@ class Proposer:
         return self._regression.posterior(prior, [one.index for one in rows], values, noise)
 
     def _quality(self, measured: Sequence[Measured]) -> Floats:
-        """Of all candidates: evaluated for their group, or hoped for."""
+        """Of all candidates: evaluated for their group, or the prior."""
         found = {
             self._groups[one.index]: one.quality for one in measured if one.quality is not None
         }
         pairs = zip(self._groups, self._optimistic, strict=True)
-        return np.array([found.get(group, hoped) for group, hoped in pairs], dtype=float)
+        return np.array([found.get(group, prior) for group, prior in pairs], dtype=float)
 
     def _gains(
         self,

@@ -1,4 +1,4 @@
-"""What a study asks of our search: predictions, the next point, and whether to go on."""
+"""Predictions of a study's points, the next point to run, and whether the search is exhausted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from tuner.definition.objectives import SPEEDS
 from tuner.pareto.noise import mean_error_of, pooled_deviation
-from tuner.search.acquisition import Measured, Proposer
+from tuner.search.acquisition import Acquisition, Measured
 from tuner.search.candidates import Candidates
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
 
-FEWEST_TRIALS = 6  # finished ones, before a study may end for want of promise
+FEWEST_TRIALS = 6  # finished trials, before a study may end early
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Searcher:
     """One study's search."""
 
     candidates: Candidates
-    proposer: Proposer
+    acquisition: Acquisition
     predictions: Predictions
 
     def predict(self, point: Point) -> Mapping[str, float]:
@@ -30,20 +30,20 @@ class Searcher:
         return {} if index is None else self.predictions.of(index)
 
     def propose(self, trials: Sequence[TrialSnapshot], running: Sequence[Point]) -> Point | None:
-        """The most promising point that is neither known nor running, of those worth a trial where
-        any is; None where none is left."""
+        """The point with the largest expected improvement per second that is neither known nor
+        running; None where no point is left."""
         measured, taken = self._known(trials, running)
-        chosen = self.proposer.propose(measured, taken)
+        chosen = self.acquisition.propose(measured, taken)
         if chosen is None:
-            chosen = next(iter(self.proposer.rank(measured, taken)), None)
+            chosen = next(iter(self.acquisition.rank(measured, taken)), None)
         return None if chosen is None else dict(self.candidates.items[chosen.index].point)
 
     def exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
-        """Whether no candidate promises enough hypervolume to be worth a trial."""
+        """Whether no candidate is expected to add MIN_IMPROVEMENT to the hypervolume."""
         if sum(trial.state in FINISHED_STATES for trial in trials) < FEWEST_TRIALS:
             return False
         measured, taken = self._known(trials, ())
-        return self.proposer.propose(measured, taken) is None
+        return self.acquisition.propose(measured, taken) is None
 
     def _known(
         self, trials: Sequence[TrialSnapshot], running: Sequence[Point]

@@ -30,7 +30,7 @@ from tuner.definition.workload import workload_hash
 from tuner.engine_client.machine_profile import machine_profile
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
-from tuner.search.acquisition import Costs, Proposer
+from tuner.search.acquisition import Acquisition, Costs
 from tuner.search.candidates import Candidates
 from tuner.search.searcher import Searcher
 from tuner.search.twin import ROUNDS, Predictions, Twin, predict_all
@@ -63,14 +63,14 @@ class Preparation:
         """Everything; what fails is told and left out."""
         candidates = Candidates(self.context.space, self.context.definition.seed)
         predictions = self._predictions(candidates)
-        proposer = Proposer(
+        acquisition = Acquisition(
             candidates,
             self.context.definition.objectives,
             self.context.definition.constraints,
             predictions.logs,
             trial_costs(self.context.definition, self.context.workload),
         )
-        return Searcher(candidates, proposer, predictions)
+        return Searcher(candidates, acquisition, predictions)
 
     def _predictions(self, candidates: Candidates) -> Predictions:
         try:

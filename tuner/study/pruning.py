@@ -1,8 +1,8 @@
-"""Stopping what cannot win: a short replicate's optimistic bound against the front.
+"""Pruning: a short replicate's optimistic bound against the front.
 
-The bound of a configuration is what it could reach at best: each speed's mean and two standard
-errors, another start of the engine included, and the quality that is known of it or at most to be
-hoped for. A bound that a member of the front beats in everything is not worth another second.
+The bound of a configuration is the best that it could reach: each speed's mean plus two standard
+errors, another start of the engine included, and its quality where it is known, else an optimistic
+prior. A configuration whose bound an incumbent beats in everything is pruned.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Incumbents:
     ) -> tuple[int | None, dict[str, float]]:
         """The trial that beats this bound, None where none does; and the bound.
 
-        values: repeats of each speed; quality: known, or the most to be hoped for.
+        values: repeats of each speed; quality: known, or None for the optimistic prior.
         """
         bound: dict[str, float] = {}
         for name in self.objectives:

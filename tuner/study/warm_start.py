@@ -2,7 +2,7 @@
 machine, or of another model of its family.
 
 They are proposals, never measurements: each is run here like any other trial, and `tune show` says
-what it was warm_start_gain.
+what came of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def warm_start_gain(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
         if trial.number in members:
             came = "is on the front"
         elif trial.state == "COMPLETE":
-            came = "is pruned by others"
+            came = "is dominated"
         else:
             came = f"is {trial.state}"
         sentences.append(f"trial {trial.number}, proposed by study {source}, {came}")

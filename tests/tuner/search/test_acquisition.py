@@ -10,7 +10,7 @@ from tests.fakes.fake_engine import BITS_PER_BYTE, facts_of
 from tests.fakes.study import BUDGET_BYTES
 from tuner.definition.study import Constraints, StudyDefinition
 from tuner.pareto import dominance
-from tuner.search.acquisition import MIN_IMPROVEMENT, Measured, Proposal, Proposer
+from tuner.search.acquisition import MIN_IMPROVEMENT, Acquisition, Measured, Proposal
 from tuner.search.candidates import Candidates
 from tuner.search.space import build_space
 
@@ -48,12 +48,12 @@ def hypervolume(candidates: Candidates, indices: list[int]) -> float:
     return dominance.hypervolume([truth(candidates, i) for i in indices], reference, SIGNS)
 
 
-def searched(candidates: Candidates, proposer: Proposer, trials: int) -> list[int]:
+def searched(candidates: Candidates, acquisition: Acquisition, trials: int) -> list[int]:
     default = candidates.index_of(candidates.space.default())
     assert default is not None
     measured = [run(candidates, default)]
     while len(measured) < trials:
-        proposal = proposer.propose(measured)
+        proposal = acquisition.propose(measured)
         if proposal is None:
             break
         measured.append(run(candidates, proposal.index))
@@ -69,13 +69,13 @@ def test_with_predictions_a_handful_of_trials_holds_the_front(candidates: Candid
         "tpot_ms": np.log([p[1] for p in every]) + np.array(wrong),
         "ttft_ms": np.log([20 * p[1] for p in every]) + np.array(wrong),
     }
-    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints(), logs), 14)
+    found = searched(candidates, Acquisition(candidates, OBJECTIVES, Constraints(), logs), 14)
     whole = hypervolume(candidates, list(range(len(candidates))))
     assert hypervolume(candidates, found) > 0.97 * whole
 
 
 def test_without_predictions_it_beats_drawing_at_random(candidates: Candidates):
-    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints()), 20)
+    found = searched(candidates, Acquisition(candidates, OBJECTIVES, Constraints()), 20)
     rng = np.random.default_rng(1)
     drawn = [
         hypervolume(candidates, rng.choice(len(candidates), 20, replace=False).tolist())
@@ -85,7 +85,9 @@ def test_without_predictions_it_beats_drawing_at_random(candidates: Candidates):
 
 
 def test_it_ends_when_nothing_promises_enough(candidates: Candidates):
-    found = searched(candidates, Proposer(candidates, OBJECTIVES, Constraints()), len(candidates))
+    found = searched(
+        candidates, Acquisition(candidates, OBJECTIVES, Constraints()), len(candidates)
+    )
     assert len(found) < len(candidates)
     whole = hypervolume(candidates, list(range(len(candidates))))
     assert hypervolume(candidates, found) > 0.95 * whole
@@ -93,19 +95,19 @@ def test_it_ends_when_nothing_promises_enough(candidates: Candidates):
 
 def test_a_limit_keeps_it_away_from_what_breaks_it(candidates: Candidates):
     limits = Constraints(min_quality=0.95)
-    found = searched(candidates, Proposer(candidates, OBJECTIVES, limits), 12)
+    found = searched(candidates, Acquisition(candidates, OBJECTIVES, limits), 12)
     coarse = [i for i in found if candidates.items[i].config.precision.bits == 2]
     assert len(coarse) <= 1  # one shows that it breaks the limit, or none is tried
 
 
 def test_what_runs_elsewhere_is_not_proposed_again(candidates: Candidates):
-    proposer = Proposer(candidates, OBJECTIVES, Constraints())
+    acquisition = Acquisition(candidates, OBJECTIVES, Constraints())
     default = candidates.index_of(candidates.space.default())
     assert default is not None
     measured = [run(candidates, default)]
-    first = proposer.propose(measured)
+    first = acquisition.propose(measured)
     assert first is not None
-    second = proposer.propose(measured, taken=[first.index])
+    second = acquisition.propose(measured, taken=[first.index])
     assert second is not None
     assert second.index not in (first.index, default)
 
@@ -119,7 +121,7 @@ def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
 
 def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
     """The best a second may promise too little; the study goes on for what promises enough."""
-    proposer = Proposer(candidates, OBJECTIVES, Constraints())
+    acquisition = Acquisition(candidates, OBJECTIVES, Constraints())
     cheap, dear = Proposal(0, 0.9 * MIN_IMPROVEMENT, 2.0), Proposal(1, 5 * MIN_IMPROVEMENT, 20.0)
-    proposer.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
-    assert proposer.propose([]) == dear
+    acquisition.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
+    assert acquisition.propose([]) == dear
