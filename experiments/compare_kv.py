@@ -2,9 +2,9 @@
 
 python -m experiments.run compare_kv demo --text FILE --set kv.keep_fraction=0.75,0.5
 
-For each value: KL(kept whole at 16 bits || this) in nats a token and the share of equal most likely
-tokens, with intervals over blocks of the text. The first half of a block is the prompt and is not
-counted where kv.keep_fraction is below 1; for kv.bits every token counts.
+For each value: KL(kept whole at 16 bits || this) in nats a token and the fraction of equal most
+likely tokens, with intervals over blocks of the text. The first half of a block is the prompt and
+is not counted where kv.keep_fraction is below 1; for kv.bits every token counts.
 """
 
 from __future__ import annotations

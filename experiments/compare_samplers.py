@@ -268,12 +268,13 @@ def _run_stock(simulation: Simulation, name: str) -> None:
 
 
 def arrival(curve: Curve, level: float) -> float | None:
-    """Engine seconds until this share of the hypervolume, None where it never came."""
+    """Engine seconds until this fraction of the hypervolume, None where it never came."""
     return next((step.spent_s for step in curve if step.fraction >= level), None)
 
 
 def computing(curve: Curve, level: float) -> float:
-    """Seconds of computing until this share of the hypervolume, all of them where it never came."""
+    """Seconds of computing until this fraction of the hypervolume, all of them where it never
+    came."""
     last = curve[-1].own_s if curve else 0.0
     return next((step.own_s for step in curve if step.fraction >= level), last)
 
@@ -318,7 +319,7 @@ def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve]) -
         f"\n{grid.definition.name}: {len(grid.rows)} configurations, {grid.total_s:.0f} engine s\n"
     )
     columns = [f"{level:.0%} of the hypervolume" for level in LEVELS]
-    columns += [f"share at {BUDGET:.0%} of the seconds", f"computing until {LEVELS[0]:.0%}"]
+    columns += [f"fraction at {BUDGET:.0%} of the seconds", f"computing until {LEVELS[0]:.0%}"]
     print("| sampler | " + " | ".join(columns) + " |")
     print("| --- | " + " | ".join("---" for _ in columns) + " |")
     for name in names:

@@ -77,7 +77,8 @@ class Grid:
         return sum(row.seconds for row in self.rows)
 
     def hypervolume(self, indices: Sequence[int]) -> float:
-        """As a share of the whole grid's, from the front's nadir and BEYOND_NADIR of the spans."""
+        """As a fraction of the whole grid's, from the front's nadir and BEYOND_NADIR of the
+        spans."""
         points, reference, whole = self._scaled
         found = dominance.hypervolume([points[i] for i in indices], reference, SIGNS)
         return found / whole

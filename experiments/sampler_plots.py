@@ -20,7 +20,7 @@ Job = tuple[str, int]  # a sampler and a seed
 
 
 class Step(NamedTuple):
-    """After a trial: engine seconds, share of the hypervolume, seconds of computing so far."""
+    """After a trial: engine seconds, fraction of the hypervolume, seconds of computing so far."""
 
     spent_s: float
     fraction: float
@@ -33,7 +33,7 @@ Curve = list[Step]
 def write_quantiles(
     grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path
 ) -> None:
-    """Median and quartiles over seeds of the share that is found, by engine seconds."""
+    """Median and quartiles over seeds of the fraction that is found, by engine seconds."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["sampler", "engine_s", "low", "median", "high"])
@@ -53,7 +53,7 @@ def plot(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Pa
         axes.set(
             xscale="log",
             xlabel="engine seconds",
-            ylabel="share of the grid's hypervolume",
+            ylabel="fraction of the grid's hypervolume",
             title=f"{grid.definition.name}: medians and quartiles over seeds",
             ylim=(0.5, 1.01),
         )
@@ -98,5 +98,5 @@ def curves_of(curves: Mapping[Job, Curve], name: str) -> list[Curve]:
 
 
 def fraction_at(curve: Curve, seconds: float) -> float:
-    """The share of the hypervolume that was found by then."""
+    """The fraction of the hypervolume that was found by then."""
     return max((step.fraction for step in curve if step.spent_s <= seconds), default=0.0)

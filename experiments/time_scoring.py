@@ -1,6 +1,6 @@
 """Score the same texts layer by layer, through the ordinary loop, and token by token.
 
-    python -m experiments.run time_scoring MODEL --share 25% --texts 24 --tokens 96
+    python -m experiments.run time_scoring MODEL --fraction 25% --texts 24 --tokens 96
 
 Prints seconds of each way in interleaved rounds, how often each expert's record was read, and the
 largest difference of any text's log-likelihood.
@@ -37,7 +37,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--share", default="25%", help="of all expert bytes that fits")
+    parser.add_argument("--fraction", default="25%", help="of all expert bytes that fits")
     parser.add_argument("--bits", default="16")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--texts", type=int, default=24)
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def budgeted(engine: Engine, arguments: argparse.Namespace) -> EngineConfig:
-    """A budget that holds the share of the experts and nothing more."""
+    """A budget that holds the fraction of the experts and nothing more."""
     base = EngineConfig().overlay(
         {
             "precision.bits": arguments.bits,

@@ -13,7 +13,7 @@ RATES = (("hit rate", BLUE, ""), ("prefetch precision", AMBER, "/"))
 
 
 def activations_figure(fractions: pd.DataFrame) -> Any:
-    """Layers down, experts across; the colour is the share of a layer's choices."""
+    """Layers down, experts across; the colour is the fraction of a layer's choices."""
     layers, experts = fractions.shape
     even = 1 / experts if experts else 0.0
     figure = go.Figure(
@@ -21,7 +21,7 @@ def activations_figure(fractions: pd.DataFrame) -> Any:
             z=fractions.to_numpy().tolist(),
             colorscale=SCALE,
             zmin=0,
-            colorbar={"title": {"text": "share of the<br>layer's choices"}, "tickformat": ".0%"},
+            colorbar={"title": {"text": "fraction of the<br>layer's choices"}, "tickformat": ".0%"},
             hovertemplate="layer %{y}, expert %{x}<br>%{z:.2%} of the choices"
             f"<br>(even would be {even:.2%})<extra></extra>",
         )

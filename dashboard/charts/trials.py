@@ -59,7 +59,7 @@ def importances_figure(fractions: pd.DataFrame) -> Any:
         )
     layout(figure, barmode="group", height=140 + 24 * len(fractions))
     return figure.update_layout(
-        xaxis={"title": "share of what decides", "tickformat": ".0%"},
+        xaxis={"title": "fraction of what decides", "tickformat": ".0%"},
         yaxis={"autorange": "reversed"},
     )
 

@@ -23,7 +23,7 @@ FIGURES = (
 
 
 def activations_frame(use: ExpertUse) -> pd.DataFrame:
-    """[layer, expert]: the share of a layer's choices that fell on each expert."""
+    """[layer, expert]: the fraction of a layer's choices that fell on each expert."""
     counts = np.array(use.activations, dtype=float)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     return pd.DataFrame(counts / totals)
@@ -31,7 +31,7 @@ def activations_frame(use: ExpertUse) -> pd.DataFrame:
 
 def layers_frame(use: ExpertUse) -> pd.DataFrame:
     """Columns layer, hit rate, prefetch precision (None where nothing was looked up or predicted),
-    look-ups and predictions behind them, share of the four most chosen experts."""
+    look-ups and predictions behind them, fraction of the four most chosen experts."""
     busiest = [sum(sorted(row)[-4:]) / max(1, sum(row)) for row in use.activations]
     return pd.DataFrame(
         {

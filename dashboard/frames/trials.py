@@ -48,7 +48,7 @@ def parallel_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -
 
 
 def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Columns setting, objective, share; what matters most in all objectives first."""
+    """Columns setting, objective, fraction; what matters most in all objectives first."""
     rows = [
         (setting, objective, fraction)
         for objective, fractions in weights.items()

@@ -28,7 +28,7 @@ def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
         return convert_choice(get_args(hint), value)
     if origin is types.UnionType and float in get_args(hint):
         return "auto" if value == "auto" else number(value)
-    if origin is types.UnionType:  # int | str: bytes, a share or auto
+    if origin is types.UnionType:  # int | str: bytes, a fraction or auto
         if isinstance(value, str) and (value == "auto" or value.endswith("%")):
             return check_fraction(value)
         return parse_size_bytes(value) if value not in (0, "0") else 0
@@ -81,7 +81,7 @@ def check_fraction(text: str) -> str:
     try:
         fraction = float(text[:-1])
     except ValueError:
-        raise ValueError("write bytes, or a share such as 25%") from None
+        raise ValueError("write bytes, or a fraction such as 25%") from None
     if not 0 < fraction <= 100:
-        raise ValueError("a share lies above 0% and at most at 100%")
+        raise ValueError("a fraction lies above 0% and at most at 100%")
     return text

@@ -44,7 +44,7 @@ Options = Mapping[str, Any]
 class CacheConfig:
     """How many experts stay on the device, and which."""
 
-    expert_bytes: int | str = "auto"  # bytes, a share such as `25%`, or auto: all that fits
+    expert_bytes: int | str = "auto"  # bytes, a fraction such as `25%`, or auto: all that fits
     allocation: AllocationName = "uniform"
     shallow_layers: int = -1  # for shallow_first; -1: Fate's 4 of 28, scaled
     eviction: EvictionName = "lru"
@@ -127,8 +127,8 @@ class PrefillConfig:
 @dataclass(frozen=True)
 class PlacementConfig:
     """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
-    the share host_fraction of the misses (host_split). embeddings: where their table lies. Both are
-    without effect where the device is the CPU."""
+    the fraction host_fraction of the misses (host_split). embeddings: where their table lies. Both
+    are without effect where the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
@@ -145,9 +145,9 @@ class HostConfig:
 
 @dataclass(frozen=True)
 class KvConfig:
-    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, the share
-    of the positions that a layer keeps, and where they lie between two uses (host: without effect
-    where the device is host memory). elastic: while serving, room that no sequence has been
+    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, the
+    fraction of the positions that a layer keeps, and where they lie between two uses (host: without
+    effect where the device is host memory). elastic: while serving, room that no sequence has been
     promised holds experts."""
 
     max_tokens: int = 1024

@@ -14,24 +14,19 @@ Worker to tuner, in any order:
 One request is answered before the next is read. The worker ends when the socket closes (its
 parent died) or on `close`. Values only; the engine behind it is imported by engine.worker.
 
-| op | arguments | result |
-| --- | --- | --- |
-| describe | model, device, trust_remote_code, revision | facts (ModelFacts), device |
-| open | model, device, trust_remote_code, revision | facts (ModelFacts), hardware, runtime_bytes |
-| configure | config (nested, `auto` and shares allowed) | config (resolved), memory (MemoryPlan) |
-| measure | workload (Workload), repeats, warm_up, seed | Report |
-| evaluate | tasks (names or YAML paths), reference, the fields of TaskOptions | QualityReport |
-| unknown_tasks | tasks (names or YAML paths) | names: those that lm-eval does not know |
-| discard_journal | (none) | (empty) |
-| generate | prompt, chat, max_tokens, temperature, top_p, seed | text, tokens, metrics |
-| pack | bits, group_size | path, bytes, records |
-| profile | (none) | MachineProfile |
-| divergence | text, tokens, reference | kld_mean, top1_agreement, tokens |
-| trace | path, workload, repeats, seed, gate_inputs | path, bytes, passes, tokens |
-| calibrate | config, workload, bits | ModelTimings |
-| serve | name, host, port, queue, telemetry_s, drain_s | totals, after SIGTERM and draining |
-| parity | tokens | parity_max_abs_diff, parity_max_abs_logit |
-| close | (none) | (empty) |
+| op | arguments | result | | --- | --- | --- | | describe | model, device, trust_remote_code,
+revision | facts (ModelFacts), device | | open | model, device, trust_remote_code, revision | facts
+(ModelFacts), hardware, runtime_bytes | | configure | config (nested, `auto` and percentages
+allowed) | config (resolved), memory (MemoryPlan) | | measure | workload (Workload), repeats,
+warm_up, seed | Report | | evaluate | tasks (names or YAML paths), reference, the fields of
+TaskOptions | QualityReport | | unknown_tasks | tasks (names or YAML paths) | names: those that
+lm-eval does not know | | discard_journal | (none) | (empty) | | generate | prompt, chat,
+max_tokens, temperature, top_p, seed | text, tokens, metrics | | pack | bits, group_size | path,
+bytes, records | | profile | (none) | MachineProfile | | divergence | text, tokens, reference |
+kld_mean, top1_agreement, tokens | | trace | path, workload, repeats, seed, gate_inputs | path,
+bytes, passes, tokens | | calibrate | config, workload, bits | ModelTimings | | serve | name, host,
+port, queue, telemetry_s, drain_s | totals, after SIGTERM and draining | | parity | tokens |
+parity_max_abs_diff, parity_max_abs_logit | | close | (none) | (empty) |
 
 `python -m engine.serve` knows open, configure, measure, serve and close, the worker all but serve.
 `describe` reads a hub id's description and headers, `open` fetches its weights too.

@@ -157,9 +157,10 @@ class QualityReport:
     """What lm-eval said of one configuration.
 
     bits_per_byte: the mean over the rolling-likelihood task, or None when none was asked for.
-    kld_mean, top1_agreement: nats a token and share of equal best tokens against the 16-bit model
-    in decode mode; prefill_*: the same in prefill mode. None where not measured. items: what stands
-    behind the task results, empty where the report comes from a store, which keeps them apart.
+    kld_mean, top1_agreement: nats a token and fraction of equal best tokens against the 16-bit
+    model in decode mode; prefill_*: the same in prefill mode. None where not measured. items: what
+    stands behind the task results, empty where the report comes from a store, which keeps them
+    apart.
     """
 
     tasks: tuple[TaskResult, ...]

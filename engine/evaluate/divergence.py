@@ -32,7 +32,7 @@ _Read = Callable[[int, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Divergence:
-    """kld_mean: KL(reference || this), nats a token; top1_agreement: share of equal argmax."""
+    """kld_mean: KL(reference || this), nats a token; top1_agreement: fraction of equal argmax."""
 
     kld_mean: float
     top1_agreement: float

@@ -170,7 +170,7 @@ def _read_gpu(index: int) -> Gpu | None:
 
 
 def _process_bytes(processes: list[Any] | None) -> int | None:
-    """This process's share: 0 when the driver lists others only, None when it lists nothing."""
+    """This process's fraction: 0 when the driver lists others only, None when it lists nothing."""
     if processes is None:
         return None
     for process in processes:

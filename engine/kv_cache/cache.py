@@ -26,8 +26,8 @@ class KvCaches:
     """Makes the kv_cache of each micro-batch.
 
     model: transformers' model. Keys and values that are kept whole, at 16 bits and on the device,
-    are left to the model, which makes transformers' own cache at its first forward. Where a share
-    is kept, the model's attention is watched until close.
+    are left to the model, which makes transformers' own cache at its first forward. Where a
+    fraction is kept, the model's attention is watched until close.
     """
 
     def __init__(self, model: Any, device: Device, kv: KvConfig) -> None:

@@ -1,9 +1,9 @@
-"""A layer of the kv_cache that keeps a share of its positions (Elastic Cache, arXiv 2407.18121).
+"""A layer of the kv_cache that keeps a fraction of its positions (Elastic Cache, arXiv 2407.18121).
 
 Letters: B sequences, H heads, S new tokens, N positions, D head width.
 
-A pass of several tokens merges: as soon as they have attended, what is over the share goes into
-anchors (merge.py). A pass of one token drops: where the layer is over the share, the position at
+A pass of several tokens merges: as soon as they have attended, what is over that fraction goes into
+anchors (merge.py). A pass of one token drops: where the layer is over the fraction, the position at
 one fixed index, so that the prompt's anchors and the newest tokens stay. Keys carry the
 rotary position of their own token, so tokens are numbered as if nothing had been merged.
 """
@@ -46,7 +46,8 @@ class AttentionWatch:
 
 
 class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, [B, H, N, D], of which N stays at a share of the tokens seen.
+    """Keys and values of one layer, [B, H, N, D], of which N stays at a fraction of the tokens
+    seen.
 
     Inherits because transformers' Cache asks its layers for their class. waits: several tokens came
     and have not attended yet.

@@ -57,7 +57,7 @@ MARK_BYTES = 12
 
 
 def kept_tokens(keep_fraction: float, tokens: int) -> int:
-    """How many positions of so many tokens a layer keeps: at most this share, rounded up."""
+    """How many positions of so many tokens a layer keeps: at most this fraction, rounded up."""
     fraction = math.ceil(tokens * keep_fraction - 1e-9)
     return min(tokens, max(fraction, LEAST_KEPT_TOKENS))
 

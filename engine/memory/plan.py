@@ -161,7 +161,7 @@ def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Slots of one size. experts: that can lie in them; least: slots that run at all; share: of
+    """Slots of one size. experts: that can lie in them; least: slots that run at all; fraction: of
     the bytes for slots."""
 
     bits: Bits
@@ -222,8 +222,8 @@ def _capacity(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> 
 
 
 def _fill(kinds: Sequence[_Kind], capacity: int) -> list[int]:
-    """Slots of each kind in this room, which holds the least of all: by their shares, then what is
-    left to whatever still fits, the finest first."""
+    """Slots of each kind in this room, which holds the least of all: by their fractions, then what
+    is left to whatever still fits, the finest first."""
     counts = [
         min(kind.experts, max(kind.least, int(capacity * kind.fraction) // kind.record_bytes))
         for kind in kinds

@@ -50,7 +50,7 @@ class ShallowFirstAllocation:
 
 
 class MissAllocation:
-    """In proportion to the misses that each layer's LRU has at the uniform share, on a trace."""
+    """In proportion to the misses that each layer's LRU has at the uniform fraction, on a trace."""
 
     def __init__(self, history: Trace | None) -> None:
         self._history = _required(history, "by_misses")

@@ -40,10 +40,10 @@ class HostBelow:
 
 
 class HostSplit:
-    """The hottest share `moved` of the misses moves, the rest runs on the host.
+    """The hottest fraction `moved` of the misses moves, the rest runs on the host.
 
     moved: q = p / (p + c) with the measured rates p of the link and c of host compute while both
-    run. What one demand cannot split evenly is carried over to the next, so that the share holds
+    run. What one demand cannot split evenly is carried over to the next, so that the fraction holds
     in the long run and the decision stays on the logical clock.
     """
 
@@ -54,7 +54,7 @@ class HostSplit:
         self._owed = 0.0
 
     def on_host(self, misses: Sequence[tuple[int, int]]) -> frozenset[int]:
-        """The coldest, as many as the share asks for."""
+        """The coldest, as many as the fraction asks for."""
         self._owed += self._moved * len(misses)
         count = min(len(misses), round(self._owed))
         self._owed -= count

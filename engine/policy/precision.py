@@ -30,7 +30,7 @@ class PrecisionPolicy(Protocol):
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
     ) -> DemandedBits:
-        """What predicted experts (best first) come as; scores: shares of tokens, or ()."""
+        """What predicted experts (best first) come as; scores: fractions of tokens, or ()."""
 
 
 class UniformPrecision:

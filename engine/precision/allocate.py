@@ -73,10 +73,10 @@ def spread_by_sensitivity(losses: Sequence[Losses], average: float, experts: int
 
 
 def spread_by_popularity(trace: Trace, average: float, facts: ModelFacts) -> Table:
-    """Bits of each expert by its share of the tokens of a trace.
+    """Bits of each expert by its fraction of the tokens of a trace.
 
     The squared error of a group quantizer falls fourfold with every bit, so an expert's loss is its
-    share times 4 ** -bits.
+    fraction times 4 ** -bits.
     """
     choices = [bits for bits in BITS if bits < 16 and str(bits) in facts.record_bytes]
     fractions = np.zeros((facts.moe_layers, facts.experts))

@@ -1,7 +1,7 @@
 """Fitting what cannot be timed alone: how transfers and compute slow each other down.
 
 Runs of the engine are recorded and timed; the replay of each must take as long as it took, with the
-same share of waits.
+same fraction of waits.
 """
 
 from __future__ import annotations

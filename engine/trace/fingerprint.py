@@ -1,8 +1,8 @@
 """How a model's routers spread their choices: a fingerprint of the text that goes through it.
 
-Letters: L MoE layers, B bins. A fingerprint is [L, B]: the share of a layer's choices that falls on
-the experts of each bin. Experts are folded into at most 16 bins (expert number modulo 16), so that
-some hundred tokens say enough and a row of it is small to keep. Values only.
+Letters: L MoE layers, B bins. A fingerprint is [L, B]: the fraction of a layer's choices that falls
+on the experts of each bin. Experts are folded into at most 16 bins (expert number modulo 16), so
+that some hundred tokens say enough and a row of it is small to keep. Values only.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class RoutingCounts:
 
 
 def distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float | None:
-    """How unlike two fingerprints are: the total variation of a layer's shares, averaged over the
-    layers, from 0 (alike) to 1. None where they are of two models."""
+    """How unlike two fingerprints are: the total variation of a layer's fractions, averaged over
+    the layers, from 0 (alike) to 1. None where they are of two models."""
     if [len(row) for row in one] != [len(row) for row in other] or not one:
         return None
     layers = (

@@ -31,7 +31,7 @@ repeats: {{min: 2, max: 3}}
 
 
 def budget_of(bits: int, fraction: str, batch_count: int = 1) -> int:
-    """The bytes that this share of the fake model's experts needs, by the memory equation."""
+    """The bytes that this fraction of the fake model's experts needs, by the memory equation."""
     config = EngineConfig().overlay(
         {"precision.bits": bits, "cache.expert_bytes": fraction, "batch.count": batch_count}
     )
@@ -70,7 +70,7 @@ def make_study(folder: Path, faults: str = "{}") -> None:
 
 def tune_in(folder: Path, *words: str, faults: str = "{}") -> str:
     """What `tune` with these words prints in a folder, where it must succeed; its store is under
-    data/. For what tests share: one that runs a command itself takes the fixture `tune`."""
+    data/. For what tests fraction: one that runs a command itself takes the fixture `tune`."""
     from tests.fakes import in_process  # which needs what is above
 
     with (

@@ -175,7 +175,12 @@ def _print_rows(facts: ModelFacts, budget_bytes: int, rows: list[dict[str, Any]]
             missing = f"needs {format_at_least(needed)}" if needed else "not possible"
             table.append([row["bits"], missing, *[None] * (len(parts) + 2)])
     budget = format_bytes(budget_bytes) if budget_bytes else "no limit"
-    columns = ["#bits", "#slots", "#share", *(f"#{p.removesuffix('_bytes')}, bytes" for p in parts)]
+    columns = [
+        "#bits",
+        "#slots",
+        "#fraction",
+        *(f"#{p.removesuffix('_bytes')}, bytes" for p in parts),
+    ]
     print_table(f"{facts.id} in {budget}", [*columns, "#total"], table)
     for row in rows:
         if "plan" in row:

@@ -22,7 +22,7 @@ from tuner.study.estimate import check
 from tuner.study.warm_start import warm_start_gain
 
 Paired = dict[int, tuple[PairedResult, ...]]
-FEW_TRIALS = 50  # of which the share of good ones says little about a setting
+FEW_TRIALS = 50  # of which the fraction of good ones says little about a setting
 
 
 def studies(storage: options.Storage = None, as_json: options.Json = False) -> None:

@@ -2,7 +2,8 @@
 
 In: a deployment, a session. Out: a Verdict for each speed. Machines drift, so what is expected is
 the recorded figure scaled by the sentinel (the fixed kernel and read timed beside it, then and
-now): the share of the time that the config waited for records by the read, the rest by the kernel.
+now): the fraction of the time that the config waited for records by the read, the rest by the
+kernel.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What a token's time goes into. part: the largest, of PARTS; shares: of all parts."""
+    """What a token's time goes into. part: the largest, of PARTS; fractions: of all parts."""
 
     part: str
     fractions: Mapping[str, float]

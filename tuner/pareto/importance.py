@@ -21,9 +21,9 @@ FEWEST_TRIALS = 4
 def importances(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By objective, by setting: shares that sum to 1, or all 0 where fewer than FEWEST_TRIALS say
-    something of an objective; empty when fewer were measured. What was ended early counts, as the
-    worse half of most studies; but not with a quality that was only granted to it."""
+    """By objective, by setting: fractions that sum to 1, or all 0 where fewer than FEWEST_TRIALS
+    say something of an objective; empty when fewer were measured. What was ended early counts, as
+    the worse half of most studies; but not with a quality that was only granted to it."""
     measured = [
         trial
         for trial in trials

@@ -1,7 +1,7 @@
 """How probability it is that a trial belongs on the front, and the front that this makes.
 
 Each configuration's means are drawn again and again from their standard errors (speeds of one
-configuration rise and fall together, as they come from the same repeats); the share of draws in
+configuration rise and fall together, as they come from the same repeats); the fraction of draws in
 which nothing beats it is its probability. A quality has no scatter here: it is judged once.
 """
 
@@ -44,7 +44,7 @@ class Draws:
         return found
 
     def beaten(self, index: int, others: Sequence[int]) -> float:
-        """In which share of draws one of `others` beats this one."""
+        """In which fraction of draws one of `others` beats this one."""
         if not others:
             return 0.0
         return float(self.beats[:, index, list(others)].any(axis=1).mean())
@@ -146,7 +146,7 @@ def _beats(values: Floats) -> NDArray[np.bool_]:
 
 
 def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, under its own objectives and limits, given its samples' noise."""
+    """The front of a stored study, under its own objectives and limits, given its noise."""
     definition = study.definition
     limit = definition["constraints"].get("min_quality")
     return likely_front(trials, definition["objectives"], limit)

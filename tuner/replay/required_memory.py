@@ -23,7 +23,7 @@ from engine.trace.trace import Trace
 # The replay errs by 3 to 5 % on average and by at most 19 % on configs that it never saw
 # (docs/lab.md); this is the mean that it is held to.
 ERROR_RATIO = 0.10
-STEPS = 64  # shares of the experts that are told apart
+STEPS = 64  # fractions of the experts that are told apart
 METRIC = "output_tps"
 
 
@@ -33,7 +33,7 @@ class BudgetAnswer:
 
     smallest_bytes: None where even all experts resident are too slow; low_bytes, high_bytes: if
     the prediction is too low, or too high, by ERROR_RATIO (high_bytes None: then no budget would
-    do); share: of the experts, resident at smallest_bytes; fastest_tps: with all resident.
+    do); fraction: of the experts, resident at smallest_bytes; fastest_tps: with all resident.
     """
 
     bits: int

@@ -215,8 +215,8 @@ def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats,
     """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume.
 
     Both from a reference that lies below the nadir of what is within reach, by BEYOND_NADIR of what
-    all of these configs span: by a share of what the best of them span, the ends of a front that is
-    narrow in one objective would count for next to nothing."""
+    all of these configs span: by a fraction of what the best of them span, the ends of a front that
+    is narrow in one objective would count for next to nothing."""
     if not len(draws):
         return np.zeros(0), 0.0
     centre = np.vstack([draws.mean(axis=1), front])

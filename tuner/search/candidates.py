@@ -22,8 +22,8 @@ MOST = 2000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point that fits. config: resolved; share: of the experts that its slots hold; group: equal
-    for candidates of equal quality."""
+    """A point that fits. config: resolved; fraction: of the experts that its slots hold; group:
+    equal for candidates of equal quality."""
 
     point: Point
     config: EngineConfig

@@ -1,5 +1,5 @@
-"""What every stage of a study shares: StudyContext, which never changes, and StudyState, which is
-read from the store once a trial.
+"""What every stage of a study fractions: StudyContext, which never changes, and StudyState, which
+is read from the store once a trial.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 
 _BLOCK_ELEMENTS = 1 << 18
 _ROUNDS = 8
-_SPANS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # shares of the extremes that a start covers
+_SPANS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # fractions of the extremes that a start covers
 
 
 def objective(

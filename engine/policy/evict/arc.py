@@ -15,7 +15,7 @@ class ArcEviction:
     """ARC (Megiddo and Modha, FAST 2003), one for each pool.
 
     T1 holds residents used once, T2 those used again, B1 and B2 remember what left them. A miss
-    found in B1 raises p, the share meant for T1; one found in B2 lowers it. The capacity is the
+    found in B1 raises p, the fraction meant for T1; one found in B2 lowers it. The capacity is the
     largest number of residents seen, for nobody asks for a victim before the slots are full.
 
     coarse: as in the code of Fate's authors (arXiv 2502.12224), p moves by the length of T1 (up)
@@ -83,7 +83,7 @@ class ArcEviction:
             self._b2[expert] = None
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """ARC's REPLACE: the least recent candidate of the list that is over its share, else of
+        """ARC's REPLACE: the least recent candidate of the list that is over its fraction, else of
         the other."""
         self._adapt(incoming)
         first = len(self._t1)

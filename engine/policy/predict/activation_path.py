@@ -25,9 +25,9 @@ class ActivationPathPredictor(NoPredictor):
     sequence with the largest cosine, averaged over the layers seen so far, foretells later layers.
 
     The k + extra most probable experts of each layer within `depth` are predicted
-    (`prefetch.options.all_later: true`: of all later layers), scored by their share of the matched
-    row times 1 - (l - present)/(L + 1), averaged over the micro-batches. As a pass begins, the
-    first layers follow from the passes before. A sequence is stored when it ends; beyond
+    (`prefetch.options.all_later: true`: of all later layers), scored by their fraction of the
+    matched row times 1 - (l - present)/(L + 1), averaged over the micro-batches. As a pass begins,
+    the first layers follow from the passes before. A sequence is stored when it ends; beyond
     `prefetch.options.capacity` it takes the place of the one that is most like it.
 
     A layer's cosine changes only when that layer is routed: one [C, E] x [E] product an event.

@@ -17,9 +17,9 @@ from engine.policy.events import GateView, Need, PassStart, Routing
 class Prediction:
     """Experts that `layer` will probably want, the most probable first.
 
-    scores: of each expert, comparable within one prediction (a probability, or a share of tokens);
-    () where the predictor ranks only. layer may lie behind the present one: then it is meant for
-    the next pass.
+    scores: of each expert, comparable within one prediction (a probability, or a fraction of
+    tokens); () where the predictor ranks only. layer may lie behind the present one: then it is
+    meant for the next pass.
     """
 
     layer: int

@@ -27,7 +27,7 @@ class CorrelationPredictor(NoPredictor):
     Every expert of the present layer votes, with its number of tokens over all micro-batches, for
     its top-k successors in the next layer; the k + extra experts with most votes are predicted.
     Layer 0 by popularity as a pass begins; depth beyond 1 by letting predicted experts vote, with
-    their votes for tokens. Scores are shares of the votes cast. Learns after each pass.
+    their votes for tokens. Scores are fractions of the votes cast. Learns after each pass.
 
     The table holds counts * E - index, so that no two entries of a row are equal and the lower
     index wins a tie.

@@ -41,7 +41,7 @@ class _Network(NamedTuple):
 class MlpPredictor(NoPredictor):
     """ProMoE (arXiv 2410.22134): two linear layers with a ReLU between them turn the gate input of
     a layer into the scores of the layer `prefetch.options.stride` (1 or 2) behind it; the
-    top-(k + extra) of each token, the most often chosen first; scores are shares of tokens.
+    top-(k + extra) of each token, the most often chosen first; scores are fractions of tokens.
 
     Stride 2 computes beside the engine: the product begins at a layer's gate and is collected at
     the next one, so that the decision stays on the logical clock. `prefetch.depth` only switches

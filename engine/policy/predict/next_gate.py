@@ -18,7 +18,7 @@ from engine.policy.predict.none import NoPredictor
 
 class NextGatePredictor(NoPredictor):
     """Union over tokens of the top-(k + extra) experts of each of the next `depth` layers, the
-    most often chosen first; scores are shares of tokens.
+    most often chosen first; scores are fractions of tokens.
 
     layers: MoE layers of the model; experts_per_token: k.
     """

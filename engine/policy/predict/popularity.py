@@ -17,7 +17,7 @@ _TOO_LARGE = 1e100
 
 
 class PopularityPredictor(NoPredictor):
-    """The most chosen k + extra experts of each of the next `depth` layers; scores are shares of
+    """The most chosen k + extra experts of each of the next `depth` layers; scores are fractions of
     tokens.
 
     Exponentially weighted counts of constant size, corrected by every pass (inspired by RDE, arXiv

@@ -18,8 +18,8 @@ class PregatePredictor(NoPredictor):
     """Pre-gated MoE (arXiv 2308.12066): the gate in layer l selects for layer l + 1.
 
     `pregate.<layer>` of the learned arrays, [E, D], is applied to the gate input of <layer>; the
-    top-(k + extra) of each token, the most often chosen first; scores are shares of tokens. Stock
-    checkpoints have none: tune train pregates trains them on a trace. Where one is missing,
+    top-(k + extra) of each token, the most often chosen first; scores are fractions of tokens.
+    Stock checkpoints have none: tune train pregates trains them on a trace. Where one is missing,
     next_gate with the same depth takes over, and `fallback` says so.
     """
 

@@ -15,7 +15,8 @@ from engine.types import Phase
 class RepeatLastPredictor(NoPredictor):
     """For each of the next `depth` layers the experts of its last pass: of the last token of every
     micro-batch in prefill, of every token in decode, where each belongs to a sequence of its own.
-    Behind the last layer the first ones of the next pass follow. Scores are shares of those tokens.
+    Behind the last layer the first ones of the next pass follow. Scores are fractions of those
+    tokens.
     """
 
     def __init__(self, layers: int, depth: int) -> None:

@@ -1,4 +1,4 @@
-"""A share of the kv_cache in a running engine: bounded, numbered by the true length, visible to
+"""A fraction of the kv_cache in a running engine: bounded, numbered by the true length, visible to
 scores, and nothing else is changed."""
 
 from __future__ import annotations

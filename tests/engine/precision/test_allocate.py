@@ -105,7 +105,7 @@ def test_fewer_bits_hold_more_experts_in_the_same_memory() -> None:
     fractions = [mixed.slots_by_bits[bits] / 32 for bits in (4, 2)]
     assert (
         abs(fractions[0] - fractions[1]) <= 0.1
-    )  # every layer keeps the same share of its experts
+    )  # every layer keeps the same fraction of its experts
     with pytest.raises(InfeasibleError, match="at least 4 slots"):
         resolve(planned(["4", "2", "4", "2"]).overlay({"cache.expert_bytes": 300_000}), facts)
 

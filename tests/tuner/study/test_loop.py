@@ -1,4 +1,5 @@
-"""What workers of one study share: when to stop, whom to give up, and what differs between them."""
+"""What workers of one study fraction: when to stop, whom to give up, and what differs between
+them."""
 
 import socket
 from pathlib import Path

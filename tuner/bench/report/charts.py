@@ -24,14 +24,14 @@ _GRID = "rgba(128, 128, 128, 0.3)"
 def figures_of(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(title, figure) of each that has something to show."""
     found = (
-        ("decode_tps against cache share", curve_figure(document)),
+        ("decode_tps against cache fraction", curve_figure(document)),
         ("Time of a decoded token", split_figure(document)),
     )
     return [(title, figure) for title, figure in found if figure is not None]
 
 
 def curve_figure(document: Mapping[str, Any]) -> Any:
-    """Speed by cache share, a line a policy with its intervals; None without shares."""
+    """Speed by cache fraction, a line a policy with its intervals; None without fractions."""
     curves = cache_curves(document)
     if not curves:
         return None
@@ -59,7 +59,7 @@ def curve_figure(document: Mapping[str, Any]) -> Any:
         )
     fractions = [point.percent for curve in curves for point in curve.points]
     figure.update_xaxes(
-        title="share of all expert bytes in slots (%)",
+        title="fraction of all expert bytes in slots (%)",
         range=[min(10.0, *fractions) - 2, max(75.0, *fractions) + 2],
     )
     figure.update_yaxes(title="decode tokens/s", rangemode="tozero")

@@ -1,4 +1,4 @@
-"""Speed against cache share: rows of one policy that differ in `cache.expert_bytes` alone.
+"""Speed against cache fraction: rows of one policy that differ in `cache.expert_bytes` alone.
 
 Shares are those that `--set cache.expert_bytes=10%,25%,...` asked for.
 """
@@ -17,7 +17,7 @@ FRACTION_PATH = "cache.expert_bytes"
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """decode_tps at a share of all expert bytes."""
+    """decode_tps at a fraction of all expert bytes."""
 
     percent: float
     speed: Metric
@@ -25,14 +25,14 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """One policy (or setting), by growing share."""
+    """One policy (or setting), by growing fraction."""
 
     name: str
     points: tuple[CurvePoint, ...]
 
 
 def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
-    """Those that have at least two shares."""
+    """Those that have at least two fractions."""
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     for row in document["rows"]:
         fraction = str(row["settings"].get(FRACTION_PATH, ""))
@@ -47,6 +47,6 @@ def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """The row's name without its share."""
+    """The row's name without its fraction."""
     words = str(row["name"]).split(" ")
     return " ".join(word for word in words if not word.startswith(f"{FRACTION_PATH}=")) or "default"

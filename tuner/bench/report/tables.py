@@ -82,7 +82,7 @@ def split_table(document: Document) -> Table:
 
 
 def curve_table(document: Document) -> Table:
-    """Decoded tokens a second by cache share, one column a policy."""
+    """Decoded tokens a second by cache fraction, one column a policy."""
     curves = cache_curves(document)
     fractions = sorted({point.percent for curve in curves for point in curve.points})
     rows = []
@@ -91,8 +91,8 @@ def curve_table(document: Document) -> Table:
             next((p.speed for p in curve.points if p.percent == fraction), None) for curve in curves
         ]
         rows.append((f"{fraction:g} %", *(format_metric(speed) for speed in found)))
-    columns = ("share of all expert bytes in slots", *(f"#{curve.name}" for curve in curves))
-    return Table("decode_tps against cache share", columns, tuple(rows))
+    columns = ("fraction of all expert bytes in slots", *(f"#{curve.name}" for curve in curves))
+    return Table("decode_tps against cache fraction", columns, tuple(rows))
 
 
 def efficiency_table(document: Document) -> Table:

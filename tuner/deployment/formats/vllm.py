@@ -80,7 +80,7 @@ def offloaded_gib(config: EngineConfig, facts: ModelFacts) -> float:
 
 
 def memory_fraction(deployment: Deployment) -> float | None:
-    """The budget's share of the device's memory, rounded down; None where it is not known."""
+    """The budget's fraction of the device's memory, rounded down; None where it is not known."""
     device = deployment.config().device.name
     gpus = {gpu["index"]: gpu["total_bytes"] for gpu in deployment.machine.get("gpus", [])}
     number = int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
@@ -151,7 +151,8 @@ def _notes(deployment: Deployment) -> list[str]:
     if memory_fraction(deployment) is None:
         limit = format_bytes(deployment.budget.vram_bytes)
         notes.append(
-            "The device's whole memory is not known: add --gpu-memory-utilization, the share that "
+            "The device's whole memory is not known: add --gpu-memory-utilization, the fraction "
+            "that "
             f"{limit} are of it."
         )
     return notes

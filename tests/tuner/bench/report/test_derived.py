@@ -1,4 +1,4 @@
-"""Regret, the policy's share of the time, and efficiency against the fastest resident row."""
+"""Regret, the policy's fraction of the time, and efficiency against the fastest resident row."""
 
 import pytest
 

@@ -68,12 +68,12 @@ def test_a_document_has_the_derived_figures(document):
 def test_tables_show_all_that_is_there(document):
     tables = {table.title: table for table in tables_of(document)}
     assert set(tables) == {
-        "Rows", "Time of a decoded token (ms)", "decode_tps against cache share", "Efficiency",
+        "Rows", "Time of a decoded token (ms)", "decode_tps against cache fraction", "Efficiency",
         "Ablation", "Published beside measured", "Notes",
     }  # fmt: skip
     for table in tables.values():
         assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert [row[0] for row in tables["decode_tps against cache share"].rows] == ["10 %", "75 %"]
+    assert [row[0] for row in tables["decode_tps against cache fraction"].rows] == ["10 %", "75 %"]
     notes = tables["Notes"].rows
     assert [note for name, note in notes if name == "promoe"] == [
         "placement: inactive", "n1", notes[2][1], "plan: p1",
