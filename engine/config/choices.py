@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 PREDICTORS: dict[str, str] = {
     "none": "engine.policy.predict.none:build",
@@ -63,8 +63,14 @@ class Registered(Mapping[str, Any]):
         return len(self._table)
 
 
-def allowed_names(kind: str) -> tuple[str, ...]:
-    """What a setting of this kind may be: predictor, eviction or kernel."""
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """What a setting of this type may be: a Literal's values, or what is registered under the kind
+    that an Annotated name carries; () for a type that is no choice."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) is not Annotated:
+        return ()
+    kind = get_args(hint)[1]
     if kind == "kernel":
         return (*KERNEL_WORDS, *KERNELS)
     return tuple({"predictor": PREDICTORS, "eviction": EVICTIONS}[kind])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from engine.config.choices import allowed_names
+from engine.config.choices import choices_of
 from engine.errors import ConfigError, nearest_hint
 from engine.types import Bits, parse_size_bytes
 
@@ -22,10 +22,8 @@ def convert(path: str, owner: type, name: str, value: Any) -> Any:
 
 def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     origin = get_origin(hint)
-    if origin is Annotated:
-        return convert_choice(allowed_names(get_args(hint)[1]), value)
-    if origin is Literal:
-        return convert_choice(get_args(hint), value)
+    if allowed := choices_of(hint):
+        return convert_choice(allowed, value)
     if origin is types.UnionType and float in get_args(hint):
         return "auto" if value == "auto" else number(value)
     if origin is types.UnionType:  # int | str: bytes, a fraction or auto

@@ -60,7 +60,7 @@ def test_a_store_of_another_release_is_left_alone(opened: Opened, own_storage: s
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE expertune_version SET version_num = '0001'")
     connection.close()
-    assert "brings it up to date" in opened("studies", own_storage).error[0].value
+    assert "run the study again" in opened("studies", own_storage).error[0].value
 
 
 def test_reading_changes_no_byte(opened: Opened, own_storage: str):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.choices import choices_of
 from engine.config.exactness import sensitivity
 from engine.config.settings import _RANGES, EngineConfig, config_paths
 from tuner.folders import SOURCE
@@ -22,7 +23,7 @@ DEFAULTS = EngineConfig().flat()
 
 def hint(path: str) -> typing.Any:
     section, _, name = path.partition(".")
-    return typing.get_type_hints(type(getattr(EngineConfig(), section)))[name]
+    return typing.get_type_hints(type(getattr(EngineConfig(), section)), include_extras=True)[name]
 
 
 def range_text(path: str) -> str:
@@ -45,10 +46,10 @@ def test_the_default_is_the_codes(path: str):
 @pytest.mark.parametrize("path", config_paths())
 def test_what_is_allowed_is_what_the_code_allows(path: str):
     allowed = SETTINGS[path][1]
-    if typing.get_origin(hint(path)) is typing.Literal:
+    if choices_of(hint(path)):
         named = re.findall(r"`([^`]+)`", allowed)
         extra = ["prequantized"] if path == "precision.bits" else []
-        assert named == [*map(str, typing.get_args(hint(path))), *extra]
+        assert named == [*map(str, choices_of(hint(path))), *extra]
     elif hint(path) is bool:
         assert allowed == "`true`, `false`"
     if path in _RANGES:

@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from engine import types
+from engine.config.choices import choices_of
 from engine.config.exactness import ON_MISS, sensitivity
 from engine.config.settings import EngineConfig
 from tuner.bench.ablation import MECHANISMS
@@ -18,7 +18,7 @@ PRESETS = TEXT.split("## Presets")[1].split("## ")[0].splitlines()
 KINDS = ("Eviction", "Predictor", "Allocation", "Scope", "Queue", "Order", "Placement",
          "Precision", "Plan")  # fmt: skip
 MECHANISM_NAMES = {
-    name for kind in KINDS for name in get_args(getattr(types, f"{kind}Name"))
+    name for kind in KINDS for name in choices_of(getattr(types, f"{kind}Name"))
 }  # fmt: skip
 
 

@@ -37,15 +37,15 @@ def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) 
     assert plan.elastic_slots > 0
     assert open_slots(engine) == base  # nothing is lent before anybody is served
     lent: list[float] = []
-    lend = engine.lend
+    open_elastic = engine.open_elastic
 
     def watching(fraction: float) -> None:
-        lend(fraction)
+        open_elastic(fraction)
         lent.append(fraction)
         engine.live.policy.cache.check_integrity()
         assert open_slots(engine) <= base + plan.elastic_slots * fraction
 
-    engine.lend = watching  # type: ignore[method-assign]
+    engine.open_elastic = watching  # type: ignore[method-assign]
     try:
         with looping(engine, tokenizer) as (loop, _, _):
             received = ask(loop, *(want(prompt, 12) for prompt in prompts))
@@ -54,7 +54,7 @@ def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) 
             large.wait()
             eventually(lambda: loop.running == 0)
     finally:
-        del engine.lend  # type: ignore[method-assign]
+        del engine.open_elastic  # type: ignore[method-assign]
     assert min(lent) < max(lent) <= 1.0
     assert min(lent) <= 1 - ROOM / (3 * ROOM) + 1e-9  # one of three rows was promised all it has
     configure(engine)

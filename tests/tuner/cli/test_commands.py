@@ -355,7 +355,7 @@ def test_bench_takes_policies_apart(tune: Tune):
     without = rows["scratchpipe without evict batch.count=2"]
     assert (without["policy"], without["without"]) == ("scratchpipe", "evict")
     assert without["config"]["cache"]["eviction"] == "lru"
-    assert without["config"]["prefetch"]["predictor"] == "next_gate"
+    assert without["config"]["prefetch"]["predictor"] == "oracle"
 
 
 BASELINES_WITHOUT_EXTRA = ["transformers resident", "accelerate disk"]

@@ -12,7 +12,7 @@ from tests.tuner.conftest import Tune
 from tests.tuner.service.made import client_of
 from tuner.deployment.document import parse_deployment
 from tuner.pareto.front import build_front
-from tuner.service.best import Candidate, Choice, Wanted, choose
+from tuner.service.best import Candidate, Choice, ConfigRequest, choose
 from tuner.service.service import Service
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
@@ -49,7 +49,7 @@ def candidate(name: str, *trials: TrialSnapshot, objectives=("output_tps", "tpot
 
 
 def picked(candidates: list[Candidate], goal="knee", device=None, vram_bytes=None) -> int | None:
-    choice: Choice | None = choose(candidates, Wanted("m", device, vram_bytes, goal))
+    choice: Choice | None = choose(candidates, ConfigRequest("m", device, vram_bytes, goal))
     return None if choice is None else choice.trial.number
 
 
@@ -144,7 +144,7 @@ def test_a_poll_reads_no_trials_until_something_changed(
 def test_only_so_many_answers_are_kept(served: Service):
     served.best.keep = 2
     for vram_bytes in range(BUDGET_BYTES, BUDGET_BYTES + 5):
-        assert served.best.find(Wanted("some-moe", None, vram_bytes, "knee")) is not None
+        assert served.best.find(ConfigRequest("some-moe", None, vram_bytes, "knee")) is not None
     assert len(served.best._known) == 2
 
 
