@@ -1,5 +1,6 @@
 """Several workers of one study: they share its trials, and one that dies costs only its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -85,9 +86,10 @@ def _joined(parent: int, within_s: float) -> int:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         for child in psutil.Process(parent).children():
-            line = " ".join(child.cmdline())
-            if "tuner worker" in line and child.children():
-                return child.pid
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                line = " ".join(child.cmdline())
+                if "tuner worker" in line and child.children():
+                    return child.pid
         time.sleep(0.1)
     raise AssertionError("no worker joined")
 

@@ -30,6 +30,7 @@ REQUEST = {
     "prompt_tokens": 8,
     "output_tokens": 8,
 }
+UNPREDICTED = {**REQUEST, "sampler": "random"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def test_a_study_through_http_from_start_to_config(folder: Path):
 
 def test_a_service_that_is_ended_continues_its_study_later(folder: Path):
     with running(folder, slow_s=0.2) as service:
-        service.client.post("/v1/studies", json=REQUEST)
+        service.client.post("/v1/studies", json=UNPREDICTED)
         until(service.ended, 60)
         before = service.ended()
         assert service.end(signal.SIGINT) == 130
@@ -114,7 +115,7 @@ def test_a_service_that_is_ended_continues_its_study_later(folder: Path):
 @pytest.mark.chaos
 def test_a_service_that_is_killed_loses_at_most_the_running_trial(folder: Path):
     with running(folder, slow_s=0.3) as service:
-        service.client.post("/v1/studies", json=REQUEST)
+        service.client.post("/v1/studies", json=UNPREDICTED)
         until(service.ended, 60)
         before = service.ended()
         service.end(signal.SIGKILL)
