@@ -72,7 +72,7 @@ BITS_PER_BYTE = {16: 1.5, 8: 1.503, 4: 1.56, 3: 1.7, 2: 2.4}
 def facts_of(model: str) -> ModelFacts:
     """The same small model under every name."""
     name = Path(model).name
-    if name == "non_expert":
+    if name == "dense":
         raise DenseModelError(f"{model} has no experts: there is nothing to offload")
     if name == "missing":
         raise NotAModelError(f"there is no model {model}")
