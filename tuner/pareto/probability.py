@@ -1,4 +1,4 @@
-"""How probability it is that a trial belongs on the front, and the front that this makes.
+"""The probability that a trial belongs on the front, and the front that follows from it.
 
 Each configuration's means are drawn again and again from their standard errors (speeds of one
 configuration rise and fall together, as they come from the same repeats); the fraction of draws in

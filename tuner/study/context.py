@@ -1,4 +1,4 @@
-"""What every stage of a study fractions: StudyContext, which never changes, and StudyState, which
+"""What the stages of a study have in common: StudyContext, which never changes, and StudyState, which
 is read from the store once a trial.
 """
 
