@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -13,11 +14,16 @@ from engine.types import Bits, parse_size_bytes
 
 
 def convert(path: str, owner: type, name: str, value: Any) -> Any:
-    hint = typing.get_type_hints(owner, include_extras=True)[name]
+    hint = _hints(owner)[name]
     try:
         return convert_to(hint, value, sized=name.endswith("bytes"))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} = {value!r}: {error}") from None
+
+
+@functools.cache
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner, include_extras=True)
 
 
 def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:

@@ -154,7 +154,7 @@ class SearchSpace:
 def study_base(
     definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
 ) -> EngineConfig:
-    """The settings that every trial fractions: budget, device, KV capacity for the workload, and
+    """The settings that every trial has: budget, device, KV capacity for the workload, and
     what the definition fixes. device: the one that was opened."""
     needed = workload.prompt_tokens + workload.output_tokens
     capacity = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))

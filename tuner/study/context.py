@@ -1,5 +1,5 @@
-"""What the stages of a study have in common: StudyContext, which never changes, and StudyState, which
-is read from the store once a trial.
+"""What the stages of a study have in common: StudyContext, which never changes, and StudyState,
+which is read from the store once a trial.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Curve:
 
 
 def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
-    """Those that have at least two fractions."""
+    """Curves with at least two points."""
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     for row in document["rows"]:
         fraction = str(row["settings"].get(FRACTION_PATH, ""))
