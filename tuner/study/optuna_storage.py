@@ -18,6 +18,7 @@ from optuna.trial import TrialState as OptunaState
 from tuner.definition.objectives import OBJECTIVES
 from tuner.definition.study import StudyDefinition
 from tuner.processes.identity import is_gone
+from tuner.store import database
 from tuner.store.database import Database
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES, RETRY, SEARCH, StudySnapshot, TrialSnapshot
@@ -28,14 +29,14 @@ ORIGIN, DEADLINE = "origin", "no_trial_after"
 
 
 @contextlib.contextmanager
-def open_storage(database: Database, store: Store, study: StudySnapshot) -> Iterator[Any]:
+def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterator[Any]:
     """Its connections end with the block."""
 
     def stale(memory: Any, trial: Any) -> None:
         store.interrupt_trial(study.id, trial.number, "its worker stopped answering")
         retry(memory, trial)
 
-    url = database.engine.url
+    url = opened.engine.url
     with _quietly():
         retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)
         storage = optuna.storages.RDBStorage(
@@ -122,4 +123,8 @@ def _quietly() -> Iterator[None]:
 
 
 def _engine_arguments(driver: str) -> dict[str, Any]:
-    return {"connect_args": {"timeout": 30}} if driver.startswith("sqlite") else {}
+    return (
+        {"connect_args": {"timeout": database.BUSY_TIMEOUT_S}}
+        if driver.startswith("sqlite")
+        else {}
+    )

@@ -16,7 +16,6 @@ from tests.tuner.conftest import Tune
 from tuner.store import database, repository
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
-from tuner.study import optuna_storage
 
 STUDY = ("--definition", "study.yaml", "--trials", "6", "--sampler", "random")
 
@@ -116,8 +115,6 @@ def test_a_locked_database_ends_the_run_and_the_next_one_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(database, "BUSY_TIMEOUT_S", 0.5)
-        impatient = {"connect_args": {"timeout": 0.5}}
-        patched.setattr(optuna_storage, "_engine_arguments", lambda _: impatient)
         strikes_at(patched, 3, lock)
         done = tune(*STUDY)
     assert done.code == 1
