@@ -22,7 +22,7 @@ from tuner.store.snapshots import StudySnapshot
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFront:
     """front: its trials are those that are drawn; probability: probability of being on the front,
     by number; complete, within: how many trials ran to their end, and how many keep the limits."""
 
@@ -46,7 +46,7 @@ class Measured:
 
 def measured_front(
     snapshot: Database, study: StudySnapshot, limits: Constraints | None = None
-) -> Measured:
+) -> MeasuredFront:
     """limits: other ones than the study's own."""
     own = own_limits(study)
     wanted = own if limits is None else limits
@@ -56,7 +56,7 @@ def measured_front(
     kept = inside(points, own, wanted)
     trials = Store(snapshot).trials(study, thinned(points, objectives, kept))
     front = build_front(judged(trials, own, wanted), objectives, wanted.min_quality)
-    return Measured(front, on_front(front), len(points), int(kept.sum()))
+    return MeasuredFront(front, on_front(front), len(points), int(kept.sum()))
 
 
 def read_points(

@@ -15,7 +15,7 @@ from dashboard.frames.front import (
     split_frame,
 )
 from dashboard.limits import choose_limits
-from dashboard.measured import Measured, measured_front
+from dashboard.measured import MeasuredFront, measured_front
 from dashboard.reading import read_study
 from tuner.pareto.explain import explain
 from tuner.pareto.front import Front
@@ -59,7 +59,7 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
     _draw_explanation(front)
 
 
-def _draw_chart(study: StudySnapshot, measured: Measured) -> int:
+def _draw_chart(study: StudySnapshot, measured: MeasuredFront) -> int:
     """The scatter plot; the number of the chosen trial."""
     front = measured.front
     points = points_frame(front, measured.probability)

@@ -36,7 +36,7 @@ class PlacingError(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
+class PlacementOrder:
     """What to place where. arguments: of `tune`, without the device; own_device: the parent's;
     local: storage is a file that no other machine sees."""
 
@@ -103,7 +103,7 @@ class WorkerActor:
 
 def main() -> None:
     """Place what is ordered and watch it."""
-    order = Order(**json.loads(sys.stdin.readline()))
+    order = PlacementOrder(**json.loads(sys.stdin.readline()))
     with os.fdopen(int(sys.argv[1]), "w", buffering=1) as messages:
         lock = threading.Lock()
 
@@ -126,7 +126,7 @@ def main() -> None:
             watch.join()
 
 
-def place_all(order: Order) -> list[tuple[Place, Any]]:
+def place_all(order: PlacementOrder) -> list[tuple[Place, Any]]:
     """An actor for each place. Raises PlacingError."""
     try:
         import ray

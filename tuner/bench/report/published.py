@@ -35,7 +35,7 @@ _PHASES = {"decode_tps": _DECODE, "tpot_ms": _DECODE, "prefill_tps": _PREFILL}
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PublishedComparison:
     """A published ratio and ours.
 
     over: what the authors compare with; baseline: the row of this bench that stands for it;
@@ -72,7 +72,7 @@ class _Limit:
 
 def compare_published(
     results: Sequence[RowResult], presets: Mapping[str, PolicyFile]
-) -> list[Comparison]:
+) -> list[PublishedComparison]:
     """One for each published figure of each whole policy row."""
     found = []
     for row in results:
@@ -89,7 +89,7 @@ def smaller_is_better(metric: str) -> bool:
     return "_ms" in metric or "bytes" in metric
 
 
-def _compare(row: RowResult, entry: Published, results: Sequence[RowResult]) -> Comparison:
+def _compare(row: RowResult, entry: Published, results: Sequence[RowResult]) -> PublishedComparison:
     over = entry.over if isinstance(entry.over, str) else _words(entry.over)
     baseline = next((other for other in results if _is_baseline(other, row, entry)), None)
     measured, limit = None, None
@@ -98,7 +98,7 @@ def _compare(row: RowResult, entry: Published, results: Sequence[RowResult]) -> 
         measured = paired_ratio(own, other)
         limit = _limit(row, baseline, entry.metric)
     verdict = _verdict(entry, measured)
-    return Comparison(
+    return PublishedComparison(
         row=row.name,
         metric=entry.metric,
         over=over,

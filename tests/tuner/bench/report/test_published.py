@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.tuner.bench.report.made import make_row, timed
-from tuner.bench.report.published import Comparison, compare_published, smaller_is_better
+from tuner.bench.report.published import PublishedComparison, compare_published, smaller_is_better
 from tuner.definition.policies import PolicyFile, Published, load_policy, policy_names
 
 
@@ -14,7 +14,7 @@ def preset(metric: str, ratio: float, over: str | dict[str, Any] = "lru") -> Pol
     return PolicyFile(description="d", engine={}, published=[entry])
 
 
-def compare(metric: str, ratio: float, *rows: Any) -> Comparison:
+def compare(metric: str, ratio: float, *rows: Any) -> PublishedComparison:
     presets = {"lru": load_policy("lru"), "scratchpipe": preset(metric, ratio)}
     (found,) = compare_published(rows, presets)
     return found
