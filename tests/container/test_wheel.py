@@ -150,6 +150,7 @@ def test_it_runs_a_study_of_the_demo_model(unpacked: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_runs_a_study_with_the_true_engine(unpacked: Path, tmp_path: Path):
     words = ["-m", "tuner", "--model", "demo", "--vram", "60MB", "--trials", "1", "--limit", "4"]
     told = run_installed(unpacked, tmp_path, [*words, "--json"])

@@ -1,6 +1,7 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from engine import __version__
 from engine.memory.plan import CONTEXT_BYTES
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
@@ -45,6 +47,29 @@ def test_help_has_an_example(tune: Tune, command: str):
 def test_every_command_is_offered(tune: Tune):
     out = tune("--help").out
     assert all(f"│ {command} " in out for command in COMMANDS)
+
+
+def test_help_groups_commands_by_what_they_are_for(tune: Tune):
+    panels = re.findall(r"^╭─ (.+?) ─", tune("--help").out, re.MULTILINE)
+    assert panels[-4:] == ["Find a config", "Use it", "Look", "Prepare"]
+    assert "Commands" not in panels
+    assert "Shell completion" in panels
+
+
+def test_version_is_the_programs(tune: Tune):
+    done = tune("--version")
+    assert (done.code, done.out) == (0, f"expertune {__version__}\n")
+
+
+def test_a_shell_completes_commands(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("_TUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "tune dep")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit) as ended:
+        tune()
+    assert (ended.value.code, capsys.readouterr().out.split()) == (0, ["deploy"])
 
 
 def test_studies_lists_them(tune: Tune, study: Path):
