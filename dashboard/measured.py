@@ -36,12 +36,12 @@ class MeasuredFront:
         """For people."""
         drawn = len(self.front.trials)
         text = (
-            f"{len(self.front.members)} on the front of {self.within} within the limits and "
-            f"{self.complete} measured."
+            f"{self.complete} trials, {self.within} within limits, "
+            f"{len(self.front.members)} on the front."
         )
         if drawn == self.complete:
             return text
-        return f"{text} Drawn are {drawn}: the front, what lies within noise of it, and the newest."
+        return f"{text} The chart shows {drawn}: the front, trials within noise of it, the newest."
 
 
 def measured_front(

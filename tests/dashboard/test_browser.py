@@ -139,7 +139,7 @@ def test_a_click_on_a_point_shows_its_trial_and_exports_it(
 
 def test_a_limit_is_moved_by_keys_and_the_front_follows(browser: Any, address: str, front: Front):
     page = open_page(browser, f"{address}/front?study=small")
-    members = f"{len(front.members)} on the front of"
+    members = f"within limits, {len(front.members)} on the front"
     page.get_by_text(members).first.wait_for()
     slider = page.get_by_role("slider").first
     slider.focus()
@@ -148,7 +148,7 @@ def test_a_limit_is_moved_by_keys_and_the_front_follows(browser: Any, address: s
     settle(page)
     best = max(member.scores["quality"] for member in front.members)
     kept = sum(member.scores["quality"] >= best for member in front.members)
-    page.get_by_text(re.compile(rf"^{kept} on the front of")).first.wait_for()
+    page.get_by_text(re.compile(rf", {kept} on the front\.")).first.wait_for()
     page.close()
 
 

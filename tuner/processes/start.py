@@ -43,7 +43,10 @@ def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> N
 
 
 def python_path() -> str:
-    """This program's own import path, so that a child finds the same packages."""
-    source = str(Path(__file__).resolve().parents[2])
-    rest = os.environ.get("PYTHONPATH", "")
-    return f"{source}{os.pathsep}{rest}" if rest else source
+    """The PYTHONPATH of a child: the source tree first, where this program runs from one.
+
+    What is installed is found anyway; its folder in front would hide the standard library.
+    """
+    source = Path(__file__).resolve().parents[2]
+    own = [str(source)] if (source / "pyproject.toml").is_file() else []
+    return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
