@@ -128,12 +128,9 @@ class PrefillConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where experts are computed.
-
-    On the host: experts of at most host_tokens tokens (host_below), or the fraction host_fraction
-    of the misses (host_split). embeddings: where the embedding table lies. Both have no effect if
-    the device is the CPU.
-    """
+    """Where experts are computed. On the host: those of at most host_tokens tokens (host_below), or
+    the fraction host_fraction of the misses (host_split). embeddings: where the embedding table
+    lies. Both have no effect if the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
@@ -184,11 +181,8 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which kernels multiply.
-
-    auto uses torch's int4/int8 kernels if shapes allow and they are faster, up to crossover_tokens
-    tokens of an expert; 0: as `tune profile` measured on this machine.
-    """
+    """Which kernels multiply. auto: torch's int4/int8 kernels if shapes allow and they are faster,
+    up to crossover_tokens tokens of an expert; 0: as `tune profile` measured on this machine."""
 
     name: KernelName = "auto"
     crossover_tokens: int = 0
@@ -304,10 +298,8 @@ def base_config(
     ram_bytes: int = 0,
     disk_bytes: int = 0,
 ) -> EngineConfig:
-    """The default config with these budgets on this device.
-
-    capacity: tokens of one sequence (kv.max_tokens), None for the default.
-    """
+    """The default config with these budgets on this device. capacity: tokens of one sequence
+    (kv.max_tokens), None for the default."""
     values: dict[str, Any] = {
         "device.name": device,
         "budget.vram_bytes": vram_bytes,
