@@ -29,6 +29,7 @@ Operations, as `op: arguments -> result`:
   divergence: text, tokens, reference -> kld_mean, top1_agreement, tokens
   trace: path, workload, repeats, seed, gate_inputs -> path, bytes, passes, tokens
   calibrate: config, workload, bits -> ModelTimings
+  sensitivities: config, workload, bits, tokens -> path, layers, tokens
   serve: name, host, port, queue, telemetry_s, drain_s -> totals, after SIGTERM and draining
   parity: tokens -> parity_max_abs_diff, parity_max_abs_logit
   close: (none) -> (empty)
