@@ -18,10 +18,10 @@ class DoneEvent:
     """An event of a device that finishes work before it returns."""
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def query(self) -> bool:
-        """Always done."""
+        """Always True: the work is done."""
         return True
 
 
@@ -70,10 +70,10 @@ class CpuDevice:
         return DoneEvent()
 
     def wait(self, event: Event) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def synchronize(self) -> None:
-        """Nothing is queued."""
+        """Does nothing: no work is queued."""
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""

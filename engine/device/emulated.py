@@ -92,10 +92,10 @@ class EmulatedDevice:
         return DoneEvent()
 
     def wait(self, event: Event) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def synchronize(self) -> None:
-        """Nothing is queued."""
+        """Does nothing: no work is queued."""
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""
