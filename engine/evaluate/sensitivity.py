@@ -31,7 +31,7 @@ def measure_sensitivities(
     base: EngineConfig,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[dict[Bits, float]]:
-    """KL(16 bits || one layer coarser) of each MoE layer, nats per token in prefill mode.
+    """KL(16 bits || one layer at fewer bits) of each MoE layer, nats per token in prefill mode.
 
     tokens: calibration text, cut to whole rows of ROW_TOKENS; base: budget and group size. Leaves
     the engine configured at 16 bits. Raises UsageError if the text is shorter than one row.
