@@ -121,13 +121,13 @@ class TransferEngine:
         return transfers
 
     def promote(self, transfer: Transfer) -> None:
-        """Raise a predicted transfer whose record is now demanded."""
+        """Promote a predicted transfer whose record is now demanded."""
         with self._lock:
             transfer.demanded = True
             self._queue.promote(transfer)
 
     def demote(self, transfer: Transfer) -> None:
-        """Lower a predicted transfer whose record was not selected."""
+        """Demote a predicted transfer whose record was not selected."""
         with self._lock:
             self._queue.demote(transfer)
 
@@ -175,7 +175,7 @@ class TransferEngine:
             )
             if self._slots.host_bytes_of(0, 0, 1) is None:
                 staging = self._slots.device.allocate_staging(self._slots.slot_bytes)
-        except Exception as caught:  # noqa: BLE001 (the border of a thread: the waiter raises it)
+        except Exception as caught:  # noqa: BLE001 (the boundary of a thread: the waiter raises it)
             with self._lock:
                 self._broken = caught
                 self._moved.notify_all()
@@ -186,7 +186,7 @@ class TransferEngine:
             event: Event | None = None
             try:
                 event = self._move(transfer, chunk, scratch, staging)
-            except Exception as caught:  # noqa: BLE001 (the border of a thread)
+            except Exception as caught:  # noqa: BLE001 (the boundary of a thread)
                 error = caught
             self._complete(transfer, chunk, event, error)
 

@@ -34,8 +34,8 @@ class RecordFormat:
 
     sixteen: dtype of 16-bit parts and biases; code_layout: layout of codes of at most 4 bits;
     prequantized: set if the record keeps a pre-quantized checkpoint's own codes
-    (engine.experts.kernels.prequantized); optimize: how the scales and zeros of these codes are
-    chosen.
+    (engine.experts.kernels.prequantized); optimize: how the scales and zeros of codes of at most 4
+    bits are chosen.
     """
 
     parts: tuple[Part, ...]

@@ -6,9 +6,10 @@ With w ~ (q - 8) * s + z the search reduces the sum of (rms + |w|)^2 * error^2 b
 are chosen for a scale and zero, then scale and zero follow in closed form as the weighted
 least-squares line through (code, weight). Large weights count more because they move the products
 more. The alternation is that of HQQ (Badri and Shaji 2023), whose norm below 1 did worse here than
-rounding to nearest (docs/lab.md). Every candidate is judged as it would be stored, with scale and
-zero in bf16, and a group keeps the best one, the initial one included. Deterministic. Rows are
-processed in blocks, so that only a few small float32 copies need memory.
+rounding to nearest (docs/lab/2026-11-25-precision-quality.md). Every candidate is judged as it
+would be stored, with scale and zero in bf16, and a group keeps the best one, the initial one
+included. Deterministic. Rows are processed in blocks, so that only a few small float32 copies need
+memory.
 """
 
 from __future__ import annotations
