@@ -22,7 +22,7 @@ _TOKENS = (1, 2, 4, 16, 64, 256)  # token counts that profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
 _CHUNK_BYTES = 1 << 20  # the default chunk size of a config
 # Python overhead of a layer by tokens, as `tune profile` times it on a model whose products take
-# little (docs/lab.md): a pass, a layer's non-expert weights, a router, a policy, gathering and
+# little (docs/lab): a pass, a layer's non-expert weights, a router, a policy, gathering and
 # summing, an expert; and starting a transfer, one gate look-ahead, waking an I/O thread.
 _PASS_S = {1: 2.3e-4, 4: 3.2e-4, 256: 3.5e-4}
 _NON_EXPERT_S = {1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4}
