@@ -37,7 +37,7 @@ from engine.precision.table import PLANNED, bits_table, run_bits
 from engine.types import Bits, format_at_least, format_bytes
 
 # Code pages, allocator slack and kernel scratch that a run touches beyond the terms below; measured
-# on the reference machine (docs/lab.md, "memory equation").
+# on the reference machine (docs/lab, "memory equation").
 FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and locations of an expert's tensors, as Python objects
@@ -162,11 +162,8 @@ def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Slots of one size.
-
-    experts: number of experts that can use them; least: the fewest slots that run; fraction: of the
-    bytes for slots.
-    """
+    """Slots of one size. experts: number of experts that can use them; least: the fewest slots that
+    run; fraction: of the bytes for slots."""
 
     bits: Bits
     record_bytes: int
