@@ -19,7 +19,7 @@ class TransferQueue(Protocol[K]):
         """Add a transfer: urgent for a demanded expert, else a prediction."""
 
     def promote(self, key: K) -> None:
-        """Raise a predicted transfer that is now demanded."""
+        """Promote a predicted transfer that is now demanded."""
 
     def demote(self, key: K) -> None:
         """Move a stale prediction behind all others without cancelling it."""
