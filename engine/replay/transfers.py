@@ -80,13 +80,13 @@ class SimulatedTransfers:
         return transfer
 
     def promote(self, now: float, transfer: SimulatedTransfer) -> None:
-        """Raise a predicted transfer that is now demanded."""
+        """Promote a predicted transfer that is now demanded."""
         self.advance(now)
         transfer.demanded = True
         self._queue.promote(transfer)
 
     def demote(self, now: float, transfer: SimulatedTransfer) -> None:
-        """Lower a predicted transfer that is stale."""
+        """Demote a predicted transfer that is stale."""
         self.advance(now)
         self._queue.demote(transfer)
 

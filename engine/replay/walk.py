@@ -41,19 +41,19 @@ class Nobody:
     """A listener that ignores every event."""
 
     def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def end_pass(self) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
 
 class TraceView:
