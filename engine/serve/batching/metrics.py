@@ -31,7 +31,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 class Totals:
     """Sums since the server started.
 
-    cached_tokens: the part of prompt_tokens found in the prefix cache; *_s: seconds; stall_s: the
+    cached_tokens: the part of prompt_tokens whose prefill was reused; *_s: seconds; stall_s: the
     part of decode_s spent waiting for records; decode_tokens: of all decode steps; ttft_*, tpot_*:
     over the sequences that have one; answers_*: look-ups in the response cache
     (serve.response_cache_entries), found or not. Answers found there count in nothing else.
