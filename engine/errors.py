@@ -5,16 +5,16 @@ EngineError
 │   └── ConfigError       an unknown or ill-typed config value
 ├── ModelError            the checkpoint cannot be used (exit 1)
 │   ├── NotAModelError    no config.json, unknown id
-│   ├── HubError          a hub that does not give it: gated, offline, unreachable
+│   ├── HubError          the hub does not serve the model: gated, offline, unreachable
 │   ├── DenseModelError   a model without experts
 │   ├── FamilyError       an MoE family outside transformers' experts interface
 │   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
-│   └── RemoteCodeError   the checkpoint wants its own code
+│   └── RemoteCodeError   the checkpoint needs its own code
 ├── InfeasibleError       nothing fits the budget (exit 3, with the smallest that would)
 ├── TaskError             an lm-eval task is unknown, empty, unreachable or not for this model
-├── EvaluationError       an evaluation gave figures that say nothing, such as NaN
+├── EvaluationError       an evaluation gave unusable values, such as NaN
 ├── StorageError          disk full, read-only, unwritable
-├── PackError             an expert pack is torn or belongs to something else
+├── PackError             an expert pack is incomplete or belongs to something else
 └── ProtocolError         a message between the tuner and the worker cannot be read
 """
 
@@ -28,7 +28,7 @@ from engine.types import FailureClass
 
 
 class EngineError(Exception):
-    """Base of everything that a user or a machine can cause."""
+    """Base class of all errors that a user or a machine can cause."""
 
     exit_code: ClassVar[int] = 1
     failure: ClassVar[FailureClass] = "crash"
@@ -56,7 +56,7 @@ class NotAModelError(ModelError):
 
 
 class HubError(ModelError):
-    """The hub does not give the model, and the cache does not hold it whole."""
+    """The hub does not serve the model, and the cache does not hold it completely."""
 
 
 class DenseModelError(ModelError):
@@ -72,11 +72,11 @@ class CheckpointError(ModelError):
 
 
 class RemoteCodeError(ModelError):
-    """The checkpoint brings its own code and nobody allowed it."""
+    """The checkpoint brings its own code, which was not allowed."""
 
 
 class InfeasibleError(EngineError):
-    """Nothing fits.
+    """Nothing fits the budget.
 
     smallest_bytes: the smallest device budget that would fit this configuration, None if unknown.
     """
@@ -90,13 +90,13 @@ class InfeasibleError(EngineError):
 
 
 class TaskError(EngineError):
-    """An lm-eval task is unknown, empty or unreachable, or wants what this model does not have."""
+    """An lm-eval task is unknown, empty or unreachable, or needs what this model does not have."""
 
     failure = "task"
 
 
 class EvaluationError(EngineError):
-    """An evaluation gave figures that say nothing, such as NaN."""
+    """An evaluation gave unusable values, such as NaN."""
 
     failure = "bad_output"
 
@@ -108,7 +108,7 @@ class StorageError(EngineError):
 
 
 class PackError(EngineError):
-    """An expert pack is torn, corrupt or made for something else."""
+    """An expert pack is incomplete, corrupt or made for something else."""
 
     failure = "storage"
 
@@ -118,7 +118,7 @@ class ProtocolError(EngineError):
 
 
 def nearest_hint(word: str, allowed: Iterable[str], cutoff: float = 0.0) -> str:
-    """`; the nearest is '...'` for a message about a word that is not allowed; empty where none of
-    the allowed words is like it."""
+    """`; the nearest is '...'` for a message about a word that is not allowed; empty if no
+    allowed word is similar."""
     found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
     return f"; the nearest is '{found[0]}'" if found else ""

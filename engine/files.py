@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, short digests, and where the data of an installation lie.
+"""Atomic file replacement, short digests, and the folder of an installation's data.
 
 Standard library only.
 """
@@ -19,8 +19,10 @@ DIGITS = 16
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content takes the place of `path` when the block ends without an error: a
-    reader sees the old file or the new one, also after a crash. Makes the folder. Raises OSError.
+    """A stream whose content replaces `path` when the block ends without an error.
+
+    A reader sees either the old or the new file, also after a crash. Creates the folder. Raises
+    OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
@@ -37,7 +39,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file as a whole (UTF-8). Raises OSError."""
+    """Replace a text file atomically (UTF-8). Raises OSError."""
     with replacing(path) as stream:
         stream.write(text.encode())
 
@@ -53,10 +55,10 @@ def json_digest(value: Any, digits: int = DIGITS) -> str:
 
 
 def studies_folder() -> Path:
-    """Where policies/, workloads/, hardware/ and demo/ lie; it need not exist.
+    """The folder of policies/, workloads/, hardware/ and demo/; it need not exist.
 
-    What EXPERTUNE_STUDIES names; else what an installation brought, inside this package; else
-    `studies/` of the source tree.
+    EXPERTUNE_STUDIES if set; else the folder installed inside this package; else `studies/` of the
+    source tree.
     """
     if named := os.environ.get("EXPERTUNE_STUDIES"):
         return Path(named)

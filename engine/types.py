@@ -12,7 +12,7 @@ EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
 KvBits = Literal[16, 8, 4]
 KvPlacementName = Literal["device", "host"]
-# open choices: what is registered in engine.config.choices under this kind
+# open choices: the names registered in engine.config.choices under this kind
 EvictionName = Annotated[str, "eviction"]
 PredictorName = Annotated[str, "predictor"]
 AllocationName = Literal["uniform", "shallow_first", "by_misses", "by_profile"]
@@ -50,7 +50,8 @@ _PREFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class ExpertId(NamedTuple):
-    """One expert: its layer among the MoE layers (not among all layers) and its number there."""
+    """One expert: the index of its layer among the MoE layers (not all layers), and its own
+    index."""
 
     layer: int
     expert: int
@@ -77,13 +78,13 @@ def parse_size_bytes(text: str | int) -> int:
 
 
 def format_at_least(size_bytes: int) -> str:
-    """Like format_bytes, rounded up: typed back as a budget it is enough."""
+    """Like format_bytes, but rounded up, so that the text is enough as a budget."""
     scale = max(1, 10 ** (len(str(size_bytes)) - 3))
     return format_bytes(-(-size_bytes // scale) * scale)
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Decimal units for people: 1.5 GB."""
+    """Format bytes in decimal units for people: 1.5 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size_bytes) >= scale:
             value = size_bytes / scale

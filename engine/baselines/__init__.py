@@ -1,1 +1,1 @@
-"""Baseline engines behind the worker's messages, on the same checkpoint and memory."""
+"""Baseline engines that speak the worker's protocol, on the same checkpoint and memory."""

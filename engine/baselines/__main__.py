@@ -1,4 +1,4 @@
-"""`python -m engine.baselines --fd N --baseline NAME`: a baseline that answers like a worker."""
+"""`python -m engine.baselines --fd N --baseline NAME`: a baseline engine as a worker process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ LLAMA_CPP_BASELINES = ("llama.cpp mmap", "llama.cpp resident")
 
 
 def main() -> int:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket")
     parser.add_argument("--baseline", required=True, choices=BASELINES)
     arguments = parser.parse_args()
     if (
         arguments.baseline not in LLAMA_CPP_BASELINES
-    ):  # its threads are tuned to spin between operations
+    ):  # llama.cpp's threads are tuned to spin between operations
         for name, value in NATIVE_SETTINGS.items():
             os.environ.setdefault(name, value)
 

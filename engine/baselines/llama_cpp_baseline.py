@@ -1,8 +1,7 @@
-"""llama.cpp as a baseline, through the xllamacpp wheel: mapped from disk under a budget, or
-resident.
+"""llama.cpp as a baseline, through the xllamacpp wheel: memory-mapped under a budget, or resident.
 
-Both run a GGUF of the same checkpoint with 4-bit experts, on all cores, one sequence at a time. The
-continuation is forced by a grammar of token ids, so that it decodes the same tokens as other rows.
+Both run a GGUF file of the same checkpoint with 4-bit experts, on all cores, one sequence at a
+time. A grammar of token ids forces the continuation, so that all baselines decode the same tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Emit = Callable[[dict[str, Any]], None]
 class LlamaCppBaseline:
     """Implements the worker's open, configure, measure and close.
 
-    cache_folder: where GGUF files are kept; emit: sends an event of the running request.
+    cache_folder: where GGUF files are kept; emit: sends an event of the current request.
     """
 
     def __init__(self, name: BaselineName, cache_folder: Path, emit: Emit) -> None:
@@ -69,7 +68,8 @@ class LlamaCppBaseline:
         raise UsageError(f"the baseline '{self._name}' cannot {operation}")
 
     def _open(self, model: str, revision: str | None, *, trust_remote_code: bool) -> dict[str, Any]:
-        """Convert where needed, then read the baseline: imports, tokenizer, a first product."""
+        """Convert if needed, then read the runtime's baseline memory: imports, tokenizer, a
+        first product."""
         try:
             import xllamacpp  # noqa: F401
         except ImportError:
@@ -86,14 +86,14 @@ class LlamaCppBaseline:
         )
         torch.set_num_threads(
             int(NATIVE_SETTINGS["OMP_NUM_THREADS"])
-        )  # the sentinel's, as elsewhere
+        )  # the sentinel's threads, as in other engines
         measure_sentinel(self._sentinel_file)
         process_memory.trim()
         self._runtime_bytes = process_memory.resident_bytes()
         return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "baseline": self._name}
 
     def _configure(self, config: EngineConfig) -> dict[str, Any]:
-        """Load: mapped and bounded by the budget, or read whole and not bounded."""
+        """Load the model: memory-mapped within the budget, or fully resident and unbounded."""
         if self._server is None:
             if self._mapped:
                 if not config.budget.vram_bytes:
@@ -154,7 +154,8 @@ class LlamaCppBaseline:
         return report.to_json()
 
     def _sequence(self, sequence: Sequenced, output_tokens: int) -> SequenceTiming:
-        """Times of one request; later tokens by llama.cpp's own clock, the first by the rest."""
+        """Times of one request: later tokens by llama.cpp's own clock, the first token by the
+        remainder."""
         forced = sequence.forced[:output_tokens]
         self._forced &= len(forced) == output_tokens
         request: dict[str, Any] = {
@@ -186,6 +187,6 @@ class LlamaCppBaseline:
 
 
 def _forcing_grammar(tokens: tuple[int, ...]) -> str:
-    """GBNF of these token ids, then of any but 0: a grammar that ends would stop decoding."""
+    """GBNF grammar of these token ids, then any token but 0: if it ended, decoding would stop."""
     fixed = " ".join(f"<[{token}]>" for token in tokens)
     return f"root ::= {fixed} any*\nany ::= !<[0]>"

@@ -1,4 +1,4 @@
-"""A baseline's repeats of a workload, sequence by sequence, as the report that a worker would give.
+"""Measures a baseline's repeats of a workload, sequence by sequence, and reports as a worker does.
 
 In: how to run one sequence. Out: a Report. It must not know which engine runs.
 """
@@ -23,7 +23,7 @@ _UNITS = {"output_tps": "tokens/s", "decode_tps": "tokens/s", "prefill_tps": "to
 
 @dataclass(frozen=True)
 class SequenceTiming:
-    """Seconds from the request to the first token, and for all later ones."""
+    """Seconds from the request to the first token, and for all later tokens."""
 
     first_s: float
     later_s: float
@@ -34,10 +34,10 @@ RunSequence = Callable[[Sequenced, int], SequenceTiming]
 
 @dataclass(frozen=True)
 class BaselineMeasurement:
-    """What a baseline hands over to be measured.
+    """A loaded baseline, ready to be measured.
 
-    run: one sequence to its output tokens; sentinel_file: what the fixed read reads;
-    runtime_bytes: the process's baseline; bound: how its memory is bounded.
+    run: runs one sequence up to its output tokens; sentinel_file: the file that the sentinel's
+    fixed read uses; runtime_bytes: the process's baseline; bound: how its memory is bounded.
     """
 
     run: RunSequence
@@ -47,7 +47,8 @@ class BaselineMeasurement:
     bound: str
 
     def report(self, arguments: dict[str, Any], environment: dict[str, Any]) -> Report:
-        """Answer `measure`: warm up on another text, then the repeats numbered from `seed`."""
+        """Answer `measure`: warm up on a different text, then run the repeats, numbered from
+        `seed`."""
         workload = Workload.from_json(arguments["workload"])
         first = int(arguments.get("seed", 0))
         sequences = tokenize(workload, self.tokenizer)

@@ -1,9 +1,9 @@
-"""Bounding a baseline's memory from outside: a memory cgroup of its own, page cache included.
+"""Bounds a baseline's memory from outside: a separate memory cgroup, page cache included.
 
-What a process held before it moved stays charged to the group that it came from, so a limit in the
-new group counts only what comes later: a budget beyond a baseline. Works with cgroup v1 and v2, as
-a child of the process's own group; where that cannot be written the baseline runs unbounded and its
-row says so.
+Memory that a process held before it moved stays charged to its former group, so a limit in the new
+group counts only later memory: a budget on top of a baseline. Works with cgroup v1 and v2, as a
+child of the process's own group; if that cannot be written, the baseline runs unbounded and its row
+says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PREFIX = "expertune-baseline-"
 
 @contextlib.contextmanager
 def bounded_memory(further_bytes: int) -> Iterator[str]:
-    """Let this process take at most further_bytes from now on. Yields how memory is bounded."""
+    """Limit this process to further_bytes of new memory. Yields how memory is bounded."""
     found = _own_group()
     if found is None:
         yield "not bounded: no memory cgroup"
@@ -50,7 +50,7 @@ def _leave(group: Path, parent: Path) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Groups of baselines that were killed, so could not remove them."""
+    """Remove groups of killed baselines, which could not remove them themselves."""
     for group in parent.glob(f"{_PREFIX}*"):
         if not Path("/proc", group.name.removeprefix(_PREFIX)).exists():
             with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _own_group() -> tuple[Path, str, str] | None:
-    """This process's group, and the files there that hold the limit and what is charged."""
+    """This process's group, and the names of its files for the limit and for the charged memory."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory" and _V1.is_dir():
@@ -73,12 +73,12 @@ def _own_group() -> tuple[Path, str, str] | None:
 
 
 def drop_page_cache(folder: Path) -> None:
-    """Forget cached pages of a folder's files: pages that others cached are free to a group."""
+    """Drop a folder's files from the page cache: others' cached pages would be free to a group."""
     for file in folder.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
             try:
-                os.fsync(descriptor)  # pages that wait to be written cannot be dropped
+                os.fsync(descriptor)  # dirty pages cannot be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)

@@ -60,7 +60,7 @@ class TransformersBaseline:
         return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "baseline": self._name}
 
     def _configure(self, config: EngineConfig) -> dict[str, Any]:
-        """Load under the config's budget (accelerate disk) or whole (resident)."""
+        """Load under the config's budget (accelerate disk) or fully (resident)."""
         if self._model is not None:
             return {"config": config.to_dict(), "memory": {"bound": self._bound}}
         options: dict[str, Any] = {"dtype": torch.bfloat16}
@@ -91,7 +91,7 @@ class TransformersBaseline:
         return {"config": config.to_dict(), "memory": {"bound": self._bound}}
 
     def _resident_bytes(self) -> int:
-        """What accelerate may keep loaded: the budget less room for the layer it streams in."""
+        """Bytes that accelerate may keep loaded: the budget less the layer that it streams in."""
         checkpoint = Checkpoint(self._folder)
         layers = int(checkpoint.config.get("num_hidden_layers", 1))
         total = sum(entry.size_bytes for entry in checkpoint.tensors.values())

@@ -1,7 +1,7 @@
-"""The registries: every predictor, eviction and kernel by name, with the place of its factory.
+"""The registries: every predictor, eviction and kernel by name, with the path of its factory.
 
-Adding one is a file and a line here. Factories are named, not imported, so that the tuner knows
-what can be chosen without loading policies or torch.
+A new one needs a file and a line here. Factories are named, not imported, so that the tuner knows
+the choices without loading policies or torch.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ KERNELS: dict[str, str] = {
     "triton_int4": "engine.experts.kernels.triton_int4:TritonInt4",
     "torch_int8": "engine.experts.kernels.torch_packed:TorchInt8",
 }
-"""Classes of packed kernels (engine.experts.kernels.base.Kernel), the preferred first."""
+"""Classes of packed kernels (engine.experts.kernels.base.Kernel), in order of preference."""
 
 KERNEL_WORDS = ("auto", "dequantize")
 
 
 class Registered(Mapping[str, Any]):
-    """One of the tables above as `name -> factory`; a factory is imported when it is asked for."""
+    """One of the tables above as `name -> factory`; a factory is imported on first use."""
 
     def __init__(self, table: Mapping[str, str]) -> None:
         self._table = table
@@ -64,8 +64,8 @@ class Registered(Mapping[str, Any]):
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:
-    """What a setting of this type may be: a Literal's values, or what is registered under the kind
-    that an Annotated name carries; () for a type that is no choice."""
+    """The allowed values of a setting of this type: a Literal's values, or the names registered
+    under the kind in an Annotated type; () for a type without choices."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     if get_origin(hint) is not Annotated:

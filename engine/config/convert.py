@@ -1,4 +1,4 @@
-"""Values as people write them, converted to a setting's type or refused with what is allowed."""
+"""Converts text values to a setting's type; an error lists the allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far each setting can change what a run computes, and which of them a quality depends on.
+"""How much each setting can change what a run computes, and which settings affect quality.
 
 In: a config. Out: its lossy settings by path. Pure: no torch, no clock, no machine access.
 """
@@ -38,13 +38,13 @@ SENSITIVITY: dict[str, SensitivityClass] = {
 
 
 ON_MISS: tuple[PrecisionName, ...] = ("popularity_mass", "gate_threshold")
-"""Schemes whose outputs depend on what happens to be resident."""
+"""Schemes whose outputs depend on which experts happen to be resident."""
 
 _MISS_PATHS = ("cache.", "prefetch.", "transfer.", "batch.")
 
 
 def sensitivity(path: str) -> SensitivityClass:
-    """How far a setting can change outputs (the longest matching prefix decides)."""
+    """How much a setting can change outputs (the longest matching prefix decides)."""
     matches = [prefix for prefix in SENSITIVITY if path.startswith(prefix)]
     return SENSITIVITY[max(matches, key=len)]
 
@@ -52,10 +52,10 @@ def sensitivity(path: str) -> SensitivityClass:
 def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     """Every setting that can change what this config computes beyond rounding, by path.
 
-    Where precision is decided on a miss, everything that decides what is a miss belongs to it.
-    Where kv.bits is below 16 or kv.keep_fraction below 1, prefill.chunk_tokens does: tokens of a
-    chunk see each other as they are. Settings that have no effect under the config's scheme are
-    left out.
+    If precision is decided on a miss, this includes every setting that decides what is a miss. If
+    kv.bits is below 16 or kv.keep_fraction below 1, it includes prefill.chunk_tokens: tokens of one
+    chunk see each other's unquantized, unmerged keys and values. Settings without effect under the
+    config's scheme are left out.
     """
     on_miss = config.precision.scheme in ON_MISS
     found = {

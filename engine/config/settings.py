@@ -1,8 +1,8 @@
 """The engine's configuration: frozen, composed, addressed by paths such as `cache.expert_bytes`.
 
-In: nested dicts or `path -> value` overlays. Out: EngineConfig, then by `resolve` a ResolvedConfig
-whose every automatic choice is made, with the memory it needs. Unknown keys are errors that name
-the nearest valid one. Pure: no torch, no clock, no machine access.
+In: nested dicts or `path -> value` overlays. Out: EngineConfig; `resolve` turns it into a
+ResolvedConfig with every automatic choice made and the memory it needs. Unknown keys are errors
+that name the nearest valid one. Pure: no torch, no clock, no machine access.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class PrefetchConfig:
-    """Which experts are fetched before the router asks for them."""
+    """Which experts are fetched before the router selects them."""
 
     predictor: PredictorName = "none"
     depth: int = 0
@@ -67,7 +67,7 @@ class PrefetchConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """How records move."""
+    """How records are transferred."""
 
     queue: QueueName = "two_priority"
     chunk_bytes: int = 1 << 20
@@ -76,16 +76,18 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """How many bits an expert gets. `precision.bits: prequantized` keeps a quantized checkpoint's
-    own codes: it sets prequantized, and resolving sets bits to theirs (16 where the
-    checkpoint is not quantized). non_expert_bits: of the linear layers that are not experts.
-    low_bits (0: none), low_bits_threshold, skip_threshold and low_mass are for the schemes that
-    load some experts coarser; what such a run computes then depends on its cache.
+    """Precision of each expert.
+
+    bits: `prequantized` keeps a pre-quantized checkpoint's own codes: it sets prequantized, and
+    resolving sets bits to theirs (16 if the checkpoint is not quantized). non_expert_bits: of the
+    linear layers that are not experts. low_bits (0: none), low_bits_threshold, skip_threshold and
+    low_mass belong to the schemes that load some experts at lower precision; what such a run
+    computes then depends on its cache.
 
     options.table: bits of each expert for the by_* schemes, or options.average_bits (and
-    options.trace) to make one from. options.optimize: what chooses the scales and zeros of 4, 3 and
-    2 bits; weighted_squares (the default) or none, round to nearest. options.decode_miss_bits: for
-    popularity_mass.
+    options.trace) to make one from. options.optimize: how the scales and zeros of 4, 3 and 2 bits
+    are chosen; weighted_squares (the default) or none, round to nearest. options.decode_miss_bits:
+    for popularity_mass.
     """
 
     bits: Bits = 16
@@ -103,7 +105,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Micro-batches that share each load, sequences in each, and the order of experts."""
+    """Micro-batches that share each load, sequences per micro-batch, and the order of experts."""
 
     count: int = 1
     size: int = 1
@@ -112,43 +114,43 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Who chooses micro-batches and depth."""
+    """Which plan chooses micro-batches and prefetch depth."""
 
     name: PlanName = "fixed"
 
 
 @dataclass(frozen=True)
 class PrefillConfig:
-    """How a prompt is cut."""
+    """How a prompt is split into chunks."""
 
     chunk_tokens: int = 256
 
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where experts are computed: on the host those of at most host_tokens tokens (host_below), or
-    the fraction host_fraction of the misses (host_split). embeddings: where their table lies. Both
-    are without effect where the device is the CPU."""
+    """Where experts are computed. On the host: those of at most host_tokens tokens (host_below), or
+    the fraction host_fraction of the misses (host_split). embeddings: where the embedding table
+    lies. Both have no effect if the device is the CPU."""
 
     name: PlacementName = "device"
     host_tokens: int = 1
-    host_fraction: float | str = "auto"  # auto: by the rates measured while both run
+    host_fraction: float | str = "auto"  # auto: from the rates measured while both run
     embeddings: EmbeddingsName = "device"
 
 
 @dataclass(frozen=True)
 class HostConfig:
-    """The host tier between disk and device (0: none; on the CPU device it has no effect)."""
+    """The host tier between disk and device (0: none; no effect on the CPU device)."""
 
     bytes: int = 0
 
 
 @dataclass(frozen=True)
 class KvConfig:
-    """Keys and values: room in tokens of one sequence, bits of all but the newest tokens, the
-    fraction of the positions that a layer keeps, and where they lie between two uses (host: without
-    effect where the device is host memory). elastic: while serving, room that no sequence has been
-    promised holds experts."""
+    """Keys and values: capacity in tokens of one sequence, bits of all but the newest tokens,
+    the fraction of positions that a layer keeps, and where they lie between two uses (host: no
+    effect if the device is host memory). elastic: while serving, unreserved KV memory holds
+    experts."""
 
     max_tokens: int = 1024
     bits: KvBits = 16
@@ -159,10 +161,11 @@ class KvConfig:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """What a server does beside the engine. prefix_cache_tokens: room, in tokens of keys and
-    values, for what prompts begin with alike (0: every prompt is read whole);
-    response_cache_entries: how many deterministic answers are kept on the disk and given again (0:
-    none)."""
+    """Caches of a server beside the engine.
+
+    prefix_cache_tokens: capacity of the prefix cache in tokens of keys and values (0: none);
+    response_cache_entries: how many deterministic answers are kept on disk and reused (0: none).
+    """
 
     prefix_cache_tokens: int = 0
     response_cache_entries: int = 0
@@ -178,8 +181,8 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which kernels multiply: auto takes torch's int4/int8 where shapes allow and they win, up to
-    crossover_tokens tokens of an expert; 0: as `tune profile` measured on this machine."""
+    """Which kernels multiply. auto: torch's int4/int8 kernels if shapes allow and they are faster,
+    up to crossover_tokens tokens of an expert; 0: as `tune profile` measured on this machine."""
 
     name: KernelName = "auto"
     crossover_tokens: int = 0
@@ -230,10 +233,10 @@ class EngineConfig:
     budget: BudgetConfig = BudgetConfig()
 
     def overlay(self, values: Mapping[str, Any]) -> EngineConfig:
-        """A copy with `path -> value` laid over it.
+        """A copy with the `path -> value` pairs applied.
 
         Text is converted to the field's type (`"4"` for bits, `"2MB"` for bytes). Raises
-        ConfigError naming the nearest path, or the allowed values.
+        ConfigError that names the nearest path, or the allowed values.
         """
         sections: dict[str, dict[str, Any]] = {}
         for path, value in _without_prequantized_word(values).items():
@@ -260,11 +263,11 @@ class EngineConfig:
         return config
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain dict, complete."""
+        """The complete config as a nested plain dict."""
         return dataclasses.asdict(self)
 
     def flat(self) -> dict[str, Any]:
-        """`path -> value`, complete."""
+        """The complete config as `path -> value`."""
         return {
             f"{section}.{name}": value
             for section, values in self.to_dict().items()
@@ -273,7 +276,7 @@ class EngineConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineConfig:
-        """Read a nested dict strictly."""
+        """Read a nested dict; unknown keys raise ConfigError."""
         flat: dict[str, Any] = {}
         for section, values in data.items():
             if not isinstance(values, Mapping):
@@ -295,8 +298,8 @@ def base_config(
     ram_bytes: int = 0,
     disk_bytes: int = 0,
 ) -> EngineConfig:
-    """The defaults under budgets, on a device. capacity: tokens of one sequence (kv.max_tokens),
-    None for the default."""
+    """The default config with these budgets on this device. capacity: tokens of one sequence
+    (kv.max_tokens), None for the default."""
     values: dict[str, Any] = {
         "device.name": device,
         "budget.vram_bytes": vram_bytes,
@@ -309,16 +312,16 @@ def base_config(
 
 
 def config_paths() -> tuple[str, ...]:
-    """Every valid path, sorted as declared."""
+    """Every valid path, in order of declaration."""
     return tuple(EngineConfig().flat())
 
 
 OPTIMIZE = "optimize"
-"""The option of precision that decides bytes of records, whatever the scheme."""
+"""The precision option that affects record bytes under every scheme."""
 
 
 def optimize_name(config: EngineConfig) -> OptimizeName:
-    """What chooses scales and zeros under this config. Raises ConfigError."""
+    """How scales and zeros are chosen under this config. Raises ConfigError."""
     allowed: tuple[OptimizeName, ...] = get_args(OptimizeName)
     wanted = config.precision.options.get(OPTIMIZE, allowed[0])
     for name in allowed:
@@ -330,8 +333,8 @@ def optimize_name(config: EngineConfig) -> OptimizeName:
 
 
 def _without_prequantized_word(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`precision.bits` as a number, with `precision.prequantized` beside it where bits are
-    given."""
+    """Replaces the word `prequantized` in precision.bits by a number and sets
+    precision.prequantized, if bits are given."""
     plain = dict(values)
     if "precision.bits" in plain:
         prequantized = plain["precision.bits"] == "prequantized"

@@ -1,1 +1,1 @@
-"""What tuner and engine exchange: messages, requests, reports; values only."""
+"""Messages, requests and reports between tuner and engine; values only."""

@@ -1,38 +1,45 @@
-"""What the tuner and an engine worker say to each other: JSON lines over an inherited socket.
+"""The protocol between the tuner and an engine worker: JSON lines over an inherited socket.
 
 Tuner to worker: {"schema": 1, "id": n, "op": NAME, ...arguments}
 Worker to tuner, in any order:
   {"schema": 1, "event": "heartbeat", "rss_bytes": n}                    once a second
   {"schema": 1, "id": n, "event": "progress", "stage": s, "done": x, "total": y, ...}
   {"schema": 1, "id": n, "event": "token", "text": s}                    generate only
-  {"schema": 1, "id": n, "event": "ready", "host": s, "port": n}         serve: requests are taken
-  {"schema": 1, "id": n, "event": "telemetry", ...}                      serve: a window of time
+  {"schema": 1, "id": n, "event": "ready", "host": s, "port": n}         serve: accepts requests
+  {"schema": 1, "id": n, "event": "telemetry", ...}                      serve: a time window
   {"schema": 1, "id": n, "ok": true, "result": {...}}                    the answer
   {"schema": 1, "id": n, "ok": false, "error": {"class": FailureClass, "type": NAME,
        "message": s, "exit_code": n, "smallest_bytes": n | null}}        the answer, failed
 
-One request is answered before the next is read. The worker ends when the socket closes (its
-parent died) or on `close`. Values only; the engine behind it is imported by engine.worker.
+The worker answers one request before it reads the next. It ends when the socket closes (its parent
+died) or on `close`. This module holds values only; engine.worker imports the engine.
 
-| op | arguments | result | | --- | --- | --- | | describe | model, device, trust_remote_code,
-revision | facts (ModelFacts), device | | open | model, device, trust_remote_code, revision | facts
-(ModelFacts), hardware, runtime_bytes | | configure | config (nested, `auto` and percentages
-allowed) | config (resolved), memory (MemoryPlan) | | measure | workload (Workload), repeats,
-warm_up, seed | Report | | evaluate | tasks (names or YAML paths), reference, the fields of
-TaskOptions | QualityReport | | unknown_tasks | tasks (names or YAML paths) | names: those that
-lm-eval does not know | | discard_journal | (none) | (empty) | | generate | prompt, chat,
-max_tokens, temperature, top_p, seed | text, tokens, metrics | | pack | bits, group_size | path,
-bytes, records | | profile | (none) | MachineProfile | | divergence | text, tokens, reference |
-kld_mean, top1_agreement, tokens | | trace | path, workload, repeats, seed, gate_inputs | path,
-bytes, passes, tokens | | calibrate | config, workload, bits | ModelTimings | | serve | name, host,
-port, queue, telemetry_s, drain_s | totals, after SIGTERM and draining | | parity | tokens |
-parity_max_abs_diff, parity_max_abs_logit | | close | (none) | (empty) |
+Operations, as `op: arguments -> result`:
+  describe: model, device, trust_remote_code, revision -> facts (ModelFacts), device
+  open: model, device, trust_remote_code, revision -> facts (ModelFacts), hardware, runtime_bytes
+  configure: config (nested, `auto` and percentages allowed)
+      -> config (resolved), memory (MemoryPlan)
+  measure: workload (Workload), repeats, warm_up, seed -> Report
+  evaluate: tasks (names or YAML paths), reference, the fields of TaskOptions -> QualityReport
+  unknown_tasks: tasks (names or YAML paths) -> names: those that lm-eval does not know
+  discard_journal: (none) -> (empty)
+  generate: prompt, chat, max_tokens, temperature, top_p, seed -> text, tokens, metrics
+  pack: bits, group_size -> path, bytes, records
+  profile: (none) -> MachineProfile
+  divergence: text, tokens, reference -> kld_mean, top1_agreement, tokens
+  trace: path, workload, repeats, seed, gate_inputs -> path, bytes, passes, tokens
+  calibrate: config, workload, bits -> ModelTimings
+  sensitivities: config, workload, bits, tokens -> path, layers, tokens
+  serve: name, host, port, queue, telemetry_s, drain_s -> totals, after SIGTERM and draining
+  parity: tokens -> parity_max_abs_diff, parity_max_abs_logit
+  close: (none) -> (empty)
 
-`python -m engine.serve` knows open, configure, measure, serve and close, the worker all but serve.
+`python -m engine.serve` supports open, configure, measure, serve and close, the worker all but
+serve.
 `describe` reads a hub id's description and headers, `open` fetches its weights too.
-`revision` of both, for a hub id: left out, the latest.
+`revision` of both, for a hub id: if left out, the latest.
 `reference` of evaluate: keep the logits as the 16-bit reference for later divergences.
-`discard_journal`: the last evaluation is stored, so what would let it go on is dropped.
+`discard_journal`: the last evaluation is stored, so its resume journal is dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +50,7 @@ from typing import Any, Literal, get_args
 from engine.errors import ProtocolError
 
 SCHEMA = 1
-# Other engines behind the same messages: `python -m engine.baselines --baseline NAME`.
+# Baseline engines that speak the same protocol: `python -m engine.baselines --baseline NAME`.
 BaselineName = Literal[
     "transformers resident", "accelerate disk", "llama.cpp mmap", "llama.cpp resident"
 ]
@@ -51,12 +58,12 @@ BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One line, with the schema number."""
+    """Encode a message as one line, with the schema number."""
     return (json.dumps({"schema": SCHEMA, **message}) + "\n").encode()
 
 
 def decode(line: bytes | str) -> dict[str, Any]:
-    """Read one line; ProtocolError if it is not a message of this schema."""
+    """Decode one line. Raises ProtocolError if it is not a message of this schema."""
     try:
         message = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the engine reports: metrics with intervals, samples, memory. JSON and back."""
+"""What the engine reports: metrics with intervals, samples, memory. Converts to JSON and back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured figure.
+    """One measured metric.
 
-    value: mean (or percentile); low, high: 95 % confidence bounds (equal to value when n = 1);
-    n: how many repeats or events stand behind it; estimate: n is too small for this percentile.
+    value: mean (or percentile); low, high: 95 % confidence bounds (equal to value when n = 1); n:
+    number of repeats or events; estimate: n is too small for this percentile.
     """
 
     value: float
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sentinel:
-    """A fixed kernel and a fixed read timed beside a measurement, so that days can be compared."""
+    """Times of a fixed kernel and a fixed read beside a measurement, to compare different days."""
 
     compute_ms: float
     read_ms: float
@@ -45,7 +45,7 @@ class MemoryReading:
     """Bytes on the device.
 
     arena_bytes: expert slots; non_expert_bytes: weights that are always resident; kv_bytes: KV;
-    peak_bytes: what the engine itself accounts for at its highest; external_peak_bytes: what an
+    peak_bytes: the highest total that the engine itself accounts for; external_peak_bytes: what an
     outside reading saw beyond runtime_bytes (on the CPU: VmHWM since configure minus the baseline);
     runtime_bytes: the baseline, taken after imports and one tiny forward.
     """
@@ -62,11 +62,11 @@ class MemoryReading:
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """What measured passes asked of each layer's experts, in counts; warm-ups are left out.
+    """How measured passes used each layer's experts, in counts; warm-ups are left out.
 
-    activations: [layer][expert], how many tokens chose it, prompts and decoding together; hits,
-    misses: look-ups of each layer while decoding; predicted: experts named to each layer ahead of
-    its router; predicted_demanded: those of them that it then chose.
+    activations: [layer][expert], tokens routed to it in prefill and decoding together; hits,
+    misses: look-ups of each layer while decoding; predicted: experts predicted for each layer
+    before its router ran; predicted_demanded: those of them that the router then selected.
     """
 
     activations: tuple[tuple[int, ...], ...]
@@ -76,7 +76,7 @@ class ExpertUse:
     predicted_demanded: tuple[int, ...]
 
     def plus(self, other: ExpertUse) -> ExpertUse:
-        """Both measurements of one model together."""
+        """The sum of two measurements of one model."""
         rows = zip(self.activations, other.activations, strict=True)
         return ExpertUse(
             tuple(_sums(own, theirs) for own, theirs in rows),
@@ -127,10 +127,10 @@ class Report:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One lm-eval metric: value, standard error (None where lm-eval has none), items.
+    """One lm-eval metric: value, standard error (None if lm-eval has none), items.
 
-    metric: as lm-eval names it, with its filter where that is not `none`; chance: what guessing
-    gives, None where a task has no choices; higher_is_better: None where lm-eval does not say.
+    metric: as lm-eval names it, with its filter unless that is `none`; chance: the value of random
+    guessing, None if a task has no choices; higher_is_better: None if lm-eval does not say.
     """
 
     task: str
@@ -144,7 +144,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TaskItems:
-    """One metric of each item of a task, by the item's number in the task's data."""
+    """One metric of each item of a task, by the item's index in the task's data."""
 
     task: str
     metric: str
@@ -154,13 +154,12 @@ class TaskItems:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What lm-eval said of one configuration.
+    """lm-eval's results for one configuration.
 
-    bits_per_byte: the mean over the rolling-likelihood task, or None when none was asked for.
-    kld_mean, top1_agreement: nats a token and fraction of equal best tokens against the 16-bit
-    model in decode mode; prefill_*: the same in prefill mode. None where not measured. items: what
-    stands behind the task results, empty where the report comes from a store, which keeps them
-    apart.
+    bits_per_byte: the mean over the rolling-likelihood task, None if none was requested. kld_mean,
+    top1_agreement: nats per token and fraction of equal best tokens against the 16-bit model in
+    decode mode; prefill_*: the same in prefill mode. None if not measured. items: the values behind
+    the task results, empty if the report comes from a store, which keeps them separately.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -174,7 +173,7 @@ class QualityReport:
     items: tuple[TaskItems, ...] = ()
 
     def to_json(self, with_items: bool = True) -> dict[str, Any]:
-        """A JSON-ready dict; without items where only the figures are wanted."""
+        """A JSON-ready dict; with_items=False leaves out the per-item values."""
         data = asdict(self)
         if not with_items:
             del data["items"]

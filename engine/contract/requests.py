@@ -1,4 +1,4 @@
-"""What a measurement and an evaluation are asked to run: Workload and TaskOptions."""
+"""The inputs of a measurement and of an evaluation: Workload and TaskOptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Workload:
     """Real text to run: see studies/workloads/.
 
     prompts: raw texts or (chat) user messages; continuations: the texts that follow them, for
-    teacher forcing (empty: seeded sampling). sequences: how many are run in one repeat.
+    teacher forcing (empty: seeded sampling). sequences: number of sequences in one repeat.
     """
 
     name: str
@@ -43,8 +43,9 @@ class TaskOptions:
     """How lm-eval runs its tasks; the names are lm-eval's own.
 
     limit: items of each task, None: all; num_fewshot: examples before each item, None: as the task
-    says (one that says 0 stays at 0); apply_chat_template: the model's own; fewshot_as_multiturn:
-    with a template, each example is a turn. seed: also of which examples are chosen.
+    says (a task that says 0 stays at 0); apply_chat_template: use the model's own;
+    fewshot_as_multiturn: with a template, each example is a turn. seed: also selects the few-shot
+    examples.
     """
 
     limit: int | None = None

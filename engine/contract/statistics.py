@@ -1,8 +1,8 @@
 """Means with 95 % intervals, for engine and tuner alike.
 
-Figures that are positive by nature (speeds, times, ratios) scatter by factors, so their intervals
-are taken on the logarithm: a bound is never negative. Student's t comes from scipy, which is
-imported on first use: it takes a third of a second.
+Quantities that are always positive (speeds, times, ratios) scatter by factors, so their intervals
+are computed on the logarithm: a bound is never negative. Student's t comes from scipy, which is
+imported on first use because that takes a third of a second.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ CONFIDENCE = 0.95
 
 @functools.cache
 def quantile(degrees: float) -> float:
-    """Student's t of a two-sided 95 % interval."""
+    """The quantile of Student's t for a two-sided 95 % interval."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
 def mean_metric(values: Sequence[float], unit: str, *, signed: bool = False) -> Metric:
-    """The mean with its interval; one value has none, so low = high = value.
+    """The mean with its interval; for a single value low = high = value.
 
-    signed: the figure may be negative by nature (a difference), so it scatters by addition.
+    signed: the quantity may be negative (a difference), so its scatter is additive.
     """
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -41,8 +41,8 @@ def mean_metric(values: Sequence[float], unit: str, *, signed: bool = False) -> 
 
 
 def relative_half_width(values: Sequence[float]) -> float:
-    """Half of the interval over the mean (of positive values: half of the logarithm's interval);
-    infinite for a single value or a mean of zero."""
+    """Half of the interval over the mean (for positive values: half of the logarithm's
+    interval); infinite for a single value or a mean of zero."""
     mean = statistics.fmean(values)
     if len(values) < 2 or mean == 0:
         return math.inf

@@ -1,7 +1,7 @@
 """Any accelerator that torch knows (cuda, xpu, an out-of-tree type), through torch.accelerator.
 
 Copies run on their own stream from pinned staging buffers; events order them against compute, so
-the host blocks only where it reuses a staging buffer.
+the host blocks only when it reuses a staging buffer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.types import format_bytes
 class AcceleratorDevice:
     """Implements Device for torch.device types with streams and events.
 
-    name: such as `cuda:0` or `xpu`. Raises UsageError when torch has no such device here.
+    name: such as `cuda:0` or `xpu`. Raises UsageError if torch has no such device here.
     """
 
     is_host_memory = False
@@ -55,19 +55,19 @@ class AcceleratorDevice:
         return arena
 
     def release_arena(self, arena: torch.Tensor) -> None:
-        """Wait until nothing uses it; compact() gives it back."""
+        """Wait until nothing uses the arena; compact() frees its memory."""
         self.synchronize()
 
     def give_back(self, part: torch.Tensor) -> None:
-        """Not possible: configs that would ask for it are refused (kv.elastic)."""
+        """Not supported: configs that would need it are refused (kv.elastic)."""
         raise AssertionError("an accelerator's arena stays whole")
 
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
-        """The host cannot write into it."""
+        """None: the host cannot write into device memory."""
         return None
 
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
-        """Pinned host memory, page-aligned; pageable where pinning fails (WSL limits it)."""
+        """Pinned host memory, page-aligned; pageable if pinning fails (WSL limits it)."""
         try:
             pinned = torch.empty(size_bytes + 4096, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:
@@ -76,7 +76,7 @@ class AcceleratorDevice:
         return pinned[start : start + size_bytes]
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
-        """Queue on the copy stream behind `after`."""
+        """Queue the copy on the copy stream after `after`."""
         stream = self._copy_stream()
         with stream:
             if after is not None:
@@ -85,7 +85,7 @@ class AcceleratorDevice:
         return stream.record_event()
 
     def _copy_stream(self) -> torch.Stream:
-        """One a thread: a stream as context manager is not shared between threads."""
+        """One stream per thread: a stream as context manager is not shared between threads."""
         if not hasattr(self._local, "stream"):
             torch.accelerator.set_device_index(self.torch_device.index)
             self._local.stream = torch.Stream(self.torch_device)
@@ -97,7 +97,7 @@ class AcceleratorDevice:
         return torch.accelerator.current_stream(self.torch_device).record_event()
 
     def wait(self, event: Event) -> None:
-        """The compute stream waits for the event."""
+        """Make the compute stream wait for the event."""
         stream = torch.accelerator.current_stream(self.torch_device)
         stream.wait_event(event)  # type: ignore[arg-type]
 
@@ -110,10 +110,10 @@ class AcceleratorDevice:
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
     def peak_bytes(self) -> int:
-        """torch's reserved peak plus what the context takes beside it.
+        """torch's reserved peak plus the memory that the context takes.
 
-        The context is the device memory in use that torch has not reserved; on a device that
-        other programs use too it counts them, so it is an upper bound.
+        The context is the device memory in use that torch has not reserved; on a device that other
+        programs use too it includes theirs, so it is an upper bound.
         """
         reserved = torch.accelerator.memory_reserved(self.torch_device)
         peak = torch.accelerator.max_memory_reserved(self.torch_device)
@@ -123,12 +123,12 @@ class AcceleratorDevice:
         return int(peak + max(0, total - free - reserved))
 
     def peak_source(self) -> str:
-        """How peak_bytes is read."""
+        """How peak_bytes is measured."""
         has_total = hasattr(torch.accelerator, "get_memory_info")
         return "torch reserved peak + other memory in use" if has_total else "torch reserved peak"
 
     def compact(self) -> None:
-        """Empty torch's caches, the pinned one too where torch can."""
+        """Empty torch's caches, including the pinned one if torch can."""
         torch.accelerator.empty_cache()
         if hasattr(torch.accelerator, "empty_host_cache"):
             torch.accelerator.empty_host_cache()

@@ -1,6 +1,6 @@
-"""The CPU as device: slots in RAM under a budget, the disk as the slow tier. A real offloading run.
+"""The CPU as device: slots in RAM under a budget, the disk as slow tier. Real offloading.
 
-Copies are done when they return, so events are trivial; concurrency comes from I/O threads.
+Copies are complete when they return, so events are trivial; concurrency comes from I/O threads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class DoneEvent:
     """An event of a device that finishes work before it returns."""
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def query(self) -> bool:
-        """Always done."""
+        """Always True: the work is done."""
         return True
 
 
@@ -46,14 +46,14 @@ class CpuDevice:
             ) from None
 
     def release_arena(self, arena: torch.Tensor) -> None:
-        """The pages go when the last view of them dies."""
+        """Does nothing: the pages are freed with the last view of them."""
 
     def give_back(self, part: torch.Tensor) -> None:
-        """At once."""
+        """Return the pages to the system at once."""
         give_pages_back(part)
 
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
-        """The arena itself: the disk is read straight into slots."""
+        """The arena itself: the disk is read directly into slots."""
         return bytes_view(arena)
 
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
@@ -66,14 +66,14 @@ class CpuDevice:
         return DoneEvent()
 
     def record(self) -> Event:
-        """Compute has run when it returns."""
+        """An event that is already done: compute is synchronous."""
         return DoneEvent()
 
     def wait(self, event: Event) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def synchronize(self) -> None:
-        """Nothing is queued."""
+        """Does nothing: no work is queued."""
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""
@@ -84,7 +84,7 @@ class CpuDevice:
         return process_memory.peak_resident_bytes()
 
     def peak_source(self) -> str:
-        """VmHWM, reset at configure where the kernel allows it."""
+        """VmHWM, reset at configure if the kernel allows it."""
         return "VmHWM" if self._can_reset else "VmHWM (since the process started)"
 
     def compact(self) -> None:

@@ -1,8 +1,8 @@
-"""A device that is not here: RAM as its memory, a link of limited rate and latency into it.
+"""An emulated device: RAM as its memory, behind a link of limited rate and latency.
 
 The same engine runs on it with RAM as host tier. The CPU computes at its own speed; link and host
 memory are slowed by the profile's factor, so that their ratio to compute is the real machine's. Its
-figures are labelled emulated.
+measurements are labelled emulated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.facts.emulated_machine import PREFIX, EmulatedMachine
 
 
 class Link:
-    """One queue of transfers: each takes latency + bytes / rate, behind those before it.
+    """One queue of transfers: each takes latency + bytes / rate, after those before it.
 
     now, sleep: the clock.
     """
@@ -40,7 +40,7 @@ class Link:
         self._free_at = 0.0
 
     def carry(self, size_bytes: int, copy: Callable[[], object]) -> None:
-        """Run `copy` and return when the link would be done with size_bytes."""
+        """Run `copy` and return when the emulated link would have transferred size_bytes."""
         with self._lock:
             begin = max(self._now(), self._free_at)
             done_at = self._free_at = begin + self._latency + size_bytes / self._rate
@@ -68,14 +68,14 @@ class EmulatedDevice:
         return self._cpu.allocate_arena(size_bytes)
 
     def release_arena(self, arena: torch.Tensor) -> None:
-        """The pages go when the last view of them dies."""
+        """Does nothing: the pages are freed with the last view of them."""
 
     def give_back(self, part: torch.Tensor) -> None:
-        """At once."""
+        """Return the pages to the system at once."""
         self._cpu.give_back(part)
 
     def host_view(self, arena: torch.Tensor) -> memoryview | None:
-        """None: bytes come over the link only."""
+        """None: data arrives over the link only."""
         return None
 
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
@@ -83,19 +83,19 @@ class EmulatedDevice:
         return self._cpu.allocate_staging(size_bytes)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
-        """Over the link; done when it returns."""
+        """Copy over the link; complete when it returns."""
         self._link.carry(source.numel(), lambda: target.copy_(source))
         return DoneEvent()
 
     def record(self) -> Event:
-        """Compute has run when it returns."""
+        """An event that is already done: compute is synchronous."""
         return DoneEvent()
 
     def wait(self, event: Event) -> None:
-        """Nothing to wait for."""
+        """Does nothing: there is nothing to wait for."""
 
     def synchronize(self) -> None:
-        """Nothing is queued."""
+        """Does nothing: no work is queued."""
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""
@@ -106,7 +106,7 @@ class EmulatedDevice:
         return self._cpu.peak_bytes()
 
     def peak_source(self) -> str:
-        """How peak_bytes is read."""
+        """How peak_bytes is measured."""
         return f"{self._cpu.peak_source()} less the host tier, emulated"
 
     def compact(self) -> None:

@@ -15,26 +15,26 @@ _HUGE_BYTES = 2 << 20
 
 
 def allocate_pages(size_bytes: int) -> torch.Tensor:
-    """Fresh touched memory, [size_bytes] uint8; freed when the last view of it dies.
+    """Newly mapped, touched memory, [size_bytes] uint8; freed with the last view of it.
 
-    Raises MemoryError when the system refuses.
+    Raises MemoryError if the system refuses.
     """
     try:
         pages = mmap.mmap(-1, max(PAGE_BYTES, size_bytes), flags=mmap.MAP_PRIVATE)
     except OSError as error:
         raise MemoryError(f"cannot map {size_bytes} bytes: {error}") from None
     if size_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        # Direct reads pin their pages one by one: huge ones made decoding on demand 1.3x faster.
+        # Direct reads pin pages one by one: huge pages made on-demand decoding 1.3x faster.
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(pages, dtype=np.uint8, count=size_bytes)
-    array[::PAGE_BYTES] = 0  # the first touch is slow: not in a timed section
+    array[::PAGE_BYTES] = 0  # the first touch is slow: keep it out of timed sections
     return torch.from_numpy(array)
 
 
 def give_pages_back(part: torch.Tensor) -> None:
-    """The whole pages of contiguous host memory that allocate_pages gave; they read as zeros then
-    and take no memory until written."""
+    """Return the whole pages of contiguous memory from allocate_pages; until written they read
+    as zeros and take no memory."""
     first = -(-part.data_ptr() // PAGE_BYTES) * PAGE_BYTES
     end = (part.data_ptr() + part.numel()) // PAGE_BYTES * PAGE_BYTES
     if end > first and sys.platform == "linux":
@@ -43,5 +43,5 @@ def give_pages_back(part: torch.Tensor) -> None:
 
 
 def bytes_view(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous uint8 host tensor, writable."""
+    """A writable view of a contiguous uint8 host tensor's memory."""
     return memoryview(tensor.numpy())  # type: ignore[arg-type]

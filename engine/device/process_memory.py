@@ -1,4 +1,4 @@
-"""This process as the kernel sees it: its memory, and how exactly it sleeps (Linux)."""
+"""This process as the kernel sees it: its memory, and the precision of its sleeps (Linux)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def resident_bytes() -> int:
-    """Resident set size now."""
+    """Current resident set size."""
     return _read_status("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-    """Resident set size at its highest since the last reset_peak."""
+    """Highest resident set size since the last reset_peak."""
     return _read_status("VmHWM")
 
 
 def reset_peak() -> bool:
-    """Start a new peak reading; False where the kernel does not allow it."""
+    """Start a new peak reading; False if the kernel does not allow it."""
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -37,8 +37,8 @@ def trim() -> None:
 
 
 def sleep_exactly() -> None:
-    """Let sleeps of this thread and of those it starts end within microseconds of their time, where
-    the kernel allows it; usually it may add 50 us."""
+    """Make sleeps of this thread and of the threads it starts accurate to microseconds, if the
+    kernel allows it; the default slack is 50 us."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Opens devices by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.facts.emulated_machine import PREFIX, load_machine
 
 
 def open_device(name: str) -> Device:
-    """A device by name: `auto` (the accelerator where there is one, else the CPU), `cpu`,
+    """Open a device by name: `auto` (the accelerator if there is one, else the CPU), `cpu`,
     `emulated:<machine>` or a torch device name."""
     if name == "auto":
         current = torch.accelerator.current_accelerator()

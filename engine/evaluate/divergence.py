@@ -1,10 +1,10 @@
-"""How far a configuration's next-token distributions lie from the 16-bit model's.
+"""Divergence of a configuration's next-token distributions from the 16-bit model's.
 
 Measured twice on the same fixed text: in decode mode, one token at a time with the kernels that
-decoding uses, and in prefill mode, in chunks as prompts go. Where kv.keep_fraction is below 1 the
-first half of the text is the prompt of decode mode, and only what is decoded behind it counts. The
-16-bit model's log-probabilities of both are kept on disk, so that comparing holds one row, or one
-chunk, of each.
+decoding uses, and in prefill mode, in chunks as prompts are. If kv.keep_fraction is below 1 the
+first half of the text is the prompt of decode mode, and only the tokens decoded after it count. The
+16-bit model's log-probabilities of both modes are kept on disk, so that a comparison holds only one
+row, or one chunk, of each.
 
 Letters: T tokens of the text, S tokens of a piece, V vocabulary.
 """
@@ -32,14 +32,14 @@ _Read = Callable[[int, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Divergence:
-    """kld_mean: KL(reference || this), nats a token; top1_agreement: fraction of equal argmax."""
+    """kld_mean: KL(reference || this), nats per token; top1_agreement: fraction of equal argmax."""
 
     kld_mean: float
     top1_agreement: float
 
 
 def reference_path(engine: Engine, tokens: list[int], folder: Path, phase: Phase) -> Path:
-    """Where the reference of this model, text and mode lies."""
+    """The file that holds the reference of this model, text and mode."""
     key = short_digest(repr((engine.facts.fingerprint, tokens)), 24)
     suffix = "" if phase == "decode" else ".prefill"
     return folder / "references" / f"{key}{suffix}.npy"
@@ -48,9 +48,9 @@ def reference_path(engine: Engine, tokens: list[int], folder: Path, phase: Phase
 def diverge(
     engine: Engine, tokens: list[int], folder: Path, phase: Phase, *, reference: bool
 ) -> Divergence | None:
-    """Run the text on the present configuration and compare; None where no reference was kept.
+    """Run the text on the current configuration and compare; None if no reference was kept.
 
-    reference: this is what others are compared with.
+    reference: this run is the reference for later comparisons.
     """
     merging = phase == "decode" and not reference and engine.live.config.kv.keep_fraction != 1
     prompt = len(tokens) // 2 if merging else 0
@@ -62,13 +62,13 @@ def diverge(
 
 
 class Reader(Protocol):
-    """Takes a text's log-probabilities piece by piece."""
+    """Receives a text's log-probabilities piece by piece."""
 
     def read(self, start: int, rows: torch.Tensor) -> None:
-        """rows: [S, V], float32, of the positions from `start` on."""
+        """Receive the next piece. rows: [S, V], float32, of the positions from `start` on."""
 
     def finish(self) -> Divergence | None:
-        """The figures, after every position was read; None where some was not."""
+        """The result after every position was read; None if some were not."""
 
 
 def open_reader(
@@ -80,9 +80,9 @@ def open_reader(
     reference: bool,
     unread: int = 0,
 ) -> Reader | None:
-    """What keeps or compares this text's distributions; None where nothing was kept.
+    """A reader that keeps or compares this text's distributions; None if there is no reference.
 
-    unread: so many of its first tokens are not compared.
+    unread: number of leading tokens that are not compared.
     """
     path = reference_path(engine, tokens, folder, phase)
     if reference:
@@ -91,7 +91,7 @@ def open_reader(
 
 
 class _Keeping:
-    """Writes a reference, which then agrees with itself."""
+    """Writes a reference; its divergence from itself is zero."""
 
     def __init__(self, path: Path, tokens: int, vocabulary: int) -> None:
         self._path = path
@@ -116,7 +116,7 @@ class _Keeping:
 
 
 class _Comparing:
-    """Sums up how far a text's distributions lie from the kept ones."""
+    """Accumulates the divergence of a text's distributions from the reference."""
 
     def __init__(self, path: Path, tokens: int) -> None:
         self._reference = np.load(path, mmap_mode="r")
@@ -140,9 +140,9 @@ class _Comparing:
 
 
 def _run(engine: Engine, tokens: list[int], phase: Phase, read: _Read, prompt: int = 0) -> None:
-    """Hand log-probabilities [S, V] of each piece of the text, and where it begins, to `read`.
+    """Pass log-probabilities [S, V] of each piece of the text, and where it begins, to `read`.
 
-    prompt: so many tokens go ahead as prompts do, and are not read.
+    prompt: number of leading tokens that run as a prompt and are not read.
     """
     batch = MicroBatch(torch.tensor([tokens[:prompt]], dtype=torch.long))
     if prompt:

@@ -43,8 +43,8 @@ def evaluate(
     """Run the tasks. reference: keep the distributions for later divergences.
 
     Requests that a killed evaluation of the same settings finished are read from its journal in
-    cache_folder, except where outputs depend on what happens to be resident. Raises TaskError for
-    tasks that cannot be run, EvaluationError for figures that are no numbers.
+    cache_folder, unless outputs depend on which experts happen to be resident. Raises TaskError for
+    tasks that cannot run, EvaluationError for values that are not numbers.
     """
     from engine.evaluate.language_model import EngineLanguageModel
     from engine.evaluate.tasks import load_tasks
@@ -106,7 +106,7 @@ def evaluate(
 
 
 def _run_tasks(model: Any, loaded: LoadedTasks, options: TaskOptions) -> Any:
-    """lm-eval's own outcome, after everything that draws was seeded."""
+    """lm-eval's own outcome, after all random generators were seeded."""
     from lm_eval.evaluator import evaluate as run_lm_eval
 
     random.seed(options.seed)
@@ -132,8 +132,8 @@ def _require_template(engine: Engine, tokenizer: Any) -> None:
 
 
 def _divergence_tokens(model: Any, texts: Sequence[str]) -> list[int]:
-    """The beginning of the first text that is long enough, as scoring puts it to the model; of all
-    of them where none is."""
+    """The first tokens of the first text that is long enough, as scoring feeds them to the
+    model; of all texts joined if none is."""
     capacity = min(TOKENS, model.max_length - 1)
     for text in (*texts, "\n\n".join(texts)):
         tokens = [model.prefix_token_id, *model.tok_encode(text)][:capacity]
@@ -153,8 +153,8 @@ class _PrefillWatch:
         self._reader: Reader | None = None
 
     def open(self, tokens: list[int]) -> Observer | None:
-        """What reads these tokens as they are scored; None where there is no reference, and where
-        they are scored token by token."""
+        """An observer that reads these tokens as they are scored; None if there is no reference
+        or if they are scored token by token."""
         if self._engine.live.config.kv.keep_fraction != 1:
             return None
         self._tokens = tokens
@@ -164,7 +164,7 @@ class _PrefillWatch:
         return Observer(tuple(tokens), self._reader.read) if self._reader else None
 
     def result(self, tokens: list[int]) -> Divergence | None:
-        """The divergence along these tokens; None where they were not read whole."""
+        """The divergence on these tokens; None if they were not read completely."""
         if self._reader is None:
             return None
         found = self._reader.finish()

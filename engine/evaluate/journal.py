@@ -1,8 +1,8 @@
-"""What an evaluation has scored so far, on disk, so that a killed one goes on where it stopped.
+"""The results of an evaluation so far, on disk, so that a killed evaluation can resume.
 
-One file for everything that can change a score besides the request itself: the model, the settings
-that lose information, the versions. One line of JSON a finished group: request -> result. A last
-line that was torn by a kill is cut off. The file goes when the evaluation is stored elsewhere.
+One file for everything that can change a score besides the request itself: the model, the lossy
+settings, the versions. One line of JSON per finished group: request -> result. A last line cut
+short by a kill is dropped. The file is deleted when the evaluation is stored elsewhere.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
 
 
 class Journal:
-    """Results by request key, in memory and in a file that only grows.
+    """Results by request key, in memory and in an append-only file.
 
-    Raises StorageError where the file cannot be read or written.
+    Raises StorageError if the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class Journal:
         return len(self._known)
 
     def get(self, key: str) -> Any:
-        """The result of a request, None where it has none yet."""
+        """The result of a request, None if there is none yet."""
         return self._known.get(key)
 
     def add(self, results: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ class Journal:
 
 
 def journal_path(facts: ModelFacts, config: EngineConfig, cache_folder: Path) -> Path:
-    """Where the journal of this model under these settings lies."""
+    """The journal's path for this model under these settings."""
     parts = {
         "model": facts.fingerprint,
         "settings": lossy_settings(config),
@@ -91,7 +91,7 @@ def journal_path(facts: ModelFacts, config: EngineConfig, cache_folder: Path) ->
 
 
 def request_key(*parts: Any) -> str:
-    """24 hex digits of a request: its tokens and whatever else decides its result."""
+    """Key of a request, 24 hex digits: its tokens and everything else that decides its result."""
     return short_digest(repr(parts), 24)
 
 

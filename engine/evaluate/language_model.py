@@ -1,6 +1,6 @@
 """lm-eval's language model interface over a configured engine.
 
-Texts become tokens exactly as in lm-eval's own model for transformers, so that scores compare.
+Texts are tokenized exactly as in lm-eval's own model for transformers, so that scores compare.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DEFAULT_NEW_TOKENS = 256
 class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     """Tokenizes with the model's tokenizer, scores and generates with the engine.
 
-    on_done: told how many requests were just finished; journal: knows results of before and keeps
-    those of every finished group; observe: asked once, with the texts that are scored whole, for
-    what watches one of them; routes: notes what scored texts choose.
+    on_done: called with the number of requests just finished; journal: holds earlier results and
+    keeps those of every finished group; observe: called once with the texts that are scored whole,
+    returns the observer of one of them; routes: records the routing of scored texts.
     """
 
     backend = "causal"
@@ -47,7 +47,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._engine = engine
-        self._config = engine.live.config  # a pass layer by layer takes the engine's meanwhile
+        # a layer-wise pass replaces the engine's config meanwhile
+        self._config = engine.live.config
         self.tokenizer = tokenizer
         self._on_done = on_done
         self._journal = journal
@@ -63,7 +64,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token: the tokenizer's, else what the checkpoint ends with."""
+        """The end-of-text token: the tokenizer's, else the checkpoint's."""
         eos = self.tokenizer.eos_token_id
         ends = sorted(end_tokens(self._engine)) if eos is None else [eos]
         if not ends:
@@ -75,13 +76,13 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is replaced with: BOS where the model has one."""
+        """The token that replaces an empty context: BOS if the model has one."""
         bos = self.tokenizer.bos_token_id
         return int(bos) if bos is not None else self.eot_token_id
 
     @property
     def max_length(self) -> int:
-        """Tokens that fit the model and this configuration's KV memory."""
+        """The number of tokens that fit the model and this configuration's KV memory."""
         assert self._engine.config is not None
         capacity = self._engine.config.kv.max_tokens
         positions = self._engine.facts.max_positions
@@ -95,7 +96,8 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The model's own template; without the system's turn where the template refuses one."""
+        """Render with the model's own template; without the system's turn if the template
+        refuses one."""
         options = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
@@ -110,8 +112,10 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids. Special tokens: unless said otherwise as the tokenizer itself adds them, but
-        none where the text begins with the prefix token already, as chat templates write it.
+        """Token ids of a text.
+
+        By default, special tokens are added as the tokenizer itself does, but none if the text
+        already begins with the prefix token, as chat templates write it.
         """
         options: dict[str, Any] = {}
         if add_special_tokens is not None:
@@ -211,8 +215,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         requests: Sequence[tuple[Any, list[int], list[int]]],
         on_group: Callable[[Sequence[int]], None],
     ) -> list[tuple[float, bool]]:
-        """Results in order. on_group: called with the numbers of finished inputs, group by
-        group."""
+        """Results in order. on_group: called with the indices of each finished group of inputs."""
         continuations = [self._continuation(context, target) for _, context, target in requests]
         keys = [request_key(one.context, one.target) for one in continuations]
         found: dict[int, tuple[float, bool]] = {}

@@ -1,4 +1,4 @@
-"""The engine against plain transformers on a few tokens, in float32."""
+"""Compares the engine with plain transformers on a few tokens, in float32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.types import format_bytes
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest difference of any logit, and the largest logit, both of plain transformers' run."""
+    """The largest difference of any logit, and the largest logit of plain transformers' run."""
 
     max_abs_diff: float
     max_abs_logit: float
@@ -26,7 +26,7 @@ class Parity:
 def check_parity(engine: Engine, tokens: int) -> Parity:
     """Run `tokens` fixed pseudo-random tokens through both. Leaves the engine released.
 
-    Raises InfeasibleError where plain transformers would not fit this machine's memory.
+    Raises InfeasibleError if plain transformers would not fit this machine's memory.
     """
     facts = engine.facts
     needed = 2 * (facts.non_expert_bytes + facts.expert_bytes["16"])

@@ -1,4 +1,4 @@
-"""From lm-eval's outcome to our values: figures of each task, and of each of its items."""
+"""Converts lm-eval's outcome to our values: metrics of each task and of each of its items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from engine.contract.report import TaskItems, TaskResult
 
 BITS_PER_BYTE = "bits_per_byte"
-# What guessing among the choices gives one over their number of.
+# Metrics whose value for random guessing is one over the number of choices.
 _GUESSED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 
 
@@ -45,7 +45,7 @@ def task_results(outcome: Any, tasks: Mapping[str, Any]) -> tuple[TaskResult, ..
 
 
 def task_items(outcome: Any) -> tuple[TaskItems, ...]:
-    """What every item gave: numbers as they are, bits per byte of a text, nothing else."""
+    """The values of each item: numbers as they are, bits per byte of a text, nothing else."""
     found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for name, samples in outcome["samples"].items():
         for sample in samples:

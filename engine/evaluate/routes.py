@@ -1,6 +1,6 @@
-"""What texts chose in every MoE layer while they were scored layer by layer, as a routing trace.
+"""Records the routing of texts that are scored layer by layer, as a routing trace.
 
-It costs nothing beside an evaluation that runs anyway, and tells which experts are popular.
+It adds no cost to an evaluation that runs anyway, and shows which experts are popular.
 
 Letters: B sequences, S tokens of each, T tokens kept, L MoE layers, K chosen experts.
 """
@@ -21,7 +21,7 @@ MOST_TOKENS = 1 << 15
 
 
 class RouteRecorder:
-    """Keeps the chosen experts of the first MOST_TOKENS tokens, one pass a text."""
+    """Keeps the chosen experts of the first MOST_TOKENS tokens, one pass per text."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self._facts = facts
@@ -30,11 +30,11 @@ class RouteRecorder:
 
     @property
     def tokens(self) -> int:
-        """T."""
         return sum(self._lengths)
 
     def group(self, batches: Sequence[TextBatch]) -> Routed | None:
-        """What notes the routing of one pass over these batches; None where enough is known."""
+        """A callback that records the routing of one pass over these batches; None if enough
+        tokens are recorded."""
         if self.tokens >= MOST_TOKENS:
             return None
         self._lengths += [length for batch in batches for length in batch.lengths]
@@ -50,7 +50,7 @@ class RouteRecorder:
         return routed
 
     def trace(self) -> Trace | None:
-        """What was noted; None where no text passed layer by layer, or a pass broke off."""
+        """The recorded trace; None if no text passed layer by layer, or a pass was interrupted."""
         if not all(len(texts) == len(self._lengths) > 0 for texts in self._chosen):
             return None
         firsts = np.cumsum([0, *self._lengths])

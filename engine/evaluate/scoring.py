@@ -2,13 +2,13 @@
 
 Letters: S tokens of a chunk, V vocabulary.
 
-Requests with the same input run once. Where outputs do not depend on what is resident, whole inputs
-pass layer by layer, as many together as their hidden states have room, so that each expert is read
-once for all of them. Else, and where the memory or the model does not allow that, several inputs go
-through the ordinary loop as micro-batches: in chunks, and where kv.keep_fraction is below 1 token
-by token behind the context, as when they are generated, because only a token behind merged keys and
-values sees what merging loses. Logits are consumed piece by piece, within a byte budget. Inputs are
-padded at their end to few distinct lengths, which changes no earlier position and keeps native
+Requests with the same input run once. If outputs do not depend on which experts are resident, whole
+inputs pass layer by layer, as many together as memory for their hidden states allows, so that each
+expert is read once for all of them. Otherwise, and if the memory or the model does not allow that,
+several inputs go through the ordinary loop as micro-batches: in chunks, and if kv.keep_fraction is
+below 1 token by token after the context, as in generation, because only a token after merged keys
+and values sees what merging loses. Logits are consumed piece by piece, within a byte budget. Inputs
+are padded at their end to few distinct lengths, which changes no earlier position and keeps native
 kernel caches small.
 """
 
@@ -58,10 +58,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Observer:
-    """Reads what the model says along one text while that is scored among others.
+    """Reads the model's output along one text while that is scored among others.
 
-    tokens: the text's beginning; read: gets the first position and log-probabilities [n, V] of
-    every piece of it.
+    tokens: the text's first tokens; read: called with the first position and the log-probabilities
+    [n, V] of each piece of the text.
     """
 
     tokens: tuple[int, ...]
@@ -69,12 +69,12 @@ class Observer:
 
 
 OnScored = Callable[[Mapping[int, Score]], None]
-"""Gets the scores of each finished group, by number of the request."""
+"""Called with the scores of each finished group, by index of the request."""
 
 
 @dataclass
 class _Job:
-    """One distinct input with all the targets that are read off it."""
+    """One distinct input with all the targets that are scored on it."""
 
     tokens: tuple[int, ...]
     members: list[tuple[int, Continuation]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Job:
         return min(len(continuation.context) for _, continuation in self.members) - 1
 
     def next_end(self, chunk: int, stepwise: bool) -> int:
-        """Where the next piece ends: of at most `chunk` tokens; stepwise: of one token behind the
+        """The end of the next piece: of at most `chunk` tokens; stepwise: of one token after the
         shortest context."""
         context = self.first_scored + 1 if stepwise else len(self.tokens)
         return min(self.done + chunk, context) if self.done < context else self.done + 1
@@ -105,8 +105,8 @@ def score(
 ) -> list[Score]:
     """Scores in the order given.
 
-    observer: watches the first text that begins as it says and is scored from its beginning;
-    routes: notes what texts that pass layer by layer choose.
+    observer: reads the first text that begins with its tokens and is scored from its first token;
+    routes: records the routing of texts that pass layer by layer.
     """
     scores = [Score() for _ in continuations]
     jobs: dict[tuple[int, ...], _Job] = {}
@@ -124,14 +124,14 @@ def score(
 
 
 def passes_layer_wise(engine: Engine) -> bool:
-    """Whether what this configuration computes does not depend on what is resident."""
+    """Whether this configuration's outputs are independent of which experts are resident."""
     return engine.live.config.precision.scheme not in ON_MISS
 
 
 def scored_chunk(engine: Engine, length: int) -> int:
-    """Tokens of a chunk of a text this long, all of whose logits are wanted.
+    """Tokens of a chunk of a text this long when all its logits are needed.
 
-    Whole texts stay whole where the model cannot continue a chunk.
+    A text stays in one chunk if the model cannot continue a chunk.
     """
     fraction = max(1, LOGIT_BYTES // (8 * engine.facts.vocabulary))
     chunk = engine.chunk_tokens(length)
@@ -176,7 +176,7 @@ def _score_layer_wise(
     except (InfeasibleError, UnknownHeadError) as error:
         logger.info("texts are scored by the ordinary loop: %s", error)
         rest = jobs[done:]
-        for job in rest:  # of the group that broke off, some may have been read
+        for job in rest:  # some jobs of the interrupted group may have scores already
             for number, _ in job.members:
                 scores[number] = Score()
         return rest
@@ -191,7 +191,8 @@ def _notify(jobs: Iterable[_Job], scores: Sequence[Score], on_scored: OnScored |
 def _batched_groups(
     jobs: Sequence[_Job], batch_tokens: int, capacity: int
 ) -> Iterator[list[list[_Job]]]:
-    """Batches of jobs of one padded length and at most batch_tokens, as many as have room."""
+    """Batches of jobs of one padded length and at most batch_tokens, as many as fit the
+    capacity."""
     group: list[list[_Job]] = []
     used = 0
     for length, same in itertools.groupby(jobs, key=lambda job: padded_length(len(job.tokens))):
@@ -220,7 +221,7 @@ def _text_batch(jobs: Sequence[_Job]) -> TextBatch:
 
 
 def _groups(engine: Engine, jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Neighbours in length that fit what the memory plan counts: KV, and activations of a chunk."""
+    """Groups of similar length that fit the memory plan: KV, and activations of a chunk."""
     assert engine.config is not None
     config = engine.config
     capacity = config.kv.max_tokens * config.batch.count * config.batch.size

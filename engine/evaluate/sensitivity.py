@@ -1,7 +1,7 @@
-"""How much each layer minds fewer bits: divergence when it alone has them.
+"""Sensitivity of each layer to fewer bits: the divergence when only that layer has them.
 
 All variants of the text (one layer at one precision each) pass layer by layer together with the
-16-bit one, so that every record of every precision is read once a group of variants.
+16-bit one, so that every record of every precision is read once per group of variants.
 
 Letters: N tokens of the text, V vocabulary.
 """
@@ -31,10 +31,10 @@ def measure_sensitivities(
     base: EngineConfig,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[dict[Bits, float]]:
-    """KL(16 bits || one layer coarser), nats a token in prefill mode, of each MoE layer.
+    """KL(16 bits || one layer at fewer bits) of each MoE layer, nats per token in prefill mode.
 
     tokens: calibration text, cut to whole rows of ROW_TOKENS; base: budget and group size. Leaves
-    the engine configured at 16 bits. Raises UsageError where the text is shorter than one row.
+    the engine configured at 16 bits. Raises UsageError if the text is shorter than one row.
     """
     rows = len(tokens) // ROW_TOKENS
     if not rows:
@@ -67,7 +67,7 @@ def measure_sensitivities(
 def _groups(
     variants: Sequence[_Variant], rows: int, passing: LayerWise
 ) -> Iterator[Sequence[_Variant]]:
-    """As many variants together as have room beside the 16-bit text of the first group."""
+    """As many variants together as fit beside the 16-bit text of the first group."""
     capacity = max(1, passing.max_model_len // (rows * ROW_TOKENS) - 1)
     for start in range(0, len(variants), capacity):
         yield variants[start : start + capacity]
@@ -81,7 +81,7 @@ def _run(
     *,
     first: bool,
 ) -> list[float]:
-    """Divergence of each variant. first: make the reference too."""
+    """Divergence of each variant. first: also compute the reference."""
     width = max(1, passing.batch_tokens // ROW_TOKENS)
     starts = range(0, text.shape[0], width)
     plain: list[_Variant | None] = [None] if first else []

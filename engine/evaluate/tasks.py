@@ -1,7 +1,7 @@
-"""lm-eval tasks by name or by YAML file, with their data, ready to be run.
+"""Loads lm-eval tasks with their data, by name or by YAML file.
 
-A file's data lies beside it: relative `data_files` are made absolute, as lm-eval wants them, and
-nothing is downloaded. A name is one of lm-eval's own tasks and works where its data can be reached.
+A file's data lies beside it: relative `data_files` are made absolute, as lm-eval expects them, and
+nothing is downloaded. A name is one of lm-eval's own tasks and works if its data can be reached.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRONG = (ValueError, LookupError, TypeError, DatasetsError, jinja2.TemplateErro
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """tasks, groups: as lm-eval's own evaluate takes them; requests: how many there are in all."""
+    """tasks, groups: as lm-eval's own evaluate takes them; requests: their total number."""
 
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
@@ -37,11 +37,11 @@ class LoadedTasks:
 def load_tasks(
     names: list[str], options: TaskOptions, chat_template: ChatTemplate | None = None
 ) -> LoadedTasks:
-    """Read tasks and data, lay the options over them, count the requests.
+    """Read tasks and data, apply the options, count the requests.
 
-    chat_template: renders turns, where the options ask for a template. Raises TaskError for a
-    file that is no task, a name that lm-eval does not know, data that cannot be reached, a task
-    without items, and one that asks for what is not offered here.
+    chat_template: renders turns, if the options ask for a template. Raises TaskError for a file
+    that is not a task, a name that lm-eval does not know, data that cannot be reached, a task
+    without items, and a task that needs an unsupported feature.
     """
     if not names:
         raise TaskError("no task was named: add --tasks")
@@ -71,7 +71,7 @@ def load_tasks(
 
 
 def unknown_tasks(names: Sequence[str]) -> list[str]:
-    """Those that are neither task files nor names of lm-eval's own tasks and groups."""
+    """The names that are neither task files nor lm-eval's own tasks and groups."""
     own = [name for name in names if not name.endswith((".yaml", ".yml"))]
     if not own:
         return []
@@ -80,7 +80,7 @@ def unknown_tasks(names: Sequence[str]) -> list[str]:
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """One task file, its data files absolute."""
+    """Read one task file and make its data files absolute."""
     try:
         task = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -126,7 +126,7 @@ def _check_runs(name: str, task: Any) -> None:
 
 
 def _lay_over(task: Any, options: TaskOptions) -> None:
-    """As lm-eval does: a task that says 0 examples stays at 0."""
+    """Applies the options as lm-eval does: a task that says 0 examples stays at 0."""
     own = task.get_config("num_fewshot")
     if options.num_fewshot is not None and own != 0:
         task.set_config(key="num_fewshot", value=options.num_fewshot)
@@ -138,7 +138,7 @@ def _lay_over(task: Any, options: TaskOptions) -> None:
 def _count_requests(
     name: str, task: Any, options: TaskOptions, chat_template: ChatTemplate | None
 ) -> int:
-    """Build them once to count them, which also shows whether they can be built."""
+    """Build the requests once to count them, which also shows whether they can be built."""
     shots = task.get_config("num_fewshot")
     try:
         task.build_all_requests(

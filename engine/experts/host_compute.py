@@ -1,8 +1,8 @@
-"""Computing experts beside the host tier: activations move instead of weights.
+"""Computes experts on the host, next to the host tier: activations move instead of weights.
 
-One host thread multiplies a record where it lies in host memory (MoNDE, arXiv 2405.18832; on a
-commodity machine the memory-side processor is a CPU core). On an emulated machine each product
-takes at least as long as that machine's host memory would need to read the record.
+One host thread multiplies a record in place in host memory (MoNDE, arXiv 2405.18832; on a commodity
+machine the memory-side processor is a CPU core). On an emulated machine each product takes at least
+as long as that machine's host memory would need to read the record.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ExpertFunction = Callable[[Any, Product, ExpertView, torch.Tensor], torch.Tensor
 
 
 class HostCompute:
-    """One thread that runs experts of the host tiers, in the order they are submitted.
+    """One thread that runs experts from the host tiers, in the order they are submitted.
 
-    tiers, multipliers: by bits; run: the expert's function; bytes_per_s: how fast the emulated
-    host reads memory, None: as fast as this one.
+    tiers, multipliers: by bits; run: the expert's function; bytes_per_s: memory read rate of the
+    emulated host, None: not emulated.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class HostCompute:
         return self._thread.submit(self._compute, module, expert, bits, x.to("cpu"))
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown()
 
     @torch.inference_mode()

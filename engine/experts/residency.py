@@ -1,8 +1,8 @@
-"""The facade over decisions, slots and transfers: who wants an expert borrows it here.
+"""The facade over policy, slots and transfers, from which compute borrows experts.
 
-It passes the events of a forward pass to the policy and executes what that decides. One layer pass:
+It passes the events of a forward pass to the policy and executes its decisions. One layer pass:
 gate_entered (any number), routed for each micro-batch, layer_routed, then device_steps() yields
-each expert that the device computes with its views, valid until the next is asked for.
+each expert that the device computes with its views, valid until the next step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from engine.types import ExpertId
 
 @dataclass
 class ArrivalCounters:
-    """Prefetches that turned out demanded, and how many of them had arrived by then."""
+    """Counts prefetches that turned out demanded, and those that had arrived by then."""
 
     demanded: int = 0
     in_time: int = 0
 
 
 class Residency:
-    """Keeps the experts that the policy decided on in slots; who computes borrows them.
+    """Keeps the experts that the policy selected in slots and gives compute access to them.
 
     on_wait: called with True before blocking on a transfer and with False after it, so that the
     caller can attribute the time.
@@ -57,32 +57,33 @@ class Residency:
         return self.policy.counters
 
     def begin_pass(self, start: PassStart) -> None:
-        """A forward pass begins."""
+        """Notify the policy that a forward pass begins."""
         self._fetch(self.policy.begin_pass(start))
 
     def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> None:
-        """A router is about to run: hints for later layers queue behind all demands."""
+        """A router is about to run: prefetches for later layers queue after all demanded loads."""
         self._fetch(self.policy.gate_entered(layer, micro_batch, view))
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """One micro-batch's routing is known: its misses start at once."""
+        """The routing of one micro-batch is known: start loading its misses."""
         steps = self.policy.routed(layer, micro_batch, routing)
         self._settle_predictions(layer, steps)
         self._start([step for step in steps if not step.hit and step.slot != ON_HOST])
 
     def layer_routed(self) -> None:
-        """All micro-batches are routed."""
+        """All micro-batches are routed: start the remaining loads and the fetches of the policy."""
         deferred, fetches = self.policy.layer_routed()
         self._start([late for late in deferred if late.after is None])
         self._demote_stale()
         self._fetch(fetches)
 
     def host_steps(self) -> Sequence[Step]:
-        """What the host computes in this layer pass."""
+        """The steps that the host computes in this layer pass."""
         return [step for step in self._pass().steps if step.slot == ON_HOST]
 
     def device_steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
-        """Every expert that the device computes once, in the order of the policy. Ends the pass."""
+        """Yield every expert that the device computes once, in the order of the policy. Ends the
+        pass."""
         steps = self._pass().steps
         waiting = {step.after: step for step in steps if step.after is not None}
         pending = [s for s in steps if s.slot != ON_HOST and s.after is None]
@@ -104,19 +105,19 @@ class Residency:
         self.policy.computed()
 
     def end_pass(self) -> None:
-        """The forward pass is done."""
+        """Notify the policy that the forward pass is done."""
         self.policy.end_pass()
 
     def open_elastic(self, fraction: float) -> None:
         """Between two passes: make this fraction of the elastic slots available (0 to 1). The
-        memory of the others is given back at once."""
-        self._transfers.drain()  # into a slot that may go
+        memory of the other elastic slots is returned at once."""
+        self._transfers.drain()  # a transfer may target a slot that closes
         for slot in self.policy.cache.open_elastic(fraction):
             self._in_slot.pop(slot, None)
             self._slots.give_back(slot)
 
     def reset_counters(self) -> None:
-        """Start counting anew."""
+        """Reset all counters."""
         self.policy.reset_counters()
         self.arrivals = ArrivalCounters()
 
@@ -164,7 +165,7 @@ class Residency:
             self._slots.device.wait(event)
 
     def _settle_predictions(self, layer: int, steps: Sequence[Step]) -> None:
-        """Raise the transfers that turned out demanded, and note which came in time."""
+        """Promote the transfers that turned out demanded, and count those that arrived in time."""
         prefetching = self._prefetching.get(layer, [])
         for step in steps:
             if not step.hit:
@@ -178,7 +179,7 @@ class Residency:
                 self.arrivals.in_time += in_time
 
     def _demote_stale(self) -> None:
-        """What was predicted for this layer and is not wanted goes behind all others."""
+        """Move predicted transfers for this layer that were not selected behind all others."""
         current = self._pass()
         prefetching = self._prefetching.pop(current.layer, [])
         if not prefetching:

@@ -1,4 +1,4 @@
-"""Device memory for experts: one arena of slots, each with room for one record.
+"""Device memory for experts: one arena of slots, each large enough for one record.
 
 A slot is as large as the largest record that its pool may hold.
 """
@@ -40,7 +40,7 @@ def expert_view(raw: torch.Tensor, record: RecordFormat) -> ExpertView:
 
 
 class Slots:
-    """The slots of these pools in one preallocated arena. Nothing is allocated in the hot path.
+    """The slots of these pools in one preallocated arena. The hot path allocates nothing.
 
     records: the formats of the run, by bits; slot_bytes: of the largest slot.
     """
@@ -69,14 +69,14 @@ class Slots:
         return self._arena[first : first + size_bytes]
 
     def host_bytes_of(self, slot: int, start: int, size_bytes: int) -> memoryview | None:
-        """The same range as writable host memory, where the device is host memory."""
+        """The same range as writable host memory; None if the device is not host memory."""
         if self._host is None:
             return None
         first = self._starts[slot] + start
         return self._host[first : first + size_bytes]
 
     def view(self, slot: int, bits: Bits) -> ExpertView:
-        """Typed views of a slot (made once; they follow the slot's bytes)."""
+        """Typed views of a slot, created once; they follow the slot's bytes."""
         view = self._views.get((slot, bits))
         if view is None:
             view = expert_view(self.bytes_of(slot, 0, self._sizes[slot]), self.records[bits])
@@ -84,19 +84,20 @@ class Slots:
         return view
 
     def give_back(self, slot: int) -> None:
-        """Nothing is in this slot any more, and nothing will be for a while."""
+        """Return the memory of a slot that is empty and will not be used for a while."""
         self.device.give_back(self.bytes_of(slot, 0, self._sizes[slot]))
 
     def mark_used(self, slot: int) -> None:
-        """Compute that reads this slot was queued: a later copy into it waits for that."""
+        """Note that compute reading this slot was queued: a later copy into the slot waits for
+        it."""
         self._free_events[slot] = self.device.record()
 
     def free_event(self, slot: int) -> Event | None:
-        """When the last queued compute on this slot is done."""
+        """The event after the last queued compute on this slot."""
         return self._free_events.get(slot)
 
     def close(self) -> None:
-        """Drop every view and give the arena back."""
+        """Drop every view and release the arena."""
         self._views.clear()
         self._free_events.clear()
         if self._host is not None:

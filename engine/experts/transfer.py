@@ -1,8 +1,8 @@
-"""Moving records into slots: I/O threads that take one chunk of the queue's head at a time.
+"""Moves records into slots: each I/O thread takes one chunk at a time from the head of the queue.
 
-Mechanism only: which transfer is urgent or stale is told by the residency. A transfer into a slot
-whose former transfer is still queued cancels that one first; a chunk that is being read is waited
-for. On a device that the host cannot write, a chunk is read into pinned staging and copied.
+Mechanism only: the residency decides which transfer is urgent or stale. A transfer into a slot
+whose former transfer is still queued cancels that one first and waits for a chunk that is being
+read. On a device that the host cannot write, a chunk is read into pinned staging and copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Source = ExpertStore | HostTier
 
 @dataclass(eq=False, slots=True)
 class Transfer:
-    """One record on its way into one slot. Fields are guarded by the engine's lock."""
+    """The transfer of one record into one slot. The engine's lock guards the fields."""
 
     expert: ExpertId
     slot: int
@@ -44,7 +44,7 @@ class Transfer:
 
     @property
     def finished(self) -> bool:
-        """No thread will touch its slot any more."""
+        """Whether no thread will touch the slot any more."""
         return self.running == 0 and (self.cancelled or self.issued == len(self.chunks))
 
 
@@ -57,7 +57,7 @@ class TransferCounters:
 
     @property
     def moved_bytes(self) -> int:
-        """All bytes that went into slots."""
+        """All bytes moved into slots."""
         return self.demanded_bytes + self.predicted_bytes
 
 
@@ -77,12 +77,13 @@ class TransferEngine:
         self._slots = slots
         self.sources = dict(sources)
         self._queue = queue
-        # chunk borders on O_DIRECT pages, so that only record ends are unaligned
+        # chunk bounds on O_DIRECT pages, so that only record ends are unaligned
         self._chunk_bytes = max(4096, chunk_bytes // 4096 * 4096)
         self._in_flight = in_flight
         self._lock = threading.Lock()
         self._queued = threading.Condition(self._lock)  # the I/O threads wait for chunks
-        self._moved = threading.Condition(self._lock)  # everybody else waits for them
+        # all other threads wait for chunks to be moved
+        self._moved = threading.Condition(self._lock)
         self._by_slot: dict[int, Transfer] = {}
         self._running = 0
         self._closed = False
@@ -116,22 +117,22 @@ class TransferEngine:
                     self._cancel(former)
                 self._by_slot[transfer.slot] = transfer
                 self._queue.push(transfer, urgent=demanded)
-            self._queued.notify()  # that thread wakes the next: waking costs the caller 20 us
+            self._queued.notify()  # each thread wakes the next: waking costs the caller 20 us
         return transfers
 
     def promote(self, transfer: Transfer) -> None:
-        """A predicted record is now demanded."""
+        """Promote a predicted transfer whose record is now demanded."""
         with self._lock:
             transfer.demanded = True
             self._queue.promote(transfer)
 
     def demote(self, transfer: Transfer) -> None:
-        """A predicted record was not wanted after all."""
+        """Demote a predicted transfer whose record was not selected."""
         with self._lock:
             self._queue.demote(transfer)
 
     def wait(self, transfers: list[Transfer]) -> None:
-        """Block until one of them is read. Raises the error that stopped it."""
+        """Block until one of the transfers is read. Raises the error that stopped it."""
         with self._lock:
             while not any(t.read or t.error for t in transfers):
                 if self._broken is not None:
@@ -160,7 +161,7 @@ class TransferEngine:
         self._by_slot.clear()
 
     def _cancel(self, transfer: Transfer) -> None:
-        """Lock held. Afterwards no thread touches the transfer's slot."""
+        """Stop a transfer; afterwards no thread touches its slot. Requires the lock."""
         self._queue.remove(transfer)
         transfer.cancelled = True
         while transfer.running:
@@ -174,7 +175,7 @@ class TransferEngine:
             )
             if self._slots.host_bytes_of(0, 0, 1) is None:
                 staging = self._slots.device.allocate_staging(self._slots.slot_bytes)
-        except Exception as caught:  # noqa: BLE001 (the border of a thread: the waiter raises it)
+        except Exception as caught:  # noqa: BLE001 (the boundary of a thread: the waiter raises it)
             with self._lock:
                 self._broken = caught
                 self._moved.notify_all()
@@ -185,7 +186,7 @@ class TransferEngine:
             event: Event | None = None
             try:
                 event = self._move(transfer, chunk, scratch, staging)
-            except Exception as caught:  # noqa: BLE001 (the border of a thread)
+            except Exception as caught:  # noqa: BLE001 (the boundary of a thread)
                 error = caught
             self._complete(transfer, chunk, event, error)
 
@@ -228,7 +229,7 @@ class TransferEngine:
         return self._copy(transfer, chunk, piece)
 
     def _copy(self, transfer: Transfer, chunk: Extent, piece: torch.Tensor) -> Event:
-        """Host memory into the slot; done with `piece` when it returns."""
+        """Copy host memory into the slot; finished with `piece` on return."""
         target = self._slots.bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
         event = self._slots.device.copy(target, piece, self._slots.free_event(transfer.slot))
         event.synchronize()  # the piece is reused, or may leave the host tier, right after

@@ -1,1 +1,1 @@
-"""What is known of a machine and a model before a run; values only, opens no model."""
+"""Facts of a machine and a model before a run; values only, opens no model."""

@@ -1,8 +1,9 @@
-"""Machines that are not here, as figures: what the emulated device and the replay read.
+"""Hardware profiles for emulation and prediction.
 
-A profile is a YAML of published figures. The emulated device slows all of them down by one stated
-factor, chosen so that this machine's core reads weights as fast as the slowed device would (decode
-is bound by bytes a second); ratios between compute, link and host memory are then the profile's.
+A profile is a YAML file of published figures. The emulated device divides all of them by one stated
+factor, chosen so that this machine's core reads weights as fast as the slowed device would
+(decoding is bound by bytes per second); ratios between compute, link and host memory are then the
+profile's.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from engine.types import parse_size_bytes
 PREFIX = "emulated:"
 
 _CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
-_LAUNCH_S = 5e-6  # a kernel launch, as commonly seen
-_READBACK_S = 15e-6  # chosen experts back to the host, one synchronisation a layer
+_LAUNCH_S = 5e-6  # a typical kernel launch
+_READBACK_S = 15e-6  # chosen experts back to the host, one synchronisation per layer
 _HOST_FLOPS = 1e12  # a desktop processor in 16 bits
 
 
@@ -32,10 +33,9 @@ _HOST_FLOPS = 1e12  # a desktop processor in 16 bits
 class EmulatedMachine:
     """One machine. All figures are the real machine's; slow_down divides every speed.
 
-    name, description, sources: for people; device_bytes: memory of the device;
-    device_bytes_per_s: its memory bandwidth; device_flops: dense 16-bit; link_bytes_per_s,
-    link_latency_s: host to device, one direction; host_bytes_per_s: host memory;
-    disk_bytes_per_s: reads.
+    name, description, sources: for people; device_bytes: memory of the device; device_bytes_per_s:
+    its memory bandwidth; device_flops: dense 16-bit; link_bytes_per_s, link_latency_s: host to
+    device, one direction; host_bytes_per_s: host memory; disk_bytes_per_s: reads.
     """
 
     name: str
@@ -52,25 +52,25 @@ class EmulatedMachine:
 
     @property
     def slowed_link_bytes_per_s(self) -> float:
-        """As the emulated device runs it."""
+        """The link's rate on the emulated device."""
         return self.link_bytes_per_s / self.slow_down
 
     @property
     def slowed_link_latency_s(self) -> float:
-        """As the emulated device runs it."""
+        """The link's latency on the emulated device."""
         return self.link_latency_s * self.slow_down
 
     @property
     def slowed_host_bytes_per_s(self) -> float:
-        """As the emulated device runs it."""
+        """The host memory's rate on the emulated device."""
         return self.host_bytes_per_s / self.slow_down
 
 
 def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimings:
-    """Timings of a model on the real machine from its published figures: a roofline.
+    """Predict timings of a model on the real machine from its published figures: a roofline.
 
-    Weights are read once a pass and multiplied at the device's dense rate; each layer pays a launch
-    cost for every product (_LAUNCH_S, an assumption). What comes of it is predicted, not measured.
+    Weights are read once per pass and multiplied at the device's dense rate; each layer pays a
+    launch cost for every product (_LAUNCH_S, an assumption). The result is predicted, not measured.
     """
     layers = facts.moe_layers
     dense_layer = facts.non_expert_bytes / max(1, facts.layers)
@@ -116,17 +116,18 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
 
 
 def machine_folder() -> Path:
-    """Where the profiles lie."""
+    """The folder of the hardware profiles."""
     return studies_folder() / "hardware"
 
 
 def machine_names() -> tuple[str, ...]:
-    """The profiles of this installation."""
+    """Names of the installed profiles."""
     return tuple(sorted(path.stem for path in machine_folder().glob("*.yaml")))
 
 
 def load_machine(name: str) -> EmulatedMachine:
-    """A profile by name, or by the path of its YAML. UsageError with what is wrong."""
+    """Load a profile by name, or by the path of its YAML. Raises UsageError that says what is
+    wrong."""
     path = Path(name) if name.endswith(".yaml") else machine_folder() / f"{name}.yaml"
     if not path.is_file():
         names = machine_names()

@@ -1,7 +1,8 @@
-"""Timings of a model from a machine's general speeds, before anything of the model was timed.
+"""Estimates timings of a model from a machine profile, before the model itself is timed.
 
-A first guess for replays: products cost a fixed part and their weights, reads a fixed part and
-their bytes, and both slow each other down. `tune profile --model` times the model itself.
+A first estimate for replays: a product costs a fixed part plus a part per weight, a read a fixed
+part plus a part per byte, and each slows the other down. `tune profile --model` times the model
+itself.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import Curve, ModelTimings, RecordSource, at
 
-_TOKENS = (1, 2, 4, 16, 64, 256)  # what profiles time
+_TOKENS = (1, 2, 4, 16, 64, 256)  # token counts that profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
-_CHUNK_BYTES = 1 << 20  # what a config cuts records into, if it says nothing else
-# Python around a layer by tokens, as `tune profile` times it on a model whose products take little
-# (docs/lab.md): a pass, a layer's non-expert weights, a router, a policy, gathering and summing, an
-# expert; and starting a transfer, asking a gate, waking an I/O thread.
+_CHUNK_BYTES = 1 << 20  # the default chunk size of a config
+# Python overhead of a layer by tokens, as `tune profile` times it on a model whose products take
+# little (docs/lab): a pass, a layer's non-expert weights, a router, a policy, gathering and
+# summing, an expert; and starting a transfer, one gate look-ahead, waking an I/O thread.
 _PASS_S = {1: 2.3e-4, 4: 3.2e-4, 256: 3.5e-4}
 _NON_EXPERT_S = {1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4}
 _ROUTER_S = {1: 1.9e-5, 2: 3.5e-5, 16: 5.4e-5, 64: 8.9e-5, 256: 2.5e-4}
@@ -33,9 +34,9 @@ _SUBMIT_S, _SCORE_S, _WAKE_S = 5e-6, 4e-5, 4e-5
 
 
 def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) -> ModelTimings:
-    """What the machine's products, copies and reads make of this model.
+    """Estimated timings of this model from the machine's products, copies and reads.
 
-    device: as the engine names it; an emulated one takes its machine's slowed link. Elsewhere
+    device: as the engine names it; an emulated one uses its machine's slowed link. Otherwise
     records come from the disk, as they do without host.bytes.
     """
     matrices = [part.elements for part in facts.parts if part.kind == "matrix"]
@@ -82,8 +83,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
 
 
 def _products(profile: MachineProfile, bits: int, matrices: Sequence[int], beside: Curve) -> Curve:
-    """Seconds by tokens of products with matrices of so many weights. beside: what they cost
-    besides."""
+    """Seconds by tokens of products with matrices of these weight counts. beside: further costs."""
     found = {}
     for tokens in sorted({*_TOKENS, *beside}):
         fixed_s, weight_s = _product(profile, bits, tokens)
@@ -93,7 +93,7 @@ def _products(profile: MachineProfile, bits: int, matrices: Sequence[int], besid
 
 
 def _product(profile: MachineProfile, bits: int, tokens: int) -> tuple[float, float]:
-    """Seconds of a product with a small matrix, and what each weight more costs."""
+    """Seconds of a product with a small matrix, and the cost of each additional weight."""
     small, large = (
         {n: _kernel_s(kernels, bits, n) for n in _TOKENS if _kernel_s(kernels, bits, n)}
         for kernels in (profile.small_kernel_ms, profile.kernel_ms)
@@ -105,14 +105,14 @@ def _product(profile: MachineProfile, bits: int, tokens: int) -> tuple[float, fl
 
 
 def _kernel_s(kernels: Mapping[str, float], bits: int, tokens: int) -> float:
-    """0 where it was not timed."""
+    """Seconds of a product from the table; 0 if it was not timed."""
     return kernels.get(f"{bits}/{tokens}", kernels.get(f"16/{tokens}", 0.0)) / 1e3
 
 
 def _read_speed(profile: MachineProfile, record_bytes: int) -> float:
-    """Of records of this size, beside products where that was profiled: between profiled sizes,
-    and below the smallest, seconds lie on a line, since each read costs a fixed part beside its
-    bytes."""
+    """Bytes per second of reads of this size, beside products if that was profiled. Between
+    profiled sizes, and below the smallest, seconds lie on a line, since each read has a fixed
+    cost besides its bytes."""
     profiled = profile.busy_read_bytes_per_s or profile.read_bytes_per_s
     speeds = {int(size): speed for size, speed in profiled.items()}
     if not speeds:
@@ -130,7 +130,7 @@ def _read_speed(profile: MachineProfile, record_bytes: int) -> float:
 
 
 def _slowdown(profile: MachineProfile, chunk_bytes: int) -> float:
-    """Of products beside chunks of this size: on a line over the logarithm of the size."""
+    """Slowdown of products beside chunks of this size: linear in the logarithm of the size."""
     known = sorted((math.log(int(size)), value) for size, value in profile.read_slowdown.items())
     if not known:
         return 1.0

@@ -1,7 +1,7 @@
-"""What this machine is: CPU, memory, disk and NVIDIA GPUs, read through psutil and NVML.
+"""Facts of this machine: CPU, memory, disk and NVIDIA GPUs, read through psutil and NVML.
 
 In: the cache folder whose disk counts. Out: a frozen Hardware. A machine without a driver has no
-GPUs, a figure that a driver does not give is None. No torch: it names other accelerators.
+GPUs; a value that a driver does not report is None. No torch: it names other accelerators.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU; None where the driver does not say (as under WSL).
+    """One NVIDIA GPU; a value is None if the driver does not report it (as under WSL).
 
-    process_bytes: what this process holds on it, the CUDA context included.
+    process_bytes: memory that this process holds on it, the CUDA context included.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One machine at one moment."""
+    """One machine at one point in time."""
 
     cpu: str
     cores: int
@@ -62,7 +62,7 @@ class Hardware:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what does not change from day to day."""
+        """16 hex digits of the properties that do not change from day to day."""
         lasting = {
             "cpu": self.cpu,
             "threads": self.threads,
@@ -90,8 +90,8 @@ class Hardware:
 def probe(disk_folder: Path | None = None) -> Hardware:
     """Read this machine.
 
-    disk_folder: whose file system's free space counts (default: the home folder); it need not
-    exist yet. Takes some milliseconds, never raises for lack of a GPU.
+    disk_folder: a folder on the file system whose free space counts (default: the home folder); it
+    need not exist yet. Takes some milliseconds, never raises for lack of a GPU.
     """
     folder = _existing(disk_folder or Path.home())
     memory = psutil.virtual_memory()
@@ -170,7 +170,7 @@ def _read_gpu(index: int) -> Gpu | None:
 
 
 def _process_bytes(processes: list[Any] | None) -> int | None:
-    """This process's fraction: 0 when the driver lists others only, None when it lists nothing."""
+    """Bytes used by this process: 0 if the driver lists others only, None if it lists nothing."""
     if processes is None:
         return None
     for process in processes:
@@ -180,7 +180,7 @@ def _process_bytes(processes: list[Any] | None) -> int | None:
 
 
 def _read(call: Callable[[], T]) -> T | None:
-    """The figure, or None where this driver or card does not give it."""
+    """The value, or None if this driver or card does not report it."""
     try:
         return call()
     except pynvml.NVMLError:
@@ -193,11 +193,12 @@ class MachineProfile:
 
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
     one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `bits/tokens`;
-    small_kernel_ms: with a 128 x 128 one, which is what a product costs beside its weights;
-    crossover_tokens: up to how many tokens the packed 4-bit product wins over dequantizing, None
-    where there is none.
-    By chunk size, where slots lie in host memory: busy_read_bytes_per_s, of the engine's reads
-    while a product runs; read_slowdown, how many times as long that product takes meanwhile.
+    small_kernel_ms: with a 128 x 128 one, which is the fixed cost of a product; crossover_tokens:
+    up to how many tokens the packed 4-bit product is faster than dequantizing, None if there is no
+    such product.
+
+    By chunk size, if slots lie in host memory: busy_read_bytes_per_s, of the engine's reads while a
+    product runs; read_slowdown, the factor by which that product slows down meanwhile.
     """
 
     read_bytes_per_s: dict[str, float]

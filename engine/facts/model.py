@@ -1,4 +1,4 @@
-"""ModelFacts: what config.json and the safetensors headers tell of a model."""
+"""ModelFacts: the facts of a model from config.json and the safetensors headers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from engine.layout.record import Part, parts_from_json, parts_to_json
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model from its config and safetensors headers, without its weights.
+    """Facts of a model from its config and safetensors headers, without its weights.
 
-    revision: the commit of a hub id, `local` for a folder; non_expert_bytes: all that is not an
-    expert, at 16 bits; parts: the parameters of one expert; record_bytes: padded bytes of one
-    record, by bits (keys as text); expert_bytes: all experts together, by bits and, where experts
-    are published quantized, as `prequantized`; kv_bytes_per_token: all layers at 16 bits, one
-    sequence; predictors: usable on this model; published: the format of quantized experts;
+    revision: the commit of a hub id, `local` for a folder; non_expert_bytes: all non-expert weights
+    at 16 bits; parts: the parameters of one expert; record_bytes: padded bytes of one record, by
+    bits (keys as text); expert_bytes: all experts together, by bits and, for a pre-quantized
+    checkpoint, as `prequantized`; kv_bytes_per_token: all layers at 16 bits, one sequence;
+    predictors: usable on this model; prequantized: the format of quantized experts;
     non_expert_matrices: shapes of the non-expert weights that non_expert_bits quantizes;
-    embedding_bytes: at 16 bits, 0 where the head is the same tensor; kv_plain_layers: those whose
-    keys and values kv.bits, kv.keep_fraction and kv.placement reach; pieces_16: in how many pieces
-    a 16-bit record lies in the checkpoint, each a read of its own.
+    embedding_bytes: at 16 bits, 0 if the head is the same tensor; kv_plain_layers: those to whose
+    keys and values kv.bits, kv.keep_fraction and kv.placement apply; pieces_16: number of pieces of
+    a 16-bit record in the checkpoint, each a separate read.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""How long the parts of a forward pass take for one model on one machine: for replay and plans.
+"""Times of the parts of a forward pass for one model on one machine: for replay and plans.
 
 Measured by the worker's `calibrate` once for a model, machine and device, or derived from an
-emulated machine's published figures. Values only; JSON and back.
+emulated machine's published figures. Values only; converts to JSON and back.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from engine.errors import StorageError
 from engine.files import write_atomically
 
 Curve = Mapping[int, float]
-"""Seconds by number of tokens, measured at some of them."""
+"""Seconds by number of tokens, measured at some numbers."""
 
 
 @dataclass(frozen=True)
 class RecordSource:
     """Where records come from: the disk, or the link from the host tier.
 
-    bytes_per_s: of all chunks in flight together, by their number; chunk_s: what each chunk costs
-    beside its bytes; sharing: chunks in flight share the rate (a disk), or are served one after
-    the other (a link); extents: pieces that a record lies in, none of which shares a chunk with
-    another (16-bit records read in place have several).
+    bytes_per_s: of all chunks in flight together, by their number; chunk_s: fixed cost of a chunk;
+    sharing: chunks in flight share the rate (a disk), or are served one after the other (a link);
+    extents: pieces of a record, none of which shares a chunk with another (16-bit records read in
+    place have several).
     """
 
     bytes_per_s: Mapping[int, float]
@@ -38,11 +38,12 @@ class RecordSource:
     extents: int = 1
 
     def chunks(self, size_bytes: int, chunk_bytes: int) -> int:
-        """How many chunks a record of this size moves in."""
+        """Number of chunks of a record of this size."""
         return self.extents * max(1, -(-size_bytes // (self.extents * chunk_bytes)))
 
     def rate(self, in_flight: int) -> float:
-        """Bytes a second of all together; the nearest measured number where this was not."""
+        """Bytes per second of this many chunks together; the nearest measured number if not
+        measured."""
         known = sorted(self.bytes_per_s)
         nearest = min(known, key=lambda n: (abs(n - in_flight), n))
         return self.bytes_per_s[nearest]
@@ -52,18 +53,18 @@ class RecordSource:
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
-    sources: where records come from, by their bits; non_expert_s, router_s: of one layer and
-    micro-batch, by its tokens; layer_s: gathering and summing of one layer pass, by bits, then by
-    tokens of all micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of
-    one layer and micro-batch without a predictor, by its tokens; submit_s: of starting one
-    transfer; gate_lookahead_s: of asking routers ahead at one gate; pass_s: of a whole pass, beside
-    its layers, by tokens.
+    sources: record sources, by bits; non_expert_s, router_s: of one layer and micro-batch, by its
+    tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
+    micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of one layer and
+    micro-batch without a predictor, by its tokens; submit_s: of starting one transfer;
+    gate_lookahead_s: of the gate look-ahead at one gate; pass_s: of a whole pass except its layers,
+    by tokens.
 
     By bits: wake_s, from an arrival to compute; restart_s, how much longer the first product after
-    a wait takes; contention, how much slower compute runs while chunks are moving (1: not at all).
-    Empty where there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
-    host_start_s, of handing it a layer's experts; host_contention, how much slower device and host
-    compute while both do.
+    a wait takes; contention, the slowdown factor of compute while chunks are moving (1: none).
+    Empty if there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
+    host_start_s, of handing it a layer's experts; host_contention, the slowdown factor of device
+    and host compute while both run.
     """
 
     model: str
@@ -91,7 +92,7 @@ class ModelTimings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelTimings:
-        """Inverse of to_json (JSON turns number keys into text)."""
+        """Inverse of to_json (JSON turns integer keys into text)."""
         values = dict(data)
         values["sources"] = {
             int(bits): RecordSource(**{**source, "bytes_per_s": _curve(source["bytes_per_s"])})
@@ -107,7 +108,7 @@ class ModelTimings:
 
 
 def timings_path(folder: Path, machine: str, model: str, device: str) -> Path:
-    """Where timings are kept. folder: the cache folder; machine, model: fingerprints."""
+    """The path of stored timings. folder: the cache folder; machine, model: fingerprints."""
     return folder / "timings" / machine / f"{model}-{device.replace(':', '-')}.json"
 
 
@@ -120,7 +121,8 @@ def save_timings(timings: ModelTimings, path: Path) -> None:
 
 
 def load_timings(path: Path) -> ModelTimings | None:
-    """Kept timings, None where there are none. StorageError where the file is no such thing."""
+    """Stored timings, None if there are none. Raises StorageError if the file does not hold
+    timings."""
     if not path.is_file():
         return None
     try:
@@ -133,8 +135,8 @@ def load_timings(path: Path) -> ModelTimings | None:
 
 
 def at(curve: Curve, tokens: int) -> float:
-    """Seconds at this number of tokens: between measured ones by a line, beyond them by the slope
-    of the last two (never below the nearest measured)."""
+    """Seconds at this number of tokens: interpolated linearly between measured ones, beyond them
+    by the slope of the last two (never below the nearest measured)."""
     known = sorted(curve)
     if not known:
         return 0.0
@@ -150,13 +152,12 @@ def at(curve: Curve, tokens: int) -> float:
 
 
 def scaled(curve: Curve, factor: float) -> dict[int, float]:
-    """Every time multiplied."""
     return {tokens: seconds * factor for tokens, seconds in curve.items()}
 
 
 def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimings:
-    """Timings whose parts take so many times as long. factors: of compute, dense, router, policy
-    and other, as the engine's clock names them; what is not named stays."""
+    """Timings with parts multiplied by factors. factors: of compute, dense, router, policy and
+    other, as the engine's clock names them; parts not named stay unchanged."""
 
     def of(name: str) -> float:
         return factors.get(name, 1.0)

@@ -1,5 +1,7 @@
-"""The kv_cache of a configuration: transformers' own, with the plain layers replaced where keys and
-values have fewer bits, lie on the host, or are kept in part.
+"""The kv_cache of a configuration: transformers' own, with plain layers replaced if needed.
+
+A plain layer is replaced if its keys and values have fewer bits, lie on the host, or are only
+partly kept.
 
 Letters: B sequences, H heads, S tokens, D head width.
 """
@@ -23,11 +25,11 @@ from engine.model.kv_layers import plain_kv_layers
 
 
 class KvCaches:
-    """Makes the kv_cache of each micro-batch.
+    """Creates the kv_cache of each micro-batch.
 
-    model: transformers' model. Keys and values that are kept whole, at 16 bits and on the device,
-    are left to the model, which makes transformers' own cache at its first forward. Where a
-    fraction is kept, the model's attention is watched until close.
+    model: transformers' model. If all keys and values are kept at 16 bits on the device, the model
+    makes transformers' own cache at its first forward. If only a fraction is kept, the model's
+    attention is hooked until close.
     """
 
     def __init__(self, model: Any, device: Device, kv: KvConfig) -> None:
@@ -44,7 +46,7 @@ class KvCaches:
         self.notes = self._notes(kv, device)
 
     def make(self) -> Any:
-        """An empty cache for one micro-batch, None: let the model make its own."""
+        """An empty cache for one micro-batch; None: let the model make its own."""
         merging = self._keep_fraction != 1
         if self._bits == 16 and self.link is None and not merging:
             return None
@@ -60,7 +62,7 @@ class KvCaches:
         return cache
 
     def close(self) -> None:
-        """Stop the thread that fetches, and no longer watch the model."""
+        """Stop the fetch thread and remove the attention hook."""
         if self._unwatch is not None:
             self._unwatch()
         if self.link is not None:
@@ -73,7 +75,7 @@ class KvCaches:
         return DeviceRows() if self.link is None else self.link.open_rows()
 
     def _notes(self, kv: KvConfig, device: Device) -> tuple[str, ...]:
-        """Layers that the settings do not reach."""
+        """Notes for settings that do not apply to all layers."""
         total = self._config.get_text_config().num_hidden_layers
         reached = f"{len(self._plain)} of {total} layers"
         rest = "sliding windows and recurrent states stay whole, at 16 bits on the device"
@@ -86,10 +88,10 @@ class KvCaches:
 
 
 class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer: older tokens in rows, the newest as they came.
+    """Keys and values of one layer: older tokens in rows, the newest unchanged.
 
     Inherits because transformers' Cache asks its layers for their class. following: the layer whose
-    rows are wanted next.
+    rows are needed next.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
         self._stored = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Empty windows of the right shapes, [B, H, 0, D]."""
+        """Create empty windows of the right shapes, [B, H, 0, D]."""
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
@@ -136,7 +138,7 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys, values
 
     def _store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Move what is older than the window into rows, in whole rows; keep the rest."""
+        """Move tokens older than the window into rows, in whole rows; keep the rest."""
         step = self._format.tokens_per_row
         old = max(0, keys.shape[2] - self._window) // step * step
         if old:
@@ -145,19 +147,19 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys, self.values = keys[:, :, old:].clone(), values[:, :, old:].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All tokens are visible."""
+        """The mask covers all tokens: none is hidden."""
         return self._count + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
+        """Number of tokens seen."""
         return self._count
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """-1: the layer has no limit of its own."""
         return -1
 
 
 def _with_capacity(states: torch.Tensor, count: int) -> torch.Tensor:
-    """[B, H, count, D] for states [B, H, S, D]."""
+    """An uninitialized tensor [B, H, count, D] for states [B, H, S, D]."""
     batch, heads, _, width = states.shape
     return states.new_empty(batch, heads, count, width)

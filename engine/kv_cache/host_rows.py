@@ -1,4 +1,4 @@
-"""Rows of keys and values of one layer: on the device, or on the host and fetched a layer ahead.
+"""Rows of keys and values of one layer: on the device, or on the host and prefetched a layer ahead.
 
 Letters: N rows, R bytes of a row.
 """
@@ -16,16 +16,16 @@ from engine.layout.kv import HOST_GROWTH
 
 
 class KvRows(Protocol):
-    """Rows that grow at the end and are read as a whole."""
+    """Rows that are appended at the end and read as a whole."""
 
     def append(self, rows: torch.Tensor) -> None:
         """Add uint8 [n, R], which lies on the device."""
 
     def prefetch(self) -> None:
-        """They will be read soon."""
+        """Prepare for a read that comes soon."""
 
     def read(self) -> torch.Tensor | None:
-        """All of them on the device, [N, R]; None: there are none."""
+        """All rows on the device, [N, R]; None if there are none."""
 
 
 class DeviceRows:
@@ -35,22 +35,22 @@ class DeviceRows:
         self._rows: torch.Tensor | None = None
 
     def append(self, rows: torch.Tensor) -> None:
-        """Join them, [N + n, R]."""
+        """Append the rows, [N + n, R]."""
         self._rows = rows if self._rows is None else torch.cat((self._rows, rows))
 
     def prefetch(self) -> None:
-        """They are there."""
+        """Does nothing: the rows are on the device."""
 
     def read(self) -> torch.Tensor | None:
-        """Themselves."""
+        """The tensor itself."""
         return self._rows
 
 
 class HostLink:
-    """Carries rows from host to device beside the computation, on a thread of its own.
+    """Copies rows from host to device in parallel with compute, on its own thread.
 
-    Events order the copies against what the device computes, so neither overtakes the other.
-    peak_host_bytes: the most that all rows held on the host together.
+    Events order the copies against device compute, so neither overtakes the other. peak_host_bytes:
+    the most that all rows held on the host together.
     """
 
     def __init__(self, device: Device) -> None:
@@ -67,54 +67,55 @@ class HostLink:
         return rows
 
     def fetch(self, source: torch.Tensor) -> Fetch:
-        """Start copying host rows [N, R], which nobody changes until the fetch is waited for."""
+        """Start copying host rows [N, R]; they must not change until the fetch is waited for."""
         with torch.inference_mode(False):  # another thread writes into it
             target = torch.empty(source.shape, dtype=torch.uint8, device=self.device.torch_device)
-        behind = self.device.record()  # whatever used that memory, and wrote the source, is done
+        # everything that used that memory, and wrote the source, is done
+        behind = self.device.record()
         self.moved_bytes += source.numel()
         return Fetch(target, self._thread.submit(self.device.copy, target, source, behind))
 
     def note_growth(self) -> None:
-        """Keep the peak up to date."""
+        """Update the peak."""
         held = sum(rows.size_bytes for rows in self._held)
         self.peak_host_bytes = max(self.peak_host_bytes, held)
 
     def close(self) -> None:
-        """Wait for what is under way and stop the thread."""
+        """Wait for running copies and stop the thread."""
         self._thread.shutdown()
         self.device.synchronize()
 
 
 class Fetch:
-    """A copy under way."""
+    """A copy in progress."""
 
     def __init__(self, target: torch.Tensor, copy: Future[Event]) -> None:
         self._target = target
         self._copy = copy
 
     def wait(self, device: Device) -> torch.Tensor:
-        """The rows on the device; what is computed from now on comes after the copy."""
+        """The rows on the device; later compute runs after the copy."""
         device.wait(self._copy.result())
         return self._target
 
 
 class HostRows:
-    """Implements KvRows: host memory, of which prefetch brings a copy."""
+    """Implements KvRows: rows in host memory; prefetch copies them to the device."""
 
     def __init__(self, link: HostLink) -> None:
         self._link = link
-        self._host: torch.Tensor | None = None  # [room, R]
+        self._host: torch.Tensor | None = None  # [capacity, R]
         self._count = 0
         self._written: Event | None = None
         self._fetch: Fetch | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Held on the host."""
+        """Bytes held on the host."""
         return 0 if self._host is None else self._host.numel()
 
     def append(self, rows: torch.Tensor) -> None:
-        """Copy them down, behind what computes them."""
+        """Copy the rows to the host, after the compute that produces them."""
         end = self._count + rows.shape[0]
         host = self._with_capacity(end, rows.shape[1])
         host[self._count : end].copy_(rows, non_blocking=True)
@@ -122,12 +123,12 @@ class HostRows:
         self._count = end
 
     def prefetch(self) -> None:
-        """Start bringing all rows, unless that is under way."""
+        """Start copying all rows to the device, unless a copy is in progress."""
         if self._fetch is None and self._host is not None:
             self._fetch = self._link.fetch(self._host[: self._count])
 
     def read(self) -> torch.Tensor | None:
-        """The copy, once; the next read brings another."""
+        """The device copy, which is used once; the next read makes another."""
         self.prefetch()
         if self._fetch is None:
             return None

@@ -1,10 +1,10 @@
-"""Which cached positions matter, and the others merged into them (Elastic Cache, arXiv 2407.18121).
+"""Merges unimportant cached positions into important ones (Elastic Cache, arXiv 2407.18121).
 
 Letters: B sequences, Q query heads, H key heads, S new tokens, N positions, M of them kept, D head
 width. Keys and values may differ in H and D (latent attention).
 
-As there, one choice serves all heads of a layer: a position's importance is the attention that it
-received, summed over queries and averaged over heads. The authors' code compares
+As in the paper, one choice serves all heads of a layer: a position's importance is the attention
+that it received, summed over queries and averaged over heads. The authors' code compares
 argsort(importance), which are indices, with a count, as if they were ranks; here they are ranks.
 """
 
@@ -18,7 +18,7 @@ from engine.layout.kv import SCORE_SLICE_BYTES, SINK_TOKENS
 
 
 class Marks(NamedTuple):
-    """What is known of each position, [B, N] each, float32.
+    """State of each position, [B, N] each, float32.
 
     importance: attention received so far; tokens: how many it stands for; place: the position of
     its own token in the text.
@@ -38,7 +38,7 @@ class Merged(NamedTuple):
 
 
 def new_marks(batch: int, first: int, count: int, device: torch.device) -> Marks:
-    """Of tokens that were just appended, from place `first` on, [B, count]."""
+    """Marks of tokens that were just appended, from place `first` on, [B, count]."""
     nothing = torch.zeros(batch, count, device=device)
     places = torch.arange(first, first + count, device=device, dtype=torch.float32)
     return Marks(nothing, nothing + 1, places.expand(batch, count))
@@ -68,10 +68,10 @@ def received_attention(
 
 
 def merge(keys: torch.Tensor, values: torch.Tensor, marks: Marks, keep: int) -> Merged:
-    """Keep SINK_TOKENS first positions, the last and the most important others, `keep` in all;
-    every other one is averaged into the nearest kept one that is neither sink nor last.
+    """Keep `keep` positions: the first SINK_TOKENS, the last and the most important others.
 
-    keys, values [B, H, N, D], SINK_TOKENS + 1 < keep < N. A position that stands for several tokens
+    Every other one is averaged into the nearest kept one that is neither sink nor last. keys,
+    values [B, H, N, D], SINK_TOKENS + 1 < keep < N. A position that stands for several tokens
     weighs as many; of two equally near the earlier is taken.
     """
     kept = kept_positions(marks.importance, keep)  # [B, M]
@@ -85,7 +85,7 @@ def merge(keys: torch.Tensor, values: torch.Tensor, marks: Marks, keep: int) -> 
 
 
 def kept_positions(importance: torch.Tensor, keep: int) -> torch.Tensor:
-    """importance [B, N] -> the positions that are kept, [B, M] in order."""
+    """The positions to keep, [B, M] in order. importance: [B, N]."""
     batch, total = importance.shape
     middle = importance[:, SINK_TOKENS : total - 1]
     best = middle.topk(keep - SINK_TOKENS - 1, dim=1).indices + SINK_TOKENS
@@ -95,7 +95,7 @@ def kept_positions(importance: torch.Tensor, keep: int) -> torch.Tensor:
 
 
 def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, before: int) -> None:
-    """Hide from queries `start`... [B, H, Q/H, s, N] what they may not see, in place."""
+    """Mask scores [B, H, Q/H, s, N] of the queries from `start` on, in place."""
     rows, total = scores.shape[-2:]
     if mask is None:
         last = torch.arange(start, start + rows, device=scores.device)[:, None] + before
@@ -109,7 +109,7 @@ def _hide(scores: torch.Tensor, mask: torch.Tensor | None, start: int, before: i
 
 
 def _nearest(places: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """For each place [B, N] the slot of the nearest of those kept [B, M] that take others."""
+    """For each place [B, N] the slot of the nearest kept one [B, M] that others may merge into."""
     anchors = kept[:, SINK_TOKENS:-1].contiguous()
     after = torch.searchsorted(anchors, places.contiguous())
     right = after.clamp(max=anchors.shape[1] - 1)

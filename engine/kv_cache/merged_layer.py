@@ -2,10 +2,10 @@
 
 Letters: B sequences, H heads, S new tokens, N positions, D head width.
 
-A pass of several tokens merges: as soon as they have attended, what is over that fraction goes into
-anchors (merge.py). A pass of one token drops: where the layer is over the fraction, the position at
-one fixed index, so that the prompt's anchors and the newest tokens stay. Keys carry the
-rotary position of their own token, so tokens are numbered as if nothing had been merged.
+A pass of several tokens merges: after their attention, positions beyond that fraction are merged
+into anchors (merge.py). A pass of one token drops: if the layer is over the fraction, the position
+at one fixed index, so that the prompt's anchors and the newest tokens stay. Keys carry the rotary
+position of their own token, so tokens are numbered as if nothing had been merged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from engine.layout.kv import SINK_TOKENS, drop_index, kept_tokens
 
 
 class AttentionWatch:
-    """Implements AttentionPort: hands what an attention module computed to the layer whose keys it
-    has just got. No micro-batch switches in between."""
+    """Implements AttentionPort: passes the output of an attention module to the layer that just
+    received its keys. No micro-batch switches in between."""
 
     def __init__(self) -> None:
         self.latest: MergedLayer | None = None
@@ -35,7 +35,8 @@ class AttentionWatch:
         scaling: float | None,
         weights: torch.Tensor | None,
     ) -> None:
-        """weights [B, Q, S, N] where attention made them, else they are made again."""
+        """Process the module's attention. weights [B, Q, S, N] if the module computed them;
+        None: they are recomputed."""
         layer, self.latest = self.latest, None
         if layer is None or not layer.waits:
             return
@@ -46,8 +47,7 @@ class AttentionWatch:
 
 
 class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, [B, H, N, D], of which N stays at a fraction of the tokens
-    seen.
+    """Keys and values of one layer, [B, H, N, D]; N stays at a fraction of the tokens seen.
 
     Inherits because transformers' Cache asks its layers for their class. waits: several tokens came
     and have not attended yet.
@@ -62,7 +62,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.waits = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing held yet, [B, H, 0, D]."""
+        """Create empty keys and values, [B, H, 0, D]."""
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self._marks = new_marks(key_states.shape[0], 0, 0, key_states.device)
         self.is_initialized = True
@@ -70,7 +70,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [B, H, S, D]; returns all that is held, [B, H, N, D]."""
+        """Append [B, H, S, D]; returns all positions held, [B, H, N, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.waits:
@@ -95,7 +95,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys, self.values
 
     def take(self, received: torch.Tensor) -> None:
-        """The attention [B, N] that positions received from the newest tokens; then merge."""
+        """Add the attention [B, N] that positions received from the newest tokens; then merge."""
         self.waits = False
         self._marks = self._marks._replace(importance=self._marks.importance + received)
         keep = kept_tokens(self._keep_fraction, self._seen)
@@ -104,17 +104,17 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._drop = drop_index(self._held)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All that is held is visible; it is numbered so that it ends where the new tokens
-        begin."""
+        """All positions held are visible; they are numbered so that they end where the new
+        tokens begin."""
         held = self._held - self._over
         return held + query_length, self._seen - held
 
     def get_seq_length(self) -> int:
-        """Tokens seen, not positions held."""
+        """Number of tokens seen, not of positions held."""
         return self._seen
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """-1: the layer has no limit of its own."""
         return -1
 
     @property
@@ -127,7 +127,7 @@ class MergedLayer(CacheLayerMixin):  # type: ignore[misc]
         return int(self._held > kept_tokens(self._keep_fraction, self._seen))
 
     def _parts(self) -> tuple[slice, ...]:
-        """Of what is held, what stays."""
+        """The slices of held positions that stay."""
         if not self._over:
             return (slice(None),)
         return (slice(self._drop), slice(self._drop + 1, None))

@@ -1,10 +1,10 @@
-"""How keys and values of older tokens lie in memory: as rows of bytes, at 16, 8 or 4 bits.
+"""Memory layout of keys and values of older tokens: rows of bytes, at 16, 8 or 4 bits.
 
 Letters: B sequences, H heads, S tokens, D head width, n rows, R bytes of a row, g group. Keys and
 values may differ in H and D (latent attention).
 
 A row holds a whole number of tokens of all sequences and heads of one layer, so rows can be
-appended without touching older ones, and those of a layer move as one block.
+appended without touching older ones, and the rows of a layer move as one block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SLICE_ROWS = 16  # quantized or dequantized at once: bounds the float32 copy
 
 
 class KvFormat(Protocol):
-    """Rows from keys and values, and back."""
+    """Encodes keys and values as rows, and decodes them."""
 
     tokens_per_row: int
 
@@ -33,7 +33,7 @@ class KvFormat(Protocol):
 
 
 class PlainFormat:
-    """Implements KvFormat: a token a row, as it is."""
+    """Implements KvFormat: one unquantized token per row."""
 
     tokens_per_row = 1
 
@@ -58,8 +58,8 @@ class QuantizedFormat:
 
     Keys are grouped along the tokens of a block, each channel by itself, values along the channels
     of each token: keys have channels that are always large (KIVI, arXiv 2402.02750). Scale and zero
-    of a group have the tensor's own dtype; a value comes back within half a scale, and the rounding
-    of that dtype.
+    of a group have the tensor's own dtype; a decoded value differs by at most half a scale, plus
+    the rounding of that dtype.
     """
 
     tokens_per_row = BLOCK_TOKENS
@@ -96,8 +96,8 @@ class QuantizedFormat:
     def _decode_one(
         self, rows: torch.Tensor, start: int, out: torch.Tensor, over_tokens: bool
     ) -> int:
-        """Fill out [B, H, n * block, D] from what begins at byte `start` of each row. Returns where
-        the next begins."""
+        """Fill out [B, H, n * block, D] from byte `start` of each row. Returns where the next
+        field starts."""
         n = rows.shape[0]
         batch, heads, _, width = out.shape
         group = width if over_tokens else value_group(width)
@@ -122,7 +122,7 @@ class QuantizedFormat:
 
 
 def value_group(width: int) -> int:
-    """Channels of a value that share a scale: at most VALUE_GROUP, all where none divides."""
+    """Channels of a value that share a scale: at most VALUE_GROUP, all if none divides."""
     group = math.gcd(width, VALUE_GROUP)
     return group if group >= VALUE_GROUP // 2 else width
 
@@ -147,14 +147,14 @@ def _quantize(
     top = (1 << bits) - 1
     low, high = grouped.amin(dim, keepdim=True), grouped.amax(dim, keepdim=True)
     exact = (high.float() - low.float()) / top
-    # Rounded up, so that the largest value keeps its code; the smallest value is a value itself.
+    # Rounded up, so that the largest value keeps its code; the smallest value is stored exactly.
     scale = (exact * (1 + 2**-7)).clamp_min(torch.finfo(grouped.dtype).tiny).to(grouped.dtype)
     codes = (grouped.float() - low.float()).div_(scale.float()).round_().clamp_(0, top)
     return codes.to(torch.uint8), scale, low
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
-    """Two 4-bit codes a byte: the first half of a block's tokens low, the second half high."""
+    """Two 4-bit codes per byte: the first half of a block's tokens low, the second half high."""
     first, second = codes.chunk(2, dim=3)
     return first | (second << 4)
 

@@ -1,1 +1,1 @@
-"""How records, matrices, KV rows and pre-quantized checkpoints lie in bytes; no torch."""
+"""Byte layouts of records, matrices, KV rows and pre-quantized checkpoints; no torch."""

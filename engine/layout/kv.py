@@ -1,5 +1,7 @@
-"""Keys and values in numbers: what a token of a layer takes, by bits and place, and how many are
-kept. Pure arithmetic."""
+"""Sizes of keys and values: bytes of a token of a layer, by bits and place, and tokens kept.
+
+Pure arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,17 @@ BLOCK_TOKENS = 32
 """Tokens that are quantized together; a group of keys."""
 
 VALUE_GROUP = 32
-"""Channels of a value that share a scale, or half as many where only that divides."""
+"""Channels of a value that share a scale, or half as many if only that divides."""
 
 WINDOW_TOKENS = 64
-"""At least so many of the newest tokens stay at 16 bits; at most a block less one more."""
+"""At least this many of the newest tokens stay at 16 bits; at most a block less one more."""
 
 HOST_GROWTH = 1.5
-"""Room on the host grows by this factor, so that it is not copied at every token."""
+"""Capacity on the host grows by this factor, so that it is not copied at every token."""
 
 
 def packed_ratio(bits: KvBits, width_bytes: int) -> float:
-    """Bytes of an older token at these bits over its bytes in the compute dtype, at most.
+    """Upper bound of the bytes of an older token at these bits over its bytes in the compute dtype.
 
     Keys have a scale and a zero for each BLOCK_TOKENS, values for each half VALUE_GROUP at worst.
     """
@@ -31,12 +33,12 @@ def packed_ratio(bits: KvBits, width_bytes: int) -> float:
 
 
 def window_tokens(bits: KvBits, tokens: int) -> int:
-    """How many of so many tokens are at 16 bits at most."""
+    """The most of this many tokens that are at 16 bits."""
     return 0 if bits == 16 else min(tokens, WINDOW_TOKENS + BLOCK_TOKENS - 1)
 
 
 def packed_tokens(bits: KvBits, tokens: int) -> int:
-    """How many of so many tokens lie in rows at most."""
+    """The most of this many tokens that lie in rows."""
     return tokens if bits == 16 else max(0, tokens - WINDOW_TOKENS)
 
 
@@ -44,24 +46,24 @@ SINK_TOKENS = 4
 """The first positions are never merged or dropped: attention sinks."""
 
 DROP_DISTANCE = 25
-"""While decoding, the position so far before the end of the merged prompt is dropped."""
+"""While decoding, the position this far before the end of the merged prompt is dropped."""
 
 LEAST_KEPT_TOKENS = 2 * SINK_TOKENS
-"""No keep_fraction goes below so many positions."""
+"""No keep_fraction keeps fewer positions than this."""
 
 SCORE_SLICE_BYTES = 1_000_000
-"""Attention weights that are made at once to see what each position receives."""
+"""Bytes of attention weights computed at once to find what each position receives."""
 
 MARK_BYTES = 12
-"""What is noted of each kept position beside keys and values."""
+"""Bytes of marks of each kept position besides keys and values."""
 
 
 def kept_tokens(keep_fraction: float, tokens: int) -> int:
-    """How many positions of so many tokens a layer keeps: at most this fraction, rounded up."""
+    """Positions that a layer keeps of this many tokens: at most this fraction, rounded up."""
     fraction = math.ceil(tokens * keep_fraction - 1e-9)
     return min(tokens, max(fraction, LEAST_KEPT_TOKENS))
 
 
 def drop_index(kept: int) -> int:
-    """Where a merged prompt of so many positions loses one for each that comes behind it."""
+    """The index at which a merged prompt of `kept` positions loses one for each later token."""
     return max(SINK_TOKENS, kept - DROP_DISTANCE)

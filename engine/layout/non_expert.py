@@ -1,9 +1,9 @@
-"""The non-expert weights at fewer bits: which format each of its matrices gets, and what it takes.
+"""The non-expert weights at fewer bits: the format and the size of each matrix.
 
 Pure arithmetic, no torch. Letters: N output rows, K input columns.
 
 A matrix is cut into blocks of rows, each quantized like an expert's matrix, so that dequantizing
-one of them (a head over a large vocabulary) needs little room.
+one of them (a head over a large vocabulary) needs little memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from engine.layout.record import Part, RecordLayout, record_layout, resolve_grou
 from engine.types import Bits
 
 _BLOCK_ELEMENTS = 1 << 23
-_BLOCK_ROWS = 64  # blocks hold a multiple of this, which the int4 kernels' layouts ask for
+_BLOCK_ROWS = 64  # blocks hold a multiple of this, which the int4 kernels' layouts require
 
 
 class NonExpertMatrix(NamedTuple):
-    """A shape of the non-expert weights that may be quantized, and how often it occurs."""
+    """A shape of the non-expert weights that may be quantized, and its number of occurrences."""
 
     rows: int
     columns: int
@@ -26,7 +26,7 @@ class NonExpertMatrix(NamedTuple):
 
 
 def non_expert_blocks(rows: int, columns: int, bits: Bits, wanted_group: int) -> list[RecordLayout]:
-    """Layouts of a matrix's blocks of rows, in order; 8 bits where no group divides K."""
+    """Layouts of a matrix's blocks of rows, in order; 8 bits if no group divides K."""
     group = resolve_group_size((Part("weight", (rows, columns)),), wanted_group)
     if bits != 8 and not group:
         bits = 8
@@ -37,12 +37,12 @@ def non_expert_blocks(rows: int, columns: int, bits: Bits, wanted_group: int) ->
 
 
 def block_rows(rows: int, columns: int) -> list[int]:
-    """How many rows each block of a matrix has."""
+    """Number of rows of each block of a matrix."""
     most = max(1, _BLOCK_ELEMENTS // columns // _BLOCK_ROWS) * _BLOCK_ROWS
     return [min(most, rows - start) for start in range(0, rows, most)]
 
 
 def non_expert_matrix_bytes(matrix: NonExpertMatrix, bits: Bits, wanted_group: int) -> int:
-    """All matrices of this shape at these bits."""
+    """Bytes of all matrices of this shape at these bits."""
     blocks = non_expert_blocks(matrix.rows, matrix.columns, bits, wanted_group)
     return matrix.occurrences * sum(block.size_bytes for block in blocks)

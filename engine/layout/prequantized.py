@@ -1,9 +1,9 @@
-"""Quantized checkpoints: how their codes and scales are arranged, and a record that keeps them.
+"""Pre-quantized checkpoints: the layout of their codes and scales, and a record that keeps them.
 
 Pure arithmetic, no torch. Letters: N output rows, K input columns.
 
-fp8: one float8_e4m3fn a weight and one float32 scale a block of rows and columns (DeepSeek-V3,
-Qwen3 FP8). mxfp4: two e2m1 codes a byte along K and one power of two (e8m0) for 32 of them
+fp8: one float8_e4m3fn per weight and one float32 scale per block of rows and columns (DeepSeek-V3,
+Qwen3 FP8). mxfp4: two e2m1 codes per byte along K and one power of two (e8m0) for 32 of them
 (gpt-oss).
 """
 
@@ -21,8 +21,11 @@ MXFP4_GROUP = 32
 
 @dataclass(frozen=True)
 class PrequantizedFormat:
-    """How all experts of a checkpoint are stored. block_rows and block_columns: what one scale
-    covers of a matrix as the module stores it (of [N, K] for mxfp4)."""
+    """How all experts of a checkpoint are stored.
+
+    block_rows and block_columns: what one scale covers of a matrix as the module stores it (of [N,
+    K] for mxfp4).
+    """
 
     name: PrequantizedName
     block_rows: int
@@ -42,13 +45,14 @@ class PrequantizedFormat:
         }
 
     def scales_shape(self, part: Part) -> tuple[int, int]:
-        """Of one matrix: scales along its rows and columns."""
+        """Shape of one matrix's scales: along its rows and columns."""
         rows, columns = (part.rows, part.columns) if self.name == "mxfp4" else part.shape
         return -(-rows // self.block_rows), -(-columns // self.block_columns)
 
 
 def prequantized_layout(parts: tuple[Part, ...], prequantized: PrequantizedFormat) -> RecordLayout:
-    """A record of the published codes: `<name>` and `<name>.scales` a matrix, biases at 16 bits."""
+    """A record of the checkpoint's codes: `<name>` and `<name>.scales` per matrix, biases at 16
+    bits."""
     fields: list[tuple[str, int]] = []
     for part in parts:
         if part.kind == "vector":

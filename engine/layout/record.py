@@ -1,10 +1,10 @@
-"""Layout of one expert's record at each precision: which parts it has, and where they lie.
+"""Layout of one expert's record at each precision: its parts and their offsets.
 
 Pure arithmetic, no torch, so that the tuner can say what fits before anything runs.
 Letters: N output rows, K input columns, g quantization group.
 
-A record is contiguous: every part starts at a multiple of PART_ALIGN bytes and the whole is
-padded to RECORD_ALIGN bytes, so that one record is one aligned read.
+A record is contiguous: every part starts at a multiple of PART_ALIGN bytes and the whole is padded
+to RECORD_ALIGN bytes, so that one record is one aligned read.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Part:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         total = 1
         for size in self.shape:
             total *= size
@@ -69,7 +69,7 @@ class Field:
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where every field of a record lies. size_bytes counts the padding."""
+    """The fields of a record and their offsets. size_bytes includes the padding."""
 
     bits: Bits
     group_size: int
@@ -85,7 +85,7 @@ class RecordLayout:
 
 
 def resolve_group_size(parts: tuple[Part, ...], wanted: int) -> int:
-    """The largest group of at most `wanted` that divides K of every matrix; 0 where none does."""
+    """The largest group of at most `wanted` that divides K of every matrix; 0 if none does."""
     columns = [part.columns for part in parts if part.kind == "matrix"]
     for group in GROUP_CHOICES:
         if group <= wanted and all(column % group == 0 for column in columns):
@@ -103,7 +103,7 @@ def record_layout(parts: tuple[Part, ...], bits: Bits, group_size: int) -> Recor
     """Lay out one record.
 
     Fields of a matrix: `<name>` (codes, or bf16/fp16 at 16 bits) and, below 16 bits,
-    `<name>.scales` (8 bits: one a row; 4, 3 and 2 bits: scale and zero a group, interleaved).
+    `<name>.scales` (8 bits: one per row; 4, 3 and 2 bits: scale and zero per group, interleaved).
     """
     sizes = [size for part in parts for size in _field_sizes(part, bits, group_size)]
     return lay_out(sizes, bits, group_size)

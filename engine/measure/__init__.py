@@ -1,1 +1,1 @@
-"""Runs a workload and reports what it took, with intervals; must not know studies."""
+"""Runs a workload and reports its costs, with intervals; must not know studies."""

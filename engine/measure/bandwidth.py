@@ -1,5 +1,4 @@
-"""How fast records of this size come from where they lie, measured beside a run: from the disk, or
-over the link from the host tier."""
+"""Measures the read bandwidth of records beside a run: from the disk, or over the link."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _LINK_BYTES = 24_000_000
 
 
 def link_bandwidth(device: Device, tier: HostTier, threads: int, chunk_bytes: int) -> float:
-    """Bytes a second from the host tier into the device, `threads` copies of a chunk at a time."""
+    """Bytes per second from the host tier into the device, `threads` chunk copies at a time."""
     size = tier.record.size_bytes
     arena = device.allocate_arena(threads * size)
     experts = tier.experts[: max(threads, min(tier.count, _LINK_BYTES // size))]
@@ -47,7 +46,7 @@ def link_bandwidth(device: Device, tier: HostTier, threads: int, chunk_bytes: in
 
 
 def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> float:
-    """Bytes a second over a fixed spread of records, read by `threads` threads in chunks."""
+    """Bytes per second over evenly spaced records, read by `threads` threads in chunks."""
     experts = store.experts
     count = max(threads, min(len(experts), _MAX_RECORDS, _BYTES // store.record.size_bytes))
     stride = max(1, len(experts) // count)
@@ -70,7 +69,7 @@ def record_bandwidth(store: ExpertStore, threads: int, chunk_bytes: int) -> floa
         )
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read_all, range(threads)))  # verifies what was never read before
+        list(pool.map(read_all, range(threads)))  # verifies records that were never read before
         started = time.perf_counter()
         moved = sum(pool.map(read_all, range(threads)))
         return moved / (time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""Energy of a run, where a counter exists: NVML's of the card in use, else RAPL's CPU packages.
+"""Energy of a run, if there is a counter: NVML's of the card in use, else RAPL's CPU packages.
 
-A counter covers its whole card or packages, other processes included. Where there is none, or it
-does not move, there is no figure. The folder and the card are parameters.
+A counter covers its whole card or packages, other processes included. If there is none, or it does
+not move, no energy is reported. The folder and the card are parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter(Protocol):
-    """source: which counter this is."""
+    """Counts energy. source: the name of the counter."""
 
     source: str
 
@@ -26,7 +26,7 @@ class EnergyMeter(Protocol):
 
 
 class RaplMeter:
-    """Sums packages. Read it more often than a counter wraps around (minutes at full power)."""
+    """Sums all packages. Read it more often than a counter wraps around (minutes at full power)."""
 
     source = "RAPL, all CPU packages"
 
@@ -49,7 +49,7 @@ class RaplMeter:
 
 
 class NvmlMeter:
-    """One card's total energy. Raises NVMLError where there is no driver, card or counter.
+    """One card's total energy. Raises NVMLError if there is no driver, card or counter.
 
     uuid: `GPU-...`, which unlike an index does not depend on CUDA_VISIBLE_DEVICES.
     """
@@ -68,14 +68,14 @@ class NvmlMeter:
 
 
 def open_energy_meter(device: torch.device, powercap: Path = POWERCAP) -> EnergyMeter | None:
-    """The meter of what computes: a CUDA card's own, the CPU's packages, or None."""
+    """The meter of the compute device: a CUDA card's own, the CPU's packages, or None."""
     if device.type == "cuda":
         return open_nvml_meter(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     return open_rapl_meter(powercap) if device.type == "cpu" else None
 
 
 def open_nvml_meter(uuid: str) -> NvmlMeter | None:
-    """The card's meter, None where its driver counts no energy."""
+    """The card's meter, None if its driver counts no energy."""
     try:
         return NvmlMeter(uuid)
     except pynvml.NVMLError:
@@ -83,12 +83,12 @@ def open_nvml_meter(uuid: str) -> NvmlMeter | None:
 
 
 def open_rapl_meter(powercap: Path = POWERCAP) -> RaplMeter | None:
-    """All packages' meter, None where there are none or they may not be read."""
+    """The meter of all packages, None if there are none or they may not be read."""
     try:
         packages = [
             zone
             for zone in sorted(powercap.glob("intel-rapl:*"))
-            if (zone / "name").read_text().startswith("package")  # not their parts, not psys
+            if (zone / "name").read_text().startswith("package")  # neither subzones nor psys
         ]
         return RaplMeter(packages) if packages else None
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Counting what a measurement asked of each layer's experts, after the clock has stopped.
+"""Counts the use of each layer's experts in a measurement, after the clock has stopped.
 
-In: the routing that was recorded and the policy's counters. Out: ExpertUse.
+In: the recorded routing and the policy's counters. Out: ExpertUse.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.trace.trace import Trace
 def expert_use(
     facts: ModelFacts, trace: Trace, first_pass: int, counted: Sequence[PolicyCounters]
 ) -> ExpertUse:
-    """Of all passes from first_pass on. counted: the counters of each repeat."""
+    """Expert use of all passes from first_pass on. counted: the counters of each repeat."""
     row = trace.passes[first_pass].first if first_pass < len(trace.passes) else len(trace.experts)
     chosen = trace.experts[row:]  # [N, L, K]
     layers = range(facts.moe_layers)

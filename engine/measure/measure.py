@@ -1,6 +1,6 @@
 """Measure a configured engine on a workload: warm up, repeat, report.
 
-Every figure carries its unit and interval; the parts of a token's time sum to its wall time.
+Every metric has its unit and interval; the parts of a token's time sum to its wall time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_WARM_UPS = 4
 _FLAT = 0.05
 Progress = Callable[[str, int, int], None]
 Values = dict[str, tuple[float, str]]
-"""Value and unit by the metric's name."""
+"""Value and unit by metric name."""
 
 
 def measure(
@@ -49,12 +49,12 @@ def measure(
     progress: Progress | None = None,
     on_trace: Callable[[Trace], None] | None = None,
 ) -> Report:
-    """Run `repeats` repeats, numbered from first_repeat (a number decides its texts and seed).
+    """Run `repeats` repeats, numbered from first_repeat (the number decides texts and seed).
 
-    warm_up: run passes first until speed and hit rate are flat. runtime_bytes: the process's
-    baseline; meter: counts energy, where something does; on_trace: gets what was routed, warm-ups
-    too. Sequences whose logits become NaN count in error_rate, and in the hit rates, but in nothing
-    else. Raises EngineError when there are no sequences or all of them fail.
+    warm_up: first run passes until speed and hit rate are flat. runtime_bytes: the process's
+    baseline; meter: counts energy, if available; on_trace: called with the routing trace, warm-ups
+    included. Sequences whose logits become NaN count in error_rate, and in the hit rates, but in
+    nothing else. Raises EngineError if there are no sequences or all of them fail.
     """
     assert engine.config is not None
     if output_tokens < 2:
@@ -138,13 +138,13 @@ def _one_repeat(
         decoded = len(texts) * (output_tokens - 1)
         prompt_tokens = sum(timing.prompt_tokens for timing in own)
         row |= _bound_values(engine, recorder, first_pass, decoded, prompt_tokens, row)
-        if energy_j > 0:  # a counter that stands still counts nothing
+        if energy_j > 0:  # a counter that does not move counts nothing
             row["energy_j_per_token"] = (energy_j / (len(texts) * output_tokens), "J")
     return row, done
 
 
 def _environment(engine: Engine) -> dict[str, Any]:
-    """What a reader of the figures must know of how they came about."""
+    """The conditions under which the metrics were measured."""
     return {
         "record_bytes": engine.store.record.size_bytes,
         "in_place": engine.store.in_place,
@@ -158,7 +158,7 @@ def _environment(engine: Engine) -> dict[str, Any]:
 
 
 def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
-    """Our accounting beside what is seen from outside."""
+    """The engine's own accounting together with an outside reading."""
     assert engine.memory is not None
     plan = engine.memory
     external = engine.device.peak_bytes()
@@ -177,7 +177,7 @@ def memory_reading(engine: Engine, runtime_bytes: int) -> MemoryReading:
 
 
 def _bandwidth(engine: Engine) -> float:
-    """Bytes a second from where this configuration's records come from."""
+    """Bytes per second of this configuration's record source."""
     live = engine.live
     transfer = live.config.transfer
     threads = min(live.config.io.threads, transfer.in_flight)
@@ -188,8 +188,8 @@ def _bandwidth(engine: Engine) -> float:
 
 
 def foresee(engine: Engine, texts: Sequence[Sequenced], output_tokens: int, seed: int) -> None:
-    """Run the texts untimed and tell the policy what they will demand: exact policies do not
-    change routing, and what is sampled is sampled by seed."""
+    """Run the texts untimed and give the policy their future demands: exact policies do not
+    change routing, and sampling is seeded."""
     recorder = TraceRecorder(engine.facts, lean=True)
     engine.record(recorder)
     run_pass(engine, texts, output_tokens, seed=seed)
@@ -205,7 +205,8 @@ def _bound_values(
     prompt_tokens: int,
     row: Values,
 ) -> Values:
-    """The best hit rate at these slots and this scope, and the bytes that even it would move."""
+    """The best possible hit rate with these slots and this scope, and the bytes it would still
+    move."""
     live = engine.live
     if len(live.stores) > 1:
         return {}  # mixed sizes: the bound does not hold
@@ -229,7 +230,7 @@ def _bound_values(
 def _warm_up(
     engine: Engine, sequences: list[Sequenced], output_tokens: int, per_repeat: int
 ) -> int:
-    """Passes over other texts than the first repeats', until two in a row agree."""
+    """Run passes over texts other than the first repeats', until two in a row agree."""
     assert engine.config is not None
     group = engine.config.batch.count * engine.config.batch.size
     former: tuple[float, float] | None = None
@@ -288,7 +289,7 @@ def _repeat_values(
         ),
         "read_bytes_per_s": (bandwidth, "bytes/s"),
         "resident_fraction": (_resident_fraction(engine), "fraction"),
-        # without limits on latency every finished request counts
+        # without latency limits every finished request counts
         "request_rps": (sequences / (prefill_s + decode_s), "requests/s"),
     }
     values.update({f"time_ms_per_token.{name}": (ms, "ms") for name, ms in parts.items()})
@@ -298,7 +299,7 @@ def _repeat_values(
 
 
 def _prefill_values(timings: Sequence[GroupTiming], prefill_s: float) -> Values:
-    """The time split of the prompts, a prompt token each."""
+    """The time split of the prefill, per prompt token."""
     tokens = sum(timing.prompt_tokens for timing in timings)
     moved = sum(timing.prefill_transferred_bytes for timing in timings)
     values = {

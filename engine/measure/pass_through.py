@@ -20,7 +20,7 @@ from engine.run.time_split import Activity
 
 @dataclass(frozen=True)
 class Sequenced:
-    """One sequence as token ids; forced is empty where tokens are to be sampled."""
+    """One sequence as token ids; forced is empty if tokens are to be sampled."""
 
     prompt: tuple[int, ...]
     forced: tuple[int, ...]
@@ -31,8 +31,7 @@ class GroupTiming:
     """Clock readings of one group of sequences that ran together, in seconds.
 
     activities, *_bytes: of the decode part, prefill_*: of the prompts; disk_bytes leaves out what
-    the host tier held.
-    failed: the logits became NaN, so that nothing was generated.
+    the host tier held. failed: the logits became NaN, so that nothing was generated.
     """
 
     sequences: int
@@ -48,7 +47,7 @@ class GroupTiming:
 
     @property
     def decode_s(self) -> float:
-        """From the first token to the last."""
+        """Seconds from the first token to the last."""
         return sum(self.gaps_s)
 
 
@@ -97,7 +96,7 @@ def _run_group(
             batch.tokens = chosen[:, None]
         logits = engine.forward(batches, "decode")
         if not forced and _has_nan(logits):
-            break  # nothing can be sampled from them
+            break  # nothing can be sampled from NaN logits
         tokens = [_next(m, rows, number, sampler) for m, rows in zip(members, logits, strict=True)]
         engine.device.synchronize()
         now = time.perf_counter()
@@ -118,7 +117,7 @@ def _has_nan(logits: Sequence[torch.Tensor]) -> bool:
 def _next(
     member: Sequence[Sequenced], logits: torch.Tensor, number: int, sampler: Sampler
 ) -> torch.Tensor:
-    """Token ids [B] that follow: forced ones, or sampled from logits [B, 1, V]."""
+    """Next token ids [B]: forced ones, or sampled from logits [B, 1, V]."""
     if all(number < len(sequence.forced) for sequence in member):
         return torch.tensor([sequence.forced[number] for sequence in member])
     return sampler(logits[:, -1])

@@ -1,4 +1,4 @@
-"""Recording a routing trace while the engine runs. Routing does not depend on exact policies."""
+"""Records a routing trace while the engine runs. Routing does not depend on exact policies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from engine.trace.trace import LOOK_AHEAD_LAYERS, Trace, TracePass
 class TraceRecorder:
     """Implements RoutingRecorder.
 
-    gate_inputs: keep what each router reads too (2 D bytes a token and layer), which predictors
-    are trained on; lean: keep the chosen experts only.
+    gate_inputs: also keep each router's input (2 D bytes per token and layer), on which predictors
+    are trained; lean: keep the chosen experts only.
     """
 
     def __init__(self, facts: ModelFacts, *, gate_inputs: bool = False, lean: bool = False) -> None:
@@ -44,37 +44,38 @@ class TraceRecorder:
 
     @property
     def passes(self) -> int:
-        """How many were recorded so far."""
+        """Number of passes recorded so far."""
         return len(self._passes)
 
     def begin_sequences(self) -> None:
-        """A new group begins."""
+        """Start a new group of sequences."""
         self._group += 1
 
     def begin_pass(self, start: PassStart) -> None:
-        """Note the pass and its tokens' embeddings."""
+        """Record the pass and its tokens' embeddings."""
         self._passes.append(TracePass(max(0, self._group), start.phase, start.tokens, self._tokens))
         self._tokens += sum(start.tokens)
         if start.embeddings is not None:
             self._embeddings.append(start.embeddings.astype(np.float16))
 
     def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
-        """Note what later routers would choose here."""
+        """Record what later routers would choose here (gate look-ahead)."""
         if "top_experts" in self.needs:
             self._ahead[layer].append(self._look_ahead(layer, micro_batch, view))
         if self._keep_inputs:
             self._inputs[layer].append(np.asarray(view.gate_input()).astype(np.float16))
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Note the choice."""
-        self._experts[layer].append(routing.experts)  # made an array when nothing is being timed
+        """Record the router's choice."""
+        # converted to an array when nothing is being timed
+        self._experts[layer].append(routing.experts)
         if routing.weights is not None:
             self._weights[layer].append(routing.weights.astype(np.float16))
         if routing.probabilities is not None:
             self._probabilities[layer].append(routing.probabilities.astype(np.float16))
 
     def trace(self, **facts: Any) -> Trace:
-        """What was recorded. facts: kept beside the model's."""
+        """The recorded trace. facts: kept beside the model's."""
         assert all(self._experts), "nothing was recorded"
         chosen = self._facts.experts_per_token
         experts = np.stack(
@@ -118,7 +119,7 @@ def _table(rows: Sequence[Sequence[int]], width: int) -> Integers:
 
 
 def _stack(layers: Sequence[Sequence[Any]]) -> Any:
-    """[L][calls][t, ...] -> [N, L, ...]; None where some layer noted nothing."""
+    """[L][calls][t, ...] -> [N, L, ...]; None if some layer recorded nothing."""
     if not all(layers):
         return None
     return np.stack([np.concatenate(calls) for calls in layers], axis=1)

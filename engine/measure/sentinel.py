@@ -1,4 +1,5 @@
-"""A fixed kernel and a fixed read, timed beside each measurement: how fast the machine is today."""
+"""A fixed kernel and a fixed read, timed beside each measurement to show the machine's speed
+today."""
 
 from __future__ import annotations
 

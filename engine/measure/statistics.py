@@ -12,7 +12,7 @@ _NEEDED_EVENTS = {50: 1, 90: 64, 95: 130, 99: 662}
 
 
 def percentile_metric(values: Sequence[float], percent: int, unit: str) -> Metric:
-    """A percentile (nearest rank) with its order-statistic interval; marked an estimate where
+    """A percentile (nearest rank) with its order-statistic interval; marked as an estimate if
     there are too few events for it."""
     ordered = sorted(values)
     n = len(ordered)

@@ -1,4 +1,4 @@
-"""A workload's texts as token ids."""
+"""Tokenizes a workload's texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.run.generate import encode_prompt
 def tokenize(workload: Workload, tokenizer: Any) -> list[Sequenced]:
     """Prompts cut to their last prompt_tokens, continuations to output_tokens - 1.
 
-    Raises UsageError when the workload has no usable prompt.
+    Raises UsageError if the workload has no usable prompt.
     """
     sequences = []
     for number, prompt in enumerate(workload.prompts):
@@ -31,6 +31,6 @@ def tokenize(workload: Workload, tokenizer: Any) -> list[Sequenced]:
 
 
 def pick(sequences: list[Sequenced], count: int, repeat: int) -> list[Sequenced]:
-    """The sequences of one repeat: the next `count` of an endless round over all."""
+    """The sequences of one repeat: the next `count`, cycling through all."""
     first = repeat * count
     return [sequences[(first + number) % len(sequences)] for number in range(count)]

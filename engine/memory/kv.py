@@ -1,4 +1,4 @@
-"""The part of the memory equation that is keys and values, and what they cannot be together.
+"""The KV part of the memory equation, and the settings that KV does not support together.
 
 Pure arithmetic.
 """
@@ -21,13 +21,13 @@ from engine.layout.kv import (
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 # Scratch of a block of keys or values that is (de)quantized: tokens, and bytes of a channel for
-# float32 copies, codes and the rows they become.
+# float32 copies, codes and their rows.
 _KV_SLICE_TOKENS = 512
 _KV_SCRATCH_BYTES = 16
 
 
 def check_kv(config: EngineConfig, facts: ModelFacts) -> None:
-    """Raises ConfigError where this model, or another setting, does not go with a kv setting."""
+    """Raise ConfigError if this model, or another setting, does not support a kv setting."""
     bits, keep_fraction = config.kv.bits, config.kv.keep_fraction
     for path, value, exact in (("kv.bits", bits, 16), ("kv.keep_fraction", keep_fraction, 1)):
         if value != exact and not facts.kv_plain_layers:
@@ -50,7 +50,7 @@ def check_kv(config: EngineConfig, facts: ModelFacts) -> None:
 
 
 def check_prefix_cache(config: EngineConfig, facts: ModelFacts) -> None:
-    """Raises ConfigError where beginnings cannot be cut out of the kv_cache."""
+    """Raise ConfigError if prefixes cannot be cut out of the kv_cache."""
     if not config.serve.prefix_cache_tokens:
         return
     given = f"serve.prefix_cache_tokens = {config.serve.prefix_cache_tokens}"
@@ -68,7 +68,7 @@ def check_prefix_cache(config: EngineConfig, facts: ModelFacts) -> None:
 
 
 def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool) -> None:
-    """Raises ConfigError where the room of keys and values cannot be lent."""
+    """Raise ConfigError if KV memory cannot be shared with experts."""
     if not config.kv.elastic:
         return
     kv = config.kv
@@ -90,22 +90,25 @@ def check_elastic(config: EngineConfig, facts: ModelFacts, *, host_memory: bool)
 
 
 def prefix_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Keys and values of what prompts begin with alike."""
+    """Bytes of keys and values in the prefix cache."""
     width = DTYPE_BYTES[config.compute.dtype]
     return facts.kv_bytes_per_token * width // 2 * config.serve.prefix_cache_tokens
 
 
 def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """What keys and values take on the host at most: none unless kv.placement moves them there."""
+    """The most bytes that keys and values take on the host: 0 unless kv.placement moves them
+    there."""
     if not _kv_moves(config, facts):
         return 0
     return int(_packed_layer_bytes(config, facts) * facts.kv_plain_layers * HOST_GROWTH)
 
 
 def kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Keys and values on the device: layers as they are, windows at 16 bits, and rows: of all plain
-    layers, or of the one in use and the next. Of merged layers what they keep, and one position
-    more while decoding."""
+    """Bytes of keys and values on the device.
+
+    Unchanged layers, 16-bit windows, and rows: of all plain layers, or of the one in use and the
+    next. For merged layers, the kept positions, and one more while decoding.
+    """
     token = _kv_layer_token_bytes(config, facts)
     plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
     if config.kv.keep_fraction != 1:
@@ -123,7 +126,7 @@ def kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """A layer's keys and values while they are joined, merged, or brought back from fewer bits."""
+    """Bytes for a layer's keys and values while they are joined, merged, or dequantized."""
     token = _kv_layer_token_bytes(config, facts)
     growth = token * config.kv.max_tokens * 2
     width = DTYPE_BYTES[config.compute.dtype]
@@ -137,8 +140,8 @@ def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int) -> int:
-    """While one layer merges: attention weights, and float32 copies of what it keeps and of a chunk
-    that has just come. Layers that are not plain may mean that a prompt goes through whole."""
+    """Bytes while one layer merges: attention weights, and float32 copies of its kept positions
+    and of the newest chunk. With layers that are not plain a prompt may pass in one piece."""
     tokens = config.kv.max_tokens
     if facts.kv_plain_layers == facts.layers:
         joined = kept_tokens(config.kv.keep_fraction, tokens) + config.prefill.chunk_tokens
@@ -147,19 +150,19 @@ def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int
 
 
 def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """One token of all sequences in one layer, in the compute dtype."""
+    """Bytes of one token of all sequences in one layer, in the compute dtype."""
     width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
     return facts.kv_bytes_per_token * width // 2 * sequences // max(1, facts.layers)
 
 
 def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Rows of one plain layer."""
+    """Bytes of the rows of one plain layer."""
     ratio = packed_ratio(config.kv.bits, DTYPE_BYTES[config.compute.dtype])
     tokens = packed_tokens(config.kv.bits, config.kv.max_tokens)
     return int(_kv_layer_token_bytes(config, facts) * tokens * ratio)
 
 
 def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:
-    """Whether keys and values lie on the host and come layer by layer."""
+    """Whether keys and values lie on the host and are fetched layer by layer."""
     one_memory = config.device.name in ("cpu", "auto")
     return config.kv.placement == "host" and not one_memory and bool(facts.kv_plain_layers)

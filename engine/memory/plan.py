@@ -1,7 +1,7 @@
 """The memory equation: what a configuration needs on the device, and what fits a budget.
 
-`resolve` makes every automatic choice of a config from model facts alone, so that the tuner can
-say "does not fit" before anything runs. Pure arithmetic.
+`resolve` makes every automatic choice of a config from model facts alone, so that the tuner can say
+"does not fit" before anything runs. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from engine.memory.kv import (
 from engine.precision.table import PLANNED, bits_table, run_bits
 from engine.types import Bits, format_at_least, format_bytes
 
-# Code pages, allocator slack and kernel scratch that a run touches beyond what is counted below;
-# measured on the reference machine (docs/lab.md, "memory equation").
+# Code pages, allocator slack and kernel scratch that a run touches beyond the terms below; measured
+# on the reference machine (docs/lab, "memory equation").
 FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
-_INDEX_BYTES_PER_TENSOR = 2_500  # names and places of an expert's tensors, as Python objects
+_INDEX_BYTES_PER_TENSOR = 2_500  # names and locations of an expert's tensors, as Python objects
 
 
-# What a driver's context holds on an accelerator before any tensor: commonly seen for CUDA, not
+# Memory of a driver's context on an accelerator before any tensor: a typical CUDA value, not
 # measured here.
 CONTEXT_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory equation of one configuration, in bytes; the sum is what the budget bounds.
+    """The memory equation of one configuration, in bytes; the budget bounds the sum.
 
-    slots: of all sizes; slots_by_bits: where records of different precisions are kept apart;
-    elastic_slots: more of them in the room of keys and values while that is free (kv.elastic).
+    slots: of all sizes; slots_by_bits: if records of different precisions have separate slots;
+    elastic_slots: additional slots in unreserved KV memory (kv.elastic).
     """
 
     slots: int
@@ -67,7 +67,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Everything on the device."""
+        """All bytes on the device."""
         return (
             self.slots_bytes
             + self.non_expert_bytes
@@ -77,7 +77,8 @@ class MemoryPlan:
         )
 
     def resident_fraction(self, experts: int) -> float:
-        """Fraction of so many experts that slots can hold (an expert may lie in two pools)."""
+        """Fraction of this many experts that the slots can hold (an expert may lie in two
+        pools)."""
         return min(1.0, self.slots / experts)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> Resolved:
 
     Returns the complete config (expert_bytes in bytes, a group size that divides) and its memory.
     Raises InfeasibleError with the smallest budget that would fit this precision and batch, and
-    ConfigError where the model's shapes do not allow the precision.
+    ConfigError if the model's shapes do not allow the precision.
     """
     config = complete(config, facts)
     check_kv(config, facts)
@@ -152,17 +153,17 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> Resolved:
 
 
 def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
-    """Every automatic choice that no budget decides: bits, group sizes, the table of a plan.
+    """Make every automatic choice that no budget decides: bits, group sizes, a plan's table.
 
-    Raises ConfigError where the model's shapes do not allow the precision.
+    Raises ConfigError if the model's shapes do not allow the precision.
     """
     return _resolve_group(_resolve_prequantized(config, facts), facts)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Slots of one size. experts: that can lie in them; least: slots that run at all; fraction: of
-    the bytes for slots."""
+    """Slots of one size. experts: number of experts that can use them; least: the fewest slots that
+    run; fraction: of the bytes for slots."""
 
     bits: Bits
     record_bytes: int
@@ -172,7 +173,7 @@ class _Kind:
 
 
 def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
-    """One kind, unless records of different precisions are kept apart."""
+    """One kind, unless records of different precisions have separate slots."""
     total = facts.moe_layers * facts.experts
     least = minimum_slots(config, facts)
     table = bits_table(config, facts)
@@ -200,14 +201,14 @@ def _kinds(config: EngineConfig, facts: ModelFacts) -> tuple[_Kind, ...]:
 
 
 def _elastic_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: int) -> int:
-    """What fits the room of keys and values while nothing is in it."""
+    """The number of slots that fit into empty KV memory."""
     if not config.kv.elastic:
         return 0
     return min(kv_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
 
 
 def _capacity(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:
-    """Bytes for slots that the config asks for. free_bytes: what the budget leaves, if any."""
+    """Bytes for slots that the config requests. free_bytes: what the budget leaves, if any."""
     wanted = config.cache.expert_bytes
     if wanted == "auto":
         everything = sum(kind.record_bytes * kind.experts for kind in kinds)
@@ -222,8 +223,11 @@ def _capacity(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> 
 
 
 def _fill(kinds: Sequence[_Kind], capacity: int) -> list[int]:
-    """Slots of each kind in this room, which holds the least of all: by their fractions, then what
-    is left to whatever still fits, the finest first."""
+    """Slots of each kind within the capacity, which is at least the sum of their minima.
+
+    The kinds are filled by their fractions; the rest goes to whatever still fits, the highest
+    precision first.
+    """
     counts = [
         min(kind.experts, max(kind.least, int(capacity * kind.fraction) // kind.record_bytes))
         for kind in kinds
@@ -248,7 +252,7 @@ def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
-    """The record of a resolved config at one of its precisions."""
+    """The record layout of a resolved config at one of its precisions."""
     own = bits == config.precision.bits
     if own and config.precision.prequantized:
         assert facts.prequantized is not None, "prequantized is resolved"
@@ -262,13 +266,13 @@ def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
 
 
 def group_size_of(config: EngineConfig, bits: Bits) -> int:
-    """The group of a precision: what is loaded coarser on a miss has a group of its own."""
+    """The group size of a precision: records loaded at low bits on a miss have their own."""
     own = bits == config.precision.bits or config.precision.scheme in PLANNED
     return config.precision.group_size if own else config.precision.low_group_size
 
 
 def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:
-    """The fewest slots that run at all: one a layer, or two where all layers share them."""
+    """The fewest slots that run: one per layer, or two if all layers share them."""
     return 2 if _shares_slots(config) else facts.moe_layers
 
 
@@ -278,12 +282,12 @@ def _shares_slots(config: EngineConfig) -> bool:
 
 
 def slots_by_layer(slots: int, layers: int) -> tuple[int, ...]:
-    """Uniform allocation: as even as whole slots allow, the remainder to the first layers."""
+    """Uniform allocation: as even as possible, the remainder to the first layers."""
     return tuple(slots // layers + (1 if layer < slots % layers else 0) for layer in range(layers))
 
 
 def _resolve_prequantized(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
-    """The bits of the published codes; 16 where the checkpoint is not quantized."""
+    """Set the bits of a pre-quantized checkpoint's codes; 16 if the checkpoint is not quantized."""
     if not config.precision.prequantized:
         return config
     if facts.prequantized is None:
@@ -371,7 +375,8 @@ def _on_host(config: EngineConfig) -> bool:
 
 
 def _non_expert_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Everything that is no expert: linear layers at their bits, embeddings where they lie."""
+    """Bytes of the non-expert weights on the device: linear layers at their bits, embeddings if
+    there."""
     width, bits = DTYPE_BYTES[config.compute.dtype], config.precision.non_expert_bits
     total = facts.non_expert_bytes * width // 2
     if bits != 16:
@@ -384,7 +389,7 @@ def _non_expert_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 
 def _non_expert_block_elements(config: EngineConfig, facts: ModelFacts) -> int:
-    """The largest block of the non-expert weights that is dequantized at once."""
+    """Elements of the largest block of the non-expert weights that is dequantized at once."""
     if config.precision.non_expert_bits == 16:
         return 0
     matrices = facts.non_expert_matrices

@@ -10,17 +10,17 @@ from engine.memory.plan import record_bytes, resolve
 from engine.types import format_bytes
 
 LAYER_WISE_SLOTS = 8  # a record is read while others are multiplied
-LAYER_WISE_BYTES = 256_000_000  # for hidden states where no budget is given
+LAYER_WISE_BYTES = 256_000_000  # for hidden states if no budget is given
 
 
 def layer_wise(config: EngineConfig, facts: ModelFacts, longest: int) -> tuple[EngineConfig, int]:
-    """For a pass layer by layer over texts of at most `longest` tokens: its resolved config, whose
-    prefill.chunk_tokens is what may go through the non-expert weights at once, and how many tokens
-    can be under way together.
+    """The resolved config of a layer-wise pass and its capacity in tokens.
 
-    No keys and values are kept and few slots are enough, so that the budget goes to hidden states.
-    Raises InfeasibleError where the longest text does not fit, and where kv.bits is below 16 or
-    kv.keep_fraction below 1: what they lose is only seen by what passes through the kv_cache.
+    longest: the most tokens of a text. The config's prefill.chunk_tokens is the number of tokens
+    that may pass the non-expert weights at once; the capacity is the number of tokens in flight. No
+    keys and values are kept and few slots are enough, so that the budget goes to hidden states.
+    Raises InfeasibleError if the longest text does not fit, and if kv.bits is below 16 or
+    kv.keep_fraction below 1: only passes through the kv_cache show what those settings lose.
     """
     for path, value, exact in (
         ("kv.bits", config.kv.bits, 16),

@@ -1,8 +1,8 @@
-"""What attention computes, seen from outside: queries, keys and mask of chosen layers.
+"""Hooks the attention of chosen layers and passes on its queries, keys and mask.
 
-transformers dispatches every attention module by name. While a model is watched its name is one of
-ours, which calls what the model was built with and then tells the module's port. As in hook.py the
-port stands at the module, so there is no global state.
+transformers dispatches every attention module by name. While a model is watched its attention name
+is one of ours, whose function calls the original attention and then the module's port. As in
+hook.py the port is stored on the module, so there is no global state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WATCHED = {"sdpa": "expertune_sdpa", "eager": "expertune_eager"}
 
 
 class AttentionPort(Protocol):
-    """Is told of each attention of the watched layers, right after it."""
+    """Called after each attention of the watched layers."""
 
     def attended(
         self,
@@ -31,12 +31,12 @@ class AttentionPort(Protocol):
         scaling: float | None,
         weights: torch.Tensor | None,
     ) -> None:
-        """query [B, Q, S, D], key [B, H, N, D], mask [B, 1, S, N] or None (causal); weights
-        [B, Q, S, N] where this attention made them."""
+        """query [B, Q, S, D], key [B, H, N, D], mask [B, 1, S, N] or None (causal); weights [B,
+        Q, S, N] if this attention computed them."""
 
 
 def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) -> Callable[[], None]:
-    """Notify `port` of the attention of these layers. Returns what undoes it."""
+    """Notify `port` of the attention of these layers. Returns a function that undoes it."""
     AttentionInterface.register(_WATCHED["sdpa"], _attend_sdpa)
     AttentionInterface.register(_WATCHED["eager"], _attend_eager)
     AttentionMaskInterface.register(_WATCHED["sdpa"], sdpa_mask)

@@ -1,8 +1,8 @@
-"""A checkpoint in a folder: which tensors it holds, and their values.
+"""A checkpoint in a folder: its tensors and their values.
 
-Quantized checkpoints look like any other: codes and their scales are one tensor under the name that
-the model knows, dequantized when it is read; the codes can be read too. Pickle is never opened.
-Knows nothing of models or experts.
+Pre-quantized checkpoints look like any other: codes and their scales form one tensor under the name
+that the model knows, dequantized when it is read; the codes can be read too. Pickle files are never
+opened. Knows nothing of models or experts.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Checkpoint:
             self.tensors[own.name] = own.entry
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Read a tensor (or a range of its first dimension) into fresh memory.
+        """Read a tensor (or a range of its first dimension) into new memory.
 
-        rows: start and stop along dimension 0. Published codes come as float32 values. Raises
-        CheckpointError when bytes are missing.
+        rows: start and stop along dimension 0. Pre-quantized tensors are returned as float32
+        values. Raises CheckpointError if bytes are missing.
         """
         if name in self.prequantized:
             values = self.prequantized[name].values(self.read_codes(name, rows))
@@ -60,9 +60,9 @@ class Checkpoint:
         return self._read_entry(self.tensors[name], rows)
 
     def read_codes(self, name: str, rows: slice | None = None) -> Codes:
-        """The codes and scales of a published tensor, as they are stored."""
+        """The codes and scales of a pre-quantized tensor, as they are stored."""
         own = self.prequantized[name]
-        sliced = rows if len(own.codes.shape) > 2 else None  # else the rows share scales
+        sliced = rows if len(own.codes.shape) > 2 else None  # otherwise the rows share scales
         return Codes(self._read_entry(own.codes, sliced), self._read_entry(own.scales, sliced))
 
     def _read_entry(self, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
@@ -89,7 +89,7 @@ class Checkpoint:
 
 
 def indexed_files(folder: Path) -> list[str] | None:
-    """The weight files that a folder's index names, sorted; None where it has no index.
+    """The weight files that a folder's index names, sorted; None if it has no index.
 
     Raises CheckpointError for an index that cannot be read or that points outside its folder.
     """
@@ -107,7 +107,8 @@ def indexed_files(folder: Path) -> list[str] | None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """config.json as it stands; NotAModelError or CheckpointError where there is none."""
+    """The parsed config.json; raises NotAModelError if it is missing or CheckpointError if
+    unreadable."""
     path = folder / "config.json"
     if not path.is_file():
         raise NotAModelError(

@@ -1,4 +1,4 @@
-"""What config.json says: the transformers config, a model on `meta`, its experts modules."""
+"""Reads config.json: the transformers config, a model on `meta`, its experts modules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_config(folder: Path, checkpoint: Checkpoint, *, trust_remote_code: bool
 
 
 def check_description(folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuse by config.json alone what cannot be run, so that no weight need be downloaded first.
+    """Refuse unsupported models by config.json alone, before any weight is downloaded.
 
     Raises what load_model would: NotAModelError, RemoteCodeError, CheckpointError, FamilyError,
     DenseModelError.
@@ -64,7 +64,7 @@ def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: 
 
 
 def build_meta_model(config: Any, folder: Path, *, trust_remote_code: bool) -> Any:
-    """The causal language model on the meta device: shapes, no memory."""
+    """The causal language model on the meta device: shapes without memory."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(

@@ -1,4 +1,4 @@
-"""ModelFacts of a loaded model: sizes, families, what predictors it allows."""
+"""ModelFacts of a loaded model: sizes, family, the predictors that it supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
-    """Facts of this model. Raises FamilyError where layers' experts differ in shape."""
+    """Facts of this model. Raises FamilyError if the layers' experts differ in shape."""
     parts = model.layers[0].parts
     for layer in model.layers:
         if layer.parts != parts:
@@ -69,15 +69,15 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
 def carries_state(text: Any) -> bool:
     """Whether some layers carry a recurrent state instead of keys and values.
 
-    transformers continues such a state one token at a time only, so a prompt must then go through
-    in one piece.
+    transformers continues such a state only one token at a time, so a prompt must then run in one
+    piece.
     """
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
     return any(not kind.endswith("attention") or kind.startswith("linear") for kind in kinds)
 
 
 def _non_expert_bytes(model: LoadedModel) -> int:
-    """Resident parameters and buffers, counted at 16 bits; tied weights once."""
+    """Bytes of resident parameters and buffers, counted at 16 bits; tied weights once."""
     seen: dict[int, int] = {}
     tensors = [*model.model.parameters(), *model.model.buffers()]
     for tensor in tensors:
@@ -86,15 +86,15 @@ def _non_expert_bytes(model: LoadedModel) -> int:
 
 
 def _embedding_bytes(model: LoadedModel) -> int:
-    """Of a table that may lie on the host, at 16 bits."""
+    """Bytes at 16 bits of an embedding table that may lie on the host, else 0."""
     if not can_keep_embeddings_on_host(model.model):
         return 0
     return int(model.model.get_input_embeddings().weight.numel()) * 2
 
 
 def _kv_bytes_per_token(text: Any) -> int:
-    """Keys and values of all layers for one token at 16 bits (an upper bound: layers without
-    attention and latent attention hold less)."""
+    """Bytes of keys and values of all layers for one token at 16 bits. An upper bound: layers
+    without attention and latent attention hold less."""
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     latent = getattr(text, "kv_lora_rank", None)
@@ -124,7 +124,7 @@ def _stored_at_16_bits(model: LoadedModel) -> bool:
 
 
 def _pieces_of_an_expert(model: LoadedModel) -> int:
-    """Tensors of the checkpoint that hold one expert; 1 where it can only be read from a pack."""
+    """Number of checkpoint tensors that hold one expert; 1 if it can only be read from a pack."""
     layer, pieces = model.layers[0], 0
     for part in layer.parts:
         entries = layer.sources[part.name].expert_entries(0, layer.count, model.checkpoint)

@@ -1,11 +1,11 @@
-"""Asking later routers what they would choose on the present gate input.
+"""Gate look-ahead: applies later routers to the present gate input.
 
 Letters: T tokens, D hidden, E experts, S stacked routers.
 
 A router whose choice is the top of a plain product [T, D] x [D, E] is stacked with its successors,
-so that one product answers for all layers ahead; any other router module is called on the present
-router's real arguments. Which is which is tried on random inputs when the stack is made: a hint
-never changes an output, so a wrong guess would cost speed only.
+so that one product serves all layers ahead; any other router module is called on the present
+router's real arguments. Which kind a router is is tested on random inputs when the stack is made: a
+prediction never changes an output, so a wrong result would only cost speed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from engine.model.hook import router_choice
 from engine.model.loader import LoadedModel
 from engine.policy.events import Floats
 
-RANKED_EXTRA = 4  # beyond the k that a token takes; traces keep as many
+RANKED_EXTRA = 4  # beyond the k experts of a token; traces keep as many
 _TRIED_TOKENS = 32
 
 
 class GateStack:
-    """The routers of a model, `depth` of them a product.
+    """The routers of a model, `depth` of them in one product.
 
-    Beyond depth 1 it holds copies of the stackable weights: depth x E x D numbers a layer.
+    Beyond depth 1 it holds copies of the stackable weights: depth x E x D numbers per layer.
     """
 
     def __init__(self, model: LoadedModel, depth: int, chosen: int) -> None:
@@ -47,11 +47,11 @@ class GateStack:
                 self._stacks.append(_stack(plain) if same else None)  # [S*E, D]
 
     def at_least(self, depth: int) -> GateStack:
-        """Itself, or a deeper stack of the same model."""
+        """This stack, or a deeper one of the same model."""
         return self if self.depth >= depth else GateStack(self._model, depth, self._chosen)
 
     def view(self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> RouterView:
-        """What policies may ask about the router of `layer` on these arguments."""
+        """A view for policies of the router of `layer` on these arguments."""
         return RouterView(
             self._routers,
             self._stacks[layer],
@@ -64,7 +64,7 @@ class GateStack:
 
 
 class RouterView:
-    """Implements GateView. Router modules are called with hooks silenced by the caller."""
+    """Implements GateView. The caller disables hooks while router modules are called."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class RouterView:
         ahead = layer - self._layer - 1
         if self._stack is not None:
             if self._ranked is None or self._ranked_count < count:
-                # never fewer than a trace keeps: ties must fall alike whoever asks
+                # never fewer than a trace keeps: ties must be broken alike for every count
                 self._ranked_count = max(count, self._least)
                 self._ranked = self._rank(self._ranked_count)
             if ahead < len(self._ranked):
@@ -109,7 +109,7 @@ class RouterView:
         return as_traced(hidden.reshape(-1, hidden.shape[-1]))  # [T, D]
 
     def _rank(self, count: int) -> list[list[list[int]]]:
-        """[S][T][count] for all stacked layers at once."""
+        """Rank the experts of all stacked layers at once, [S][T][count]."""
         assert self._stack is not None
         hidden = _first_tensor(self._arguments, self._keywords)
         assert hidden is not None
@@ -141,7 +141,7 @@ def _first_tensor(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch
 
 
 def _linear_weight(router: nn.Module | None, chosen: int) -> torch.Tensor | None:
-    """The router's weight [E, D] where it alone decides the choice, else None."""
+    """The router's weight [E, D] if it alone decides the choice, else None."""
     weight = getattr(router, "weight", None)
     if router is None or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         return None
@@ -151,7 +151,7 @@ def _linear_weight(router: nn.Module | None, chosen: int) -> torch.Tensor | None
     try:
         expected = router_choice(router(x), chosen)
     except (TypeError, RuntimeError, ValueError, IndexError):
-        return None  # it wants other arguments than one tensor of hidden states
+        return None  # it takes other arguments than one tensor of hidden states
     found: list[list[int]] = functional.linear(x, weight).topk(chosen, dim=-1).indices.tolist()
     agreed = sum(set(a) == set(b) for a, b in zip(expected, found, strict=False))
     return weight if agreed >= 0.9 * _TRIED_TOKENS else None

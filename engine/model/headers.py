@@ -1,7 +1,7 @@
-"""What is known of a hub's model before its weights are fetched: its description and headers.
+"""Reads a hub model's description and headers before its weights are fetched.
 
-Each safetensors file of the hub becomes a file of the same tensors without their bytes (a hole in
-the file system), so that whatever reads only headers works on a folder as on the real one.
+Each safetensors file of the hub becomes a sparse file of the same tensors without their data, so
+that code that reads only headers works on such a folder as on the real one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def locate_headers(
     hub: Hub | None = None,
     check: Check | None = None,
 ) -> Location:
-    """A folder that says what a model is: its own where it is here, else one without weights.
+    """A folder that describes a model: the model's own if it is local, else one without weights.
 
-    cache_folder: where such folders are kept. Raises what `locate` does, and CheckpointError where
-    the hub's files are no safetensors.
+    cache_folder: where such folders are kept. Raises what `locate` does, and CheckpointError if the
+    hub's files are not safetensors.
     """
     hub = hub or Hub.from_environment()
     if hub.offline or Path(model).expanduser().exists() or model.count("/") != 1:
@@ -74,7 +74,7 @@ def _describe(snapshot: Snapshot, hub: Hub, cache_folder: Path, check: Check | N
 
 
 def _write_hollow(path: Path, tensors: dict[str, TensorInfo]) -> None:
-    """A safetensors file of these tensors whose data takes no room on the disk."""
+    """Write a sparse safetensors file of these tensors, whose data takes no disk space."""
     entries = {
         name: {
             "dtype": tensor.dtype,

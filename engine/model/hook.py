@@ -1,8 +1,8 @@
-"""The one hook: transformers' experts interface dispatches every MoE layer here.
+"""The experts hook: transformers' experts interface dispatches every MoE layer here.
 
 Each experts shell carries its port (set by `attach`); the registered function finds it there, so
-there is no global state and several models can be open at once. Routers get a pre-hook that shows
-their real arguments, and a later router can be called on them to score its experts.
+there is no global state and several models can be open at once. Routers get a pre-hook that passes
+on their real arguments, so that a later router can be called on them to score its experts.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ _PORT = "_expertune_port"
 
 
 class ExpertsPort(Protocol):
-    """What the runtime offers to the model's forward."""
+    """The interface that the runtime offers to the model's forward."""
 
     def gate_entered(
         self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
-        """The router of this MoE layer is about to run on these arguments."""
+        """Called before the router of this MoE layer runs on these arguments."""
 
     def gate_left(self, layer: int, output: Any) -> None:
-        """The router is done; output: whatever it returned."""
+        """Called after the router has run; output: its return value."""
 
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """hidden [T, D], index [T, K] (= number of experts: skip), weights [T, K] -> [T, D]."""
+        """Compute the experts of a layer: hidden [T, D], index [T, K] (= number of experts:
+        skip), weights [T, K] -> [T, D]."""
 
 
 def attach(model: LoadedModel, port: ExpertsPort) -> list[RemovableHandle]:
-    """Route this model's experts and routers to `port`. Remove the handles to detach."""
+    """Dispatch this model's experts and routers to `port`. Remove the handles to detach."""
     ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _dispatch)
     handles: list[RemovableHandle] = []
     for layer in model.layers:
@@ -57,10 +58,10 @@ def detach(model: LoadedModel, handles: Sequence[RemovableHandle]) -> None:
 
 
 def router_choice(output: Any, count: int) -> list[list[int]]:
-    """The `count` best experts of each token from whatever a router returns, best first.
+    """The `count` best experts of each token, best first, from a router's output.
 
-    Routers return logits [T, E], or a tuple with logits or probabilities [T, E] in it, sometimes
-    only (indices, weights): then the chosen ones are all that is known.
+    Routers return logits [T, E], or a tuple that contains logits or probabilities [T, E], sometimes
+    only (indices, weights): then only the chosen experts are known.
     """
     tensors = [output] if isinstance(output, torch.Tensor) else list(output)
     tensors = [t for t in tensors if isinstance(t, torch.Tensor) and t.dim() >= 2]
@@ -79,8 +80,8 @@ def router_choice(output: Any, count: int) -> list[list[int]]:
 
 
 def router_scores(output: Any) -> torch.Tensor | None:
-    """What a router says of all experts, [T, E] in float32, from whatever it returns: logits, or
-    scores between 0 and 1. None where it does not say."""
+    """A router's scores of all experts, [T, E] in float32, from its output: logits, or scores
+    between 0 and 1. None if the output does not contain them."""
     tensors = [output] if isinstance(output, torch.Tensor) else list(output)
     scores = [t for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()]
     scores = [t for t in scores if t.dim() >= 2]
@@ -92,17 +93,17 @@ def router_scores(output: Any) -> torch.Tensor | None:
 
 
 class RouterProbabilities:
-    """Probabilities of all experts from routers' scores.
+    """Converts routers' scores to probabilities of all experts.
 
-    Logits go through a softmax, scores between 0 and 1 are scaled to sum to 1. Which of both a
-    layer's router gives is remembered: a single token's logits may all lie between 0 and 1.
+    Logits go through a softmax, scores between 0 and 1 are scaled to sum to 1. The kind of a
+    layer's scores is remembered: a single token's logits may all lie between 0 and 1.
     """
 
     def __init__(self) -> None:
         self._logits: set[int] = set()
 
     def of(self, layer: int, output: Any) -> torch.Tensor | None:
-        """[T, E]; None where this router does not say."""
+        """Probabilities [T, E]; None if this router's output does not contain scores."""
         scores = router_scores(output)
         if scores is None:
             return None

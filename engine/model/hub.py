@@ -1,9 +1,9 @@
-"""Where a model lies: a local folder, or a snapshot of the Hugging Face hub fetched into its cache.
+"""Locates a model: a local folder, or a snapshot of the Hugging Face hub fetched into its cache.
 
 In: a model as the user names it and, for a hub id, a revision. Out: a Location, whose revision is
-the commit that was fetched, so that the same bytes can be asked for again. The description (config,
-index, tokenizer) comes first and may be refused before any weight is downloaded. Files that are
-complete in the cache are not fetched again; a connection that breaks is taken up where it broke.
+the fetched commit, so that the same bytes can be requested again. The description (config, index,
+tokenizer) comes first and may be refused before any weight is downloaded. Files that are complete
+in the cache are not fetched again; a broken download is resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from engine.types import format_bytes
 
 _DESCRIPTION = (".json", ".txt", ".jinja", ".model", ".py")
 _WEIGHTS = ".safetensors"
-_ATTEMPTS = 3  # beyond those that huggingface_hub makes itself
+_ATTEMPTS = 3  # in addition to huggingface_hub's own retries
 _MARGIN_BYTES = 64_000_000
 _OFFLINE = "HF_HUB_OFFLINE is set"
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class Location(NamedTuple):
-    """Where a model lies, and which revision that is: a commit, or `local` for a folder."""
+    """The folder of a model and its revision: a commit, or `local` for a folder."""
 
     folder: Path
     revision: str
@@ -53,7 +53,7 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub and the cache in front of it. offline: ask only the cache."""
+    """A hub and its local cache. offline: use only the cache."""
 
     endpoint: str
     cache_folder: Path
@@ -61,7 +61,7 @@ class Hub:
 
     @classmethod
     def from_environment(cls) -> Hub:
-        """What HF_ENDPOINT, HF_HUB_CACHE (or HF_HOME) and HF_HUB_OFFLINE say."""
+        """The hub set by HF_ENDPOINT, HF_HUB_CACHE (or HF_HOME) and HF_HUB_OFFLINE."""
         return cls(constants.ENDPOINT, Path(constants.HF_HUB_CACHE), bool(constants.HF_HUB_OFFLINE))
 
 
@@ -70,10 +70,10 @@ def locate(
 ) -> Location:
     """The folder of a model: a local folder, or a hub id, which is fetched.
 
-    revision: a branch, tag or commit of a hub id; `local` (what a folder's Location says) and None
-    ask for nothing in particular. check: sees the folder with the description before any weight is
-    fetched, and refuses by raising. Raises NotAModelError when neither exists, HubError when the
-    hub does not give it, StorageError when there is no room.
+    revision: a branch, tag or commit of a hub id; `local` (as in a folder's Location) and None
+    select the default. check: called with the folder of the description before any weight is
+    fetched, and refuses by raising. Raises NotAModelError if neither exists, HubError if the hub
+    does not serve it, StorageError if there is not enough disk space.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -93,7 +93,7 @@ def locate(
 
 
 def fetch(model: str, revision: str | None, hub: Hub, check: Check | None = None) -> Location:
-    """The snapshot of a hub id, downloaded where the cache lacks it; offline, from the cache."""
+    """The snapshot of a hub id, downloaded if the cache lacks it; offline, from the cache."""
     if hub.offline:
         return _from_cache(model, revision, hub, _OFFLINE)
     return answered(
@@ -102,7 +102,7 @@ def fetch(model: str, revision: str | None, hub: Hub, check: Check | None = None
 
 
 def answered(model: str, revision: str | None, hub: Hub, ask: Callable[[], Location]) -> Location:
-    """What the hub says, its refusals in words; the cached snapshot where it does not answer."""
+    """Query the hub and translate its refusals; the cached snapshot if it does not answer."""
     try:
         return ask()
     except GatedRepoError as error:
@@ -133,7 +133,7 @@ def answered(model: str, revision: str | None, hub: Hub, ask: Callable[[], Locat
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a hub id, its files fetched as they are asked for.
+    """One commit of a hub id; its files are fetched on request.
 
     sizes: bytes of the files of its top folder (others hold other formats).
     """
@@ -145,7 +145,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: str, revision: str | None, hub: Hub) -> Snapshot:
-        """Ask the hub what this revision is; its files only where the cache lacks some."""
+        """Resolve this revision on the hub; list its files only if the cache lacks some."""
         api = HfApi(endpoint=hub.endpoint)
         resolved = api.resolve_revision(model, revision=revision, cache_dir=hub.cache_folder)
         found = cls(model, resolved.resolved, hub, {})
@@ -160,12 +160,12 @@ class Snapshot:
         return found
 
     def complete_folder(self) -> Path | None:
-        """The cached folder that holds all of it."""
+        """The cached folder, if it holds all files of the snapshot."""
         folder = _snapshot_folder(self.model, self.commit, self.hub)
         return folder if folder is not None and not _missing(folder) else None
 
     def fetch_description(self, check: Check | None) -> Path:
-        """Config, index and tokenizer, which `check` may refuse. Returns their folder."""
+        """Fetch config, index and tokenizer, which `check` may refuse. Returns their folder."""
         named = [name for name in self.sizes if name.endswith(_DESCRIPTION)]
         folder = _get(self.model, self.commit, named, self.hub)
         if check is not None and (folder / "config.json").is_file():
@@ -173,7 +173,7 @@ class Snapshot:
         return folder
 
     def weight_names(self) -> list[str]:
-        """The files that hold its tensors, as its index (fetched before) or their names say."""
+        """The weight files, from the index (fetched before) or from the file names."""
         folder = _snapshot_folder(self.model, self.commit, self.hub)
         indexed = indexed_files(folder) if folder is not None else None
         return indexed or [name for name in self.sizes if name.endswith(_WEIGHTS)]
@@ -192,7 +192,7 @@ def _download(snapshot: Snapshot, check: Check | None) -> Location:
 
 
 def _get(model: str, commit: str, names: Sequence[str], hub: Hub) -> Path:
-    """Fetch files of one commit; a broken connection is taken up again a few times."""
+    """Fetch files of one commit; a broken connection is retried a few times."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return Path(
@@ -212,7 +212,7 @@ def _get(model: str, commit: str, names: Sequence[str], hub: Hub) -> Path:
 
 
 def _from_cache(model: str, revision: str | None, hub: Hub, reason: str) -> Location:
-    """The cached snapshot, if it is complete; else what to do."""
+    """The cached snapshot, if it is complete; else raises an error that says what to do."""
     api = HfApi(endpoint=hub.endpoint)
     try:
         commit = api.resolve_revision(
@@ -241,7 +241,7 @@ def _snapshot_folder(model: str, commit: str, hub: Hub) -> Path | None:
 
 
 def _missing(folder: Path) -> list[str]:
-    """Files that a snapshot needs and lacks; a whole one has a config and all its weights."""
+    """Files that a snapshot lacks; a complete one has a config and all its weights."""
     if not (folder / "config.json").is_file():
         return ["config.json"]
     names = indexed_files(folder)

@@ -1,4 +1,4 @@
-"""Which of a model's layers keep plain keys and values in transformers' own cache."""
+"""Finds the layers that keep plain keys and values in transformers' own cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 def plain_kv_layers(model: Any) -> tuple[int, ...]:
-    """Numbers of the layers that keep every token's keys and values, compressed ones included
-    (latent attention).
+    """Indices of the layers that keep every token's keys and values, compressed ones included.
 
-    Not among them: sliding windows, recurrent states, layers without attention. None at all where
-    the family brings a cache of its own kind.
+    Compressed: latent attention. Not included: sliding windows, recurrent states, layers without
+    attention. Empty if the family brings its own kind of cache.
     """
     if _has_own_cache(model):
         return ()

@@ -1,4 +1,4 @@
-"""Load any registered transformers MoE model without its experts.
+"""Loads any registered transformers MoE model without its experts.
 
 In: a folder. Out: LoadedModel, whose non-expert weights are resident, whose experts modules are
 empty shells that dispatch to this engine's hook, and whose experts can be read one by one. Peak
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MoeLayer:
-    """One MoE layer: its experts shell, its router, and where its experts' weights come from."""
+    """One MoE layer: its experts shell, its router, and the sources of its experts' weights."""
 
     index: int
     name: str
@@ -55,9 +55,11 @@ class MoeLayer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model without its experts. published: the format of all experts, None where they are not
-    published quantized, or not all alike; linears: those that non_expert_bits quantizes, by name,
-    as they were before."""
+    """A model without its experts.
+
+    prequantized: the format of all experts, None if they are not pre-quantized, or not all alike;
+    linears: the layers that non_expert_bits quantizes, by name, before quantization.
+    """
 
     folder: Path
     checkpoint: Checkpoint
@@ -73,7 +75,8 @@ class LoadedModel:
         return {part.name: self.read_part(expert, part) for part in self.layers[expert.layer].parts}
 
     def read_part(self, expert: ExpertId, part: Part) -> torch.Tensor:
-        """One parameter of one expert. Raises CheckpointError where its shape is another."""
+        """One parameter of one expert. Raises CheckpointError if its shape differs from the
+        model's."""
         layer = self.layers[expert.layer]
         tensor = layer.sources[part.name].convert_expert(
             expert.expert, layer.count, self.checkpoint.read, self.model
@@ -86,8 +89,8 @@ class LoadedModel:
         return tensor
 
     def read_expert_codes(self, expert: ExpertId) -> dict[str, Codes]:
-        """One expert's matrices as published: codes as bytes [R, C] (mxfp4:
-        [N, K/2]), and scales."""
+        """One expert's matrices as in the pre-quantized checkpoint: codes as bytes [R, C]
+        (mxfp4: [N, K/2]), and scales."""
         layer = self.layers[expert.layer]
         prequantized = self.prequantized
         assert prequantized is not None, "the checkpoint is not published quantized"
@@ -104,12 +107,13 @@ class LoadedModel:
         return found
 
     def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """uint8 [.., R, C], or [E, N, K/2]."""
+        """Code bytes, uint8 [.., R, C], or [E, N, K/2]."""
         codes = self.checkpoint.read_codes(name, rows).codes
         return codes.view(torch.uint8) if codes.dtype != torch.uint8 else codes.flatten(-2)
 
     def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One row of scales for each row of codes, so that both are joined alike: [.., R, c]."""
+        """One row of scales per row of codes, so that both are joined in the same way: [.., R,
+        c]."""
         own = self.checkpoint.prequantized[name]
         scales = self.checkpoint.read_codes(name, rows).scales
         if own.format == "mxfp4":
@@ -133,11 +137,11 @@ def load_model(
     quantize: QuantizeLinear | None = None,
     weights: bool = True,
 ) -> LoadedModel:
-    """Build on `meta`, find the experts, load the non-expert weights.
+    """Build the model on `meta`, find the experts, load the non-expert weights.
 
-    weights: False leaves them on `meta`, and reads headers only; quantize: makes the stand-in of a
-    linear layer from its weight [N, K], as soon as that is read.
-    Raises ModelError subclasses that name the family and say what to try.
+    weights: False leaves them on `meta` and reads headers only; quantize: makes the replacement of
+    a linear layer from its weight [N, K], as soon as that is read. Raises ModelError subclasses
+    that name the family and say what to try.
     """
     checkpoint = Checkpoint(folder)
     config = read_config(folder, checkpoint, trust_remote_code=trust_remote_code)
@@ -212,9 +216,9 @@ def _detach_experts(
 def _prequantized_format(
     layers: Sequence[MoeLayer], checkpoint: Checkpoint
 ) -> PrequantizedFormat | None:
-    """How all expert matrices are published, None where they are not, or not all alike.
+    """The format of all expert matrices, None if they are not pre-quantized, or not all alike.
 
-    A block's rows are cut to what divides each of the matrices that one is joined from.
+    A block's rows are reduced to a number that divides each of the matrices that are joined.
     """
     found: set[tuple[PrequantizedName, int]] = set()
     rows = 0
@@ -279,7 +283,8 @@ def _check_shape(name: str, tensor: torch.Tensor, expected: torch.Size) -> None:
 
 
 def _materialize_buffers(model: Any) -> None:
-    """Compute what no checkpoint stores (rotary frequencies), in the modules that own it."""
+    """Compute buffers that no checkpoint stores (rotary frequencies), in the modules that own
+    them."""
     guard = transformers_initialization.guard_torch_init_functions()
     with torch.no_grad(), guard:
         for owner, module in _modules_with_owner(model, model):

@@ -1,8 +1,7 @@
-"""The non-expert weights of a model: which of its linear layers may be quantized, embeddings on the
-host.
+"""The non-expert weights of a model: quantizable linear layers, embeddings on the host.
 
-Routers, norms and embeddings stay as they are, and so does a head that is tied to the embeddings:
-both are one tensor.
+Routers, norms and embeddings are not quantized, nor is a head that is tied to the embeddings: both
+are one tensor.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch.nn import functional
 
 from engine.layout.non_expert import NonExpertMatrix
 
-_LEAST_ROWS = 16  # below it is a gate, not a projection
-_OWN_PRODUCTS = ("Mamba", "Delta", "Mixer")  # modules that read weights, not call their layers
+_LEAST_ROWS = 16  # with fewer rows it is a gate, not a projection
+_OWN_PRODUCTS = ("Mamba", "Delta", "Mixer")  # modules that read their layers' weights directly
 
 
 def quantizable_linears(model: Any, routers: Iterable[nn.Module | None]) -> dict[str, nn.Linear]:
@@ -41,27 +40,28 @@ def quantizable_linears(model: Any, routers: Iterable[nn.Module | None]) -> dict
 
 
 def non_expert_matrices(linears: Mapping[str, nn.Linear]) -> tuple[NonExpertMatrix, ...]:
-    """Their shapes, each with how often it occurs."""
+    """The shapes of these layers, each with its number of occurrences."""
     counts = Counter((linear.out_features, linear.in_features) for linear in linears.values())
     return tuple(NonExpertMatrix(*shape, count) for shape, count in sorted(counts.items()))
 
 
 def is_tied(model: Any) -> bool:
-    """Whether the head is the embeddings' tensor."""
+    """Whether the head and the embeddings share one tensor."""
     return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def can_keep_embeddings_on_host(model: Any) -> bool:
-    """Whether they are a plain table of their own."""
+    """Whether the embeddings are a plain, untied table."""
     return type(model.get_input_embeddings()) is nn.Embedding and not is_tied(model)
 
 
 class HostEmbedding(nn.Module):
-    """A table that stays in host memory wherever the model goes; rows go to where the ids are."""
+    """An embedding table that stays in host memory; rows move to the device of the ids."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self._table = (embedding.weight.detach(),)  # in a tuple, so that no module move finds it
+        # in a tuple, so that moving the module does not move it
+        self._table = (embedding.weight.detach(),)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [B, S] -> [B, S, D]."""

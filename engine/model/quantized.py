@@ -1,11 +1,11 @@
-"""Checkpoints that are published quantized: finding codes and scales, and their values.
+"""Pre-quantized checkpoints: finding codes and scales, and their values.
 
 Letters: E experts, N output rows, K input columns, R x C a matrix as it is stored.
 
-fp8: `X` float8_e4m3fn [.., R, C] with `X_scale_inv` [.., R/128, C/128], one scale a block (the last
-block of a row or column may be cut). mxfp4: `X_blocks` uint8 [E, N, K/32, 16] (two e2m1 codes a
-byte, the lower half first) with `X_scales` uint8 [E, N, K/32]; the parameter is X, [E, K, N].
-Every other method is refused by its name.
+fp8: `X` float8_e4m3fn [.., R, C] with `X_scale_inv` [.., R/128, C/128], one scale per block (the
+last block of a row or column may be partial). mxfp4: `X_blocks` uint8 [E, N, K/32, 16] (two e2m1
+codes per byte, the lower half first) with `X_scales` uint8 [E, N, K/32]; the parameter is X, [E, K,
+N]. Every other method is refused by its name.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class PrequantizedTensor:
-    """One tensor that is stored as codes and scales. entry: as the model knows it (its dtype and
-    bytes are the codes'); block: rows and columns that share a scale."""
+    """One tensor that is stored as codes and scales.
+
+    entry: as the model knows it (its dtype and bytes are the codes'); block: rows and columns that
+    share a scale.
+    """
 
     name: str
     format: PrequantizedName
@@ -46,14 +49,14 @@ class PrequantizedTensor:
     block: tuple[int, int]
 
     def values(self, codes: Codes) -> torch.Tensor:
-        """float32, in the shape that the model knows."""
+        """The values, float32, in the shape that the model knows."""
         if self.format == "fp8":
             return fp8_values(codes.codes, codes.scales, self.block)
         return mxfp4_values(codes.codes.flatten(-2), codes.scales).transpose(-1, -2)
 
 
 def check_method(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse by name what is quantized in a way that is not read."""
+    """Raise CheckpointError that names the method, if the quantization is not supported."""
     quantization = config.get("quantization_config")
     if not quantization:
         return
@@ -72,7 +75,7 @@ def find_prequantized(
 ) -> Iterator[PrequantizedTensor]:
     """Every tensor of this checkpoint that is stored as codes and scales.
 
-    Raises CheckpointError for a method that is not read, or codes without scales that fit.
+    Raises CheckpointError for an unsupported method, or codes without matching scales.
     """
     check_method(folder, config)
     quantization = config.get("quantization_config") or {}
@@ -85,7 +88,8 @@ def find_prequantized(
 
 
 def fp8_values(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-    """codes [.., R, C] (float8, or its bytes), scales [.., r, c]; float32 [.., R, C]."""
+    """Values, float32 [.., R, C], of codes [.., R, C] (float8, or its bytes) and scales [.., r,
+    c]."""
     if codes.dtype == torch.uint8:
         codes = codes.view(torch.float8_e4m3fn)
     values = codes.float()
@@ -100,7 +104,7 @@ def fp8_values(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]
 
 
 def mxfp4_values(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """codes uint8 [.., N, K/2], scales uint8 [.., N, K/32]; float32 [.., N, K]."""
+    """Values, float32 [.., N, K], of codes uint8 [.., N, K/2] and scales uint8 [.., N, K/32]."""
     pairs = _pair_table(codes.device)  # [256, 2]
     values = pairs.index_select(0, codes.reshape(-1).int())
     grouped = values.view(*scales.shape, MXFP4_GROUP)  # [.., N, K/32, 32]

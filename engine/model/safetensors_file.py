@@ -1,7 +1,7 @@
-"""One safetensors file: which tensors it holds, where their bytes lie, and reading them.
+"""One safetensors file: its tensors, their byte ranges, and reading them.
 
-Headers are parsed and bytes read with pread: nothing is memory-mapped, so that what the process
-holds is what it asked for.
+Headers are parsed and bytes read with pread: nothing is memory-mapped, so that the process holds
+only what it requested.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor's bytes lie. offset: absolute, in its file."""
+    """The byte range of one tensor. offset: absolute, in its file."""
 
     name: str
     file: Path
@@ -48,7 +48,7 @@ class TensorEntry:
 
 
 def read_header(file: Path) -> bytes:
-    """The JSON header as bytes; CheckpointError where there is none."""
+    """The JSON header as bytes; raises CheckpointError if there is none."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
@@ -58,7 +58,7 @@ def read_header(file: Path) -> bytes:
 
 
 def parse_header(file: Path, header: bytes) -> Iterator[TensorEntry]:
-    """The tensors of a file; CheckpointError for a header that is corrupt or a file cut short."""
+    """The tensors of a file; raises CheckpointError for a corrupt header or a truncated file."""
     data_start = len(header) + 8
     data_bytes = file.stat().st_size - data_start
     try:
@@ -87,9 +87,9 @@ def parse_header(file: Path, header: bytes) -> Iterator[TensorEntry]:
 
 
 def read_bytes(file: Path, offset: int, size_bytes: int) -> torch.Tensor:
-    """Bytes of a file in fresh memory, uint8, not kept in the page cache.
+    """Bytes of a file in new memory, uint8, not kept in the page cache.
 
-    Raises CheckpointError where bytes are missing.
+    Raises CheckpointError if bytes are missing.
     """
     tensor = torch.empty(size_bytes, dtype=torch.uint8)
     view = memoryview(tensor.numpy())  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Which checkpoint tensors make up which model parameter, through transformers' own conversions.
+"""Maps checkpoint tensors to model parameters, through transformers' own conversions.
 
 A checkpoint may store experts one by one or fused, under other names, split or transposed.
 transformers describes that as renamings and converters. This module plans them once, by name, and
-then runs a converter over the tensors of one dense parameter or of one single expert, so that a
-layer of experts never has to be in memory at once.
+then runs a converter over the tensors of one non-expert parameter or of one single expert, so that
+a layer of experts never has to be in memory at once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from engine.model.safetensors_file import TensorEntry
 class ParameterSource:
     """The checkpoint tensors behind one parameter.
 
-    keys: checkpoint names by source pattern, in natural order (one list entry an expert where
-    experts are stored one by one); converter: None where the tensor is only renamed.
+    keys: checkpoint names by source pattern, in natural order (one list entry per expert if experts
+    are stored one by one); converter: None if the tensor is only renamed.
     """
 
     target: str
@@ -42,7 +42,7 @@ class ParameterSource:
     def convert(
         self, load: Callable[[str], torch.Tensor], model: Any
     ) -> Mapping[str, torch.Tensor]:
-        """Load everything and run the conversion. Returns `parameter name -> tensor`."""
+        """Load all tensors and run the conversion. Returns `parameter name -> tensor`."""
         tensors = {pattern: [load(key) for key in keys] for pattern, keys in self.keys.items()}
         return self._run(tensors, model)
 
@@ -71,10 +71,10 @@ class ParameterSource:
     def expert_entries(
         self, index: int, experts: int, checkpoint: Checkpoint, *, scales: bool = False
     ) -> list[TensorEntry] | None:
-        """The tensors of one expert in checkpoint order, if experts are stored one by one or
-        fused as they are; None where their bytes cannot be located.
+        """The tensors of one expert in checkpoint order; None if their bytes cannot be located.
 
-        scales: those of published codes instead.
+        They can be located if experts are stored one by one, or fused without conversion. scales:
+        the scales of a pre-quantized checkpoint's codes instead.
         """
 
         def entry_of(key: str) -> TensorEntry:
@@ -118,8 +118,8 @@ class ParameterSource:
 def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSource]:
     """Map every checkpoint tensor that the model knows to its (first) parameter.
 
-    model: on the meta device, with all its parameters. Checkpoint tensors without a place in the
-    model (extra heads) are left out, as from_pretrained does.
+    model: on the meta device, with all its parameters. Checkpoint tensors that the model does not
+    have (extra heads) are left out, as from_pretrained does.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]

@@ -1,4 +1,4 @@
-"""How many slots each layer gets."""
+"""Allocates slots to layers."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from engine.trace.trace import Trace
 
 
 class Allocation(Protocol):
-    """Splits a number of slots over the layers."""
+    """Distributes a number of slots over the layers."""
 
     def allocate(self, slots: int, layers: int, experts: int) -> tuple[int, ...]:
-        """Slots of each layer; they sum to `slots` (at most layers * experts), each layer has at
+        """Slots of each layer. They sum to `slots` (at most layers * experts); each layer has at
         least one and at most `experts`."""
 
 
 class UniformAllocation:
-    """As even as whole slots allow."""
+    """The same number of slots per layer, as far as possible."""
 
     def allocate(self, slots: int, layers: int, experts: int) -> tuple[int, ...]:
-        """The remainder goes to the first layers."""
+        """Distribute evenly; the remainder goes to the first layers."""
         return slots_by_layer(slots, layers)
 
 
 class ShallowFirstAllocation:
     """The first layers keep all their experts, the rest share evenly (Fate, arXiv 2502.12224).
 
-    shallow: how many layers; -1 scales the authors' 4 of 28. Where the slots do not suffice, layers
-    fill up from the first one on and every later layer has one.
+    shallow: number of such layers; -1 scales the authors' 4 of 28. If there are too few slots,
+    layers are filled from the first one on and every later layer has one.
     """
 
     def __init__(self, shallow: int) -> None:
         self._shallow = shallow
 
     def allocate(self, slots: int, layers: int, experts: int) -> tuple[int, ...]:
-        """Full layers first."""
+        """Fill the first layers, then share the rest evenly."""
         full = self._shallow if self._shallow >= 0 else max(1, round(layers * 4 / 28))
         full = min(full, layers)
         fractions: list[int] = []
@@ -50,13 +50,13 @@ class ShallowFirstAllocation:
 
 
 class MissAllocation:
-    """In proportion to the misses that each layer's LRU has at the uniform fraction, on a trace."""
+    """Slots in proportion to the misses of each layer's LRU at the uniform fraction, on a trace."""
 
     def __init__(self, history: Trace | None) -> None:
         self._history = _required(history, "by_misses")
 
     def allocate(self, slots: int, layers: int, experts: int) -> tuple[int, ...]:
-        """Largest quotients (Sainte-Lague) after one slot for each layer."""
+        """Assign by largest quotients (Sainte-Lague) after one slot for each layer."""
         curves = hit_curves(self._history, layers, experts)
         uniform = slots_by_layer(slots, layers)
         misses = [c[experts + 1] - c[s] for c, s in zip(curves, uniform, strict=True)]
@@ -73,13 +73,14 @@ class MissAllocation:
 
 
 class ProfileAllocation:
-    """Each slot goes where one more brings most hits, by LRU stack distances on a trace."""
+    """Each slot goes to the layer where it adds the most hits, by LRU stack distances on a
+    trace."""
 
     def __init__(self, history: Trace | None) -> None:
         self._history = _required(history, "by_profile")
 
     def allocate(self, slots: int, layers: int, experts: int) -> tuple[int, ...]:
-        """Greedy by marginal hits after one slot for each layer; among equals the layer with the
+        """Greedy by marginal hits after one slot for each layer; ties go to the layer with the
         fewest slots."""
         curves = hit_curves(self._history, layers, experts)
         fractions = [1] * layers
@@ -97,11 +98,11 @@ class ProfileAllocation:
 
 
 def hit_curves(trace: Trace, layers: int, experts: int) -> list[list[int]]:
-    """For each layer: LRU hits with 0, 1, ... `experts` slots, and, last, its look-ups.
+    """For each layer: LRU hits with 0, 1, ... `experts` slots, and, last, its number of look-ups.
 
-    An expert hits where fewer others than there are slots were used after it, as of the pass that
+    An expert hits if fewer others than there are slots were used after it, as of the pass that
     demands it (Mattson et al., 1970; the experts of one pass are pinned together). Raises
-    ConfigError where the trace is of another model.
+    ConfigError if the trace is of another model.
     """
     check_history(trace, layers, experts)
     return [_hit_curve(trace, layer, experts) for layer in range(layers)]

@@ -1,4 +1,4 @@
-"""Who chooses micro-batches, prefetch depth and split before a run, and what bottleneck then."""
+"""Plans micro-batches, prefetch depth and split before a run, and predicts the bottleneck."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_MICRO_BATCHES = 32
 
 @dataclass(frozen=True)
 class Planned:
-    """The config to run; which resource its layer passes wait for; why, in a sentence."""
+    """The config to run; the resource that its layer passes wait for; the reason, in a sentence."""
 
     config: EngineConfig
     bottleneck: Bottleneck
@@ -30,33 +30,34 @@ class Plan(Protocol):
     def plan(
         self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
     ) -> Planned:
-        """What to run. timings: of this model on this machine, None where it was not profiled."""
+        """The config to run. timings: of this model on this machine, None if it was not
+        profiled."""
 
 
 class FixedPlan:
-    """What the config says."""
+    """Keeps the config's own settings."""
 
     def plan(
         self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
     ) -> Planned:
-        """Unchanged."""
+        """Return the config unchanged."""
         return Planned(config, "unknown", "as the config says")
 
 
 class IoComputePlan:
-    """Enough micro-batches that computing a layer hides loading the next one (Klotski, arXiv
-    2502.06888, inequalities 4 to 7; the non-expert weights is resident here, so its transfers are
-    zero).
+    """Enough micro-batches that computing a layer hides loading the next one.
 
-    Expected demands assume that tokens route independently and evenly: more than trained routers
-    ask for, so the plan errs towards more micro-batches.
+    Klotski, arXiv 2502.06888, inequalities 4 to 7; the non-expert weights are resident here, so
+    their transfers are zero. Expected demands assume that tokens route independently and evenly:
+    more than trained routers demand, so the plan errs towards more micro-batches.
     """
 
     def plan(
         self, config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
     ) -> Planned:
-        """The smallest batch.count that hides transfers, capped by memory; the depth that has the
-        time; the split by measured rates. ConfigError where the machine was not profiled."""
+        """The smallest batch.count that hides transfers, capped by memory; the prefetch depth
+        that there is time for; the split by measured rates. Raises ConfigError if the machine
+        was not profiled."""
         if timings is None:
             raise ConfigError(
                 "plan.name = io_compute needs this model's timings on this machine: run `tune "
@@ -87,7 +88,7 @@ class IoComputePlan:
 
 def host_fraction(config: EngineConfig, facts: ModelFacts, timings: ModelTimings) -> float:
     """Fraction of the misses that the host computes: c / (p + c) with the link's rate p and the
-    host's rate c, in records a second, one token each."""
+    host's rate c, in records per second, one token each."""
     record = record_bytes_of(config, facts, config.precision.bits)
     moved = timings.sources[config.precision.bits].rate(config.transfer.in_flight) / record
     computed = 1.0 / at(timings.host_expert_s[config.precision.bits], 1)

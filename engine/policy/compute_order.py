@@ -1,4 +1,4 @@
-"""In which order the experts of a layer pass are computed. Changes no result."""
+"""The order in which the experts of a layer pass are computed. It changes no result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.policy.steps import Step
 
 
 class Order(Protocol):
-    """Picks the next step."""
+    """Selects the next step."""
 
     def next(
         self,
@@ -17,13 +17,13 @@ class Order(Protocol):
         ready: Callable[[Step], bool],
         tokens: Mapping[int, int],
     ) -> Step | None:
-        """The step to run next (the engine waits for it where it is not ready), or None: wait
-        until any of them is. `pending`: never empty, in schedule order, without those whose
-        slot another step still needs; tokens: of each expert in this layer pass."""
+        """The step to run next (the engine waits for it if it is not ready), or None: wait until
+        any of them is. `pending`: never empty, in schedule order, without those whose slot
+        another step still needs; tokens: of each expert in this layer pass."""
 
 
 class RoutedOrder:
-    """Schedule order, whatever has arrived."""
+    """Schedule order, independent of arrivals."""
 
     def next(
         self, pending: Sequence[Step], ready: Callable[[Step], bool], tokens: Mapping[int, int]
@@ -33,8 +33,8 @@ class RoutedOrder:
 
 
 class PopularityOrder:
-    """Residents and predicted ones by popularity, then misses by popularity, whatever has arrived
-    (Fate, arXiv 2502.12224)."""
+    """Resident and predicted experts by popularity, then misses by popularity, independent of
+    arrivals (Fate, arXiv 2502.12224)."""
 
     def next(
         self, pending: Sequence[Step], ready: Callable[[Step], bool], tokens: Mapping[int, int]
@@ -44,7 +44,7 @@ class PopularityOrder:
 
 
 class ReadyFirstOrder:
-    """Resident experts first, then as transfers complete (ProMoE, arXiv 2410.22134)."""
+    """Resident experts first, then in order of arrival (ProMoE, arXiv 2410.22134)."""
 
     def next(
         self, pending: Sequence[Step], ready: Callable[[Step], bool], tokens: Mapping[int, int]
@@ -54,12 +54,12 @@ class ReadyFirstOrder:
 
 
 class HotFirstOrder:
-    """Among the experts that are there the one with most tokens, then as transfers complete
-    (Klotski, arXiv 2502.06888)."""
+    """The ready expert with most tokens first, then in order of arrival (Klotski, arXiv
+    2502.06888)."""
 
     def next(
         self, pending: Sequence[Step], ready: Callable[[Step], bool], tokens: Mapping[int, int]
     ) -> Step | None:
-        """The hottest step that is ready, else None."""
+        """The ready step with most tokens, else None."""
         there = [step for step in pending if ready(step)]
         return max(there, key=lambda step: tokens.get(step.expert.expert, 0), default=None)

@@ -1,4 +1,4 @@
-"""What a policy may know when it is made: config, model facts, statistics, the future."""
+"""The inputs from which a policy is built: config, model facts, statistics, the future."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Submit = Callable[[Callable[[], Any]], "Pending[Any]"]
 
 
 def run_at_once(work: Callable[[], Any]) -> Pending[Any]:
-    """Do the work now: what replay and tests use in place of a thread."""
+    """Run the work immediately: replay and tests use this instead of a thread."""
     done: Pending[Any] = Pending()
     done.set_result(work())
     return done
@@ -26,9 +26,12 @@ def run_at_once(work: Callable[[], Any]) -> Pending[Any]:
 
 @dataclass(frozen=True)
 class PolicyContext:
-    """config: resolved; history: a trace that statistics start from, None: from nothing;
-    learned: arrays of trained predictors, by name (empty where none was trained); submit: how a
-    predictor gets work done beside the engine."""
+    """Inputs of a policy's factory.
+
+    config: resolved; history: a trace for initial statistics, None: no statistics; learned: arrays
+    of trained predictors, by name (empty if none was trained); submit: runs a predictor's work in
+    parallel with the engine.
+    """
 
     config: EngineConfig
     facts: ModelFacts
@@ -39,15 +42,15 @@ class PolicyContext:
 
     @property
     def layers(self) -> int:
-        """MoE layers."""
+        """Number of MoE layers."""
         return self.facts.moe_layers
 
     @property
     def experts(self) -> int:
-        """Experts of a layer."""
+        """Number of experts per layer."""
         return self.facts.experts
 
     @property
     def chosen(self) -> int:
-        """Experts a token."""
+        """Number of experts per token."""
         return self.facts.experts_per_token

@@ -1,10 +1,10 @@
-"""What a policy is shown at each event of the logical clock. Values only; arrays are numpy's.
+"""The inputs of a policy at each event of the logical clock. Values only; arrays are numpy's.
 
 Letters: T tokens of one micro-batch, K chosen experts, E experts of a layer, D hidden.
 
 Events of one forward pass, in this order:
   pass begins; for each MoE layer: (gate entered, routed) once for each micro-batch, layer routed,
-  layer computed; pass ends. The engine and the replay give them alike.
+  layer computed; pass ends. The engine and the replay issue the same events.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
 Need = Literal["top_experts", "gate_input", "weights", "probabilities", "embeddings"]
-"""What a predictor or precision policy reads beyond the chosen experts."""
+"""Inputs that a predictor or precision policy needs beyond the chosen experts."""
 
 
 class GateView(Protocol):
-    """What the router of a layer is about to read, for one micro-batch."""
+    """The input of a layer's router, for one micro-batch."""
 
     def top_experts(self, layer: int, count: int) -> Sequence[Sequence[int]]:
         """The `count` best experts of a later layer's router on the present gate input, for each
@@ -38,9 +38,9 @@ class GateView(Protocol):
 
 @dataclass(frozen=True)
 class PassStart:
-    """A forward pass begins.
+    """The start of a forward pass.
 
-    tokens: of each micro-batch; embeddings: of their input tokens [sum T, D] where needed.
+    tokens: of each micro-batch; embeddings: of their input tokens [sum T, D] if needed.
     """
 
     phase: Phase
@@ -50,7 +50,7 @@ class PassStart:
 
 @dataclass(frozen=True)
 class Routing:
-    """What the router of a layer chose for one micro-batch.
+    """The router's choice in one layer for one micro-batch.
 
     experts: [T][K], best first as the router gave them, sentinels left out; weights: the gate
     weights [T, K]; probabilities: of all experts [T, E]; both None unless needed.

@@ -1,8 +1,8 @@
-"""The logical expert cache: who lives in which slot, decided at gate events only.
+"""The logical expert cache: which expert is in which slot, decided at gate events only.
 
-In: demands (the router has chosen) and predictions. Out: steps to run and fetches to start. A
-fetch counts as arrived the moment it is decided, wherever its bytes stand, so a run repeats exactly
-and a replay of its trace equals it. Holds no bytes and waits for nothing.
+In: demands (the router has chosen) and predictions. Out: steps to run and fetches to start. A fetch
+counts as arrived as soon as it is decided, wherever its bytes are, so a run repeats exactly and a
+replay of its trace equals it. Holds no bytes and waits for nothing.
 
 One layer pass: begin(layer), demand(...) once for each micro-batch, finish(), end().
 """
@@ -19,12 +19,12 @@ from engine.policy.precision import DemandedBits
 from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
 from engine.types import Bits, ExpertId
 
-_NOBODY = ExpertId(-1, -1)  # for whom room is made that no expert takes
+_NOBODY = ExpertId(-1, -1)  # stands for no expert when slots are vacated
 _EVERYTHING_HIGH: DemandedBits = {}
 
 
 class _Ids(dict[int, ExpertId]):
-    """The experts of a layer by index, made once: decisions name them many times a token."""
+    """The experts of a layer by index, created once: decisions name them many times per token."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Ids(dict[int, ExpertId]):
 
 
 _Victims = dict["_Pool", list[ExpertId]]
-"""Who may be evicted in one call, by pool: walked once, however many slots the call takes."""
+"""Eviction candidates of one call, by pool: collected once per call."""
 
 
 @dataclass(slots=True)
@@ -60,15 +60,14 @@ class _Pool:
 
 
 class ExpertCache:
-    """Slots in pools, each for a layer or for all and for records of some precisions.
+    """Slots in pools, each for one layer or for all and for records of some precisions.
 
     Slots are numbered in the order of the pools. A record lies in the pool of its layer and bits;
     pools are independent, so an expert may be resident at two precisions.
 
-    eviction: makes the bookkeeping of one pool; high: bits of what nobody wants otherwise;
-    hold_predicted: what was predicted for a layer yet to come is evicted only when nothing else
-    can be (HOBBIT's mask, ScratchPipe's hold mask); elastic: how many slots of each pool are only
-    there for a while, see open_elastic.
+    eviction: creates the bookkeeping of one pool; high: default bits; hold_predicted: an expert
+    predicted for a later layer is evicted only if nothing else can be (HOBBIT's mask, ScratchPipe's
+    hold mask); elastic: number of elastic slots of each pool, see open_elastic.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class ExpertCache:
             first += pool.slots
         if not all(self._by_layer):
             raise ValueError(f"{len(pools)} pools leave some of {layers} layers without a slot")
-        # the pools of a layer, the finest records first
+        # the pools of a layer, the highest precision first
         self._of_layer = [
             tuple(dict.fromkeys(by_bits[bits] for bits in sorted(by_bits, reverse=True)))
             for by_bits in self._by_layer
@@ -118,11 +117,11 @@ class ExpertCache:
 
     @property
     def slots_by_pool(self) -> tuple[int, ...]:
-        """Slots of each pool."""
+        """Number of open slots of each pool."""
         return tuple(pool.capacity for pool in self._pools)
 
     def begin_sequences(self) -> None:
-        """New sequences begin."""
+        """Notify all evictions that new sequences begin."""
         for pool in self._pools:
             pool.eviction.begin_sequences()
 
@@ -139,7 +138,7 @@ class ExpertCache:
             pool.eviction.begin_layer(layer)
 
     def missing(self, layer: int, indices: Iterable[int]) -> list[int]:
-        """Those that are neither resident nor demanded before in the present pass."""
+        """The experts that are neither resident nor already demanded in the present pass."""
         pools, ids = self._of_layer[layer], self._ids[layer]
         demanded = self.current.demanded if self.current is not None else {}
         experts = [(index, ids[index]) for index in indices]
@@ -163,9 +162,9 @@ class ExpertCache:
         """The router of one micro-batch chose these experts (in routing order).
 
         wanted: their precisions; on_host: those that the host computes if they are missing;
-        more_to_come: other micro-batches are still to be routed in this layer pass. Returns
-        the new steps that have a slot or run on the host; what found no slot is deferred to
-        finish(); what is to be skipped has no step.
+        more_to_come: other micro-batches are still to be routed in this layer pass. Returns the new
+        steps that have a slot or run on the host; experts without a slot are deferred to finish();
+        skipped experts have no step.
         """
         current = self._current()
         by_bits, pools = self._by_layer[current.layer], self._of_layer[current.layer]
@@ -185,14 +184,14 @@ class ExpertCache:
                 hit = bits is None or resident.bits >= bits
                 if not hit and bits is not None:
                     if by_bits[bits] is not pool:
-                        continue  # too coarse, and what is wanted lies elsewhere
-                    resident.bits = bits  # loaded again into its own slot
+                        continue  # precision too low, and the wanted one is in another pool
+                    resident.bits = bits  # reloaded into its own slot
                 pool.eviction.use(expert, high=bits == self._high)
                 steps.append(Step(expert, resident.slot, resident.bits, hit))
                 break
             else:
                 missing.append(expert)
-        # Other micro-batches may still want what the last pass used: those victims wait.
+        # Other micro-batches may still demand experts of the last pass: do not evict those yet.
         spare = self._last_demand.get(current.layer, ()) if more_to_come else ()
         victims: _Victims = {}
         for expert in missing:
@@ -211,8 +210,8 @@ class ExpertCache:
         return steps
 
     def finish(self) -> list[Step]:
-        """All micro-batches have arrived: place the deferred experts, first into slots of experts
-        that nobody demanded, then, in waves, into slots that earlier steps of this pass free."""
+        """All micro-batches are routed: place the deferred experts, first into slots of experts
+        that were not demanded, then, in waves, into slots that earlier steps of this pass free."""
         current = self._current()
         steps: list[Step] = []
         given: dict[_Pool, int] = {}
@@ -239,7 +238,7 @@ class ExpertCache:
         return steps
 
     def end(self) -> LayerPass:
-        """The layer pass is computed: nothing is pinned any more. Returns the ended pass."""
+        """The layer pass is computed: unpin all its experts. Returns the ended pass."""
         ended, self.current = self._current(), None
         for pool in self._of_layer[ended.layer]:
             if not pool.eviction.keeps:
@@ -254,10 +253,10 @@ class ExpertCache:
         wanted: DemandedBits = _EVERYTHING_HIGH,
         scores: Mapping[int, float] | None = None,
     ) -> list[Fetch]:
-        """Predicted experts of a later layer, best first. Residents are touched, the others take
-        slots as far as unpinned ones can be had.
+        """Prefetch predicted experts of a later layer, best first.
 
-        wanted: precisions other than high; scores: of each expert where the predictor has them.
+        Residents count as used, the others take unpinned slots as far as possible. wanted:
+        precisions other than high; scores: of each expert if the predictor has them.
         """
         by_bits, pools = self._by_layer[layer], self._of_layer[layer]
         capacity = sum(pool.capacity for pool in pools)
@@ -291,7 +290,7 @@ class ExpertCache:
 
     def open_elastic(self, fraction: float) -> list[int]:
         """Between two layer passes: make this fraction of the elastic slots available (0 to 1).
-        Returns the slots that were closed; what lay in them is evicted as for any newcomer."""
+        Returns the closed slots; their experts are evicted by the usual rule."""
         assert self.current is None, "a layer pass is under way"
         taken: list[int] = []
         for pool in self._pools:
@@ -321,13 +320,13 @@ class ExpertCache:
         return self.current
 
     def _donor(self, pool: _Pool, given: int) -> Step | None:
-        """The step of this layer pass whose slot a later one takes over, after so many that gave
-        theirs already; None where none of this pool's has one."""
+        """The step of this layer pass whose slot a later step takes over, after `given` donors;
+        None if no step of this pool is left."""
         own = (step for step in self._current().steps if step.slot in pool.slots)
         return next(itertools.islice(own, given, None), None)
 
     def _served_elsewhere(self, pool: _Pool) -> ExpertId:
-        """A demanded resident of this pool that the present layer pass takes from another one."""
+        """A demanded resident of this pool that the present layer pass uses from another pool."""
         used = {step.slot for step in self._current().steps}
         return next(e for e, resident in pool.residents.items() if resident.slot not in used)
 
@@ -339,7 +338,7 @@ class ExpertCache:
         victims: _Victims,
         spare: Collection[ExpertId] = (),
     ) -> int | None:
-        """A free slot, or that of a victim; None where every resident is demanded or spared."""
+        """A free slot, or that of a victim; None if every resident is demanded or spared."""
         if not pool.free:
             allowed = victims.get(pool)
             if allowed is None:
@@ -357,7 +356,8 @@ class ExpertCache:
         return slot
 
     def _least_wanted(self, allowed: list[ExpertId]) -> list[ExpertId]:
-        """Without what was predicted for layers to come, where that is held and others are left."""
+        """The candidates without those predicted for later layers, if those are held and others
+        are left."""
         if not self._hold:
             return allowed
         held = frozenset().union(*self._predicted.values())

@@ -1,4 +1,4 @@
-"""The policy of a run: predictor, cache, precision and placement together, one object.
+"""The policy of a run: predictor, cache, precision and placement in one object.
 
 In: the events of engine.policy.events. Out: steps to run and fetches to start. The engine executes
 them with real bytes, the replay with simulated ones; every decision is made here, so both decide
@@ -24,9 +24,11 @@ from engine.types import Phase
 
 @dataclass
 class PolicyCounters:
-    """Look-ups and predictions since the last reset, by phase. hits + misses = look-ups;
-    skipped and on_host are among the misses; hits_by_layer, misses_by_layer: of decoding;
-    predicted*_by_layer: both phases together."""
+    """Look-ups and predictions since the last reset, by phase.
+
+    hits + misses = look-ups; skipped and on_host are among the misses; hits_by_layer,
+    misses_by_layer: of decoding; predicted*_by_layer: both phases together.
+    """
 
     hits: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
     misses: dict[Phase, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
@@ -44,10 +46,10 @@ class PolicyCounters:
 
 
 class ExpertPolicy:
-    """Composes the mechanisms that decide.
+    """Combines the mechanisms that decide.
 
     stop_at_miss: predictions of one event end at the first layer with a missing expert (HOBBIT);
-    limit: at most so many fetches a prediction, 0 for no limit.
+    limit: maximum number of fetches per prediction, 0 for no limit.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class ExpertPolicy:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of this run's figures must know of its policies."""
+        """Notes on the policies that are needed to interpret this run's metrics."""
         found = []
         fallback = getattr(self._predictor, "fallback", None)
         if fallback:
@@ -88,23 +90,23 @@ class ExpertPolicy:
         return tuple(found)
 
     def begin_sequences(self) -> None:
-        """New sequences begin."""
+        """Notify the mechanisms that new sequences begin."""
         self.cache.begin_sequences()
         self._predictor.begin_sequences()
 
     def begin_pass(self, start: PassStart) -> list[Fetch]:
-        """A forward pass begins. Returns the fetches it starts."""
+        """Start a forward pass. Returns the fetches it starts."""
         self._phase = start.phase
         self._micro_batches = len(start.tokens)
         self.future.begin_pass()
         return self._follow(self._predictor.begin_pass(start))
 
     def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> list[Fetch]:
-        """A router is about to run (only told where watches_gate)."""
+        """A router is about to run (called only if watches_gate). Returns the fetches to start."""
         return self._follow(self._predictor.gate_entered(layer, micro_batch, view))
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> list[Step]:
-        """One micro-batch's routing is known. Returns the steps that have a place."""
+        """The routing of one micro-batch is known. Returns the steps that have a place."""
         if self.cache.current is None:
             self.cache.begin(layer)
             self.future.begin_layer(layer)
@@ -125,8 +127,8 @@ class ExpertPolicy:
         return self.cache.demand(tokens, wanted, on_host, more_to_come=more)
 
     def layer_routed(self) -> tuple[list[Step], list[Fetch]]:
-        """All micro-batches are routed. Returns the steps that got their place only now, and the
-        fetches that start behind all demands."""
+        """All micro-batches are routed. Returns the steps that were placed only now, and the
+        fetches that start after all demands."""
         steps = self.cache.finish()
         assert self.cache.current is not None
         self._count(self.cache.current)
@@ -138,11 +140,11 @@ class ExpertPolicy:
         return self.cache.end()
 
     def end_pass(self) -> None:
-        """The forward pass is done."""
+        """End the forward pass."""
         self._predictor.end_pass()
 
     def reset_counters(self) -> None:
-        """Start counting anew."""
+        """Reset all counters."""
         self.counters = PolicyCounters()
 
     def _follow(self, predictions: Iterable[Prediction]) -> list[Fetch]:
@@ -165,7 +167,7 @@ class ExpertPolicy:
         return fetches
 
     def _limited(self, layer: int, experts: tuple[int, ...]) -> tuple[int, ...]:
-        """Predicted residents, and the best `limit` of the others."""
+        """The predicted residents, and the best `limit` of the others."""
         dropped = frozenset(self.cache.missing(layer, experts)[self._limit :])
         return tuple(expert for expert in experts if expert not in dropped)
 
@@ -194,7 +196,7 @@ class ExpertPolicy:
 
 
 def _tokens_by_expert(routing: Routing) -> Mapping[int, int]:
-    """How many tokens chose each expert, in routing order."""
+    """Number of tokens that chose each expert, in routing order."""
     if len(routing.experts) == 1:
         return dict.fromkeys(routing.experts[0], 1)
     return Counter(itertools.chain.from_iterable(routing.experts))

@@ -1,6 +1,6 @@
-"""Known future demands: what the oracle predictor and Belady's eviction look at.
+"""Known future demands, for the oracle predictor and Belady's eviction.
 
-Filled from a trace of the very run that follows; empty, it knows nothing and says so.
+Filled from a trace of the very run that follows; `known` is False while it is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEVER = 1 << 60
 
 
 class Future:
-    """Demands by position; position = pass * layers + layer, moved on by the policy's driver."""
+    """Demands by position; position = pass * layers + layer, advanced by the policy."""
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
@@ -30,7 +30,7 @@ class Future:
         return bool(self._demands)
 
     def load(self, trace: Trace, passes: Iterable[int] | None = None) -> None:
-        """Know the demands of this trace's passes (or of these numbers), from the first on."""
+        """Load the demands of this trace's passes (or of these pass numbers), from the first on."""
         self.position = self._pass = -1
         self._uses, self._demands = {}, []
         for number in range(len(trace.passes)) if passes is None else passes:
@@ -41,16 +41,16 @@ class Future:
                 self._demands.append(wanted)
 
     def begin_pass(self) -> None:
-        """The next pass begins: before its first layer."""
+        """Advance to the next pass, before its first layer."""
         self._pass += 1
         self.position = self._pass * self.layers - 1
 
     def begin_layer(self, layer: int) -> None:
-        """This layer of the present pass is being routed."""
+        """Advance to this layer of the present pass."""
         self.position = self._pass * self.layers + layer
 
     def next_use(self, expert: ExpertId) -> int:
-        """Position of the first demand behind the present one; NEVER where there is none."""
+        """Position of the first demand after the present one; NEVER if there is none."""
         uses = self._uses.get(expert, ())
         place = bisect_right(uses, self.position)
         return uses[place] if place < len(uses) else NEVER

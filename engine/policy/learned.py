@@ -1,4 +1,4 @@
-"""What policies learned before this run: recorded traces and trained predictor weights."""
+"""Loads recorded traces and trained predictor weights for policies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from engine.trace.trace import Trace, load_trace
 
 
 def load_history(config: EngineConfig) -> Trace | None:
-    """The trace that policies start their statistics from: `prefetch.options.trace`, else
+    """The trace for policies' initial statistics: `prefetch.options.trace`, else
     `cache.options.trace`."""
     path = config.prefetch.options.get("trace") or config.cache.options.get("trace")
     return load_trace(Path(str(path))) if path else None
 
 
 def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> dict[str, Floats]:
-    """Arrays of trained predictors: `prefetch.options.weights`, else what lies beside the packs.
+    """Arrays of trained predictors: `prefetch.options.weights`, else the file in the cache folder.
 
-    Raises ConfigError where the named file cannot be read.
+    Raises ConfigError if the named file cannot be read.
     """
     named = config.prefetch.options.get("weights")
     path = Path(str(named)) if named else learned_path(facts, cache_folder)
@@ -40,5 +40,5 @@ def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) ->
 
 
 def learned_path(facts: ModelFacts, cache_folder: Path) -> Path:
-    """Where a model's trained predictors lie."""
+    """The path of a model's trained predictors."""
     return cache_folder / "predictors" / f"{facts.fingerprint}.npz"

@@ -1,4 +1,4 @@
-"""Options of mechanisms, read strictly: a value out of range is an error that names its path."""
+"""Reads options of mechanisms strictly: a value out of range is an error that names its path."""
 
 from __future__ import annotations
 

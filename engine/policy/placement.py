@@ -1,4 +1,5 @@
-"""Where the tokens of a missing expert are computed: after moving it, or beside it on the host."""
+"""Where the tokens of a missing expert are computed: on the device after a transfer, or on the
+host."""
 
 from __future__ import annotations
 
@@ -7,27 +8,27 @@ from typing import Protocol
 
 
 class Placement(Protocol):
-    """Chooses between moving weights to the device and computing beside them on the host."""
+    """Chooses between moving weights to the device and computing on the host."""
 
     uses_host: bool
 
     def on_host(self, misses: Sequence[tuple[int, int]]) -> frozenset[int]:
-        """Which of the missing experts of one demand, (expert, tokens) each, the host computes."""
+        """The missing experts of one demand, given as (expert, tokens), that the host computes."""
 
 
 class DevicePlacement:
-    """Everything on the device."""
+    """Computes everything on the device."""
 
     uses_host = False
 
     def on_host(self, misses: Sequence[tuple[int, int]]) -> frozenset[int]:
-        """None of them."""
+        """Return the empty set."""
         return frozenset()
 
 
 class HostBelow:
-    """Cold experts stay where they are: those with at most `tokens` tokens run on the host (MoNDE,
-    arXiv 2405.18832; Fiddler has the same threshold)."""
+    """Experts with at most `tokens` tokens run on the host (MoNDE, arXiv 2405.18832; Fiddler has
+    the same threshold)."""
 
     uses_host = True
 
@@ -35,16 +36,16 @@ class HostBelow:
         self._tokens = tokens
 
     def on_host(self, misses: Sequence[tuple[int, int]]) -> frozenset[int]:
-        """Those below the threshold."""
+        """The experts with at most the threshold's tokens."""
         return frozenset(expert for expert, tokens in misses if tokens <= self._tokens)
 
 
 class HostSplit:
-    """The hottest fraction `moved` of the misses moves, the rest runs on the host.
+    """The fraction `moved` of the misses with the most tokens moves, the rest runs on the host.
 
     moved: q = p / (p + c) with the measured rates p of the link and c of host compute while both
-    run. What one demand cannot split evenly is carried over to the next, so that the fraction holds
-    in the long run and the decision stays on the logical clock.
+    run. The rounding remainder of one demand is carried over to the next, so that the fraction
+    holds in the long run and the decision stays on the logical clock.
     """
 
     uses_host = True
@@ -54,7 +55,7 @@ class HostSplit:
         self._owed = 0.0
 
     def on_host(self, misses: Sequence[tuple[int, int]]) -> frozenset[int]:
-        """The coldest, as many as the fraction asks for."""
+        """The experts with the fewest tokens, as many as the fraction requires."""
         self._owed += self._moved * len(misses)
         count = min(len(misses), round(self._owed))
         self._owed -= count

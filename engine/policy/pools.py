@@ -1,7 +1,7 @@
-"""Slots in pools: one for each layer, or one for all, and one for each size of records.
+"""Slots in pools: one for each layer, or one for all, and one for each record size.
 
-Where a run keeps records of several precisions apart, a coarse record takes a slot of its own size,
-so that fewer bits also mean more experts in the same memory.
+If a run keeps records of several precisions in separate slots, a low-precision record takes a slot
+of its own size, so that fewer bits also mean more experts in the same memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.types import Bits
 
 @dataclass(frozen=True)
 class Pool:
-    """Slots for records of some precisions. layer: whose, None: of all layers."""
+    """Slots for records of some precisions. layer: the layer that they serve, None: all layers."""
 
     layer: int | None
     bits: tuple[Bits, ...]
@@ -22,7 +22,7 @@ class Pool:
 
 
 def pools_of_layers(slots_by_layer: Sequence[int], bits: Sequence[Bits]) -> tuple[Pool, ...]:
-    """One pool a layer; a single number is a pool for all layers."""
+    """One pool per layer; a single number is a pool for all layers."""
     if len(slots_by_layer) == 1:
         return (Pool(None, tuple(bits), slots_by_layer[0]),)
     return tuple(Pool(layer, tuple(bits), slots) for layer, slots in enumerate(slots_by_layer))

@@ -1,8 +1,8 @@
-"""How many bits an expert gets, by why it is loaded.
+"""Chooses the bits of an expert by the reason for its load.
 
-Decided when an expert is loaded, two precisions at most: high (precision.bits) and low
-(precision.low_bits); planned before the run, any. A resident record of a higher precision than
-wanted serves; a lower one does not, and the expert is loaded again.
+The decision is made when an expert is loaded, with at most two precisions: high (precision.bits)
+and low (precision.low_bits); a plan made before the run may use any. A resident record of higher
+precision than wanted is used; one of lower precision is not, and the expert is loaded again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ DemandedBits = Mapping[int, Bits | None]
 
 
 class PrecisionPolicy(Protocol):
-    """Chooses the precision of what is loaded."""
+    """Chooses the precision of loaded experts."""
 
     high: Bits
     needs: frozenset[Need]
 
     def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
-        """What the demanded experts of one micro-batch need at the least."""
+        """The lowest acceptable precisions of the demanded experts of one micro-batch."""
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
     ) -> DemandedBits:
-        """What predicted experts (best first) come as; scores: fractions of tokens, or ()."""
+        """The precisions of predicted experts (best first); scores: fractions of tokens, or ()."""
 
 
 class UniformPrecision:
@@ -53,7 +53,7 @@ class UniformPrecision:
 
 
 class PlannedPrecision:
-    """Bits of each expert fixed before the run. table: [L][E], none above `high`."""
+    """Fixes the bits of each expert before the run. table: [L][E], none above `high`."""
 
     needs: frozenset[Need] = frozenset()
 
@@ -64,20 +64,23 @@ class PlannedPrecision:
         ]
 
     def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
-        """As planned."""
+        """The planned bits."""
         return self._coarser[layer]
 
     def predicted(
         self, layer: int, phase: Phase, experts: Sequence[int], scores: Sequence[float]
     ) -> DemandedBits:
-        """As planned."""
+        """The planned bits."""
         return self._coarser[layer]
 
 
 class PopularityMass:
-    """Fate (arXiv 2502.12224): in prefill the least popular predicted experts, up to `low_mass` of
-    the predicted token mass, come as low, and so does every miss; decode is high throughout, but
-    for misses where `decode_miss_low` says otherwise (as in the authors' port)."""
+    """Low precision for unpopular experts (Fate, arXiv 2502.12224).
+
+    In prefill the least popular predicted experts, up to `low_mass` of the predicted token mass,
+    are loaded low, and so is every miss; in decode everything is high, except misses if
+    `decode_miss_low` is set (as in the authors' port).
+    """
 
     needs: frozenset[Need] = frozenset()
 
@@ -88,7 +91,7 @@ class PopularityMass:
         self._decode_miss_low = decode_miss_low
 
     def demanded(self, layer: int, phase: Phase, routing: Routing) -> DemandedBits:
-        """Low for all in prefill."""
+        """Low for all experts in prefill."""
         if phase == "decode" and not self._decode_miss_low:
             return {}
         return dict.fromkeys((e for row in routing.experts for e in row), self._low)
@@ -110,10 +113,12 @@ class PopularityMass:
 
 
 class GateThreshold:
-    """HOBBIT (arXiv 2411.01433), on a miss only: a token's experts by normalised gate weight, s_i
-    the sum of the weights before i: s <= low_bits_threshold high, low_bits_threshold < s <=
-    skip_threshold low, above skip_threshold skipped. With several tokens an expert gets the best
-    that any of them asks for."""
+    """Precision by gate weight, on a miss only (HOBBIT, arXiv 2411.01433).
+
+    With a token's experts sorted by normalised gate weight and s_i the sum of the weights before i:
+    s <= low_bits_threshold high, low_bits_threshold < s <= skip_threshold low, above skip_threshold
+    skipped. With several tokens an expert gets the highest precision that any of them requires.
+    """
 
     needs: frozenset[Need] = frozenset({"weights"})
 

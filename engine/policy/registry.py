@@ -1,6 +1,6 @@
 """Every mechanism by name: `name -> factory`.
 
-Predictors and evictions stand in engine.config.choices, the others here under the names of
+Predictors and evictions are registered in engine.config.choices, the others here under the names of
 engine.types; the conformance suites run over all of them. No name of a published system appears: a
 system is a preset over these.
 """
@@ -136,8 +136,10 @@ PRECISIONS: dict[PrecisionName, Callable[[PolicyContext], PrecisionPolicy]] = {
 
 
 def build_pools(context: PolicyContext, slots: int | Mapping[Bits, int]) -> tuple[Pool, ...]:
-    """How the slots of a resolved config are split. slots: of all records alike, or by bits, where
-    records of different sizes are kept apart."""
+    """Split the slots of a resolved config into pools.
+
+    slots: of all records, or by bits, if records of different sizes have separate slots.
+    """
     config = context.config
     shared = config.cache.scope == "shared" or not EVICTIONS[config.cache.eviction](context).keeps
     allocation = ALLOCATIONS[config.cache.allocation](context)
@@ -172,9 +174,9 @@ def build_policy(
 ) -> ExpertPolicy:
     """The policy of a resolved config over its slots, see build_pools.
 
-    elastic: of `slots`, those that come and go (kv.elastic), none of them there at first;
-    host_compute: whether device and host are two memories; where they are one, placement has no
-    effect. Raises ConfigError where options contradict each other.
+    elastic: the number of elastic slots among `slots` (kv.elastic), all closed at first;
+    host_compute: whether device and host are two memories; if they are one, placement has no
+    effect. Raises ConfigError if options contradict each other.
     """
     config = context.config
     pools = build_pools(context, slots)
@@ -201,7 +203,7 @@ def build_policy(
 def _elastic_by_pool(
     context: PolicyContext, pools: Sequence[Pool], slots: int | Mapping[Bits, int], elastic: int
 ) -> list[int]:
-    """How many of each pool's slots come and go: what it has beyond its part of the others."""
+    """Number of elastic slots of each pool: its slots beyond its part of the fixed ones."""
     if not elastic:
         return []
     assert isinstance(slots, int), "elastic slots are of one size"

@@ -1,4 +1,4 @@
-"""What a cache decides: steps and fetches, and the layer pass that they belong to."""
+"""Decisions of the cache: steps and fetches, and the layer pass that they belong to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ON_HOST = -1
 class Step(NamedTuple):
     """One expert of the current layer pass.
 
-    slot: where it lies on the device, ON_HOST where the host computes it; bits: of the record; hit:
-    it was resident (perhaps still on its way); after: the expert of an earlier step whose slot it
-    takes over once that has been computed (None: the slot is free now).
+    slot: its slot on the device, ON_HOST if the host computes it; bits: of the record; hit: it was
+    resident (perhaps still in transfer); after: the expert of an earlier step whose slot it takes
+    over once that has been computed (None: the slot is free now).
     """
 
     expert: ExpertId
@@ -37,8 +37,8 @@ class Fetch(NamedTuple):
 class LayerPass:
     """One pass over one layer, from its first routing until its experts are computed.
 
-    demanded: by any micro-batch, in routing order; steps: everything decided so far, in that
-    order; deferred: demanded, but without a slot until all micro-batches are routed.
+    demanded: by any micro-batch, in routing order; steps: all decisions so far, in that order;
+    deferred: demanded, but without a slot until all micro-batches are routed.
     """
 
     layer: int

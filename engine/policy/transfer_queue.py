@@ -1,7 +1,7 @@
-"""In which order queued transfers get their next chunk.
+"""The order in which queued transfers get their next chunk.
 
 Keys are opaque; the engine takes one chunk of the head at a time, so a queue that changes its head
-preempts at chunk borders. Not thread-safe by itself: the transfer engine holds its lock.
+preempts between chunks. Not thread-safe by itself: the transfer engine holds its lock.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ class TransferQueue(Protocol[K]):
         """Add a transfer: urgent for a demanded expert, else a prediction."""
 
     def promote(self, key: K) -> None:
-        """A predicted transfer is now demanded."""
+        """Promote a predicted transfer that is now demanded."""
 
     def demote(self, key: K) -> None:
-        """A prediction turned out stale: behind all others, but not cancelled."""
+        """Move a stale prediction behind all others without cancelling it."""
 
     def remove(self, key: K) -> bool:
-        """Take a key out; False if it was not there."""
+        """Remove a key; False if it was not there."""
 
     def head(self) -> K | None:
-        """Whose chunk is next; None when empty."""
+        """The key whose chunk is next; None if the queue is empty."""
 
     def __len__(self) -> int:
-        """Keys in the queue."""
+        """Number of keys in the queue."""
 
 
 class FifoQueue(TransferQueue[K]):
@@ -41,21 +41,21 @@ class FifoQueue(TransferQueue[K]):
         self._keys: dict[K, None] = {}
 
     def push(self, key: K, *, urgent: bool) -> None:
-        """To the end."""
+        """Append the key."""
         self._keys[key] = None
 
     def promote(self, key: K) -> None:
-        """Keeps its place."""
+        """Does nothing: the key keeps its place."""
 
     def demote(self, key: K) -> None:
-        """Keeps its place."""
+        """Does nothing: the key keeps its place."""
 
     def remove(self, key: K) -> bool:
         """Drop the key."""
         return self._keys.pop(key, self) is not self
 
     def head(self) -> K | None:
-        """The oldest."""
+        """The oldest key."""
         return next(iter(self._keys), None)
 
     def __len__(self) -> int:
@@ -63,23 +63,26 @@ class FifoQueue(TransferQueue[K]):
 
 
 class TwoPriorityQueue(TransferQueue[K]):
-    """Demands before predictions before stale predictions, each first come, first served
-    (ProMoE, arXiv 2410.22134, algorithm 2; stale ones are kept at the end, not cancelled)."""
+    """Demands before predictions before stale predictions, each first come, first served.
+
+    ProMoE, arXiv 2410.22134, algorithm 2; stale predictions stay at the end instead of being
+    cancelled.
+    """
 
     def __init__(self) -> None:
         self._levels: tuple[dict[K, None], ...] = ({}, {}, {})
 
     def push(self, key: K, *, urgent: bool) -> None:
-        """To the end of its level."""
+        """Append the key to its level."""
         self._levels[0 if urgent else 1][key] = None
 
     def promote(self, key: K) -> None:
-        """To the end of the demands."""
+        """Move the key to the end of the demands."""
         if self.remove(key):
             self._levels[0][key] = None
 
     def demote(self, key: K) -> None:
-        """To the end of the stale ones."""
+        """Move the key to the end of the stale predictions."""
         if self.remove(key):
             self._levels[2][key] = None
 
@@ -88,7 +91,7 @@ class TwoPriorityQueue(TransferQueue[K]):
         return any(level.pop(key, self) is not self for level in self._levels)
 
     def head(self) -> K | None:
-        """The oldest of the most urgent level."""
+        """The oldest key of the most urgent level."""
         return next((next(iter(level)) for level in self._levels if level), None)
 
     def __len__(self) -> int:

@@ -1,1 +1,1 @@
-"""Which expert gets how many bits under an average; arithmetic over sensitivities."""
+"""Allocates bits to experts under an average; arithmetic over sensitivities."""

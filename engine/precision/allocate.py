@@ -1,4 +1,4 @@
-"""Making a table of bits: by sensitivity of layers, or by popularity of experts.
+"""Computes a table of bits: by sensitivity of layers, or by popularity of experts.
 
 Both minimise a sum of losses under an average number of bits, greedily along the lower convex hull
 of every unit's loss curve, which is optimal up to the last step that fits. Values only, no torch.
@@ -22,15 +22,15 @@ from engine.trace.trace import Trace, load_trace, scored_trace_path
 from engine.types import BITS, Bits
 
 Losses = Mapping[Bits, float]
-"""Loss of one unit at each precision that it may get."""
+"""Loss of one unit (a layer or an expert) at each allowed precision."""
 
 
 def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> EngineConfig:
-    """The config with the table of its plan, where it has a plan but no table yet.
+    """The config with the table of its plan, if it has a plan but no table yet.
 
-    by_sensitivity reads what `tune profile --sensitivity` kept in the cache folder, by_popularity
-    the trace `precision.options.trace`, or what the last evaluation at 16 bits chose; both need
-    `precision.options.average_bits`. Raises ConfigError where something of it is missing.
+    by_sensitivity reads what `tune profile --sensitivity` stored in the cache folder, by_popularity
+    the trace `precision.options.trace`, or the routing of the last evaluation at 16 bits; both need
+    `precision.options.average_bits`. Raises ConfigError if one of these is missing.
     """
     precision = config.precision
     if precision.scheme not in PLANNED or "table" in precision.options:
@@ -67,7 +67,7 @@ def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> E
 def spread_by_sensitivity(losses: Sequence[Losses], average: float, experts: int) -> Table:
     """Bits of each layer; every expert of a layer gets the same.
 
-    losses: divergence in nats when only this layer has so many bits.
+    losses: divergence in nats when only this layer has these bits.
     """
     return tuple((bits,) * experts for bits in spread(losses, average))
 
@@ -95,7 +95,7 @@ def spread_by_popularity(trace: Trace, average: float, facts: ModelFacts) -> Tab
 def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
     """The bits of each unit: the least sum of losses found whose mean is at most `average`.
 
-    Raises ConfigError where even the fewest bits pass the average.
+    Raises ConfigError if even the fewest bits exceed the average.
     """
     chosen = [min(curve) for curve in losses]
     capacity = average * len(losses) - sum(chosen)
@@ -113,7 +113,7 @@ def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
     for _, _, unit, bits in steps:
         more = bits - chosen[unit]
         if unit in stopped or more > capacity + 1e-9:
-            stopped.add(unit)  # a later step of this unit stands on this one
+            stopped.add(unit)  # a later step of this unit requires this one
             continue
         capacity -= more
         chosen[unit] = bits
@@ -121,7 +121,7 @@ def spread(losses: Sequence[Losses], average: float) -> list[Bits]:
 
 
 def sensitivities_path(cache_folder: Path, facts: ModelFacts, config: EngineConfig) -> Path:
-    """Where the sensitivities of a model's layers are kept, by how records are quantized."""
+    """The path of a model's layer sensitivities, by how records are quantized."""
     how = f"g{config.precision.group_size}-{optimize_name(config)}"
     return cache_folder / "sensitivities" / f"{facts.fingerprint}-{how}.json"
 
@@ -136,7 +136,7 @@ def save_sensitivities(path: Path, losses: Sequence[Losses], **facts: Any) -> No
 
 
 def load_sensitivities(path: Path) -> list[Losses] | None:
-    """Kept sensitivities, None where there are none. StorageError where the file is no such."""
+    """Stored sensitivities, None if there are none. Raises StorageError if the file is invalid."""
     if not path.is_file():
         return None
     try:
@@ -150,7 +150,7 @@ def load_sensitivities(path: Path) -> list[Losses] | None:
 
 
 def _hull(curve: Losses) -> list[tuple[float, Bits]]:
-    """Steps up the lower convex hull from the fewest bits: (loss saved a bit, bits), falling."""
+    """Steps up the lower convex hull from the fewest bits: (loss saved per bit, bits), falling."""
     found: list[tuple[float, Bits]] = []
     at = min(curve)
     while True:

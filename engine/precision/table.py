@@ -1,8 +1,8 @@
-"""The bits of every expert where a plan gives them different ones, as a config carries them.
+"""The bits of every expert under a plan, as a config stores them.
 
 `precision.options.table` has a row for each MoE layer: one digit for all its experts, or one digit
-for each, in base 36 (`g` is 16). So a resolved config is complete: whoever runs it needs neither
-the trace nor the sensitivities that the table came from.
+for each, in base 36 (`g` is 16). So a resolved config is complete: running it needs neither the
+trace nor the sensitivities that the table came from.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DIGITS: dict[str, Bits] = {("g" if bits == 16 else str(bits)): bits for bits in
 
 
 def bits_table(config: EngineConfig, facts: ModelFacts) -> Table | None:
-    """The table of a config; None where every expert has precision.bits or the scheme decides when
-    experts are loaded. Raises ConfigError where the table is missing or does not fit the model."""
+    """The table of a config; None if every expert has precision.bits or the scheme decides when
+    experts are loaded. Raises ConfigError if the table is missing or does not fit the model."""
     if config.precision.scheme not in PLANNED:
         return None
     rows = config.precision.options.get("table")
@@ -44,14 +44,14 @@ def bits_table(config: EngineConfig, facts: ModelFacts) -> Table | None:
 
 
 def write_table(table: Sequence[Sequence[Bits]]) -> list[str]:
-    """Rows as a config keeps them; a row of one digit where a layer's experts are alike."""
+    """Rows as a config stores them; one digit if a layer's experts are all alike."""
     digits = {bits: digit for digit, bits in _DIGITS.items()}
     rows = ["".join(digits[bits] for bits in row) for row in table]
     return [row[0] if len(set(row)) == 1 else row for row in rows]
 
 
 def run_bits(config: EngineConfig) -> tuple[Bits, ...]:
-    """All precisions that a run of this resolved config may load, the finest first."""
+    """All precisions that a run of this resolved config may load, the highest first."""
     own = config.precision.bits
     if config.precision.scheme in PLANNED:
         text = "".join(str(row) for row in config.precision.options.get("table", ()))
@@ -61,7 +61,7 @@ def run_bits(config: EngineConfig) -> tuple[Bits, ...]:
 
 
 def average_bits(table: Sequence[Sequence[Bits]]) -> float:
-    """Mean over all experts."""
+    """Mean bits over all experts."""
     return sum(map(sum, table)) / sum(map(len, table))
 
 

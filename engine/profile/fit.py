@@ -1,4 +1,4 @@
-"""Fitting what cannot be timed alone: how transfers and compute slow each other down.
+"""Fits what cannot be timed alone: how transfers and compute slow each other down.
 
 Runs of the engine are recorded and timed; the replay of each must take as long as it took, with the
 same fraction of waits.
@@ -55,16 +55,17 @@ _HOST_RUNS: tuple[Mapping[str, Any], ...] = (
 def configure_plainly(
     engine: Engine, base: EngineConfig, overlay: Mapping[str, Any]
 ) -> EngineConfig:
-    """Resolve and take up: as much cache as fits, nothing predicted, one sequence, unless the
-    overlay says otherwise. Raises InfeasibleError."""
+    """Resolve and apply a plain config: as much cache as fits, no prediction, one sequence,
+    unless the overlay says otherwise. Raises InfeasibleError."""
     resolved, _ = engine.configure(base.overlay({**_PLAIN, **overlay}))
     return resolved
 
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """A run that the fit must reproduce: its trace and config, its seconds of prefill, of decoding
-    and of decoding without waits; what policy took of it, and how many records moved."""
+    """A run that the fit must reproduce: its trace and config, its seconds of prefill, of
+    decoding and of decoding without waits; the policy's part of it, and the number of records
+    moved."""
 
     config: EngineConfig
     trace: Trace
@@ -84,8 +85,8 @@ class CalibrationRun:
 def calibration_runs(
     engine: Engine, sequences: Sequence[Sequenced], base: EngineConfig, bits: Bits
 ) -> Iterator[CalibrationRun]:
-    """On demand, and with some of the experts in slots; with host computation where there is a
-    host."""
+    """Runs that load on demand, and with some of the experts in slots; with host computation if
+    there is a host."""
     overlays = _DEVICE_RUNS if engine.device.is_host_memory else (*_DEVICE_RUNS, *_HOST_RUNS)
     for overlay in overlays:
         try:
@@ -118,12 +119,12 @@ def calibration_runs(
 def fit(
     timings: ModelTimings, engine: Engine, runs: Sequence[CalibrationRun], bits: Bits
 ) -> ModelTimings:
-    """Choose what only shows under load so that the runs' replays take as long as they took.
+    """Choose the parameters that only show under load so that the replays take as long as the runs.
 
-    For a disk its speed under load, for a link of known speed what waking after an arrival costs;
+    For a disk its speed under load, for a link of known speed the cost of waking after an arrival;
     for both, how much longer the first product after a wait takes, and how much slower compute runs
-    while chunks move. Then, where the host computes, what handing it a layer's experts costs while
-    the device computes, and how much both slow each other down. What starting a transfer costs
+    while chunks move. Then, if the host computes, the cost of handing it a layer's experts while
+    the device computes, and how much both slow each other down. The cost of starting a transfer
     comes from the run that starts most. Least squares of log ratios over a grid, refined three
     times.
     """
@@ -174,7 +175,7 @@ def fit(
 def _search(
     grid: Sequence[Sequence[float]], error_of: Callable[[tuple[float, ...]], float]
 ) -> tuple[tuple[float, ...], float]:
-    """The point with the least error, and that error."""
+    """The point with the smallest error, and that error."""
     known: dict[tuple[float, ...], float] = {}
     for spread in (0.0, 0.12, 0.06, 0.03):
         if spread:

@@ -1,9 +1,9 @@
-"""How much reads and products slow each other down where slots lie in host memory.
+"""Measures how much reads and products slow each other down if slots lie in host memory.
 
-A small record costs more than its bytes: an I/O thread and the computing one wake each other, and
-take turns in one Python process. How much that is decides whether a small cache pays, and only
-shows when both run, so it is measured as the engine does it: its own transfer threads fill slots
-while an expert-sized product runs again and again.
+A small record costs more than its bytes: an I/O thread and the computing thread wake each other,
+and take turns in one Python process. This cost decides whether a small cache pays off, and it only
+shows when both run, so it is measured as the engine works: its own transfer threads fill slots
+while an expert-sized product runs repeatedly.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from engine.policy.pools import Pool
 from engine.policy.transfer_queue import FifoQueue
 from engine.types import ExpertId
 
-# Chunks from records of the smallest models to whole ones, and a matrix whose 4 bits take as much:
-# an expert of that record size is what is computed meanwhile.
+# Chunks from records of the smallest models to whole ones, and a matrix of the same size at 4 bits:
+# the product computed meanwhile is with an expert of that record size.
 SHAPES = {8 << 10: (128, 128), 64 << 10: (256, 512), 1 << 20: (1024, 2048)}
 THREADS = 2
 _OUTSTANDING = 4
@@ -40,8 +40,8 @@ _GROUP = 64
 
 @dataclass(frozen=True)
 class Interference:
-    """bytes_per_s: of reads while products run; slowdown: of products while reads run, 1 or
-    more."""
+    """bytes_per_s: of reads while products run; slowdown: of products while reads run, at least
+    1."""
 
     bytes_per_s: float
     slowdown: float
@@ -50,10 +50,10 @@ class Interference:
 def measure_interference(
     device: Device, file: Path, chunk_bytes: int, product: Callable[[], object]
 ) -> Interference:
-    """Reads of one chunk size beside a product, medians over a few spans. file: at least a few
-    chunks of test data.
+    """Measure reads of one chunk size beside a product; medians over a few spans.
 
-    device must be host memory. Raises what a failed read raises.
+    file: at least a few chunks of test data. device must be host memory. Raises what a failed read
+    raises.
     """
     store = _store_of(file, chunk_bytes)
     slots = Slots(device, {16: store.record}, [Pool(None, (16,), 2 * _OUTSTANDING)])
@@ -76,7 +76,7 @@ def measure_interference(
 
 
 def _seconds(product: Callable[[], object]) -> float:
-    """Of one product, alone: the mean of a span, as it is beside reads."""
+    """Seconds of one product alone: the mean of a span, as in the measurement beside reads."""
     count, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < _SPAN_S or count < _FEWEST:
         product()
@@ -90,7 +90,7 @@ def _beside_reads(
     experts: Sequence[ExpertId],
     slots: int,
 ) -> tuple[float, float]:
-    """Bytes a second that the threads read while products run, and seconds of one product."""
+    """Bytes per second that the threads read while products run, and seconds of one product."""
     turn = zip(itertools.cycle(experts), itertools.cycle(range(slots)), strict=False)
     outstanding: list[Transfer] = []
     count, spent, before = 0, 0.0, transfers.counters.moved_bytes
@@ -111,7 +111,7 @@ def _beside_reads(
 
 
 def _unfinished(transfers: Sequence[Transfer]) -> list[Transfer]:
-    """Raises the error that ended one of them."""
+    """The unfinished transfers. Raises the error that ended one of them."""
     for one in transfers:
         if one.error is not None:
             raise one.error
@@ -119,7 +119,7 @@ def _unfinished(transfers: Sequence[Transfer]) -> list[Transfer]:
 
 
 def _store_of(file: Path, chunk_bytes: int) -> ExpertStore:
-    """The file as records of one chunk each, in an order that read-ahead does not help."""
+    """The file as records of one chunk each, in an order that defeats read-ahead."""
     count = max(1, min(256, file.stat().st_size // chunk_bytes))
     experts: dict[ExpertId, tuple[Extent, ...]] = {
         ExpertId(0, n): (Extent(0, place * chunk_bytes, 0, chunk_bytes),)

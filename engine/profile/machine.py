@@ -1,4 +1,4 @@
-"""Speeds of this machine that decide a config: disk by record size, memory, kernels by tokens."""
+"""Measures the speeds of this machine: disk by record size, memory, kernels by tokens."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _CROSSOVER_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def profile_machine(device: Device, folder: Path, support: KernelSupport) -> MachineProfile:
-    """Measure. folder: where the disk is tried (a file of 128 MiB, removed afterwards).
+    """Measure this machine. folder: on the disk to measure (a file of 128 MiB, removed afterwards).
 
-    Raises StorageError when that file cannot be written.
+    Raises StorageError if that file cannot be written.
     """
     with _test_file(folder) as file:
         reads = {str(size): _read_speed(file, size) for size in _RECORD_SIZES}
@@ -72,7 +72,7 @@ def _test_file(folder: Path) -> Iterator[Path]:
 
 
 def _interference(device: Device, file: Path, support: KernelSupport) -> dict[str, Interference]:
-    """Beside products of 4-bit weights with one token, as decoding does them."""
+    """Measure reads beside products of 4-bit weights with one token, as in decoding."""
     found = {}
     for size, (rows, columns) in SHAPES.items():
         view, record = _encoded(4, support, device, rows, columns)
@@ -91,7 +91,7 @@ def _read_speed(file: Path, size: int) -> float:
         target = bytes_view(allocate_pages(size))
         scratch = bytes_view(allocate_pages(4096))
         for number in range(part, count, _QUEUE_DEPTH):
-            # a stride that jumps about, so that read-ahead does not help
+            # a jumping stride, which defeats read-ahead
             place = number * 7919 % count
             reader.read(Extent(0, place * stride, 0, size), target, scratch)
 
@@ -143,7 +143,7 @@ def _kernel_times(
 def _encoded(
     bits: Bits, support: KernelSupport, device: Device, rows: int = _ROWS, columns: int = _COLUMNS
 ) -> tuple[MatrixView, RecordFormat]:
-    """One matrix of this shape at this precision."""
+    """One encoded matrix of this shape at this precision, and its record format."""
     part = Part("weight", (rows, columns))
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     layout = record_layout((part,), bits, _GROUP)
@@ -153,8 +153,8 @@ def _encoded(
 
 
 def _crossover(device: Device, support: KernelSupport) -> int | None:
-    """The most tokens, of _CROSSOVER_TOKENS, at which and below which the packed 4-bit product is
-    faster than dequantizing and multiplying; 0 where it never is."""
+    """The largest of _CROSSOVER_TOKENS up to which the packed 4-bit product is faster than
+    dequantizing and multiplying; 0 if it never is."""
     if support.kernel_for(4) is None:
         return None
     view, record = _encoded(4, support, device)

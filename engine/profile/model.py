@@ -1,9 +1,9 @@
-"""Measuring the parts of this model's forward passes on this machine: ModelTimings.
+"""Measures the parts of this model's forward passes on this machine: ModelTimings.
 
-What can be timed alone is (experts by tokens, reads by chunks in flight); the rest comes from the
-engine's own clock over real passes. What cannot be separated (how much the disk slows down while
-compute runs, and the other way round) is fitted: the replay of three calibration runs must take as
-long as they took.
+Parts that can be timed alone are timed (experts by tokens, reads by chunks in flight); the rest
+comes from the engine's own clock over real passes. What cannot be separated (how much the disk
+slows down while compute runs, and the other way round) is fitted: the replay of the calibration
+runs must take as long as the runs.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ def calibrate(
     bits: Sequence[Bits],
     progress: Progress | None = None,
 ) -> ModelTimings:
-    """Measure. sequences: real text of at least a few prompts with what follows them; base: budget
-    and io settings of the runs that will be predicted; bits: precisions to time.
+    """Measure the timings.
 
-    Takes about a minute a precision. Raises InfeasibleError where nothing of it fits.
+    sequences: real text of at least a few prompts with continuations; base: budget and io settings
+    of the runs to be predicted; bits: precisions to time. Takes about a minute per precision.
+    Raises InfeasibleError if none of them fits.
     """
     steps = 3 * len(bits) + 1
     done = itertools.count(1)
@@ -91,8 +92,8 @@ def calibrate(
 
 
 def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
-    """Timings of each precision as one. What does not depend on bits is taken from the last: the
-    fewest bits disturb the rest least."""
+    """Join the timings of each precision. Values that do not depend on bits are taken from the
+    last: the fewest bits disturb the rest least."""
     last = parts[-1]
     return replace(
         last,
@@ -114,8 +115,8 @@ def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
 
 
 def _time_experts(engine: Engine) -> dict[int, float]:
-    """Seconds of one expert by tokens, each time another one, so that its weights come from
-    memory and not from a processor cache."""
+    """Seconds of one expert by tokens. Each call uses another expert, so that its weights come
+    from memory and not from a processor cache."""
     live = engine.live
     record = live.store.record
     bits = record.layout.bits
@@ -140,7 +141,7 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     }
 
     def run(x: torch.Tensor) -> None:
-        """As the runtime does it: gather the tokens, multiply, scatter the results."""
+        """Compute as the runtime does: gather the tokens, multiply, scatter the results."""
         view, tokens = next(turn), x.shape[0]
         if tokens == 1:
             out[0].copy_(expert_output(module, multiply, view, x)[0])
@@ -156,10 +157,10 @@ def _time_experts(engine: Engine) -> dict[int, float]:
 def _with_host(
     timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
 ) -> ModelTimings:
-    """With the times of one expert on the host; as it is where device and host are one.
+    """Add the times of one expert on the host; unchanged if device and host are one memory.
 
-    A single expert and several in a row are timed: the difference is what an expert takes, the rest
-    is what handing over takes.
+    A single expert and several in a row are timed: the difference is the time of an expert, the
+    rest is the cost of handing over.
     """
     if engine.device.is_host_memory:
         return timings
@@ -287,7 +288,7 @@ def _time_gate_lookahead(
     bits: Bits,
     policy_s: float,
 ) -> float:
-    """What asking the next router costs at one gate, at one token."""
+    """Seconds of the gate look-ahead to the next router at one gate, at one token."""
     if "next_gate" not in engine.facts.predictors:
         return 0.0
     overlay = {"precision.bits": bits, "prefetch.predictor": "next_gate", "prefetch.depth": 1}
@@ -303,7 +304,8 @@ def _time_gate_lookahead(
 
 
 def _time_source(engine: Engine, base: EngineConfig, bits: Bits) -> RecordSource:
-    """Reads of the disk by chunks in flight; or the emulated machine's slowed link."""
+    """The record source: reads of the disk by chunks in flight, or the emulated machine's slowed
+    link."""
     config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
     if isinstance(engine.device, EmulatedDevice):

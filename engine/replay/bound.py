@@ -1,7 +1,7 @@
-"""The best that any cache could do: Belady's rule with bypass, requests as sets of a layer pass.
+"""The upper bound of any cache: Belady's rule with bypass, on the set of demands of a layer pass.
 
-With all records of one size, keeping after every layer pass those experts among residents and
-demands whose next use comes first is optimal (L. A. Belady, 1966, carried over to sets: a demand
+With all records of one size, it is optimal to keep after every layer pass, among residents and
+demands, the experts with the earliest next use (L. A. Belady, 1966, applied to sets: a demand
 passes through a slot for its layer pass and need not stay).
 """
 
@@ -17,20 +17,20 @@ from engine.types import ExpertId, Phase
 
 @dataclass(frozen=True)
 class Bound:
-    """Look-ups and the hits that were possible, by phase."""
+    """Look-ups and the possible hits, by phase."""
 
     hits: dict[Phase, int]
     lookups: dict[Phase, int]
 
     def hit_rate(self, phase: Phase) -> float:
-        """0 where nothing was looked up."""
+        """The fraction of look-ups that hit; 0 if there were none."""
         return self.hits[phase] / self.lookups[phase] if self.lookups[phase] else 0.0
 
 
 def best_hits(
     trace: Trace, slots_by_layer: Sequence[int], counted: Iterable[int] | None = None
 ) -> Bound:
-    """Belady over the trace, with one pool a layer, or a single shared one.
+    """Apply Belady's rule to the trace, with one pool per layer, or a single shared one.
 
     counted: numbers of the passes that count (all by default); the others warm the cache.
     """

@@ -1,8 +1,8 @@
-"""One recorded trace, seen as other batches would have run it.
+"""Regroups one recorded trace as other batch settings would have run it.
 
-Which experts a token is routed to does not depend on what runs beside it, so sequences that were
-recorded one at a time can be put together to any number of micro-batches, of any size, in prefill
-chunks of any length: one trace serves every batch setting.
+A token's routing does not depend on what runs beside it, so sequences that were recorded one at a
+time can be combined into any number of micro-batches, of any size, in prefill chunks of any length:
+one trace serves every batch setting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclasses.dataclass(frozen=True)
 class _Sequence:
-    """Rows of one sequence in the trace: its prompt's, and those that were decoded."""
+    """Rows of one sequence in the trace: those of its prompt, and those of its decoded tokens."""
 
     prompt: Rows
     decoded: Rows
@@ -33,9 +33,9 @@ class _Sequence:
 def regroup(trace: Trace, count: int, size: int, chunk_tokens: int, together: int) -> Trace:
     """The trace as `count` micro-batches of `size` sequences each would have run it.
 
-    trace: of groups of one sequence each; chunk_tokens: of a prefill pass, a sequence; together:
+    trace: of groups of one sequence each; chunk_tokens: of a prefill pass, per sequence; together:
     sequences of one repeat, whose last group may be smaller. Prompts of a group are cut to the
-    shortest, from the front, as a run does. Raises UsageError where groups hold several sequences.
+    shortest, from the front, as in a run. Raises UsageError if groups hold several sequences.
     """
     sequences = list(_sequences(trace))
     passes: list[TracePass] = []
@@ -91,7 +91,7 @@ def _sequences(trace: Trace) -> Iterator[_Sequence]:
 def _passes(
     batches: Sequence[Sequence[_Sequence]], chunk_tokens: int
 ) -> Iterator[tuple[Phase, list[Rows]]]:
-    """Phase and the rows of each micro-batch, sequence after sequence, of every pass."""
+    """Phase of every pass, and the rows of each micro-batch, sequence after sequence."""
     members = [member for batch in batches for member in batch]
     length = min(len(member.prompt) for member in members)
     for start in range(0, length, chunk_tokens):

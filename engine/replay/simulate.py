@@ -1,7 +1,7 @@
-"""Replay: a config over a trace and a profile, as a discrete-event simulation.
+"""Replay: a discrete-event simulation of a config over a trace and a profile.
 
-In: what the engine would run. Out: the metrics that the engine would report, predicted. Decisions
-are the engine's own (ExpertPolicy); only time is simulated.
+In: the inputs of an engine run. Out: predictions of the metrics that the engine would report.
+Decisions are the engine's own (ExpertPolicy); only time is simulated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PassTime:
 
 @dataclass
 class Replay:
-    """What a replay found. times: of each pass in order."""
+    """The result of a replay. times: of each pass in order."""
 
     config: EngineConfig
     policy: ExpertPolicy
@@ -106,9 +106,9 @@ def replay(
 ) -> Replay:
     """Run a config over a trace.
 
-    history: what policies start their statistics from; warm: numbers of passes that come first and
-    whose look-ups are not counted. Raises InfeasibleError where the config does not fit, UsageError
-    where the trace lacks what its policies need.
+    history: trace for the policies' initial statistics; warm: numbers of passes that come first and
+    whose look-ups are not counted. Raises InfeasibleError if the config does not fit, UsageError if
+    the trace lacks what its policies need.
     """
     resolved, memory = resolve(config, facts)
     untimed = [bits for bits in run_bits(resolved) if bits not in profile.expert_s]
@@ -138,7 +138,7 @@ def replay(
 
 
 class _Clock:
-    """Implements Listener: gives every decision its time."""
+    """Implements Listener: simulates the time of every decision."""
 
     def __init__(
         self,
@@ -172,11 +172,11 @@ class _Clock:
         self.times: list[PassTime] = []
 
     def reset_arrivals(self) -> None:
-        """Count arrivals anew."""
+        """Reset the arrival counters."""
         self.in_time = self.prefetched_demanded = 0
 
     def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
-        """Predictions for its first layers start, then what a pass costs beside its layers."""
+        """Start the fetches for the first layers, then spend the fixed time of a pass."""
         tokens = sum(item.tokens)
         self.times.append(PassTime(number, item.group, item.phase, tokens))
         self._started = self._now
@@ -184,7 +184,7 @@ class _Clock:
         self._spend("other", at(self._profile.pass_s, tokens))
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """The layer's non-expert weights, then scores, then the router."""
+        """Spend the time of the layer's non-expert weights, the gate look-ahead and the router."""
         self._spend("non_expert", at(self._profile.non_expert_s, tokens))
         if self._policy.watches_gate:
             self._spend("policy", self._profile.gate_lookahead_s)
@@ -192,7 +192,7 @@ class _Clock:
         self._spend("router", at(self._profile.router_s, tokens))
 
     def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
-        """Misses start; what was predicted is raised."""
+        """Start the misses; promote predicted transfers that are demanded."""
         if not self._steps:
             self._tokens = 0
         self._tokens += tokens
@@ -216,7 +216,7 @@ class _Clock:
         self._steps.extend(steps)
 
     def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
-        """Compute the layer: what is there first or as the order says."""
+        """Compute the layer's experts in the order given by the config."""
         for step in steps:
             if step.after is None:
                 self._load(step.expert, step.slot, step.bits, demanded=True)
@@ -250,7 +250,7 @@ class _Clock:
         self._steps = []
 
     def end_pass(self) -> None:
-        """Close the books of the pass."""
+        """Record the time and the moved bytes of the pass."""
         self._transfers.advance(self._now)
         time = self.times[-1]
         time.seconds = self._now - self._started
@@ -264,7 +264,7 @@ class _Clock:
         self._now += seconds
 
     def _slowness(self, seconds: float) -> float:
-        """How much longer these seconds take beside moving chunks and a computing host."""
+        """The slowdown factor of these seconds from moving chunks and a computing host."""
         slowness = 1.0
         if self._slower != 1.0:
             fraction = self._transfers.moving_fraction(self._now, self._now + seconds)
@@ -282,7 +282,7 @@ class _Clock:
         self._now = until
 
     def _start_host(self) -> float:
-        """When the host is done with its experts of this layer pass."""
+        """The time at which the host finishes its experts of this layer pass."""
         done = 0.0
         start_s = self._profile.host_start_s.get(self._bits, 0.0)
         for step in self._steps:
@@ -319,6 +319,6 @@ class _Clock:
 
 
 def _sequences(decode: Sequence[PassTime], groups: set[int]) -> int:
-    """Sequences of all groups: tokens of each group's first decode pass."""
+    """Number of sequences of all groups: tokens of each group's first decode pass."""
     first = {group: next((t.tokens for t in decode if t.group == group), 0) for group in groups}
     return sum(first.values())

@@ -1,7 +1,7 @@
-"""Simulated transfers: the engine's queues and chunks over a source, on a simulated clock.
+"""Simulated transfers: the engine's queues and chunks over a record source, on a simulated clock.
 
 Mirrors engine.experts.transfer: threads take one chunk of the queue's head at a time, at most
-`in_flight` at once; a slot that is given away cancels what is queued for it.
+`in_flight` at once; reassigning a slot cancels the transfer that is queued for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.types import ExpertId
 
 @dataclass(eq=False)
 class SimulatedTransfer:
-    """One record on its way. ready_at: when its last chunk arrived, None before."""
+    """One record in transfer. ready_at: when its last chunk arrived, None before."""
 
     expert: ExpertId
     source: RecordSource
@@ -36,9 +36,9 @@ class _Moving:
 
 
 class SimulatedTransfers:
-    """Advances lazily: nothing happens until somebody asks for a later time.
+    """Transfers that advance lazily, only when a later time is requested.
 
-    workers: chunks that can be in flight; records are cut into chunks of chunk_bytes.
+    workers: number of chunks that can be in flight; records are cut into chunks of chunk_bytes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SimulatedTransfers:
         *,
         demanded: bool,
     ) -> SimulatedTransfer:
-        """Queue a record for a slot at this time; source: where it comes from."""
+        """Queue a record for a slot at this time; source: its record source."""
         self.advance(now)
         former = self._by_slot.get(slot)
         if former is not None and former.ready_at is None:
@@ -80,30 +80,30 @@ class SimulatedTransfers:
         return transfer
 
     def promote(self, now: float, transfer: SimulatedTransfer) -> None:
-        """A prediction is now demanded."""
+        """Promote a predicted transfer that is now demanded."""
         self.advance(now)
         transfer.demanded = True
         self._queue.promote(transfer)
 
     def demote(self, now: float, transfer: SimulatedTransfer) -> None:
-        """A prediction was stale."""
+        """Demote a predicted transfer that is stale."""
         self.advance(now)
         self._queue.demote(transfer)
 
     def is_ready(self, now: float, transfer: SimulatedTransfer) -> bool:
-        """Whether it had arrived by then."""
+        """Whether the transfer has arrived at this time."""
         self.advance(now)
         return transfer.ready_at is not None
 
     def wait(self, now: float, transfers: Sequence[SimulatedTransfer]) -> float:
-        """When the first of them is there."""
+        """The time at which the first of the transfers arrives."""
         self.advance(now)
         self._run(lambda: any(t.ready_at is not None for t in transfers), None)
         assert any(t.ready_at is not None for t in transfers), "waiting for what was cancelled"
         return max(now, self._now)
 
     def moving_fraction(self, since: float, until: float) -> float:
-        """Fraction of a span in which something moved, if nothing else is submitted (1 or less)."""
+        """Fraction of a span in which chunks move, if nothing else is submitted (1 or less)."""
         if until <= since:
             return 0.0
         self.advance(since)
@@ -112,7 +112,7 @@ class SimulatedTransfers:
         return min(1.0, (self.busy_s - before) / (until - since))
 
     def advance(self, until: float) -> None:
-        """Let everything happen up to this time."""
+        """Simulate all events up to this time."""
         if until > self._now:
             self._run(lambda: False, until)
             self._now = max(self._now, until)

@@ -1,7 +1,7 @@
-"""Showing a trace to a policy, event by event, as the engine would.
+"""Feeds a trace to a policy, event by event, as the engine would.
 
-In: a trace, a policy, a listener. The listener receives the policy's decisions; who only counts
-look-ups needs none.
+In: a trace, a policy, a listener. The listener receives the policy's decisions; it can be left out
+if only look-ups are counted.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from engine.trace.trace import Trace, TracePass
 
 
 class Listener(Protocol):
-    """Executes decisions, or only counts them."""
+    """Receives decisions, to execute or count them."""
 
     def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
-        """The pass of this number begins."""
+        """Called when the pass of this number begins."""
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """The router of a layer is about to run for one micro-batch."""
+        """Called when the router of a layer is about to run for one micro-batch."""
 
     def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
-        """One micro-batch is routed."""
+        """Called when one micro-batch is routed."""
 
     def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
-        """All micro-batches are routed: the layer is computed now."""
+        """Called when all micro-batches are routed: the layer is computed now."""
 
     def end_pass(self) -> None:
-        """The pass is done."""
+        """Called when the pass is done."""
 
 
 class Nobody:
-    """Listens to nothing."""
+    """A listener that ignores every event."""
 
     def begin_pass(self, number: int, item: TracePass, fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
     def end_pass(self) -> None:
-        """Ignored."""
+        """Ignore the event."""
 
 
 class TraceView:
-    """Implements GateView from what the trace kept."""
+    """Implements GateView from the arrays of a trace."""
 
     def __init__(self, trace: Trace, rows: slice, layer: int) -> None:
         self._trace = trace
@@ -65,7 +65,7 @@ class TraceView:
         self._layer = layer
 
     def top_experts(self, layer: int, count: int) -> Sequence[Sequence[int]]:
-        """See GateView. UsageError where the trace was recorded without look-ahead."""
+        """See GateView. Raises UsageError if the trace was recorded without look-ahead."""
         kept = self._trace.look_ahead
         ahead = layer - self._layer - 1
         if kept is None or ahead >= kept.shape[2] or count > kept.shape[3]:
@@ -77,7 +77,7 @@ class TraceView:
         return found
 
     def gate_input(self) -> Floats:
-        """See GateView. UsageError where the trace was recorded without gate inputs."""
+        """See GateView. Raises UsageError if the trace was recorded without gate inputs."""
         if self._trace.gate_inputs is None:
             raise UsageError(
                 "this trace holds no gate inputs: record it with `tune trace --gate-inputs`"
@@ -92,7 +92,7 @@ def walk(
     listener: Listener | None = None,
     passes: Iterable[int] | None = None,
 ) -> None:
-    """Show the trace's passes (all, or these numbers) to the policy in the engine's order."""
+    """Feed the trace's passes (all, or these numbers) to the policy in the engine's order."""
     listening = listener or Nobody()
     group = -1
     for number in range(len(trace.passes)) if passes is None else passes:

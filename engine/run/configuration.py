@@ -1,6 +1,6 @@
 """The live parts of one configuration: stores, tiers, slots, transfers, policy, runtime.
 
-Built by the engine at configure and closed as a whole; nothing of it outlives the configuration.
+Built by the engine at configure and closed as a whole; none of them outlives the configuration.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SPLIT_LIMIT_S = 5.0
 class LiveConfiguration:
     """Everything that one resolved config needs beside the non-expert weights.
 
-    stores: the disk tier by bits (closed with this); supports: kernels by bits.
+    stores: the disk tier by bits (closed with this object); supports: kernels by bits.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class LiveConfiguration:
             for store in self.stores.values():
                 opened.callback(store.close)
             self._open(facts, supports, cache_folder, opened)
-            self._opened = opened.pop_all()  # a failure before this line leaves nothing behind
+            # a failure before this line closes everything that was opened
+            self._opened = opened.pop_all()
 
     def _open(
         self,
@@ -88,7 +89,7 @@ class LiveConfiguration:
         opened: ExitStack,
     ) -> None:
         config, memory, device, model = self.config, self.memory, self._device, self._model
-        opened.callback(gc.collect)  # views of the arena may stand in reference cycles
+        opened.callback(gc.collect)  # views of the arena may be in reference cycles
         records = {bits: store.record for bits, store in self.stores.items()}
         self.tiers = self._open_tiers()
         opened.callback(self.tiers.clear)
@@ -145,7 +146,8 @@ class LiveConfiguration:
         opened.callback(detach, model, handles)
 
     def open_elastic(self, fraction: float) -> None:
-        """Between two passes: lend this fraction of the KV memory to expert slots (0 to 1)."""
+        """Between two passes: give this fraction of the KV memory to elastic expert slots (0 to
+        1)."""
         self.residency.open_elastic(fraction)
 
     @property
@@ -192,17 +194,17 @@ class LiveConfiguration:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of this configuration's figures should know."""
+        """Notes that are needed to interpret this configuration's metrics."""
         return (*self.policy.notes, *self.kv.notes)
 
     @property
     def disk_bytes(self) -> int:
-        """Read from the disk since configure."""
+        """Bytes read from the disk since configure."""
         return sum(store.bytes_read for store in self.stores.values())
 
     @property
     def host_tier_bytes(self) -> int:
-        """Held by the host tier, and by keys and values on the host at most."""
+        """Bytes held by the host tier, plus the peak of keys and values on the host."""
         records = sum(tier.count * tier.record.size_bytes for tier in self.tiers.values())
         return records + (self.kv.link.peak_host_bytes if self.kv.link else 0)
 
@@ -221,9 +223,9 @@ class LiveConfiguration:
             self._threads.shutdown()
 
     def _open_tiers(self) -> dict[Bits, HostTier]:
-        """A tier for each precision that has room; on an emulated machine one that holds all.
+        """A tier for each precision that fits; on an emulated machine one that holds all records.
 
-        None on a device that is host memory itself: it would hold every record twice.
+        Empty on a device that is host memory itself: it would hold every record twice.
         """
         if self._device.is_host_memory:
             return {}
@@ -245,8 +247,8 @@ class LiveConfiguration:
         }
 
     def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:
-        """Only where host and device are two memories, the host holds records, and an expert needs
-        nothing else that lies on the device."""
+        """Host compute, only if host and device are two memories, the host holds records, and an
+        expert needs nothing else that lies on the device."""
         elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
         wanted = self.config.placement.name != "device"
         if not wanted or elsewhere or set(self.tiers) != set(self.stores):
@@ -267,16 +269,18 @@ class LiveConfiguration:
 
     @property
     def host_holds_all(self) -> bool:
-        """Whether the host tier has room for every record, so that transfers come from it."""
+        """Whether every record fits into the host tier, so that transfers come from it."""
         return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
 
 
 def measure_host_fraction(
     host: HostCompute, transfers: TransferEngine, slots: int, model: LoadedModel
 ) -> float:
-    """Fraction of the misses that the host should compute: c / (p + c), p records moved and c
-    records computed a second, both measured while both run (MoNDE's split as FreeToken states
-    it)."""
+    """Fraction of the misses that the host should compute: c / (p + c).
+
+    p: records moved per second, c: records computed per second, both measured while both run
+    (MoNDE's split as FreeToken states it).
+    """
     layer = model.layers[0]
     count = min(slots, layer.count, _SPLIT_RECORDS)
     bits = min(transfers.sources)  # the same records on both sides
@@ -300,7 +304,7 @@ def measure_host_fraction(
 
 
 def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
-    """The products with records of this format under this config."""
+    """The product with records of this format under this config."""
     if record.prequantized is not None:
         return PrequantizedMultiplier(record.prequantized)
     return Multiplier(

@@ -1,17 +1,17 @@
-"""From a stream of tokens to a stream of text that never splits a character."""
+"""Converts a stream of tokens to a stream of text that never splits a character."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_LONGEST_CHARACTER = 16  # tokens; beyond it the bytes are no character, and waiting would not help
+_LONGEST_CHARACTER = 16  # tokens; more bytes than that are no character, and waiting would not help
 
 
 class TextPieces:
-    """Gives the text of each token as soon as it is whole characters.
+    """Returns the text of each token as soon as it consists of whole characters.
 
-    A token is decoded behind those before it, because some tokenizers drop the space in front of
-    what they decode first. text: all that was given out.
+    A token is decoded together with the tokens before it, because some tokenizers drop the space
+    before the first decoded token. text: all text returned so far.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -21,7 +21,7 @@ class TextPieces:
         self.text = ""
 
     def push(self, token: int) -> str:
-        """The text that this token completes, empty while a character is torn."""
+        """The text that this token completes, empty while a character is incomplete."""
         self._pending.append(token)
         if len(self._pending) < _LONGEST_CHARACTER and self._decode(self._pending).endswith(
             "\ufffd"
@@ -30,7 +30,7 @@ class TextPieces:
         return self._take()
 
     def finish(self) -> str:
-        """What is left of a torn character."""
+        """The rest of an incomplete character."""
         return self._take() if self._pending else ""
 
     def _take(self) -> str:

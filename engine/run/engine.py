@@ -1,7 +1,7 @@
 """The engine: one open model, reconfigured in place, run over micro-batches.
 
 open -> configure -> prefill/decode ... -> configure -> ... -> close. Between configurations the
-non-expert weights stay; slots, transfers, caches and counters are made anew.
+non-expert weights stay; slots, transfers, caches and counters are created again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DTYPES = {
     "float32": torch.float32,
 }
 
-LOGIT_BYTES = 16_000_000  # of the logits of one text that are made at once
+LOGIT_BYTES = 16_000_000  # of the logits of one text that are computed at once
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """One model on one device.
 
-    folder: the checkpoint; cache_folder: where packs and self-tests live; model_id: as the user
+    folder: the checkpoint; cache_folder: folder of packs and self-tests; model_id: as the user
     named it.
     """
 
@@ -90,24 +90,24 @@ class Engine:
 
     @property
     def live(self) -> LiveConfiguration:
-        """The parts of the present configuration."""
+        """The parts of the present configuration. Raises EngineError before configure."""
         if self._live is None:
             raise EngineError("the engine is not configured: call configure first")
         return self._live
 
     @property
     def config(self) -> EngineConfig | None:
-        """The present configuration, resolved."""
+        """The present configuration, resolved; None before configure."""
         return None if self._live is None else self._live.config
 
     @property
     def memory(self) -> MemoryPlan | None:
-        """Its memory."""
+        """The memory plan of the present configuration; None before configure."""
         return None if self._live is None else self._live.memory
 
     @property
     def residency(self) -> Residency:
-        """The experts of the present configuration."""
+        """The residency (expert slots) of the present configuration."""
         return self.live.residency
 
     @property
@@ -123,11 +123,10 @@ class Engine:
     def configure(
         self, config: EngineConfig, progress: Progress | None = None
     ) -> tuple[EngineConfig, MemoryPlan]:
-        """Make the engine run this config. Returns it resolved, with its memory; `planned` says
-        what its plan decided and why.
+        """Apply this config. Returns it resolved, with its memory plan.
 
-        Raises InfeasibleError before anything is allocated. A pack that is missing is made first
-        (progress: stage, done, total).
+        `planned` holds the choices of its plan and their reason. Raises InfeasibleError before
+        anything is allocated. A missing pack is made first (progress: stage, done, total).
         """
         config = replace(config, device=replace(config.device, name=self.device.name))
         config = with_table(config, self.facts, self.cache_folder)
@@ -145,7 +144,7 @@ class Engine:
             self.model = self._load(non_expert)
         supports = {bits: self.kernel_support(resolved, bits) for bits in run_bits(resolved)}
         stores = self._open_stores(resolved, supports, progress)
-        self.device.compact()  # what packing left behind
+        self.device.compact()  # memory left over from packing
         self.device.reset_peak()
         self._live = LiveConfiguration(
             self.model,
@@ -162,15 +161,15 @@ class Engine:
 
     @contextmanager
     def layer_wise(self, longest: int, extra_bits: Sequence[Bits] = ()) -> Iterator[LayerWise]:
-        """Inside, texts of at most `longest` tokens pass layer by layer, at the present config's
-        precision; afterwards the engine is configured as before.
+        """Inside the block, texts of at most `longest` tokens pass layer by layer.
 
-        extra_bits: other precisions that variants ask for. Raises InfeasibleError, before anything
-        is changed, where the longest text does not fit.
+        They run at the present config's precision; afterwards the engine is configured as before.
+        extra_bits: other precisions that variants need. Raises InfeasibleError, before anything is
+        changed, if the longest text does not fit.
         """
         former = self.live.config
         config, tokens = layer_wise(former, self.facts, longest)
-        if extra_bits:  # at the run's own group
+        if extra_bits:  # with the run's own group size
             config = config.overlay({"precision.low_group_size": config.precision.group_size})
         self.release()
         try:
@@ -211,7 +210,7 @@ class Engine:
         supports: Mapping[Bits, KernelSupport],
         progress: Progress | None,
     ) -> dict[Bits, ExpertStore]:
-        """The disk tier of each precision; makes missing packs."""
+        """Open the disk tier of each precision; makes missing packs."""
         return {
             bits: open_store(
                 self.model,
@@ -227,7 +226,7 @@ class Engine:
     def record_format(
         self, config: EngineConfig, support: KernelSupport, bits: Bits | None = None
     ) -> RecordFormat:
-        """The bytes of one record under this (resolved) config, at its own or its low bits."""
+        """The record format under this resolved config, at its own or these bits."""
         parts = self.facts.parts
         bits = bits or config.precision.bits
         prequantized = config.precision.prequantized and bits == config.precision.bits
@@ -241,23 +240,23 @@ class Engine:
         )
 
     def record(self, recorder: RoutingRecorder | None) -> None:
-        """Let a recorder see all routing from now on; None: no longer."""
+        """Record all routing from now on; None stops recording."""
         self.live.runtime.record(recorder)
 
     @property
     def needs_future(self) -> bool:
-        """Whether the present policies decide by what will be demanded."""
+        """Whether the present policies need future demands."""
         config = self.live.config
         return config.prefetch.predictor == "oracle" or config.cache.eviction == "belady"
 
     def open_elastic(self, fraction: float) -> None:
-        """Lend this fraction of the KV memory (0 to 1) to expert slots until the next call. Without
-        kv.elastic nothing changes."""
+        """Give this fraction of the KV memory (0 to 1) to elastic expert slots until the next
+        call. No effect without kv.elastic."""
         if self.live.memory.elastic_slots:
             self.live.open_elastic(fraction)
 
     def begin_sequences(self) -> None:
-        """What comes next are new sequences (prefill says so itself)."""
+        """Announce that new sequences follow (prefill calls this itself)."""
         self.live.runtime.begin_sequences()
 
     def prefill(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
@@ -277,7 +276,7 @@ class Engine:
         return logits
 
     def chunk_tokens(self, length: int) -> int:
-        """How many tokens of a prompt of this length go through at once."""
+        """Number of tokens of a prompt of this length that run in one chunk."""
         assert self.config is not None, "configure first"
         whole = carries_state(self.model.config.get_text_config())
         return length if whole else self.config.prefill.chunk_tokens
@@ -288,8 +287,8 @@ class Engine:
         phase: Phase,
         consume: Callable[[int, torch.Tensor], Any] | None = None,
     ) -> list[Any]:
-        """One forward of all micro-batches together: logits [B, keep, V] of each, or what
-        `consume` made of them."""
+        """One forward of all micro-batches together. Returns the logits [B, keep, V] of each, or
+        the results of `consume` on them."""
         runtime = self.live.runtime
         runtime.phase = phase
         for batch in batches:
@@ -301,7 +300,7 @@ class Engine:
             with torch.inference_mode(), single_token_products(single):
                 return forward_together(self.model.model, batches, runtime, self.clock, consume)
         except BaseException:
-            self.release()  # a layer pass was left half done: only a new configure is safe
+            self.release()  # a layer pass is incomplete: only a new configure is safe
             raise
 
     def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
@@ -309,7 +308,7 @@ class Engine:
         return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
-        """Free everything of the present configuration but the non-expert weights."""
+        """Free everything of the present configuration except the non-expert weights."""
         if self._live is not None:
             self._live.close()
         self._live = None
@@ -358,7 +357,7 @@ class Engine:
         )
 
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
-        """Which packed kernels hold for this config's (or these) bits here."""
+        """The packed kernels that work on this machine for this config's (or these) bits."""
         bits = bits or config.precision.bits
         prequantized = config.precision.prequantized and bits == config.precision.bits
         if bits == 16 or prequantized or config.kernel.name == "dequantize":

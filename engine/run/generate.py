@@ -1,4 +1,4 @@
-"""Text in, text out, on a configured engine: for `tune run` and deployments."""
+"""Generates text on a configured engine, for `tune run` and deployments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.run.sampling import Sampler, SamplingOptions, check_logits
 
 @dataclass(frozen=True)
 class Generation:
-    """What came out: text, token ids, seconds to the first token and in all."""
+    """A generated text: text, token ids, seconds to the first token and in total."""
 
     text: str
     tokens: tuple[int, ...]
@@ -52,10 +52,10 @@ def generate(
 ) -> Generation:
     """Generate until an end-of-sequence token, a stop string or max_tokens.
 
-    on_text gets each piece of text as soon as it is whole characters. stop: the text ends before
-    the first of these that appears in it; what was streamed may hold its beginning. Raises
-    InfeasibleError when prompt and answer pass kv.max_tokens, EvaluationError when the logits
-    become NaN.
+    on_text: called with each piece of text as soon as it consists of whole characters; stop: the
+    text ends before the first of these that appears in it, while streamed text may contain its
+    beginning. Raises InfeasibleError if prompt and answer exceed kv.max_tokens, EvaluationError if
+    the logits become NaN.
     """
     assert engine.config is not None
     capacity = engine.config.kv.max_tokens
@@ -90,7 +90,7 @@ def generate(
 
 
 def _end_of(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins."""
+    """The position of the first stop string, None if there is none."""
     return min((place for word in stop if word and (place := text.find(word)) >= 0), default=None)
 
 

@@ -1,12 +1,12 @@
-"""Whole texts through the model layer by layer: each expert is read once for all of them.
+"""Layer-wise streaming: whole texts pass layer by layer, so each expert is read once for all.
 
-For scores, references and sensitivities, where nothing is generated and no cache is judged. Every
-batch runs the model's own forward in a greenlet, without keys and values, and stops at each MoE
-layer; when all stand there, the layer's experts stream through a few slots in order, and each is
-multiplied with every token that chose it.
+It serves scores, references and sensitivities, where nothing is generated and no cache is measured.
+Every batch runs the model's own forward in a greenlet, without keys and values, and stops at each
+MoE layer; when all batches have arrived there, the layer's experts stream through a few slots in
+order, and each is multiplied with every token that chose it.
 
-Letters: B sequences, S tokens of each, T tokens of all batches, K chosen experts, D hidden,
-V vocabulary.
+Letters: B sequences, S tokens of each, T tokens of all batches, K chosen experts, D hidden, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from engine.run.moe_layers import ExpertsCall, expert_output
 from engine.types import Bits, ExpertId
 
 Read = Callable[[int, int, int, torch.Tensor], None]
-"""Gets (batch, row, first position, logits [n, V]) piece by piece."""
+"""Called with (batch, row, first position, logits [n, V]) piece by piece."""
 BitsOf = Callable[[int, ExpertId], Bits]
 """The precision of an expert in a variant."""
 Routed = Callable[[int, int, torch.Tensor], None]
-"""Gets (layer, batch, index [B*S, K]); padding has the number of experts as its choice."""
+"""Called with (layer, batch, index [B*S, K]); for padding the index is the number of experts."""
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Sequences of one padded length that go through the non-expert weights together.
+    """Sequences of one padded length that pass the non-expert weights together.
 
-    tokens: [B, S]; lengths: of each sequence without its padding, which stands at its end; wanted:
-    first position of each sequence whose logits are wanted; variant: which precisions it sees.
+    tokens: [B, S]; lengths: of each sequence without its padding, which is at its end; wanted:
+    first position of each sequence whose logits are needed; variant: selects its precisions.
     """
 
     tokens: torch.Tensor
@@ -60,9 +60,9 @@ class LayerWise:
     """Implements ExpertsPort over a ring of slots.
 
     stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
-    room for records; max_model_len: of all batches of a run; batch_tokens: of one batch, and of
-    what one expert multiplies at once; logit_rows: so many positions' logits are made at once.
-    reads: how often each record was read so far.
+    capacity for records; max_model_len: tokens of all batches of a run; batch_tokens: of one batch,
+    and of one product with an expert; logit_rows: number of positions whose logits are computed at
+    once. reads: number of reads of each record so far.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class LayerWise:
         bits_of: BitsOf | None = None,
         on_routed: Routed | None = None,
     ) -> None:
-        """One pass over all batches, of at most max_model_len.
+        """Run one pass over all batches, of at most max_model_len tokens.
 
-        Raises UnknownHeadError where this model does more to its logits than its output head does:
-        then they cannot be made piece by piece, and the ordinary path has to score.
+        Raises UnknownHeadError if the model changes its logits after its output head: then they
+        cannot be computed piece by piece, and the ordinary path has to score.
         """
         with torch.inference_mode(), self._watch_head():
             workers = [
@@ -149,15 +149,15 @@ class LayerWise:
     def gate_entered(
         self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
-        """Nothing is predicted."""
+        """Does nothing: there is no prediction."""
 
     def gate_left(self, layer: int, output: Any) -> None:
-        """Nothing is watched."""
+        """Does nothing: no router output is needed."""
 
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Switch to the hub, which resumes with the output [B*S, D]. Padding chooses nobody."""
+        """Switch to the hub, which resumes with the output [B*S, D]. Padding chooses no expert."""
         batch = self._batches[greenlet.getcurrent()]
         size = batch.tokens.shape[1]
         if min(batch.lengths) < size:
@@ -178,7 +178,8 @@ class LayerWise:
         bits_of: BitsOf,
         on_routed: Routed | None,
     ) -> torch.Tensor:
-        """All batches stand at one layer. Returns the sums of their experts, [T, D] float32."""
+        """Compute one layer at which all batches have arrived. Returns the sums of their
+        experts, [T, D] float32."""
         layer = calls[0].layer
         assert all(call.layer == layer for call in calls), "batches diverged"
         if on_routed is not None:
@@ -210,7 +211,7 @@ class LayerWise:
         batches: Sequence[TextBatch],
         bits_of: BitsOf,
     ) -> dict[tuple[ExpertId, Bits], list[torch.Tensor]]:
-        """Places in [T*K] of the tokens of each expert and precision, in order of the experts."""
+        """Indices in [T*K] of the tokens of each expert and precision, in order of the experts."""
         count = self._model.layers[layer].count
         by_variant: dict[int, list[torch.Tensor]] = defaultdict(list)
         first = 0
@@ -233,7 +234,7 @@ class LayerWise:
     def _stream(
         self, wanted: Sequence[tuple[ExpertId, Bits]]
     ) -> Iterator[tuple[tuple[ExpertId, Bits], int]]:
-        """Each record once, in order, in the slot it lies in until the next is asked for."""
+        """Yield each record once, in order, with its slot, which is valid until the next step."""
         coming = deque(wanted)
         moving: deque[Transfer] = deque()
 
@@ -271,19 +272,19 @@ class LayerWise:
         return run
 
     def _is_plain(self, states: torch.Tensor, logits: torch.Tensor) -> bool:
-        """Whether the last position's logits are what the head makes of its last state."""
+        """Whether the last position's logits equal the head's output on its last state."""
         own = self._head(states[:, -1:]).to(logits.dtype)
         return torch.allclose(own, logits, rtol=0, atol=0, equal_nan=True)
 
     def _head(self, states: torch.Tensor) -> torch.Tensor:
-        """[..., D] -> [..., V]."""
+        """Apply the output head, [..., D] -> [..., V]."""
         head = self._model.model.get_output_embeddings()
         logits: torch.Tensor = head.forward(states)  # without hooks
         return logits
 
     @contextmanager
     def _watch_head(self) -> Iterator[None]:
-        """Keep what the output head is given, and let it make the last position's logits only."""
+        """Capture the output head's input, and compute logits of the last position only."""
 
         def before(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             self._head_input = arguments[0]
@@ -301,7 +302,7 @@ class LayerWise:
 
 
 class UnknownHeadError(EngineError):
-    """The logits are more than the output head makes of the last hidden states."""
+    """The model changes its logits after its output head."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} changes its logits behind its output head")

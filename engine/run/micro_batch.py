@@ -15,10 +15,10 @@ from engine.run.time_split import PhaseClock
 
 @dataclass
 class MicroBatch:
-    """Sequences of equal length that go through the model together.
+    """Sequences of equal length that pass the model together.
 
-    tokens: the next input [B, S]; keep: of how many last positions logits are wanted (0: all);
-    kv: transformers' cache; None: the engine makes it, or the model at its first forward.
+    tokens: the next input [B, S]; keep: number of last positions whose logits are needed (0: all);
+    kv: transformers' cache; None: the engine creates it, or the model at its first forward.
     """
 
     tokens: torch.Tensor
@@ -33,10 +33,10 @@ def forward_together(
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None = None,
 ) -> list[Any]:
-    """One forward of every micro-batch, sharing each expert load.
+    """Run one forward of every micro-batch, sharing each expert load.
 
-    Returns the logits [B, keep, V] of each; with `consume`, what consume(number, logits) made of
-    them as soon as each was done, so that the logits of all need not be held together.
+    Returns the logits [B, keep, V] of each; with `consume`, the result of consume(number, logits),
+    called as soon as each is done, so that the logits of all need not be held together.
     """
     runtime.begin_pass([batch.tokens for batch in batches])
     workers = [

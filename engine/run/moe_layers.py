@@ -1,11 +1,11 @@
-"""Runs the MoE layers: gathers micro-batches, shows events to the policy, multiplies.
+"""Runs the MoE layers: gathers micro-batches, notifies the policy, multiplies.
 
 Letters: T tokens of all micro-batches together, K chosen experts, D hidden, F expert width.
 
 Each micro-batch runs the model's own forward in a greenlet and switches to the hub inside the
 experts hook. When all have arrived at a layer, every demanded expert is computed once for all of
-them. Each expert's output goes to its place [T, K, D] and is summed in routing order, so results do
-not depend on what arrived first.
+them. Each expert's output is written to its place [T, K, D] and is summed in routing order, so
+results do not depend on the order of arrival.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class ExpertsCall:
 
 
 class RoutingRecorder(Protocol):
-    """Keeps what is routed: a trace being made."""
+    """Records routing into a trace."""
 
     needs: frozenset[Need]
 
     def begin_sequences(self) -> None:
-        """New sequences begin."""
+        """Called when new sequences begin."""
 
     def begin_pass(self, start: PassStart) -> None:
-        """A forward pass begins."""
+        """Called when a forward pass begins."""
 
     def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
-        """A router is about to run."""
+        """Called when a router is about to run."""
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """The routing of one micro-batch became known."""
+        """Called when the routing of one micro-batch is known."""
 
 
 class ExpertsRuntime:
     """Implements ExpertsPort. phase: set by the caller before each forward.
 
-    multipliers: by bits of the record; host: computes beside the host tier, where that is used.
+    multipliers: by bits of the record; host: computes experts in the host tier, if used.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class ExpertsRuntime:
         self._set_needs()
 
     def record(self, recorder: RoutingRecorder | None) -> None:
-        """Let this recorder see every event; None: no longer."""
+        """Notify this recorder of every event; None stops that."""
         self._recorder = recorder
         if recorder is not None and "top_experts" in recorder.needs:
             self._gates = self._gates.at_least(LOOK_AHEAD_LAYERS)
         self._set_needs()
 
     def begin_sequences(self) -> None:
-        """New sequences begin."""
+        """Notify policy and recorder that new sequences begin."""
         self._residency.policy.begin_sequences()
         if self._recorder is not None:
             self._recorder.begin_sequences()
 
     def begin_pass(self, tokens: Sequence[torch.Tensor]) -> None:
-        """A forward pass of these micro-batches' tokens ([B, S] each) begins."""
+        """Start a forward pass of these micro-batches' tokens ([B, S] each)."""
         embeddings = None
         if "embeddings" in self._needs:
             table = self._model.model.get_input_embeddings()
@@ -116,7 +116,7 @@ class ExpertsRuntime:
         self._residency.begin_pass(start)
 
     def end_pass(self) -> None:
-        """The forward pass is done."""
+        """End the forward pass."""
         self._residency.end_pass()
 
     # ExpertsPort -------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class ExpertsRuntime:
         self._clock.switch("router")
 
     def gate_left(self, layer: int, output: Any) -> None:
-        """Back in the non-expert weights."""
+        """Keep the router's probabilities if needed; the non-expert weights run next."""
         if self._scoring:
             return
         if "probabilities" in self._needs:
@@ -151,7 +151,7 @@ class ExpertsRuntime:
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Demand at once, then switch to the hub, which resumes with the output [T, D]."""
+        """Route at once, then switch to the hub, which resumes with the output [T, D]."""
         self._clock.switch("policy")
         self._route(layer, index, weights)
         self._clock.switch("other")
@@ -163,7 +163,8 @@ class ExpertsRuntime:
     # The hub -----------------------------------------------------------------------------------
 
     def compute(self, calls: Sequence[ExpertsCall]) -> list[torch.Tensor]:
-        """All micro-batches stand at one layer: run its experts. Returns one output for each."""
+        """Run the experts of a layer at which all micro-batches have arrived. Returns one output
+        for each."""
         layer = calls[0].layer
         assert all(call.layer == layer for call in calls), "micro-batches diverged"
         self._clock.switch("policy")
@@ -185,7 +186,7 @@ class ExpertsRuntime:
         self._watches_gate = bool(self._needs & {"top_experts", "gate_input"})
 
     def _route(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
-        """Notify the policy what the router chose: index, weights [t, K]."""
+        """Notify the policy of the router's choice: index, weights [t, K]."""
         count = self._model.layers[layer].count
         choices: list[list[int]] = index.tolist()
         if any(expert >= count for choice in choices for expert in choice):
@@ -242,7 +243,7 @@ class ExpertsRuntime:
         row_of: Mapping[int, int],
         places: Sequence[torch.Tensor],
     ) -> list[tuple[Any, Future[torch.Tensor]]]:
-        """Hand the host its experts. Returns (rows of the output, pending result) of each."""
+        """Submit the host's experts. Returns (rows of the output, pending result) of each."""
         started = []
         for step in self._residency.host_steps():
             assert self._host is not None, "the policy placed an expert on a host that is not used"
@@ -279,12 +280,12 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _ends(calls: Iterable[ExpertsCall]) -> list[int]:
-    """Where each micro-batch but the last ends in the joined tokens."""
+    """The ends of all micro-batches but the last in the joined tokens."""
     return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
 
 
 def _places_by_expert(flat: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """Positions in [T*K] of each expert's tokens, in routing order."""
+    """Indices in [T*K] of each expert's tokens, in routing order."""
     order = torch.argsort(flat, stable=True)
     sizes = torch.bincount(flat, minlength=count + 1).tolist()
     ends = list(itertools.accumulate(sizes))

@@ -1,4 +1,4 @@
-"""Which settings decide how non-expert weights are loaded."""
+"""The settings that decide how non-expert weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.types import Bits, EmbeddingsName, KernelName
 
 @dataclass(frozen=True)
 class NonExpertSettings:
-    """What decides how the non-expert weights is loaded; group and kernel only below 16 bits."""
+    """Settings that decide how the non-expert weights are loaded; group and kernel only below 16
+    bits."""
 
     dtype: str
     bits: Bits = 16
@@ -24,7 +25,7 @@ class NonExpertSettings:
 
     @classmethod
     def of(cls, config: EngineConfig) -> NonExpertSettings:
-        """Those of a resolved config."""
+        """The settings of a resolved config."""
         precision, dtype = config.precision, config.compute.dtype
         embeddings = config.placement.embeddings
         if precision.non_expert_bits == 16:
@@ -40,6 +41,6 @@ class NonExpertSettings:
 
 
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:
-    """dtype of 16-bit records: fp16 where all experts are stored so, else bf16."""
+    """dtype of 16-bit records: fp16 if all experts are stored in it, else bf16."""
     dtypes = {entry.dtype for entry in model.expert_entries()}
     return torch.float16 if dtypes == {torch.float16} else torch.bfloat16

@@ -1,6 +1,7 @@
 """Linear layers of the non-expert weights at 8 or 4 bits, quantized as they are loaded.
 
-Letters: T tokens, N output rows, K input columns. The same group quantizer and kernels as experts.
+Letters: T tokens, N output rows, K input columns. They use the same group quantizer and kernels as
+experts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class QuantizedLinear(nn.Module):
         self._views: list[MatrixView] = []
 
     def fill(self, weight: torch.Tensor) -> None:
-        """Quantize [N, K]."""
+        """Quantize the weight [N, K] into the blocks."""
         start = 0
         for number, (record, _) in enumerate(self._blocks):
             rows = record.parts[0].rows
@@ -42,7 +43,7 @@ class QuantizedLinear(nn.Module):
             start += rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As nn.Linear."""
+        """Apply the layer as nn.Linear does."""
         if not self._views:
             self._views = [
                 matrix_view(buffer, record, record.parts[0])
@@ -59,15 +60,15 @@ class QuantizedLinear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._views = []  # they would keep what is moved or dropped
+        self._views = []  # views would keep moved or dropped buffers alive
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class NonExpertQuantizer:
-    """Makes a linear layer's quantized stand-in as its weight is loaded.
+    """Creates a linear layer's quantized replacement as its weight is loaded.
 
-    bits: 8 or 4; kernels: where the packed kernels hold, by bits and shape; crossover: up to how
-    many tokens they are used.
+    bits: 8 or 4; kernels: supported packed kernels, by bits and shape; crossover: they are used up
+    to this number of tokens.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class NonExpertQuantizer:
         self._crossover = crossover
 
     def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
-        """weight: [N, K], any float dtype."""
+        """The quantized layer. weight: [N, K], any float dtype."""
         layouts = non_expert_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
         made = QuantizedLinear(linear, [self._block(layout, weight) for layout in layouts])
         made.fill(weight)
@@ -116,8 +117,8 @@ def non_expert_kernels(
     device: torch.device,
     folder: Path,
 ) -> dict[tuple[Bits, int, int], KernelSupport]:
-    """Which packed kernels hold where: each shape of a block is tested by itself, in a child
-    process, once a machine."""
+    """The packed kernels that work for each shape of a block; each is tested by itself, in a
+    child process, once per machine."""
     found: dict[tuple[Bits, int, int], KernelSupport] = {}
     for matrix in matrices:
         for layout in non_expert_blocks(matrix.rows, matrix.columns, bits, wanted_group):

@@ -1,4 +1,4 @@
-"""Choosing the next token: greedy, or seeded sampling with temperature and nucleus."""
+"""Chooses the next token: greedy, or seeded sampling with temperature and nucleus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from engine.errors import EvaluationError
 
-_COLDEST = 1e-5  # below, all the probability is the likeliest token's, and dividing overflows
+_COLDEST = 1e-5  # below this the likeliest token has all the probability, and dividing overflows
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class SamplingOptions:
 
 
 class Sampler:
-    """Draws from a generator of its own on the CPU, so that a seed repeats on every device."""
+    """Samples with its own CPU generator, so that a seed repeats on every device."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self._options = options
         self._generator = torch.Generator().manual_seed(options.seed)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits: [B, V]. Returns token ids [B]."""
+        """Choose token ids [B] from logits [B, V]."""
         if self._options.temperature < _COLDEST:
             return logits.argmax(dim=-1)  # [B]
         scaled = logits.float().cpu() / self._options.temperature
@@ -40,7 +40,7 @@ class Sampler:
 
 
 def check_logits(last: torch.Tensor, number: int) -> None:
-    """Raise EvaluationError where the logits [B, V] of an answer's token `number` are NaN."""
+    """Raise EvaluationError if the logits [B, V] of an answer's token `number` are NaN."""
     if math.isnan(float(last.max())):
         raise EvaluationError(
             f"the logits became NaN at token {number} of the answer with "

@@ -1,4 +1,4 @@
-"""Attributes wall time to what the engine is doing: exactly one activity at any time.
+"""Attributes wall time to the engine's activities: exactly one activity at any time.
 
 switch() charges the time since the last switch to the activity that ends, so the parts sum to the
 span between start and stop; the caller compares that with its own wall clock.
@@ -17,7 +17,7 @@ ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 
 class PhaseClock:
-    """now: the clock, in seconds."""
+    """Accumulates seconds by activity. now: the clock, in seconds."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -26,13 +26,13 @@ class PhaseClock:
         self.seconds: dict[Activity, float] = dict.fromkeys(ACTIVITIES, 0.0)
 
     def reset(self) -> None:
-        """Forget all and start at `other`."""
+        """Clear all sums and start with `other`."""
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._activity = "other"
         self._since = self._now()
 
     def switch(self, activity: Activity) -> Activity:
-        """The present activity ends here, `activity` begins. Returns the ended one."""
+        """End the present activity and start `activity`. Returns the ended one."""
         now = self._now()
         ended = self._activity
         self.seconds[ended] += now - self._since

@@ -1,4 +1,4 @@
-"""`python -m engine.serve --fd N`: a worker that serves HTTP when it is asked to."""
+"""`python -m engine.serve --fd N`: a worker that can also serve HTTP."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What this process can be asked for: a worker's open, configure and measure, and to serve.
+"""Operations of a server process: a worker's open, configure and measure, and serve.
 
-A process of its own beside engine.worker, because a server has no use for what evaluations need.
+A separate process from engine.worker, because a server does not need the packages of evaluations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.worker.engine_host import Emit, EngineHost
 
 
 class Operations:
-    """Holds at most one open engine. cache_folder: packs; emit: sends an event of the running
+    """Holds at most one open engine. cache_folder: packs; emit: sends an event of the current
     request."""
 
     def __init__(self, cache_folder: Path, emit: Emit) -> None:
@@ -75,7 +75,8 @@ class Operations:
         warm_up: bool = True,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """The canary: as a worker does it, with the routing's fingerprint in the environment."""
+        """Run the canary measurement as a worker does, with the routing's fingerprint in the
+        environment."""
         facts = self._host.engine.facts
         counts = RoutingCounts(facts.moe_layers, facts.experts)
         report = self._host.measure(
@@ -89,11 +90,11 @@ class Operations:
         return report.to_json()
 
     def serve(self, **options: Any) -> dict[str, Any]:
-        """Serve until told to stop; the totals. options: of ServeOptions."""
+        """Serve until stopped; returns the totals. options: fields of ServeOptions."""
         host = self._host
         return serve_http(host.engine, host.tokenizer, ServeOptions(**options), host.emit)
 
     def close(self) -> dict[str, Any]:
-        """Drop the model."""
+        """Close the model."""
         self._host.close()
         return {}

@@ -1,7 +1,7 @@
-"""Serves until it is told to stop (SIGTERM, SIGINT), then drains: no new connections, what runs and
-waits is finished.
+"""Serves until it is stopped (SIGTERM, SIGINT), then drains.
 
-In: a configured engine, where to listen. Out: `ready` and `telemetry` events, then the totals.
+While draining it takes no new connections and finishes running and waiting requests. In: a
+configured engine, the address to listen on. Out: `ready` and `telemetry` events, then the totals.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """name: of the model, as clients call it; port 0: any that is free; queue: sequences that may
-    wait; telemetry_s: a window of telemetry; drain_s: how long requests under way may take at the
-    end before they are cut off."""
+    """Options of a server.
+
+    name: of the model, as clients call it; port 0: any free port; queue: maximum number of waiting
+    sequences; telemetry_s: a window of telemetry; drain_s: time that requests in progress may take
+    at the end before they are cut off.
+    """
 
     name: str
     host: str = "127.0.0.1"
@@ -48,7 +51,7 @@ class ServeOptions:
 def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit) -> dict[str, Any]:
     """Serve; returns the totals after draining.
 
-    Raises EngineError where the address cannot be had, or once the engine has failed for good.
+    Raises EngineError if the address cannot be bound, or once the engine has failed for good.
     """
     assert engine.config is not None, "configure first"
     with _listening(options) as listener, _answers(engine) as answers:
@@ -83,7 +86,8 @@ async def _serve(
         options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
     )
     meters.watch(lambda: work.running, lambda: work.waiting)
-    reader = PromptReader(served, copy.deepcopy(tokenizer))  # the engine's thread has the other
+    # the engine's thread uses the other one
+    reader = PromptReader(served, copy.deepcopy(tokenizer))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(Serving(served, reader, work, meters)),
@@ -142,7 +146,7 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
 
 @contextmanager
 def _answers(engine: Engine) -> Iterator[ResponseCache | None]:
-    """The answers that are known, where the config asks for them."""
+    """The response cache, if the config enables it."""
     assert engine.config is not None
     capacity = engine.config.serve.response_cache_entries
     if not capacity:
@@ -155,8 +159,8 @@ def _answers(engine: Engine) -> Iterator[ResponseCache | None]:
 
 @contextmanager
 def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
-    """SIGTERM and SIGINT drain from here on. uvicorn takes them while it serves, and raises them
-    again behind it, when they have done what they were for."""
+    """SIGTERM and SIGINT start draining from here on. uvicorn handles them while it serves, and
+    raises them again afterwards, when draining is done."""
 
     def stop(*_: object) -> None:
         server.should_exit = True

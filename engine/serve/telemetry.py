@@ -1,5 +1,7 @@
-"""What a server says of itself once in a while: one JSON-ready dict for what happened since the
-last one. No text, no token ids."""
+"""Periodic telemetry of a server: one JSON-ready dict for each time window.
+
+It contains no text and no token ids.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class Telemetry:
         self._since_s = time.monotonic()
 
     def window(self) -> dict[str, Any]:
-        """Since the last call. A figure that nothing stands behind is None."""
+        """The window since the last call. A metric without any events is None."""
         totals, now_s = self._meters.totals.copy(), time.monotonic()
         part, seconds = totals.since(self._before), now_s - self._since_s
         self._before, self._since_s = totals, now_s

@@ -1,8 +1,8 @@
-"""How a model's routers spread their choices: a fingerprint of the text that goes through it.
+"""Routing fingerprint: how a model's routers distribute their choices on a text.
 
 Letters: L MoE layers, B bins. A fingerprint is [L, B]: the fraction of a layer's choices that falls
 on the experts of each bin. Experts are folded into at most 16 bins (expert number modulo 16), so
-that some hundred tokens say enough and a row of it is small to keep. Values only.
+that a few hundred tokens are enough and a row is small to store. Values only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RoutingCounts:
         self._counts: NDArray[np.int64] = np.zeros((layers, self._bins), np.int64)
 
     def add(self, layer: int, experts: Iterable[int]) -> None:
-        """Count what a layer chose."""
+        """Count the choices of one layer."""
         chosen = np.fromiter(experts, np.int64) % self._bins
         self._counts[layer] += np.bincount(chosen, minlength=self._bins)
 
@@ -35,7 +35,7 @@ class RoutingCounts:
             self.add(layer, row[row >= 0])
 
     def take(self) -> Fingerprint | None:
-        """The fingerprint of what was counted since the last call, None where nothing was."""
+        """The fingerprint of the counts since the last call, None if some layer has none."""
         counts, self._counts = self._counts, np.zeros_like(self._counts)
         totals = counts.sum(1, keepdims=True)
         if not totals.all():
@@ -45,8 +45,8 @@ class RoutingCounts:
 
 
 def distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float | None:
-    """How unlike two fingerprints are: the total variation of a layer's fractions, averaged over
-    the layers, from 0 (alike) to 1. None where they are of two models."""
+    """Distance of two fingerprints: the total variation of a layer's fractions, averaged over
+    the layers, from 0 (equal) to 1. None if they are of different models."""
     if [len(row) for row in one] != [len(row) for row in other] or not one:
         return None
     layers = (

@@ -1,7 +1,7 @@
-"""A routing trace: what every MoE layer chose in every forward pass, and what predictors need.
+"""A routing trace: the choices of every MoE layer in every forward pass, and inputs of predictors.
 
-Letters: N tokens of all passes in order, L MoE layers, K chosen experts, E experts of a layer,
-H look-ahead distances, M look-ahead experts, D hidden.
+Letters: N tokens of all passes in order, L MoE layers, K chosen experts, E experts of a layer, H
+look-ahead distances, M look-ahead experts, D hidden.
 
 Recorded by the engine, read by replay, oracle and predictors. A value: numpy arrays on disk as one
 compressed .npz; no torch.
@@ -24,7 +24,7 @@ from engine.files import replacing
 from engine.types import Phase
 
 TRACE_VERSION = 1
-LOOK_AHEAD_LAYERS = 4  # how far ahead a trace keeps what later routers would choose
+LOOK_AHEAD_LAYERS = 4  # how many layers ahead a trace keeps the gate look-ahead
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
 
@@ -63,7 +63,7 @@ class Trace:
 
     @property
     def layers(self) -> int:
-        """L."""
+        """Number of MoE layers."""
         return int(self.experts.shape[1])
 
     def micro_batches(self, number: int) -> Iterator[slice]:
@@ -79,7 +79,7 @@ class Trace:
         return [[e for e in row if e >= 0] for row in found]
 
     def demands(self, number: int, layer: int) -> frozenset[int]:
-        """All experts that a pass demands of a layer."""
+        """All experts that a pass demands in a layer."""
         item = self.passes[number]
         block = self.experts[item.first : item.first + sum(item.tokens), layer]
         return frozenset(int(e) for e in np.unique(block) if e >= 0)
@@ -97,12 +97,12 @@ class Trace:
 
 
 def scored_trace_path(cache_folder: Path, fingerprint: str) -> Path:
-    """Where the routing of a model's last evaluation at 16 bits lies."""
+    """The path of the routing of a model's last evaluation at 16 bits."""
     return cache_folder / "traces" / f"{fingerprint}-scored.npz"
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a trace. Raises StorageError where it is missing, no trace, or of another version."""
+    """Read a trace. Raises StorageError if it is missing, not a trace, or of another version."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))

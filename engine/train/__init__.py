@@ -1,1 +1,1 @@
-"""Trains what policies may use, from recorded traces; must not run a model."""
+"""Trains predictors, gates and eviction weights from recorded traces; must not run a model."""

@@ -19,7 +19,7 @@ from engine.trace.trace import load_trace
 
 
 def run(what: str, trace: str, output: str | None = None, **options: Any) -> dict[str, Any]:
-    """Train one thing; what is to be printed. Raises EngineError."""
+    """Train one kind; returns the answer to print. Raises EngineError."""
     recorded = load_trace(Path(trace))
     if what == "eviction":
         from engine.train.eviction import fit_eviction
@@ -40,7 +40,7 @@ def run(what: str, trace: str, output: str | None = None, **options: Any) -> dic
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write learned arrays; those of another predictor in the same file stay. Raises
+    """Write learned arrays; arrays of another predictor in the same file stay. Raises
     StorageError."""
     own = {name.split(".")[0] for name in arrays}
     kept: dict[str, np.ndarray] = {}
@@ -55,7 +55,6 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main() -> int:
-    """Entry point."""
     request = json.load(sys.stdin)
     try:
         answer, code = run(**request), 0

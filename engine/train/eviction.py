@@ -1,8 +1,8 @@
 """Fits the weights of `cache.eviction: hobbit` to a trace.
 
 An Optuna study over the simplex (softmax of four numbers) maximizes the hit rate at one cache size
-by giving a policy the events of the trace; nothing is timed or loaded. HOBBIT (arXiv 2411.01433)
-fits its weights offline, too.
+by feeding the events of the trace to a policy; nothing is timed or loaded. HOBBIT (arXiv
+2411.01433) also fits its weights offline.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def hit_rate(trace: Trace, slots: int, overlay: dict[str, Any]) -> float:
 
 
 def facts_of(trace: Trace) -> ModelFacts:
-    """What a trace says of its model: enough for a cache that holds no bytes."""
+    """Facts of a model from its trace: enough for a cache that holds no bytes."""
     width = None if trace.probabilities is None else trace.probabilities.shape[-1]
     return ModelFacts(
         id="trace", path="", revision="", fingerprint="", family="", layers=trace.layers,
@@ -61,7 +61,7 @@ def facts_of(trace: Trace) -> ModelFacts:
 def fit(
     trace: Trace, slots: int, scope: ScopeName, trials: int, seed: int
 ) -> tuple[tuple[float, ...], float]:
-    """The best weights found and their hit rate; the first trial weighs all alike."""
+    """The best weights found and their hit rate; the first trial uses equal weights."""
 
     def weights_of(parameters: dict[str, float]) -> tuple[float, ...]:
         fractions = np.exp([parameters[f"logit_{index}"] for index in range(4)])
@@ -83,9 +83,9 @@ def fit(
 def fit_eviction(
     trace: Trace, percent: float = 25.0, scope: str = "layer", trials: int = 64, seed: int = 0
 ) -> dict[str, Any]:
-    """The best weights on a trace and their hit rate, beside other evictions.
+    """Fit weights to a trace; returns them with their hit rate, beside other evictions.
 
-    percent: of the experts in slots; scope: layer or shared; trials: weights to try.
+    percent: of the experts in slots; scope: layer or shared; trials: number of weights to try.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     slots = max(trace.layers, round(facts_of(trace).experts * trace.layers * percent / 100))

@@ -1,8 +1,8 @@
 """Trains the networks of `prefetch.predictor: mlp` on a trace with gate inputs.
 
-One two-layer network for each layer, from its gate input to the experts that the layer `stride`
-behind it chose, as in ProMoE (arXiv 2410.22134), which also has the 9:1 split. Arrays:
-`mlp.<layer>.w1` [D, H], `.b1`, `.w2` [H, E], `.b2` of each layer that is read, and `mlp.stride`.
+One two-layer network per layer, from its gate input to the choices of the layer `stride` after it,
+as in ProMoE (arXiv 2410.22134), which also has the 9:1 split. Arrays: `mlp.<layer>.w1` [D, H],
+`.b1`, `.w2` [H, E], `.b2` of each layer that is read, and `mlp.stride`.
 
 N tokens, D hidden, H width of the network, E experts, K chosen.
 """
@@ -24,8 +24,8 @@ LEARNING_RATE = 2e-3
 
 
 class Trained(NamedTuple):
-    """arrays: by name, as predictors read them; accuracies: of each network on held-out tokens, the
-    fraction of the chosen experts among its top-k."""
+    """arrays: by name, as predictors read them; accuracies: of each network on held-out tokens,
+    the fraction of the chosen experts among its top-k."""
 
     arrays: dict[str, np.ndarray]
     accuracies: list[float]
@@ -38,8 +38,8 @@ class Samples(NamedTuple):
     chosen: Tensor
 
     def split(self) -> tuple[Samples, Samples]:
-        """The first nine tenths to train on and the last to test with: neighbouring tokens are
-        alike, so the border is a place in the text and not a draw."""
+        """Split off the last tenth for testing. Neighbouring tokens are similar, so the split is
+        a position in the text, not random."""
         border = len(self.inputs) * 9 // 10
         return (
             Samples(self.inputs[:border], self.chosen[:border]),
@@ -48,7 +48,7 @@ class Samples(NamedTuple):
 
 
 def samples(trace: Trace, layer: int, target: int) -> Samples:
-    """Gate inputs of one layer and choices of another. Raises ConfigError where the trace lacks
+    """Gate inputs of one layer and choices of another. Raises ConfigError if the trace lacks
     gate inputs or is too short to split."""
     if trace.gate_inputs is None:
         raise ConfigError(
@@ -64,7 +64,7 @@ def samples(trace: Trace, layer: int, target: int) -> Samples:
 
 
 def expert_count(trace: Trace) -> int:
-    """Experts of a layer; without probabilities, the highest number that was chosen."""
+    """Experts of a layer; without probabilities, from the highest index that was chosen."""
     if trace.probabilities is not None:
         return int(trace.probabilities.shape[-1])
     return int(trace.experts.max()) + 1
@@ -72,7 +72,8 @@ def expert_count(trace: Trace) -> int:
 
 def fit(network: Callable[[Tensor], Tensor], parameters: list[Tensor], data: Samples, steps: int,
         seed: int) -> None:  # fmt: skip
-    """Adam on the cross-entropy to equal weights of the chosen experts, the rate falling to 0."""
+    """Minimize the cross-entropy to equal weights of the chosen experts by Adam, the rate
+    falling to 0."""
     fractions = data.chosen / data.chosen.sum(1, keepdim=True).clamp(min=1.0)
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -95,8 +96,8 @@ def top_k_accuracy(scores: Tensor, chosen: Tensor) -> float:
 
 
 def train_layer(data: Samples, hidden: int, steps: int, seed: int) -> tuple[nn.Sequential, float]:
-    """A network and its accuracy on the held-out tenth; input features are scaled to a root mean
-    square of 1, which is folded into the first layer afterwards."""
+    """A trained network and its accuracy on the held-out tenth. Input features are scaled to a
+    root mean square of 1, which is folded into the first layer afterwards."""
     training, held_out = data.split()
     torch.manual_seed(seed)
     first = nn.Linear(data.inputs.shape[1], hidden)
@@ -118,11 +119,11 @@ def feature_scale(inputs: Tensor) -> Tensor:
 def train_predictor(
     trace: Trace, hidden: int = 128, stride: int = 1, steps: int = 2000, seed: int = 0
 ) -> Trained:
-    """One network for each layer that is read.
+    """Train one network for each layer that is read.
 
     hidden: width of the networks; stride: how many layers ahead they predict; steps: batches of
-    BATCH_TOKENS tokens for each layer; seed: of initial weights and order. Raises ConfigError
-    where the trace has no gate inputs or is too short.
+    BATCH_TOKENS tokens for each layer; seed: of initial weights and order. Raises ConfigError if
+    the trace has no gate inputs or is too short.
     """
     arrays: dict[str, np.ndarray] = {"mlp.stride": np.array(stride)}
     accuracies = []

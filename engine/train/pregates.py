@@ -1,8 +1,8 @@
 """Distills gates that choose the next layer's experts (`prefetch.predictor: pregate`).
 
 Pre-gated MoE (arXiv 2308.12066) fine-tunes the model so that the gate in layer l selects for layer
-l + 1; here the model stays and a linear gate for each layer is distilled from what the next layer
-chose. Arrays: `pregate.<layer>` [E, D].
+l + 1; here the model is unchanged and a linear gate for each layer is distilled from the choices of
+the next layer. Arrays: `pregate.<layer>` [E, D].
 
 N tokens, D hidden, E experts.
 """
@@ -30,10 +30,10 @@ def distill(data: Samples, steps: int, seed: int) -> tuple[Tensor, float]:
 
 
 def distill_pregates(trace: Trace, steps: int = 2000, seed: int = 0) -> Trained:
-    """A gate for each layer but the last.
+    """Distill a gate for each layer but the last.
 
     steps: batches of tokens for each layer; seed: of initial weights and order. Raises ConfigError
-    where the trace has no gate inputs or is too short.
+    if the trace has no gate inputs or is too short.
     """
     arrays: dict[str, np.ndarray] = {}
     accuracies = []

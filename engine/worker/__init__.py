@@ -1,1 +1,1 @@
-"""The process that the tuner talks to: one model, one request at a time."""
+"""The worker process that the tuner uses: one model, one request at a time."""

@@ -1,4 +1,4 @@
-"""`python -m engine.worker --fd N`: serve requests until the socket closes or `close` is asked."""
+"""`python -m engine.worker --fd N`: answers requests until the socket closes or `close` is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker holds before it holds a model: the baseline that budgets are counted from."""
+"""Brings a worker to its baseline memory before it loads a model; budgets are counted from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from engine.device import process_memory
 
 
 def settle_baseline() -> int:
-    """Import all that any request may need, run one tiny forward, and read the resident bytes."""
+    """Import everything that a request may need, run one tiny forward, and read the resident
+    bytes."""
     import lm_eval.evaluator
     import lm_eval.tasks  # noqa: F401
 
@@ -21,7 +22,7 @@ def settle_baseline() -> int:
 
 
 def settle_serving_baseline() -> int:
-    """The same for a process that never evaluates. Returns bytes.
+    """Do the same for a process that never evaluates. Returns bytes.
 
     The tiny forward starts torch's thread pool and loads its kernels, so that a model's first
     forward does not pay for them.
@@ -56,7 +57,7 @@ def settle_serving_baseline() -> int:
 
 
 def _load_small_data_set() -> None:
-    """What evaluations load their items with comes with memory pools of its own."""
+    """Load a tiny data set: the loader of evaluation items allocates its own memory pools."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""One open engine with its tokenizer: what a worker and a server have in common.
+"""One open engine with its tokenizer, shared by worker and server.
 
 In: values of the requests open, configure and measure. Out: values of their answers.
 """
@@ -27,7 +27,7 @@ Emit = Callable[[dict[str, Any]], None]
 class EngineHost:
     """Holds at most one open engine.
 
-    cache_folder: packs, self-tests, references; emit: sends an event of the running request;
+    cache_folder: packs, self-tests, references; emit: sends an event of the current request;
     settle: brings the process to its baseline before a model is loaded and returns its bytes.
     """
 
@@ -46,14 +46,14 @@ class EngineHost:
 
     @property
     def engine(self) -> Engine:
-        """The open engine. Raises EngineError where none is."""
+        """The open engine. Raises EngineError if there is none."""
         if self._engine is None:
             raise EngineError("no model is open: send open first")
         return self._engine
 
     @property
     def tokenizer(self) -> Any:
-        """The open model's, loaded on first use. Raises ModelError where it has none."""
+        """The open model's tokenizer, loaded on first use. Raises ModelError if it has none."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
@@ -99,7 +99,7 @@ class EngineHost:
         meter: EnergyMeter | None = None,
         on_trace: Callable[[Trace], None] | None = None,
     ) -> Report:
-        """Run repeats numbered from `seed`; the same number is the same texts."""
+        """Run repeats numbered from `seed`; the same number selects the same texts."""
         task = Workload.from_json(workload)
         return measure(
             self.engine,
@@ -116,7 +116,7 @@ class EngineHost:
         )
 
     def close(self) -> None:
-        """Drop the model."""
+        """Close the model."""
         if self._engine is not None:
             self._engine.close()
         self._engine = self._tokenizer = None

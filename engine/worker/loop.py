@@ -1,4 +1,4 @@
-"""Answer the tuner's requests on a socket, one by one, with a heartbeat beside them."""
+"""Answers the tuner's requests on a socket, one by one, and sends heartbeats meanwhile."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Connection:
             os._exit(1)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next request, None when the parent closed the socket."""
+        """The next request, None if the parent closed the socket."""
         line = self._lines.readline()
         return decode(line) if line else None
 
@@ -46,11 +46,12 @@ class Runner(Protocol):
     """Runs one operation; engine.worker.operations is one, a baseline is another."""
 
     def run(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The operation's result. Raises EngineError and whatever else goes wrong."""
+        """The operation's result. Raises EngineError or any other exception."""
 
 
 def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None:
-    """Answer requests one by one. make_runner gets the function that sends a request's events."""
+    """Answer requests one by one. make_runner: called with the function that sends a request's
+    events."""
     stop = threading.Event()
     threading.Thread(target=_beat, args=(connection, stop), daemon=True).start()
     current: dict[str, Any] = {"id": None}

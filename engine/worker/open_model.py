@@ -1,4 +1,4 @@
-"""From a model's name to an open engine, and what the tuner is told of it."""
+"""Opens an engine from a model's name, and describes it for the tuner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.run.engine import Engine
 
 @dataclass(frozen=True)
 class Opened:
-    """runtime_bytes: what the process holds besides a model."""
+    """An open engine. runtime_bytes: memory of the process without a model."""
 
     engine: Engine
     runtime_bytes: int
@@ -42,8 +42,8 @@ def open_engine(
 ) -> Opened:
     """Load a model's non-expert weights; its experts stay on disk. A hub id is fetched first.
 
-    settle: brings the process to its baseline and says its bytes. Raises ModelError where this is
-    no model that can be run.
+    settle: brings the process to its baseline and returns its bytes. Raises ModelError if the model
+    cannot be run.
     """
     location = locate(
         model,

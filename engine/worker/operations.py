@@ -1,4 +1,4 @@
-"""What a worker can do: one method for each operation of engine.contract.messages."""
+"""The operations of a worker: one method for each operation of engine.contract.messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CODED_BITS: tuple[Bits, ...] = (8, 4)
 class Operations:
     """Holds at most one open engine.
 
-    cache_folder: packs, self-tests, references; emit: sends an event of the running request.
+    cache_folder: packs, self-tests, references; emit: sends an event of the current request.
     """
 
     def __init__(self, cache_folder: Path, emit: Emit) -> None:
@@ -95,7 +95,7 @@ class Operations:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> dict[str, Any]:
-        """What a model is, before its weights are read, or fetched."""
+        """Describe a model before its weights are read, or fetched."""
         location = locate_headers(
             model,
             revision,
@@ -132,7 +132,7 @@ class Operations:
         warm_up: bool = True,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Run repeats numbered from `seed`; the same number is the same texts."""
+        """Run repeats numbered from `seed`; the same number selects the same texts."""
         meter = open_energy_meter(self._host.engine.device.torch_device)
         return self._host.measure(workload, repeats, warm_up, seed, meter).to_json()
 
@@ -146,7 +146,8 @@ class Operations:
         fewshot_as_multiturn: bool = True,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """lm-eval on the configured engine; goes on where a killed one of its kind stopped."""
+        """Run lm-eval on the configured engine; resumes a killed evaluation with the same
+        settings."""
         engine = self._host.engine
         report = evaluate(
             engine,
@@ -162,13 +163,13 @@ class Operations:
         return report.to_json()
 
     def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
-        """Names that lm-eval does not know."""
+        """The names that lm-eval does not know."""
         from engine.evaluate.tasks import unknown_tasks
 
         return {"names": unknown_tasks(tasks)}
 
     def discard_journal(self) -> dict[str, Any]:
-        """The last evaluation is stored: nothing of it needs to be gone on with."""
+        """Drop the resume journal of the last evaluation, which has been stored."""
         if self._journal is not None:
             self._journal.unlink(missing_ok=True)
         self._journal = None
@@ -211,7 +212,7 @@ class Operations:
         }
 
     def pack(self, bits: int | str, group_size: int = 64) -> dict[str, Any]:
-        """Pack ahead of a run; resumes a torn pack."""
+        """Pack ahead of a run; resumes an incomplete pack."""
         engine = self._host.engine
         config = EngineConfig().overlay(
             {"precision.bits": bits, "precision.group_size": group_size}
@@ -251,8 +252,8 @@ class Operations:
     def divergence(self, text: str, tokens: int, reference: bool = False) -> dict[str, Any]:
         """Decode-mode divergence of the present configuration on the first tokens of a text.
 
-        reference: keep what this configuration says as what others are compared with. Raises
-        EngineError where nothing was kept.
+        reference: keep this configuration's output as the reference for others. Raises EngineError
+        if no reference was kept.
         """
         engine = self._host.engine
         ids = list(self._host.tokenizer(text)["input_ids"])[:tokens]
@@ -316,7 +317,7 @@ class Operations:
     def sensitivities(
         self, config: dict[str, Any], workload: dict[str, Any], bits: list[int], tokens: int
     ) -> dict[str, Any]:
-        """How much each layer minds fewer bits; kept in the cache folder for plans."""
+        """Measure each layer's sensitivity to fewer bits; stored in the cache folder for plans."""
         engine = self._host.engine
         base = EngineConfig.from_dict(config)
         wanted = [one for one in BITS if one in bits]
@@ -336,6 +337,6 @@ class Operations:
         }
 
     def close(self) -> dict[str, Any]:
-        """Drop the model."""
+        """Close the model."""
         self._host.close()
         return {}

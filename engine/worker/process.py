@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.worker.loop import Emit, Runner
 
-# Read by native libraries when they load, so set before torch is imported (docs/adr/0002). One core
-# is left to the threads that read the disk. Waiting threads must sleep: two busy processes whose
-# threads spin slow each other a hundredfold. A kernel that oneDNN keeps costs about 0.4 MB.
+# Native libraries read these when they load, so they are set before torch is imported
+# (docs/adr/0002). One core is left to the threads that read the disk. Waiting threads must sleep:
+# two busy processes whose threads spin slow each other a hundredfold. A kernel that oneDNN keeps
+# costs about 0.4 MB.
 NATIVE_SETTINGS = {
     "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) - 1)),
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -28,15 +29,15 @@ NATIVE_SETTINGS = {
 
 
 def set_native_settings() -> None:
-    """Set what the user did not."""
+    """Set the native settings that the user did not set."""
     for name, value in NATIVE_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def run_process(description: str, make_runner: Callable[[], Callable[[Path, Emit], Runner]]) -> int:
-    """Serve requests on the inherited socket `--fd N` until it closes or `close` is asked.
+    """Serve requests on the inherited socket `--fd N` until it closes or `close` is sent.
 
-    make_runner: imports what computes (after the settings) and returns its constructor.
+    make_runner: imports the engine (after the settings) and returns its constructor.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket")

@@ -1,1 +1,1 @@
-"""16-bit expert weights to packed codes and back; must not know where records lie."""
+"""Packs 16-bit expert weights into codes and unpacks them; must not know where records lie."""

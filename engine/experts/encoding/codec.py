@@ -1,14 +1,13 @@
-"""One expert between tensors and record bytes, and typed views into a record.
+"""Converts one expert between tensors and record bytes, and gives typed views into a record.
 
 Letters: N output rows, K input columns, G groups along K.
 
 The 4-bit codes of a matrix are stored in torch's own packed layout for its CPU kernel
 (`torch_int4`, which depends on the CPU's capability) or its CUDA kernel (`cuda_int4`), or as plain
-nibble pairs along K. Codes of 3
-and 2 bits are the same bytes, squeezed, so that expanding is a few byte operations. Of 2 bits, the
-first half of the code bytes lies in the bits 0x33 of the squeezed ones, the second half in 0xCC. Of
-3 bits, the first three quarters of the code bytes lie in the bits 0xEE, and the bits 0x11 of each
-third hold one bit of every code of the last quarter.
+nibble pairs along K. Codes of 3 and 2 bits are the same bytes, squeezed, so that expanding needs
+only a few byte operations. At 2 bits, the first half of the code bytes lies in the bits 0x33 of the
+squeezed bytes, the second half in 0xCC. At 3 bits, the first three quarters of the code bytes lie
+in the bits 0xEE, and the bits 0x11 of each third hold one bit of every code of the last quarter.
 """
 
 from __future__ import annotations
@@ -26,16 +25,17 @@ from engine.layout.record import Part, RecordLayout
 from engine.types import Bits, OptimizeName
 
 CodeLayout = Literal["torch_int4", "cuda_int4", "plain"]
-INNER_TILES = 8  # tiles of 16 columns that torch's CUDA layout keeps together
+INNER_TILES = 8  # tiles of 16 columns that torch's CUDA layout groups
 
 
 @dataclass(frozen=True)
 class RecordFormat:
     """Everything that decides the bytes of a record.
 
-    sixteen: dtype of 16-bit parts and biases; code_layout: how codes of at most 4 bits lie;
-    optimize: what chooses their scales and zeros; published: where the record keeps the
-    checkpoint's own codes (engine.experts.kernels.prequantized).
+    sixteen: dtype of 16-bit parts and biases; code_layout: layout of codes of at most 4 bits;
+    prequantized: set if the record keeps a pre-quantized checkpoint's own codes
+    (engine.experts.kernels.prequantized); optimize: how the scales and zeros of codes of at most 4
+    bits are chosen.
     """
 
     parts: tuple[Part, ...]
@@ -76,7 +76,7 @@ def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.T
 
 
 def matrix_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) -> MatrixView:
-    """Typed views of one matrix. record_bytes: uint8 [record bytes], wherever it lies."""
+    """Typed views of one matrix. record_bytes: uint8 [record bytes], on any device."""
     raw = take_field(record_bytes, record, part.name)
     bits, group = record.layout.bits, record.layout.group_size
     if bits == 16:
@@ -95,7 +95,7 @@ def vector_view(record_bytes: torch.Tensor, record: RecordFormat, part: Part) ->
 
 
 def expand_codes(planes: torch.Tensor, bits: Bits, rows: int, columns: int) -> torch.Tensor:
-    """Squeezed codes of 3 or 2 bits, uint8 [N*K*bits/8], to their code bytes, [N, K/2]."""
+    """Expand squeezed codes of 3 or 2 bits, uint8 [N*K*bits/8], to code bytes, [N, K/2]."""
     out = torch.empty(rows, columns // 2, dtype=torch.uint8, device=planes.device)
     word, each = _word(out.numel() // 4)
     squeezed, codes = planes.view(word), out.view(-1).view(word)
@@ -112,7 +112,7 @@ def expand_codes(planes: torch.Tensor, bits: Bits, rows: int, columns: int) -> t
 
 
 def unpack_codes(codes: torch.Tensor, columns: int, code_layout: CodeLayout) -> torch.Tensor:
-    """4-bit code bytes [N, K/2] to one code a byte, uint8 [N, K].
+    """Unpack 4-bit code bytes [N, K/2] to one code per byte, uint8 [N, K].
 
     The torch_int4 layout is known for N a multiple of block_rows() (the kernel self-test checks
     it); other shapes, and cuda_int4, must go through the kernel.
@@ -128,13 +128,13 @@ def unpack_codes(codes: torch.Tensor, columns: int, code_layout: CodeLayout) -> 
 
 
 def can_unpack(rows: int, code_layout: CodeLayout) -> bool:
-    """Whether unpack_codes knows the arrangement for this many rows."""
+    """Whether unpack_codes supports this layout for this number of rows."""
     return code_layout == "plain" or (code_layout == "torch_int4" and rows % block_rows() == 0)
 
 
 @functools.cache
 def block_rows() -> int:
-    """Rows that torch's CPU layout interleaves: four vectors of float32."""
+    """Number of rows that torch's CPU layout interleaves: four vectors of float32."""
     return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
 
 
@@ -172,9 +172,9 @@ def _squeeze(codes: torch.Tensor, bits: Bits) -> torch.Tensor:
 
 
 def _word(multiple: int) -> tuple[torch.dtype, int]:
-    """The widest word whose bytes divide `multiple`, and the factor that repeats a mask in each of
-    its bytes: torch shifts words of 8 bytes several times faster than bytes, and the masks drop
-    what a shift carries from one byte into the next."""
+    """The widest word whose bytes divide `multiple`, and the factor that repeats a mask in each
+    of its bytes. torch shifts words of 8 bytes several times faster than bytes, and the masks
+    drop what a shift carries from one byte into the next."""
     if multiple % 8 == 0:
         return torch.int64, 0x0101010101010101
     return (torch.int16, 0x0101) if multiple % 2 == 0 else (torch.uint8, 1)

@@ -19,8 +19,8 @@ from engine.types import Bits, OptimizeName
 
 
 class Quantized(NamedTuple):
-    """codes: int8 [N, K] (8 bits, signed) or uint8 [N, K]; scales: bf16 [N] or [G, N, 2]
-    (scale, zero)."""
+    """codes: int8 [N, K] (8 bits, signed) or uint8 [N, K]; scales: bf16 [N] or [G, N, 2] (scale,
+    zero)."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -37,14 +37,14 @@ def quantize(
 
 
 def dequantize(quantized: Quantized, bits: Bits, group_size: int) -> torch.Tensor:
-    """The plain inverse, float32 [N, K]: the oracle of every kernel."""
+    """Dequantize in plain torch, float32 [N, K]: the oracle of every kernel."""
     codes = quantized.codes.float()
     if bits == 8:
         return codes.mul_(quantized.scales.float()[:, None])
     rows, columns = codes.shape
     scales = quantized.scales.float().permute(1, 0, 2)  # [N, G, 2]
     grouped = codes.view(rows, columns // group_size, group_size)  # [N, G, g]
-    # In place: one float32 copy of the matrix is all the room it takes.
+    # In place: it needs memory for only one float32 copy of the matrix.
     return grouped.sub_(8).mul_(scales[..., :1]).add_(scales[..., 1:]).view(rows, columns)
 
 

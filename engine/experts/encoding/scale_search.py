@@ -1,14 +1,15 @@
-"""Scales and zeros of quantization groups that serve the weights better than their extremes do.
+"""Searches scales and zeros of quantization groups that fit the weights better than min and max.
 
 Letters: N output rows, G groups of a row, g elements of a group.
 
-Of w ~ (q - 8) * s + z the sum of (rms + |w|)^2 * error^2 is made small by turns: codes are chosen
-for a scale and zero, then scale and zero follow in closed form as the weighted least squares line
-through (code, weight). Large weights count more because they move the products more. The
-alternation is that of HQQ (Badri and Shaji 2023), whose norm below 1 did worse here than rounding
-to nearest (docs/lab.md). Every candidate is judged as it would be stored, with scale and zero in
-bf16, and a group keeps the best of them, the one it began with included. Deterministic. Rows are
-taken in blocks, so that a few small float32 copies are all the memory it needs.
+With w ~ (q - 8) * s + z the search reduces the sum of (rms + |w|)^2 * error^2 by alternation: codes
+are chosen for a scale and zero, then scale and zero follow in closed form as the weighted
+least-squares line through (code, weight). Large weights count more because they move the products
+more. The alternation is that of HQQ (Badri and Shaji 2023), whose norm below 1 did worse here than
+rounding to nearest (docs/lab/2026-11-25-precision-quality.md). Every candidate is judged as it
+would be stored, with scale and zero in bf16, and a group keeps the best one, the initial one
+included. Deterministic. Rows are processed in blocks, so that only a few small float32 copies need
+memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 _BLOCK_ELEMENTS = 1 << 18
 _ROUNDS = 8
-_SPANS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # fractions of the extremes that a start covers
+_SPANS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # fractions of the min-max range that a start covers
 
 
 def objective(
@@ -31,10 +32,10 @@ def objective(
 def weighted_squares(
     grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Better scale and zero, bf16 [N, G] each, than those given.
+    """Better scale and zero than those given, bf16 [N, G] each.
 
-    grouped: float32 [N, G, g]; scale, zero: bf16 [N, G], those between the extremes; top: the
-    largest code. No group's objective is above that of what was given.
+    grouped: float32 [N, G, g]; scale, zero: bf16 [N, G], from the groups' minimum and maximum; top:
+    the largest code. No group's objective is above that of its input.
     """
     rows = max(1, _BLOCK_ELEMENTS // max(1, grouped[0].numel()))
     found = [
@@ -50,7 +51,7 @@ def weighted_squares(
 
 
 class _Search:
-    """The best scale and zero of each group of one block so far."""
+    """The best scale and zero so far of each group of one block."""
 
     def __init__(
         self, grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int
@@ -62,7 +63,7 @@ class _Search:
         self._cost = torch.full(scale.shape, torch.inf, device=scale.device)
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starts of several widths about the middle of the extremes, then the alternation."""
+        """Try starts of several widths around the middle of the range, then alternate."""
         half = self._top / 2 - 8
         given = self._scale
         middle = self._zero.float() + half * given.float()
@@ -76,7 +77,7 @@ class _Search:
         return self._scale, self._zero
 
     def _consider(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """Keep these where they are better. Returns their codes less 8, [n, G, g]."""
+        """Keep this scale and zero if better. Returns their codes less 8, [n, G, g]."""
         codes, error = _coded(self._grouped, scale, zero, self._top)
         cost = _cost(error, self._importance)
         better = cost < self._cost
@@ -96,7 +97,7 @@ def _importance(grouped: torch.Tensor) -> torch.Tensor:
 def _coded(
     grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes less 8 and errors of what is stored, float32 [n, G, g] each."""
+    """Codes less 8, and the error of the stored values, float32 [n, G, g] each."""
     step, offset = scale.float()[..., None], zero.float()[..., None]
     codes = ((grouped - offset) / step).add_(8).round_().clamp_(0, top).sub_(8)
     return codes, grouped - (codes * step + offset)

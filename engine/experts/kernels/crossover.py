@@ -1,4 +1,5 @@
-"""Up to how many tokens the packed kernels of a machine win, kept beside their self-tests."""
+"""Stores up to how many tokens this machine's packed kernels are faster, beside their
+self-tests."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from engine.files import write_atomically
 
 
 def keep_crossover(folder: Path, tokens: int) -> None:
-    """Remember the measured crossover of this machine's packed kernels."""
+    """Store the measured crossover of this machine's packed kernels."""
     write_atomically(_path(folder), json.dumps({"tokens": tokens}))
 
 
 def known_crossover(folder: Path) -> int:
-    """The crossover that was measured here, else CROSSOVER_TOKENS."""
+    """The crossover measured on this machine, else CROSSOVER_TOKENS."""
     path = _path(folder)
     return int(json.loads(path.read_text())["tokens"]) if path.is_file() else CROSSOVER_TOKENS
 

@@ -1,4 +1,4 @@
-"""Products with plain weights, by what the processor multiplies fast.
+"""Products with plain weights, in the precision that the processor multiplies fast.
 
 Letters: T tokens, N output rows, K input columns.
 """
@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_WIDENED_NUMBERS = 1 << 19  # of a weight, at a time: 2 MiB in float32
+_WIDENED_NUMBERS = 1 << 19  # elements of a weight at a time: 2 MiB in float32
 
 
 def gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [T, K] @ weight [K, N] -> [T, N] in x's dtype. weight: of x's dtype, or float32.
 
     In reduced precision on the CPU, T is padded to few distinct sizes: oneDNN compiles and keeps a
-    kernel of about 0.4 MB for every new T (0.3 ms each, measured), which would fill the budget
-    while prompts of many lengths pass; float32 goes to another library. A processor without
-    products in that precision multiplies in float32.
+    kernel of about 0.4 MB for every new T (0.3 ms each, measured), which would fill the budget when
+    prompts of many lengths pass; float32 uses another library. A processor without products in that
+    precision multiplies in float32.
     """
     if x.dtype == torch.float32 or x.device.type != "cpu":
         return x @ weight.to(x.dtype)  # [T, N]
@@ -41,8 +41,8 @@ def gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def widened_gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [T, K] @ weight [K, N], multiplied in float32, a few columns at a time -> [T, N].
 
-    Without bf16 instructions torch multiplies reduced precision one number after the other: 32
-    tokens by 256 x 128 took 616 us in bf16, 90 us with the weight widened first (AVX2, one thread).
+    Without bf16 instructions torch multiplies reduced precision element by element: 32 tokens by
+    256 x 128 took 616 us in bf16, 90 us with the weight widened first (AVX2, one thread).
     """
     wide = x.float()
     step = max(1, _WIDENED_NUMBERS // weight.shape[0])
@@ -56,13 +56,14 @@ def widened_gemm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor has instructions for products in a reduced precision."""
+    """Whether this processor has instructions for products in this reduced precision."""
     name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")())
 
 
 class WidenedLinear(nn.Linear):
-    """A linear layer in reduced precision on a processor without such products."""
+    """A linear layer that multiplies in float32, for processors without reduced-precision
+    products."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [.., K] -> [.., N]."""
@@ -76,8 +77,8 @@ class WidenedLinear(nn.Linear):
 
 
 def widen_linears(model: nn.Module) -> None:
-    """Let the plain linear layers of a model in reduced precision multiply in float32 where the
-    processor needs it. Their weights stay as they are."""
+    """Make a model's plain linear layers in reduced precision multiply in float32 if the
+    processor needs it. Their weights stay unchanged."""
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype in (torch.bfloat16, torch.float16):
             if multiplies(module.weight.dtype):
@@ -87,7 +88,7 @@ def widen_linears(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def single_token_products(active: bool = True) -> Iterator[None]:
-    """Inside, products run without oneDNN where `active`, with it otherwise.
+    """Inside the block, products run without oneDNN if `active`, with it otherwise.
 
     For one bf16 row torch's own matrix-vector product is 1.6x faster than oneDNN's (1024 x 1024:
     107 against 182 us, measured interleaved) and compiles nothing; from 2 rows on it is slower.
@@ -101,6 +102,6 @@ def single_token_products(active: bool = True) -> Iterator[None]:
 
 
 def padded_length(tokens: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `tokens`."""
     power = 1 << (tokens - 1).bit_length()
     return power * 3 // 4 if tokens <= power * 3 // 4 else power

@@ -1,4 +1,4 @@
-"""The product with one matrix of a record, by the kernel that holds and wins.
+"""Multiplies by one matrix of a record with the fastest kernel that passed its self-test.
 
 Letters: T tokens, N output rows, K input columns.
 """
@@ -21,8 +21,8 @@ from engine.experts.kernels.gemm import gemm
 from engine.experts.kernels.registry import KernelSupport
 from engine.types import Bits, KernelName
 
-# Above this many tokens an expert is dequantized once and multiplied by GEMM, where no profile of
-# the machine says otherwise. Measured on the reference machine: int4 0.40 ms, bf16 GEMM 0.24 ms +
+# Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
+# profile says otherwise. Measured on the reference machine: int4 0.40 ms, bf16 GEMM 0.24 ms +
 # dequantization 0.5 ms at 64 tokens.
 CROSSOVER_TOKENS = 128
 
@@ -33,8 +33,8 @@ Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
-    group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle, a kernel's name that
-    kernel; crossover: up to so many tokens the packed kernels are used.
+    group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle, a kernel's name forces
+    that kernel; crossover: the packed kernels are used up to this number of tokens.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Records of published codes: fp8 and mxfp4 as the checkpoint holds them, never quantized again.
+"""Records of pre-quantized checkpoints: fp8 and mxfp4 codes as stored, never quantized again.
 
 Letters: N output rows, K input columns. A product dequantizes one matrix and multiplies by it, so
-that what is computed is what the published codes stand for.
+that it computes exactly what the checkpoint's codes represent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.types import ExpertId
 
 
 class PrequantizedMultiplier:
-    """x [T, K] times a matrix of published codes -> [T, N]."""
+    """x [T, K] times a matrix of a pre-quantized checkpoint's codes -> [T, N]."""
 
     def __init__(self, prequantized: PrequantizedFormat) -> None:
         self._published = prequantized
@@ -32,7 +32,7 @@ class PrequantizedMultiplier:
 
 
 def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.Tensor:
-    """The matrix that a record's codes stand for, float32 [N, K]."""
+    """The values that a record's codes represent, float32 [N, K]."""
     assert view.scales is not None
     if prequantized.name == "mxfp4":
         return mxfp4_values(view.codes, view.scales)
@@ -43,9 +43,9 @@ def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.T
 
 
 def encode_prequantized(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
-    """The record of one expert, uint8 [record bytes]: codes and scales as they were published.
+    """The record of one expert, uint8 [record bytes]: codes and scales as in the checkpoint.
 
-    Raises CheckpointError where the model's own conversion of codes does not give its weights.
+    Raises CheckpointError if the model's own conversion of the codes does not give its weights.
     """
     out = torch.zeros(record.size_bytes, dtype=torch.uint8)
     codes = model.read_expert_codes(expert)
@@ -75,8 +75,8 @@ def prequantized_view(raw: torch.Tensor, record: RecordFormat, part: Part) -> Ma
 def _check(
     out: torch.Tensor, record: RecordFormat, tensors: Mapping[str, torch.Tensor], expert: ExpertId
 ) -> None:
-    """A conversion that does more than stack and join rows would mix up codes: one expert of each
-    layer is compared with its values."""
+    """Compare one expert of each layer with its values: a conversion that does more than stack
+    and join rows would mix up codes."""
     assert record.prequantized is not None
     for part in record.parts:
         if part.kind == "vector":

@@ -1,7 +1,8 @@
-"""Which kernels hold on this machine for the matrices of a model: shapes, availability, self-test.
+"""Finds the kernels that work on this machine for a model's matrices.
 
-The self-test runs in a child process, since a kernel may crash on a shape it does not take; what it
-found is remembered on disk. What does not hold is said in one log line and dequantized.
+It checks shapes, availability and a self-test. The self-test runs in a child process, since a
+kernel may crash on an unsupported shape; its result is kept on disk. A kernel that fails is
+reported in one log line, and dequantization is used instead.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def probe_support(
     device: torch.device,
     folder: Path,
 ) -> KernelSupport:
-    """The kernels that hold for all matrices of a record with codes of these bits.
+    """The kernels that work for all matrices of a record with codes of these bits.
 
-    folder: where the results of self-tests are remembered. A child that crashes or hangs means:
-    does not hold.
+    folder: where the results of self-tests are kept. A child that crashes or hangs counts as a
+    failure.
     """
     shapes = sorted({(p.rows, p.columns) for p in parts if p.kind == "matrix"})
     read = 4 if bits in (3, 2) else bits
@@ -67,7 +68,7 @@ def probe_support(
 def first_refusal(
     kernel: Kernel, shapes: Sequence[tuple[int, int]], group_size: int, dtype: torch.dtype
 ) -> str | None:
-    """Why a kernel does not take one of these matrices [(N, K)]; None where it takes all."""
+    """Why a kernel does not take one of these matrices [(N, K)]; None if it takes all."""
     for rows, columns in shapes:
         if why := kernel.refuses(MatrixShape(rows, columns, group_size), dtype):
             return why
@@ -75,7 +76,7 @@ def first_refusal(
 
 
 def layout_key(code_layout: CodeLayout) -> str:
-    """Names everything the packed bytes depend on beside the quantization itself."""
+    """Key of everything that the packed bytes depend on besides the quantization itself."""
     if code_layout == "plain":
         return "plain"
     torch_version = ".".join(torch.__version__.split(".")[:2])
@@ -128,7 +129,7 @@ def _failure(
     device: torch.device,
     folder: Path,
 ) -> str | None:
-    """What the self-test found, once a machine."""
+    """The result of the self-test, which runs once per machine."""
     name = str(dtype).removeprefix("torch.")
     place = device.type
     if device.type == "cuda":

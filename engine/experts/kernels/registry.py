@@ -1,4 +1,4 @@
-"""Every packed kernel by name, in the order in which they are preferred, and which of them hold."""
+"""Every packed kernel by name, in order of preference, and the selection of supported ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ KERNELS: Mapping[str, Callable[[], Kernel]] = Registered(choices.KERNELS)
 
 @dataclass(frozen=True)
 class KernelSupport:
-    """Names of the packed kernels that hold for all matrices of a record, the preferred first."""
+    """Names of the packed kernels that work for all matrices of a record, in order of
+    preference."""
 
     names: tuple[str, ...] = ()
 
     def kernel_for(self, bits: Bits, wanted: KernelName = "auto") -> Kernel | None:
-        """What multiplies codes of these bits; None: dequantize + GEMM.
+        """The kernel for codes of these bits; None: dequantize + GEMM.
 
-        wanted: a kernel's name takes that one where it reads these bits, and the preferred one
+        wanted: a kernel's name selects that kernel if it reads these bits, and the preferred one
         for other bits.
         """
         read: Bits = 4 if bits in (3, 2) else bits
@@ -32,17 +33,18 @@ class KernelSupport:
         found = [kernel for name in self.names if (kernel := KERNELS[name]()).bits == read]
         chosen = [kernel for kernel in found if kernel.name == wanted]
         if not chosen and wanted in KERNELS and KERNELS[wanted]().bits == read:
-            return None  # it was asked for and does not hold
+            return None  # the requested kernel is not supported
         return next(iter(chosen or found), None)
 
     def readable_by_host(self) -> KernelSupport:
-        """Those whose codes the host can dequantize too, where it computes on the same records."""
+        """The kernels whose codes the host can dequantize too, if it computes on the same
+        records."""
         return KernelSupport(
             tuple(name for name in self.names if KERNELS[name]().code_layout == "plain")
         )
 
     def code_layout(self, wanted: KernelName = "auto") -> CodeLayout:
-        """How codes of 4 bits and less are arranged for these kernels."""
+        """The layout of codes of 4 bits and fewer for these kernels."""
         kernel = self.kernel_for(4, wanted)
         return "plain" if kernel is None else kernel.code_layout
 

@@ -1,4 +1,4 @@
-"""The packed products that torch itself brings: int4 on the CPU and on CUDA, int8 on both.
+"""The packed products that torch provides: int4 on the CPU and on CUDA, int8 on both.
 
 Letters: T tokens, N output rows, K input columns, G groups along K.
 """
@@ -17,18 +17,18 @@ _CPU_GROUPS = (32, 64, 128, 256)
 
 
 class TorchInt4:
-    """`_weight_int4pack_mm_for_cpu`: codes of 4 bits in the CPU's own arrangement."""
+    """`_weight_int4pack_mm_for_cpu`: 4-bit codes in the CPU's own layout."""
 
     name = "torch_int4"
     bits: Bits = 4
     code_layout: CodeLayout = "torch_int4"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Only where the device is the CPU."""
+        """Available only on the CPU."""
         return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
 
     def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
-        """Rows in sixteens, groups of at least 32."""
+        """Takes multiples of 16 rows, groups of at least 32."""
         if shape.rows % 16:
             return f"{shape.rows} rows are no multiple of 16"
         return _group_refusal(shape)
@@ -43,14 +43,14 @@ class TorchInt4:
 
 
 class CudaInt4:
-    """`_weight_int4pack_mm`: codes of 4 bits in tiles of tensor cores."""
+    """`_weight_int4pack_mm`: 4-bit codes in tiles of tensor cores."""
 
     name = "cuda_int4"
     bits: Bits = 4
     code_layout: CodeLayout = "cuda_int4"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Only on CUDA, from compute capability 8.0 on."""
+        """Available only on CUDA, from compute capability 8.0 on."""
         if device.type != "cuda":
             return f"it runs on CUDA, not on {device.type}"
         if torch.cuda.get_device_capability(device) < (8, 0):
@@ -58,7 +58,8 @@ class CudaInt4:
         return None
 
     def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
-        """bf16 activations; rows in eights, columns in whole tiles, groups of at least 32."""
+        """Takes bf16 activations, multiples of 8 rows, columns in whole tiles, groups of at
+        least 32."""
         if dtype != torch.bfloat16:
             return f"it takes bfloat16 activations, not {str(dtype).removeprefix('torch.')}"
         if shape.rows % 8:
@@ -80,20 +81,21 @@ class CudaInt4:
 
 
 class TorchInt8:
-    """`_weight_int8pack_mm`: codes of 8 bits, one scale a row."""
+    """`_weight_int8pack_mm`: 8-bit codes, one scale per row."""
 
     name = "torch_int8"
     bits: Bits = 8
     code_layout: CodeLayout = "plain"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """On the CPU and on CUDA (there only in newer releases of torch: the self-test tells)."""
+        """Available on the CPU and on CUDA (there only in newer releases of torch: the self-test
+        shows)."""
         if device.type in ("cpu", "cuda"):
             return None
         return f"it runs on the CPU and on CUDA, not on {device.type}"
 
     def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
-        """It crashes on some odd widths (seen at 40 columns): only whole vectors."""
+        """Takes multiples of 16 columns: it crashes on some odd widths (seen at 40 columns)."""
         return f"{shape.columns} columns are no multiple of 16" if shape.columns % 16 else None
 
     def product(

@@ -1,9 +1,9 @@
-"""int4 products by experts that lie in slots: all experts of a layer in one launch, by triton.
+"""int4 products with experts in slots by triton: all experts of a layer in one launch.
 
 Letters: T tokens sorted by expert, E experts, N output rows, K input columns, G groups along K.
 
-Codes are nibble pairs along K (`plain`), so that the host reads the same records. Needs the extra
-`gpu`; triton is imported only where something is multiplied. With TRITON_INTERPRET=1 it runs on the
+Codes are nibble pairs along K (`plain`), so that the host can read the same records. Needs the
+extra `gpu`; triton is imported only when a product runs. With TRITON_INTERPRET=1 it runs on the
 CPU, for tests.
 """
 
@@ -23,19 +23,19 @@ from engine.types import Bits
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TILE_ROWS = 64
-_LEAST_TILE_TOKENS = 16  # the least that tensor cores multiply
-# By bytes of an activation: tokens a tile and columns a step at most. Compiled for sm_80 these take
-# 166 and 248 of 255 registers; wider steps spill.
+_LEAST_TILE_TOKENS = 16  # the smallest tile of tensor cores
+# By bytes of an activation: maximum tokens per tile and columns per step. Compiled for sm_80 these
+# take 166 and 248 of 255 registers; wider steps spill.
 _MOST_TILE_TOKENS = {2: 64, 4: 16}
 _MOST_STEP_COLUMNS = {2: 64, 4: 32}
 
 
 @dataclass(frozen=True)
 class SlotMatrix:
-    """Where a matrix of 4-bit codes lies in each slot of an arena of equal slots.
+    """The location of a matrix of 4-bit codes in each slot of an arena of equal slots.
 
-    codes_offset, scales_offset: bytes from the start of a slot to the codes (uint8 [N, K/2],
-    nibble pairs along K) and to the scales (bf16 [G, N, 2]).
+    codes_offset, scales_offset: bytes from the start of a slot to the codes (uint8 [N, K/2], nibble
+    pairs along K) and to the scales (bf16 [G, N, 2]).
     """
 
     shape: MatrixShape
@@ -45,7 +45,7 @@ class SlotMatrix:
 
     @classmethod
     def of(cls, record: RecordFormat, part: Part, slot_bytes: int) -> SlotMatrix:
-        """The place of one matrix of a record of 4 bits in slots of this size."""
+        """The location of one matrix of a 4-bit record in slots of this size."""
         assert record.layout.bits == 4
         assert record.code_layout == "plain"
         return cls(
@@ -65,9 +65,9 @@ def grouped_int4(
 ) -> torch.Tensor:
     """Each row of x [T, K] times its expert's matrix -> [T, N] in x's dtype, summed in float32.
 
-    x: contiguous, its rows sorted by expert; arena: uint8, all slots; slots: int64 [E], the slot
-    of each expert; row_starts: int64 [E + 1], ascending from 0 to T: expert e has the rows
-    row_starts[e] to row_starts[e + 1]. All on one device; nothing of it is read back to the host.
+    x: contiguous, its rows sorted by expert; arena: uint8, all slots; slots: int64 [E], the slot of
+    each expert; row_starts: int64 [E + 1], ascending from 0 to T: expert e has the rows
+    row_starts[e] to row_starts[e + 1]. All on one device; nothing is read back to the host.
     """
     return _launch(
         x,
@@ -87,7 +87,7 @@ def grouped_reference(
     slots: torch.Tensor,
     row_starts: torch.Tensor,
 ) -> torch.Tensor:
-    """What grouped_int4 computes, in float32 [T, N], expert by expert in plain torch."""
+    """The oracle of grouped_int4, in float32 [T, N], expert by expert in plain torch."""
     rows, columns, group = matrix.shape.rows, matrix.shape.columns, matrix.shape.group_size
     bounds: list[int] = row_starts.tolist()
     out = x.new_zeros(x.shape[0], rows, dtype=torch.float32)
@@ -105,14 +105,15 @@ def grouped_reference(
 
 
 class TritonInt4:
-    """`grouped_int4` as a kernel: one expert at a time, its codes wherever they lie."""
+    """`grouped_int4` as a kernel: one expert at a time."""
 
     name = "triton_int4"
     bits: Bits = 4
     code_layout: CodeLayout = "plain"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Only on CUDA, from compute capability 8.0 on, with triton; interpreted on the CPU too."""
+        """Available with triton on CUDA, from compute capability 8.0 on; interpreted on the CPU
+        too."""
         if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
             return f"it runs on CUDA, not on {device.type}"
         if importlib.util.find_spec("triton") is None:
@@ -122,7 +123,7 @@ class TritonInt4:
         return None
 
     def refuses(self, shape: MatrixShape, dtype: torch.dtype) -> str | None:
-        """Any number of rows; columns in whole groups, of a power of two of at least 16."""
+        """Takes any number of rows; columns in whole groups, of a power of two of at least 16."""
         group = shape.group_size
         if dtype not in _DTYPES:
             return f"it takes floating activations of 16 or 32 bits, not {_name(dtype)}"
@@ -141,7 +142,7 @@ class TritonInt4:
         shape = MatrixShape(codes.shape[0], codes.shape[1] * 2, group_size)
         tokens = x.shape[0]
         row_starts = torch.arange(0, 2 * tokens, max(tokens, 1), device=x.device)  # [0, T]
-        slots = row_starts[:1]  # its slot is 0, as its first row is: one launch less
+        slots = row_starts[:1]  # slot 0 and first row 0 share one tensor: one launch less
         return _launch(x, codes, scales, shape, 0, slots, row_starts)
 
 
@@ -154,12 +155,12 @@ def _launch(
     slots: torch.Tensor,
     row_starts: torch.Tensor,
 ) -> torch.Tensor:
-    """codes, scales: from their place in slot 0 on. Returns [T, N]."""
+    """codes, scales: starting at their place in slot 0. Returns [T, N]."""
     assert x.is_contiguous()
     assert codes.is_contiguous()
     assert scales.is_contiguous()
     assert x.shape[1] == shape.columns
-    assert slot_bytes % 2 == 0  # scales are reached in steps of two bytes
+    assert slot_bytes % 2 == 0  # scales are addressed in steps of two bytes
     tokens, experts = x.shape[0], slots.shape[0]
     out = x.new_empty(tokens, shape.rows)  # [T, N]
     if tokens == 0:
@@ -187,7 +188,7 @@ def _launch(
         tile_tokens=tile_tokens,
         tile_rows=_TILE_ROWS,
         step_columns=min(shape.group_size, _MOST_STEP_COLUMNS[x.itemsize]),
-        # The interpreter would multiply bf16 as the whole numbers that hold their bits.
+        # The interpreter would multiply bf16 as the integers that hold its bits.
         widen=_interpreted(),
         enable_fp_fusion=True,
     )
@@ -195,13 +196,13 @@ def _launch(
 
 
 def _tile_tokens(tokens: int, experts: int, most: int) -> int:
-    """Tokens a tile: the power of two from an expert's average on, within bounds."""
+    """Tokens per tile: the power of two at or above an expert's average, within bounds."""
     average = max(1, tokens // experts)
     return min(max(1 << (average - 1).bit_length(), _LEAST_TILE_TOKENS), most)
 
 
 def _most_tiles(tokens: int, experts: int, tile_tokens: int) -> int:
-    """How many tiles T tokens fill at most, however they are spread over the experts."""
+    """The most tiles that T tokens can fill, however they are distributed over the experts."""
     return (tokens + min(experts, tokens) * (tile_tokens - 1)) // tile_tokens
 
 

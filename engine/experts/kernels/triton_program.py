@@ -3,7 +3,7 @@
 Letters: T tokens sorted by expert, E experts, N output rows, K input columns, G groups along K.
 
 Importing this module imports triton, which is an extra; engine.experts.kernels.triton_int4 does so
-only where it multiplies.
+only when a product runs.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def grouped_int4_program(
 
     codes: uint8 pointer to slot 0's codes; scales: bf16 pointer to slot 0's scales; row_starts:
     int64 [E + 1]; slots: int64 [E]; expert_places: a power of two of at least E; step_columns:
-    divides group_size, so that one step sees one scale and one zero a row; widen: multiply in
+    divides group_size, so that one step has one scale and one zero per row; widen: multiply in
     float32.
     """
-    # Which expert this tile of tokens belongs to: tiles are numbered expert after expert.
+    # The expert of this tile of tokens: tiles are numbered expert by expert.
     tile = tl.program_id(0)
     expert = tl.arange(0, expert_places)  # [E]
     real = expert < experts
@@ -47,7 +47,7 @@ def grouped_int4_program(
     tiles = (ends - starts + tile_tokens - 1) // tile_tokens
     mine = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
     if mine >= experts:
-        return  # the grid is as large as the experts might need
+        return  # the grid covers the most tiles that may be needed
     earlier = tl.sum(tl.where(expert < mine, tiles, 0), 0)
     token = tl.load(row_starts + mine) + (tile - earlier) * tile_tokens
     token += tl.arange(0, tile_tokens)  # [T], int64
@@ -72,7 +72,7 @@ def grouped_int4_program(
             values = values.to(tl.float32)
         packed = tl.load(codes + first // 2 + pair[None, :], mask=row_real[:, None], other=0)
         q = tl.interleave(packed & 0x0F, packed >> 4).to(tl.int8) - 8  # [N, K]
-        # q - 8 is exact in every dtype; scale and zero join in float32, once a step.
+        # q - 8 is exact in every dtype; scale and zero are applied in float32, once per step.
         part = tl.dot(values, tl.trans(q.to(values.dtype)), input_precision="ieee")  # [T, N]
         place = scales + (first // group_size) * rows * 2
         scale = tl.load(place, mask=row_real, other=0).to(tl.float32)  # [N]

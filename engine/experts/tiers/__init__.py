@@ -1,1 +1,1 @@
-"""Where records lie outside the device: disk, packs, host; must not choose what to move."""
+"""Records outside the device: disk, packs, host; must not choose what to move."""

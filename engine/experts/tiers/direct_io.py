@@ -1,6 +1,6 @@
-"""Reading record bytes from files: O_DIRECT where the folder allows it, else buffered and dropped.
+"""Reads record bytes from files: with O_DIRECT if the folder allows it, else buffered and dropped.
 
-Either way nothing stays in the page cache, so the disk tier is a disk and no hidden memory.
+Either way nothing stays in the page cache, so the disk tier takes no hidden memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALIGN = 4096
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of a record in a file. record_offset: where they belong in the record."""
+    """A byte range of a record in a file. record_offset: its position in the record."""
 
     file: int
     offset: int
@@ -32,7 +32,7 @@ class Extent:
 class DiskReader:
     """Open files of one folder, read by several threads.
 
-    direct: auto probes O_DIRECT; on raises CheckpointError where it does not work.
+    direct: auto probes O_DIRECT; on raises CheckpointError if it does not work.
     """
 
     def __init__(self, files: Sequence[Path], direct: DirectName) -> None:
@@ -46,13 +46,13 @@ class DiskReader:
         self._descriptors = [os.open(file, flags) for file in self.files]
 
     def scratch_bytes(self, size_bytes: int) -> int:
-        """Scratch that a read of this size may need when it is not aligned."""
+        """Bytes of scratch that an unaligned read of this size may need."""
         return (size_bytes + 2 * ALIGN - 1) // ALIGN * ALIGN + ALIGN
 
     def read(self, extent: Extent, target: memoryview, scratch: memoryview) -> None:
         """Fill `target` (len = extent.size_bytes) from the file.
 
-        target and scratch: host memory; scratch is page-aligned. An aligned extent goes straight
+        target and scratch: host memory; scratch is page-aligned. An aligned extent is read directly
         into an aligned target, any other through scratch. Raises CheckpointError on a short file.
         """
         if not self.direct:

@@ -1,7 +1,7 @@
-"""The disk tier: where every expert's record lies, and reading it.
+"""The disk tier: the location of every expert's record, and reading it.
 
-At 16 bits, and where published codes are kept, an expert's tensors are read in place from the
-checkpoint where their bytes, in order, are the record's fields; anything else comes from a pack.
+At 16 bits, and for a pre-quantized checkpoint's own codes, an expert's tensors are read in place
+from the checkpoint if their bytes, in order, are the record's fields; otherwise from a pack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.types import DirectName, ExpertId
 class ExpertStore:
     """Records on disk, read by several threads.
 
-    extents: byte ranges of each expert; checksums: crc32 of each record where known. A record is
+    extents: byte ranges of each expert; checksums: crc32 of each record if known. A record is
     verified the first time it is read.
     """
 
@@ -52,7 +52,7 @@ class ExpertStore:
 
     @property
     def all_bytes(self) -> int:
-        """All records together, padded."""
+        """Padded bytes of all records together."""
         return len(self._extents) * self.record.size_bytes
 
     @property
@@ -61,11 +61,11 @@ class ExpertStore:
         return self._reader.files
 
     def scratch_bytes(self) -> int:
-        """Host scratch that one reading thread needs."""
+        """Bytes of host scratch that one reading thread needs."""
         return self._reader.scratch_bytes(self.record.size_bytes)
 
     def chunks(self, expert: ExpertId, chunk_bytes: int) -> Sequence[Extent]:
-        """The record in pieces of about chunk_bytes; in one piece while it is unverified."""
+        """The record in pieces of about chunk_bytes; in unsplit extents while it is unverified."""
         extents = self._extents[expert]
         if expert in self._unverified:
             return extents
@@ -103,7 +103,7 @@ def open_store(
     disk_budget_bytes: int = 0,
     progress: Progress | None = None,
 ) -> ExpertStore:
-    """The records of this model at this format; packs them first where needed."""
+    """Open the records of this model in this format; packs them first if needed."""
     as_stored = record.layout.bits == 16 or record.prequantized is not None
     if as_stored and (extents := in_place_extents(model, record)) is not None:
         files = _files(model)
@@ -126,11 +126,10 @@ def open_store(
 def in_place_extents(
     model: LoadedModel, record: RecordFormat
 ) -> dict[ExpertId, tuple[Extent, ...]] | None:
-    """Byte ranges of every expert inside the checkpoint, or None where its bytes, as they lie,
-    are not the record (another dtype, or a conversion that moves bytes).
+    """Byte ranges of every expert in the checkpoint; None if the stored bytes are not the record.
 
-    The first and last expert of the first and last layer are encoded for real and compared; the
-    others share their conversion.
+    They differ with another dtype, or a conversion that moves bytes. The first and last expert of
+    the first and last layer are encoded and compared; the others share their conversion.
     """
     files = {file: number for number, file in enumerate(_files(model))}
     extents: dict[ExpertId, tuple[Extent, ...]] = {}
@@ -204,7 +203,7 @@ def _bytes_agree(
     extents: Sequence[Extent],
     files: Sequence[Path],
 ) -> bool:
-    """Whether an expert's bytes as they lie are its record as it would be packed."""
+    """Whether an expert's stored bytes equal its record as it would be packed."""
     packed = encode_expert(model, expert, record)
     found = torch.zeros_like(packed)
     for extent in extents:

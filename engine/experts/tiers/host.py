@@ -1,8 +1,8 @@
 """The host tier: records kept in one pinned slab between the disk and a device.
 
-Filled by what is read from the disk, least recently used out first. It changes where bytes come
-from, never which are asked for. On a device that is host memory itself it would hold every record
-twice, so the engine leaves it out there.
+Records read from the disk fill it; the least recently used one is evicted first. It changes where
+bytes come from, never which are requested. On a device that is host memory itself it would hold
+every record twice, so the engine leaves it out there.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class _Entry:
 
 
 class HostTier:
-    """Same interface as ExpertStore, with `count` records held in host memory.
+    """The host tier, with the interface of ExpertStore; holds `count` records in host memory.
 
-    size_bytes: room for records; at least one must fit (ValueError).
+    size_bytes: capacity for records; at least one must fit (ValueError).
     """
 
     def __init__(self, store: ExpertStore, device: Device, size_bytes: int) -> None:
@@ -64,21 +64,21 @@ class HostTier:
 
     @property
     def experts(self) -> Sequence[ExpertId]:
-        """All experts of the store behind it, in order."""
+        """All experts of the underlying store, in order."""
         return self._store.experts
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files behind the tier."""
+        """The files of the underlying store."""
         return self._store.files
 
     @property
     def holds_all(self) -> bool:
-        """Whether every record has room."""
+        """Whether every record fits."""
         return self.count == len(self._store.experts)
 
     def fill(self) -> None:
-        """Read as many records as there is room for, in order."""
+        """Read as many records as fit, in order."""
         scratch = bytes_view(allocate_pages(self.scratch_bytes()))
         for expert in self._store.experts[: self.count]:
             with self.borrow(expert, scratch):
@@ -88,7 +88,7 @@ class HostTier:
     def borrow(self, expert: ExpertId, scratch: memoryview) -> Iterator[torch.Tensor]:
         """The whole record in host memory, uint8 [record bytes], which stays while it is borrowed.
 
-        scratch: of scratch_bytes. Reads it from the disk where it is missing.
+        scratch: of scratch_bytes. Reads the record from the disk if it is missing.
         """
         with self._lock:
             entry = self._entries.get(expert) or self._admit(expert)
@@ -102,9 +102,9 @@ class HostTier:
                 entry.borrowed -= 1
 
     def borrow_piece(self, expert: ExpertId, piece: Extent) -> torch.Tensor | None:
-        """A piece of a record that is wholly here, as the slab's own memory; None where it is not.
+        """A piece of a completely held record, as the slab's own memory; None if it is not held.
 
-        Give it back with `give_back`.
+        Release it with `give_back`.
         """
         with self._lock:
             entry = self._entries.get(expert)
@@ -117,7 +117,7 @@ class HostTier:
             return self._slab[first : first + piece.size_bytes]
 
     def give_back(self, expert: ExpertId) -> None:
-        """The piece that was borrowed is no longer read."""
+        """Release a borrowed piece."""
         with self._lock:
             self._entries[expert].borrowed -= 1
 
@@ -130,17 +130,17 @@ class HostTier:
             entry.present = {0: entry.size_bytes}
 
     def scratch_bytes(self) -> int:
-        """Scratch that one reading thread needs."""
+        """Bytes of scratch that one reading thread needs."""
         return self._store.scratch_bytes()
 
     def chunks(self, expert: ExpertId, chunk_bytes: int) -> Sequence[Extent]:
-        """As the disk gives them."""
+        """The record's pieces, as the disk store cuts them."""
         return self._store.chunks(expert, chunk_bytes)
 
     def read(
         self, expert: ExpertId, piece: Extent, target: memoryview, scratch: memoryview
     ) -> None:
-        """From the slab where the whole record is there, else from the disk, kept for later."""
+        """Read from the slab if the whole record is there, else from the disk, and keep it."""
         with self._lock:
             entry = self._entries.get(expert)
             if entry is not None and entry.whole:
@@ -152,13 +152,13 @@ class HostTier:
         with self._lock:
             self.misses += 1
             entry = self._entries.get(expert) or self._admit(expert)
-            if not entry.whole:  # pieces of one record always have the same borders
+            if not entry.whole:  # pieces of one record always have the same bounds
                 _copy(self._range(entry.slot, piece), target)
                 entry.present[piece.record_offset] = piece.size_bytes
 
     def _admit(self, expert: ExpertId) -> _Entry:
-        """Lock held. A slot for a record that is being read; the oldest that is not borrowed
-        leaves, whole or not."""
+        """Give a slot to a record that is being read; evicts the oldest record that is not
+        borrowed, complete or not. Requires the lock."""
         if not self._free:
             oldest = next((e for e, entry in self._entries.items() if not entry.borrowed), None)
             if oldest is None:

@@ -1,9 +1,9 @@
-"""Expert packs: a checkpoint's experts as one file of aligned records, one file a precision.
+"""Expert packs: a checkpoint's experts as one file of aligned records, one file per precision.
 
 A pack folder holds `records.bin` and `manifest.json`. The manifest is written last, so a folder
 without one is not a pack. While packing, `records.partial` grows layer by layer and `journal.jsonl`
-names the layers whose records are safely on disk; a torn pack is resumed from the last layer whose
-checksums hold, or rebuilt, never read. Memory is bounded by one expert.
+names the layers whose records are safely on disk; an incomplete pack is resumed after the last
+layer whose checksums match, or rebuilt, never read. Memory is bounded by one expert.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pack:
-    """A complete pack. offsets follow from layer sizes; checksums: crc32 by record number."""
+    """A complete pack. Offsets follow from layer sizes; checksums: crc32 by record number."""
 
     folder: Path
     records: Path
@@ -48,12 +48,13 @@ class Pack:
     checksums: tuple[int, ...]
 
     def number(self, expert: ExpertId) -> int:
-        """Position of a record in the file."""
+        """Index of a record in the file."""
         return sum(self.layer_counts[: expert.layer]) + expert.expert
 
 
 def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
-    """Where the pack of this model and format lives: every input of its bytes is in the name."""
+    """The folder of the pack of this model and format; its name contains every input of its
+    bytes."""
     bits, group = record.layout.bits, record.layout.group_size
     key = f"{layout_key(record.code_layout)}-{record.optimize}" if bits <= 4 else "any"
     kind = f"{bits}b-g{group}-{key}" if record.prequantized is None else record.prequantized.name
@@ -94,9 +95,9 @@ def ensure_pack(
     disk_budget_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Pack:
-    """Open the pack, or make it (resuming a torn one). Only one process packs at a time.
+    """Open the pack, or make it (resuming an incomplete one). Only one process packs at a time.
 
-    Raises StorageError when the disk is full, read-only or over budget, before or while writing.
+    Raises StorageError if the disk is full, read-only or over budget, before or while writing.
     """
     folder = pack_folder(root, model, record)
     if (pack := open_pack(folder, model, record)) is not None:
@@ -172,7 +173,7 @@ def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) ->
 
 
 def _reclaim_finished(folder: Path) -> None:
-    """Records that were renamed just before a crash are resumed like unfinished ones."""
+    """Rename back records that were renamed just before a crash, to resume them as unfinished."""
     partial, records = folder / "records.partial", folder / "records.bin"
     if records.is_file() and not partial.exists() and (folder / "journal.jsonl").is_file():
         records.replace(partial)
@@ -185,7 +186,7 @@ def _resume(
     model: LoadedModel,
     record: RecordFormat,
 ) -> tuple[list[int], int]:
-    """Checksums of the layers that are intact on disk, and how many layers those are."""
+    """Checksums of the layers that are intact on disk, and the number of those layers."""
     if not (partial.is_file() and journal.is_file()):
         for path in (partial, journal):
             path.unlink(missing_ok=True)

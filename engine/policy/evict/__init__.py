@@ -1,1 +1,1 @@
-"""Which resident expert goes; must not know where its bytes lie."""
+"""Chooses which resident expert to evict; must not know where its bytes lie."""

@@ -1,4 +1,4 @@
-"""Adaptive replacement: recency and frequency share the slots, ghosts move the border."""
+"""Adaptive replacement: recency and frequency share the slots, ghost hits move the target."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _List = dict[ExpertId, None]  # in order of use, the least recent first
 class ArcEviction:
     """ARC (Megiddo and Modha, FAST 2003), one for each pool.
 
-    T1 holds residents used once, T2 those used again, B1 and B2 remember what left them. A miss
-    found in B1 raises p, the fraction meant for T1; one found in B2 lowers it. The capacity is the
-    largest number of residents seen, for nobody asks for a victim before the slots are full.
+    T1 holds residents used once, T2 those used again, B1 and B2 the ghosts of experts that left
+    them. A miss found in B1 raises p, the target size of T1; one found in B2 lowers it. The
+    capacity is the largest number of residents seen, because no victim is requested before the
+    slots are full.
 
-    coarse: as in the code of Fate's authors (arXiv 2502.12224), p moves by the length of T1 (up)
-    or T2 (down), at most the capacity, not by the ratio of the ghost lists.
+    coarse: as in the code of Fate's authors (arXiv 2502.12224), p moves by the length of T1 (up) or
+    T2 (down), at most the capacity, not by the ratio of the ghost lists.
     """
 
     keeps = True
@@ -37,23 +38,24 @@ class ArcEviction:
 
     @property
     def target(self) -> float:
-        """p: how many slots T1 should have."""
+        """p: the target size of T1 in slots."""
         return self._p
 
     def begin_sequences(self) -> None:
-        """The lists outlive sequences."""
+        """Does nothing: the lists outlive sequences."""
 
     def begin_layer(self, layer: int) -> None:
-        """Layers do not matter."""
+        """Does nothing: layers do not matter."""
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
-        """To the recent end of T2."""
+        """Move the expert to the recent end of T2."""
         self._t1.pop(expert, None)
         self._t2.pop(expert, None)
         self._t2[expert] = None
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """Into T2 where a ghost remembers it, else into T1; drops ghosts beyond the capacity."""
+        """Insert into T2 if a ghost remembers the expert, else into T1; drops ghosts beyond the
+        capacity."""
         if expert in self._b1 or expert in self._b2:
             self._adapt(expert)
             self._b1.pop(expert, None)
@@ -74,7 +76,7 @@ class ArcEviction:
         """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
-        """Becomes a ghost of the list that it leaves."""
+        """Move the expert to the ghost list of the list that it leaves."""
         if expert in self._t1:
             del self._t1[expert]
             self._b1[expert] = None
@@ -83,7 +85,7 @@ class ArcEviction:
             self._b2[expert] = None
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """ARC's REPLACE: the least recent candidate of the list that is over its fraction, else of
+        """ARC's REPLACE: the least recent candidate of the list that is over its target, else of
         the other."""
         self._adapt(incoming)
         first = len(self._t1)
@@ -96,7 +98,7 @@ class ArcEviction:
         raise AssertionError("a candidate is not resident")
 
     def _adapt(self, incoming: ExpertId) -> None:
-        """Move p for a ghost that returns, once."""
+        """Adapt p to a returning ghost, once."""
         if self._adapted == incoming:
             return
         b1, b2 = len(self._b1), len(self._b2)

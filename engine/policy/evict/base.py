@@ -13,34 +13,34 @@ from engine.types import ExpertId
 
 
 class Eviction(Protocol):
-    """Decides the victim among the evictable residents of one pool."""
+    """Selects the victim among the evictable residents of one pool."""
 
     keeps: bool
-    """False: nothing outlives the layer pass that demanded it."""
+    """False: no resident outlives the layer pass that demanded it."""
 
     expects: bool
-    """Whether predictors' scores matter; False: expect() is never called."""
+    """Whether predictors' scores are used; False: expect() is never called."""
 
     def begin_sequences(self) -> None:
-        """New sequences begin."""
+        """Called when new sequences begin."""
 
     def begin_layer(self, layer: int) -> None:
-        """The pass of this layer begins (of any layer that shares the pool)."""
+        """Called when the pass of this layer begins (any layer that shares the pool)."""
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
-        """A resident was demanded or predicted again (a prefetch counts as a use).
+        """Called when a resident is demanded or predicted again (a prefetch counts as a use).
 
-        high: it is wanted at the high precision."""
+        high: it is wanted at the high precision.
+        """
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """The expert was given a slot."""
+        """Called when the expert was given a slot."""
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """A predictor gave this resident a score in [0, 1]."""
+        """Called with a predictor's score in [0, 1] for this resident."""
 
     def forget(self, expert: ExpertId) -> None:
-        """The expert left its slot (it may come back)."""
+        """Called when the expert left its slot (it may come back)."""
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """One of `candidates` (never empty, all resident and unpinned) to make room for
-        `incoming`."""
+        """One of `candidates` (never empty, all resident and unpinned) to evict for `incoming`."""

@@ -1,4 +1,4 @@
-"""Belady's rule: the farthest next use leaves. A bound, for runs whose routing was recorded."""
+"""Belady's rule: evict the farthest next use. An upper bound, for runs with recorded routing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from engine.types import ExpertId
 
 
 class BeladyEviction(LruEviction):
-    """Evicts the expert whose next demand lies farthest ahead (Belady, 1966; ScratchPipe, arXiv
-    2205.04702, does so where the next accesses are known). Where no future is known: LRU."""
+    """Evicts the expert whose next demand is farthest ahead (Belady, 1966; ScratchPipe, arXiv
+    2205.04702, does so if the next accesses are known). If no future is known: LRU."""
 
     def __init__(self, future: Future) -> None:
         super().__init__()
         self._future = future
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """The candidate with the farthest next demand; among equals the least recent."""
+        """The candidate with the farthest next demand; ties go to the least recent."""
         if not self._future.known:
             return super().victim(candidates, incoming)
         next_use, last_use = self._future.next_use, self._last_use

@@ -1,4 +1,4 @@
-"""Least frequently used, with counts that fade."""
+"""Least frequently used, with decaying counts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from engine.types import ExpertId
 class LfuEviction:
     """Evicts the expert with the smallest decayed number of uses.
 
-    decay: what a count keeps from one pass of its layer to the next; 1 never forgets. Counts
-    outlive the stay in a slot (an expert that returns is not new) and sequences.
+    decay: the fraction of a count that remains from one pass of its layer to the next; 1 never
+    forgets. Counts are kept after an expert leaves its slot (an expert that returns is not new) and
+    across sequences.
 
-    Lazy: the logarithm of a count falls by the same amount a pass for all experts of a layer, so a
-    use stores the logarithm as of pass 0 and nothing is touched in between.
+    Lazy: the logarithm of a count falls by the same amount per pass for all experts of a layer, so
+    a use stores the logarithm as of pass 0 and no update is needed in between.
     """
 
     keeps = True
@@ -29,30 +30,30 @@ class LfuEviction:
         self._keys: dict[ExpertId, float] = {}
 
     def begin_sequences(self) -> None:
-        """Frequency outlives sequences."""
+        """Does nothing: counts outlive sequences."""
 
     def begin_layer(self, layer: int) -> None:
-        """One pass of this layer."""
+        """Count one pass of this layer."""
         self._passes[layer] = self._passes.get(layer, 0) + 1
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
-        """One more."""
+        """Add one to the decayed count."""
         age = self._passes.get(expert.layer, 0) * self._fall
         count = math.exp(self._keys.get(expert, -math.inf) - age) + 1.0
         self._keys[expert] = math.log(count) + age
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """Counts as a use."""
+        """Count the insertion as a use."""
         self.use(expert)
 
     def expect(self, expert: ExpertId, score: float) -> None:
         """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
-        """Its count stays."""
+        """Does nothing: the count is kept."""
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """The candidate with the smallest count now; among equals the first."""
+        """The candidate with the smallest current count; ties go to the first."""
         if len(self._passes) <= 1:
             return min(candidates, key=self._keys.__getitem__)
         age = {layer: passes * self._fall for layer, passes in self._passes.items()}

@@ -9,7 +9,7 @@ from engine.types import ExpertId
 
 
 class LruEviction:
-    """Evicts the expert whose last use lies furthest back."""
+    """Evicts the expert whose last use is the oldest."""
 
     keeps = True
     expects = False
@@ -19,10 +19,10 @@ class LruEviction:
         self._last_use: dict[ExpertId, int] = {}
 
     def begin_sequences(self) -> None:
-        """Recency outlives sequences."""
+        """Does nothing: recency outlives sequences."""
 
     def begin_layer(self, layer: int) -> None:
-        """Layers do not matter."""
+        """Does nothing: layers do not matter."""
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
         """Stamp the expert with the next tick."""
@@ -30,7 +30,7 @@ class LruEviction:
         self._last_use[expert] = self._clock
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """Counts as a use."""
+        """Count the insertion as a use."""
         self._clock += 1
         self._last_use[expert] = self._clock
 

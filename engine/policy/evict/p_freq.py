@@ -1,4 +1,4 @@
-"""Probability times frequency."""
+"""Evicts by the product of predicted probability and frequency."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FLOOR = 0.01
 class ProbabilityFrequencyEviction:
     """Evicts the smallest p * freq, that is the largest 1 / (p * freq) (fMoE, arXiv 2502.05370).
 
-    p: the score that a predictor last gave the resident, at least FLOOR, which also stands where
-    none was given; freq: uses so far, kept after the expert left.
+    p: the last predictor score of the resident, at least FLOOR, which is also used if there is
+    none; freq: number of uses, kept after the expert left.
     """
 
     keeps = True
@@ -27,31 +27,31 @@ class ProbabilityFrequencyEviction:
         self._values: dict[ExpertId, float] = {}
 
     def begin_sequences(self) -> None:
-        """Frequency outlives sequences."""
+        """Does nothing: frequency outlives sequences."""
 
     def begin_layer(self, layer: int) -> None:
-        """Layers do not matter."""
+        """Does nothing: layers do not matter."""
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
-        """One more."""
+        """Add one use."""
         self._uses[expert] += 1
         self._values[expert] = self._uses[expert] * self._expected.get(expert, FLOOR)
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """Counts as a use."""
+        """Count the insertion as a use."""
         self.use(expert)
 
     def expect(self, expert: ExpertId, score: float) -> None:
-        """Remember the score."""
+        """Store the score."""
         self._expected[expert] = max(score, FLOOR)
         self._values[expert] = self._uses[expert] * self._expected[expert]
 
     def forget(self, expert: ExpertId) -> None:
-        """Its score goes, its frequency stays."""
+        """Drop the score; the frequency is kept."""
         self._expected.pop(expert, None)
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """The candidate with the smallest product; among equals the first."""
+        """The candidate with the smallest product; ties go to the first."""
         return min(candidates, key=self._values.__getitem__)
 
 

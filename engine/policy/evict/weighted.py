@@ -12,7 +12,7 @@ from engine.types import ExpertId
 
 
 class Weights(NamedTuple):
-    """How much each term counts; they sum to 1."""
+    """The weight of each term; they sum to 1."""
 
     recency: float = 0.25
     frequency: float = 0.25
@@ -21,7 +21,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(options: Options) -> Weights:
-    """`cache.options.weights`, four numbers that sum to 1. Raises ConfigError."""
+    """Read `cache.options.weights`, four numbers that sum to 1. Raises ConfigError."""
     given = options.get("weights", Weights())
     if isinstance(given, str):
         given = given.split(",")
@@ -43,12 +43,12 @@ def _explain(given: object) -> str:
 
 
 class WeightedEviction:
-    """Evicts the smallest w1 R/T + w2 F/T + w3 H/T + w4 (1 - ((l_t - l_i + L) % L)/L), HOBBIT's
-    priority (arXiv 2411.01433).
+    """Evicts by HOBBIT's priority (arXiv 2411.01433).
 
-    T: passes of the present sequences; R: pass of the last use; F: uses; H: uses at the high
-    precision; l_t: the expert's layer, l_i the present one, so that the layer that comes next is
-    kept and the one that has just passed goes first. Records start anew with each sequence.
+    It evicts the smallest w1 R/T + w2 F/T + w3 H/T + w4 (1 - ((l_t - l_i + L) % L)/L). T: passes of
+    the present sequences; R: pass of the last use; F: uses; H: uses at the high precision; l_t: the
+    expert's layer, l_i the present one, so that the layer that comes next is kept and the one that
+    has just passed is evicted first. Records are reset with each sequence.
     """
 
     keeps = True
@@ -63,21 +63,21 @@ class WeightedEviction:
         self.begin_sequences()
 
     def begin_sequences(self) -> None:
-        """All records start anew."""
+        """Reset all records."""
         self._counted.clear()
         self._scores.clear()
         self._passes = 0
         self._layer = self._layers - 1
 
     def begin_layer(self, layer: int) -> None:
-        """A layer that does not lie behind the former one begins a new pass."""
+        """Count a new pass if this layer does not follow the previous one."""
         if layer <= self._layer:
             self._passes += 1
         self._layer = layer
         self._seen_layers.add(layer)
 
     def use(self, expert: ExpertId, *, high: bool = True) -> None:
-        """One more, now."""
+        """Add one use in the present pass."""
         weights = self._weights
         counted = self._counted.get(expert, 0.0) + weights.frequency
         if high:
@@ -86,19 +86,19 @@ class WeightedEviction:
         self._scores[expert] = counted + weights.recency * self._passes
 
     def insert(self, expert: ExpertId, *, high: bool = True) -> None:
-        """Counts as a use."""
+        """Count the insertion as a use."""
         self.use(expert, high=high)
 
     def expect(self, expert: ExpertId, score: float) -> None:
         """Never called."""
 
     def forget(self, expert: ExpertId) -> None:
-        """Its record stays until the sequence ends."""
+        """Does nothing: the record is kept until the sequence ends."""
 
     def victim(self, candidates: Collection[ExpertId], incoming: ExpertId) -> ExpertId:
-        """The candidate with the smallest weighted sum; among equals the first."""
+        """The candidate with the smallest weighted sum; ties go to the first."""
         scores = self._scores
-        if len(self._seen_layers) <= 1:  # all at one distance
+        if len(self._seen_layers) <= 1:  # all at the same distance
             return min(candidates, key=lambda expert: scores.get(expert, 0.0))
         layers, present = self._layers, self._layer
         scale = self._weights.layer_distance * max(1, self._passes)  # all terms times T

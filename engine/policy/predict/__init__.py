@@ -1,1 +1,1 @@
-"""Which experts will be needed next; must not know what is resident."""
+"""Predicts which experts will be needed next; must not know what is resident."""

@@ -1,4 +1,4 @@
-"""Predict by past sequences that used the experts alike.
+"""Predicts from past sequences with similar expert use.
 
 Letters: L layers, E experts, C stored sequences.
 """
@@ -21,16 +21,17 @@ _Array = NDArray[np.float32]
 
 
 class ActivationPathPredictor(NoPredictor):
-    """MoE-Infinity: how often each sequence (micro-batch) used every expert, [L, E]; the stored
-    sequence with the largest cosine, averaged over the layers seen so far, foretells later layers.
+    """Matches sequences by their expert use (MoE-Infinity).
 
-    The k + extra most probable experts of each layer within `depth` are predicted
-    (`prefetch.options.all_later: true`: of all later layers), scored by their fraction of the
-    matched row times 1 - (l - present)/(L + 1), averaged over the micro-batches. As a pass begins,
-    the first layers follow from the passes before. A sequence is stored when it ends; beyond
-    `prefetch.options.capacity` it takes the place of the one that is most like it.
+    Each sequence (micro-batch) counts its use of every expert, [L, E]; the stored sequence with the
+    largest cosine, averaged over the layers seen so far, predicts later layers. The k + extra most
+    probable experts of each layer within `depth` are predicted (`prefetch.options.all_later: true`:
+    of all later layers), scored by their fraction of the matched row times 1 - (l - present)/(L +
+    1), averaged over the micro-batches. When a pass begins, the first layers are predicted from the
+    passes before. A sequence is stored when it ends; beyond `prefetch.options.capacity` it replaces
+    the most similar one.
 
-    A layer's cosine changes only when that layer is routed: one [C, E] x [E] product an event.
+    A layer's cosine changes only when that layer is routed: one [C, E] x [E] product per event.
     """
 
     def __init__(self, context: PolicyContext) -> None:
@@ -49,17 +50,17 @@ class ActivationPathPredictor(NoPredictor):
 
     @property
     def stored(self) -> int:
-        """Sequences in the collection."""
+        """Number of stored sequences."""
         return self._size
 
     def begin_sequences(self) -> None:
-        """The former sequences have ended: store them."""
+        """Store the sequences that have ended."""
         for sequence in self._sequences.values():
             self._store(sequence.counts)
         self._sequences = {}
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """The first layers, once there was a pass."""
+        """Predict the first layers, after at least one pass."""
         for sequence in self._sequences.values():
             sequence.add_up()
         return self._predict(-1)
@@ -78,7 +79,7 @@ class ActivationPathPredictor(NoPredictor):
             row += np.bincount(flat, minlength=self._experts)
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
-        """Match again with what this layer chose, and predict the layers behind it."""
+        """Match again with this layer's choice, and predict the layers after it."""
         if self._size and self._depth:
             stored = self._rows[layer, : self._size]
             for sequence in self._sequences.values():
@@ -115,8 +116,8 @@ class ActivationPathPredictor(NoPredictor):
 
 
 class _Sequence:
-    """counts: [L, E]; likeness: sum over the layers seen of the cosine with each stored sequence,
-    [C]."""
+    """counts: [L, E]; likeness: sum over the layers seen of the cosine with each stored
+    sequence, [C]."""
 
     def __init__(self, layers: int, experts: int, stored: int) -> None:
         self.counts: _Array = np.zeros((layers, experts), np.float32)
@@ -124,7 +125,7 @@ class _Sequence:
         self._cosines: _Array = np.zeros((layers, stored), np.float32)
 
     def add_up(self) -> None:
-        """Sum the layers afresh, so that rounding does not grow with the length of a sequence."""
+        """Sum the layers again, so that rounding does not grow with the length of a sequence."""
         self.likeness = self._cosines.sum(0)
 
     def observe(self, layer: int, stored: _Array) -> None:

@@ -1,4 +1,4 @@
-"""Predict what usually follows the experts of the present layer.
+"""Predicts the experts that usually follow those of the present layer.
 
 Letters: L layers, E experts, P distinct experts of the present layer, K chosen, T tokens.
 """
@@ -22,12 +22,13 @@ _Rows = Sequence[Sequence[int]]
 
 
 class CorrelationPredictor(NoPredictor):
-    """Klotski (arXiv 2502.06888): a table counts[layer][previous][current] of path length 1.
+    """Counts expert pairs of neighbouring layers (Klotski, arXiv 2502.06888).
 
-    Every expert of the present layer votes, with its number of tokens over all micro-batches, for
-    its top-k successors in the next layer; the k + extra experts with most votes are predicted.
-    Layer 0 by popularity as a pass begins; depth beyond 1 by letting predicted experts vote, with
-    their votes for tokens. Scores are fractions of the votes cast. Learns after each pass.
+    A table counts[layer][previous][current] of path length 1. Every expert of the present layer
+    votes, with its number of tokens over all micro-batches, for its top-k successors in the next
+    layer; the k + extra experts with most votes are predicted. Layer 0 is predicted by popularity
+    when a pass begins; for depth beyond 1 predicted experts vote, with their votes as tokens.
+    Scores are fractions of the votes cast. Learns after each pass.
 
     The table holds counts * E - index, so that no two entries of a row are equal and the lower
     index wins a tie.
@@ -49,7 +50,7 @@ class CorrelationPredictor(NoPredictor):
             learn(self, context.history, context.layers, context.experts)
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """Layer 0 by popularity."""
+        """Predict layer 0 by popularity."""
         self._seen = {}
         if not self._depth or not self._first_tokens:
             return ()
@@ -59,7 +60,7 @@ class CorrelationPredictor(NoPredictor):
         return (Prediction(0, experts, tuple(first[e] / self._first_tokens for e in experts)),)
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Add up the tokens of the layer; remember what to learn."""
+        """Count the tokens of the layer; keep the routing for learning."""
         if layer != self._layer:
             self._layer = layer
             self._tokens = Counter()
@@ -67,7 +68,7 @@ class CorrelationPredictor(NoPredictor):
         self._seen.setdefault(micro_batch, []).append(routing.experts)
 
     def layer_routed(self, layer: int) -> Iterator[Prediction]:
-        """The successors of what was chosen, and theirs."""
+        """Predict the successors of the chosen experts, layer by layer."""
         votes: Mapping[int, float] = self._tokens
         for target in range(layer + 1, min(layer + self._depth + 1, self._layers)):
             prediction = self._follow(target, votes)
@@ -108,7 +109,7 @@ class CorrelationPredictor(NoPredictor):
 
 
 def pad(layers: Sequence[_Rows]) -> NDArray[np.int64]:
-    """[L, T, K] of lists, with -1 where a router chose fewer than the others."""
+    """Convert nested lists to [L, T, K], with -1 if a router chose fewer than the others."""
     width = max((len(row) for rows in layers for row in rows), default=0)
     if all(len(row) == width for rows in layers for row in rows):
         return np.array(layers, dtype=np.int64).reshape(len(layers), -1, width)

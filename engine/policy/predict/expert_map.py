@@ -1,4 +1,4 @@
-"""Predict by past tokens whose gates looked alike.
+"""Predicts from past tokens with similar gate probabilities.
 
 Letters: L layers, E experts, C stored maps, Q queries of a pass.
 """
@@ -20,18 +20,18 @@ from engine.policy.predict.none import NoPredictor
 
 
 class ExpertMapPredictor(NoPredictor):
-    """fMoE (arXiv 2502.05370): maps of gate probabilities [L, E] of past tokens, of which the most
-    similar foretells d = `prefetch.depth` layers ahead.
+    """Searches expert maps (fMoE, arXiv 2502.05370).
 
-    Layers below d are predicted as a pass begins, by cosine of the token's embedding; layer l + d
-    once layer l is routed, by cosine of the probabilities of layers 0..l. Experts are taken by
-    probability until their sum passes clip(1 - cosine, 0, 1), at least k + extra of them: the less
-    alike, the more. `prefetch.options.capacity` maps are kept; a new one takes the place of the one
-    with the largest w * semantic + (1 - w) * trajectory cosine, w = d / L.
+    It stores maps of gate probabilities [L, E] of past tokens; the most similar one predicts d =
+    `prefetch.depth` layers ahead. Layers below d are predicted when a pass begins, by cosine of the
+    token's embedding; layer l + d once layer l is routed, by cosine of the probabilities of layers
+    0..l. Experts are taken by probability until their sum passes clip(1 - cosine, 0, 1), at least k
+    + extra of them: the less similar, the more. `prefetch.options.capacity` maps are kept; a new
+    one replaces the one with the largest w * semantic + (1 - w) * trajectory cosine, w = d / L.
 
-    In decode every token is a query of its own; in prefill, where tokens are many, the mean over
-    the tokens of a micro-batch is one query and one map. Several queries predict the union of their
-    experts, scored by their mean probability. One layer costs one [Q, E] x [E, C] product.
+    In decode every token is its own query; in prefill, with many tokens, the mean over the tokens
+    of a micro-batch is one query and one map. Several queries predict the union of their experts,
+    scored by their mean probability. One layer costs one [Q, E] x [E, C] product.
     """
 
     needs: frozenset[Need] = frozenset({"probabilities", "embeddings"})
@@ -49,22 +49,22 @@ class ExpertMapPredictor(NoPredictor):
 
     @property
     def stored(self) -> int:
-        """Maps in the store."""
+        """Number of stored maps."""
         return self._store.size
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """The first d layers, by what the tokens mean."""
+        """Predict the first d layers from the tokens' embeddings."""
         assert start.embeddings is not None, "declared in needs"
         self._queries = _Queries(start, start.embeddings, self._layers, self._experts)
         return self._search_meaning()
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Keep the probabilities of the queries."""
+        """Store the probabilities of the queries."""
         assert routing.probabilities is not None, "declared in needs"
         self._queries.observe(layer, micro_batch, routing.probabilities)
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
-        """The layer d ahead, by the path so far."""
+        """Predict the layer d ahead from the layers so far."""
         if not self._distance or not self._store.size:
             return ()
         cosines = self._queries.advance(layer, self._store)
@@ -85,7 +85,7 @@ class ExpertMapPredictor(NoPredictor):
         before = store.size
         for query in range(queries.count):
             found = None
-            if redundancy is not None:  # what came in this pass is no candidate
+            if redundancy is not None:  # maps added in this pass are not replaced
                 found = np.full(store.size, -np.inf, np.float32)
                 found[:before] = redundancy[query]
             place = store.add(queries.embeddings[query], queries.maps[query], found)
@@ -100,7 +100,7 @@ class ExpertMapPredictor(NoPredictor):
             yield self._select(target, cosines)
 
     def _meaning(self) -> Array:
-        """Cosines of the embeddings, worked out once a pass: the store changes only at its end."""
+        """Cosines of the embeddings, computed once per pass: the store changes only at its end."""
         queries = self._queries
         if queries.meaning is None:
             queries.meaning = self._store.semantic(queries.embeddings)
@@ -123,8 +123,8 @@ class ExpertMapPredictor(NoPredictor):
 
 
 class _Queries:
-    """What a pass has shown so far: embeddings [Q, D] of unit length, maps [Q, L, E], and
-    meaning, their cosines with the stored embeddings [Q, C] where they were asked for."""
+    """State of a pass: embeddings [Q, D] of unit length, maps [Q, L, E], and meaning, their
+    cosines with the stored embeddings [Q, C] if computed."""
 
     def __init__(self, start: PassStart, embeddings: Floats, layers: int, experts: int) -> None:
         self._alone = start.phase == "decode"
@@ -145,12 +145,12 @@ class _Queries:
 
     @classmethod
     def empty(cls, layers: int, experts: int) -> _Queries:
-        """Before the first pass."""
+        """The state before the first pass."""
         nothing = np.zeros((0, 1), np.float32)
         return cls(PassStart("decode", ()), nothing, layers, experts)
 
     def observe(self, layer: int, micro_batch: int, probabilities: Floats) -> None:
-        """Probabilities [T, E] of one micro-batch."""
+        """Store the probabilities [T, E] of one micro-batch."""
         rows = slice(self._first[micro_batch], self._first[micro_batch + 1])
         if self._alone:
             self.maps[rows, layer] = probabilities

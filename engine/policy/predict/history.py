@@ -1,4 +1,4 @@
-"""Statistics start from a recorded trace: replay it through a predictor."""
+"""Initializes a predictor's statistics by replaying a recorded trace through it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from engine.trace.trace import Trace
 
 
 def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None:
-    """Notify the predictor the passes of the trace and drop what it predicts; layers, experts: of
-    the model. Raises ConfigError where the trace is of another model or lacks what is needed."""
+    """Replay the passes of the trace through the predictor and discard its predictions.
+
+    layers, experts: of the model. Raises ConfigError if the trace is of another model or lacks what
+    is needed.
+    """
     check_history(trace, layers, experts)
     for need, found in (("probabilities", trace.probabilities), ("embeddings", trace.embeddings)):
         if need in predictor.needs and found is None:
@@ -28,8 +31,8 @@ def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None
 
 
 def check_history(trace: Trace, layers: int, experts: int) -> None:
-    """Raise ConfigError where the trace cannot be one of a model of so many MoE layers and experts
-    a layer."""
+    """Raise ConfigError if the trace cannot belong to a model with this many MoE layers and
+    experts per layer."""
     highest = int(trace.experts.max(initial=-1))
     if trace.layers != layers or highest >= experts:
         raise ConfigError(

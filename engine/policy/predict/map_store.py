@@ -17,7 +17,7 @@ _TINY = 1e-12
 class MapStore:
     """At most `capacity` maps of gate probabilities [L, E], each with an embedding of unit length.
 
-    Maps lie layer by layer, so that what one layer adds to the dot products is one product.
+    Maps are stored layer by layer, so that one layer's part of the dot products is one product.
     """
 
     def __init__(self, capacity: int, layers: int, experts: int) -> None:
@@ -49,8 +49,8 @@ class MapStore:
         return np.asarray(self._maps[layer, place])
 
     def add(self, embedding: Array, found: Array, redundancy: Array | None) -> int:
-        """Store a map [L, E]; when full, in the place of the one with the largest redundancy [C].
-        Returns its place."""
+        """Store a map [L, E]; when full, replace the one with the largest redundancy [C].
+        Returns its index."""
         if self._embeddings is None:
             self._embeddings = np.zeros((self.capacity, len(embedding)), np.float32)
         if self.size < self.capacity:
@@ -67,7 +67,7 @@ class MapStore:
 
 
 def unit(rows: Floats) -> Array:
-    """Rows of length 1."""
+    """Normalize rows to length 1."""
     values = rows.astype(np.float32, copy=False)
     norms = np.sqrt((values * values).sum(1, keepdims=True))
     return np.asarray(values / np.maximum(norms, _TINY))

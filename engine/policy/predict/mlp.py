@@ -1,4 +1,4 @@
-"""Predict by a small trained network a layer, computed on the host.
+"""Predicts with a small trained network per layer, computed on the host.
 
 Letters: T tokens, D hidden, H width of the network, E experts.
 """
@@ -31,7 +31,7 @@ class _Network(NamedTuple):
     b2: _Array  # [E]
 
     def scores(self, gate_input: Floats) -> _Array:
-        """[T, D] -> [T, E]."""
+        """Scores [T, E] of a gate input [T, D]."""
         inner = gate_input.astype(np.float32, copy=False) @ self.w1  # [T, H]
         inner += self.b1
         np.maximum(inner, 0.0, out=inner)
@@ -39,14 +39,17 @@ class _Network(NamedTuple):
 
 
 class MlpPredictor(NoPredictor):
-    """ProMoE (arXiv 2410.22134): two linear layers with a ReLU between them turn the gate input of
-    a layer into the scores of the layer `prefetch.options.stride` (1 or 2) behind it; the
-    top-(k + extra) of each token, the most often chosen first; scores are fractions of tokens.
+    """Predicts with a trained MLP per layer (ProMoE, arXiv 2410.22134).
 
-    Stride 2 computes beside the engine: the product begins at a layer's gate and is collected at
-    the next one, so that the decision stays on the logical clock. `prefetch.depth` only switches
-    it on. Learned arrays: `mlp.<layer>.w1` [D, H], `.b1`, `.w2` [H, E], `.b2` of the layer that is
-    read, and `mlp.stride`. Raises ConfigError where they are missing or of another stride.
+    Two linear layers with a ReLU between them map the gate input of a layer to the scores of the
+    layer `prefetch.options.stride` (1 or 2) after it; the top-(k + extra) of each token, the most
+    often chosen first; scores are fractions of tokens.
+
+    Stride 2 computes in parallel with the engine: the product starts at a layer's gate and is
+    collected at the next one, so that the decision stays on the logical clock. `prefetch.depth`
+    only enables it. Learned arrays: `mlp.<layer>.w1` [D, H], `.b1`, `.w2` [H, E], `.b2` of the
+    layer that is read, and `mlp.stride`. Raises ConfigError if they are missing or of another
+    stride.
     """
 
     needs: frozenset[Need] = frozenset({"gate_input"})
@@ -61,12 +64,13 @@ class MlpPredictor(NoPredictor):
         self._pending: dict[int, tuple[int, Pending[Prediction]]] = {}
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """Nothing is under way."""
+        """Drop pending products."""
         self._pending = {}
         return ()
 
     def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> Iterable[Prediction]:
-        """Stride 1: the next layer. Stride 2: collect what the former layer began, begin anew."""
+        """Stride 1: predict the next layer. Stride 2: collect the previous layer's product,
+        start a new one."""
         if not self._active:
             return ()
         if self._stride == 1:
@@ -88,7 +92,7 @@ class MlpPredictor(NoPredictor):
 
 
 def _read(context: PolicyContext, stride: int) -> list[_Network]:
-    """The networks of all layers that have a target."""
+    """The networks of all layers that have a target layer."""
     learned = context.learned
     trained = int(learned["mlp.stride"].item()) if "mlp.stride" in learned else None
     try:

@@ -1,4 +1,4 @@
-"""Predict by applying later routers to the present gate input.
+"""Predicts by gate look-ahead: later routers on the present gate input.
 
 Residual streams change slowly, so the router of layer l+d applied to the gate input of layer l
 picks much of what it will pick (Fate, arXiv 2502.12224; HOBBIT, 2411.01433, stacks several).
@@ -17,10 +17,10 @@ from engine.policy.predict.none import NoPredictor
 
 
 class NextGatePredictor(NoPredictor):
-    """Union over tokens of the top-(k + extra) experts of each of the next `depth` layers, the
-    most often chosen first; scores are fractions of tokens.
+    """Union over tokens of the top-(k + extra) experts of each of the next `depth` layers.
 
-    layers: MoE layers of the model; experts_per_token: k.
+    The most often chosen come first; scores are fractions of tokens. layers: MoE layers of the
+    model; experts_per_token: k.
     """
 
     needs: frozenset[Need] = frozenset({"top_experts"})
@@ -38,13 +38,13 @@ class NextGatePredictor(NoPredictor):
 
 
 def rank_by_count(layer: int, choices: Sequence[Sequence[int]]) -> Prediction:
-    """Experts by how many tokens chose them; ties by better rank, then by index."""
+    """Experts by number of tokens that chose them; ties by better rank, then by index."""
     if len(choices) == 1:
         return Prediction(layer, tuple(choices[0]), (1.0,) * len(choices[0]))
     counts = Counter(chain.from_iterable(choices))
     best_rank: dict[int, int] = {}
     columns = list(zip_longest(*choices, fillvalue=-1))
-    for rank in reversed(range(len(columns))):  # the best one is written last
+    for rank in reversed(range(len(columns))):  # so that the best rank is written last
         best_rank.update(dict.fromkeys(columns[rank], rank))
     experts = tuple(sorted(counts, key=lambda e: (-counts[e], best_rank[e], e)))
     return Prediction(layer, experts, tuple(counts[e] / len(choices) for e in experts))

@@ -15,7 +15,7 @@ class NoPredictor:
     needs: frozenset[Need] = frozenset()
 
     def begin_sequences(self) -> None:
-        """Keeps nothing."""
+        """Does nothing: there is no state."""
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
         """Always empty."""
@@ -26,14 +26,14 @@ class NoPredictor:
         return ()
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Nothing to learn."""
+        """Does nothing: there is nothing to learn."""
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
         """Always empty."""
         return ()
 
     def end_pass(self) -> None:
-        """Keeps nothing."""
+        """Does nothing: there is no state."""
 
 
 def build(context: PolicyContext) -> NoPredictor:

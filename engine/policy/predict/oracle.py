@@ -1,4 +1,4 @@
-"""Predict exactly, from a recorded trace of the very run: the bound of every predictor."""
+"""Predicts exactly, from a recorded trace of the very run: the upper bound of every predictor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engine.policy.predict.none import NoPredictor
 
 
 class OraclePredictor(NoPredictor):
-    """The demands of the next `depth` layer passes, across the border of passes. Where no future is
-    known it predicts nothing."""
+    """Predicts the demands of the next `depth` layer passes, across pass boundaries; nothing if
+    no future is known."""
 
     def __init__(self, future: Future, depth: int) -> None:
         self._future = future
@@ -21,11 +21,11 @@ class OraclePredictor(NoPredictor):
         self._first = min(depth, future.layers)
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """The first layers of this pass."""
+        """Predict the first layers of this pass."""
         return self._predict(self._first)
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
-        """The layer passes that follow."""
+        """Predict the following layer passes."""
         return self._predict(self._depth)
 
     def _predict(self, steps: int) -> Iterator[Prediction]:

@@ -1,4 +1,4 @@
-"""Predict what a layer chooses most."""
+"""Predicts the experts that a layer chooses most."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _TOO_LARGE = 1e100
 
 
 class PopularityPredictor(NoPredictor):
-    """The most chosen k + extra experts of each of the next `depth` layers; scores are fractions of
-    tokens.
+    """The most chosen k + extra experts of each of the next `depth` layers.
 
-    Exponentially weighted counts of constant size, corrected by every pass (inspired by RDE, arXiv
-    2205.03761): `prefetch.options.decay` is what a token keeps of its weight from one pass to the
-    next; 1 counts everything alike. The weight of new tokens grows instead of the old counts
-    fading, so that a pass touches only what it chose.
+    Scores are fractions of tokens. Exponentially weighted counts of constant size, updated by every
+    pass (inspired by RDE, arXiv 2205.03761): `prefetch.options.decay` is the fraction of a token's
+    weight that remains from one pass to the next; 1 weighs all tokens equally. The weight of new
+    tokens grows instead of the old counts decaying, so that a pass updates only what it chose.
     """
 
     def __init__(self, context: PolicyContext) -> None:
@@ -39,11 +38,11 @@ class PopularityPredictor(NoPredictor):
             learn(self, context.history, context.layers, context.experts)
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """The first layers."""
+        """Predict the first layers."""
         return self._predict(range(min(self._depth, self._layers)))
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Count."""
+        """Count the chosen experts."""
         weight, counts = self._weight, self._counts[layer]
         self._tokens[layer] += weight * len(routing.experts)
         if len(routing.experts) == 1:
@@ -54,11 +53,11 @@ class PopularityPredictor(NoPredictor):
             counts[expert] += weight * tokens
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
-        """The next layers of this pass."""
+        """Predict the next layers of this pass."""
         return self._predict(range(layer + 1, min(layer + self._depth + 1, self._layers)))
 
     def end_pass(self) -> None:
-        """The past weighs less."""
+        """Reduce the relative weight of past tokens."""
         self._weight /= self._decay
         if self._weight > _TOO_LARGE:
             scale = 1.0 / self._weight

@@ -1,4 +1,4 @@
-"""Predict by gates that were trained to choose the next layer's experts."""
+"""Predicts with gates that were trained to choose the next layer's experts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PregatePredictor(NoPredictor):
 
     `pregate.<layer>` of the learned arrays, [E, D], is applied to the gate input of <layer>; the
     top-(k + extra) of each token, the most often chosen first; scores are fractions of tokens.
-    Stock checkpoints have none: tune train pregates trains them on a trace. Where one is missing,
-    next_gate with the same depth takes over, and `fallback` says so.
+    Stock checkpoints have none: tune train pregates trains them on a trace. If one is missing,
+    next_gate with the same depth is used, and `fallback` says so.
     """
 
     def __init__(self, context: PolicyContext) -> None:
@@ -47,7 +47,7 @@ class PregatePredictor(NoPredictor):
         self.needs: frozenset[Need] = frozenset({"top_experts" if missing else "gate_input"})
 
     def gate_entered(self, layer: int, micro_batch: int, view: GateView) -> Iterable[Prediction]:
-        """The next layer."""
+        """Predict the next layer."""
         if self.fallback is not None:
             return self._stand_in.gate_entered(layer, micro_batch, view)
         return self._predict(layer, view)

@@ -1,4 +1,4 @@
-"""Predict that a layer will choose what it chose for the last token."""
+"""Predicts that a layer chooses the same experts as for the last token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from engine.types import Phase
 
 
 class RepeatLastPredictor(NoPredictor):
-    """For each of the next `depth` layers the experts of its last pass: of the last token of every
-    micro-batch in prefill, of every token in decode, where each belongs to a sequence of its own.
-    Behind the last layer the first ones of the next pass follow. Scores are fractions of those
-    tokens.
+    """For each of the next `depth` layers, the experts of its last pass.
+
+    In prefill those of the last token of every micro-batch; in decode those of every token, each of
+    which belongs to its own sequence. After the last layer the first ones of the next pass follow.
+    Scores are fractions of those tokens.
     """
 
     def __init__(self, layers: int, depth: int) -> None:
@@ -27,21 +28,21 @@ class RepeatLastPredictor(NoPredictor):
         self._last: list[Prediction | None] = [None] * layers
 
     def begin_sequences(self) -> None:
-        """Another text has other last tokens."""
+        """Forget the last tokens: a new text has others."""
         self._last = [None] * self._layers
 
     def begin_pass(self, start: PassStart) -> Iterable[Prediction]:
-        """The former pass ended with predictions for the first layers of this one."""
+        """Predict nothing: the previous pass already predicted the first layers of this one."""
         self._phase = start.phase
         return ()
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        """Keep the last tokens' experts."""
+        """Store the last tokens' experts."""
         rows = routing.experts if self._phase == "decode" else routing.experts[-1:]
         self._rows.extend(list(row) for row in rows)
 
     def layer_routed(self, layer: int) -> Iterable[Prediction]:
-        """What the next layers chose last."""
+        """Predict what the next layers chose last."""
         self._last[layer] = rank_by_count(layer, self._rows) if self._rows else None
         self._rows = []
         ahead = ((layer + step) % self._layers for step in range(1, self._depth + 1))

@@ -1,1 +1,1 @@
-"""Requests as sequences of a running batch, and caches; must not know HTTP."""
+"""Runs requests as sequences of a batch, with caches; must not know HTTP."""

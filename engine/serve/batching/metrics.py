@@ -1,6 +1,6 @@
-"""What a server counts: totals for telemetry, histograms and requests for Prometheus.
+"""Counters of a server: totals for telemetry, histograms and requests for Prometheus.
 
-The engine's thread writes totals, any thread reads them. Nothing here holds text or token ids.
+The engine's thread writes totals, any thread reads them. Text and token ids are never stored here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 @dataclass
 class Totals:
-    """Sums since the server began. cached_tokens: of prompt_tokens, those whose keys and values
-    were there; *_s: seconds; stall_s: of decode_s, waiting for records; decode_tokens: of all
-    decode steps; ttft_*, tpot_*: over the sequences that have one; answers_*: looked up where
-    serve.response_cache_entries is set, and found or not. What is found counts into nothing
-    else."""
+    """Sums since the server started.
+
+    cached_tokens: the part of prompt_tokens whose prefill was reused; *_s: seconds; stall_s: the
+    part of decode_s spent waiting for records; decode_tokens: of all decode steps; ttft_*, tpot_*:
+    over the sequences that have one; answers_*: look-ups in the response cache
+    (serve.response_cache_entries), found or not. Answers found there count in nothing else.
+    """
 
     finished: int = 0
     failed: int = 0
@@ -58,31 +60,31 @@ class Totals:
 
     @property
     def hit_rate(self) -> float | None:
-        """Of decoding; None where nothing was looked up."""
+        """Hit rate of decoding; None if there were no look-ups."""
         return _fraction(self.decode_hits, self.decode_misses)
 
     @property
     def prefill_hit_rate(self) -> float | None:
-        """Of prompts."""
+        """Hit rate of prefill; None if there were no look-ups."""
         return _fraction(self.prefill_hits, self.prefill_misses)
 
     @property
     def answer_hit_rate(self) -> float | None:
-        """Of serve.response_cache_entries; None where nothing was looked up."""
+        """Hit rate of the response cache; None if there were no look-ups."""
         return _fraction(self.answers_known, self.answers_asked)
 
     def since(self, earlier: Totals) -> Totals:
-        """What came after an earlier copy."""
+        """The difference from an earlier copy."""
         now, then = asdict(self), asdict(earlier)
         return Totals(**{name: now[name] - then[name] for name in now})
 
     def copy(self) -> Totals:
-        """As it is now."""
+        """A copy of the present values."""
         return Totals(**asdict(self))
 
 
 class RoutingWatch:
-    """Implements RoutingRecorder: counts what is chosen, keeps no token."""
+    """Implements RoutingRecorder: counts chosen experts, keeps no token."""
 
     needs: frozenset[Need] = frozenset()
 
@@ -90,13 +92,13 @@ class RoutingWatch:
         self.counts = RoutingCounts(layers, experts)
 
     def begin_sequences(self) -> None:
-        """All count alike."""
+        """Does nothing: all sequences count together."""
 
     def begin_pass(self, start: PassStart) -> None:
-        """All count alike."""
+        """Does nothing: all passes count together."""
 
     def gate_entered(self, layer: int, micro_batch: int, view: RouterView) -> None:
-        """Never told: it needs nothing of a gate."""
+        """Never called: it needs nothing of a gate."""
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
         """Count the choices of all tokens."""
@@ -104,7 +106,7 @@ class RoutingWatch:
 
 
 class Meters:
-    """Everything that is counted, and its two views. layers, experts: of the model."""
+    """All counters of a server, and their two views. layers, experts: of the model."""
 
     def __init__(self, layers: int, experts: int) -> None:
         self.totals = Totals()
@@ -128,19 +130,19 @@ class Meters:
         )
 
     def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Show totals and these two gauges to Prometheus."""
+        """Export totals and these two gauges to Prometheus."""
         self._registry.register(_TotalsCollector(self.totals, running, waiting))
 
     def exposition(self) -> bytes:
-        """Prometheus's text format."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def request(self, route: str, code: int) -> None:
-        """An HTTP request was answered."""
+        """Count an answered HTTP request."""
         self._requests.labels(route, str(code)).inc()
 
     def looked_up(self, known: bool) -> None:
-        """An answer was looked for before the engine was asked. Any thread may call."""
+        """Count a look-up in the response cache. Any thread may call."""
         with self._lock:
             if known:
                 self.totals.answers_known += 1
@@ -148,7 +150,7 @@ class Meters:
                 self.totals.answers_asked += 1
 
     def progressed(self, sequence: LiveSequence, tokens: int) -> None:
-        """A step gave a sequence so many new tokens."""
+        """Count the new tokens of a sequence in one step."""
         self.totals.output_tokens += tokens
         timing = sequence.timing
         if tokens and timing.tokens == 1 and timing.ttft_s is not None:
@@ -157,7 +159,7 @@ class Meters:
             self.totals.ttft_count += 1
 
     def ended(self, sequence: LiveSequence, end: End) -> None:
-        """A sequence has left."""
+        """Count the end of a sequence."""
         setattr(self.totals, end, getattr(self.totals, end) + 1)
         tpot_s = sequence.timing.tpot_s
         if tpot_s is not None:
@@ -167,7 +169,7 @@ class Meters:
 
     @contextmanager
     def reading(self, engine: Engine, newcomers: Sequence[LiveSequence]) -> Iterator[None]:
-        """Count a group of prompts while they are read."""
+        """Count a group of prompts during their prefill."""
         hits, misses, started = *_lookups(engine, "prefill"), time.monotonic()
         yield
         now = _lookups(engine, "prefill")
@@ -179,7 +181,7 @@ class Meters:
 
     @contextmanager
     def decoding(self, engine: Engine, tokens: int) -> Iterator[None]:
-        """Count one decode step of so many sequences."""
+        """Count one decode step of this many sequences."""
         hits, misses, started = *_lookups(engine, "decode"), time.monotonic()
         waited_s = _waited_s(engine)
         yield
@@ -192,7 +194,7 @@ class Meters:
 
 
 class _TotalsCollector(Collector):
-    """Reads the totals when Prometheus asks."""
+    """Reads the totals when Prometheus scrapes."""
 
     def __init__(
         self, totals: Totals, running: Callable[[], int], waiting: Callable[[], int]
@@ -201,7 +203,7 @@ class _TotalsCollector(Collector):
         self._running, self._waiting = running, waiting
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
+        """All totals as Prometheus metrics."""
         totals = self._totals
         ended = CounterMetricFamily(
             "expertune_sequences", "Sequences by how they ended", labels=["end"]

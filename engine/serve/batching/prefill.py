@@ -1,7 +1,6 @@
-"""Prompts through the engine: any lengths together, in chunks, equal ones once, known beginnings
-not at all.
+"""Chunked prefill with prefix reuse and deduplication.
 
-In: newcomers. Out: the logits behind each prompt, their kv_caches filled.
+In: new sequences, of any lengths. Out: the logits after each prompt, their kv_caches filled.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from engine.serve.batching.sequence import LiveSequence
 
 
 class PromptReading:
-    """Reads prompts of one engine's present configuration; make a new one with a new one."""
+    """Runs the prefill of one engine configuration; a new configuration needs a new object."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -30,8 +29,8 @@ class PromptReading:
             self._prefixes = Prefixes(engine.model.model.config, capacity)
 
     def read(self, sequences: Sequence[LiveSequence]) -> list[torch.Tensor]:
-        """Returns the logits [1, 1, V] behind each prompt. `cached` of a sequence becomes how many
-        tokens of its prompt did not have to be read."""
+        """Prefill the prompts. Returns the logits [1, 1, V] after each; sets `cached` of a
+        sequence to the number of its prompt tokens that were reused."""
         if self._prefixes is None:
             return read_prompts(self._engine, sequences)
         firsts: dict[tuple[int, ...], LiveSequence] = {}
@@ -53,8 +52,8 @@ class PromptReading:
 
 
 def read_prompts(engine: Engine, sequences: Sequence[LiveSequence]) -> list[torch.Tensor]:
-    """Put what is not cached of the prompts, of any lengths, through the engine in chunks. Returns
-    the logits [1, 1, V] behind each."""
+    """Run the uncached part of the prompts, of any lengths, through the engine in chunks.
+    Returns the logits [1, 1, V] after each."""
     engine.begin_sequences()
     prompts = [torch.tensor([one.wanted.prompt]) for one in sequences]  # [1, S]
     done = [one.cached for one in sequences]
@@ -73,5 +72,5 @@ def read_prompts(engine: Engine, sequences: Sequence[LiveSequence]) -> list[torc
 
 
 def _forked(cache: Any) -> Any:
-    """A kv_cache of its own with the same keys and values."""
+    """A separate kv_cache with the same keys and values."""
     return copy.deepcopy(cache)

@@ -1,9 +1,9 @@
-"""Beginnings that prompts share, with their keys and values, computed once.
+"""The prefix cache: keys and values of prefixes that prompts share, computed once.
 
 Inspired by Ca2-VDM (arXiv 2411.16375), which computes the keys and values of conditioning frames
-once for all that is generated behind them. A system prompt, or a conversation that grows, is read
-from where the known beginning ends. Constant in size: so many tokens of keys and values, and the
-last prompts to compare with.
+once for all frames generated after them. A system prompt, or a growing conversation, is read only
+after its cached prefix. Constant in size: a fixed number of tokens of keys and values, and the last
+prompts for comparison.
 
 Letters: H heads, S tokens, D head width.
 """
@@ -18,22 +18,25 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-LEAST_TOKENS = 16  # a shorter beginning is not worth a copy
-REMEMBERED = 64  # prompts to find common beginnings with
+LEAST_TOKENS = 16  # a shorter prefix is not worth a copy
+REMEMBERED = 64  # prompts to find common prefixes with
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the first tokens of a prompt left in each layer: keys and values [1, H, S, D]."""
+    """Keys and values of a prompt's first tokens in each layer, [1, H, S, D]."""
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class Prefixes:
-    """Keeps what at least two prompts began with. config: of transformers' model; max_model_len: of
-    all kept beginnings together. For models whose every layer keeps plain keys and values."""
+    """Caches prefixes that at least two prompts share.
+
+    config: of transformers' model; max_model_len: tokens of all cached prefixes together. For
+    models whose every layer keeps plain keys and values.
+    """
 
     def __init__(self, config: Any, max_model_len: int) -> None:
         self._config = config
@@ -43,12 +46,12 @@ class Prefixes:
 
     @property
     def tokens(self) -> int:
-        """Held now."""
+        """Number of cached tokens."""
         return sum(map(len, self._kept))
 
     def start(self, prompt: Tokens) -> tuple[Any, int]:
-        """A kv_cache that holds the longest known beginning of a prompt, and its tokens; (None, 0)
-        where none is known. At least the last token is left to read, for its logits."""
+        """A kv_cache that holds the longest cached prefix of a prompt, and its number of tokens;
+        (None, 0) if there is none. At least the last token is left to read, for its logits."""
         best, shared = None, LEAST_TOKENS - 1
         for tokens in self._kept:
             length = common_tokens(tokens, prompt[:-1])
@@ -63,7 +66,8 @@ class Prefixes:
         return cache, shared
 
     def note(self, prompt: Tokens, cache: Any) -> None:
-        """A prompt was read into this kv_cache: keep what it has in common with an earlier one."""
+        """Cache the prefix that a prompt shares with an earlier one. cache: the kv_cache after
+        the prompt."""
         shared = max((common_tokens(prompt, other) for other in self._seen), default=0)
         self._seen.append(prompt)
         shared = min(shared, self._capacity)
@@ -83,13 +87,13 @@ class Prefixes:
         )
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all prefixes and prompts."""
         self._kept.clear()
         self._seen.clear()
 
 
 def common_tokens(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common prefix of two sequences."""
     length = min(len(first), len(second))
     for place in range(length):
         if first[place] != second[place]:

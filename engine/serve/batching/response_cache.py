@@ -1,10 +1,9 @@
-"""Answers that are known before the model is asked: InstCache (arXiv 2411.13820), opt-in.
+"""The response cache: reuses stored deterministic answers (InstCache, arXiv 2411.13820), opt-in.
 
-Only what is deterministic has a key: greedy or seeded, without log probabilities. A key is the
-prompt's tokens and everything that decides what follows; the file belongs to one model and to the
-settings that change what it computes. Filled by what is served, and by
-`scripts/fill_response_cache.py` ahead. Constant in size: the answers that were used least lately go
-first.
+Only deterministic requests have a key: greedy or seeded, without log probabilities. A key is the
+prompt's tokens and everything that decides the answer; the file belongs to one model and to the
+settings that change what it computes. Filled by served answers, and ahead of time by
+`scripts/fill_response_cache.py`. Constant in size: the least recently used answers are dropped.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ _TABLE = """CREATE TABLE IF NOT EXISTS answer (
 
 
 class ResponseCache:
-    """Answers in a file. room: how many at most; clock: seconds, for what was used last.
+    """Answers in a file. capacity: maximum number; clock: seconds, for the time of last use.
 
-    Any thread may call. Raises StorageError where the file cannot be opened.
+    Any thread may call. Raises StorageError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
@@ -55,7 +54,7 @@ class ResponseCache:
             ) from None
 
     def find(self, wanted: SequenceRequest) -> StepOutput | None:
-        """The whole answer; None where it is not known, or may not be."""
+        """The whole stored answer; None if there is none, or the request is not deterministic."""
         key = key_of(wanted)
         if key is None:
             return None
@@ -71,7 +70,7 @@ class ResponseCache:
         return StepOutput(row[0], (), row[1], len(wanted.prompt), row[2])
 
     def keep(self, wanted: SequenceRequest, text: str, last: StepOutput) -> None:
-        """An answer that came to its end."""
+        """Store a finished answer."""
         key = key_of(wanted)
         if key is None or last.finish is None:
             return
@@ -87,7 +86,7 @@ class ResponseCache:
             )
 
     def recording(self, wanted: SequenceRequest, deliver: Deliver) -> Deliver:
-        """Delivers, and keeps the answer at its end."""
+        """Wrap `deliver` so that the answer is stored at its end."""
         if key_of(wanted) is None:
             return deliver
         pieces: list[str] = []
@@ -111,14 +110,15 @@ class ResponseCache:
 
 
 def response_cache_path(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> Path:
-    """Where the answers of this model under these settings lie."""
+    """The path of the answers of this model under these settings."""
     text = json.dumps(lossy_settings(config), sort_keys=True, default=str)
     digest = short_digest(text)
     return cache_folder / "answers" / f"{facts.fingerprint}-{digest}.db"
 
 
 def key_of(wanted: SequenceRequest) -> bytes | None:
-    """Equal for sequences whose answers are; None for one that is not deterministic alone."""
+    """A key that is equal for requests with equal answers; None if the request is not
+    deterministic."""
     if wanted.logprobs is not None:
         return None
     sampling = wanted.sampling

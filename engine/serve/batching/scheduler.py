@@ -1,8 +1,9 @@
-"""The one thread that touches the engine: it gathers waiting sequences and generates their tokens.
+"""The only thread that uses the engine: it batches waiting sequences and generates their tokens.
 
-At most batch.count x batch.size sequences run together, each a micro-batch of its own, because the
-sequences of one micro-batch must be equally long. Before each step finished and cancelled ones
-leave, and waiting ones take their places: their prompts are read together, then all go on together.
+At most batch.count x batch.size sequences run together, each as its own micro-batch, because the
+sequences of one micro-batch must have equal lengths. Before each step finished and cancelled
+sequences leave, and waiting ones take their places: their prompts are prefilled together, then all
+decode together.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class QueueFullError(EngineError):
-    """More wait than may wait."""
+    """The queue of waiting sequences is full."""
 
 
 class EngineLoop:
     """Runs sequences on a configured engine.
 
-    queue: how many may wait beside those that run; meters: what is counted; on_failure: called once
-    from its thread when the engine cannot go on; answers: what is known without it.
+    queue: maximum number of waiting sequences; meters: counters; on_failure: called once from its
+    thread when the engine cannot continue; answers: the response cache.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._engine.record(self._meters.routing)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the step under way; what is not done by then fails."""
+        """Stop after the current step; unfinished sequences fail."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -80,20 +81,20 @@ class EngineLoop:
 
     @property
     def waiting(self) -> int:
-        """Sequences in the queue."""
+        """Number of sequences in the queue."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Sequences being generated; one whose answer has gone out is none of them."""
+        """Number of sequences being generated, without those whose answer is complete."""
         return sum(not one.done for one in self._running)
 
     def submit(self, wanted: Sequence[tuple[SequenceRequest, Deliver]]) -> list[LiveSequence]:
-        """Queue sequences, all or none. Each one's `deliver` is called from the engine's thread; of
-        one whose answer is known at once, in this one.
+        """Queue sequences, all or none. Returns the queued ones.
 
-        Returns those that are queued. Raises QueueFullError where they do not fit, EngineError
-        once the engine has failed.
+        `deliver` of each is called from the engine's thread, or in this thread if the answer is in
+        the response cache. Raises QueueFullError if they do not fit, EngineError once the engine
+        has failed.
         """
         known, asked = self._look_up(wanted)
         with self._changed:
@@ -116,7 +117,7 @@ class EngineLoop:
     def _look_up(
         self, wanted: Sequence[tuple[SequenceRequest, Deliver]]
     ) -> tuple[list[tuple[StepOutput, Deliver]], list[tuple[SequenceRequest, Deliver]]]:
-        """What is known already, and what the engine must be asked."""
+        """Split into cached answers and requests for the engine."""
         if self._answers is None:
             return [], list(wanted)
         known, asked = [], []
@@ -130,7 +131,7 @@ class EngineLoop:
         return known, asked
 
     def cancel(self, sequences: Sequence[LiveSequence]) -> None:
-        """Nobody waits for these any more."""
+        """Cancel these sequences: their client has gone."""
         with self._changed:
             for sequence in sequences:
                 sequence.cancelled = True
@@ -151,7 +152,7 @@ class EngineLoop:
         self._fail_all(self.failure or "the server is shutting down")
 
     def _gather(self) -> bool:
-        """Wait for work and let what waits take free places. False: there is no more to come."""
+        """Wait for work and move waiting sequences to free places. False: the loop must stop."""
         with self._changed:
             self._leave()
             while not (self._waiting or self._running or self._closing or self.failure):
@@ -161,7 +162,7 @@ class EngineLoop:
             return not self._closing and self.failure is None
 
     def _leave(self) -> None:
-        """Those that are done or cancelled leave; their keys and values are freed with them."""
+        """Remove sequences that are done or cancelled; their keys and values are freed."""
         staying: list[LiveSequence] = []
         for sequence in self._running:
             if not (sequence.done or sequence.cancelled):
@@ -182,7 +183,7 @@ class EngineLoop:
         self._engine.open_elastic(max(0.0, 1 - reserved / (capacity * self.rows)))
 
     def _step(self) -> None:
-        """Read the prompts of newcomers, then decode one token of every sequence."""
+        """Prefill new sequences, then decode one token of every sequence."""
         newcomers = [one for one in self._running if one.batch.kv is None]
         if newcomers:
             with self._meters.reading(self._engine, newcomers):
@@ -205,8 +206,8 @@ class EngineLoop:
                 self._meters.ended(sequence, "finished")
 
     def _recover(self, error: Exception) -> None:
-        """What ran is lost. A step that failed leaves the engine without a configuration: make it
-        anew, or give up."""
+        """Fail the running sequences. A failed step leaves the engine without a configuration:
+        configure again, or give up."""
         reason = str(error) if isinstance(error, EngineError) else type(error).__name__
         for sequence in self._running:
             if not sequence.done:

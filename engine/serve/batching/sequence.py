@@ -1,6 +1,6 @@
-"""One sequence while it is generated: what was asked, and what each step adds to it.
+"""One sequence during generation: its request, and the output of each step.
 
-In: logits. Out: StepOutput events, handed to `deliver` in the engine's thread.
+In: logits. Out: StepOutput events, passed to `deliver` in the engine's thread.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """One sequence that a client asked for.
+    """One sequence that a client requested.
 
-    prompt: token ids, at least one; max_tokens: at most so many are generated; logprobs: how many
-    of the likeliest tokens to name beside each chosen one, None: no probabilities at all; seeded:
-    the client gave the seed, so that it may expect the same answer again.
+    prompt: token ids, at least one; max_tokens: maximum number of generated tokens; logprobs:
+    number of likeliest tokens to report beside each chosen one, None: no probabilities at all;
+    seeded: the client gave the seed, so that it may expect the same answer again.
     """
 
     prompt: tuple[int, ...]
@@ -48,7 +48,7 @@ class Likely:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token, and the likeliest ones in its place."""
+    """A chosen token, and the likeliest tokens at its position."""
 
     chosen: Likely
     top: tuple[Likely, ...]
@@ -56,9 +56,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step added. tokens: how many were generated so far; cached: how many of the prompt
-    did not have to be read; finish: why it ended, None while it goes on; error: why it failed,
-    which ends it too."""
+    """The output of one step.
+
+    tokens: number of tokens generated so far; cached: number of prompt tokens that were reused;
+    finish: why it ended, None before the end; error: why it failed, which ends it too.
+    """
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -69,7 +71,7 @@ class StepOutput:
 
     @property
     def last(self) -> bool:
-        """Whether nothing follows."""
+        """Whether this is the last output."""
         return self.finish is not None or self.error is not None
 
 
@@ -78,7 +80,7 @@ Deliver = Callable[[StepOutput], None]
 
 @dataclass
 class Timing:
-    """Clock readings in seconds: when it was asked for, its first and its newest token."""
+    """Clock readings in seconds: of the request, of the first and of the newest token."""
 
     asked_s: float = field(default_factory=time.monotonic)
     first_s: float | None = None
@@ -86,7 +88,7 @@ class Timing:
     tokens: int = 0
 
     def note_token(self) -> None:
-        """A token came."""
+        """Record the arrival of a token."""
         self.last_s = time.monotonic()
         if self.first_s is None:
             self.first_s = self.last_s
@@ -94,22 +96,22 @@ class Timing:
 
     @property
     def ttft_s(self) -> float | None:
-        """From the request to the first token."""
+        """Seconds from the request to the first token."""
         return None if self.first_s is None else self.first_s - self.asked_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time of a token after the first."""
+        """Mean seconds per token after the first."""
         if self.first_s is None or self.tokens < 2:
             return None
         return (self.last_s - self.first_s) / (self.tokens - 1)
 
 
 class LiveSequence:
-    """One row of the running group, a micro-batch of its own.
+    """One running sequence, with its own micro-batch.
 
-    cancelled: set by any thread; nobody waits for it any more. cached: tokens of the prompt whose
-    keys and values were there already.
+    cancelled: set by any thread when the client has gone. cached: number of prompt tokens whose
+    keys and values were reused.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class LiveSequence:
         self._gate: StopGate[TokenLogprob | None] = StopGate(wanted.stop)
 
     def accept(self, logits: torch.Tensor) -> None:
-        """Choose the next token from logits [1, S, V] and deliver what it adds."""
+        """Choose the next token from logits [1, S, V] and deliver its output."""
         last = logits[:, -1]  # [1, V]
         try:
             check_logits(last, self.timing.tokens + 1)
@@ -153,7 +155,7 @@ class LiveSequence:
             self.batch.tokens = torch.tensor([[token]])
 
     def fail(self, reason: str) -> None:
-        """End it with an error."""
+        """End the sequence with an error."""
         self.done = True
         self.deliver(StepOutput(tokens=self.timing.tokens, error=reason))
 
@@ -171,7 +173,7 @@ class LiveSequence:
         return StepOutput(released.text, logprobs, self.timing.tokens, self.cached, finish)
 
     def _logprob(self, row: torch.Tensor, token: int) -> TokenLogprob | None:
-        """Of logits [V], before temperature and nucleus."""
+        """Log probabilities from logits [V], before temperature and nucleus."""
         count = self.wanted.logprobs
         if count is None:
             return None

@@ -1,4 +1,4 @@
-"""Text on its way to a client, held back as long as it may be the beginning of a stop string."""
+"""Holds back text for a client while it may be the beginning of a stop string."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class Released(NamedTuple, Generic[T]):
-    """What may go out: text, and what was pushed with the pieces that begin in it. ended: a stop
-    string was met; the text ends before it."""
+    """Output of the gate: text, and the items pushed with the pieces that begin in it. ended: a
+    stop string was met; the text ends before it."""
 
     text: str
     items: tuple[T, ...]
@@ -18,15 +18,16 @@ class Released(NamedTuple, Generic[T]):
 
 
 class StopGate(Generic[T]):
-    """stop: strings none of which is empty; none of them: everything passes at once."""
+    """Finds stop strings in a stream. stop: non-empty strings; without any, all text passes at
+    once."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._held = ""
-        self._items: list[tuple[int, T]] = []  # where in the held text each began
+        self._items: list[tuple[int, T]] = []  # start position in the held text of each item
 
     def push(self, piece: str, item: T) -> Released[T]:
-        """Add a piece of text and what belongs to it."""
+        """Add a piece of text and its item."""
         self._items.append((len(self._held), item))
         self._held += piece
         places = [place for word in self._stop if (place := self._held.find(word)) >= 0]
@@ -35,13 +36,13 @@ class StopGate(Generic[T]):
         return self._release(len(self._held) - self._may_begin(), ended=False)
 
     def finish(self, rest: str = "") -> Released[T]:
-        """No more comes: the text that is left, behind it `rest`."""
+        """End the stream: release the held text, followed by `rest`."""
         self._held += rest
         places = [place for word in self._stop if (place := self._held.find(word)) >= 0]
         return self._release(min(places, default=len(self._held)), ended=bool(places))
 
     def _may_begin(self) -> int:
-        """Characters at the end of the held text that a stop string begins with."""
+        """Length of the end of the held text that may begin a stop string."""
         longest = max((len(word) for word in self._stop), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(word.startswith(self._held[-size:]) for word in self._stop):

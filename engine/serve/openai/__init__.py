@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP surface; must not know the engine's insides."""
+"""The OpenAI-compatible HTTP API; must not know the engine's insides."""

@@ -1,7 +1,7 @@
-"""Errors of the HTTP side, all in OpenAI's shape: {"error": {message, type, param, code}}.
+"""Errors of the HTTP API, all in OpenAI's shape: {"error": {message, type, param, code}}.
 
-A message never repeats what the client sent beyond the name of a field: prompts and keys stay out
-of answers and logs.
+A message never repeats what the client sent except the name of a field: prompts and keys must not
+appear in answers and logs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """A request that cannot be answered. status: HTTP's; param: the field; code: for programs."""
+    """A request that cannot be answered. status: HTTP status; param: the field; code: for
+    programs."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -33,13 +34,13 @@ class ApiError(Exception):
 def problem(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> Problem:
-    """The body's inner part, its type by the status."""
+    """The inner part of an error body; its type follows from the status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return Problem(message=message, type=kind, param=param, code=code)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error in the one shape."""
+    """Register handlers that answer every error in OpenAI's shape."""
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -70,7 +71,7 @@ def _answer(status: int, found: Problem, headers: dict[str, str] | None = None) 
 
 
 def _first_problem(error: RequestValidationError) -> Problem:
-    """The first thing that is wrong, without the value that was sent."""
+    """The first validation error, without the value that was sent."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "extra_forbidden":

@@ -1,6 +1,6 @@
-"""Pieces of generated text as OpenAI's answers: whole ones, and the chunks of a stream.
+"""Formats generated text as OpenAI answers: whole ones, and the chunks of a stream.
 
-One Format an API; both are asked in the same way, so that the routes know only this Protocol.
+There is one Format per API; the routes know only this Protocol.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engine.serve.openai.responses import (
 
 @dataclass
 class Choice:
-    """One sequence as it grew. logprobs: None where none were asked for."""
+    """One sequence, accumulated. logprobs: None if not requested."""
 
     text: str = ""
     tokens: int = 0
@@ -40,7 +40,7 @@ class Choice:
     logprobs: list[TokenLogprob] | None = None
 
     def add(self, output: StepOutput) -> None:
-        """The next piece."""
+        """Add the next output."""
         self.text += output.text
         self.tokens = output.tokens
         self.cached = output.cached
@@ -50,24 +50,24 @@ class Choice:
 
 
 class Format(Protocol):
-    """How one API writes a request's answer."""
+    """Writes the answers of one API."""
 
     def opening(self, index: int) -> BaseModel | None:
-        """The chunk that begins a choice, if there is one."""
+        """The chunk that begins a choice, None if there is none."""
 
     def chunk(self, index: int, output: StepOutput) -> BaseModel:
-        """A piece of a stream."""
+        """A stream chunk with one step's output."""
 
     def closing(self, usage: Usage) -> BaseModel:
-        """The chunk behind the last, with the usage that was asked for."""
+        """The final chunk, with the requested usage."""
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
-        """The answer in one."""
+        """The complete answer."""
 
 
 @dataclass
 class CompletionFormat:
-    """/v1/completions. with_logprobs: whether they were asked for."""
+    """/v1/completions. with_logprobs: whether log probabilities were requested."""
 
     id: str
     created: int
@@ -76,11 +76,11 @@ class CompletionFormat:
     _offsets: dict[int, int] = field(default_factory=dict)
 
     def opening(self, index: int) -> BaseModel | None:
-        """A completion begins with its first piece."""
+        """None: a completion begins with its first piece."""
         return None
 
     def chunk(self, index: int, output: StepOutput) -> BaseModel:
-        """A piece of text."""
+        """A chunk of text."""
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(output.text)
         found = _side_by_side(output.logprobs, offset) if self.with_logprobs else None
@@ -90,11 +90,11 @@ class CompletionFormat:
         return self._completion([choice])
 
     def closing(self, usage: Usage) -> BaseModel:
-        """No choice, only usage."""
+        """A chunk without choices, with usage."""
         return self._completion([], usage)
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
-        """All texts."""
+        """The complete answer with all texts."""
         made = [
             CompletionChoice(
                 index=index,
@@ -114,7 +114,7 @@ class CompletionFormat:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """/v1/chat/completions."""
+    """/v1/chat/completions. with_logprobs: whether log probabilities were requested."""
 
     id: str
     created: int
@@ -122,22 +122,22 @@ class ChatFormat:
     with_logprobs: bool
 
     def opening(self, index: int) -> BaseModel | None:
-        """Who speaks."""
+        """A chunk with the role."""
         return self._chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
 
     def chunk(self, index: int, output: StepOutput) -> BaseModel:
-        """A piece of what is said."""
+        """A chunk of the message."""
         found = _with_bytes(output.logprobs) if self.with_logprobs else None
         delta = Delta(content=output.text) if output.text else Delta()
         choice = ChunkChoice(index=index, delta=delta, logprobs=found, finish_reason=output.finish)
         return self._chunk([choice])
 
     def closing(self, usage: Usage) -> BaseModel:
-        """No choice, only usage."""
+        """A chunk without choices, with usage."""
         return self._chunk([], usage)
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
-        """All answers."""
+        """The complete answer with all messages."""
         made = []
         for index, one in enumerate(choices):
             assert one.finish is not None, "an answer is written when all has come"

@@ -11,14 +11,14 @@ MOST_BODY_BYTES = 8 << 20
 
 
 class CountedRequests:
-    """Wraps an application. meters: what counts."""
+    """ASGI wrapper that counts requests and limits their bodies. meters: the counters."""
 
     def __init__(self, app: ASGIApp, meters: Meters) -> None:
         self._app = app
         self._meters = meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
+        """Pass one request on; a body beyond MOST_BODY_BYTES is answered with 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -41,5 +41,5 @@ class CountedRequests:
 
 
 def _route_of(scope: Scope) -> str:
-    """The route's path, never what a client made up: labels must stay few."""
+    """The route's path, never a client's own path: labels must stay few."""
     return str(getattr(scope.get("route"), "path", "other"))

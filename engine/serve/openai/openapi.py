@@ -1,4 +1,4 @@
-"""The OpenAPI document, with what depends on the served model: its name, room and vocabulary."""
+"""Adds the served model's limits to the OpenAPI document: name, max_model_len, vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def describe_api(app: FastAPI, served: ServedModel) -> None:
-    """Make the application's document say what this server accepts."""
+    """Make the application's document state what this server accepts."""
     document = app.openapi()
     schemas = document["components"]["schemas"]
     for name in _REQUESTS:
@@ -29,7 +29,7 @@ def describe_api(app: FastAPI, served: ServedModel) -> None:
 
 
 def _bound_ids(branch: dict[str, Any], served: ServedModel) -> None:
-    """Where a branch is a list of token ids, or of such lists."""
+    """Add limits to a schema branch that is a list of token ids, or of such lists."""
     items = branch.get("items", {})
     if items.get("type") == "integer":
         items["maximum"] = served.vocabulary - 1
@@ -39,7 +39,7 @@ def _bound_ids(branch: dict[str, Any], served: ServedModel) -> None:
 
 
 def _drop_unused_errors(document: dict[str, Any]) -> None:
-    """FastAPI documents its own 422, which this server answers as 400."""
+    """Remove FastAPI's own 422, which this server answers as 400."""
     for methods in document["paths"].values():
         for operation in methods.values():
             operation["responses"].pop("422", None)

@@ -1,4 +1,4 @@
-"""One request between the HTTP side and the engine's thread: its sequences and what comes back."""
+"""One request between the HTTP side and the engine's thread: its sequences and their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.serve.openai.errors import ApiError
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step added to the choice of this number."""
+    """One step's output for the choice of this index."""
 
     index: int
     output: StepOutput
@@ -24,8 +24,8 @@ class Piece:
 class RequestStream:
     """Submits a request's sequences at once; iterate over its pieces, then close it.
 
-    Closing before the last piece cancels what still runs. Raises ApiError: 429 where the queue is
-    full, 503 where the engine has failed.
+    Closing before the last piece cancels running sequences. Raises ApiError: 429 if the queue is
+    full, 503 if the engine has failed.
     """
 
     def __init__(self, engine: EngineLoop, wanted: Sequence[SequenceRequest]) -> None:
@@ -42,7 +42,7 @@ class RequestStream:
             raise ApiError(503, str(error), code="unavailable") from None
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Until every sequence has ended. Raises ApiError where one failed."""
+        """Yield pieces until every sequence has ended. Raises ApiError if one failed."""
         while self._open:
             piece = await self._pieces.get()
             if piece.output.error is not None:
@@ -52,12 +52,12 @@ class RequestStream:
             yield piece
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Cancel the sequences that are not finished."""
         self._engine.cancel(self._sequences)
 
     def _outlet(self, index: int) -> Deliver:
         def deliver(output: StepOutput) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop has ended, nobody listens
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, nobody receives
                 self._loop.call_soon_threadsafe(self._pieces.put_nowait, Piece(index, output))
 
         return deliver

@@ -1,7 +1,7 @@
-"""What clients may send, in OpenAI's names. Read strictly: what is not here is refused by name.
+"""Request bodies, in OpenAI's names. Read strictly: an unknown field is refused by name.
 
-What depends on the served model (its name, its room, its vocabulary) is checked by
-tokenization.py and written into the OpenAPI document by openapi.py.
+Limits of the served model (name, max_model_len, vocabulary) are checked by tokenization.py and
+written into the OpenAPI document by openapi.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MOST_PROMPTS = 8  # of one request
 MOST_CHOICES = 8  # of one prompt
-# Arguments of transformers' own that a template must not get from a client.
+# Arguments of transformers' apply_chat_template that a client must not set.
 RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents",
     "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
@@ -21,7 +21,7 @@ RESERVED = (
 
 
 class Strict(BaseModel):
-    """No unknown keys, no conversions."""
+    """A body that allows no unknown keys and no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -34,7 +34,7 @@ def _check_variables(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_whole(value: Any) -> Any:
-    """JSON knows one kind of number: 5.0 is whole."""
+    """Accept 5.0 as an integer: JSON has only one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -52,13 +52,13 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class StreamOptions(Strict):
-    """include_usage: a last chunk says how many tokens there were."""
+    """include_usage: the last chunk reports the numbers of tokens."""
 
     include_usage: bool = False
 
 
 class Generation(Strict):
-    """What both routes take. Penalties are known, and refused unless 0; `user` is not used."""
+    """Fields of both routes. Penalties are accepted only as 0; `user` is not used."""
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 1.0
@@ -87,14 +87,14 @@ class CompletionRequest(Generation):
 
 
 class TextPart(Strict):
-    """A part of a message; only text is known."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(Strict):
-    """One turn. `developer` is another name of `system`."""
+    """One turn. `developer` is another name for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
@@ -102,8 +102,8 @@ class Message(Strict):
 
 
 class ChatRequest(Generation):
-    """POST /v1/chat/completions. chat_template_kwargs: variables of the model's own template, such
-    as enable_thinking. max_completion_tokens goes before max_tokens."""
+    """POST /v1/chat/completions. chat_template_kwargs: variables of the model's own template,
+    such as enable_thinking. max_completion_tokens takes precedence over max_tokens."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None

@@ -1,4 +1,4 @@
-"""What the server answers, in OpenAI's names."""
+"""Response bodies, in OpenAI's names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ Finish = Literal["stop", "length"]
 
 
 class PromptDetails(BaseModel):
-    """cached_tokens: of the prompt, those that an earlier request had left
-    (serve.prefix_cache_tokens)."""
+    """cached_tokens: prompt tokens reused from the prefix cache (serve.prefix_cache_tokens)."""
 
     cached_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """Tokens of a request."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,7 +25,8 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Side by side: each token's text, log probability, likeliest others and place in the text."""
+    """Parallel lists: each token's text, log probability, likeliest others and offset in the
+    text."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -35,7 +35,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One text; in a stream a piece of it, finish_reason None until the last."""
+    """One text; in a stream a piece of it, with finish_reason None until the last."""
 
     index: int
     text: str
@@ -44,7 +44,8 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The answer of /v1/completions; a stream sends the same with a piece of text in each."""
+    """The answer of /v1/completions; a stream sends the same object with a piece of text in
+    each."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -55,7 +56,7 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """bytes: of the token's text, None where it is only a part of a character."""
+    """bytes: of the token's text, None if it is only a part of a character."""
 
     token: str
     logprob: float
@@ -63,19 +64,19 @@ class TopLogprob(BaseModel):
 
 
 class ChatLogprob(TopLogprob):
-    """A chosen token and the likeliest in its place."""
+    """A chosen token and the likeliest tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Of all tokens of a choice."""
+    """Log probabilities of all tokens of a choice."""
 
     content: list[ChatLogprob]
 
 
 class AnswerMessage(BaseModel):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -102,14 +103,14 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """A piece of an answer; the role comes with the first."""
+    """A piece of an answer; the first one carries the role."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Clients join what is there; a null would be joined too."""
+        """Omit null fields: clients concatenate every field that is present."""
         return {key: value for key, value in write(self).items() if value is not None}
 
 
@@ -123,7 +124,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One event of a chat stream; the last, if usage was asked for, has no choices."""
+    """One event of a chat stream; the last, if usage was requested, has no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -134,7 +135,7 @@ class ChatChunk(BaseModel):
 
 
 class Model(BaseModel):
-    """The served model. max_model_len: tokens of a prompt and its answer together."""
+    """The served model. max_model_len: maximum tokens of a prompt and its answer together."""
 
     id: str
     object: Literal["model"] = "model"
@@ -159,7 +160,7 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong: message for people, param and code for programs."""
+    """An error: message for people, param and code for programs."""
 
     message: str
     type: str
@@ -168,6 +169,6 @@ class Problem(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """OpenAI's shape of every error."""
+    """OpenAI's error body."""
 
     error: Problem

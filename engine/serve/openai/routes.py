@@ -1,6 +1,6 @@
 """The HTTP application: six routes, nothing else.
 
-In: requests in OpenAI's shape. Out: whole answers or server-sent events. A client that hangs up
+In: requests in OpenAI's shape. Out: whole answers or server-sent events. A client that disconnects
 cancels its sequences.
 """
 
@@ -57,7 +57,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Serving:
-    """What the routes stand on. reader is used by one thread at a time."""
+    """The objects that the routes use. Only one thread at a time uses the reader."""
 
     served: ServedModel
     reader: PromptReader
@@ -66,7 +66,7 @@ class Serving:
 
 
 def create_app(serving: Serving) -> FastAPI:
-    """The application of one server."""
+    """Create the application of one server."""
     app = FastAPI(title="expertune deployment", docs_url=None, redoc_url=None)
     add_handlers(app)
     app.add_middleware(CountedRequests, meters=serving.meters)
@@ -112,13 +112,13 @@ def _add_reading(app: FastAPI, serving: Serving) -> None:
 
     @app.get("/v1/models", response_model=Models)
     async def models() -> Models:
-        """The one model that is served."""
+        """List the served model."""
         one = Model(id=served.name, created=served.created, max_model_len=served.max_model_len)
         return Models(data=[one])
 
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        """Whether the engine works."""
+        """Report whether the engine works."""
         failed = engine.failure is not None
         found = Health(
             status="failed" if failed else "ok", running=engine.running, waiting=engine.waiting
@@ -131,7 +131,7 @@ def _add_reading(app: FastAPI, serving: Serving) -> None:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
-        """Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return Response(serving.meters.exposition(), media_type=PROMETHEUS_TEXT)
 
 
@@ -162,7 +162,7 @@ async def _collect(stream: RequestStream, choices: Sequence[Choice]) -> None:
 
 
 async def _finish_or_hang_up(work: Coroutine[Any, Any, None], request: Request) -> None:
-    """Wait for the work, or drop it when the client is gone. Raises what the work raises."""
+    """Wait for the work, or cancel it when the client disconnects. Raises what the work raises."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -185,8 +185,8 @@ async def _until_gone(request: Request) -> None:
 async def _events(
     stream: RequestStream, choices: Sequence[Choice], writer: Format, prompt_tokens: int | None
 ) -> AsyncIterator[str]:
-    """Server-sent events; prompt_tokens: where usage was asked for. Ends its sequences however it
-    is left."""
+    """Server-sent events; prompt_tokens: given if usage was requested. Closes its sequences on
+    every exit."""
     try:
         for index in range(len(choices)):
             if (opening := writer.opening(index)) is not None:

@@ -1,4 +1,4 @@
-"""From requests to sequences: token ids by the model's own tokenizer and template, and their room.
+"""Converts requests to sequences: token ids by the model's tokenizer and template, and limits.
 
 Raises ApiError for what this model cannot take.
 """
@@ -17,14 +17,17 @@ from engine.serve.batching.sequence import SequenceRequest
 from engine.serve.openai.errors import ApiError
 from engine.serve.openai.requests import ChatRequest, CompletionRequest, Generation, Message
 
-COMPLETION_TOKENS = 16  # of a completion that does not say; a chat takes all the room
+COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
 _LEAST_TOP_P = 1e-6  # 0 would leave no token at all
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What is served. name: as clients call it; max_model_len: kv.max_tokens, of a prompt and its
-    answer together; vocabulary: token ids lie below it; created: seconds since 1970."""
+    """The served model.
+
+    name: as clients call it; max_model_len: kv.max_tokens, of a prompt and its answer together;
+    vocabulary: token ids are below it; created: seconds since 1970.
+    """
 
     name: str
     max_model_len: int
@@ -33,14 +36,14 @@ class ServedModel:
 
 
 class PromptReader:
-    """tokenizer: one that no other thread uses."""
+    """Converts requests to sequences. tokenizer: not used by any other thread."""
 
     def __init__(self, served: ServedModel, tokenizer: Any) -> None:
         self._served = served
         self._tokenizer = tokenizer
 
     def completion(self, request: CompletionRequest) -> list[SequenceRequest]:
-        """One sequence for each prompt and choice, a prompt's choices side by side."""
+        """One sequence for each prompt and choice, a prompt's choices next to each other."""
         self._check_model(request)
         self._check_memory("max_tokens", request.max_tokens)
         prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
@@ -100,7 +103,7 @@ class PromptReader:
             raise _too_long(f"{name} is {tokens}", self._served.max_model_len, name)
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
-        """Ids of a text; of an empty one the token that begins a text."""
+        """Token ids of a text; for an empty one the token that begins a text."""
         if isinstance(prompt, list):
             if max(prompt) >= self._served.vocabulary:
                 raise ApiError(
@@ -117,7 +120,7 @@ class PromptReader:
         return ids
 
     def _render(self, request: ChatRequest) -> list[int]:
-        """Ids of the conversation in the model's own template."""
+        """Token ids of the conversation in the model's own template."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(
                 400, "this model has no chat template: use /v1/completions", param="messages"
@@ -150,7 +153,7 @@ def _prompts_of(request: CompletionRequest) -> list[str | list[int]]:
 
 
 def _plain(message: Message) -> dict[str, str]:
-    """As templates know it: system for developer, parts joined."""
+    """A message as templates expect it: system for developer, parts joined."""
     content = message.content
     text = content if isinstance(content, str) else "".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role
@@ -159,7 +162,7 @@ def _plain(message: Message) -> dict[str, str]:
 
 
 def _seed(seed: int, choice: int) -> int:
-    """Of one of several choices; any number is a seed, torch takes 64 bits."""
+    """The seed of one of several choices; any integer is a seed, torch takes 64 bits."""
     return (seed + choice) % 2**63
 
 
