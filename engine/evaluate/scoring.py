@@ -159,7 +159,7 @@ def _score_layer_wise(
     done = 0
     try:
         with engine.layer_wise(longest) as passing:
-            for group in _batched_groups(jobs, passing.batch_tokens, passing.max_model_len):
+            for group in _batched_groups(jobs, passing.batch_tokens, passing.capacity_tokens):
 
                 def read(
                     number: int, row: int, first: int, logits: torch.Tensor, group: Any = group

@@ -68,7 +68,7 @@ def _groups(
     variants: Sequence[_Variant], rows: int, passing: LayerWise
 ) -> Iterator[Sequence[_Variant]]:
     """As many variants together as fit beside the 16-bit text of the first group."""
-    capacity = max(1, passing.max_model_len // (rows * ROW_TOKENS) - 1)
+    capacity = max(1, passing.capacity_tokens // (rows * ROW_TOKENS) - 1)
     for start in range(0, len(variants), capacity):
         yield variants[start : start + capacity]
 

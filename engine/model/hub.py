@@ -185,7 +185,7 @@ def _download(snapshot: Snapshot, check: Check | None) -> Location:
     folder = snapshot.fetch_description(check)
     lacking = [name for name in snapshot.weight_names() if not (folder / name).is_file()]
     needed_bytes = sum(snapshot.sizes.get(name, 0) for name in lacking)
-    _check_memory(snapshot.model, needed_bytes, snapshot.hub)
+    _check_disk_space(snapshot.model, needed_bytes, snapshot.hub)
     if lacking:
         _get(snapshot.model, snapshot.commit, lacking, snapshot.hub)
     return Location(folder, snapshot.commit)
@@ -250,7 +250,7 @@ def _missing(folder: Path) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
-def _check_memory(model: str, needed_bytes: int, hub: Hub) -> None:
+def _check_disk_space(model: str, needed_bytes: int, hub: Hub) -> None:
     folder = hub.cache_folder.expanduser()
     while not folder.exists():
         folder = folder.parent

@@ -195,7 +195,7 @@ class Engine:
                     threads=config.io.threads,
                     chunk_bytes=config.transfer.chunk_bytes,
                     in_flight=config.transfer.in_flight,
-                    max_model_len=tokens,
+                    capacity_tokens=tokens,
                     batch_tokens=config.prefill.chunk_tokens,
                     logit_rows=max(1, LOGIT_BYTES // (8 * self.facts.vocabulary)),
                 )

@@ -60,7 +60,7 @@ class LayerWise:
     """Implements ExpertsPort over a ring of slots.
 
     stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
-    capacity for records; max_model_len: tokens of all batches of a run; batch_tokens: of one batch,
+    capacity for records; capacity_tokens: tokens of all batches of a run; batch_tokens: of one batch,
     and of one product with an expert; logit_rows: number of positions whose logits are computed at
     once. reads: number of reads of each record so far.
     """
@@ -78,7 +78,7 @@ class LayerWise:
         threads: int,
         chunk_bytes: int,
         in_flight: int,
-        max_model_len: int,
+        capacity_tokens: int,
         batch_tokens: int,
         logit_rows: int,
     ) -> None:
@@ -87,7 +87,7 @@ class LayerWise:
         self._multipliers = dict(multipliers)
         self._bits = bits
         self._table = table
-        self.max_model_len = max_model_len
+        self.capacity_tokens = capacity_tokens
         self.batch_tokens = batch_tokens
         self._logit_rows = logit_rows
         self._batches: dict[Any, TextBatch] = {}
@@ -122,7 +122,7 @@ class LayerWise:
         bits_of: BitsOf | None = None,
         on_routed: Routed | None = None,
     ) -> None:
-        """Run one pass over all batches, of at most max_model_len tokens.
+        """Run one pass over all batches, of at most capacity_tokens tokens.
 
         Raises UnknownHeadError if the model changes its logits after its output head: then they
         cannot be computed piece by piece, and the ordinary path has to score.

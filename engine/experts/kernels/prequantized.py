@@ -24,11 +24,11 @@ class PrequantizedMultiplier:
     """x [T, K] times a matrix of a pre-quantized checkpoint's codes -> [T, N]."""
 
     def __init__(self, prequantized: PrequantizedFormat) -> None:
-        self._published = prequantized
+        self._format = prequantized
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
-        return gemm(x, matrix_values(view, self._published).t())  # [T, N]
+        return gemm(x, matrix_values(view, self._format).t())  # [T, N]
 
 
 def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.Tensor:

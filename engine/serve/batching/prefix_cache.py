@@ -34,13 +34,13 @@ class Prefix:
 class Prefixes:
     """Caches prefixes that at least two prompts share.
 
-    config: of transformers' model; max_model_len: tokens of all cached prefixes together. For
+    config: of transformers' model; capacity_tokens: tokens of all cached prefixes together. For
     models whose every layer keeps plain keys and values.
     """
 
-    def __init__(self, config: Any, max_model_len: int) -> None:
+    def __init__(self, config: Any, capacity_tokens: int) -> None:
         self._config = config
-        self._capacity = max_model_len
+        self._capacity = capacity_tokens
         self._kept: OrderedDict[Tokens, Prefix] = OrderedDict()  # the least lately used first
         self._seen: deque[Tokens] = deque(maxlen=REMEMBERED)
 

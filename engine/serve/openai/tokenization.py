@@ -45,7 +45,7 @@ class PromptReader:
     def completion(self, request: CompletionRequest) -> list[SequenceRequest]:
         """One sequence for each prompt and choice, a prompt's choices next to each other."""
         self._check_model(request)
-        self._check_memory("max_tokens", request.max_tokens)
+        self._check_length("max_tokens", request.max_tokens)
         prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
         limit = request.max_tokens or COMPLETION_TOKENS
         return self._spread(request, prompts, limit, request.logprobs)
@@ -53,8 +53,8 @@ class PromptReader:
     def chat(self, request: ChatRequest) -> list[SequenceRequest]:
         """One sequence for each choice."""
         self._check_model(request)
-        self._check_memory("max_tokens", request.max_tokens)
-        self._check_memory("max_completion_tokens", request.max_completion_tokens)
+        self._check_length("max_tokens", request.max_tokens)
+        self._check_length("max_completion_tokens", request.max_completion_tokens)
         prompt = self._render(request)
         limit = request.max_completion_tokens or request.max_tokens or self._served.max_model_len
         wants = request.logprobs or request.top_logprobs is not None
@@ -98,7 +98,7 @@ class PromptReader:
                 code="model_not_found",
             )
 
-    def _check_memory(self, name: str, tokens: int | None) -> None:
+    def _check_length(self, name: str, tokens: int | None) -> None:
         if tokens is not None and tokens > self._served.max_model_len:
             raise _too_long(f"{name} is {tokens}", self._served.max_model_len, name)
 
