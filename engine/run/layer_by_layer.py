@@ -60,9 +60,9 @@ class LayerWise:
     """Implements ExpertsPort over a ring of slots.
 
     stores, multipliers: by bits; bits, table: of every expert unless a run says otherwise; slots:
-    capacity for records; capacity_tokens: tokens of all batches of a run; batch_tokens: of one batch,
-    and of one product with an expert; logit_rows: number of positions whose logits are computed at
-    once. reads: number of reads of each record so far.
+    capacity for records; capacity_tokens: tokens of all batches of a run; batch_tokens: of one
+    batch, and of one product with an expert; logit_rows: number of positions whose logits are
+    computed at once. reads: number of reads of each record so far.
     """
 
     def __init__(
