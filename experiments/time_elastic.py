@@ -1,8 +1,8 @@
-"""What lending the room of keys and values brings: `python -m experiments.run time_elastic MODEL`.
+"""Measures the gain of elastic expert/KV memory: `python -m experiments.run time_elastic MODEL`.
 
-Serves the same requests, one at a time, with and without kv.elastic, interleaved, in a budget
-whose keys and values have room for batch.count sequences of kv.max_tokens. Prints the time per
-token of both, their ratio, pair by pair, and decode hit rates.
+Serves the same requests, one at a time, with and without kv.elastic, interleaved, in a budget whose
+KV cache has capacity for batch.count sequences of kv.max_tokens. Prints the time per token of both,
+their paired ratio, and decode hit rates.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def tpot_s(server: ServedModel, prompt: Sequence[int], tokens: int) -> float:
-    """Seconds a token after the first."""
+    """Returns the seconds per token after the first."""
     sequence = server.ask(prompt, tokens)
     found = None if sequence is None else sequence.timing.tpot_s
     assert found is not None, "the text ended at once: choose another"

@@ -1,8 +1,7 @@
-"""What known answers bring: `python -m experiments.run time_response_cache MODEL --text FILE`.
+"""Measures the response cache: `python -m experiments.run time_response_cache MODEL --text FILE`.
 
-Requests come as people repeat themselves: prompts cut from a text, drawn with Zipf's probabilities
-(exponent --zipf, an assumption). Prints hit rates, and the time of an answer that was known and of
-one that was not.
+Requests repeat as users' do: prompts cut from a text, drawn with Zipf's probabilities (exponent
+--zipf, an assumption). Prints hit rates, and the time of a cached and of a computed answer.
 """
 
 from __future__ import annotations
