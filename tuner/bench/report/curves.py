@@ -1,6 +1,6 @@
 """Speed against cache fraction: rows of one policy that differ in `cache.expert_bytes` alone.
 
-Shares are those that `--set cache.expert_bytes=10%,25%,...` asked for.
+Fractions are those given by `--set cache.expert_bytes=10%,25%,...`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """One policy (or setting), by growing fraction."""
+    """One policy (or setting), by ascending fraction."""
 
     name: str
     points: tuple[CurvePoint, ...]
