@@ -43,8 +43,8 @@ def main() -> int:
         for prompt in prompts[:2]:
             ttft_s(server, prompt)
     pairs = [(ttft_s(plain, prompt), ttft_s(sharing, prompt)) for prompt in prompts[2:]]
-    show("read whole, ms", [1e3 * whole for whole, _ in pairs])
-    show("beginning shared, ms", [1e3 * part for _, part in pairs])
+    show("without prefix cache, ms", [1e3 * whole for whole, _ in pairs])
+    show("prefix cache, ms", [1e3 * part for _, part in pairs])
     show("ratio, pair by pair", [part / whole for whole, part in pairs])
     print(f"{len(pairs)} pairs; cached {sharing.cached} of {len(prompts[0])} tokens")
     kept = sharing.memory.kv_bytes, plain.memory.kv_bytes

@@ -54,7 +54,7 @@ def main() -> int:
             spent = 1e3 * (time.perf_counter() - started)
             (known if sequence is None else computed).append(spent)
         server.close()
-    print(f"{len(asked)} requests for {len(set(asked))} prompts, room for {arguments.room} answers")
+    print(f"{len(asked)} requests for {len(set(asked))} prompts, capacity {arguments.room} answers")
     fraction, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
     print(f"hit rate {fraction:.2f}; the most possible {most:.2f}")
     show("known, ms", known)

@@ -112,7 +112,7 @@ def main() -> int:
     deployment = load_deployment(arguments.file)
     config = EngineConfig.from_dict(deployment.engine)
     assert config.serve.response_cache_entries, (
-        f"{arguments.file}: engine.serve.batching.response_cache is 0: give it room"
+        f"{arguments.file}: engine.serve.response_cache_entries is 0: set it"
     )
     folder = Path(resolve_model(deployment.model.id))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -29,7 +29,7 @@ def plan(
     vram: options.Vram = None,
     device: options.Device = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Room in a sequence (default 1024).")
+        int | None, typer.Option(min=2, help="Capacity of a sequence, in tokens (default 1024).")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Micro-batches.")] = 1,
     target_tps: Annotated[

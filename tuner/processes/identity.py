@@ -22,7 +22,7 @@ def id_of(pid: int) -> str:
 def is_gone(worker: str | None) -> bool:
     """Whether that worker certainly runs no more: it was on this host, and its process is gone.
 
-    Workers on other hosts are judged by their heartbeats instead.
+    Workers on other hosts are checked by their heartbeats instead.
     """
     if worker is None:
         return True

@@ -72,7 +72,7 @@ def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
     by a process that is gone.
 
     Others are left to heartbeats: a trial unknown to our store may be about to begin elsewhere, and
-    one that just ended there will be reported in a moment.
+    one that just ended there will be reported soon.
     """
     ended = {
         trial.number

@@ -48,7 +48,7 @@ LEFT_OUT = {
     "placement.": "experts that are not on the device are always computed on the host",
     "host.": "what is not on the device lies in host memory or in the page cache",
     "kv.keep_fraction": "keys and values of all positions are kept",
-    "kv.elastic": "room for keys and values is no room for experts",
+    "kv.elastic": "KV memory is never used for experts",
     "serve.prefix_cache_tokens": "each slot of the server keeps what its own last prompt left",
     "serve.response_cache_entries": "every request is computed",
     "io.": "the file is mapped or read whole; there are no reading threads to set",
