@@ -94,7 +94,7 @@ def split_frame(trial: TrialSnapshot) -> pd.DataFrame:
 
 
 def origin_frame(trial: TrialSnapshot) -> pd.DataFrame:
-    """Where a trial's figures come from: columns what, is."""
+    """Where a trial's figures come from: columns "what" and "is"."""
     sentinel = trial.sentinel or {}
     repeats = max((metric.n for metric in trial.metrics.values()), default=0)
     fresh = max((metric.n for metric in trial.confirmed.values()), default=0)

@@ -16,7 +16,7 @@ COLUMNS = ["what", "is"]
 
 
 def machine_frame(machine: Mapping[str, Any]) -> pd.DataFrame:
-    """The machine that the study ran on: columns what, is; one more row for each GPU."""
+    """The machine that the study ran on: columns "what" and "is"; one more row for each GPU."""
     rows = [
         (name.removesuffix("_bytes").replace("_", " "), _said(name, value))
         for name, value in machine.items()
@@ -30,7 +30,7 @@ def machine_frame(machine: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def model_frame(study: StudySnapshot) -> pd.DataFrame:
-    """The tuned model: columns what, is."""
+    """The tuned model: columns "what" and "is"."""
     facts = study.facts
     rows = {
         "model": study.model,

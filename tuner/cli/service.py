@@ -107,7 +107,7 @@ def list_tokens(storage: options.Storage = None, as_json: options.Json = False) 
 
 @token_app.command()
 def revoke(name: TokenName, storage: options.Storage = None, as_json: options.Json = False) -> None:
-    """Refuse a token from now on.
+    """Revoke a token: it is refused from now on.
 
     Example: tune service token revoke ci
     """

@@ -32,7 +32,7 @@ class Objective:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 if more is better, -1 if less is."""
         return 1 if self.direction == "maximize" else -1
 
     @property

@@ -157,7 +157,7 @@ class StudyDefinition(Strict):
 
     @property
     def study_name(self) -> str:
-        """The given name, or the model's."""
+        """The study's given name, else the name of its model."""
         return self.name or Path(self.model).name or "study"
 
     @property

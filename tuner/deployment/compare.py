@@ -83,7 +83,7 @@ def compare(first: Deployment, second: Deployment) -> Comparison:
 
 
 def _certain(value: float) -> MeasuredMetric:
-    """A quality, whose interval the files do not state."""
+    """Wraps a quality value, whose interval the files do not state."""
     return MeasuredMetric(value=value, low=value, high=value, n=1, unit="ratio to 16 bits")
 
 

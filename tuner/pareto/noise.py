@@ -54,7 +54,7 @@ def _deviation(metric: Metric) -> float:
 
 
 # Relative deviation between two engine starts with one config, in addition to the scatter of
-# repeats within one: measured on 252 configs, each started twice (docs/lab.md).
+# repeats within one: measured on 252 configs, each started twice (docs/lab/).
 START_DEVIATION = 0.06
 
 

@@ -21,7 +21,7 @@ from engine.replay.simulate import replay
 from engine.trace.trace import Trace
 
 # The replay errs by 3 to 5 % on average and by at most 19 % on configs that it never saw
-# (docs/lab.md); this is the required mean.
+# (docs/lab/); this is the required mean.
 ERROR_RATIO = 0.10
 STEPS = 64  # resolution: distinct fractions of the experts
 METRIC = "output_tps"

@@ -60,12 +60,12 @@ class StudyDocument(BaseModel):
 
     @classmethod
     def of(cls, study: StudySnapshot, job: JobSnapshot | None) -> StudyDocument:
-        """A study that has begun."""
+        """Builds the document of a study that has begun."""
         return cls(**study.to_json(), job=JobDocument.of(job) if job else None)
 
     @classmethod
     def waiting(cls, job: JobSnapshot) -> StudyDocument:
-        """A study that has not begun: only its request is known."""
+        """Builds the document of a study that has not begun: only its request is known."""
         return cls(
             name=job.study_name,
             model=str(job.request["model"]),
@@ -93,7 +93,7 @@ class TrialsDocument(BaseModel):
 
     @classmethod
     def of(cls, trials: tuple[TrialSnapshot, ...]) -> TrialsDocument:
-        """As in `tune show --json`."""
+        """Builds the document as in `tune show --json`."""
         return cls(trials=[trial.to_json() for trial in trials])
 
 

@@ -30,7 +30,7 @@ from tuner.store.snapshots import StudySnapshot
 from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
 from tuner.study.progress import format_duration
 
-# Typical seconds beside computing (docs/lab.md): starting an engine; lm-eval's own start; replaying
+# Typical seconds beside computing (docs/lab/): starting an engine; lm-eval's own start; replaying
 # one config.
 START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.2
 CONFIRMED = 3  # typical number of front members

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 VERSION = 3  # of replay and interpolation results for the same trace and timings
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
 # Typical seconds of configuring an engine with its sentinel, and passes over the workload before
-# the first repeat (docs/lab.md).
+# the first repeat (docs/lab/).
 CONFIGURE_S, WARM_UPS = 1.0, 2.0
 
 
@@ -155,8 +155,7 @@ class Preparation:
             trace.name,
             json_digest(timings.to_json()),
             [item.config.digest() for item in candidates.items],
-            # identifies the trial that corrects the replay; its number is unique only within one
-            # store
+            # the trial that corrects the replay, by start time: numbers repeat between stores
             self.first.started.isoformat() if self.first is not None else None,
             {name: short_digest(array.tobytes()) for name, array in learned.items()},
             VERSION,

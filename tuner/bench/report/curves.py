@@ -17,7 +17,7 @@ FRACTION_PATH = "cache.expert_bytes"
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """decode_tps at a fraction of all expert bytes."""
+    """The decode speed (tokens/s) at one fraction of all expert bytes."""
 
     percent: float
     speed: Metric
@@ -32,7 +32,7 @@ class Curve:
 
 
 def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
-    """Curves with at least two points."""
+    """Returns the curves that have at least two points."""
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     for row in document["rows"]:
         fraction = str(row["settings"].get(FRACTION_PATH, ""))

@@ -144,7 +144,7 @@ def _conversion(config: EngineConfig, source: CheckpointSource, kind: GgufType) 
         revision = ["--revision", script.quoted(source.revision)]
         fetch = ["hf", "download", script.quoted(source.hub_id)]
         lines.append(script.command(fetch, [revision, ["--local-dir", '"$CHECKPOINT"']], "  "))
-    kept = kind.name == "mxfp4" or kind == plain  # the converter keeps pre-quantized mxfp4
+    kept = kind.name == "mxfp4" or kind == plain  # the converter keeps mxfp4 experts
     quantize = not kept or dense != plain
     target = '"$GGUF.16"' if quantize else '"$GGUF.partial"'
     convert = ["python3", '"$LLAMA_CPP/convert_hf_to_gguf.py"', '"$CHECKPOINT"']
