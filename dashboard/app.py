@@ -1,7 +1,8 @@
-"""The Streamlit program: `streamlit run dashboard/app.py -- --storage URL`. Reads, never writes.
+"""The Streamlit entry point: `streamlit run dashboard/app.py -- --storage URL`. Reads, never
+writes.
 
-The frame of every page: the navigation and the chosen study. What a page shows stands in views/; a
-folder named pages/ Streamlit would run by itself, without this frame.
+Draws what all pages share: the navigation and the study selector. Page contents are in views/;
+Streamlit would run a folder named pages/ by itself, without this frame.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PAGES = (
 
 
 def main() -> None:
-    """Draw the page that the address asks for."""
+    """Draws the page that the address names."""
     st.set_page_config(page_title="expertune", layout="wide")
     page = st.navigation(
         [
@@ -38,7 +39,10 @@ def main() -> None:
 
 
 def _choose_study(snapshot: Database) -> None:
-    """The sidebar's choice, kept over pages and in the address, the newest study at first."""
+    """Draws the study selector in the sidebar; starts at the newest study.
+
+    The choice is kept across pages and in the address.
+    """
     store = Store(snapshot)
     names = store.study_names()[::-1]
     if not names:

@@ -1,4 +1,4 @@
-"""A button that hands out a trial in any format that `tune export` writes."""
+"""The export button: downloads a trial in any format that `tune export` writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 
 def draw_exports(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> None:
-    """The format's list and its button; why not, where the format cannot hold this config."""
+    """Draws the format list and the button, or the reason why a format cannot hold this config."""
     name = str(
         st.selectbox(
             "Format",

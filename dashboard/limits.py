@@ -1,4 +1,4 @@
-"""Sliders for limits: they start where the study has them, and nothing is written."""
+"""Sliders for the limits; they start at the study's own limits, and nothing is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.pareto.limits import own_limits
 from tuner.store.snapshots import StudySnapshot
 
 STEPS = 100
-# field, what the slider says, whether its loosest end is the lowest
+# (field, label, whether the loosest end is the lowest)
 SLIDERS = (
     ("min_quality", "Least quality (--min-quality)", True),
     ("max_ttft_ms", "Longest ms to the first token (--max-ttft-ms)", False),
@@ -21,7 +21,7 @@ SLIDERS = (
 
 
 def choose_limits(study: StudySnapshot, front: Front) -> Constraints:
-    """The limits as the sliders stand. front: of trials whose values span the sliders."""
+    """Returns the limits set on the sliders. front: its trials' values span the sliders."""
     own = own_limits(study)
     chosen: dict[str, float | None] = {}
     columns = st.columns(len(SLIDERS))
@@ -49,7 +49,7 @@ def _slide(
 
 
 def _ends(key: str, values: Sequence[float]) -> tuple[float, float] | None:
-    """Pinned when first seen, so that new trials do not move a slider under the hand."""
+    """Returns a slider's ends, fixed when first seen so that new trials do not move it."""
     pinned = st.session_state.get(f"ends-{key}")
     if pinned is None and values and min(values) < max(values):
         pinned = st.session_state[f"ends-{key}"] = (float(min(values)), float(max(values)))

@@ -1,4 +1,4 @@
-"""What pages draw of a study's measured trials: the front under given limits, from few of them."""
+"""The measured front that pages draw: under given limits, thinned to few trials."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from tuner.store.snapshots import StudySnapshot
 
 @dataclass(frozen=True)
 class MeasuredFront:
-    """front: its trials are those that are drawn; probability: probability of being on the front,
-    by number; complete, within: how many trials ran to their end, and how many keep the limits."""
+    """The front of a study's measured trials under given limits.
+
+    front: its trials are those to draw; probability: of being on the front, by trial number;
+    complete: number of completed trials; within: number of these within the limits.
+    """
 
     front: Front
     probability: Mapping[int, float]
@@ -33,7 +36,7 @@ class MeasuredFront:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A summary for users."""
         drawn = len(self.front.trials)
         text = (
             f"{self.complete} trials, {self.within} within limits, "
@@ -47,7 +50,7 @@ class MeasuredFront:
 def measured_front(
     snapshot: Database, study: StudySnapshot, limits: Constraints | None = None
 ) -> MeasuredFront:
-    """limits: other ones than the study's own."""
+    """Reads the front of a study. limits: to use in place of the study's own."""
     own = own_limits(study)
     wanted = own if limits is None else limits
     objectives = study.definition["objectives"]
@@ -62,7 +65,7 @@ def measured_front(
 def read_points(
     snapshot: Database, study: StudySnapshot, names: tuple[str, ...], with_budgets: bool = False
 ) -> Points:
-    """All measured trials as columns; not read again while nothing was written."""
+    """Reads all measured trials as columns; cached until the store changes."""
     return _kept_points(
         snapshot.url, study.id, names, with_budgets, revision(snapshot), snapshot, study
     )

@@ -1,5 +1,4 @@
-"""Reading the store for a page: one snapshot of it, errors as sentences, again while a study
-runs."""
+"""Reads the store for a page: one read snapshot, errors as sentences, repeated during a study."""
 
 from __future__ import annotations
 
@@ -17,14 +16,13 @@ from tuner.store.database import Database, open_read_only
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot
 
-EVERY_S = 3.0  # between two looks at a running study
+EVERY_S = 3.0  # between two reads of a running study
 CHOSEN, RUNNING = "chosen study", "running"
 NO_STUDIES = "There are no studies yet: run `tune --model demo --vram 64MB`."
 
 
 def read(draw: Callable[[Database], None]) -> None:
-    """Draw from the store as it is at this snapshot; what cannot be read is said in one
-    sentence."""
+    """Calls draw with a read snapshot of the store; shows an error as one sentence."""
     try:
         database = open_read_only(_storage())
         with contextlib.closing(database), database.read_snapshot() as snapshot:
@@ -34,9 +32,9 @@ def read(draw: Callable[[Database], None]) -> None:
 
 
 def read_study(draw: Callable[[Database, StudySnapshot], None]) -> None:
-    """Draw the chosen study, again every EVERY_S seconds while it runs; what the user chose stays.
+    """Draws the chosen study, again every EVERY_S seconds while it runs; widgets keep their state.
 
-    Once it no longer runs the whole page is drawn again, without the clock.
+    Once it no longer runs, the whole page is drawn again without the timer.
     """
     running = bool(st.session_state.get(RUNNING))
 

@@ -1,7 +1,7 @@
-"""Which of very many trials a page shows: the front, what may belong on it, and the newest.
+"""Thinning: chooses which of many trials a page shows: the front, near-front and newest trials.
 
-In: all measured trials as columns. Out: numbers of few of them. The front of these few is the front
-of all, so that nothing else needs to be read whole.
+In: all measured trials as columns. Out: the numbers of a few of them. The front of these few equals
+the front of all, so nothing else needs to be read in full.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuner.pareto.noise import FEWEST_REPEATS, FIRST_DEVIATION, LEAST_DEVIATION,
 from tuner.pareto.probability import REACH
 from tuner.store.points import Floats, Points
 
-MOST = 200  # beyond, a chart is one blot and a browser slow
+MOST = 200  # beyond this, a chart is unreadable and a browser slow
 
 
 def thinned(
@@ -26,8 +26,11 @@ def thinned(
     kept: NDArray[np.bool_],
     most: int = MOST,
 ) -> tuple[int, ...]:
-    """Numbers, rising. kept: which points are within the limits, [N]; most: of those that are no
-    members of the front, which are all there."""
+    """Returns the numbers of the trials to show, ascending.
+
+    kept: which points are within the limits, [N]; most: the limit on trials off the front; all
+    members of the front are shown.
+    """
     if len(points) <= most:
         return tuple(int(number) for number in points.numbers)
     signs = np.array([SIGNS[name] for name in objectives], dtype=float)
@@ -44,7 +47,8 @@ def thinned(
 def _within_noise(
     points: Points, objectives: Sequence[str], gains: Floats, feasible: NDArray[np.intp]
 ) -> NDArray[np.bool_]:
-    """Which feasible points nothing surely beats: the rule of certainty.on_front, for many."""
+    """Returns which feasible points may be on the front: the vectorised rule of
+    probability.on_front."""
     errors = np.column_stack([_errors(points, name) for name in objectives])[feasible]
     best, worst = gains[feasible] + REACH * errors, gains[feasible] - REACH * errors
     near = np.ones(len(feasible), dtype=bool)
@@ -54,7 +58,7 @@ def _within_noise(
 
 
 def _errors(points: Points, name: str) -> Floats:
-    """Standard errors of the means, as if all repeats shared a start: at least what they are."""
+    """Standard errors of the means, as if all repeats shared a process start: a lower bound."""
     counts, deviations = points.counts[name], points.deviations[name]
     several = np.isfinite(deviations)
     first = np.unique(points.configurations, return_index=True)[1]

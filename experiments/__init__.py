@@ -1,1 +1,1 @@
-"""Measurements of the lab book, run by experiments.run; the product imports none of them."""
+"""Measurements for the lab book, run by experiments.run; the product imports none of them."""

@@ -1,10 +1,10 @@
-"""How well the replay predicts: configs drawn by a seed after the timings are frozen, each run for
-real and replayed.
+"""Measures how accurately the replay predicts: runs and replays randomly drawn configs.
 
     python -m experiments.run check_replay MODEL --configs 40 --seed 1 --output FILE.jsonl
 
-Resumable: timings, traces and finished configs are read back from FILE.jsonl and its folder; only
-what is missing is run. The last line printed is the summary.
+The configs are drawn from the seed after the timings are frozen. Resumable: timings, traces and
+finished configs are read back from FILE.jsonl and its folder; only what is missing is run. The last
+line printed is the summary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ METRICS = ("output_tps", "decode_tps", "prefill_tps", "expert_hit_rate")
 
 
 def draw(rng: random.Random, device: str) -> dict[str, Any]:
-    """One config: settings that the replay must know how to price."""
+    """Draws one config from settings that the replay can predict."""
     predictor = rng.choice(["none", "none", "next_gate", "next_gate", "repeat_last", "popularity"])
     eviction = rng.choice(["lru", "lru", "lfu", "arc", "p_freq", "hobbit", "none"])
     point: dict[str, Any] = {
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def read_done(path: Path) -> dict[int, dict[str, Any]]:
-    """Finished configs by number."""
+    """Reads finished configs by number."""
     if not path.is_file():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -110,7 +110,7 @@ def read_done(path: Path) -> dict[int, dict[str, Any]]:
 def frozen_timings(
     session: EngineSession, work: Workload, base: EngineConfig, output: Path
 ) -> ModelTimings:
-    """Measured once, before any of the drawn configs runs."""
+    """Returns the timings, measured once before any of the drawn configs runs."""
     path = output.with_suffix(".timings.json")
     found = load_timings(path)
     if found is None:
@@ -125,7 +125,8 @@ def frozen_timings(
 def trace_of(
     session: EngineSession, work: Workload, base: EngineConfig, output: Path, bits: int, count: int
 ) -> Trace:
-    """The routing of the very rounds that will be timed, and of one before them to warm up."""
+    """Returns the routing of the rounds that will be timed, and of one warm-up round before
+    them."""
     path = output.with_suffix(f".{bits}-{count}.npz")
     if not path.is_file():
         session.configure(base.overlay({"precision.bits": bits, "batch.count": count}))
@@ -146,7 +147,7 @@ def compare(
     timings: ModelTimings,
     traces: dict[tuple[int, int], Trace],
 ) -> dict[str, Any]:
-    """Run and replay one config."""
+    """Runs and replays one config."""
     resolved = session.configure(config).config
     session.measure(work, repeats=WARM_ROUNDS, warm_up=False, seed=0)
     report = session.measure(work, repeats=ROUNDS, warm_up=False, seed=WARM_ROUNDS)
@@ -169,7 +170,7 @@ def compare(
 
 
 def summarize(rows: dict[int, dict[str, Any]]) -> None:
-    """Mean and largest error of output_tps, and of the hit rate."""
+    """Prints the mean and largest error of output_tps and of the hit rate."""
     ratios = [row["ratio"] for row in rows.values() if "ratio" in row]
     errors = [abs(ratio - 1) for ratio in ratios]
     hits = [

@@ -1,10 +1,10 @@
-"""What fewer bits or fewer positions of keys and values cost, on held-out text, in decode mode.
+"""Measures what fewer KV bits or fewer kept positions cost, on held-out text, in decode mode.
 
-python -m experiments.run compare_kv demo --text FILE --set kv.keep_fraction=0.75,0.5
+    python -m experiments.run compare_kv demo --text FILE --set kv.keep_fraction=0.75,0.5
 
-For each value: KL(kept whole at 16 bits || this) in nats a token and the fraction of equal most
-likely tokens, with intervals over blocks of the text. The first half of a block is the prompt and
-is not counted where kv.keep_fraction is below 1; for kv.bits every token counts.
+For each value: KL(full 16-bit KV cache || this) in nats a token and the fraction of tokens with the
+same most likely next token, with intervals over blocks of the text. The first half of a block is
+the prompt and is not counted where kv.keep_fraction is below 1; for kv.bits every token counts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
 def compare(
     engine: Engine, blocks: list[list[int]], references: Path
 ) -> dict[str, tuple[float, float, float]]:
-    """Means over the blocks, each with its interval."""
+    """Returns the means over the blocks, each with its interval."""
     found = [diverge(engine, block, references, "decode", reference=False) for block in blocks]
     kept = [one for one in found if one is not None]
     return {

@@ -1,11 +1,11 @@
-"""What precisions and plans cost, on held-out text: divergence and bits per byte, with intervals.
+"""Measures what precisions and plans cost on held-out text: divergence and bits per byte.
 
     python -m experiments.run compare_precisions demo --text studies/demo/heldout.txt --tokens 2048
 
-Uniform 16, 8, 4, 3 and 2 bits, rounding to nearest beside the fitted scales, and plans with an
-average of 3 and 4: by sensitivity (measure it first: `tune profile --model demo --no-timings
---sensitivity`) and, with --trace, by popularity. Intervals are over blocks of the text; ratios are
-paired block by block.
+Compares uniform 16, 8, 4, 3 and 2 bits, rounding to nearest beside the fitted scales, and plans
+with an average of 3 and 4 bits: by sensitivity (measure it first: `tune profile --model demo
+--no-timings --sensitivity`) and, with --trace, by popularity. Intervals are over blocks of the
+text; ratios are paired block by block.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def configs(trace: Path | None) -> dict[str, dict[str, Any]]:
-    """Overlays by name; a plan's name ends with its average."""
+    """Returns overlays by name; a plan's name ends with its average bits."""
     found: dict[str, dict[str, Any]] = {
         f"uniform {bits}": {"precision.bits": bits} for bits in (16, 8, 4, 3, 2)
     }
@@ -94,7 +94,7 @@ def configs(trace: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def run(engine: Engine, overlay: dict[str, Any], blocks: list[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities [S, V] of each block."""
+    """Returns the log-probabilities [S, V] of each block."""
     engine.configure(EngineConfig().overlay({"kv.max_tokens": BLOCK_TOKENS, **overlay}))
     found = []
     for block in blocks:
@@ -104,14 +104,14 @@ def run(engine: Engine, overlay: dict[str, Any], blocks: list[list[int]]) -> lis
 
 
 def divergence(reference: torch.Tensor, own: torch.Tensor) -> float:
-    """KL(reference || own), nats a token."""
+    """Returns KL(reference || own) in nats a token."""
     return float((reference.exp() * (reference - own)).sum(-1).mean())
 
 
 def bits_per_byte(
     rows: list[torch.Tensor], blocks: list[list[int]], sizes: list[int]
 ) -> list[float]:
-    """Of each block, its first token given."""
+    """Returns the bits per byte of each block; its first token is given."""
     found = []
     for own, block, size in zip(rows, blocks, sizes, strict=True):
         picked = own[:-1].gather(1, torch.tensor(block[1:])[:, None])

@@ -1,8 +1,8 @@
-"""Our replay beside moe-policylang's: `python -m experiments.run compare_replay [TRACE]`.
+"""Compares our replay with moe-policylang's: `python -m experiments.run compare_replay [TRACE]`.
 
-Feeds the accesses of one routing trace to both and prints hits side by side: LRU for each layer and
-shared, Belady, LFU. Where both mean the same, hits must be equal, else the exit code is 1; where
-definitions differ, the difference is stated and, as far as that follows from it, checked.
+Feeds the accesses of one routing trace to both and prints hits side by side: LRU per layer and
+shared, Belady, LFU. Where both define a policy alike, hits must be equal, else the exit code is 1;
+where definitions differ, the difference is stated and, as far as it can be predicted, checked.
 
 Needs moe-policylang (MIT; `pip install -e ".[baselines]"`), of which this calls the functions of
 benchmark.replay. Each of its caches starts empty with a prompt; here a whole trace is one prompt.
@@ -43,8 +43,8 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Compared:
-    """Hits of a policy, ours and theirs. must: what ours has to be to theirs; why: the difference
-    of definition, where there is one."""
+    """The hits of a policy in our replay and in theirs. must: the required relation of ours to
+    theirs; why: the difference of definition, if any."""
 
     policy: str
     ours: int
@@ -54,24 +54,24 @@ class Compared:
 
     @property
     def holds(self) -> bool:
-        """Whether ours is what it must be."""
+        """Whether the required relation holds."""
         if self.must == "equal":
             return self.ours == self.theirs
         return self.must == "-" or self.ours >= self.theirs
 
 
 class ForgettingLfu(LfuEviction):
-    """LFU as moe-policylang means it: what leaves its slot is forgotten."""
+    """LFU as moe-policylang defines it: an evicted expert loses its count."""
 
     def forget(self, expert: ExpertId) -> None:
-        """Its count goes with it."""
+        """Drops the expert's count."""
         self._keys.pop(expert, None)
 
 
 def compare_single(trace: Trace, slots: int, theirs: Any) -> list[Compared]:
-    """Every chosen expert as a request of its own: definitions coincide but for LFU's memory.
+    """Replays every chosen expert as its own request: definitions coincide except for LFU's memory.
 
-    slots: of each layer; theirs: moe_policylang.benchmark.replay.
+    slots: per layer; theirs: moe_policylang.benchmark.replay.
     """
     single = single_requests(trace)
     layers = [_one_hot(single, layer) for layer in range(single.layers)]
@@ -105,7 +105,7 @@ def compare_single(trace: Trace, slots: int, theirs: Any) -> list[Compared]:
 
 
 def compare_tokens(trace: Trace, slots: int, theirs: Any) -> list[Compared]:
-    """Every token as one request for all its experts, as moe-policylang replays a trace."""
+    """Replays every token as one request for all its experts, as moe-policylang replays a trace."""
     tokens = token_requests(trace)
     chosen = tokens.experts.shape[2]
     layers = [_ranked(tokens, layer) for layer in range(tokens.layers)]
@@ -129,21 +129,21 @@ def compare_tokens(trace: Trace, slots: int, theirs: Any) -> list[Compared]:
 
 
 def single_requests(trace: Trace) -> Trace:
-    """The trace with each chosen expert as a pass of its own (one token, K = 1)."""
+    """Returns the trace with each chosen expert as its own pass (one token, K = 1)."""
     rows, layers, chosen = trace.experts.shape
     experts = trace.experts.transpose(0, 2, 1).reshape(rows * chosen, layers, 1)
     return _one_row_a_pass(trace, np.ascontiguousarray(experts))
 
 
 def token_requests(trace: Trace) -> Trace:
-    """The trace with each token as a pass of its own."""
+    """Returns the trace with each token as its own pass."""
     return _one_row_a_pass(trace, trace.experts)
 
 
 def our_hits(
     trace: Trace, slots: int, make: Callable[[Future], Eviction], *, shared: bool = False
 ) -> int:
-    """Hits of an eviction over the whole trace. slots: of each layer."""
+    """Returns the hits of an eviction policy over the whole trace. slots: per layer."""
     future = Future(trace.layers)
     future.load(trace)
     pools = (slots * trace.layers,) if shared else (slots,) * trace.layers
@@ -154,7 +154,7 @@ def our_hits(
 
 
 def made_trace(tokens: int = 400, layers: int = 3, experts: int = 24, chosen: int = 4) -> Trace:
-    """Experts of uneven popularity that drifts, so that policies differ. Seeded."""
+    """Generates a seeded trace whose uneven expert popularity drifts, so that policies differ."""
     random = np.random.default_rng(0)
     rows = np.empty((tokens, layers, chosen), np.int16)
     for token, layer in np.ndindex(tokens, layers):
@@ -179,13 +179,14 @@ def _width(trace: Trace) -> int:
 
 
 def _one_hot(single: Trace, layer: int) -> Scores:
-    """Scores [requests, E] whose best expert is the demanded one; rows without one are left out."""
+    """Scores [requests, E] whose top expert is the requested one; rows without a request are
+    dropped."""
     column = single.experts[:, layer, 0]
     return np.eye(_width(single), dtype=np.float32)[column[column >= 0]]
 
 
 def _ranked(tokens: Trace, layer: int) -> Scores:
-    """Scores [T, E] whose best K experts are the chosen ones."""
+    """Scores [T, E] whose top K experts are the chosen ones."""
     block = tokens.experts[:, layer].astype(np.int64)
     if block.min() < 0:
         raise typer.BadParameter("tokens with fewer experts than others cannot be ranked for them")
@@ -207,7 +208,8 @@ def _flat_hits(single: Trace, slots: int, theirs: Any) -> int:
 
 
 def _residents_first(tokens: Trace, slots: int, theirs: Any) -> int:
-    """Hits of their LRU cache when each token asks for what is there before what is not."""
+    """Hits of their LRU cache when each token requests its resident experts before the missing
+    ones."""
     hits = 0
     for layer in range(tokens.layers):
         cache = theirs.LRUCache(slots)
@@ -232,7 +234,8 @@ def main(
     fraction: Annotated[float, typer.Option(help="percent of a layer's experts in slots")] = 25.0,
     tokens: Annotated[int, typer.Option(help="use so many tokens, 0: all", min=0)] = 0,
 ) -> None:
-    """Hits of both replays over TRACE; exit 1 where they differ without a stated reason."""
+    """Compares the hits of both replays over TRACE; exits 1 if they differ without a stated
+    reason."""
     try:
         from moe_policylang.benchmark import replay as theirs
     except ImportError as error:

@@ -1,17 +1,17 @@
-"""Which sampler finds a measured grid's front soonest, in seconds that an engine was busy.
+"""Measures which sampler finds a measured grid's front soonest, in seconds of engine time.
 
     python -m experiments.run compare_samplers
 
 Runs every sampler on every complete grid of experiments/grids/ (or on those named), prints a
-Markdown table of each, and writes beside the grids NAME.csv (what the plot shows) and NAME.svg.
+Markdown table of each, and writes beside the grids NAME.csv (the plotted data) and NAME.svg.
 
 Every sampler runs the same simulated study: a trial costs what configuring and repeating cost when
-the grid was measured, repeats follow the study's own rule, and what the front beats after a short
-replicate ends there, whoever proposed it. Quality is evaluated once a group by every sampler and
-counted for none. Ours pays for its trace and for profiling the machine. Computing between trials
-(the twin's replays, fitting a Gaussian process) keeps no engine busy and is no part of these
-seconds: the last column names it. The hypervolume is of the grid's mean figures, from its nadir
-plus 10 %.
+the grid was measured, repeats follow the study's own rule, and a trial that the front dominates
+after a short replicate ends there, whichever sampler proposed it. Quality is evaluated once a group
+by every sampler, at no cost. Our sampler pays for its trace and for profiling the machine.
+Computation between trials (replays, fitting a Gaussian process) uses no engine and is not part of
+these seconds; the last column lists it. The hypervolume is of the grid's means, from its nadir plus
+10 %.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Simulation:
-    """One study of one sampler and seed. own_s: spent on computing between trials; evaluated:
+    """One study of one sampler and seed. own_s: seconds of computation between trials; evaluated:
     groups whose quality is known."""
 
     grid: Grid
@@ -84,8 +84,8 @@ class Simulation:
     def run(
         self, propose: Callable[[], Point | None], notify: Callable[[TrialSnapshot], None]
     ) -> None:
-        """Until MOST_FRACTION is spent, nearly all is found or nothing is proposed. What does not
-        fit costs nothing, as in a study."""
+        """Runs until MOST_FRACTION is spent, nearly everything is found or nothing is proposed. A
+        point that does not fit costs nothing, as in a study."""
         while self.spent_s < MOST_FRACTION * self.grid.total_s:
             with self._computing():
                 point = propose()
@@ -123,8 +123,8 @@ class Simulation:
         )  # fmt: skip
 
     def _trial(self, point: Point) -> TrialSnapshot | None:
-        """One visit is one run's repeats; a duplicate goes on where the former visit ended, and
-        counts what came before. None where it does not fit."""
+        """Runs one visit with the repeats of one run; returns None if the point does not fit. A
+        repeated proposal continues where the previous visit ended, and counts its repeats."""
         index = self.grid.candidates.index_of(point)
         if index is None:
             return None
@@ -156,7 +156,7 @@ class Simulation:
         return _snapshot(len(self.trials), index, state, point, kept, known)
 
     def _order(self, index: int) -> list[tuple[Run, int]]:
-        """Run by run, all repeats of a configuration as this seed meets them."""
+        """Returns all repeats of a configuration run by run, in the random order of this seed."""
         rng = random.Random(f"{self.seed} {index}")
         runs = list(self.grid.rows[index].runs)
         rng.shuffle(runs)
@@ -190,7 +190,8 @@ def _snapshot(
     kept: Sequence[Mapping[str, float]],
     quality: float | None,
 ) -> TrialSnapshot:
-    """quality: None where it was not evaluated and is granted, as a study does."""
+    """Builds a trial. quality: None if it was not evaluated and is assumed to be 1, as in a
+    study."""
     metrics = {
         name: mean_metric([sample[name] for sample in kept], "")
         for name in ("output_tps", "tpot_ms", "ttft_ms")
@@ -205,7 +206,7 @@ def _snapshot(
 
 
 def simulate(grid: Grid, name: str, seed: int, predictions: Predictions) -> Curve:
-    """One study of one sampler."""
+    """Simulates one study of one sampler."""
     simulation = Simulation(grid, seed)
     if name.startswith("ours"):
         _run_ours(simulation, predictions if name == "ours" else None)
@@ -254,7 +255,7 @@ def _run_stock(simulation: Simulation, name: str) -> None:
             return dict(asked[-1].params)
 
         def notify(trial: TrialSnapshot) -> None:
-            """As a study does."""
+            """Reports a trial to the sampler, as a study does."""
             for one in objectives.CONSTRAINTS:
                 asked[-1].set_constraint(one, trial.violations.get(one, 0.0))
             if trial.state != "INFEASIBLE":
@@ -268,13 +269,13 @@ def _run_stock(simulation: Simulation, name: str) -> None:
 
 
 def arrival(curve: Curve, level: float) -> float | None:
-    """Engine seconds until this fraction of the hypervolume, None where it never came."""
+    """Engine seconds until this fraction of the hypervolume; None if it was never reached."""
     return next((step.spent_s for step in curve if step.fraction >= level), None)
 
 
 def computing(curve: Curve, level: float) -> float:
-    """Seconds of computing until this fraction of the hypervolume, all of them where it never
-    came."""
+    """Seconds of computation until this fraction of the hypervolume; all of them if it was never
+    reached."""
     last = curve[-1].own_s if curve else 0.0
     return next((step.own_s for step in curve if step.fraction >= level), last)
 
@@ -298,11 +299,11 @@ def main() -> int:
 
 
 def compare(grid: Grid, names: Sequence[str], seeds: int) -> dict[Job, Curve]:
-    """Every sampler with every seed, in as many processes as there are processors."""
+    """Runs every sampler with every seed, in as many processes as there are CPUs."""
     predictions = predictions_of(grid)
     runs = [(name, seed) for name in names for seed in range(seeds)]
     jobs = [(grid, name, seed, predictions) for name, seed in runs]
-    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that share the processors
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that share the CPUs
     context = multiprocessing.get_context("spawn")
     with context.Pool(initializer=_quietly) as pool:
         return dict(zip(runs, pool.starmap(simulate, jobs, chunksize=1), strict=True))
@@ -314,7 +315,7 @@ def _quietly() -> None:
 
 
 def print_table(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve]) -> None:
-    """Medians over seeds; what never arrived counts as late."""
+    """Prints medians over seeds; runs that never reached the level count as late."""
     print(
         f"\n{grid.definition.name}: {len(grid.rows)} configurations, {grid.total_s:.0f} engine s\n"
     )

@@ -1,4 +1,4 @@
-"""A configured engine behind its serving thread, for scripts that time requests."""
+"""A configured engine with its serving thread, for scripts that time requests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tuner.folders import cache_folder
 
 
 class ServedModel:
-    """One engine with one configuration. cached: prompt tokens that the last request found;
-    answers: what is known without the engine."""
+    """One engine with one configuration. cached: prompt tokens that the last request found in the
+    prefix cache; answers: the response cache."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ServedModel:
         self._loop.start()
 
     def ask(self, prompt: Sequence[int], tokens: int) -> LiveSequence | None:
-        """One greedy request, to its end; None where the answer was known."""
+        """Runs one greedy request to its end; returns None if the response cache answered it."""
         ended = threading.Event()
         received: list[StepOutput] = []
 
@@ -63,12 +63,12 @@ class ServedModel:
         return asked[0] if asked else None
 
     def close(self) -> None:
-        """End the thread."""
+        """Ends the thread and closes the engine."""
         self._loop.close()
         self.engine.close()
 
 
 def show(name: str, values: list[float]) -> None:
-    """A mean with its interval."""
+    """Prints a mean with its interval."""
     found = mean_metric(values, "")
     print(f"{name}: {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]")

@@ -1,13 +1,13 @@
-"""Measure every point of a study's space, so that samplers can be compared without an engine.
+"""Measures every point of a study's space, so that samplers can be compared without an engine.
 
     python -m experiments.run measure_grid experiments/grids/compute_bound.yaml
 
-Writes beside the definition: NAME.jsonl (a line a configuration and round: every sample of every
-repeat, the seconds that each took, a sentinel series), NAME.npz (the routing trace), NAME.json
-(model facts, machine, its profile, quality of each group). Resumable: what the files hold is not
-measured again. Points are run in an order drawn by a seed, another one each round, so that drift of
-the machine does not look like an effect of a setting; several rounds tell a configuration that is
-fast from one that was lucky.
+Writes beside the definition: NAME.jsonl (one line per configuration and round: every sample of
+every repeat, the seconds that each took, a sentinel series), NAME.npz (the routing trace),
+NAME.json (model facts, machine, its profile, quality of each group). Resumable: points that the
+files hold are not measured again. Each round runs the points in another seeded order, so that drift
+of the machine does not look like an effect of a setting; several rounds distinguish a fast
+configuration from a lucky one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
         record_trace(session, definition, space, arguments.definition.with_suffix(".npz"))
         candidates = Candidates(space)
         for item in {item.group: item for item in candidates.items}.values():
-            session.configure(item.config)  # packing is once a model, not a configuration's cost
+            session.configure(item.config)  # packing is a cost per model, not per configuration
         fresh = 0
         for number, index in in_order(len(candidates), arguments.rounds):
             point = dict(candidates.items[index].point)
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def in_order(size: int, rounds: int) -> Iterator[tuple[int, int]]:
-    """Round and candidate, each round in an order of its own."""
+    """Yields (round, candidate); each round has its own order."""
     for number in range(rounds):
         order = list(range(size))
         random.Random(SEED + number).shuffle(order)
@@ -97,7 +97,7 @@ def in_order(size: int, rounds: int) -> Iterator[tuple[int, int]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Finished configurations."""
+    """Reads the finished configurations."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -106,7 +106,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def record_trace(
     session: EngineSession, definition: StudyDefinition, space: SearchSpace, path: Path
 ) -> None:
-    """The routing that the twin replays, recorded one sequence at a time."""
+    """Records the routing for the replay, one sequence at a time."""
     if path.is_file():
         return
     config = space.config(space.default()).overlay(
@@ -131,8 +131,8 @@ def measure(
     space: SearchSpace,
     point: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One configuration, repeated as a study repeats it. seconds: of configuring, then of each
-    repeat; the first one holds the warm-up."""
+    """Measures one configuration, repeated as in a study. seconds: of configuring, then of each
+    repeat; the first repeat includes the warm-up."""
     config: EngineConfig = space.config(point)
     rule, workload = definition.repeats, definition.load_workload()
     before = session.busy_s
@@ -173,12 +173,12 @@ def describe(
     candidates: Candidates,
     path: Path,
 ) -> None:
-    """What is common to all rows: facts, machine, profile, and the quality of each group."""
+    """Writes what all rows share: facts, machine, profile, and the quality of each group."""
     hardware = probe(cache_folder())
     started = time.monotonic()
     profile = session.profile()
     profile_s = time.monotonic() - started
-    session.close()  # what profiling leaves in a process is no trial's
+    session.close()  # profiling leaves state in the process that must not affect trials
     split = time_split(session, definition, space)
     database = open_database(default_storage())
     try:
@@ -197,7 +197,7 @@ def describe(
         store.set_study_state(study.id, "FINISHED")
     finally:
         database.close()
-    name = Path(definition.model).name  # where things lie on this machine is nobody else's matter
+    name = Path(definition.model).name  # local paths stay out of the file
     document = {
         "facts": {**session.facts.to_json(), "id": name, "path": name},
         "machine": {k: v for k, v in hardware.to_json().items() if k != "disk_folder"},
@@ -213,8 +213,8 @@ def describe(
 def time_split(
     session: EngineSession, definition: StudyDefinition, space: SearchSpace
 ) -> dict[str, float]:
-    """Where a token's time goes in the default config, measured beside the grid: what a study
-    learns from its trial 0 to correct its twin."""
+    """Measures the time split per token in the default config, beside the grid: a study corrects
+    its replay with the split of its trial 0."""
     session.configure(space.config(space.default()))
     report = session.measure(definition.load_workload(), repeats=2, warm_up=True)
     names = [name for name in report.metrics if name.startswith("time_ms_per_token.")]

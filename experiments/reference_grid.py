@@ -1,4 +1,4 @@
-"""A study's space measured point by point, as files: loads what measure_grid.py wrote."""
+"""Loads a fully measured search space from the files that measure_grid.py wrote."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEYOND_NADIR = 0.1
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration, measured in one round. seconds: of configuring and of each repeat."""
+    """A configuration measured in one round. seconds: of configuring and of each repeat."""
 
     seconds: tuple[float, ...]
     samples: tuple[Mapping[str, float], ...]
@@ -40,14 +40,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, with a run of every round."""
+    """One configuration, with its run of every round."""
 
     runs: tuple[Run, ...]
     quality: float
 
     @property
     def truth(self) -> tuple[float, ...]:
-        """Its objectives by all samples, every round with the same weight."""
+        """Its objectives from all samples; every round has the same weight."""
         speeds = [
             statistics.fmean(statistics.fmean(s[name] for s in run.samples) for run in self.runs)
             for name in OBJECTIVES[:2]
@@ -56,13 +56,13 @@ class Row:
 
     @property
     def seconds(self) -> float:
-        """Of measuring it once, a mean over rounds."""
+        """Seconds of measuring it once, averaged over rounds."""
         return statistics.fmean(sum(run.seconds) for run in self.runs)
 
 
 @dataclass
 class Grid:
-    """Everything of one reference study. rows: by candidate."""
+    """All data of one reference study. rows: by candidate."""
 
     definition: StudyDefinition
     candidates: Candidates
@@ -73,19 +73,20 @@ class Grid:
 
     @property
     def total_s(self) -> float:
-        """Seconds that measuring the grid takes, once."""
+        """Seconds of measuring the grid once."""
         return sum(row.seconds for row in self.rows)
 
     def hypervolume(self, indices: Sequence[int]) -> float:
-        """As a fraction of the whole grid's, from the front's nadir and BEYOND_NADIR of the
-        spans."""
+        """The hypervolume of these rows as a fraction of the whole grid's. The reference point lies
+        BEYOND_NADIR of the spans below the front's nadir."""
         points, reference, whole = self._scaled
         found = dominance.hypervolume([points[i] for i in indices], reference, SIGNS)
         return found / whole
 
     @cached_property
     def _scaled(self) -> tuple[list[list[float]], list[float], float]:
-        """All points and the reference in units of each objective's span; the whole volume."""
+        """Returns all points and the reference in units of each objective's span, and the whole
+        volume."""
         truths = [row.truth for row in self.rows]
         best = [truths[i] for i in dominance.front(truths, SIGNS)]
         reference, spans = [], []
@@ -101,7 +102,7 @@ class Grid:
 
 
 def load_grid(path: Path) -> Grid:
-    """From the files that measure_grid.py wrote. Every candidate must have been measured."""
+    """Reads the files that measure_grid.py wrote. Every candidate must have been measured."""
     definition = load_definition(path, {})
     document = json.loads(path.with_suffix(".json").read_text())
     facts = ModelFacts.from_json(document["facts"])
@@ -126,7 +127,7 @@ def load_grid(path: Path) -> Grid:
 
 
 def predictions_of(grid: Grid) -> Predictions:
-    """As a study makes them: profiled timings, corrected by the default's time split."""
+    """Predicts as a study does: profiled timings, corrected by the default config's time split."""
     kept = grid.document["profile"]
     names = {field.name for field in dataclasses.fields(MachineProfile)}
     if set(kept) != names:

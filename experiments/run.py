@@ -1,6 +1,6 @@
 """Runs one experiment: `python -m experiments.run NAME [ARGUMENTS ...]`; lists them without NAME.
 
-In: the name of a module beside this one and its own arguments (`NAME --help`). Native libraries get
+In: the name of a module in this folder and its own arguments (`NAME --help`). Native libraries get
 the settings of an engine process before anything loads torch, so that times compare with a run's.
 """
 
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Every experiment: a module with a `main`."""
+    """Lists every experiment: a module with a `main`."""
     files = (path for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text())
     return sorted(path.stem for path in files if path.stem != "run")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.reference_grid import Grid
 
-MOST_FRACTION = 0.5  # of the grid's seconds: what takes longer has not arrived
+MOST_FRACTION = 0.5  # of the grid's seconds: a run that takes longer counts as not arrived
 
 BUDGET = 0.05
 
@@ -20,7 +20,7 @@ Job = tuple[str, int]  # a sampler and a seed
 
 
 class Step(NamedTuple):
-    """After a trial: engine seconds, fraction of the hypervolume, seconds of computing so far."""
+    """State after a trial: engine seconds, hypervolume fraction, seconds of computation so far."""
 
     spent_s: float
     fraction: float
@@ -33,7 +33,7 @@ Curve = list[Step]
 def write_quantiles(
     grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path
 ) -> None:
-    """Median and quartiles over seeds of the fraction that is found, by engine seconds."""
+    """Writes median and quartiles over seeds of the fraction found, by engine seconds."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["sampler", "engine_s", "low", "median", "high"])
@@ -43,7 +43,7 @@ def write_quantiles(
 
 
 def plot(grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path) -> None:
-    """The same as a picture."""
+    """Draws the same quantiles as a figure."""
     with _drawing() as (figure, axes):
         for name, style in zip(names, _styles(), strict=False):
             seconds, low, median, high = np.array(_quantiles(grid, curves_of(curves, name))).T
@@ -66,7 +66,7 @@ def _drawing() -> Iterator[tuple[Any, Any]]:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "expertune"  # the same file of the same figures
+    matplotlib.rcParams["svg.hashsalt"] = "expertune"  # makes the file reproducible
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
@@ -77,7 +77,7 @@ def _drawing() -> Iterator[tuple[Any, Any]]:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    """Okabe and Ito's colours, and dashes for who sees none."""
+    """Okabe and Ito's colours, and dashes for readers who cannot tell them apart."""
     colors = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
     dashes = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
     for color, dash in zip(colors, dashes, strict=True):
@@ -98,5 +98,5 @@ def curves_of(curves: Mapping[Job, Curve], name: str) -> list[Curve]:
 
 
 def fraction_at(curve: Curve, seconds: float) -> float:
-    """The fraction of the hypervolume that was found by then."""
+    """The fraction of the hypervolume found by then."""
     return max((step.fraction for step in curve if step.spent_s <= seconds), default=0.0)

@@ -1,8 +1,8 @@
-"""What sharing the beginnings of prompts brings: `python -m experiments.run time_prefixes MODEL`.
+"""Measures the gain of the prefix cache: `python -m experiments.run time_prefixes MODEL`.
 
-Serves the same requests, a common beginning and a short question each, with and without
+Serves the same requests, a common prefix and a short question each, with and without
 serve.prefix_cache_tokens, interleaved request by request, one at a time as a chat client sends
-them. Prints the time to the first token of both and their ratio, pair by pair, with its interval.
+them. Prints the time to the first token of both and their paired ratio with its interval.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> int:
         for prompt in prompts[:2]:
             ttft_s(server, prompt)
     pairs = [(ttft_s(plain, prompt), ttft_s(sharing, prompt)) for prompt in prompts[2:]]
-    show("read whole, ms", [1e3 * whole for whole, _ in pairs])
-    show("beginning shared, ms", [1e3 * part for _, part in pairs])
+    show("without prefix cache, ms", [1e3 * whole for whole, _ in pairs])
+    show("prefix cache, ms", [1e3 * part for _, part in pairs])
     show("ratio, pair by pair", [part / whole for whole, part in pairs])
     print(f"{len(pairs)} pairs; cached {sharing.cached} of {len(prompts[0])} tokens")
     kept = sharing.memory.kv_bytes, plain.memory.kv_bytes
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def ttft_s(server: ServedModel, prompt: Sequence[int]) -> float:
-    """Seconds to the first token; a text that ends at once has none."""
+    """Returns the seconds to the first token; fails for a text that ends at once."""
     sequence = server.ask(prompt, 2)
     found = None if sequence is None else sequence.timing.ttft_s
     assert found is not None, "the first token ended the text: choose another"

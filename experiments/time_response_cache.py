@@ -1,8 +1,7 @@
-"""What known answers bring: `python -m experiments.run time_response_cache MODEL --text FILE`.
+"""Measures the response cache: `python -m experiments.run time_response_cache MODEL --text FILE`.
 
-Requests come as people repeat themselves: prompts cut from a text, drawn with Zipf's probabilities
-(exponent --zipf, an assumption). Prints hit rates, and the time of an answer that was known and of
-one that was not.
+Requests repeat as users' do: prompts cut from a text, drawn with Zipf's probabilities (exponent
+--zipf, an assumption). Prints hit rates, and the time of a cached and of a computed answer.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def main() -> int:
             spent = 1e3 * (time.perf_counter() - started)
             (known if sequence is None else computed).append(spent)
         server.close()
-    print(f"{len(asked)} requests for {len(set(asked))} prompts, room for {arguments.room} answers")
+    print(f"{len(asked)} requests for {len(set(asked))} prompts, capacity {arguments.room} answers")
     fraction, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
     print(f"hit rate {fraction:.2f}; the most possible {most:.2f}")
     show("known, ms", known)

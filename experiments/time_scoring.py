@@ -1,9 +1,10 @@
-"""Score the same texts layer by layer, through the ordinary loop, and token by token.
+"""Times layer-wise streaming against the ordinary loop and token-by-token scoring of the same
+texts.
 
     python -m experiments.run time_scoring MODEL --fraction 25% --texts 24 --tokens 96
 
-Prints seconds of each way in interleaved rounds, how often each expert's record was read, and the
-largest difference of any text's log-likelihood.
+Prints the seconds of each way in interleaved rounds, how often each expert's record was read, and
+the largest difference of any text's log-likelihood.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main() -> int:
 
 
 def budgeted(engine: Engine, arguments: argparse.Namespace) -> EngineConfig:
-    """A budget that holds the fraction of the experts and nothing more."""
+    """Returns a config whose budget holds the fraction of the experts and nothing more."""
     base = EngineConfig().overlay(
         {
             "precision.bits": arguments.bits,
@@ -98,7 +99,7 @@ def budgeted(engine: Engine, arguments: argparse.Namespace) -> EngineConfig:
 
 
 def texts(folder: Path, count: int, tokens: int) -> list[Continuation]:
-    """Windows of the default workload's texts; the last half of each is scored."""
+    """Returns windows of the default workload's texts; the last half of each is scored."""
     work = load_workload(default_workload())
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     text = "\n".join((*work.prompts, *work.continuations))
@@ -114,7 +115,7 @@ def scored(engine: Engine, items: list[Continuation]) -> list[float]:
 
 
 def without_layer_wise(engine: Engine, items: list[Continuation]) -> list[float]:
-    """As where the memory does not allow passing layer by layer."""
+    """Scores as if memory did not allow layer-wise streaming."""
     plain = Engine.layer_wise
 
     def refuse(self: Engine, longest: int) -> Any:
@@ -128,7 +129,7 @@ def without_layer_wise(engine: Engine, items: list[Continuation]) -> list[float]
 
 
 def token_by_token(engine: Engine, item: Continuation) -> float:
-    """One decode step a token."""
+    """Scores with one decode step a token."""
     engine.begin_sequences()
     batch, total = MicroBatch(torch.empty(1, 0, dtype=torch.long)), 0.0
     wanted = (*item.context, *item.target)[1:]
@@ -142,7 +143,7 @@ def token_by_token(engine: Engine, item: Continuation) -> float:
 
 @contextmanager
 def counted(reads: list[int]) -> Any:
-    """Note the most reads of any record in each pass layer by layer."""
+    """Records the largest number of reads of any record in each layer-wise pass."""
     run = LayerWise.run
 
     def counting(self: LayerWise, *arguments: Any, **keywords: Any) -> None:

@@ -1,12 +1,12 @@
-"""Answer likely instructions ahead: `python scripts/fill_response_cache.py FILE.yaml --bound 12`.
+"""Fills the response cache ahead: `python scripts/fill_response_cache.py FILE.yaml --bound 12`.
 
 FILE is an exported config with serve.response_cache_entries set. The model enumerates texts that it
-finds likely behind --begin (its chat template's opening where it has one), up to --until, and
-answers each greedily, as a client with the same --max-tokens would be answered. Prints how many
-were found, at which cost; `tune deploy FILE` gives the answers.
+finds likely after --begin (its chat template's opening where it has one), up to --until, and
+answers each greedily, as it would answer a client with the same --max-tokens. Prints how many it
+found, at which cost; `tune deploy FILE` serves the answers.
 
 The search is InstCache's (arXiv 2411.13820): an aligned model has seen what people ask, so paths of
-tokens are walked best first and cut where their negative log likelihood passes a bound.
+tokens are explored best first and cut where their negative log likelihood exceeds a bound.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from tuner.deployment.document import load_deployment
 from tuner.folders import cache_folder, resolve_model
 
-USER = "\x00"  # stands for the user's text in the chat template
+USER = "\x00"  # placeholder for the user's text in the chat template
 
 Tokens = tuple[int, ...]
 LogProbabilities = Callable[[Sequence[Tokens]], Sequence[torch.Tensor]]
-"""Of the next token [V], natural logarithms, behind each sequence."""
+"""Returns natural log-probabilities [V] of the next token after each sequence."""
 
 
 @dataclass(frozen=True)
 class LikelyPrompt:
-    """tokens: without what came before and what ends it; nll: nats, the end included."""
+    """tokens: without the tokens before and after the text; nll: nats, including the end."""
 
     tokens: Tokens
     nll: float
@@ -53,8 +53,8 @@ class LikelyPrompt:
 
 @dataclass(frozen=True)
 class Search:
-    """begin: tokens before the text; ends: tokens of which each ends it; bound: nats; longest:
-    tokens of a text; together: paths that are asked at once."""
+    """begin: tokens before the text; ends: tokens that each end it; bound: nats; longest: most
+    tokens of a text; together: paths evaluated at once."""
 
     begin: Tokens
     ends: Collection[int]
@@ -64,7 +64,7 @@ class Search:
 
 
 def likely_prompts(search: Search, ask: LogProbabilities) -> Iterator[LikelyPrompt]:
-    """Every text whose path stays below the bound, by rising nll."""
+    """Yields every text whose path stays below the bound, by ascending nll."""
     paths: list[tuple[float, bool, Tokens]] = [(0.0, False, ())]  # (nll, ended, tokens)
     while paths:
         open_: list[tuple[float, Tokens]] = []
@@ -72,7 +72,7 @@ def likely_prompts(search: Search, ask: LogProbabilities) -> Iterator[LikelyProm
             nll, ended, tokens = heapq.heappop(paths)
             if not ended:
                 open_.append((nll, tokens))
-            elif open_:  # what these lead to may be likelier
+            elif open_:  # their continuations may be likelier
                 heapq.heappush(paths, (nll, ended, tokens))
                 break
             else:
@@ -88,7 +88,7 @@ def likely_prompts(search: Search, ask: LogProbabilities) -> Iterator[LikelyProm
 def _grown(
     search: Search, nll: float, tokens: Tokens, logs: torch.Tensor
 ) -> Iterator[tuple[float, bool, Tokens]]:
-    """Where a path leads below the bound."""
+    """Yields the extensions of a path that stay below the bound."""
     for token in torch.nonzero(logs >= nll - search.bound).flatten().tolist():
         further = nll - float(logs[token])
         if token in search.ends:
@@ -112,7 +112,7 @@ def main() -> int:
     deployment = load_deployment(arguments.file)
     config = EngineConfig.from_dict(deployment.engine)
     assert config.serve.response_cache_entries, (
-        f"{arguments.file}: engine.serve.batching.response_cache is 0: give it room"
+        f"{arguments.file}: engine.serve.response_cache_entries is 0: set it"
     )
     folder = Path(resolve_model(deployment.model.id))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -139,8 +139,8 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Frame:
-    """Tokens around a user's text. after: behind it; ends: of which the first token of `after`,
-    or any that begins with --until, ends it."""
+    """The tokens around a user's text. after: behind it; ends: tokens that end it: the first token
+    of `after`, or any that begins with --until."""
 
     begin: tuple[int, ...]
     after: tuple[int, ...]
@@ -148,7 +148,7 @@ class Frame:
 
 
 def frame_of(tokenizer: Any, begin: str | None, until: str | None) -> Frame:
-    """From the chat template, or from what was given."""
+    """Builds the frame from the chat template, or from the options."""
     if begin is None and tokenizer.chat_template:
         message = [{"role": "user", "content": USER}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -166,13 +166,13 @@ def frame_of(tokenizer: Any, begin: str | None, until: str | None) -> Frame:
 
 
 class Asking:
-    """The engine as what likely_prompts asks."""
+    """Adapts the engine to LogProbabilities."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def __call__(self, sequences: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-        """Each sequence is a micro-batch; those of one length go together."""
+        """Runs each sequence as a micro-batch; sequences of one length run together."""
         found: dict[tuple[int, ...], torch.Tensor] = {}
         for length in {len(one) for one in sequences}:
             alike = [one for one in sequences if len(one) == length]
@@ -190,7 +190,7 @@ def keep(
     prompt: LikelyPrompt,
     max_tokens: int,
 ) -> None:
-    """Answer it and keep the answer."""
+    """Answers the prompt and stores the answer."""
     tokens = (*frame.begin, *prompt.tokens, *frame.after)
     assert engine.config is not None
     limit = min(max_tokens, engine.config.kv.max_tokens - len(tokens))

@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 
 
 class WidenError(ValueError):
-    """The request cannot give a twin; the message says what was given and what is allowed."""
+    """The request cannot produce a twin; the message says what was given and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Factors:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a weight writes (rows) and reads (columns): `hidden`, `expert` or None, left alone."""
+    """The vector that a weight writes (rows) and reads (columns): `hidden`, `expert` or None
+    (unchanged)."""
 
     pattern: str
     rows: str | None
@@ -51,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its tensors' names and their bytes."""
+    """One output file: its tensors' names and its bytes."""
 
     names: tuple[str, ...]
     size_bytes: int
@@ -77,9 +78,9 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {"qwen3_moe": QWEN3_MOE}
 
 
 def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MIB) -> None:
-    """Write the twin of `source` to the new folder `out`; `out` appears only when it is complete.
+    """Writes the twin of `source` to the new folder `out`; `out` appears only when it is complete.
 
-    Raises `WidenError` for factors that are no powers of two, an unknown family, tied embeddings,
+    Raises `WidenError` for factors that are not powers of two, an unknown family, tied embeddings,
     an unknown tensor or an `out` that exists.
     """
     config = json.loads((source / "config.json").read_text())
@@ -106,7 +107,7 @@ def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MI
 
 
 def find_rule(name: str, rules: tuple[Rule, ...]) -> Rule:
-    """Find the rule of a tensor; raises `WidenError` for a name that no rule knows."""
+    """Finds the rule of a tensor; raises `WidenError` if no rule matches its name."""
     for rule in rules:
         if re.fullmatch(rule.pattern, name):
             return rule
@@ -114,7 +115,7 @@ def find_rule(name: str, rules: tuple[Rule, ...]) -> Rule:
 
 
 def widen_tensor(tensor: Tensor, rule: Rule, factors: Factors) -> Tensor:
-    """Tile one tensor as its rule says: [rows, columns] or [rows] in, the wider one out."""
+    """Tiles one tensor as its rule says: [rows, columns] or [rows] in, the wider one out."""
     rows = _times(rule.rows, factors)
     if tensor.dim() == 1:
         return tensor.repeat(rows)

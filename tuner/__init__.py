@@ -1,1 +1,1 @@
-"""Studies: which configuration of the engine is best here; it must not import torch."""
+"""Studies: find the best configuration of the engine on this machine; must not import torch."""

@@ -1,4 +1,4 @@
-"""`tune`: runs the command, and turns what users and machines cause into one sentence."""
+"""`tune`: runs the command, and reports expected errors in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; the exit code. Errors go to stderr, with --json as a document to stdout."""
+    """Runs one command; returns the exit code. Errors go to stderr, with --json to stdout as a
+    document."""
     if sys.platform == "win32":
         sys.stderr.write("tune: native Windows is not supported; run it inside WSL2\n")
         return 1

@@ -8,13 +8,13 @@ TunerError               anything that a user or a machine can cause (exit 1)
 ├── StoreError           the database cannot be opened, read or written
 ├── StudyError           a study is missing, taken or belongs to something else
 │   ├── MissingStudyError there is none of this name (exit 2)
-│   ├── BusyStudyError    it waits or runs already, or asked something else
-│   └── FullQueueError    too many wait already
-├── CanaryError          a config does not do here what its file says, and was not to be served so
-├── ExportError          a config cannot be said in the wanted format
-├── QualityError         quality cannot be evaluated or compared; carries the class of failure
-└── WorkerError          an engine worker failed; carries the class of failure
-    └── OverBudgetError  an outside reading of its memory passed the budget
+│   ├── BusyStudyError    it is queued or running already, or its definition differs
+│   └── FullQueueError    the queue is full
+├── CanaryError          a config does not reproduce its file's figures here and is not served
+├── ExportError          a format cannot express a config
+├── QualityError         quality cannot be evaluated or compared; carries the failure class
+└── WorkerError          an engine worker failed; carries the failure class
+    └── OverBudgetError  an outside reading of its memory exceeded the budget
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DeploymentError(UsageError):
 
 
 class InfeasibleStudyError(TunerError):
-    """Nothing in the whole space fits.
+    """No point of the whole space fits.
 
     smallest_bytes: the smallest device budget that would fit something, None if unknown.
     """
@@ -66,25 +66,25 @@ class StudyError(TunerError):
 
 
 class CanaryError(TunerError):
-    """A config does not do here what its file says."""
+    """A config does not reproduce its file's figures on this machine."""
 
 
 class ExportError(TunerError):
-    """A config cannot be said in the wanted format."""
+    """A format cannot express a config."""
 
 
 class MissingStudyError(StudyError):
-    """There is no study of this name: what the user typed names nothing (exit 2)."""
+    """There is no study of this name (exit 2, since the user typed it)."""
 
     exit_code = 2
 
 
 class BusyStudyError(StudyError):
-    """The name of a study that waits or runs already, or that asked something else."""
+    """A study of this name is queued or running already, or has another definition."""
 
 
 class FullQueueError(StudyError):
-    """So many studies wait that no other is taken."""
+    """The queue of waiting studies is full."""
 
 
 class QualityError(TunerError):
@@ -98,8 +98,8 @@ class QualityError(TunerError):
 class WorkerError(TunerError):
     """An engine worker answered with an error, or died.
 
-    failure: the class; worker_exit_code: what the command should exit with;
-    smallest_bytes: for does_not_fit, the smallest budget that would fit.
+    failure: the class; worker_exit_code: what the command should exit with; smallest_bytes: for
+    does_not_fit, the smallest budget that would fit.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class WorkerError(TunerError):
 
 
 class OverBudgetError(WorkerError):
-    """What was measured from outside is more than the budget."""
+    """Memory measured from outside exceeds the budget."""
 
     def __init__(self, message: str, peak_bytes: int) -> None:
         super().__init__(message, "out_of_memory", 3, peak_bytes)

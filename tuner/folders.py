@@ -1,4 +1,4 @@
-"""Where things lie: the user's data folder, the demo model, policies, study definitions."""
+"""Locates the user's data folder, the demo model, policies and study definitions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/expertune`, where packs and profiles lie; it may not exist yet."""
+    """`$XDG_CACHE_HOME/expertune`, the folder of packs and profiles; it may not exist yet."""
     return Path(platformdirs.user_cache_dir("expertune"))
 
 
@@ -39,7 +39,7 @@ def default_storage() -> str:
 
 
 def studies_folder() -> Path:
-    """The folder with policies/, workloads/ and demo/; UsageError where there is none."""
+    """The folder with policies/, workloads/ and demo/; UsageError if there is none."""
     folder = files.studies_folder()
     if not folder.is_dir():
         raise UsageError(
@@ -50,9 +50,9 @@ def studies_folder() -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """Turn `demo` into its folder, a local folder into its absolute path, keep the rest.
+    """Turns `demo` into its folder, a local folder into its absolute path; keeps anything else.
 
-    What is neither is taken for a Hugging Face id, which the engine resolves.
+    Anything else counts as a Hugging Face id, which the engine resolves.
     """
     if name == "demo":
         folder = studies_folder() / "demo" / "model"

@@ -1,4 +1,4 @@
-"""Figures as text for people, the same on screens and in reports."""
+"""Formats figures as text, the same for terminals and reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_cell(cell: Any) -> str:
-    """Four digits, a dash for nothing."""
+    """Formats floats with four significant digits, None as a dash."""
     if cell is None:
         return "-"
     if isinstance(cell, float):
@@ -22,7 +22,7 @@ def format_cell(cell: Any) -> str:
 
 
 def format_metric(metric: Metric | None) -> str:
-    """value ± half of the 95 % interval."""
+    """Formats as value ± half of the 95 % interval."""
     if metric is None:
         return "-"
     if metric.n < 2:

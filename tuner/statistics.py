@@ -1,4 +1,4 @@
-"""Intervals of confirmed figures and of ratios pair by pair; see engine.contract.statistics."""
+"""Intervals of confirmed figures and of paired ratios; see engine.contract.statistics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engine.contract.statistics import mean_metric, quantile
 
 
 def confirmed_interval(confirming: Sequence[float], every: Sequence[float], unit: str) -> Metric:
-    """The mean of the confirming values; its bounds from the spread of all values, of which the
-    confirming ones are a part, around the mean of either part. Positive values spread by factors.
-    """
+    """The mean of the confirming values. Its bounds come from the spread of all values, which
+    include the confirming ones, around the mean of either part; positive values spread by
+    factors."""
     mean, count = statistics.fmean(confirming), len(confirming)
     positive = min(every) > 0
     others = list(every)

@@ -1,1 +1,1 @@
-"""Frames to figures; pure functions that must not read the store."""
+"""Builds figures from frames; pure functions that must not read the store."""

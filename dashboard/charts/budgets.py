@@ -1,4 +1,4 @@
-"""What each budget gives."""
+"""The chart of a budget curve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboard.charts.style import BLUE, LABEL, layout
 
 
 def curve_figure(curve: pd.DataFrame) -> Any:
-    """Tokens a second of the fastest recommended quality against the budget, with intervals."""
+    """Plots tokens/s of the fastest recommended quality against the budget, with intervals."""
     speeds = curve["fastest tokens/s"]
     figure = go.Figure(
         go.Scatter(

@@ -1,4 +1,4 @@
-"""Ratios of two configs' figures, with their intervals, against the line of no difference."""
+"""The chart of metric ratios between two configs, with their intervals and the line at 1."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STYLE = {DIFFERS: (ORANGE, "diamond"), ALIKE: (BLUE, "circle-open")}
 
 
 def ratios_figure(figures: pd.DataFrame) -> Any:
-    """One row a metric, on a log axis; an interval that leaves 1 out is a difference beyond noise.
+    """One row a metric, on a log axis; an interval that excludes 1 is a difference beyond noise.
 
-    A bound at or below 0, which few repeats of a small figure give, is drawn at LEAST of the ratio.
+    A bound at or below 0, as few repeats of a small value may give, is drawn at LEAST of the ratio.
     """
     figure = go.Figure()
     order = figures["metric"].tolist()

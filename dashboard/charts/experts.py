@@ -1,4 +1,4 @@
-"""Experts: the heat map of activations, rates by layer."""
+"""Charts about experts: the heat map of activations and the rates by layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ RATES = (("hit rate", BLUE, ""), ("prefetch precision", AMBER, "/"))
 
 
 def activations_figure(fractions: pd.DataFrame) -> Any:
-    """Layers down, experts across; the colour is the fraction of a layer's choices."""
+    """Heat map with layers down and experts across; the colour is the fraction of a layer's
+    choices."""
     layers, experts = fractions.shape
     even = 1 / experts if experts else 0.0
     figure = go.Figure(
@@ -33,7 +34,7 @@ def activations_figure(fractions: pd.DataFrame) -> Any:
 
 
 def rates_figure(layers: pd.DataFrame) -> Any:
-    """Hit rate and prefetch precision by layer; they differ in pattern too."""
+    """Bars of hit rate and prefetch precision by layer, told apart by pattern as well as colour."""
     figure = go.Figure()
     for name, colour, shape in RATES:
         known = layers.dropna(subset=[name])

@@ -1,4 +1,4 @@
-"""The front: measured trials at two or three objectives, and one trial's time split."""
+"""Charts of the front: measured trials in two or three objectives, and one trial's time split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOLID = {"star": "diamond"}  # scatter3d has no star
 
 
 def front_figure(points: pd.DataFrame, x: str, y: str) -> Any:
-    """Measured trials at two objectives, with intervals; customdata holds the trial's number."""
+    """Plots trials in two objectives, with intervals; customdata holds the trial's number."""
     figure = go.Figure()
     for kind, rows in _kinds(points):
         colour, symbol, size = STYLE[kind]
@@ -57,7 +57,7 @@ def front_figure(points: pd.DataFrame, x: str, y: str) -> Any:
 
 
 def front_figure_3d(points: pd.DataFrame, x: str, y: str, z: str) -> Any:
-    """Measured trials at three objectives, with intervals."""
+    """Plots measured trials in three objectives, with intervals."""
     figure = go.Figure()
     for kind, rows in _kinds(points):
         colour, symbol, size = STYLE[kind]
@@ -83,7 +83,7 @@ def front_figure_3d(points: pd.DataFrame, x: str, y: str, z: str) -> Any:
 
 
 def split_figure(split: pd.DataFrame) -> Any:
-    """One stacked bar: where the time of a token goes; parts differ in pattern too."""
+    """One stacked bar of the time per token by part; parts differ in pattern as well as colour."""
     figure = go.Figure()
     for position, (part, spent_ms) in enumerate(split.itertuples(index=False)):
         figure.add_trace(
@@ -104,9 +104,9 @@ def split_figure(split: pd.DataFrame) -> Any:
 
 
 def selected_number(selection: Any) -> int | None:
-    """The trial's number in Streamlit's selection of `front_figure`; None where nothing is chosen.
+    """Returns the trial's number in Streamlit's selection of `front_figure`; None if there is none.
 
-    customdata arrives as a list, or as a dict of its positions.
+    customdata arrives as a list, or as a dict keyed by position.
     """
     points = selection.get("points", []) if hasattr(selection, "get") else []
     if not points:
@@ -120,7 +120,7 @@ def selected_number(selection: Any) -> int | None:
 
 
 def _kinds(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each kind that there is, what matters most drawn last."""
+    """Yields the rows of each kind that occurs, the most important kind last (drawn on top)."""
     for kind in STYLE:
         rows = points[points["kind"] == kind] if len(points) else points
         if len(rows):

@@ -1,4 +1,4 @@
-"""What a study spent."""
+"""The chart of the time that a study spent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboard.charts.style import BLUE, layout
 
 
 def spent_figure(spent: pd.DataFrame) -> Any:
-    """Seconds by stage, as bars with their numbers."""
+    """Bars of seconds by stage, with their numbers."""
     seconds = spent["seconds"].tolist()
     figure = go.Figure(
         go.Bar(

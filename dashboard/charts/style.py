@@ -1,6 +1,6 @@
-"""How charts look: Okabe and Ito's colours, which all eyes tell apart, and never a colour alone.
+"""The common chart style: Okabe and Ito's colour-blind-safe colours, never colour alone.
 
-No template is set: Streamlit's theme gives charts the page's light or dark ground.
+No template is set, so that Streamlit's theme gives charts the page's light or dark background.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 SKY, PINK, AMBER = "#56B4E9", "#CC79A7", "#E69F00"
 PALETTE = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE, "#999933", GREY)
 PATTERNS = ("", "/", "x", ".", "\\", "-", "|", "+")
-SCALE = "Cividis"  # even for colour-blind eyes, and in print
+SCALE = "Cividis"  # uniform for colour-blind readers and in print
 MARGIN = {"l": 10, "r": 10, "t": 30, "b": 10}
 LABEL = {
     "output_tps": "output tokens per second (more is better)",
@@ -21,12 +21,15 @@ LABEL = {
 
 
 def label(name: str) -> str:
-    """An axis title."""
+    """Returns the axis title of a metric."""
     return LABEL.get(name, name)
 
 
 def layout(figure: Any, **settings: Any) -> Any:
-    """The common layout, and these settings; the figure itself. A zoom survives new data."""
+    """Applies the common layout and these settings; returns the same figure.
+
+    uirevision keeps the user's zoom when new data arrive.
+    """
     figure.update_layout(
         margin=MARGIN, legend={"orientation": "h", "y": 1.1}, uirevision="kept", **settings
     )
@@ -34,7 +37,7 @@ def layout(figure: Any, **settings: Any) -> Any:
 
 
 def bars(rows: Any, name: str) -> dict[str, Any]:
-    """Plotly's error bars of a column, from its `_low` and `_high`."""
+    """Returns Plotly's error bars of a column, from its `_low` and `_high` columns."""
     return {
         "type": "data",
         "symmetric": False,

@@ -1,4 +1,4 @@
-"""Trials: failures, settings against objectives, importances, predictions."""
+"""Charts of trials: failures, settings against objectives, importances, predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dashboard.frames.trials import MEASURED, PREDICTED
 
 
 def failures_figure(failures: pd.DataFrame) -> Any:
-    """How many trials ended in each class of failure."""
+    """Bars of the number of trials by failure class."""
     figure = go.Figure(
         go.Bar(
             x=failures["trials"].tolist(),
@@ -26,7 +26,8 @@ def failures_figure(failures: pd.DataFrame) -> Any:
 
 
 def parallel_figure(table: pd.DataFrame, colour_by: str) -> Any:
-    """One line a trial over its settings and objectives; dragging along an axis filters."""
+    """Parallel coordinates of settings and objectives, one line a trial; dragging on an axis
+    filters."""
     figure = go.Figure(
         go.Parcoords(
             dimensions=[_dimension(table[name], str(name)) for name in table.columns],
@@ -44,7 +45,7 @@ def parallel_figure(table: pd.DataFrame, colour_by: str) -> Any:
 
 
 def importances_figure(fractions: pd.DataFrame) -> Any:
-    """A group of bars a setting, one an objective; they differ in pattern too."""
+    """One group of bars a setting, one bar an objective; patterns differ as well as colours."""
     figure = go.Figure()
     for place, (objective, rows) in enumerate(fractions.groupby("objective", sort=False)):
         figure.add_trace(
@@ -65,7 +66,7 @@ def importances_figure(fractions: pd.DataFrame) -> Any:
 
 
 def predicted_figure(pairs: pd.DataFrame, metric: str) -> Any:
-    """Predicted against measured with its interval, and the line on which both are equal."""
+    """Plots predictions against measurements with intervals, and the line of equality."""
     ends = [
         float(min(pairs[PREDICTED].min(), pairs[MEASURED].min())),
         float(max(pairs[PREDICTED].max(), pairs[MEASURED].max())),
@@ -97,7 +98,7 @@ def predicted_figure(pairs: pd.DataFrame, metric: str) -> Any:
 
 
 def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
-    """An axis: numbers as they are, what is not a number as its place in order."""
+    """Returns one axis: numbers as they are, other values as their index in sorted order."""
     values = column.tolist()
     short = name.rsplit(".", 1)[-1] if "." in name else name
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):

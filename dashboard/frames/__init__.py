@@ -1,1 +1,1 @@
-"""Store values to frames; pure functions that must not draw."""
+"""Turns store values into data frames; pure functions that must not draw."""

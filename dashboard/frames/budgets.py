@@ -1,4 +1,4 @@
-"""Budget curves."""
+"""The frame of a budget curve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuner.pareto.budget_curve import CurvePoint, fastest_tps
 
 
 def curve_frame(points: Sequence[CurvePoint]) -> pd.DataFrame:
-    """One row a budget of a budget curve; empty for a single budget."""
+    """One row a budget; empty for a single budget."""
     if len(points) < 2:
         return pd.DataFrame()
     return pd.DataFrame([_row(point) for point in points])

@@ -1,4 +1,4 @@
-"""Two configs side by side."""
+"""Frames that compare two configs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def settings_frame(found: Comparison) -> pd.DataFrame:
 
 
 def figures_frame(found: Comparison) -> pd.DataFrame:
-    """One row a metric of both: values with intervals, the ratio with its own, the verdict."""
+    """One row a metric that both have: values and ratio with intervals, and the verdict."""
     return pd.DataFrame(
         [
             {

@@ -1,4 +1,4 @@
-"""Experts: which are chosen, which were there, which were foreseen; one row a layer."""
+"""Frames about experts, one row a layer: activations, hit rates, prefetch precision."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ FIGURES = (
 
 
 def activations_frame(use: ExpertUse) -> pd.DataFrame:
-    """[layer, expert]: the fraction of a layer's choices that fell on each expert."""
+    """Frame [layer, expert] of the fraction of a layer's choices that fell on each expert."""
     counts = np.array(use.activations, dtype=float)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     return pd.DataFrame(counts / totals)
 
 
 def layers_frame(use: ExpertUse) -> pd.DataFrame:
-    """Columns layer, hit rate, prefetch precision (None where nothing was looked up or predicted),
-    look-ups and predictions behind them, fraction of the four most chosen experts."""
+    """Columns: layer, hit rate and prefetch precision (None without look-ups or predictions), the
+    numbers of look-ups and predictions behind them, and the fraction of the four most chosen
+    experts."""
     busiest = [sum(sorted(row)[-4:]) / max(1, sum(row)) for row in use.activations]
     return pd.DataFrame(
         {
@@ -48,7 +49,7 @@ def layers_frame(use: ExpertUse) -> pd.DataFrame:
 
 
 def rates_frame(trial: TrialSnapshot) -> pd.DataFrame:
-    """The trial's own figures about experts, with intervals: columns metric, value."""
+    """A trial's expert metrics with intervals: columns metric, value."""
     rows = [(name, format_metric(trial.metrics[name])) for name in FIGURES if name in trial.metrics]
     return pd.DataFrame(rows, columns=["metric", "value"])
 

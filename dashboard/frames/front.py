@@ -1,4 +1,4 @@
-"""The front, one trial of it, and where that comes from."""
+"""Frames of the front: its points and members, and one trial's metrics, time split and origin."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def points_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFrame
 
 
 def members_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFrame:
-    """The front as a table: what a chart shows, for those who read rather than look."""
+    """The front's members as a table with the same figures as the chart."""
     knee = front.knee.id if front.members else None
     return pd.DataFrame(
         [
@@ -84,7 +84,7 @@ def metrics_frame(trial: TrialSnapshot) -> pd.DataFrame:
 
 
 def split_frame(trial: TrialSnapshot) -> pd.DataFrame:
-    """Where the time of a token goes: columns part, ms."""
+    """The time per token by part: columns part, ms."""
     rows = [
         (name.removeprefix(SPLIT_PREFIX), metric.value)
         for name, metric in trial.metrics.items()
@@ -94,7 +94,7 @@ def split_frame(trial: TrialSnapshot) -> pd.DataFrame:
 
 
 def origin_frame(trial: TrialSnapshot) -> pd.DataFrame:
-    """Where a trial's figures come from: columns what, is."""
+    """Where a trial's figures come from: columns "what" and "is"."""
     sentinel = trial.sentinel or {}
     repeats = max((metric.n for metric in trial.metrics.values()), default=0)
     fresh = max((metric.n for metric in trial.confirmed.values()), default=0)

@@ -1,4 +1,4 @@
-"""The machine and the versions behind a study's figures."""
+"""Frames of the machine, the model and the package versions behind a study's figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ["what", "is"]
 
 
 def machine_frame(machine: Mapping[str, Any]) -> pd.DataFrame:
-    """What the study ran on: columns what, is; one row more a GPU."""
+    """The machine that the study ran on: columns "what" and "is"; one more row for each GPU."""
     rows = [
         (name.removesuffix("_bytes").replace("_", " "), _said(name, value))
         for name, value in machine.items()
@@ -30,7 +30,7 @@ def machine_frame(machine: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def model_frame(study: StudySnapshot) -> pd.DataFrame:
-    """What was tuned: columns what, is."""
+    """The tuned model: columns "what" and "is"."""
     facts = study.facts
     rows = {
         "model": study.model,
@@ -50,7 +50,7 @@ def model_frame(study: StudySnapshot) -> pd.DataFrame:
 
 
 def versions_frame(versions: Sequence[Mapping[str, str]]) -> pd.DataFrame:
-    """One row a package, one column each distinct set."""
+    """One row a package, one column for each distinct set of versions."""
     names = sorted({name for one in versions for name in one})
     return pd.DataFrame(
         [
@@ -64,7 +64,7 @@ def versions_frame(versions: Sequence[Mapping[str, str]]) -> pd.DataFrame:
 
 
 def exports_frame(exports: Sequence[WrittenExport]) -> pd.DataFrame:
-    """One row a file that was written, with the provenance that it states."""
+    """One row an exported file, with the provenance that it states."""
     return pd.DataFrame([_export_row(one) for one in exports])
 
 
@@ -82,7 +82,7 @@ def _export_row(one: WrittenExport) -> dict[str, Any]:
 
 
 def _provenance(content: str) -> dict[str, Any]:
-    """Of a deployment YAML; {} of other formats, which state none."""
+    """Reads the provenance of a deployment YAML; {} for other formats, which state none."""
     try:
         data = yaml.safe_load(content)
     except yaml.YAMLError:

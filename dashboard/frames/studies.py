@@ -1,4 +1,4 @@
-"""Studies: how they stand, what they spent, what runs now; deployments."""
+"""Frames of studies, their time by stage, their running trials, and deployments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MINUTES = "%Y-%m-%d %H:%M"
 
 
 def studies_frame(studies: Sequence[StudySnapshot]) -> pd.DataFrame:
-    """One row a study, the newest first."""
+    """One row a study, newest first."""
     states = sorted({state for study in studies for state in study.trials_by_state})
     return pd.DataFrame(
         [
@@ -36,7 +36,7 @@ def spent_frame(study: StudySnapshot) -> pd.DataFrame:
 
 
 def running_frame(trials: Sequence[RunningTrial]) -> pd.DataFrame:
-    """One row a trial that is being run."""
+    """One row a running trial."""
     return pd.DataFrame(
         [
             {
@@ -51,7 +51,7 @@ def running_frame(trials: Sequence[RunningTrial]) -> pd.DataFrame:
 
 
 def deployments_frame(windows: Sequence[TelemetrySnapshot]) -> pd.DataFrame:
-    """The newest window of each deployment, and whether to tune again."""
+    """One row a deployment: its newest telemetry window, and whether to tune again."""
     newest = {window.deployment: window for window in windows}
     return pd.DataFrame(
         [

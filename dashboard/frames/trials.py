@@ -1,4 +1,4 @@
-"""Trials as tables: one page of them, failures, settings against objectives, predictions."""
+"""Frames of trials: the table, failures, settings against objectives, predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREDICTED, MEASURED = "predicted", "measured"
 
 
 def trials_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> pd.DataFrame:
-    """One row a trial, the newest first."""
+    """One row a trial, newest first."""
     return pd.DataFrame(
         [
             {
@@ -32,12 +32,12 @@ def trials_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> 
 
 
 def failures_frame(failures: Mapping[str, int]) -> pd.DataFrame:
-    """How many trials ended in each class of failure: columns failure, trials."""
+    """The number of trials by failure class: columns failure, trials."""
     return pd.DataFrame(sorted(failures.items()), columns=["failure", "trials"])
 
 
 def parallel_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> pd.DataFrame:
-    """One row a trial that ran to its end: settings as they were proposed, then objectives."""
+    """One row a completed trial: its proposed settings, then its objectives."""
     return pd.DataFrame(
         [
             {**trial.params, **{name: trial.scores[name] for name in objectives}}
@@ -48,7 +48,7 @@ def parallel_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -
 
 
 def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Columns setting, objective, fraction; what matters most in all objectives first."""
+    """Columns setting, objective, fraction; sorted by importance over all objectives."""
     rows = [
         (setting, objective, fraction)
         for objective, fractions in weights.items()
@@ -61,7 +61,7 @@ def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFram
 
 
 def predicted_frame(trials: Sequence[TrialSnapshot], metric: str) -> pd.DataFrame:
-    """Columns number, predicted, measured with its interval, of trials that have both."""
+    """Columns number, predicted and measured with its interval, for trials that have both."""
     rows = [
         (trial.number, trial.predicted[metric], found.value, found.low, found.high)
         for trial in trials
@@ -77,7 +77,7 @@ def _state(trial: TrialSnapshot) -> str:
 
 
 def _figure(trial: TrialSnapshot, name: str) -> str:
-    """With its interval, a bound marked as one."""
+    """Formats a metric with its interval; a bound is marked as one."""
     if name in trial.bounds:
         return f"at most {trial.bounds[name]:.4g}"
     if name in trial.metrics:

@@ -1,1 +1,1 @@
-"""One page each: reads, frames, draws; must not compute."""
+"""One module a page: reads, builds frames, draws; must not compute."""

@@ -1,4 +1,4 @@
-"""Budgets: what each device budget gives, and what the next gigabyte would."""
+"""The Budgets page: what each device budget gives, and the gain of the next gigabyte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 100  # trials read for each budget
 
 
 def main() -> None:
-    """The curve and its table."""
+    """Draws the curve and its table."""
     st.title("Budgets")
     read_study(_draw)
 
@@ -54,7 +54,7 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
 def _trials(
     snapshot: Database, study: StudySnapshot, budgets: tuple[int, ...]
 ) -> tuple[TrialSnapshot, ...]:
-    """Those that can stand on a budget's front, of very many."""
+    """Reads the trials that can be on some budget's front, thinned."""
     objectives, own = study.definition["objectives"], own_limits(study)
     points = read_points(snapshot, study, tuple(objectives), with_budgets=True)
     assert points.budgets is not None

@@ -1,4 +1,4 @@
-"""Compare: two configs, of one study or of two, and whether they differ beyond noise."""
+"""The Compare page: whether two configs, of one study or of two, differ beyond noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAIN = ("output_tps", "decode_tps", "prefill_tps", "tpot_ms", "ttft_ms", "expert
 
 
 def main() -> None:
-    """Two choices, then what differs."""
+    """Draws the two selectors, then the differences."""
     st.title("Compare")
     read(_draw)
 
@@ -41,7 +41,8 @@ def _draw(snapshot: Database) -> None:
 def _choose(
     column: Any, snapshot: Database, side: str, names: tuple[str, ...], last: bool
 ) -> Deployment | None:
-    """A trial of a study. last: the last member of its front at first, not the recommended one."""
+    """Lets the user choose a study's trial. last: start at the front's last member, not at the
+    recommended trial."""
     chosen = st.session_state.get(CHOSEN)
     start = names.index(chosen) if chosen in names else 0
     name = str(column.selectbox(f"Study of the {side}", names, index=start, key=f"{side}-study"))

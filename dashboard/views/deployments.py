@@ -1,4 +1,4 @@
-"""Deployments: what each said last, and which to tune again."""
+"""The Deployments page: each deployment's latest telemetry, and which to tune again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.store.repository import Store
 
 
 def main() -> None:
-    """One row a deployment."""
+    """Draws one row a deployment."""
     st.title("Deployments")
     read(_draw)
 

@@ -1,4 +1,4 @@
-"""Experts: which are chosen, which were there when they were needed, which were foreseen."""
+"""The Experts page: activations, hit rates and prefetch precision of one trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 
 def main() -> None:
-    """Of one trial."""
+    """Draws the page for the chosen trial."""
     st.title("Experts")
     read_study(_draw)
 
@@ -39,7 +39,7 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
 
 
 def _choose(study: StudySnapshot, front: Front) -> TrialSnapshot:
-    """The recommended one at first."""
+    """Lets the user choose a trial; starts at the recommended one."""
     key = f"expert-trial-{study.name}"
     trials = {trial.number: trial for trial in front.trials}
     if st.session_state.get(key) not in trials:

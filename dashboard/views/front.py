@@ -1,4 +1,4 @@
-"""The front: which configs are worth choosing from, under limits that can be moved."""
+"""The Front page: the configs worth choosing from, under adjustable limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TWO, THREE = "two objectives", "three objectives"
 
 
 def main() -> None:
-    """The chart, one trial of it, and what else there is."""
+    """Draws the chart, the chosen trial and its alternatives."""
     st.title("Front")
     read_study(_draw)
 
@@ -60,7 +60,7 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
 
 
 def _draw_chart(study: StudySnapshot, measured: MeasuredFront) -> int:
-    """The scatter plot; the number of the chosen trial."""
+    """Draws the scatter plot; returns the number of the chosen trial."""
     front = measured.front
     points = points_frame(front, measured.probability)
     said = f"{measured.sentence} Recommended is trial {front.knee.number}."
@@ -82,7 +82,8 @@ def _draw_chart(study: StudySnapshot, measured: MeasuredFront) -> int:
 
 
 def _choose_trial(study: StudySnapshot, front: Front, clicked: int | None) -> int:
-    """By a click, or by the list, whichever came last; the recommended one at first."""
+    """Returns the trial clicked in the chart or chosen in the list, whichever was last; starts at
+    the recommended one."""
     numbers = [trial.number for trial in front.trials if trial.state == "COMPLETE"]
     key, last = f"trial-{study.name}", f"clicked-{study.name}"
     if clicked in numbers and clicked != st.session_state.get(last):

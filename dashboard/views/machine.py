@@ -1,4 +1,4 @@
-"""Machine: what the figures were measured on, of which model, with which versions."""
+"""The Machine page: the machine, model and package versions behind the figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.store.snapshots import StudySnapshot
 
 
 def main() -> None:
-    """All from the store; nothing is asked of the machine that draws this page."""
+    """Draws the page from the store alone; the machine that serves this page is not probed."""
     st.title("Machine and versions")
     read_study(_draw)
 

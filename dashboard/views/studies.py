@@ -1,4 +1,4 @@
-"""Studies, and how far the chosen one is: redrawn by itself while it runs."""
+"""The Studies page: all studies and the progress of the chosen one, redrawn while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.store.snapshots import StudySnapshot
 
 
 def main() -> None:
-    """All studies, and the chosen one's progress."""
+    """Draws the list of studies and the chosen one's progress."""
     st.title("Studies")
     read_study(_draw)
 

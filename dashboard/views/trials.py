@@ -1,4 +1,4 @@
-"""Trials: what was run, what failed, which settings mattered, how good predictions were."""
+"""The Trials page: trials, failures, importances of settings, accuracy of predictions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tuner.store.overview import Overview, TrialFilter
 from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
-ROWS = 100  # of a table's page
+ROWS = 100  # rows on one page of the table
 NEWEST = 300  # trials behind the charts
 ANY = "any"
 
 
 def main() -> None:
-    """The table, then the charts."""
+    """Draws the table, then the charts."""
     st.title("Trials")
     read_study(_draw)
 

@@ -1,7 +1,7 @@
-"""Ablations: a policy with one of its mechanisms switched off, all else as it was.
+"""Ablations: a policy with one of its mechanisms switched off, everything else unchanged.
 
-In: a policy, the config that it is laid over, settings laid over both. Out: one row for each
-mechanism that the policy sets away from the baseline. Pure.
+In: a policy, the base config, settings laid over both. Out: one row for each mechanism in which the
+policy differs from the baseline. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ablation:
-    """The policy without `mechanism`. config: what then runs."""
+    """The policy without `mechanism`. config: the config to run."""
 
     mechanism: Mechanism
     config: EngineConfig
@@ -49,7 +49,7 @@ def _predict(config: EngineConfig, laid: Settings) -> Settings | None:
 
 def _evict(config: EngineConfig, laid: Settings) -> Settings | None:
     if not _keeps(config):
-        return None  # without its eviction it would be a cache, which it is not
+        return None  # without its eviction it would become a cache, which it is not
     off: dict[str, Any] = {"cache.eviction": "lru"}
     if config.cache.options.get("hold_predicted"):
         off["cache.options.hold_predicted"] = False
@@ -106,4 +106,4 @@ _OFF: dict[Mechanism, Callable[[EngineConfig, Settings], Settings | None]] = {
     "precision": _precision,
     "batch": _batch,
 }
-"""What to lay over a config to switch a mechanism off; None where it has none."""
+"""Settings that switch a mechanism off in a config; None if the config does not use it."""

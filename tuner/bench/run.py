@@ -1,7 +1,7 @@
-"""Configs, policies, settings and baselines measured side by side, in interleaved rounds.
+"""Measures configs, policies, settings and baseline engines side by side, in interleaved rounds.
 
-In: rows to measure, a workload. Out: BenchResult with every metric pooled over the rounds and its
-ratio to the first row, round by round. A row that fails says why and leaves the others alone.
+In: rows to measure, a workload. Out: a RowResult each, with every metric pooled over the rounds and
+its ratio to the first row, round by round. A row that fails reports why and does not affect others.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ RATIO_METRICS = ("output_tps", "decode_tps", "tpot_ms", "ttft_ms")
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What to measure: a config on an engine. own_process: a baseline, alive in its turns only.
+    """A config to measure on an engine. own_process: a baseline engine, alive only during its
+    turns.
 
-    policy: the preset that it is, without: the mechanism that this one lacks, settings: what
-    `--set` laid over it (path -> value).
+    policy: the preset of the row; without: the mechanism that it lacks; settings: what `--set` laid
+    over it (path -> value).
     """
 
     name: str
@@ -45,10 +46,10 @@ class BenchRow:
 
 @dataclass
 class RowResult:
-    """What was measured of a row. values: by metric, one a round; sentinels likewise.
+    """The measurements of a row. values: by metric, one per round; sentinels likewise.
 
-    asked: the config before the engine resolved it; model: what it ran (None: a baseline);
-    policy, without, settings: see BenchRow.
+    asked: the config before the engine resolved it; model: the model it ran (None: a baseline
+    engine); policy, without, settings: see BenchRow.
     """
 
     name: str
@@ -72,7 +73,7 @@ class RowResult:
         return {name: mean_metric(found, self.units[name]) for name, found in self.values.items()}
 
     def ratios(self, first: RowResult) -> dict[str, Metric]:
-        """This row over the first one, paired by round."""
+        """The ratios of this row to the first one, paired by round."""
         found = {}
         for name in RATIO_METRICS:
             ratio = paired_ratio(self.values.get(name, ()), first.values.get(name, ()))
@@ -108,7 +109,7 @@ def run_bench(
     seed: int,
     notify: Callable[[str], None],
 ) -> list[RowResult]:
-    """Measure every row once a round: A B C, A B C, ..."""
+    """Measures every row once a round: A B C, A B C, ..."""
     results = [_unmeasured(row) for row in rows]
     for number in range(rounds):
         for row, result in zip(rows, results, strict=True):
@@ -132,11 +133,10 @@ def add_divergence(
     workload: Workload,
     notify: Callable[[str], None],
 ) -> None:
-    """Where some row's precision depends on misses, or its keys and values lose something: the
-    decode-mode divergence from the 16-bit model of every row that is not exact, under `kld_mean`
-    and `top1_agreement`.
+    """Adds the decode-mode divergence from the 16-bit model, as `kld_mean` and `top1_agreement`, to
+    every row that is not exact, if some row's precision depends on misses or its KV cache is lossy.
 
-    Rows that cannot compute differently share one figure.
+    Rows that must compute the same share one measurement.
     """
     on_miss = any(result.environment.get("lossy") for result in results)
     if not on_miss and not any(_loses_keys_and_values(row.config) for row in rows):
@@ -169,7 +169,7 @@ def _loses_keys_and_values(config: EngineConfig) -> bool:
 
 
 def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of one row; keeps the reference first, once a model."""
+    """Measures the divergence of one row; keeps the reference first, once per model."""
     capacity = {"kv.max_tokens": max(row.config.kv.max_tokens, DIVERGENCE_TOKENS + 8)}
     model = f"reference of {row.session.model}"
     if model not in known:
@@ -183,7 +183,7 @@ def _divergence(row: BenchRow, text: str, known: dict[str, dict[str, float]]) ->
 
 
 def grid_rows(settings: Mapping[str, Sequence[Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Every combination of the settings, named by what differs."""
+    """Every combination of the settings, named by the settings that vary."""
     several = [path for path, values in settings.items() if len(values) > 1]
     found = []
     for values in itertools.product(*settings.values()):
@@ -205,7 +205,7 @@ def _unmeasured(row: BenchRow) -> RowResult:
 
 
 def _measure(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:
-    if row.own_process:  # a baseline has its own memory, which our equation does not describe
+    if row.own_process:  # a baseline engine's memory is not described by our equation
         row.session.request("configure", config=row.config.to_dict())
     else:
         configured = row.session.configure(row.config)

@@ -1,4 +1,4 @@
-"""The typer application: which module stands behind which command."""
+"""The typer application: maps every command to its module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPLETION = "Shell completion"
 
 
 class _Tune(TyperGroup):
-    """The root command; typer's own options for shells stand in their own panel of the help."""
+    """The root command; gives typer's shell options their own panel in the help."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)
@@ -49,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.callback(invoke_without_command=True)(study.study)
-# By what people do with them; within a panel in the order of use.
+# Grouped by purpose; within a panel in the order of use.
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     FIND: {
         "plan": plan.plan,

@@ -1,4 +1,4 @@
-"""`tune bench`: configs, policies, settings and baselines side by side."""
+"""`tune bench`: measures configs, policies, settings and baseline engines side by side."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import resolve_model
 from tuner.formatting import format_metric
 
-BASELINES_EXTRA = ("xllamacpp", "gguf", "conversion")  # what the extra's packages are imported as
+BASELINES_EXTRA = ("xllamacpp", "gguf", "conversion")  # import names of the extra's packages
 SHOWN = ("output_tps", "tpot_ms", "ttft_ms", "expert_hit_rate", "stall_ms_per_token")
 
 
@@ -93,7 +93,7 @@ def bench(
     sessions: dict[tuple[str, str, str | None], EngineSession] = {}
 
     def session_of(source: str, where: str, revision: str | None = None) -> EngineSession:
-        """One engine a model and device, shared by the rows that run on it."""
+        """One engine per model and device, shared by the rows that run on it."""
         key = (resolve_model(source), where, revision)
         if key not in sessions:
             sessions[key] = options.open_session(
@@ -219,8 +219,8 @@ def _baseline_rows(
 
 
 def _installed_baselines() -> tuple[BaselineName, ...]:
-    """The baselines whose packages are here; says on stderr which are not and what would add
-    them."""
+    """The baseline engines whose packages are installed; reports on stderr which are missing and
+    how to install them."""
     if all(find_spec(package) is not None for package in BASELINES_EXTRA):
         return BASELINES
     print_note(

@@ -1,4 +1,4 @@
-"""`tune compare`: two studies or exported configs."""
+"""`tune compare`: compares two studies or exported configs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compare_two(
     storage: options.Storage = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say which settings and which figures of two configs differ.
+    """Show which settings and which figures of two configs differ.
 
     Example: tune compare demo:0 demo:knee
     """
@@ -56,8 +56,8 @@ def _read(name: str, pick: str, storage: str | None) -> Deployment:
 
 
 def _study(store: Store, name: str) -> tuple[StudySnapshot, str]:
-    """The study of this name, which may hold colons; else what stands before the last one is the
-    study and what stands behind it the pick."""
+    """Finds the study of this name, which may hold colons; otherwise splits at the last colon into
+    study and pick."""
     before, _, own = name.rpartition(":")
     try:
         return store.study(name), ""

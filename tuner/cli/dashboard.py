@@ -1,4 +1,4 @@
-"""`tune dashboard`: Streamlit on this machine, over the store."""
+"""`tune dashboard`: runs Streamlit on this machine, over the store."""
 
 from __future__ import annotations
 

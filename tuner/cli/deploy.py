@@ -1,4 +1,4 @@
-"""`tune deploy`: serve a deployment file over HTTP."""
+"""`tune deploy`: serves a deployment file over HTTP."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def deploy(
 ) -> None:
     """Serve an exported config as an OpenAI-compatible server, after a canary of at most a minute.
 
-    SIGTERM and Ctrl-C drain: nothing new is taken, what runs is finished; a Ctrl-C then ends it.
+    SIGTERM and Ctrl-C drain: no new requests are accepted, running ones finish; a further Ctrl-C
+    ends the server at once.
 
     Example: tune deploy expertune-demo.yaml --port 8000
     """
@@ -87,15 +88,16 @@ def deploy(
 
 @dataclass
 class Stop:
-    """Which signal asked to stop, None while none did."""
+    """The signal that requested the stop; None if there was none."""
 
     signal: int | None = None
 
 
 @contextmanager
 def draining(session: EngineSession) -> Iterator[Stop]:
-    """Inside, the first SIGTERM or SIGINT lets the server drain; a later SIGINT interrupts, a later
-    SIGTERM does not, because supervisors send it to a group and to its leader."""
+    """During the block, the first SIGTERM or SIGINT lets the server drain; a later SIGINT
+    interrupts, a later SIGTERM does not, because supervisors send it to a group and to its
+    leader."""
     stop = Stop()
 
     def ask(number: int, _: Any) -> None:
@@ -130,4 +132,4 @@ def _say_ready(name: str, host: str, port: int, canary: Canary, as_json: bool) -
         )
     else:
         print_text(f"serving '{name}' (trial {canary.point.trial}) at {url}")
-        sys.stdout.flush()  # whoever reads it through a pipe waits for it
+        sys.stdout.flush()  # a reader on a pipe waits for this line

@@ -1,4 +1,4 @@
-"""`tune export`: a deployable config from a study."""
+"""`tune export`: writes a deployable config from a study."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def export(
     storage: options.Storage = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the config of a trial: as a deployment YAML, or in another program's words.
+    """Write the config of a trial: as a deployment YAML, or for another program.
 
-    Only the YAML says all of it; the others say in comments what they leave out.
+    Only the YAML holds the complete config; the other formats list in comments what they omit.
 
     Example: tune export demo --pick throughput -o fast.yaml
     """
@@ -71,7 +71,7 @@ def export(
 def _remember(
     storage: str | None, study_id: int, trial_id: int, pick: str, path: Path, text: str
 ) -> None:
-    """A store that cannot be written does not stop an export."""
+    """Records the export; an unwritable store does not stop it."""
     try:
         with options.open_store(storage) as store:
             store.add_export(study_id, trial_id, pick, str(path.resolve()), text)

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: an extra of the installation brings them."""
+"""Checks for packages that only some commands need and an installation extra provides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from tuner.errors import UsageError
 
-# What the packages of an extra are imported as.
+# Import names of the packages of each extra.
 EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "dashboard": ("streamlit", "plotly", "pandas"),
@@ -14,9 +14,9 @@ EXTRAS = {
 
 
 def require_extra(what: str, extra: str) -> None:
-    """UsageError with the command that installs an extra, where one of its packages is missing.
+    """Raises UsageError with the installing command if a package of an extra is missing.
 
-    what: names what needs it, for the message. Nothing is imported.
+    what: names the feature that needs it, for the message. Nothing is imported.
     """
     missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""A front on the screen: a table with intervals and a plot made of characters."""
+"""Prints a front in the terminal: a table with intervals and a character plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLOT_COLUMNS, PLOT_ROWS = 72, 18
 
 
 def print_front(front: Front) -> None:
-    """The front as a table, the recommended trial marked; nothing for an empty one."""
+    """Prints the front as a table with the recommended trial marked; nothing for an empty front."""
     if not front.members:
         return
     knee = front.knee
@@ -47,7 +47,7 @@ def print_front(front: Front) -> None:
 
 
 def print_curve(points: Sequence[CurvePoint]) -> None:
-    """What each budget gives, and what the next gigabyte would; nothing for a single budget."""
+    """Prints the front of each budget and the gain of the next gigabyte; nothing for one budget."""
     if len(points) < 2:
         return
     rows = []
@@ -68,7 +68,7 @@ def print_curve(points: Sequence[CurvePoint]) -> None:
 
 
 def plot_front(front: Front) -> None:
-    """Trials against the first and the last objective; nothing for fewer than two points."""
+    """Plots trials in the first and the last objective; nothing for fewer than two points."""
     if len(front.members) < 2 or len(front.objectives) < 2:
         return
     x, y = front.objectives[0], front.objectives[-1]

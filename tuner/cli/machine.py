@@ -1,4 +1,4 @@
-"""`tune doctor` and `tune profile`: this machine, and a model on it."""
+"""`tune doctor` and `tune profile`: examine this machine, and a model on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what this machine is, and whether a model runs on it.
+    """Describe this machine, and check whether a model runs on it.
 
     Example: tune doctor --model demo
     """

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text becomes values."""
+"""Options that several commands share, and the parsing of their text."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TrustRemoteCode = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
-# Another engine behind the same protocol, as shell words.
+# Another engine with the same protocol, as shell words.
 ENGINE_VARIABLE = "EXPERTUNE_ENGINE"
 BASELINES_COMMAND = (sys.executable, "-m", "engine.baselines")
 SERVE_COMMAND = (sys.executable, "-m", "engine.serve")
 
 
 def read_size(option: str, text: str | None) -> int | None:
-    """Bytes, or None where nothing was given; UsageError with one sentence."""
+    """Parses a size in bytes; None if none was given; UsageError with one sentence."""
     if text is None:
         return None
     if "," in text:
@@ -61,7 +61,8 @@ def read_size(option: str, text: str | None) -> int | None:
 
 
 def read_budgets(text: str | None) -> dict[str, Any]:
-    """The budget section of `--vram 4GB,6GB,8GB`: the largest one, and the curve below it."""
+    """The budget section for `--vram 4GB,6GB,8GB`: the largest budget, and the curve of the
+    others."""
     if text is None:
         return {}
     sizes = sorted({read_size("--vram", part.strip()) or 0 for part in text.split(",")})
@@ -69,14 +70,14 @@ def read_budgets(text: str | None) -> dict[str, Any]:
 
 
 def require_model(model: str | None) -> str:
-    """The model as the engine takes it; UsageError where none was given."""
+    """The model as the engine expects it; UsageError if none was given."""
     if not model:
         raise UsageError("no model was given: add --model (a folder, an id, or `demo`)")
     return resolve_model(model)
 
 
 def portable_model(model: str | None) -> str | None:
-    """The model as it is kept: `demo` and ids as they are, folders as absolute paths."""
+    """The model as it is stored: `demo` and ids unchanged, folders as absolute paths."""
     if model is None or model == "demo":
         return model
     folder = Path(model).expanduser()
@@ -84,7 +85,7 @@ def portable_model(model: str | None) -> str | None:
 
 
 def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
-    """`path=value[,value...]` pairs by path; UsageError for what is no setting."""
+    """Parses `path=value[,value...]` pairs by path; UsageError for an invalid setting."""
     settings: dict[str, list[Any]] = {}
     for pair in pairs:
         path, equals, values = pair.partition("=")
@@ -104,7 +105,7 @@ def engine_command() -> tuple[str, ...]:
 
 
 def baseline_command(name: str) -> tuple[str, ...]:
-    """The program of a baseline behind the same protocol."""
+    """The program of a baseline engine with the same protocol."""
     other = os.environ.get(ENGINE_VARIABLE)
     return (*(shlex.split(other) if other else BASELINES_COMMAND), "--baseline", name)
 
@@ -112,7 +113,7 @@ def baseline_command(name: str) -> tuple[str, ...]:
 def serve_command() -> tuple[str, ...]:
     """The program that can serve: ours, or the one that EXPERTUNE_ENGINE names.
 
-    Raises UsageError where what ours needs is not installed.
+    Raises UsageError if the packages that ours needs are missing.
     """
     if other := os.environ.get(ENGINE_VARIABLE):
         return tuple(shlex.split(other))
@@ -128,9 +129,9 @@ def open_session(
     command: tuple[str, ...] | None = None,
     revision: str | None = None,
 ) -> EngineSession:
-    """A session on the engine; nothing starts before its first use.
+    """Creates an engine session; nothing starts before its first use.
 
-    revision: of a Hugging Face id; `local`, which a folder's deployment names, asks for none.
+    revision: of a Hugging Face id; `local`, the revision of a folder's deployment, selects none.
     """
     limits = WorkerLimits(operation_s=stall_s)
     return EngineSession(
@@ -144,7 +145,7 @@ def open_session(
 
 @contextlib.contextmanager
 def open_store(storage: str | None) -> Iterator[Store]:
-    """The store for writing, open inside."""
+    """Opens the store for writing during the block."""
     store = Store(open_database(storage or default_storage()))
     with contextlib.closing(store.database):
         yield store
@@ -152,14 +153,14 @@ def open_store(storage: str | None) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def open_store_read_only(storage: str | None) -> Iterator[Store]:
-    """The store for reading, open inside."""
+    """Opens the store for reading during the block."""
     store = Store(open_read_only(storage or default_storage()))
     with contextlib.closing(store.database):
         yield store
 
 
 def read_bits(text: str) -> tuple[int, ...]:
-    """Precisions from `8,4`; UsageError naming what is allowed."""
+    """Parses precisions such as `8,4`; UsageError with the allowed ones."""
     found = []
     for word in text.split(","):
         if word.strip() not in {str(bits) for bits in BITS}:
@@ -170,8 +171,8 @@ def read_bits(text: str) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def terminate_interrupts() -> Iterator[Callable[[], bool]]:
-    """SIGTERM ends a study as Ctrl-C does, resumable. Yields whether one of them came: an exception
-    that is raised while something is being finalized is lost."""
+    """Makes SIGTERM end a study as Ctrl-C does, resumably. Yields a function that tells whether
+    either came, because an exception raised during finalization is lost."""
     came: list[int] = []
 
     def interrupt(number: int, _: object) -> None:

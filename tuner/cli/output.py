@@ -1,4 +1,4 @@
-"""What commands print: one JSON document, or tables for people. Errors as one sentence."""
+"""Prints the output of commands: one JSON document, or tables for users. Errors as one sentence."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tuner.formatting import format_cell
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Exactly one JSON document on stdout; numbers that JSON does not know become null."""
-    # at once: piece by piece a study of thousands of trials takes a second more
+    """Prints exactly one JSON document on stdout; numbers that JSON lacks become null."""
+    # at once: in pieces, a study of thousands of trials takes a second more
     sys.stdout.write(json.dumps(_plain(document), indent=2, default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def print_text(text: str = "") -> None:
-    """One line on stdout."""
+    """Prints one line on stdout."""
     sys.stdout.write(f"{text}\n")
 
 
 def print_note(text: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     sys.stderr.write(f"{text}\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; columns that begin with `#` are aligned to the right."""
+    """Prints a table on stdout; columns that begin with `#` are right-aligned."""
     table = Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(

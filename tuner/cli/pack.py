@@ -1,4 +1,4 @@
-"""`tune pack`: make expert packs ahead of time, list them, remove them."""
+"""`tune pack`: makes expert packs ahead of time, lists and removes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pack(
 
 
 def _read_precisions(text: str) -> list[int | str]:
-    """Numbers of bits, and `prequantized` for the published codes of a quantized checkpoint."""
+    """Parses numbers of bits, and `prequantized` for a pre-quantized checkpoint's own codes."""
     words = [word.strip() for word in text.split(",")]
     return [w if w == "prequantized" else options.read_bits(w)[0] for w in words]
 

@@ -1,4 +1,4 @@
-"""`tune plan`: what fits a budget, before anything runs."""
+"""`tune plan`: shows what fits a budget, before anything runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(
     vram: options.Vram = None,
     device: options.Device = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Room in a sequence (default 1024).")
+        int | None, typer.Option(min=2, help="Capacity of a sequence, in tokens (default 1024).")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Micro-batches.")] = 1,
     target_tps: Annotated[
@@ -44,8 +44,8 @@ def plan(
 ) -> None:
     """Show what fits a budget at each precision, by the memory equation.
 
-    Of a Hugging Face id only the description and the headers of its files are fetched.
-    Where `tune profile` has timed the model, also how many micro-batches hide its transfers; with
+    For a Hugging Face id, only the description and the headers of its files are fetched. Where
+    `tune profile` has timed the model, also shows how many micro-batches hide its transfers; with
     --target-tps, the smallest budget for a speed, replayed over a trace and labelled predicted.
 
     Example: tune plan --model demo --vram 60MB
@@ -55,7 +55,7 @@ def plan(
     with options.open_session(source, device, trust_remote_code) as session:
         facts, opened = session.describe(), session.opened_device
     capacity = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
-    # on the device that was opened: a driver's context counts too
+    # on the opened device: a driver's context counts too
     base = base_config(opened, capacity, budget_bytes).overlay({"batch.count": count})
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
@@ -112,7 +112,8 @@ def _budgets(
 
 
 def _precisions(facts: ModelFacts) -> list[int | str]:
-    """What can be asked for: numbers of bits, and the published codes where there are any."""
+    """The available precisions: numbers of bits, and `prequantized` for a pre-quantized
+    checkpoint."""
     return [int(name) if name.isdigit() else name for name in facts.expert_bytes]
 
 

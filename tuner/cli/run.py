@@ -1,4 +1,4 @@
-"""`tune run`: generate text with a deployment file."""
+"""`tune run`: generates text with a deployment file."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def open_deployed(
     trust_remote_code: bool,
     command: tuple[str, ...] | None = None,
 ) -> Iterator[EngineSession]:
-    """A session on a deployment's model at its revision, or on `model` in its place.
+    """Opens a session on a deployment's model at its revision, or on `model` in its place.
 
-    command: the engine's program, None for the usual one. Raises DeploymentError where that is
-    another model.
+    command: the engine's program, None for the default. Raises DeploymentError if `model` is a
+    different model.
     """
     source = resolve_model(model or deployment.model.id)
     pinned = None if model else deployment.model.revision

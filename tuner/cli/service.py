@@ -1,4 +1,4 @@
-"""`tune service`: the REST service, and its bearer tokens."""
+"""`tune service`: runs the REST service, and manages its bearer tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def service(
 ) -> None:
     """Start studies, follow them and fetch their configs over HTTP; ends with Ctrl-C.
 
-    With --json the one document appears when requests are taken.
+    With --json the one document appears once requests are accepted.
 
     Example: tune service --port 8700
     """
@@ -69,7 +69,7 @@ def service(
 
 @token_app.command()
 def add(name: TokenName, storage: options.Storage = None, as_json: options.Json = False) -> None:
-    """Make a token; it is shown this once.
+    """Make a token; it is shown only this once.
 
     Example: tune service token add ci
     """
@@ -107,7 +107,7 @@ def list_tokens(storage: options.Storage = None, as_json: options.Json = False) 
 
 @token_app.command()
 def revoke(name: TokenName, storage: options.Storage = None, as_json: options.Json = False) -> None:
-    """Refuse a token from now on.
+    """Revoke a token: it is refused from now on.
 
     Example: tune service token revoke ci
     """

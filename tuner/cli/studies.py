@@ -1,4 +1,4 @@
-"""`tune studies` and `tune show`: what the store holds."""
+"""`tune studies` and `tune show`: print the contents of the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tuner.study.estimate import check
 from tuner.study.warm_start import warm_start_gain
 
 Paired = dict[int, tuple[PairedResult, ...]]
-FEW_TRIALS = 50  # of which the fraction of good ones says little about a setting
+FEW_TRIALS = 50  # with fewer, importances are only a hint
 
 
 def studies(storage: options.Storage = None, as_json: options.Json = False) -> None:
@@ -47,7 +47,7 @@ def show(
     storage: options.Storage = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a study: its front, all trials, what mattered, what failed.
+    """Show a study: its front, all trials, importances of settings, failures.
 
     Example: tune show demo
     """
@@ -112,7 +112,8 @@ def _document(
 
 
 def _paired(store: Store, trials: tuple[TrialSnapshot, ...]) -> Paired:
-    """Each trial against 16 bits, item by item; evaluations that trials share are read once."""
+    """Compares each trial with 16 bits item by item; evaluations that trials share are read
+    once."""
     ids = {trial.id: (trial.reference_id, trial.quality_id) for trial in trials}
     wanted = {one for pair in ids.values() for one in pair if one is not None}
     reports = store.with_items(wanted)
@@ -125,7 +126,7 @@ def _paired(store: Store, trials: tuple[TrialSnapshot, ...]) -> Paired:
 
 
 def _print_quality(front: Front, paired: Paired) -> None:
-    """Tasks of the front's trials, one line for trials of the same evaluation."""
+    """Prints the tasks of the front's trials, one line for trials of the same evaluation."""
     rows: dict[tuple[int | None, str, str], list[Any]] = {}
     for trial in front.members:
         results = {(r.task, r.metric): r for r in trial.quality.tasks} if trial.quality else {}

@@ -1,4 +1,4 @@
-"""`tune --model M --vram 8GB`: a study from nothing to an exported config."""
+"""`tune --model M --vram 8GB`: runs a study from start to an exported config."""
 
 from __future__ import annotations
 
@@ -239,14 +239,15 @@ def _check_pool(pool: WorkerPool) -> None:
 
 
 def _studied_revision(wanted: StudyDefinition, storage: str | None) -> str:
-    """The revision that a study to be continued was begun on."""
+    """The revision with which the study to be continued was begun."""
     with options.open_store(storage) as store:
         named = wanted.model_copy(update={"name": _free_name(wanted, store)})
         return str(store.study(named.study_name).facts["revision"])
 
 
 def _free_name(wanted: StudyDefinition, store: Store) -> str:
-    """The given name; else the model's, numbered when that study asked something else."""
+    """The given name; else the model's, numbered if the study of that name has another
+    definition."""
     if wanted.name:
         return wanted.name
     digests = {study.name: study.search_digest for study in store.studies()}
@@ -255,7 +256,7 @@ def _free_name(wanted: StudyDefinition, store: Store) -> str:
 
 
 def _check_found(result: StudyResult) -> None:
-    """Exit 1 or 3 when nothing can be recommended."""
+    """Exits with 1 or 3 when nothing can be recommended."""
     if result.front.members:
         return
     states = result.study.trials_by_state

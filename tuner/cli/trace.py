@@ -45,7 +45,7 @@ def trace(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Record what every MoE layer routes while a workload runs.
+    """Record the routing of every MoE layer while a workload runs.
 
     Example: tune trace --model demo --repeats 4 -o demo-trace.npz
     """
@@ -106,7 +106,7 @@ def replay(
     ] = 1,
     as_json: options.Json = False,
 ) -> None:
-    """Predict what policies would do, from a trace and timings, in seconds. Nothing is run.
+    """Predict the speed of policies from a trace and timings, in seconds. Nothing is run.
 
     Example: tune replay demo-trace.npz --device predicted:laptop_8gb --policies on_demand,lru
     """

@@ -1,4 +1,4 @@
-"""`tune train`: what predictors and evictions learn from a recorded trace."""
+"""`tune train`: trains predictors and fits evictions on a recorded trace."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _output(trace: Path, output: Path | None) -> Path:
 
 
 def _train(what: str, trace: Path, output: Path | None, learned: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own, since this one never imports torch."""
+    """Trains in a separate process, since this one never imports torch."""
     request = {"what": what, "trace": str(trace), **learned}
     if output is not None:
         request["output"] = str(output)

@@ -1,4 +1,4 @@
-"""`tune verify`: does a config still do here what its file says?"""
+"""`tune verify`: checks whether a config still reproduces its file's figures on this machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def verify_file(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure an exported config afresh and compare with what its file states.
+    """Measure an exported config afresh and compare it with the figures in its file.
 
-    Exit 1 where a speed lies outside its band: at most 10 % each side, after the file's figures
-    are scaled by a fixed kernel and a fixed read that were timed beside both.
+    Exits with 1 if a speed lies outside its band: at most 10 % on each side, after the file's
+    figures are scaled by a fixed kernel and a fixed read that were timed beside both.
 
     Example: tune verify expertune-demo.yaml
     """

@@ -1,4 +1,4 @@
-"""`tune worker`: one more worker of a running study."""
+"""`tune worker`: adds a worker to a running study."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def join(
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Run trials of a study that another process began, here or on a machine like that one.
+    """Run trials of a study that another process began, here or on a machine of the same kind.
 
-    It ends with the study. A worker that dies costs its running trial, which is tried once more.
+    It ends with the study. A worker that dies costs its running trial, which is retried once.
+
     Example: tune worker my-study --storage postgresql://user@host/name --device cuda:1
     """
     with options.open_store(storage) as store:

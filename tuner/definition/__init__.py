@@ -1,1 +1,1 @@
-"""What a study was asked: definition, objectives, workload; must not know the search."""
+"""The user's request: definition, objectives, workload; must not know the search."""

@@ -1,5 +1,5 @@
-"""What a study can optimize or limit: one table; and from measured metrics to objective values and
-constraints. Pure arithmetic."""
+"""One table of what a study can optimize or limit, and the arithmetic from metrics to objective
+values and constraints."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tuner.definition.study import Constraints
 class Objective:
     """One figure of a configuration.
 
-    worst: what a sampler is told of a configuration that cannot run; constraint: the name under
-    which its limit is told to samplers, limit: the field of Constraints, None where it has none;
-    goal: what people call its extreme (`--pick`), None where it is only limited, not optimized;
+    worst: the value that samplers receive for a configuration that cannot run; constraint: the name
+    under which samplers receive its limit; limit: the field of Constraints, None if it has none;
+    goal: the name of its extreme for users (`--pick`), None if it is only limited, not optimized;
     meaning: for charts and tables.
     """
 
@@ -32,16 +32,16 @@ class Objective:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 if more is better, -1 if less is."""
         return 1 if self.direction == "maximize" else -1
 
     @property
     def is_speed(self) -> bool:
-        """Whether every measurement gives it, and repeats scatter."""
+        """Whether every measurement gives it, with scatter between repeats."""
         return self.name != "quality"
 
     def excess(self, value: float, limits: Constraints) -> float:
-        """Relative excess over its limit, feasible at <= 0; 0 where no limit was given."""
+        """Relative excess over its limit, feasible at <= 0; 0 if no limit was given."""
         limit = getattr(limits, self.limit) if self.limit else None
         return 0.0 if limit is None else -self.sign * (value - limit) / limit
 
@@ -70,14 +70,14 @@ GOALS = {one.goal: name for name, one in OBJECTIVES.items() if one.goal}
 SPEEDS = tuple(name for name, one in TABLE.items() if one.is_speed)
 LIMITED = {one.constraint: one for one in TABLE.values() if one.constraint}
 SIGNS = {name: one.sign for name, one in TABLE.items()}
-# The order in which every constraint is told to every sampler (GPSampler matches by position).
+# The order in which every sampler receives the constraints (GPSampler matches by position).
 CONSTRAINTS = ("memory", "quality", "ttft", "tpot")
 
 
 def scores(
     metrics: Mapping[str, Metric], quality: float | None, objectives: Sequence[str]
 ) -> dict[str, float]:
-    """One number an objective, in the objectives' order."""
+    """One number per objective, in the objectives' order."""
     values = {name: metrics[name].value for name in objectives if name in metrics}
     if quality is not None and "quality" in objectives:
         values["quality"] = quality
@@ -87,7 +87,7 @@ def scores(
 def violations(
     metrics: Mapping[str, Metric], quality: float | None, limits: Constraints
 ) -> dict[str, float]:
-    """Relative excess over each limit, feasible at <= 0; 0 where no limit was given."""
+    """Relative excess over each limit, feasible at <= 0; 0 if no limit was given."""
     values = {name: metric.value for name, metric in metrics.items()}
     if quality is not None:
         values["quality"] = quality
@@ -100,6 +100,6 @@ def violations(
 
 
 def memory_violation(needed_bytes: int | None, budget_bytes: int) -> dict[str, float]:
-    """All constraints of a configuration that does not fit, by how much it does not."""
+    """All constraints of a configuration that does not fit, with its relative memory excess."""
     excess = (needed_bytes or 0) / budget_bytes - 1 if budget_bytes else 1.0
     return {**dict.fromkeys(CONSTRAINTS, 0.0), "memory": max(excess, 0.01)}

@@ -1,4 +1,4 @@
-"""Named policies: YAML overlays in studies/policies/, and nothing else."""
+"""Named policies: YAML overlays in studies/policies/, with no code of their own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tuner.folders import studies_folder
 class Published(Strict):
     """A ratio that a paper reports.
 
-    over: the policy it is measured against, or settings laid over this policy instead (the same
-    without one of its mechanisms); setting: the authors' hardware and models.
+    over: the policy it is measured against, or settings to overlay on this policy instead (the same
+    policy without one of its mechanisms); setting: the authors' hardware and models.
     """
 
     metric: str
@@ -27,10 +27,10 @@ class Published(Strict):
 
 
 class PolicyFile(Strict):
-    """A policy: settings (paths) to lay over a config.
+    """A policy: settings (paths) to overlay on a config.
 
-    paper: where the method comes from; trained: the predictor whose arrays must have been learned
-    for the model first; published: what its authors report.
+    paper: the method's source; trained: the predictor that must have been trained for the model
+    first; published: the figures that its authors report.
     """
 
     description: str
@@ -41,12 +41,12 @@ class PolicyFile(Strict):
 
 
 def policy_names() -> tuple[str, ...]:
-    """The policies of this installation."""
+    """The names of all installed policies."""
     return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("*.yaml")))
 
 
 def load_policy(name: str) -> PolicyFile:
-    """A policy by name; UsageError naming the nearest where there is none."""
+    """Loads a policy by name; raises UsageError with the nearest name if there is none."""
     path = studies_folder() / "policies" / f"{name}.yaml"
     if not path.is_file():
         names = policy_names()

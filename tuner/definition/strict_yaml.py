@@ -1,4 +1,4 @@
-"""Strict reading of YAML through pydantic: every error one sentence that names the nearest key."""
+"""Reads YAML strictly through pydantic: every error is one sentence that names the nearest key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.errors import DefinitionError, UsageError
 
 
 class Strict(BaseModel):
-    """A frozen model without room for unknown keys."""
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Strict)
 
 
 def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:
-    """Safe YAML from a file; `error` with one sentence where it cannot be read."""
+    """Loads safe YAML from a file; raises `error` with one sentence if it cannot be read."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path), error)
     except OSError as problem:
@@ -32,7 +32,7 @@ def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:
 
 
 def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError) -> Any:
-    """Safe YAML from text; tags that would build objects are refused."""
+    """Parses safe YAML from text; tags that would build objects are refused."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as problem:
@@ -45,7 +45,8 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
 def read_strict(
     model: type[M], data: Any, source: str, error: type[UsageError] = DefinitionError
 ) -> M:
-    """Validate data as `model`; `error` with one sentence naming the place and what is allowed."""
+    """Validates data as `model`; raises `error` with one sentence naming the place and what is
+    allowed."""
     if not isinstance(data, dict):
         raise error(f"{source} must hold keys and values, such as `{_first_key(model)}: ...`")
     try:

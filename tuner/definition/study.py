@@ -1,7 +1,7 @@
-"""StudyDefinition: everything that a study was asked to do. From YAML, options laid over it.
+"""StudyDefinition: the complete request for a study, from YAML with options laid over it.
 
-In: studies/*.yaml, command line options. Out: a frozen, complete StudyDefinition. It knows no
-model facts and no machine.
+In: studies/*.yaml, command line options. Out: a frozen, complete StudyDefinition. It knows no model
+facts and no machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Setting = Value | list[Value]  # a list: options such as precision.options.table
 
 class Budget(Strict):
     """Hard limits in bytes; 0: none given. YAML may write 8GB. curve: smaller device budgets that
-    the same study answers, rising."""
+    the same study answers, ascending."""
 
     vram_bytes: int = 0
     ram_bytes: int = 0
@@ -53,12 +53,12 @@ class Budget(Strict):
 
     @property
     def device_budgets(self) -> tuple[int, ...]:
-        """Every device budget that is asked about, rising."""
+        """All device budgets of the study, ascending."""
         return (*self.curve, self.vram_bytes)
 
 
 class Constraints(Strict):
-    """What a configuration must keep to be chosen."""
+    """The limits that a configuration must satisfy to be chosen."""
 
     min_quality: float | None = Field(default=None, gt=0)
     max_ttft_ms: float | None = Field(default=None, gt=0)
@@ -66,10 +66,11 @@ class Constraints(Strict):
 
 
 class QualityTasks(Strict):
-    """lm-eval tasks (names, or paths of task YAML files) and how they are run.
+    """lm-eval tasks (names, or paths of task YAML files) and their options.
 
-    limit: items of each; num_fewshot: examples before each item, else as the task says;
-    apply_chat_template: the model's own; fewshot_as_multiturn: with a template, examples are turns.
+    limit: items of each; num_fewshot: examples before each item, by default the task's own;
+    apply_chat_template: use the model's own; fewshot_as_multiturn: with a template, examples are
+    turns.
     """
 
     tasks: list[str] = Field(default=[])
@@ -79,7 +80,7 @@ class QualityTasks(Strict):
     fewshot_as_multiturn: bool = True
 
     def options(self, seed: int) -> TaskOptions:
-        """As the engine takes them; turns mean nothing without a template."""
+        """The options in the engine's type; turns need a template."""
         return TaskOptions(
             limit=self.limit,
             num_fewshot=self.num_fewshot,
@@ -90,7 +91,8 @@ class QualityTasks(Strict):
 
 
 class Repeats(Strict):
-    """When a configuration is measured well enough: the 95 % half-width, between min and max."""
+    """When a configuration is measured well enough: the 95 % half-width, between min and max
+    repeats."""
 
     min: int = Field(default=3, ge=1)
     max: int = Field(default=7, ge=1)
@@ -100,10 +102,10 @@ class Repeats(Strict):
 class StudyDefinition(Strict):
     """A study.
 
-    engine: settings (paths) fixed for every trial; space: paths and the values to search, over
-    the default four; confirm_rounds: how often the front is measured again, each time in a fresh
-    process; stall_s: an engine that makes no progress for so long is stopped (0: by
-    operation). workload: a workload YAML; prompts: a file of own prompts instead.
+    engine: settings (paths) fixed for every trial; space: paths and the values to search, over the
+    default four; confirm_rounds: how often the front is measured again, each time in a fresh
+    process; stall_s: an engine that makes no progress for so long is stopped (0: by operation).
+    workload: a workload YAML; prompts: a file of the user's own prompts instead.
     """
 
     name: str = ""
@@ -155,22 +157,23 @@ class StudyDefinition(Strict):
 
     @property
     def study_name(self) -> str:
-        """The given name, or the model's."""
+        """The study's given name, else the name of its model."""
         return self.name or Path(self.model).name or "study"
 
     @property
     def output_path(self) -> Path:
-        """Where the recommended config goes."""
+        """The file for the recommended config."""
         return Path(self.output or f"expertune-{self.study_name}.yaml")
 
     def curve_path(self, budget_bytes: int) -> Path:
-        """Where the recommended config of a smaller budget goes."""
+        """The file for the recommended config of a smaller budget."""
         path = self.output_path
         size = format_bytes(budget_bytes).replace(" ", "")
         return path.with_name(f"{path.stem}-{size}{path.suffix}")
 
     def search_digest(self) -> str:
-        """Hash of what makes results comparable; a study of the same name must agree in it."""
+        """Hash of everything that makes results comparable; studies of the same name must agree in
+        it."""
         free = {
             "name",
             "output",
@@ -182,13 +185,13 @@ class StudyDefinition(Strict):
             "confirm_rounds",
         }
         asked = self.model_dump(mode="json", exclude=free)
-        if not self.budget.curve:  # as in studies of before there were curves
+        if not self.budget.curve:  # as in studies from before there were curves
             del asked["budget"]["curve"]
         text = json.dumps(asked, separators=(",", ":"), ensure_ascii=False)
         return short_digest(text)
 
     def load_workload(self) -> Workload:
-        """The workload that trials run."""
+        """Loads the workload that trials run."""
         changes = {
             "chat": self.chat,
             "prompt_tokens": self.prompt_tokens,
@@ -202,7 +205,7 @@ class StudyDefinition(Strict):
 
 
 def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefinition:
-    """The definition file with the command line's options laid over it.
+    """Loads the definition file and lays the command line's options over it.
 
     options: nested as in the file; None means not given. Paths in a file are relative to it.
     """
@@ -225,7 +228,7 @@ def default_workload() -> Path:
 
 
 def definition_json(definition: StudyDefinition) -> dict[str, Any]:
-    """JSON-ready and complete, as the store keeps it."""
+    """The complete definition as JSON-ready data, as the store keeps it."""
     data: dict[str, Any] = json.loads(definition.model_dump_json())
     return data
 
@@ -244,7 +247,7 @@ def _lay_over(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths in a definition file independent of where the command runs."""
+    """Makes the paths in a definition file independent of the working folder."""
     data = dict(data)
     for key in ("workload", "prompts"):
         if isinstance(data.get(key), str):

@@ -1,4 +1,5 @@
-"""Workload files: YAML, and prompts as .jsonl or .txt -> engine.contract.requests.Workload."""
+"""Reads workload files, YAML with prompts as .jsonl or .txt, into
+engine.contract.requests.Workload."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from tuner.errors import DefinitionError
 
 
 class WorkloadFile(Strict):
-    """What a workload YAML may say.
+    """The keys of a workload YAML.
 
-    prompts: a path beside the file, or the texts themselves; continuations: only with texts.
+    prompts: a path relative to the file, or the texts themselves; continuations: only with texts.
     """
 
     name: str
@@ -30,7 +31,7 @@ class WorkloadFile(Strict):
 
 
 def load_workload(path: Path, **changes: Any) -> Workload:
-    """Read a workload YAML and the prompts it names.
+    """Reads a workload YAML and the prompts it names.
 
     changes: fields given on the command line (chat, prompt_tokens, ...); None keeps the file's.
     """
@@ -47,14 +48,15 @@ def load_workload(path: Path, **changes: Any) -> Workload:
 
 
 def workload_from_prompts(path: Path, **changes: Any) -> Workload:
-    """A workload of the user's own prompts, the rest as the defaults or as given."""
+    """Builds a workload from the user's own prompts; other fields are defaults or as given."""
     prompts, continuations = load_prompts(path)
     given = {key: value for key, value in changes.items() if value is not None}
     return Workload(path.stem, prompts, continuations, **given)
 
 
 def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts and continuations: .jsonl with `prompt`, maybe `continuation`; or .txt, one a line.
+    """Reads prompts and continuations: .jsonl with `prompt`, maybe `continuation`; or .txt, one a
+    line.
 
     Continuations are () unless every line has one.
     """
@@ -75,7 +77,7 @@ def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def workload_hash(workload: Workload) -> str:
-    """16 hex digits of everything that a run of it depends on."""
+    """16 hex digits over everything that a run of it depends on."""
     text = json.dumps(workload.to_json(), sort_keys=True)
     return short_digest(text)
 

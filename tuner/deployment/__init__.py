@@ -1,1 +1,1 @@
-"""The deployment YAML and its life: export, compare, verify, canary, serve."""
+"""The deployment YAML and its operations: export, compare, verify, canary, serve."""

@@ -1,9 +1,9 @@
-"""The canary: a short measurement before a config is served, on the process that will serve it.
+"""The canary: a short measurement before a config is served, in the process that will serve it.
 
-In: a point (a config and the figures recorded for it), its workload, a session. Out: a Canary that
-says whether the figures hold here, within the band of verify.py. Never longer than LIMIT_S, not
-counting the time to configure: the work is cut by the recorded figures, and a repeat that takes
-longer all the same ends its process.
+In: a point (a config and its recorded figures), its workload, a session. Out: a Canary that tells
+whether the figures hold here, within the band of verify.py. Never longer than LIMIT_S, not counting
+the time to configure: the work is cut according to the recorded figures, and a repeat that takes
+longer nevertheless ends its process.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 
 LIMIT_S = 60.0
-_PLANNED_S = LIMIT_S / 2  # by the recorded figures; the rest is for a machine that is slower
-_WARM_UPS = 4  # passes over one group that the engine takes at most
+_PLANNED_S = LIMIT_S / 2  # by the recorded figures; the rest is reserve for a slower machine
+_WARM_UPS = 4  # most passes over one group that the engine takes
 _REPEATS = 3
 _LEAST_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Point:
-    """A config and what was measured of it. trial: its number in its study."""
+    """A config and its measurements. trial: its number in its study."""
 
     trial: int
     config: EngineConfig
@@ -42,8 +42,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Canary:
-    """What was found of a point. problem: why it does not hold, None where it does; verification:
-    None where nothing was measured; routing: of the workload's text, what drift is told from."""
+    """The outcome for a point. problem: why it does not hold, None if it does; verification: None
+    if nothing was measured; routing: of the workload's text, the reference for drift."""
 
     point: Point
     verification: Verification | None
@@ -52,11 +52,11 @@ class Canary:
 
     @property
     def holds(self) -> bool:
-        """Whether it does here what its file says."""
+        """Whether it reproduces its file's figures here."""
         return self.problem is None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, without the routing."""
+        """Returns a JSON-ready dict, without the routing."""
         found = self.verification
         verdicts = [] if found is None else [verdict.to_json() for verdict in found.verdicts]
         return {
@@ -69,7 +69,8 @@ class Canary:
 
 @dataclass(frozen=True)
 class CanaryPlan:
-    """What fits into the time. speeds: those that a cut workload still says something of."""
+    """The work that fits into the time limit. speeds: those that a cut workload can still
+    verify."""
 
     workload: Workload
     repeats: int
@@ -77,7 +78,7 @@ class CanaryPlan:
 
 
 def points_of(deployment: Deployment) -> tuple[Point, ...]:
-    """The file's own config, then its neighbours on the front, the most alike first."""
+    """The file's own config, then its neighbours on the front, the most similar first."""
     own = Point(deployment.provenance.trial, deployment.config(), deployment.measured)
     others = (
         Point(one.trial, EngineConfig.from_dict(one.engine), one.measured)
@@ -87,7 +88,7 @@ def points_of(deployment: Deployment) -> tuple[Point, ...]:
 
 
 def plan_canary(point: Point, workload: Workload) -> CanaryPlan | None:
-    """As many repeats, sequences and tokens as fit; None where not even the least does.
+    """As many repeats, sequences and tokens as fit; None if not even the minimum does.
 
     Fewer output tokens leave tpot_ms alone and change output_tps, which is then not compared.
     """
@@ -116,7 +117,7 @@ def run_canary(
     notify: Callable[[str], None],
     now: Callable[[], float] = time.monotonic,
 ) -> Canary:
-    """Configure and measure. Raises WorkerError where the config does not run here.
+    """Configures and measures. Raises WorkerError if the config does not run here.
 
     Afterwards the worker has the config, unless it took too long: then it was ended.
     """
@@ -152,7 +153,7 @@ def _measure(
     notify: Callable[[str], None],
     now: Callable[[], float],
 ) -> list[Report]:
-    """At least one repeat, more while the time allows another like the last."""
+    """Measures at least one repeat, and more while the time allows another like the last."""
     deadline_s, last_s = now() + LIMIT_S, 0.0
     reports: list[Report] = []
     while len(reports) < plan.repeats:
@@ -172,7 +173,7 @@ def _measure(
 
 
 def _seconds(point: Point, workload: Workload, repeats: int) -> float:
-    """How long it takes by the recorded figures, warm-ups and all."""
+    """The expected duration by the recorded figures, including warm-ups."""
     group = point.config.batch.count * point.config.batch.size
     groups = math.ceil(workload.sequences / group)
     one_ms = _recorded(point.measured, "ttft_ms")

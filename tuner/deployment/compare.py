@@ -1,7 +1,7 @@
-"""Two configs side by side: which settings differ, and which figures differ for sure.
+"""Compares two configs: which settings differ, and which figures differ beyond noise.
 
 In: two deployments (files, or the picks of studies). Out: a Comparison. The figures were measured
-apart, so the ratio's interval joins both, and each day's sentinel stands beside it.
+at different times, so the ratio's interval joins both, and each one's sentinel is reported.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class Figure:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval of the ratio leaves 1 out."""
+        """Whether the interval of the ratio excludes 1."""
         return self.ratio is not None and not self.ratio.low <= 1 <= self.ratio.high
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """settings: path -> (first, second) where they differ; figures: metrics of both; notes: what
-    makes them hard to compare."""
+    """The differences of two configs. settings: path -> (first, second) where they differ; figures:
+    metrics of both; notes: what makes them hard to compare."""
 
     settings: dict[str, tuple[Any, Any]]
     figures: tuple[Figure, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         return {
             "settings": {path: list(pair) for path, pair in self.settings.items()},
             "metrics": {
@@ -63,7 +63,7 @@ class Comparison:
 
 
 def compare(first: Deployment, second: Deployment) -> Comparison:
-    """Everything that both files say of the same things."""
+    """Compares everything that both files state."""
     own, other = first.config().flat(), second.config().flat()
     settings = {
         path: (own.get(path), other.get(path))
@@ -83,12 +83,12 @@ def compare(first: Deployment, second: Deployment) -> Comparison:
 
 
 def _certain(value: float) -> MeasuredMetric:
-    """A quality, whose interval the files do not state."""
+    """Wraps a quality value, whose interval the files do not state."""
     return MeasuredMetric(value=value, low=value, high=value, n=1, unit="ratio to 16 bits")
 
 
 def _ratio(first: MeasuredMetric, second: MeasuredMetric) -> Metric | None:
-    """second / first; the relative half-widths of two independent means add in squares."""
+    """second / first; the relative half-widths of two independent means add in quadrature."""
     if first.value <= 0 or second.value <= 0 or min(first.n, second.n) < 2:
         return None
     ratio = second.value / first.value

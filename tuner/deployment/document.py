@@ -1,4 +1,4 @@
-"""The deployment YAML, read strictly: what `tune export` writes and deployments run.
+"""The deployment YAML, read strictly: `tune export` writes it and deployments run it.
 
 Top level in this order: schema, model, budget, engine, workload, measured, quality, neighbours,
 machine, provenance. An unknown key or version is an error.
@@ -53,7 +53,7 @@ class DeployedWorkload(Strict):
     continuations: list[str] = Field(default=[])
 
     def to_workload(self) -> Workload:
-        """As the engine takes it."""
+        """Returns the workload in the engine's type."""
         return Workload(
             name=self.name,
             prompts=tuple(self.prompts),
@@ -66,7 +66,7 @@ class DeployedWorkload(Strict):
 
     @classmethod
     def of(cls, workload: Workload) -> DeployedWorkload:
-        """With its hash."""
+        """Builds the entry, with the workload's hash."""
         return cls(hash=workload_hash(workload), **_plain(workload.to_json()))
 
 
@@ -175,28 +175,28 @@ class Deployment(Strict):
         return value
 
     def config(self) -> EngineConfig:
-        """The engine's settings."""
+        """Returns the engine's settings."""
         return EngineConfig.from_dict(self.engine)
 
 
 def dump_deployment(deployment: Deployment) -> str:
-    """YAML in the contract's order."""
+    """Dumps YAML in the contract's order."""
     data = json.loads(deployment.model_dump_json(by_alias=True))
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
 def load_deployment(path: Path) -> Deployment:
-    """Read a deployment file; DeploymentError with one sentence."""
+    """Reads a deployment file; raises DeploymentError with one sentence."""
     return _read(load_yaml(path, DeploymentError), str(path))
 
 
 def parse_deployment(text: str, source: str = "the deployment") -> Deployment:
-    """Read a deployment from text."""
+    """Reads a deployment from text."""
     return _read(parse_yaml(text, source, DeploymentError), source)
 
 
 def deployment_schema() -> dict[str, Any]:
-    """The JSON Schema that is shipped as deployment.schema.json."""
+    """Returns the JSON Schema that is shipped as deployment.schema.json."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Deployment.model_json_schema(by_alias=True),

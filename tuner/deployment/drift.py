@@ -1,6 +1,6 @@
-"""Whether what a deployment serves still is what its config was tuned for.
+"""Detects drift: whether a deployment's traffic still matches what its config was tuned for.
 
-In: a window of telemetry, what the canary saw and the file recorded. Out: a Drift, whose `retune`
+In: a window of telemetry, the canary's routing and the file's figures. Out: a Drift, whose `retune`
 the dashboard shows.
 """
 
@@ -14,13 +14,13 @@ from engine.trace.fingerprint import Fingerprint, distance
 
 ROUTING_LIMIT = 0.15
 HIT_RATE_LIMIT = 0.10
-LEAST_TOKENS = 256  # fewer say little of where routers send a text
+LEAST_TOKENS = 256  # fewer say little about the routing of a text
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is compared with. routing: of the workload's text, as the canary saw it; hit_rate: of
-    decoding, as the file records it. None: not known."""
+    """The reference for drift. routing: of the workload's text, from the canary; hit_rate: of
+    decoding, as recorded in the file. None: not known."""
 
     routing: Fingerprint | None
     hit_rate: float | None
@@ -28,8 +28,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Drift:
-    """routing: how unlike the workload's text is to what was served, 0 to 1; hit_rate: by how much
-    fewer look-ups hit than recorded. None: not known, or of too few tokens."""
+    """The drift of one window. routing: distance between the served text's routing and the
+    workload's, 0 to 1; hit_rate: recorded hit rate minus the present one. None: not known, or of
+    too few tokens."""
 
     routing: float | None
     hit_rate: float | None
@@ -41,12 +42,12 @@ class Drift:
         return far or (self.hit_rate is not None and self.hit_rate > HIT_RATE_LIMIT)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept in a window's payload."""
+        """The drift as stored in a window's payload."""
         return {"routing": self.routing, "hit_rate": self.hit_rate, "retune": self.retune}
 
 
 def find_drift(window: Mapping[str, Any], reference: Reference) -> Drift:
-    """Of one window of telemetry (engine.serve.telemetry)."""
+    """Computes the drift of one window of telemetry (engine.serve.telemetry)."""
     if window["prompt_tokens"] + window["output_tokens"] < LEAST_TOKENS:
         return Drift(None, None)
     routing, hit_rate = window.get("routing"), window.get("expert_hit_rate")

@@ -1,4 +1,4 @@
-"""From a trial to a deployment: gather, check, write atomically."""
+"""Turns a trial into a deployment: gathers, checks, writes atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NEIGHBOURS = 3
 
 
 def build_deployment(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Deployment:
-    """Everything that a deployment of this trial needs, with up to three neighbours."""
+    """Builds the complete deployment of this trial, with up to three neighbours."""
     config = _whole(trial)
     others = [member for member in front.members if member.id != trial.id]
     facts = study.facts
@@ -72,32 +72,32 @@ def build_deployment(study: StudySnapshot, front: Front, trial: TrialSnapshot) -
 
 
 def check_format(name: str) -> None:
-    """UsageError for a format that this release does not write."""
+    """Raises UsageError for a format that this release does not write."""
     if name not in FORMATS:
         raise UsageError(f"--format {name}: this release writes {', '.join(FORMATS)}")
 
 
 def render(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> str:
-    """The deployment of a trial as YAML text."""
+    """Returns the deployment of a trial as YAML text."""
     return dump_deployment(build_deployment(study, front, trial))
 
 
 def render_format(name: str, study: StudySnapshot, front: Front, trial: TrialSnapshot) -> str:
-    """The deployment of a trial in one of FORMATS.
+    """Renders the deployment of a trial in one of FORMATS.
 
-    Raises UsageError for another name, ExportError where the format cannot hold this config.
+    Raises UsageError for another name, ExportError if the format cannot express this config.
     """
     return render_deployment(name, build_deployment(study, front, trial), study)
 
 
 def render_deployment(name: str, deployment: Deployment, study: StudySnapshot) -> str:
-    """A deployment of this study in one of FORMATS; raises as render_format does."""
+    """Renders a deployment of this study in one of FORMATS; raises as render_format does."""
     check_format(name)
     return FORMATS[name].render(deployment, ModelFacts.from_json(dict(study.facts)))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file as a whole, so that a reader never sees half of it.
+    """Replaces the file as a whole, so that a reader never sees half of it.
 
     Raises StoreError with one sentence when the folder cannot be written.
     """
@@ -109,7 +109,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """StoreError now, before hours of measuring, when `path` could not be written later."""
+    """Raises StoreError now, before hours of measuring, if `path` could not be written later."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise StoreError(f"{path} cannot be written: there is no folder {folder}")
@@ -120,7 +120,7 @@ def check_writable(path: Path) -> None:
 
 
 def source_commit(folder: Path) -> str | None:
-    """The source tree's commit, None outside of one."""
+    """The source tree's commit; None outside of one."""
     if not (folder / ".git").exists():
         return None
     try:
@@ -137,12 +137,13 @@ def source_commit(folder: Path) -> str | None:
 
 
 def _whole(trial: TrialSnapshot) -> dict[str, Any]:
-    """Its resolved config; what an earlier release did not know is at its default."""
+    """The trial's resolved config; settings unknown to an earlier release have their defaults."""
     return EngineConfig.from_dict(trial.config or {}).to_dict()
 
 
 def reported(trial: TrialSnapshot) -> Mapping[str, Metric]:
-    """What it did in fresh processes after the search where it was confirmed, else all of it."""
+    """The trial's metrics: those confirmed in fresh processes after the search, else the pooled
+    ones."""
     return {**trial.metrics, **trial.confirmed}
 
 
@@ -174,7 +175,7 @@ def _quality(trial: TrialSnapshot) -> DeployedQuality | None:
 
 
 def _nearest(others: list[TrialSnapshot], trial: TrialSnapshot) -> list[TrialSnapshot]:
-    """The front's members most alike in speed."""
+    """The front's members with the most similar speed."""
 
     def distance(other: TrialSnapshot) -> float:
         ours, theirs = _speed(trial.scores), _speed(other.scores)

@@ -1,7 +1,7 @@
-"""From a deployment file to a running server: check, canary, choose, serve, keep telemetry.
+"""Serves a deployment file: checks it, runs the canary, chooses a point, serves, keeps telemetry.
 
-In: a deployment and a session whose worker can serve (engine.serve). Out: which point is served
-and why, then windows of telemetry in the store until the server has drained.
+In: a deployment and a session whose worker can serve (engine.serve). Out: which point is served and
+why, then windows of telemetry in the store until the server has drained.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tuner.store.repository import Store
 log = logging.getLogger(__name__)
 Policy = Literal["warn", "strict", "walk"]
 Notify = Callable[[str], None]
-# What a config fails with that is too large for the memory that is free just now.
+# Failures of a config that is too large for the memory that is free now.
 UNFIT: tuple[FailureClass, ...] = ("does_not_fit", "out_of_memory")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the server is told: the fields of engine.serve's ServeOptions that people choose."""
+    """The user's server options: a subset of the fields of engine.serve's ServeOptions."""
 
     name: str
     host: str
@@ -46,11 +46,11 @@ class ServerOptions:
 def choose(
     session: EngineSession, deployment: Deployment, policy: Policy, notify: Notify
 ) -> Canary:
-    """Check budget and speed, and leave the session configured with the point to serve.
+    """Checks budget and speed, and leaves the session configured with the point to serve.
 
     warn: the file's own config, whatever the canary finds; strict: only if it holds; walk: else the
-    first neighbour that holds. Raises CanaryError where none may be served, InfeasibleError or
-    WorkerError where the file's config cannot run here and there is nothing to walk to.
+    first neighbour that holds. Raises CanaryError if none may be served, InfeasibleError or
+    WorkerError if the file's config cannot run here and there is no neighbour to fall back to.
     """
     workload, seed = deployment.workload.to_workload(), deployment.provenance.seed
     points = points_of(deployment) if policy == "walk" else points_of(deployment)[:1]
@@ -79,8 +79,8 @@ def choose(
 
 
 def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
-    """Raise InfeasibleError where the config passes its own budget, or this machine has less free
-    than it takes beside the non-expert weights, which is loaded by now. hardware: {} where
+    """Raises InfeasibleError if the config exceeds its own budget, or needs more than this
+    machine's free memory beside the non-expert weights, which are loaded by now. hardware: {} if
     unknown."""
     _, plan = resolve(config, facts)
     needed = plan.total_bytes - plan.non_expert_bytes
@@ -104,9 +104,9 @@ def serve(
     store: Store,
     on_ready: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    """Serve until the session is interrupted and has drained; the server's totals.
+    """Serves until the session is interrupted and has drained; returns the server's totals.
 
-    on_ready: gets host and port once requests are taken. Raises WorkerError where the server
+    on_ready: called with host and port once requests are accepted. Raises WorkerError if the server
     cannot listen, or dies.
     """
     name = f"{deployment.provenance.study}/{canary.point.trial}"
@@ -122,8 +122,8 @@ def serve(
 
 
 def keep_window(store: Store, deployment: str, event: Event, reference: Reference) -> None:
-    """Write a window with its drift, unless nothing happened in it. What cannot be written is said
-    once in the log, and serving goes on."""
+    """Stores a window with its drift, unless it is empty. A write failure is logged once, and
+    serving goes on."""
     window = {key: value for key, value in event.items() if key not in ("schema", "id", "event")}
     if not (window["prompt_tokens"] or window["output_tokens"] or any(_ends(window))):
         return
@@ -144,7 +144,7 @@ def _recorded_hit_rate(point: Point) -> float | None:
 
 
 def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
-    """Of the memory that this device's slots lie in; None where nobody says."""
+    """Free bytes of the memory that holds this device's slots; None if unknown."""
     if not hardware:
         return None
     if not device.startswith("cuda"):

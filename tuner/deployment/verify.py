@@ -1,6 +1,6 @@
-"""Whether a deployed config still does here what its file says.
+"""Verifies that a deployed config still reproduces its file's figures on this machine.
 
-In: a deployment, a session. Out: a Verdict for each speed. Machines drift, so what is expected is
+In: a deployment, a session. Out: a Verdict for each speed. Machines drift, so the expected value is
 the recorded figure scaled by the sentinel (the fixed kernel and read timed beside it, then and
 now): the fraction of the time that the config waited for records by the read, the rest by the
 kernel.
@@ -22,13 +22,13 @@ from tuner.engine_client.session import EngineSession
 from tuner.pareto.noise import START_DEVIATION
 
 MOST_BAND = 0.10
-# A speed, and whether more of it takes less time.
 VERIFIED = ("output_tps", "tpot_ms")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One speed: as recorded, as expected at the present sentinel with its band, as found."""
+    """One speed: as recorded, as expected at the present sentinel with its band, as measured
+    now."""
 
     metric: str
     recorded: MeasuredMetric
@@ -43,7 +43,7 @@ class Verdict:
         return self.low <= self.found.value <= self.high
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         return {
             "metric": self.metric,
             "recorded": self.recorded.model_dump(mode="json"),
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verification:
-    """All speeds, and the sentinel beside them: then and now."""
+    """The verdicts of all speeds, with the sentinel of then and now."""
 
     verdicts: tuple[Verdict, ...]
     recorded: MeasuredSentinel
@@ -71,10 +71,10 @@ class Verification:
 def verify(
     deployment: Deployment, session: EngineSession, repeats: Repeats, notify: Callable[[str], None]
 ) -> Verification:
-    """Measure the deployed config afresh, to the interval of `repeats`, and compare.
+    """Measures the deployed config afresh, to the interval of `repeats`, and compares.
 
-    session: a new one, so that the process is fresh. Raises WorkerError where the config does not
-    run here.
+    session: a new one, so that the process is fresh. Raises WorkerError if the config does not run
+    here.
     """
     session.configure(deployment.config())
     workload = deployment.workload.to_workload()
@@ -100,7 +100,7 @@ def verify(
 def judge(
     measured: Measured, values: Mapping[str, Sequence[float]], sentinels: Sequence[Sentinel]
 ) -> Verification:
-    """Compare what was found now with what is recorded. values: of some of VERIFIED, one a repeat;
+    """Compares present values with the recorded ones. values: of some of VERIFIED, one per repeat;
     sentinels: timed beside them, at least one."""
     count = len(sentinels)
     now = Sentinel(
@@ -127,16 +127,16 @@ def judge(
 
 
 def band(recorded: MeasuredMetric) -> float:
-    """Each side of the stated band, relative, at most MOST_BAND: twice the recorded 95 %
-    half-width, since the new mean has one of its own, and 95 % of what `recorded.n` starts of an
-    engine then and one now differ by."""
+    """Half-width of the band, relative, at most MOST_BAND: twice the recorded 95 % half-width,
+    since the new mean has its own, combined with the 95 % scatter between `recorded.n` engine
+    starts then and one now."""
     half = (recorded.high - recorded.low) / 2 / abs(recorded.value) if recorded.value else 0.0
     starts = quantile(math.inf) * START_DEVIATION * math.sqrt(1 + 1 / max(1, recorded.n))
     return min(MOST_BAND, math.hypot(2 * half, starts))
 
 
 def slow_down(measured: Measured, then: MeasuredSentinel, now: Sentinel) -> float:
-    """How many times longer a token should take now, by the sentinel and the time split."""
+    """The expected factor on a token's time now, by the sentinel and the time split."""
     waited = _fraction_waited(measured)
     return waited * now.read_ms / then.read_ms + (1 - waited) * now.compute_ms / then.compute_ms
 

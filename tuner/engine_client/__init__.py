@@ -1,1 +1,1 @@
-"""One engine process, restarted when it dies; must not know what a study is."""
+"""Runs one engine process and restarts it when it dies; must not know what a study is."""

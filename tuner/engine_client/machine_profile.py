@@ -1,4 +1,4 @@
-"""What was measured of this machine, kept: no study need measure it again."""
+"""Keeps the measured profile of this machine, so that no study need measure it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ KEPT_S = 30 * 24 * 3600.0  # disks fill up and age
 
 
 def machine_profile(session: EngineSession, hardware: Hardware) -> MachineProfile:
-    """The kept profile of this machine, or a new one. Raises WorkerError where it fails."""
+    """Returns the kept profile of this machine, or measures one. Raises WorkerError if that
+    fails."""
     path = profile_path(hardware)
     found = load_profile(path)
     if found is None:
@@ -27,12 +28,12 @@ def machine_profile(session: EngineSession, hardware: Hardware) -> MachineProfil
 
 
 def profile_path(hardware: Hardware) -> Path:
-    """Where it is kept."""
+    """The file that holds the profile."""
     return cache_folder() / "profiles" / f"{hardware.fingerprint}.json"
 
 
 def load_profile(path: Path) -> MachineProfile | None:
-    """None where there is none, it is old, or it is of another release."""
+    """Reads a profile; None if it is missing, older than KEPT_S, or of another release."""
     try:
         if time.time() - path.stat().st_mtime > KEPT_S:
             return None
@@ -44,6 +45,6 @@ def load_profile(path: Path) -> MachineProfile | None:
 
 
 def keep_profile(path: Path, profile: MachineProfile) -> None:
-    """Where the folder cannot be written, the next study measures again."""
+    """Writes the profile; if the folder cannot be written, the next study measures again."""
     with contextlib.suppress(OSError):
         write_atomically(path, json.dumps(profile.to_json(), indent=1))

@@ -1,4 +1,4 @@
-"""The expert packs in the cache folder: list and remove. Making them is the engine's."""
+"""Lists and removes expert packs in the cache folder; the engine makes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuner.errors import StoreError, UsageError
 
 @dataclass(frozen=True)
 class PackFolder:
-    """One pack. complete: False while it is being made, or where that was interrupted."""
+    """One pack. complete: False while it is being made, or if that was interrupted."""
 
     name: str
     path: Path
@@ -21,7 +21,7 @@ class PackFolder:
 
 
 def list_packs(root: Path) -> tuple[PackFolder, ...]:
-    """Every pack below the cache folder, by name; none where the folder is missing."""
+    """Every pack in the cache folder, by name; none if the folder is missing."""
     folders = sorted(path for path in (root / "packs").glob("*") if path.is_dir())
     return tuple(
         PackFolder(
@@ -35,9 +35,9 @@ def list_packs(root: Path) -> tuple[PackFolder, ...]:
 
 
 def remove_packs(root: Path, name: str) -> tuple[PackFolder, ...]:
-    """Remove the pack of this name, or `all`; what was removed.
+    """Removes the pack of this name, or `all`; returns what was removed.
 
-    Raises UsageError naming the nearest where there is no such pack.
+    Raises UsageError with the nearest name if there is no such pack.
     """
     packs = list_packs(root)
     chosen = packs if name == "all" else tuple(pack for pack in packs if pack.name == name)

@@ -1,8 +1,8 @@
-"""EngineWorker: one engine process, spoken to over a socket in engine.contract.messages's messages.
+"""EngineWorker: one engine process, reached over a socket with engine.contract.messages.
 
-In: a command, requests. Out: results and events, or WorkerError with a class of failure. The
-process has its own group, dies with this one, and is killed when it stops answering. It must not
-know what a study is.
+In: a command, requests. Out: results and events, or WorkerError with a failure class. The process
+has its own group, dies with this one, and is killed when it stops answering. It must not know what
+a study is.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """When a silent worker is taken for dead.
+    """When a silent worker counts as dead.
 
-    heartbeat_s: nothing at all, not even a heartbeat (the process is stuck);
-    operation_s: no progress and no answer to a request (it is alive and gets nowhere); 0 takes
-    OPERATION_LIMIT_S by operation. grace_s: from the end of the socket to the end of the process.
+    heartbeat_s: no message at all, not even a heartbeat (the process is stuck); operation_s: no
+    progress and no answer to a request (it is alive but stuck); 0 takes OPERATION_LIMIT_S by
+    operation. grace_s: from the end of the socket to the end of the process.
     """
 
     heartbeat_s: float = 60.0
@@ -71,14 +71,14 @@ class WorkerLimits:
 
 @dataclass(frozen=True)
 class _End:
-    """The worker will say no more: its socket closed, or it wrote what is no message."""
+    """The worker sends no more: its socket closed, or it wrote something that is not a message."""
 
     malformed: str | None = None
 
 
 @dataclass
 class EngineWorker:
-    """One worker process. `start`, any number of `request`, `close`; a context manager too."""
+    """One worker process: `start`, any number of `request`, `close`; also a context manager."""
 
     log_path: Path
     command: Sequence[str] = ENGINE_COMMAND
@@ -108,7 +108,7 @@ class EngineWorker:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process; WorkerError if the command cannot be run."""
+        """Starts the process; raises WorkerError if the command cannot be run."""
         ours, theirs = socket.socketpair()
         arguments = [*self.command, "--fd", str(theirs.fileno())]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class EngineWorker:
         limit_s: float | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Send one request and wait for its answer.
+        """Sends one request and waits for its answer.
 
         on_event is called with progress and token events; limit_s: seconds without progress, in
         place of the operation's own. Raises WorkerError; after timeout, crash, out_of_memory by the
@@ -155,12 +155,12 @@ class EngineWorker:
         return self._await_answer(operation, on_event, limit_s or self.limits.of(operation))
 
     def interrupt(self) -> None:
-        """Ask a running request to come to its end (SIGTERM); its answer still comes."""
+        """Asks a running request to finish (SIGTERM); its answer still comes."""
         if self._process is not None:
             self._process.terminate()
 
     def close(self) -> None:
-        """Ask the worker to end, then make sure that its whole process group has."""
+        """Asks the worker to end, then makes sure that its whole process group has."""
         if self._process is None:
             return
         with contextlib.suppress(WorkerError):
@@ -168,7 +168,7 @@ class EngineWorker:
         self.kill()
 
     def kill(self) -> None:
-        """End the process group at once and forget the process."""
+        """Ends the process group at once and forgets the process."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -185,7 +185,7 @@ class EngineWorker:
                 self.log_path.unlink()
 
     def _listen(self, connection: socket.socket, inbox: queue.SimpleQueue[Event | _End]) -> None:
-        """Runs in a thread: read lines, note heartbeats, hand the rest over."""
+        """Runs in a thread: reads lines, notes heartbeats, queues all other messages."""
         try:
             with connection.makefile("rb") as lines:
                 for line in lines:

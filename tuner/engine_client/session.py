@@ -1,6 +1,6 @@
-"""EngineSession: a model kept open in a worker, and opened again in a new one after a death.
+"""EngineSession: keeps a model open in a worker, and reopens it in a new one if that dies.
 
-In: what to open. Out: model facts, resolved configs, reports. It hides that processes die, not
+In: what to open. Out: model facts, resolved configs, reports. It hides that processes die, but not
 that a request failed: every failure is a WorkerError.
 """
 
@@ -39,10 +39,10 @@ T = TypeVar("T")
 class EngineSession:
     """One model on one device.
 
-    model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker
-    that is not started yet; busy_s: seconds that engines worked, waiting for a turn left out;
-    revision: of a hub id, None for its latest, which the first opening
-    pins, so that a new worker never runs another. A context manager: leaving it ends the worker.
+    model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker that
+    is not started yet; busy_s: seconds that engines worked, without waiting for the timing lock;
+    revision: of a hub id, None for its latest, which the first opening pins, so that a new worker
+    never runs another. A context manager: leaving it ends the worker.
     """
 
     model: str
@@ -70,7 +70,7 @@ class EngineSession:
             self._worker.kill()
 
     def close(self) -> None:
-        """End the worker; the next request would start another."""
+        """Ends the worker; the next request would start another."""
         if self._worker is not None:
             self._worker.close()
 
@@ -80,20 +80,20 @@ class EngineSession:
         return self._configurations <= 1 and not self._tainted
 
     def refresh(self) -> None:
-        """End a worker that did other things than measure: what they left would be counted."""
+        """Ends a worker that did more than measure: leftover memory would be counted."""
         if self._tainted:
             self.close()
 
     @property
     def facts(self) -> ModelFacts:
-        """What is known of the model; opens it on first use."""
+        """The model's facts; opens it on first use."""
         self._open()
         if self._facts is None:
             raise WorkerError("the engine said nothing of the model", "bad_output")
         return self._facts
 
     def describe(self) -> ModelFacts:
-        """What is known of the model before its weights are fetched or read."""
+        """The model's facts, read before its weights are fetched or loaded."""
         if self._facts is None:
             result = self._ask_first("describe")
             self._tainted = True
@@ -102,7 +102,7 @@ class EngineSession:
         return self.facts if self._facts is None else self._facts
 
     def configure(self, config: EngineConfig) -> Resolved:
-        """Reconfigure in place; WorkerError with does_not_fit when the budget is too small."""
+        """Reconfigures in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
         self._configurations += 1
         with self._busy():
@@ -118,8 +118,8 @@ class EngineSession:
         on_event: OnEvent | None = None,
         limit_s: float | None = None,
     ) -> Report:
-        """Measure what is configured, when it is this process's turn; a report with impossible
-        figures is bad_output.
+        """Measures the current config once this process holds the timing lock; a report with
+        impossible figures is bad_output.
 
         limit_s: a repeat that takes longer is a timeout, and ends the worker.
         """
@@ -136,16 +136,16 @@ class EngineSession:
         return self._checked(lambda: _check_report(Report.from_json(result)))
 
     def serve(self, on_event: OnEvent, **options: Any) -> dict[str, Any]:
-        """Serve what is configured until `interrupt`; needs a worker that can (engine.serve)."""
+        """Serves the current config until `interrupt`; needs a worker that can (engine.serve)."""
         return self._live().request("serve", on_event=on_event, **options)
 
     def interrupt(self) -> None:
-        """Let a running `serve` come to its end: it drains, then answers."""
+        """Asks a running `serve` to end: it drains, then answers."""
         if self._worker is not None:
             self._worker.interrupt()
 
     def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
-        """Those of these that are neither task files nor names that lm-eval knows."""
+        """The given tasks that are neither task files nor names known to lm-eval."""
         if all(name.endswith((".yaml", ".yml")) for name in tasks):
             return []  # reading the names takes ten seconds
         return list(self._open().request("unknown_tasks", tasks=list(tasks))["names"])
@@ -157,7 +157,7 @@ class EngineSession:
         reference: bool = False,
         on_event: OnEvent | None = None,
     ) -> QualityReport:
-        """Run lm-eval tasks on what is configured."""
+        """Runs lm-eval tasks on the current config."""
         self._tainted = True
         with self._busy():
             result = self._live().request(
@@ -170,12 +170,12 @@ class EngineSession:
         return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
 
     def discard_journal(self) -> None:
-        """The last evaluation is stored: the worker need not be able to go on with it."""
-        with contextlib.suppress(WorkerError):  # a journal that stays behind does no harm
+        """Drops the journal of the last evaluation, which is stored and need not be resumed."""
+        with contextlib.suppress(WorkerError):  # a leftover journal does no harm
             self._live().request("discard_journal")
 
     def profile(self) -> MachineProfile:
-        """Measure this machine's speeds."""
+        """Measures this machine's speeds."""
         worker = self._ready()
         with self._turn(), self._busy():
             result = worker.request("profile")
@@ -191,7 +191,7 @@ class EngineSession:
         bits: Sequence[int],
         on_event: OnEvent | None = None,
     ) -> ModelTimings:
-        """Time the parts of this model's passes."""
+        """Times the parts of this model's passes."""
         worker = self._open()
         with self._turn(), self._busy():
             result = worker.request(
@@ -206,7 +206,7 @@ class EngineSession:
     def request(
         self, operation: str, on_event: OnEvent | None = None, **arguments: Any
     ) -> dict[str, Any]:
-        """Any other operation on the open model."""
+        """Runs any other operation on the open model."""
         worker = self._open()
         with self._busy():
             return worker.request(operation, on_event=on_event, **arguments)
@@ -228,7 +228,7 @@ class EngineSession:
         return self._worker
 
     def _ready(self) -> EngineWorker:
-        """A worker that runs; whether it holds the model does not matter."""
+        """A running worker, with or without the model open."""
         if self._worker is not None and self._worker.alive:
             return self._worker
         worker = self._worker = self.start_worker()
@@ -253,7 +253,8 @@ class EngineSession:
         return worker
 
     def _ask_first(self, operation: str) -> dict[str, Any]:
-        """Describing and opening build on nothing: a worker that dies of it is replaced, once."""
+        """Describes or opens the model. Both need no earlier state, so a worker that dies is
+        replaced once."""
         worker = self._ready()
         try:
             return worker.request(operation, **self._named())
@@ -271,7 +272,7 @@ class EngineSession:
         return result
 
     def _named(self) -> dict[str, Any]:
-        """What opens or describes this model, at the pinned revision once there is one."""
+        """The arguments that identify this model, with the pinned revision once there is one."""
         pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
         return {
             "model": self.model,
@@ -281,7 +282,7 @@ class EngineSession:
         }
 
     def _take_facts(self, result: dict[str, Any]) -> None:
-        if "facts" in result:  # a baseline knows none
+        if "facts" in result:  # a baseline engine reports none
             self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
             self.revision = None if self._facts.revision == "local" else self._facts.revision
 
@@ -299,7 +300,7 @@ class EngineSession:
 def worker_factory(
     command: tuple[str, ...] | None = None, limits: WorkerLimits | None = None
 ) -> StartWorker:
-    """Makes workers that log under the data folder; one file each."""
+    """Returns a function that makes workers, each with its own log file in the data folder."""
 
     def build() -> EngineWorker:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1_000_000:06d}"

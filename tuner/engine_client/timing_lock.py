@@ -1,7 +1,7 @@
-"""One timed section at a time on one processor: what measures here waits for its turn.
+"""The timing lock: only one process at a time measures on the CPU.
 
-Workers of one study, and studies beside each other, would slow each other down several times over;
-a lock in the cache folder orders them. Accelerators are each worker's own and need no turn.
+Workers of one study, and concurrent studies, would slow each other down several times over; a lock
+in the cache folder orders them. Each worker has its accelerator to itself and needs no lock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ POLL_S = 0.02
 
 @contextlib.contextmanager
 def timed_section(folder: Path, device: str) -> Iterator[None]:
-    """Hold this machine's turn while something is timed on `device`.
+    """Holds this machine's timing lock while something is timed on `device`.
 
-    folder: the cache folder. Released when the process dies. Where the lock cannot be made (a
+    folder: the cache folder. The lock is released when the process dies. If it cannot be created (a
     read-only folder) the section runs without it.
     """
     if not needs_turn(device):
@@ -39,5 +39,5 @@ def timed_section(folder: Path, device: str) -> Iterator[None]:
 
 
 def needs_turn(device: str) -> bool:
-    """Whether what runs on this device shares the processor with what others time."""
+    """Whether work on this device shares the CPU with what others time."""
     return device == "cpu" or device.startswith("emulated:")

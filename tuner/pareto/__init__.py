@@ -1,1 +1,1 @@
-"""What is best of what was measured, and with what probability; runs and stores nothing."""
+"""Ranks measured trials and computes their probability on the front; runs and stores nothing."""

@@ -1,7 +1,7 @@
-"""Budget curves: what each device budget gives, and what the next gigabyte would.
+"""Budget curves: the front at each device budget, and the gain of the next gigabyte.
 
-One study answers all budgets: a config runs under the smallest that holds it and stands on the
-fronts of all larger ones.
+One study answers all budgets: a config runs under the smallest budget that holds it and counts for
+the fronts of all larger ones.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One budget. front: of the configs that fit it; gained_tps: its fastest recommended quality
-    against the next smaller budget's, tokens a second for each further gigabyte, None for the
+    """One budget. front: of the configs that fit it; gained_tps: tokens/s per additional gigabyte,
+    between the fastest recommended quality of this and of the next smaller budget; None for the
     smallest."""
 
     budget_bytes: int
@@ -29,7 +29,7 @@ class CurvePoint:
     gained_tps: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         members = self.front.members
         return {
             "budget_bytes": self.budget_bytes,
@@ -41,7 +41,7 @@ class CurvePoint:
 
 
 def device_budgets(study: StudySnapshot) -> tuple[int, ...]:
-    """Every device budget of a study, rising; one where it has no curve."""
+    """Every device budget of a study, ascending; just one if the study has no curve."""
     budget = study.definition["budget"]
     return (*budget.get("curve", ()), budget["vram_bytes"])
 
@@ -49,7 +49,7 @@ def device_budgets(study: StudySnapshot) -> tuple[int, ...]:
 def fronts_by_budget(
     study: StudySnapshot, trials: Sequence[TrialSnapshot]
 ) -> tuple[CurvePoint, ...]:
-    """The curve, the smallest budget first."""
+    """The points of the curve, smallest budget first."""
     points: list[CurvePoint] = []
     for budget in device_budgets(study):
         front = front_within(study, trials, budget)
@@ -62,7 +62,7 @@ def fronts_by_budget(
 
 
 def front_within(study: StudySnapshot, trials: Sequence[TrialSnapshot], budget_bytes: int) -> Front:
-    """The front of what runs under this budget or a smaller one."""
+    """The front of the configs that run under this budget or a smaller one."""
     definition = study.definition
     fitting = [trial for trial in trials if budget_of(trial) <= budget_bytes]
     limit = definition["constraints"].get("min_quality")
@@ -70,8 +70,8 @@ def front_within(study: StudySnapshot, trials: Sequence[TrialSnapshot], budget_b
 
 
 def fastest_tps(front: Front) -> float | None:
-    """Tokens a second of the fastest member whose quality would be recommended; None without
-    one, or where speed is no objective."""
+    """Tokens/s of the fastest member with a recommendable quality; None if there is none or speed
+    is not an objective."""
     kept = [m for m in front.members if m.scores.get("quality", 1.0) >= front.knee_quality]
     speeds = [m.scores["output_tps"] for m in kept if "output_tps" in m.scores]
     return max(speeds, default=None)

@@ -1,7 +1,7 @@
-"""The front: what no other point beats in everything; its hypervolume and its knee.
+"""Pareto dominance: non-dominated points, hypervolume and knee.
 
-Points are tuples with one number an objective; `signs` says which way is better (+1 more, -1 less).
-Non-dominated sets and hypervolumes are moocore's (exact, dimension sweep).
+Points are tuples with one number per objective; `signs` gives its direction (+1 more is better, -1
+less is better). Non-dominated sets and hypervolumes are moocore's (exact, dimension sweep).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:
-    """Whether a is nowhere worse than b and somewhere better."""
+    """Whether a is at least as good as b everywhere and better somewhere."""
     pairs = [(s * x, s * y) for x, y, s in zip(a, b, signs, strict=True)]
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
@@ -31,8 +31,8 @@ def front(points: Sequence[Vector], signs: Sequence[int]) -> list[int]:
 
 
 def non_dominated(gains: Floats) -> NDArray[np.bool_]:
-    """Which points [n, d] no other one beats in everything; more is better. Equal points stand or
-    fall together."""
+    """Which points [n, d] no other point dominates; more is better. Equal points are kept or
+    dropped together."""
     if not len(gains):
         return np.zeros(0, dtype=bool)
     kept: NDArray[np.bool_] = _moocore().is_nondominated(gains, maximise=True, keep_weakly=True)
@@ -48,9 +48,9 @@ def hypervolume(points: Sequence[Vector], reference: Vector, signs: Sequence[int
 
 
 def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
-    """Index of the knee: nearest to the ideal after scaling every objective to 0..1.
+    """Index of the knee: the point nearest to the ideal after scaling every objective to 0..1.
 
-    points must not be empty. An objective in which all are equal does not count.
+    points must not be empty. An objective in which all points are equal is ignored.
     """
     best = [max(s * p[k] for p in points) for k, s in enumerate(signs)]
     worst = [min(s * p[k] for p in points) for k, s in enumerate(signs)]
@@ -66,7 +66,7 @@ def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
 
 
 def _gains(points: Sequence[Vector], signs: Sequence[int]) -> Floats:
-    """[n, d], so that more is better."""
+    """Points as [n, d] with signs applied, so that more is better."""
     found: Floats = np.asarray(points, dtype=float) * np.asarray(signs, dtype=float)
     return found
 

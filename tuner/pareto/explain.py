@@ -1,4 +1,4 @@
-"""Why a config is as fast as it is, and what the rest of the front would cost or give instead.
+"""Explains the speed of the recommended config and the trade-offs that the front offers.
 
 In: trials of a study. Out: values and sentences for `tune show`; nothing is run.
 """
@@ -26,14 +26,14 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What a token's time goes into. part: the largest, of PARTS; fractions: of all parts."""
+    """The time split of a token. part: the largest, of PARTS; fractions: of all parts."""
 
     part: str
     fractions: Mapping[str, float]
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A summary for users."""
         rest = sorted(self.fractions.items(), key=lambda item: -item[1])[1:3]
         others = ", ".join(f"{PARTS[name]} {fraction:.0%}" for name, fraction in rest)
         largest = f"{PARTS[self.part]} takes {self.fractions[self.part]:.0%}"
@@ -51,7 +51,7 @@ class TradeOff:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A summary for users."""
         figures = ", ".join(f"{name} {change:+.1%}" for name, change in self.changes.items())
         settings = ", ".join(f"{path} {old} -> {new}" for path, (old, new) in self.settings.items())
         return f"trial {self.trial}: {figures} ({settings})"
@@ -59,7 +59,8 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class TwinError:
-    """How far off predictions were on n measured trials, relative. factor: by which all were."""
+    """Relative error of the predictions of n measured trials. factor: the median ratio of predicted
+    to measured, which is divided out before median and largest are taken."""
 
     median: float
     largest: float
@@ -69,7 +70,7 @@ class TwinError:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one recommended trial."""
+    """The explanation of one recommended trial."""
 
     trial: int
     bottleneck: Bottleneck | None
@@ -77,12 +78,12 @@ class Explanation:
     twin: TwinError | None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         return asdict(self)
 
 
 def explain(front: Front, trials: Sequence[TrialSnapshot]) -> Explanation | None:
-    """Of the front's knee; None for an empty front."""
+    """Explains the recommended trial; returns None for an empty front."""
     if not front.members:
         return None
     knee = front.knee
@@ -96,7 +97,7 @@ def explain(front: Front, trials: Sequence[TrialSnapshot]) -> Explanation | None
 
 
 def bottleneck_of(trial: TrialSnapshot) -> Bottleneck | None:
-    """None where the engine measured no time split."""
+    """Finds the largest part of a token's time; None if the engine measured no time split."""
     parts = {
         name: metric.value
         for name in PARTS
@@ -110,8 +111,8 @@ def bottleneck_of(trial: TrialSnapshot) -> Bottleneck | None:
 
 
 def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> TwinError | None:
-    """Of predictions before what was measured corrects them, beside their common factor, which the
-    search corrects at once; None without any."""
+    """Relative error of the predictions made before measurements corrected them. Their common
+    factor is reported apart, since the search corrects it at once. None without predictions."""
     ratios = [
         trial.predicted[metric] / trial.metrics[metric].value
         for trial in trials

@@ -1,4 +1,4 @@
-"""Front: the non-dominated trials, one a configuration, and which of them is recommended."""
+"""The front: non-dominated trials, one per configuration, and the recommended one of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tuner.errors import StudyError, UsageError
 from tuner.pareto import dominance
 from tuner.store.snapshots import TrialSnapshot
 
-# Without --min-quality nobody is recommended a config that loses more than this of 16 bits.
+# Without --min-quality, no config is recommended that loses more than this against 16 bits.
 KNEE_MIN_QUALITY = 0.9
 
 
 @dataclass(frozen=True)
 class Front:
-    """Non-dominated feasible trials, the fastest first.
+    """Non-dominated feasible trials, fastest first.
 
-    trials: all that the front came from; knee_quality: the recommended one keeps at least this
-    quality, where any does.
+    trials: all trials that the front was built from; knee_quality: the recommended member has at
+    least this quality, if any member does.
     """
 
     objectives: tuple[str, ...]
@@ -36,10 +36,11 @@ class Front:
         return among[dominance.knee(vectors, self._signs())]
 
     def pick(self, wanted: str) -> TrialSnapshot:
-        """`knee`, `throughput`, `latency`, `quality`, or the number of any finished trial.
+        """Returns the trial for `knee`, `throughput`, `latency`, `quality`, or the number of any
+        finished trial.
 
-        Raises StudyError when there is nothing to pick, UsageError for a word or a number that
-        names no trial of this study.
+        Raises StudyError when the front is empty or the trial did not finish, UsageError for a word
+        or a number that names no trial of this study.
         """
         if wanted.isdigit():
             return self._numbered(int(wanted))
@@ -76,7 +77,8 @@ class Front:
 def build_front(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
 ) -> Front:
-    """By means, from all trials of a study; a configuration that was proposed twice counts once.
+    """Builds the front of means from all trials of a study; a configuration that was proposed twice
+    counts once.
 
     min_quality: the user's own limit, in place of KNEE_MIN_QUALITY.
     """
@@ -94,5 +96,5 @@ def build_front(
 
 
 def by_objective(members: Sequence[TrialSnapshot], leading: str) -> tuple[TrialSnapshot, ...]:
-    """Sorted by one objective, the best first."""
+    """Sorts members by one objective, best first."""
     return tuple(sorted(members, key=lambda t: -SIGNS[leading] * t.scores[leading]))

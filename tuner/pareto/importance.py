@@ -1,7 +1,7 @@
-"""How much each setting matters to each objective: PED-ANOVA over finished trials.
+"""Importance of each setting for each objective: PED-ANOVA over finished trials.
 
-Optuna's evaluator (Watanabe et al., PED-ANOVA, 2023) asks which settings decide whether a trial is
-among the better ones; with few trials it is a hint, not a proof.
+Optuna's evaluator (Watanabe et al., PED-ANOVA, 2023) measures which settings decide whether a trial
+is among the better ones; with few trials it is a hint, not a proof.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ FEWEST_TRIALS = 4
 def importances(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By objective, by setting: fractions that sum to 1, or all 0 where fewer than FEWEST_TRIALS
-    say something of an objective; empty when fewer were measured. What was ended early counts, as
-    the worse half of most studies; but not with a quality that was only granted to it."""
+    """Importances by objective and setting: fractions that sum to 1, or all 0 for an objective with
+    fewer than FEWEST_TRIALS values; empty when fewer trials were measured.
+
+    Pruned trials count, as the worse half of most studies, but not for an objective whose value was
+    only an optimistic bound.
+    """
     measured = [
         trial
         for trial in trials
@@ -68,5 +71,5 @@ def _fractions(
 
 
 def _choices(trials: Sequence[TrialSnapshot], name: str) -> list[Any]:
-    """In a stable order."""
+    """The values of a setting, in a stable order."""
     return sorted({trial.params[name] for trial in trials}, key=str)

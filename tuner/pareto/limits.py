@@ -1,7 +1,7 @@
-"""Other limits than a study's own, applied to what it measured: nothing is run, nothing is written.
+"""Applies other limits than a study's own to its measurements; nothing is run or written.
 
-A limit that stays where the study set it judges as the study did; one that was moved judges anew,
-by pooled means.
+An unchanged limit keeps the study's own verdict; a changed one is evaluated again from pooled
+means.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ MEASURES = tuple(one.name for one in LIMITED.values())
 
 
 def own_limits(study: StudySnapshot) -> Constraints:
-    """Those that the study was asked with."""
+    """The limits in the study's definition."""
     return Constraints.model_validate(study.definition["constraints"])
 
 
 def judged(
     trials: Sequence[TrialSnapshot], own: Constraints, wanted: Constraints
 ) -> tuple[TrialSnapshot, ...]:
-    """The trials with their violations of these limits."""
+    """Returns the trials with their violations of these limits."""
     moved = _moved(own, wanted)
     return tuple(_judged(trial, wanted, moved) for trial in trials) if moved else tuple(trials)
 
 
 def inside(points: Points, own: Constraints, wanted: Constraints) -> NDArray[np.bool_]:
-    """Which points keep all of these limits, [N]."""
+    """Which points satisfy all of these limits, [N]."""
     kept = np.ones(len(points), dtype=bool)
     moved = _moved(own, wanted)
     for name, excess in points.violations.items():

@@ -1,4 +1,4 @@
-"""How far a measured mean may lie from the truth: scatter of repeats and of engine starts."""
+"""Standard errors of measured means: scatter of repeats and of engine starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from engine.contract.report import Metric
 from engine.contract.statistics import quantile
 from tuner.store.snapshots import TrialSnapshot
 
-# Of one repeat, relative, while the study knows no better; this machine may be shared.
+# Relative deviation of one repeat until the study has its own estimate; this machine may be shared.
 FIRST_DEVIATION = 0.08
 LEAST_DEVIATION = 0.02
-FEWEST_REPEATS = 6  # pooled over configurations, before they say how much a repeat scatters
+FEWEST_REPEATS = 6  # pooled over configurations, before their scatter is used
 
 
 def budget_of(trial: TrialSnapshot) -> int:
-    """The device budget that its config was resolved under, in bytes; 0: none."""
+    """The device budget that the trial's config was resolved under, in bytes; 0: none."""
     return int((trial.config or {}).get("budget", {}).get("vram_bytes", 0))
 
 
@@ -39,8 +39,10 @@ def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
 
 
 def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
-    """Relative standard error of what is known of a trial's configuration. deviation: of repeats
-    within one start, relative."""
+    """Relative standard error of a configuration's mean, including its confirming repeats.
+
+    deviation: of repeats within one start, relative.
+    """
     confirmed = trial.confirmed.get(metric)
     return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
 
@@ -51,8 +53,8 @@ def _deviation(metric: Metric) -> float:
     return half * math.sqrt(metric.n) / quantile(metric.n - 1)
 
 
-# Relative, between two starts of an engine with one config, beside the scatter of repeats within
-# one: measured on 252 configs, each started twice (docs/lab.md).
+# Relative deviation between two engine starts with one config, in addition to the scatter of
+# repeats within one: measured on 252 configs, each started twice (docs/lab/).
 START_DEVIATION = 0.06
 
 

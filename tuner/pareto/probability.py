@@ -1,8 +1,8 @@
 """The probability that a trial belongs on the front, and the front that follows from it.
 
-Each configuration's means are drawn again and again from their standard errors (speeds of one
-configuration rise and fall together, as they come from the same repeats); the fraction of draws in
-which nothing beats it is its probability. A quality has no scatter here: it is judged once.
+Each configuration's means are sampled repeatedly from their standard errors (the speeds of one
+configuration rise and fall together, since they come from the same repeats); its probability is the
+fraction of draws in which nothing dominates it. Quality has no scatter here: it is evaluated once.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 DRAWS = 400
-REACH = 3.0  # standard errors: what is farther off is not drawn
-MOST_DRAWN = 60  # the nearest; a crowd of equals says no more
-LIKELY = 0.05  # trials beside the front that are named, from this probability on
+REACH = 3.0  # standard errors: trials farther off are left out
+MOST_DRAWN = 60  # the nearest; a crowd of equals adds nothing
+LIKELY = 0.05  # probability from which on trials beside the front are listed
 EVEN = 0.5
 
 
 @dataclass(frozen=True)
 class Draws:
-    """trials: those within reach of the front; beats [S, n, n]: in draw s trial j beats trial i."""
+    """Samples of the front. trials: those within reach of it; beats [S, n, n]: in draw s trial j
+    dominates trial i."""
 
     trials: tuple[TrialSnapshot, ...]
     beats: NDArray[np.bool_]
 
     def probabilities(self) -> Floats:
-        """Of standing on the front, [n]."""
+        """The probability of being on the front, [n]."""
         found: Floats = 1.0 - self.beats.any(axis=2).mean(axis=0)
         return found
 
     def beaten(self, index: int, others: Sequence[int]) -> float:
-        """In which fraction of draws one of `others` beats this one."""
+        """The fraction of draws in which one of `others` dominates this trial."""
         if not others:
             return 0.0
         return float(self.beats[:, index, list(others)].any(axis=1).mean())
 
 
 def draws_of(front: Front, seed: int = 0) -> Draws:
-    """From a front of means and all trials beside it."""
+    """Draws samples for a front of means and all trials beside it."""
     names = front.objectives
     trials = _distinct(front, names)
     if not trials:
@@ -67,16 +68,16 @@ def draws_of(front: Front, seed: int = 0) -> Draws:
 
 
 def on_front(front: Front, seed: int = 0) -> dict[int, float]:
-    """Probability of each measured, feasible trial that is within reach, by its number."""
+    """The probability of each measured, feasible trial within reach, by its number."""
     draws = draws_of(front, seed)
     pairs = zip(draws.trials, draws.probabilities(), strict=True)
     return {trial.number: float(fraction) for trial, fraction in pairs}
 
 
 def likely_members(front: Front, seed: int = 0) -> tuple[TrialSnapshot, ...]:
-    """What stands on the front more likely than not, and of what the means put there whatever these
-    do not beat more likely than not: of several that noise cannot tell apart, one at least stays.
-    """
+    """The trials that are on the front more likely than not, and the members by means that none
+    of these dominates more likely than not: of several that noise cannot separate, at least one
+    stays."""
     draws = draws_of(front, seed)
     fraction = draws.probabilities()
     means = {member.id for member in front.members}
@@ -89,7 +90,7 @@ def likely_members(front: Front, seed: int = 0) -> tuple[TrialSnapshot, ...]:
 
 
 def near_front(front: Front, probabilities: dict[int, float]) -> list[tuple[int, float]]:
-    """Trials beside the front that may well belong on it, the likeliest first."""
+    """Trials beside the front that may well belong on it, likeliest first."""
     members = {member.number for member in front.members}
     others = [(n, p) for n, p in probabilities.items() if n not in members and p >= LIKELY]
     return sorted(others, key=lambda pair: -pair[1])
@@ -106,8 +107,8 @@ def _distinct(front: Front, names: Sequence[str]) -> list[TrialSnapshot]:
 
 
 def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
-    """Standard errors of means, [n, d], by the scatter that repeats of this study have, and that
-    starts of an engine commonly have."""
+    """Standard errors of means, [n, d], from the scatter of this study's repeats and the usual
+    scatter of engine starts."""
     columns = []
     for name in front.objectives:
         deviation = pooled_deviation(front.trials, name)
@@ -120,23 +121,23 @@ def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
 
 
 def _near(means: Floats, errors: Floats, members: int) -> list[int]:
-    """Indices of the first `members` and of what these do not beat by REACH errors in everything,
-    MOST_DRAWN in all where there are more, the nearest."""
+    """Indices of the first `members` and of the trials that they do not dominate by REACH errors,
+    at most MOST_DRAWN in all, nearest first."""
     lags = np.full(len(means), -np.inf)
     for mean, error in zip(means[:members], errors[:members], strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
             behind = (mean - means) / (error + errors)
         behind[np.isnan(behind)] = np.inf  # equal, and neither scatters
         lag = behind.min(axis=1)
-        lag[(means == mean).all(axis=1)] = -np.inf  # itself, and what equals it
+        lag[(means == mean).all(axis=1)] = -np.inf  # itself and its equals
         lags = np.maximum(lags, lag)
-    lags[:members] = -np.inf  # none of them is left out, however many there are
+    lags[:members] = -np.inf  # members are never left out, however many there are
     order = np.argsort(lags, kind="stable")[: max(MOST_DRAWN, members)]
     return [int(index) for index in order if lags[index] < REACH]
 
 
 def _beats(values: Floats) -> NDArray[np.bool_]:
-    """[S, n, d] -> [S, n, n]: whether the second of a pair beats the first."""
+    """[S, n, d] -> [S, n, n]: whether the second of a pair dominates the first."""
     size = values.shape[1]
     beats = np.zeros((len(values), size, size), dtype=bool)
     for number, drawn in enumerate(values):
@@ -146,7 +147,7 @@ def _beats(values: Floats) -> NDArray[np.bool_]:
 
 
 def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
-    """The front of a stored study, under its own objectives and limits, given its noise."""
+    """The front of a stored study under its own objectives and limits, given its noise."""
     definition = study.definition
     limit = definition["constraints"].get("min_quality")
     return likely_front(trials, definition["objectives"], limit)
@@ -155,6 +156,7 @@ def front_of(study: StudySnapshot, trials: Sequence[TrialSnapshot]) -> Front:
 def likely_front(
     trials: Sequence[TrialSnapshot], objectives: Sequence[str], min_quality: float | None = None
 ) -> Front:
-    """As build_front, of what is more likely than not to stand on it, given how repeats scatter."""
+    """As build_front, with the trials that are more likely than not on the front, given the
+    noise."""
     front = build_front(trials, objectives, min_quality)
     return replace(front, members=by_objective(likely_members(front), front.objectives[0]))

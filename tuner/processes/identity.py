@@ -1,5 +1,5 @@
-"""Who runs a trial: host, process and when that process began, so that a number used again is not
-taken for it."""
+"""Worker ids: host, pid and start time of a process, so that a reused pid is not mistaken for
+it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import psutil
 
 
 def own_id() -> str:
-    """This process, as trials keep it."""
+    """The id of this process, as trials store it."""
     return id_of(os.getpid())
 
 
 def id_of(pid: int) -> str:
-    """A process of this host, as trials keep it."""
+    """The id of a process of this host, as trials store it."""
     return f"{socket.gethostname()} {pid} {int(psutil.Process(pid).create_time())}"
 
 
 def is_gone(worker: str | None) -> bool:
-    """Whether that worker surely runs no more: it was on this host, and its process is not there.
+    """Whether that worker certainly runs no more: it was on this host, and its process is gone.
 
-    What runs on another host is not known here; its heartbeat says.
+    Workers on other hosts are checked by their heartbeats instead.
     """
     if worker is None:
         return True

@@ -1,9 +1,9 @@
-"""Starts a program that dies with its parent.
+"""Runs a program that dies with its parent.
 
 `python -m tuner.processes.pdeathsig PARENT_PID PROGRAM ARGS...`
 
-Asks Linux for SIGKILL on the parent's death, then becomes the program. A worker would also see
-its socket close, but one that hangs in a computation would not look. Imports next to nothing.
+Asks Linux for SIGKILL on the parent's death, then becomes the program. A worker would also see its
+socket close, but not while it hangs in a computation. Imports next to nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Tie this process to its parent and become the program."""
+    """Sets the death signal of this process and executes the program."""
     parent, program = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(1)  # the parent died before the signal was arranged
+        sys.exit(1)  # the parent died before the signal was set
     os.execv(program[0], program)
 
 

@@ -15,9 +15,9 @@ ENDING_S = 30.0
 def start_child(
     command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a program that the kernel kills when this process dies.
+    """Starts a program that the kernel kills when this process dies.
 
-    command: program and arguments; environment: on top of this process's own, where the child
+    command: program and arguments; environment: added to this process's own, in which the child
     finds the same packages; options: of subprocess.Popen, stdin is /dev/null unless given.
     """
     wrapper = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
@@ -32,7 +32,7 @@ def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Pop
 
 
 def end_process(process: subprocess.Popen[Any], within_s: float = ENDING_S) -> None:
-    """Terminate, as Ctrl-C would; kill what does not end in time."""
+    """Terminates a process as Ctrl-C would; kills it if it does not end in time."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -1,1 +1,1 @@
-"""Loss against 16 bits, evaluated once for each quality key; must not measure speed."""
+"""Evaluates the loss against 16 bits, once per quality key; must not measure speed."""

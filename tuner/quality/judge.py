@@ -1,7 +1,7 @@
-"""Quality: evaluated once for each key of what can change outputs, as a ratio to 16 bits.
+"""Quality: a ratio to the 16-bit model, evaluated once per key of the settings that affect outputs.
 
-In: a resolved config. Out: a QualityResult from the store, or from the engine where the key is
-new. The `quality` of a config is bits per byte of the 16-bit model / bits per byte of the config.
+In: a resolved config. Out: a QualityResult from the store, or from the engine if the key is new.
+The `quality` of a config is bits per byte of the 16-bit model / bits per byte of the config.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SIXTEEN_BITS: Mapping[str, Any] = {
     "kv.bits": 16,
     "kv.keep_fraction": 1.0,
 }
-# A kill looks like too little memory, whoever sent it.
+# A kill looks like a lack of memory, whoever sent it.
 PASSING: frozenset[FailureClass] = frozenset({"crash", "timeout", "out_of_memory"})
 REFERENCE_ATTEMPTS = 2  # in one trial
-REFUSED_TRIALS = 2  # what failed for so many, attempts and all, fails for every other
+REFUSED_TRIALS = 2  # after failing in so many trials, all attempts each, it is not tried again
 
 
 @dataclass(frozen=True)
 class QualityJudge:
-    """Answers how good a config is, asking the engine only what the store does not know."""
+    """Evaluates the quality of configs; asks the engine only for what the store does not have."""
 
     session: EngineSession
     store: Store
@@ -50,11 +50,11 @@ class QualityJudge:
     _refusals: list[QualityError] = field(default_factory=list, init=False)
 
     def reference(self, on_event: OnEvent | None = None) -> QualityResult:
-        """The 16-bit model, evaluated once for each model and tasks.
+        """Returns the result of the 16-bit model, evaluated once for each model and tasks.
 
-        It may take more than the study's budget where 16 bits do not fit at all. Raises
-        QualityError when it cannot be evaluated; what fails again and again is tried no more, but
-        tasks are, whose data may have come back.
+        It may take more than the study's budget if 16 bits do not fit at all. Raises QualityError
+        when it cannot be evaluated; after repeated failures it is not tried again, except for
+        tasks, whose data may have come back.
         """
         if self._refusals and (
             self._refusals[0].failure not in PASSING or len(self._refusals) >= REFUSED_TRIALS
@@ -76,11 +76,13 @@ class QualityJudge:
             raise refusal from None
 
     def judge(self, config: EngineConfig, on_event: OnEvent | None = None) -> QualityResult:
-        """The quality of a resolved config, at the canonical setting of what cannot change it."""
+        """Evaluates a resolved config, with canonical values for settings that cannot change
+        quality."""
         return self._result(canonical_config(config), on_event, reference=False)
 
     def known_ratio(self, config: EngineConfig) -> float | None:
-        """The quality of a resolved config where it was evaluated already; asks no engine."""
+        """The quality of a resolved config if it was evaluated already, else None; calls no
+        engine."""
         canonical = canonical_config(config)
         key = quality_key(quality_dependencies(canonical, self.tasks, self.seed))
         known = self.store.quality(self.model_id, key)

@@ -1,4 +1,4 @@
-"""Quality keys: equal for configurations whose quality must be equal, so each is evaluated once."""
+"""Quality keys: equal for configs that must have equal quality, so that each is evaluated once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.files import json_digest
 from tuner.definition.strict_yaml import load_yaml
 from tuner.definition.study import QualityTasks
 
-# One setting of everything that is exact or only rounds, for every evaluation.
+# One value for each setting that is exact or only rounds, used in every evaluation.
 CANONICAL: Mapping[str, Any] = {
     "cache.expert_bytes": "auto",
     "cache.eviction": "lru",
@@ -31,12 +31,12 @@ PACKAGES = ("expertune", "torch", "transformers", "lm_eval")
 
 
 def quality_key(depends_on: Mapping[str, Any]) -> str:
-    """16 hex digits of all that can change what the tasks say."""
+    """16 hex digits over everything that can change the tasks' results."""
     return json_digest(depends_on)
 
 
 def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -> dict[str, Any]:
-    """The settings that lose information, the tasks by content and options, and the versions.
+    """The lossy settings, the tasks by content and options, and the package versions.
 
     kv.max_tokens loses nothing of a text that fits, and cuts a longer one into windows.
     """
@@ -49,14 +49,14 @@ def quality_dependencies(config: EngineConfig, tasks: QualityTasks, seed: int) -
 
 
 def quality_group(config: EngineConfig) -> str:
-    """Equal for resolved configs of one study whose quality is evaluated once for all of them."""
+    """Equal for resolved configs of one study that share one quality evaluation."""
     canonical = canonical_config(config)
     known = {**lossy_settings(canonical), "kv.max_tokens": canonical.kv.max_tokens}
     return json_digest(known)
 
 
 def task_digest(task: str) -> str:
-    """A task's name, or for a YAML file the hash of it and of the files it names."""
+    """A task's name, or for a YAML file a hash of it and of the files it names."""
     path = Path(task)
     if path.suffix not in (".yaml", ".yml"):
         return task
@@ -68,7 +68,7 @@ def task_digest(task: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of what computes; a package that is not installed is left out."""
+    """Installed versions of the packages that affect results; missing packages are left out."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -79,7 +79,7 @@ def package_versions() -> dict[str, str]:
 
 
 def canonical_config(config: EngineConfig) -> EngineConfig:
-    """Where precision is decided on a miss, what decides misses stays as it is."""
+    """Overlays CANONICAL, unless precision is decided on a miss: then what decides misses stays."""
     if config.precision.scheme in ON_MISS:
         return config
     return config.overlay(CANONICAL)

@@ -1,4 +1,4 @@
-"""A config against 16 bits, item by item: what differs on the same items is the config's doing.
+"""Compares a config with 16 bits item by item, so that differences are due to the config alone.
 
 In: two reports of the same tasks, with their items. Out: the mean difference of each metric with
 its 95 % interval, which is much narrower than that of two unpaired means.
@@ -15,10 +15,10 @@ from engine.contract.statistics import mean_metric
 
 @dataclass(frozen=True)
 class PairedResult:
-    """One metric of one task: means over the common items, and this config minus 16 bits.
+    """One metric of one task: means over the common items, and the difference config minus 16 bits.
 
-    chance: what guessing gives (None: the task has no choices). Where there is one, all three
-    figures are chance-corrected: 0 is guessing, 1 is all right.
+    chance: the score of guessing (None: the task has no choices). If it is given, all three figures
+    are chance-corrected: 0 is guessing, 1 is all right.
     """
 
     task: str
@@ -29,12 +29,12 @@ class PairedResult:
     chance: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
+        """Returns a JSON-ready dict."""
         return asdict(self)
 
 
 def paired_results(reference: QualityReport, report: QualityReport) -> tuple[PairedResult, ...]:
-    """Every metric that both kept item by item."""
+    """Pairs every metric for which both reports kept items."""
     chances = {(one.task, one.metric): one.chance for one in report.tasks}
     known = {
         (one.task, one.metric): dict(zip(one.docs, one.values, strict=True))

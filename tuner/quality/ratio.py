@@ -1,4 +1,4 @@
-"""The quality objective: what a configuration keeps of the 16-bit model's quality."""
+"""The quality objective: a configuration's quality relative to the 16-bit model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tuner.errors import QualityError
 def quality_ratio(reference: QualityReport, report: QualityReport) -> float:
     """1 = no loss. Without bits per byte: the mean metric above chance over the reference's.
 
-    Tasks that 16 bits answer at chance level say nothing and do not count. Raises QualityError
-    where nothing is left to compare.
+    Tasks that 16 bits answer at chance level carry no information and are ignored. Raises
+    QualityError if nothing is left to compare.
     """
     if reference.bits_per_byte and report.bits_per_byte:
         return reference.bits_per_byte / report.bits_per_byte
@@ -28,12 +28,12 @@ def quality_ratio(reference: QualityReport, report: QualityReport) -> float:
 
 
 def above_chance(result: TaskResult) -> float:
-    """0 = guessing, 1 = all right; the value itself where guessing gives nothing."""
+    """Rescales a result: 0 = guessing, 1 = all right; unchanged if guessing scores nothing."""
     chance = result.chance or 0.0
     return (result.value - chance) / (1 - chance)
 
 
 def _tells(result: TaskResult) -> bool:
-    """Whether more is better and this is more than guessing, by two standard errors."""
+    """Whether more is better and the result exceeds guessing by two standard errors."""
     surplus = result.value - (result.chance or 0.0)
     return result.higher_is_better is not False and surplus > 2 * (result.stderr or 0.0)

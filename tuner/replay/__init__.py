@@ -1,1 +1,1 @@
-"""Predicts configurations from a routing trace; must not run an engine."""
+"""Predicts configs by replaying a routing trace; must not run an engine."""

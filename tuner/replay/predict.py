@@ -1,4 +1,4 @@
-"""Replays of configs over a recorded trace: what `tune replay` and studies ask the twin.
+"""Replays configs over a recorded trace, for `tune replay` and for studies.
 
 In: a trace, timings, configs. Out: predicted metrics of each, and Belady's bound at its slots.
 """
@@ -28,7 +28,7 @@ from tuner.folders import cache_folder
 
 @dataclass
 class ReplayRow:
-    """A config's prediction. seconds: what the replay itself took."""
+    """A config's prediction. seconds: duration of the replay itself."""
 
     name: str
     config: dict[str, Any]
@@ -37,7 +37,7 @@ class ReplayRow:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; every figure is predicted."""
+        """Returns a JSON-ready dict; all metrics are predictions."""
         return {
             "name": self.name,
             "config": self.config,
@@ -48,7 +48,7 @@ class ReplayRow:
 
 
 def facts_of(trace: Trace) -> ModelFacts:
-    """The model that a trace was recorded on."""
+    """The facts of the model that a trace was recorded on."""
     kept = trace.facts.get("model_facts")
     if not isinstance(kept, dict):
         raise UsageError("this trace does not say what model it is of: record it with `tune trace`")
@@ -56,10 +56,10 @@ def facts_of(trace: Trace) -> ModelFacts:
 
 
 def timings_for(facts: ModelFacts, device: str, file: Path | None = None) -> ModelTimings:
-    """Measured timings of this model here, a file's, or a machine's published figures.
+    """This model's measured timings, those of a file, or those from a machine's published figures.
 
-    device: as the engine names it; `predicted:<machine>` takes published figures. UsageError where
-    nothing was measured.
+    device: the engine's name of it; `predicted:<machine>` takes published figures. Raises
+    UsageError if nothing was measured.
     """
     if file is not None:
         found = load_timings(file)
@@ -89,8 +89,8 @@ def replay_configs(
     history: Trace | None = None,
     warm_groups: int = 0,
 ) -> list[ReplayRow]:
-    """Predict each. learned: arrays of trained predictors; history: what statistics start from;
-    warm_groups: how many of the trace's groups of sequences come first uncounted."""
+    """Predicts each config. learned: arrays of trained predictors; history: initial statistics;
+    warm_groups: how many of the trace's groups of sequences come first and are not counted."""
     warm = [n for n, item in enumerate(trace.passes) if item.group < warm_groups]
     rows = []
     for name, config in configs.items():
@@ -111,7 +111,7 @@ def replay_configs(
         else:
             row.config = found.config.to_dict()
             row.metrics = found.metrics(set(range(len(trace.passes))) - set(warm))
-            if len(run_bits(found.config)) == 1:  # the bound knows one size of records
+            if len(run_bits(found.config)) == 1:  # the bound assumes one record size
                 row.metrics.update(_bound(found.policy.cache.slots_by_pool, trace, warm))
         row.seconds = time.perf_counter() - started
         rows.append(row)
@@ -121,7 +121,7 @@ def replay_configs(
 
 
 def longest(trace: Trace) -> int:
-    """Tokens of its longest sequence, at least 64."""
+    """Tokens of the trace's longest sequence, at least 64."""
     lengths: dict[int, int] = {}
     for item in trace.passes:
         lengths[item.group] = lengths.get(item.group, 0) + max(item.tokens)

@@ -1,7 +1,7 @@
-"""The inverse question: how much memory a speed needs, by replay.
+"""Finds how much memory a target speed needs, by replay.
 
 In: a trace, timings, a target. Out: for each precision the smallest budget whose predicted speed
-reaches it, and what it would be if the prediction errs by ERROR_RATIO either way.
+reaches it, and its range if the prediction errs by ERROR_RATIO either way.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from engine.replay.simulate import replay
 from engine.trace.trace import Trace
 
 # The replay errs by 3 to 5 % on average and by at most 19 % on configs that it never saw
-# (docs/lab.md); this is the mean that it is held to.
+# (docs/lab/); this is the required mean.
 ERROR_RATIO = 0.10
-STEPS = 64  # fractions of the experts that are told apart
+STEPS = 64  # resolution: distinct fractions of the experts
 METRIC = "output_tps"
 
 
@@ -31,9 +31,9 @@ METRIC = "output_tps"
 class BudgetAnswer:
     """What one precision needs for the target.
 
-    smallest_bytes: None where even all experts resident are too slow; low_bytes, high_bytes: if
-    the prediction is too low, or too high, by ERROR_RATIO (high_bytes None: then no budget would
-    do); fraction: of the experts, resident at smallest_bytes; fastest_tps: with all resident.
+    smallest_bytes: None if even all experts resident are too slow; low_bytes, high_bytes: if the
+    prediction is too low, or too high, by ERROR_RATIO (high_bytes None: then no budget would do);
+    fraction: of the experts, resident at smallest_bytes; fastest_tps: with all resident.
     """
 
     bits: int
@@ -46,12 +46,12 @@ class BudgetAnswer:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; every figure is predicted."""
+        """Returns a JSON-ready dict; all figures are predictions."""
         return asdict(self)
 
 
 def find_trace(cache_folder: Path, fingerprint: str) -> Path | None:
-    """The newest trace of a model that `tune trace` kept."""
+    """The newest trace of a model that `tune trace` recorded; None if there is none."""
     found = [
         path
         for path in (cache_folder / "traces").glob(f"{fingerprint}-*.npz")
@@ -69,9 +69,9 @@ def budget_for(
     timings: ModelTimings,
     warm: Sequence[int] = (),
 ) -> BudgetAnswer:
-    """The smallest budget for target_tps generated tokens a second at these bits.
+    """Finds the smallest budget for target_tps generated tokens/s at these bits.
 
-    base: everything else; warm: numbers of the passes that come first uncounted.
+    base: all other settings; warm: numbers of the passes that come first and are not counted.
     """
     counted = set(range(len(trace.passes))) - set(warm)
 
@@ -107,8 +107,8 @@ def budget_for(
 
 
 def smallest_step(enough: Callable[[int], bool]) -> int | None:
-    """The smallest of 1..STEPS that is enough, by bisection: more memory is taken never to be
-    slower. None where STEPS is not."""
+    """The smallest of 1..STEPS that is enough, by bisection, assuming that more memory is never
+    slower. None if STEPS is not enough."""
     if not enough(STEPS):
         return None
     low, high = 0, STEPS

@@ -1,1 +1,1 @@
-"""Which point of a finite space to run next; must not run or store trials."""
+"""Chooses the next point of a finite space to run; must not run or store trials."""

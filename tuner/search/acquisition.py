@@ -1,8 +1,8 @@
-"""Which candidate to run next: the largest expected hypervolume improvement per second of cost.
+"""Chooses the candidate with the largest expected hypervolume improvement per second of cost.
 
-In: candidates, predictions, what was measured. Out: a proposal, or None where no candidate is
-expected to improve enough. Speeds come from the posterior; quality is known by quality group, or
-taken from an optimistic prior.
+In: candidates, predictions, measurements. Out: a proposal, or None if no candidate is expected to
+improve enough. Speeds come from the posterior; quality is known by quality group, or taken from an
+optimistic prior.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tuner.search.hypervolume_improvement import BoxDecomposition
 from tuner.search.posterior import Posterior, Regression
 
 Floats = NDArray[np.float64]
-# The prior of quality by bits, until the first config of a precision is evaluated.
+# Optimistic prior of quality by bits, until the first config of a precision is evaluated.
 OPTIMISTIC_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
-MIN_IMPROVEMENT = 0.001  # of the hypervolume: a smaller expected one ends a study
+MIN_IMPROVEMENT = 0.001  # of the hypervolume; a smaller expected improvement ends a study
 BEYOND_NADIR = 0.1
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a candidate that ran.
+    """The measurements of a candidate that ran.
 
-    values: means of speeds; deviations: of those means, relative; quality: None where it was not
-    evaluated; complete: it may stand on the front.
+    values: means of speeds; deviations: of those means, relative; quality: None if it was not
+    evaluated; complete: whether it may be on the front.
     """
 
     index: int
@@ -47,7 +47,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Proposal:
-    """improvement: expected, as a fraction of the present hypervolume; seconds: expected cost."""
+    """A candidate to run. improvement: expected, as a fraction of the present hypervolume; seconds:
+    expected cost."""
 
     index: int
     improvement: float
@@ -56,8 +57,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a trial costs: seconds beside running, passes over the workload, generated tokens of
-    one."""
+    """The cost of a trial: seconds beside running, passes over the workload, generated tokens per
+    pass."""
 
     overhead_s: float = 1.0
     passes: float = 5.0
@@ -66,7 +67,8 @@ class Costs:
 
 @dataclass
 class Acquisition:
-    """predictions: of a metric for all candidates, natural logarithms, {} without a twin."""
+    """Ranks candidates. predictions: natural logarithms of each metric for all candidates, {}
+    without replay."""
 
     candidates: Candidates
     objectives: Sequence[str]
@@ -87,7 +89,7 @@ class Acquisition:
         )
 
     def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
-        """The best candidate that is neither measured nor taken; None where none improves enough.
+        """The best candidate that is neither measured nor taken; None if none improves enough.
 
         taken: candidates that run now, failed or do not fit.
         """
@@ -97,7 +99,7 @@ class Acquisition:
     def rank(
         self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
     ) -> list[Proposal]:
-        """The `most` best, by expected improvement per second."""
+        """The `most` best candidates by expected improvement per second."""
         closed = {one.index for one in measured} | set(taken)
         open_ = np.array([i for i in range(len(self.candidates)) if i not in closed], dtype=int)
         if not len(open_):
@@ -113,7 +115,7 @@ class Acquisition:
         ]
 
     def posterior(self, name: str, measured: Sequence[Measured]) -> Posterior:
-        """log(metric) of all candidates."""
+        """The posterior of log(metric) for all candidates."""
         rows = [one for one in measured if one.values.get(name, 0.0) > 0]
         values = np.log([one.values[name] for one in rows])
         noise = np.array([one.deviations.get(name, START_DEVIATION) for one in rows])
@@ -123,7 +125,7 @@ class Acquisition:
         return self._regression.posterior(prior, [one.index for one in rows], values, noise)
 
     def _quality(self, measured: Sequence[Measured]) -> Floats:
-        """Of all candidates: evaluated for their group, or the prior."""
+        """The quality of all candidates: evaluated for their group, or the optimistic prior."""
         found = {
             self._groups[one.index]: one.quality for one in measured if one.quality is not None
         }
@@ -141,7 +143,7 @@ class Acquisition:
         draws = self._drawn(rows, posteriors, quality)  # [n, S, d], more is better
         allowed = self._allowed(rows, posteriors, quality)
         gains, whole = np.zeros(len(rows)), 0.0
-        for budget in np.unique(self._budgets):  # one, but for budget curves
+        for budget in np.unique(self._budgets):  # a single one without a budget curve
             within = self._budgets[rows] <= budget
             fitting = [one for one in measured if self._budgets[one.index] <= budget]
             front = self._front(fitting, quality)  # [M, d]
@@ -214,9 +216,10 @@ class Acquisition:
 def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:
     """Expected growth [n] of a front's hypervolume by draws [n, S, d], and that hypervolume.
 
-    Both from a reference that lies below the nadir of what is within reach, by BEYOND_NADIR of what
-    all of these configs span: by a fraction of what the best of them span, the ends of a front that
-    is narrow in one objective would count for next to nothing."""
+    The reference lies below the nadir of what is within reach by BEYOND_NADIR of the span of all of
+    these configs: with a fraction of the span of the best of them, the ends of a front that is
+    narrow in one objective would count for next to nothing.
+    """
     if not len(draws):
         return np.zeros(0), 0.0
     centre = np.vstack([draws.mean(axis=1), front])

@@ -1,4 +1,4 @@
-"""The points that a search may propose: resolved, without doubles, with what tells them apart."""
+"""The points that a search may propose: resolved, deduplicated, with their axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.quality.key import quality_group
 from tuner.search.posterior import Axis
 from tuner.search.space import CACHE, Choice, Parameter, Point, SearchSpace
 
-# A larger space is sampled: what is not drawn is left to the fallback sampler.
+# A larger space is sampled; the rest is left to the fallback sampler.
 MOST = 2000
 
 
@@ -32,8 +32,7 @@ class Candidate:
 
 
 class Candidates:
-    """All candidates of a space. `index_of` finds a point's, also where another point resolves to
-    the same config."""
+    """All candidates of a space. `index_of` also finds points that resolve to the same config."""
 
     def __init__(self, space: SearchSpace, seed: int = 0) -> None:
         self.space = space
@@ -56,11 +55,11 @@ class Candidates:
         return len(self.items)
 
     def index_of(self, point: Point) -> int | None:
-        """The candidate that this point is, None where it is none."""
+        """The index of the candidate for this point; None if there is none."""
         return self._by_point.get(_key(point))
 
     def axes(self) -> list[Axis]:
-        """One a parameter that varies."""
+        """One axis per parameter that varies."""
         return [
             self._axis(parameter)
             for parameter in self.space.parameters

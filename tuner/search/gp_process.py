@@ -1,7 +1,8 @@
 """Optuna's Gaussian-process sampler as a program: `python -m tuner.search.gp_process`.
 
-It computes with torch, which no process that holds a study imports. A line of JSON in, a line out:
-what was tried, then what to try next. It remembers nothing of a study but fitted kernels.
+It computes with torch, which no process that holds a study imports. Reads one line of JSON (what
+was tried) and answers with one line (what to try next). Keeps no state of a study but fitted
+kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answers requests until stdin ends."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     sampler: Any = None
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The next point of a study that is rebuilt from its trials."""
+    """Returns the next point of a study that is rebuilt from its trials."""
     space = {
         name: optuna.distributions.json_to_distribution(text)
         for name, text in asked["space"].items()
@@ -59,7 +60,7 @@ def suggest(sampler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limited(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Constraints that tell trials apart; a model of one that is 0 everywhere costs its time."""
+    """Constraints that differ between trials; modelling one that is always 0 only costs time."""
     names = trials[0]["constraints"] if trials else {}
     return [n for n in names if any(trial["constraints"].get(n, 0.0) for trial in trials)]
 

@@ -1,7 +1,7 @@
-"""The Gaussian-process sampler as Optuna's storage and queue see it: a child process computes.
+"""The Gaussian-process sampler for Optuna's storage and queue; a child process computes.
 
-In: a study's trials. Out: points. A child that fails or hangs costs its proposal, which is then
-drawn at random and said so; the next one gets a new child.
+In: a study's trials. Out: points. If the child fails or hangs, the point is drawn at random with a
+warning; the next one gets a new child.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ENDING_S = 5.0
 
 
 class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
-    """Close it when done: that ends the child. startup: points that are drawn at random first."""
+    """Close it when done: that ends the child. startup: number of initial points drawn at
+    random."""
 
     def __init__(self, seed: int, startup: int) -> None:
         self._seed = seed
@@ -37,12 +38,12 @@ class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optu
         self._answers: queue.Queue[str] = queue.Queue()
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        """What all trials so far had in common and can vary."""
+        """The parameters common to all trials so far that can vary."""
         common = self._space.calculate(study)
         return {name: one for name, one in common.items() if not one.single()}
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        """A point from the child; {} leaves it to chance."""
+        """A point from the child; {} has it drawn at random."""
         if not search_space or trial.system_attrs.get("fixed_params"):
             return {}
         states = (TrialState.COMPLETE, TrialState.RUNNING)
@@ -76,19 +77,19 @@ class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optu
         return self._ask(json.dumps(asked))
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        """At random."""
+        """Draws a value at random."""
         return self._random.sample_independent(study, trial, name, distribution)
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-        """Nothing: the child is told everything each time."""
+        """Does nothing: the child receives all trials each time."""
 
     def close(self) -> None:
-        """End the child."""
+        """Ends the child."""
         child, self._child = self._child, None
         if child is None:
             return
         assert child.stdin is not None
-        with contextlib.suppress(OSError):  # it died before it read all
+        with contextlib.suppress(OSError):  # it died before it read everything
             child.stdin.close()
         try:
             child.wait(timeout=ENDING_S)
@@ -127,7 +128,7 @@ class ChildGpSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optu
 
 
 def _read(child: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
-    """Its lines into the queue; an empty one says that it ended."""
+    """Puts the child's lines into the queue; an empty one marks its end."""
     assert child.stdout is not None
     with child.stdout:
         for line in child.stdout:

@@ -16,8 +16,8 @@ MOST_TIES = 8
 
 
 def _others(study: Any, trial: Any) -> dict[int, dict[str, Any]]:
-    """The points of other running trials, by number; their settings are stored one by one, so
-    what was chosen or queued for them counts first."""
+    """The points of other running trials, by number. Their settings are stored one by one, so a
+    chosen or queued point takes precedence over them."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return {
         other.number: other.system_attrs.get(CHOSEN)
@@ -29,9 +29,9 @@ def _others(study: Any, trial: Any) -> dict[int, dict[str, Any]]:
 
 
 class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
-    """Proposes what the searcher does; where that has nothing left, what `fallback` does.
+    """Proposes the searcher's points; once it has none left, those of `fallback`.
 
-    trials: all of the study, as our store has them.
+    trials: returns all trials of the study, from our store.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
         self._chosen: dict[int, dict[str, Any]] = {}
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        """Empty: a point is chosen as a whole in before_trial."""
+        """Empty: before_trial chooses a point as a whole."""
         return {}
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        """Empty, as the space is."""
+        """Empty, as the search space is."""
         return {}
 
     def before_trial(self, study: Any, trial: Any) -> None:
-        """Choose the point, unless it was enqueued, and tell it to the others at once; who chose
-        the same a moment before keeps it. A lost trial that is tried again keeps what was chosen
-        for it, also where not all of that had been suggested yet."""
+        """Chooses the point, unless it was enqueued, and publishes it to the other workers at once;
+        if several chose the same one, the lowest trial number keeps it. A lost trial that is
+        retried keeps its chosen point, even if not all of it had been suggested yet."""
         if trial.system_attrs.get("fixed_params"):
             return
         if CHOSEN in trial.system_attrs:
@@ -78,6 +78,6 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
         return self._fallback.sample_independent(study, trial, name, distribution)
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-        """Forget the point; the fallback learns."""
+        """Forgets the point; the fallback learns."""
         self._chosen.pop(trial.number, None)
         self._fallback.after_trial(study, trial, state, values)

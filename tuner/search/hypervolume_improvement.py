@@ -1,8 +1,9 @@
-"""How much hypervolume a point would add to a front, for many points at once.
+"""Hypervolume improvement of many points over a front at once.
 
-Everything is maximised and measured from a reference point, at 0. Three objectives are cut into
+Everything is maximised and measured from a reference point at 0. Three objectives are cut into
 slices along the last one; in each, the front bounds a union of boxes. Fewer objectives are padded
-with ones. Exact; Yang et al. (Multi-Objective Bayesian Global Optimization, 2019) cut alike.
+with ones. Exact; Yang et al. (Multi-Objective Bayesian Global Optimization, 2019) use the same
+decomposition.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ Floats = NDArray[np.float64]
 
 
 class BoxDecomposition:
-    """A front's slices. gains: the front's points as gains over the reference, [M, d], d <= 3."""
+    """A front's box decomposition. gains: the front's points as gains over the reference, [M, d], d
+    <= 3."""
 
     def __init__(self, gains: Floats) -> None:
         padded = _padded(gains)
@@ -26,7 +28,7 @@ class BoxDecomposition:
         self._stairs = [_stairs(padded[padded[:, 2] > floor][:, :2]) for floor in self._floors]
 
     def improvement(self, points: Floats) -> Floats:
-        """What each point [..., d] would add, [...]."""
+        """The volume that each point [..., d] would add, [...]."""
         shape = points.shape[:-1]
         flat = np.maximum(_padded(points.reshape(-1, points.shape[-1])), 0.0)
         x, y, z = flat[:, 0], flat[:, 1], flat[:, 2]
@@ -55,7 +57,7 @@ def _stairs(points: Floats) -> list[tuple[float, float, float]]:
 
 
 def _corners(points: Floats) -> Sequence[tuple[float, float]]:
-    """The non-dominated points by rising x and falling y."""
+    """The non-dominated points by ascending x and descending y."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(map(tuple, points.tolist()), reverse=True):
         if not kept or y > kept[-1][1]:

@@ -1,8 +1,8 @@
-"""What a metric will be at points that were not measured: the twin's prediction, corrected.
+"""Gaussian-process posterior of a metric at unmeasured points: the replay's prediction, corrected.
 
 log(metric) = log(prediction) + f(point) + noise, f a Gaussian process whose kernel is part additive
 over the settings (each has its own effect) and part a product (they interact). Without predictions
-the first term is 0 and f does all the work. Exact inference: there are tens of measurements.
+the first term is 0 and f explains everything. Exact inference: there are tens of measurements.
 Method: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, algorithm 2.1;
 additive kernels: Duvenaud et al., Additive Gaussian Processes, 2011.
 """
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LENGTHS = (0.35, 1.0, 3.0)  # of the kernel, in ranks scaled to [0, 1]
-FRACTIONS = (0.4, 0.8)  # of the variance that settings explain one by one
+FRACTIONS = (0.4, 0.8)  # of the variance that settings explain individually
 SIGNALS = (0.1, 0.3, 1.0)  # standard deviation of f, in natural logarithms
-OTHER_KIND = 0.3  # correlation of two choices that have no order
+OTHER_KIND = 0.3  # correlation of two choices without an order
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,28 @@ class Axis:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Of log(metric), one number a candidate: mean and standard deviation, without noise."""
+    """Mean and standard deviation of log(metric) for each candidate, without noise."""
 
     mean: Floats
     deviation: Floats
 
 
 class Regression:
-    """Kernels of one set of candidates, made once; `posterior` conditions them on measurements."""
+    """The kernels of one set of candidates, built once; `posterior` conditions them on
+    measurements."""
 
     def __init__(self, axes: Sequence[Axis], size: int) -> None:
         self._kernels: list[Floats] = []
         for length, fraction in itertools.product(LENGTHS, FRACTIONS):
             own = [axis.kernel(length) for axis in axes] or [np.ones((size, size))]
             single, joint = np.mean(own, axis=0), np.prod(own, axis=0)
-            # a tenth of the variance is common to all: how far off predictions are altogether
+            # a tenth of the variance is common to all: the overall error of the predictions
             self._kernels.append(0.1 + 0.9 * (fraction * single + (1 - fraction) * joint))
 
     def posterior(
         self, prior: Floats, rows: Sequence[int], values: Floats, noise: Floats
     ) -> Posterior:
-        """What is known of all candidates.
+        """Returns the posterior of all candidates.
 
         prior: log predictions [N]; rows: measured candidates; values: their log means; noise: the
         standard deviation of each, in logarithms. The kernel and its scale maximise the marginal
@@ -88,7 +89,7 @@ class Regression:
         return best[1]
 
     def fill(self, known: Sequence[int], values: Floats, size: int) -> Floats:
-        """Log predictions of all candidates from those of some of them."""
+        """Interpolates the log predictions of all candidates from those of some of them."""
         mean = float(np.mean(values))
         found = self.posterior(np.full(size, mean), known, values, np.full(len(known), 1e-3))
         filled = found.mean.copy()

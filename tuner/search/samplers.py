@@ -13,19 +13,19 @@ from tuner.search.gp_sampler import ChildGpSampler
 from tuner.search.space import SearchSpace
 
 NAMES = ("auto", "tpe", "gp", "nsga2", "random", "grid")
-# Only TPE learns from pruned trials; the others are told the worst values.
+# Only TPE learns from pruned trials; the others receive the worst values.
 LEARN_FROM_PRUNED = ("auto", "tpe")
 
 
 def check_sampler(name: str) -> None:
-    """UsageError for a name that is none."""
+    """Raises UsageError for an unknown name."""
     if name not in NAMES:
         raise UsageError(f"--sampler {name}: write one of {', '.join(NAMES)}")
 
 
 @contextlib.contextmanager
 def open_sampler(name: str, seed: int, space: SearchSpace, trials: int) -> Iterator[Any]:
-    """A sampler; what it needs beside itself ends with the block."""
+    """Yields a sampler; its child process, if any, ends with the block."""
     sampler = build_sampler(name, seed, space, trials)
     try:
         yield sampler
@@ -35,7 +35,8 @@ def open_sampler(name: str, seed: int, space: SearchSpace, trials: int) -> Itera
 
 
 def build_sampler(name: str, seed: int, space: SearchSpace, trials: int) -> Any:
-    """An Optuna sampler. trials: how many are planned, which sets how many begin at random."""
+    """Builds an Optuna sampler. trials: the planned number, which sets how many points are random
+    at first."""
     check_sampler(name)
     startup = max(4, min(10, trials // 3))
     if name == "random":

@@ -1,4 +1,5 @@
-"""Predictions of a study's points, the next point to run, and whether the search is exhausted."""
+"""The searcher: predicts points, proposes the next one, and detects when the search is
+exhausted."""
 
 from __future__ import annotations
 
@@ -13,25 +14,25 @@ from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
 
-FEWEST_TRIALS = 6  # finished trials, before a study may end early
+FEWEST_TRIALS = 6  # finished trials required before a study may end early
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """One study's search."""
+    """The search of one study."""
 
     candidates: Candidates
     acquisition: Acquisition
     predictions: Predictions
 
     def predict(self, point: Point) -> Mapping[str, float]:
-        """The twin's speeds of a point; {} where it knows none."""
+        """The predicted speeds of a point; {} without a prediction."""
         index = self.candidates.index_of(point)
         return {} if index is None else self.predictions.of(index)
 
     def propose(self, trials: Sequence[TrialSnapshot], running: Sequence[Point]) -> Point | None:
-        """The point with the largest expected improvement per second that is neither known nor
-        running; None where no point is left."""
+        """The point with the largest expected improvement per second that is neither measured nor
+        running; None if no point is left."""
         measured, taken = self._known(trials, running)
         chosen = self.acquisition.propose(measured, taken)
         if chosen is None:

@@ -1,7 +1,7 @@
-"""SearchSpace: which settings a study varies. A parameter's name is the config path it sets.
+"""SearchSpace: the settings that a study varies. A parameter's name is the config path it sets.
 
-In: a definition, model facts. Out: parameters with their choices, limited to what can fit; a
-point of the space becomes a resolved config or is infeasible, both without running anything.
+In: a definition, model facts. Out: parameters with their choices, limited to those that can fit. A
+point resolves to a config or is infeasible; neither needs a run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MEMORY_SECTIONS = (
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting and the values it may take."""
+    """One setting and its possible values."""
 
     name: str
     choices: tuple[Choice, ...]
@@ -61,14 +61,14 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """How many points it has."""
+        """The number of points."""
         total = 1
         for parameter in self.parameters:
             total *= len(parameter.choices)
         return total
 
     def config(self, point: Point) -> EngineConfig:
-        """The point laid over the base; depth and predictor are one decision."""
+        """Overlays the point on the base; depth and predictor are one decision."""
         values = dict(point)
         names = {parameter.name for parameter in self.parameters}
         if DEPTH in values and PREDICTOR not in names:
@@ -76,8 +76,8 @@ class SearchSpace:
         return self._at_least_budget(self.base.overlay(values), BUDGET in names)
 
     def _at_least_budget(self, config: EngineConfig, curved: bool) -> EngineConfig:
-        """In a budget curve, under the smallest budget that holds it: what fits 4 GB is measured
-        once and answers for 8 GB too."""
+        """In a budget curve, selects the smallest budget that holds the config: what fits 4 GB is
+        measured once and counts for 8 GB too."""
         if not curved:
             return config
         try:
@@ -89,7 +89,7 @@ class SearchSpace:
         return config.overlay({BUDGET: min(enough, default=config.budget.vram_bytes)})
 
     def resolve(self, point: Point) -> Resolved:
-        """The complete config and its memory; InfeasibleError where it does not fit."""
+        """Returns the complete config and its memory; raises InfeasibleError if it does not fit."""
         try:
             config = with_table(self.config(point), self.facts, cache_folder())
             return resolve(config, self.facts)
@@ -97,7 +97,8 @@ class SearchSpace:
             raise InfeasibleError(str(error)) from None
 
     def memory_points(self) -> Iterator[dict[str, Choice]]:
-        """Every combination that matters to memory, the other parameters at their first choice."""
+        """Every combination of the parameters that affect memory, the others at their first
+        choice."""
         names = [parameter.name for parameter in self.parameters]
         choices = [
             p.choices if p.name.startswith(_MEMORY_SECTIONS) else p.choices[:1]
@@ -107,7 +108,7 @@ class SearchSpace:
             yield dict(zip(names, values, strict=True))
 
     def fits(self, point: Point) -> bool:
-        """Whether the memory equation holds."""
+        """Whether the point fits the budget."""
         try:
             self.resolve(point)
         except InfeasibleError:
@@ -115,7 +116,8 @@ class SearchSpace:
         return True
 
     def default(self) -> dict[str, Choice]:
-        """The point a user would take without tuning: all that fits, at the most bits that fit."""
+        """The point that a user would choose without tuning: the largest cache at the most bits
+        that fit."""
         flat = self.base.flat()
         wanted = {
             p.name: flat[p.name] if flat[p.name] in p.choices else p.choices[0]
@@ -135,7 +137,7 @@ class SearchSpace:
         return self._with_most_capacity(found) if sized else found
 
     def _with_most_capacity(self, wanted: Mapping[str, Choice]) -> dict[str, Choice]:
-        """With the cache size that holds most of those that fit beside the rest."""
+        """Chooses the cache size that holds most among those that fit beside the rest."""
         sizes = next(p.choices for p in self.parameters if p.name == CACHE)
         points = [{**wanted, CACHE: size} for size in sizes]
         fitting = [point for point in points if self.fits(point)]
@@ -144,7 +146,7 @@ class SearchSpace:
         return max(fitting, key=lambda point: int(self.resolve(point).config.cache.expert_bytes))
 
     def precision_corners(self) -> list[dict[str, Choice]]:
-        """The default at each other precision, as far as it fits."""
+        """The default point at each other precision that fits."""
         default = self.default()
         choices = next((p.choices for p in self.parameters if p.name == BITS), ())
         corners = [{**default, BITS: bits} for bits in choices if bits != default[BITS]]
@@ -154,8 +156,8 @@ class SearchSpace:
 def study_base(
     definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
 ) -> EngineConfig:
-    """The settings that every trial has: budget, device, KV capacity for the workload, and
-    what the definition fixes. device: the one that was opened."""
+    """The settings that all trials share: budget, device, KV capacity for the workload, and those
+    that the definition fixes. device: the opened one."""
     needed = workload.prompt_tokens + workload.output_tokens
     capacity = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
     if needed > capacity:
@@ -176,17 +178,18 @@ def study_base(
 def build_space(
     definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str | None = None
 ) -> SearchSpace:
-    """The default four, changed by the definition, without choices that never fit.
+    """Builds the default four parameters, changed by the definition, without choices that never
+    fit.
 
-    device: the one that was opened, by default the definition's word.
-    Raises InfeasibleStudyError with the smallest budget when no point fits.
+    device: the opened one, by default the definition's. Raises InfeasibleStudyError with the
+    smallest budget when no point fits.
     """
     base = study_base(definition, facts, workload, device or definition.device)
     choices = _default_choices(facts, workload)
     for name in definition.engine:
         choices.pop(name, None)
     if base.precision.scheme in PLANNED:
-        choices.pop(BITS, None)  # the plan says the bits of every expert
+        choices.pop(BITS, None)  # the plan sets the bits of every expert
     if definition.budget.curve:
         choices[BUDGET] = definition.budget.device_budgets[::-1]
     choices.update({name: tuple(values) for name, values in definition.space.items()})
@@ -203,7 +206,7 @@ def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[C
 
 
 def _without_hopeless(space: SearchSpace) -> SearchSpace:
-    """Drop every choice that fits with no choice of the others."""
+    """Drops every choice that fits with no choice of the other parameters."""
     fitting: dict[str, set[Choice]] = {
         p.name: set() if p.name.startswith(_MEMORY_SECTIONS) else set(p.choices)
         for p in space.parameters

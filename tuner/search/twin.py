@@ -1,8 +1,8 @@
-"""The twin: what a config would measure, predicted by replaying one trace over timings.
+"""Predicts a config's speed by replaying one trace over timings.
 
 In: a trace of single sequences, timings. Out: speeds of any config whose batch, cache, prefetch and
-precision settings the replay knows. What predicts badly is corrected by what was measured
-(tuner.search.posterior); the error on every measured trial is stored beside it.
+precision settings the replay supports. Measurements correct its errors (tuner.search.posterior);
+the error on every measured trial is stored beside it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
-FEWEST = 8  # predictions that the others can be told from
+FEWEST = 8  # predictions needed to interpolate the others
 
 
 @dataclass
 class Twin:
-    """Predictions of one model on one workload and machine.
+    """Predicts one model on one workload and machine by replay.
 
     trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
     trained predictors.
@@ -51,15 +51,15 @@ class Twin:
     _seen_as: dict[tuple[int, int, int], Trace] = field(default_factory=dict, init=False)
 
     def predict(self, config: EngineConfig) -> dict[str, float] | None:
-        """Speeds, None where this config cannot be replayed."""
+        """The predicted speeds; None if this config cannot be replayed."""
         metrics = self._replayed(config)
         if metrics is None or not set(SPEEDS) <= set(metrics):
             return None
         return {name: metrics[name] for name in SPEEDS}
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
-        """A twin whose parts take as long as they took in a run of `config`. measured: metrics, of
-        which the time split counts."""
+        """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
+        of which the time split is used."""
         predicted = self._replayed(config) or {}
         factors = {
             part: measured[name] / predicted[name]
@@ -99,8 +99,8 @@ class Twin:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Log predictions of all candidates by metric; replayed: how many were replayed, the others
-    are interpolated; spent_s: what that took."""
+    """Log predictions of all candidates by metric. replayed: how many were replayed, the others are
+    interpolated; spent_s: seconds that this took."""
 
     logs: Mapping[str, Floats]
     replayed: int
@@ -112,7 +112,7 @@ class Predictions:
 
 
 def predict_all(twin: Twin, candidates: Candidates, within_s: float) -> Predictions:
-    """Replay candidates, spread over the space, for as long as allowed; interpolate the rest."""
+    """Replays candidates, spread over the space, for within_s seconds; interpolates the rest."""
     started = time.monotonic()
     found: dict[int, dict[str, float]] = {}
     for index in _spread(candidates):
@@ -132,7 +132,7 @@ def predict_all(twin: Twin, candidates: Candidates, within_s: float) -> Predicti
 
 
 def _spread(candidates: Candidates) -> Iterable[int]:
-    """All candidates, those that lie far from the former ones first (farthest-point order)."""
+    """All candidates in farthest-point order: those far from the earlier ones first."""
     size = len(candidates)
     places = np.stack([axis.ranks for axis in candidates.axes()] or [np.zeros(size)], axis=1)
     nearest = np.full(size, np.inf)

@@ -1,1 +1,1 @@
-"""The REST service: studies become jobs, answers come from the store; no engine here."""
+"""The REST service: turns studies into jobs, answers from the store; runs no engine."""

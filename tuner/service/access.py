@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, where the service needs them."""
+"""Access control: bearer tokens, if the service requires them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def require_token(
     service: Annotated[Service, Depends(current)],
     given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
 ) -> None:
-    """401 for a request without a token that is valid now."""
+    """Raises 401 for a request without a currently valid token."""
     if given is None or accept_token(service.tokens, given.credentials) is None:
         raise HTTPException(
             401,

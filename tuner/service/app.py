@@ -1,4 +1,4 @@
-"""The FastAPI application over an open service: routes, errors, what stands before them."""
+"""Builds the FastAPI application of an open service: routes, errors, middleware."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ budget, and the configs that they found. Every error is `{"error": {"message": o
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application; it closes nothing."""
+    """Builds the application; it closes nothing."""
     settings = service.settings
     app = FastAPI(
         title="expertune",
@@ -42,7 +42,7 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _layers(service: Service) -> list[Layer]:
-    """What stands before every request, the outermost last."""
+    """The layers before every request, outermost last."""
     settings = service.settings
     limit = RateLimit(settings.requests_per_s, settings.burst)
     return [

@@ -1,7 +1,7 @@
-"""The config that a deployment should run: chosen among the fronts of all studies that fit.
+"""Chooses the config that a deployment should run, among the fronts of all studies that fit.
 
-`choose` is pure. `BestConfigs` asks the store only where something changed since the last time, so
-that many deployments may poll.
+`choose` is pure. `BestConfigs` queries the store only after a change, so that many deployments may
+poll.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 @dataclass(frozen=True)
 class ConfigRequest:
-    """What a deployment asks for. device and vram_bytes: None where any will do."""
+    """A deployment's request. device and vram_bytes: None if any will do."""
 
     model: str
     device: str | None
@@ -36,7 +36,7 @@ class ConfigRequest:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A study of the wanted model with its front."""
+    """A study of the requested model with its front."""
 
     study: StudySnapshot
     front: Front
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial and the study that it comes from."""
+    """A trial and its study."""
 
     candidate: Candidate
     trial: TrialSnapshot
@@ -61,10 +61,10 @@ class Answer:
 
 
 def choose(candidates: Sequence[Candidate], wanted: ConfigRequest) -> Choice | None:
-    """The best trial for the goal among all fronts, None where nothing fits.
+    """The best trial for the goal among all fronts; None if nothing fits.
 
-    Studies are compared by what all of them measured. Where some judged quality the others do not
-    count: nobody should be handed a config whose loss is unknown.
+    Studies are compared by the objectives that all of them measured. If some evaluated quality, the
+    others are ignored: no client should get a config whose loss is unknown.
     """
     fitting = {
         member.id: Choice(candidate, member)
@@ -85,7 +85,8 @@ def choose(candidates: Sequence[Candidate], wanted: ConfigRequest) -> Choice | N
 
 @dataclass
 class BestConfigs:
-    """Answers, kept until a trial ends or a sample is added. keep: how many questions."""
+    """Answers requests, cached until a trial ends or a sample is added. keep: number of cached
+    requests."""
 
     view: Store
     keep: int = 128
@@ -96,7 +97,7 @@ class BestConfigs:
     _revision: tuple[Any, ...] = field(default=(), init=False)
 
     def find(self, wanted: ConfigRequest) -> Answer | None:
-        """The answer of this moment; None where no config fits."""
+        """The current answer; None if no config fits."""
         current = revision(self.view.database)
         with self._lock:
             if current != self._revision:
@@ -121,7 +122,7 @@ class BestConfigs:
 
 
 def _render(choice: Choice) -> Answer:
-    """The same bytes for the same trial and figures, whenever and by whomever it is asked."""
+    """Renders a deployment YAML; the same trial and figures always give the same bytes."""
     study, front, trial = choice.candidate.study, choice.candidate.front, choice.trial
     built = build_deployment(study, front, trial)
     created = (trial.finished or study.updated).isoformat(timespec="seconds")
@@ -140,12 +141,13 @@ def _fits(trial: TrialSnapshot, wanted: ConfigRequest) -> bool:
 
 
 def _objectives(choices: Iterable[Choice], goal: Goal) -> tuple[str, ...]:
-    """What any of the studies wanted, in its order, and what the goal is about."""
+    """The objectives of the studies, in order, and the goal's."""
     names = [name for choice in choices for name in choice.candidate.front.objectives]
     return tuple(dict.fromkeys([*names, *([GOALS[goal]] if goal in GOALS else [])]))
 
 
 def _scores(trial: TrialSnapshot, objectives: Sequence[str]) -> dict[str, float]:
-    """Speeds are measured in every trial, whether or not they were its objectives."""
+    """A trial's values of these objectives; speeds are measured even if they were not its
+    objectives."""
     measured = {name: metric.value for name, metric in trial.metrics.items()} | dict(trial.scores)
     return {name: measured[name] for name in objectives if name in measured}

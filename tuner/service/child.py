@@ -1,7 +1,7 @@
 """StudyProcess: the child `python -m tuner` that runs the study of one job.
 
-It dies with this process, ends resumably on SIGTERM, and leaves one JSON document on stdout. Its
-working folder is the job's own, so that no model id can be taken for a folder beside it.
+It dies with this process, ends resumably on SIGTERM, and writes one JSON document to stdout. Its
+working folder is the job's own, so that no model id can be mistaken for a folder beside it.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ ERROR_BYTES = 1 << 20  # a longer document is no error
 
 @dataclass
 class StudyProcess:
-    """A study under way. Start it from a thread that outlives it: Linux ties it to that thread."""
+    """A running study. Start it from a thread that outlives it: Linux ties it to that thread."""
 
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code, None where it still runs after so long; negative: ended by a signal."""
+        """The exit code; None if it still runs after timeout_s; negative: ended by a signal."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.process.wait(timeout_s)
         return None
 
     def interrupt(self) -> None:
-        """Ask it to end; finished trials are kept."""
+        """Asks it to end; finished trials are kept."""
         self.process.terminate()
 
     def kill(self) -> None:
-        """End it and what it started at once."""
+        """Ends it and its children at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def error(self) -> str:
-        """The sentence that it ended with, where it wrote one."""
+        """The error sentence that it wrote, else one with its exit code."""
         self.output.seek(0)
         with contextlib.suppress(ValueError, KeyError, TypeError):
             return str(json.loads(self.output.read(ERROR_BYTES))["error"]["message"])
         return f"the study's process ended with code {self.process.returncode}"
 
     def close(self) -> None:
-        """Forget its output; it must have ended."""
+        """Closes its output; it must have ended."""
         self.output.close()
 
 
 def start_study(definition: StudyDefinition, storage: str, folder: Path) -> StudyProcess:
-    """Write the definition into the job's folder and run it; its log lies beside."""
+    """Writes the definition into the job's folder and runs it; its log goes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "definition.yaml"
     output = str(folder / "recommended.yaml")
@@ -86,7 +86,8 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
 
 
 def _without_password(storage: str) -> tuple[str, dict[str, str]]:
-    """The URL as everybody may see it in a list of processes, the rest as libpq reads it."""
+    """The URL without its password, safe in process lists, and the password in libpq's environment
+    variable."""
     url = sa.make_url(storage)
     if url.password is None:
         return storage, {}

@@ -1,4 +1,4 @@
-"""From a request to a StudyDefinition: the one place where names become paths, checked first."""
+"""Turns a request into a StudyDefinition: the one place where names become paths, checked first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ForbiddenModelError(TunerError):
 
 
 def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinition:
-    """The complete definition, with its name; nothing is written.
+    """Builds the complete definition, with its name; nothing is written.
 
     Raises ForbiddenModelError for a folder outside the allowed ones.
     """
@@ -58,7 +58,8 @@ def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinitio
 
 
 def write_prompts(request: NewStudy, folder: Path) -> None:
-    """The request's prompts as the file that its definition names; named by content, kept."""
+    """Writes the request's prompts to the file that its definition names; the name is their
+    hash."""
     if request.prompts:
         path = _prompts_path(request.prompts, folder)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +67,9 @@ def write_prompts(request: NewStudy, folder: Path) -> None:
 
 
 def allowed_model(name: str, folders: Sequence[Path]) -> str:
-    """`demo` and ids as they are; a folder without links, where it lies below an allowed one.
+    """Returns `demo` and ids unchanged; resolves links of a folder below an allowed one.
 
-    Raises ForbiddenModelError, in the same words whether such a folder exists or not.
+    Raises ForbiddenModelError, with the same message whether such a folder exists or not.
     """
     if not name.startswith("/"):
         return name

@@ -1,4 +1,4 @@
-"""What the service answers, as the OpenAPI document shows it; the keys are those of `--json`."""
+"""The service's response documents, as in the OpenAPI document; the keys are those of `--json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """SQLite keeps no zone; what the store keeps is UTC."""
+    """Adds the UTC zone, which SQLite does not keep."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
@@ -32,7 +32,7 @@ class JobDocument(BaseModel):
 
     @classmethod
     def of(cls, job: JobSnapshot) -> JobDocument:
-        """Without what was asked, which may be long."""
+        """Leaves out the request, which may be long."""
         return cls(
             id=job.id,
             state=job.state,
@@ -44,11 +44,8 @@ class JobDocument(BaseModel):
 
 
 class StudyDocument(BaseModel):
-    """A study as it stands. state: of the study once it has begun, of its job before; spent_s:
-    seconds by stage.
-
-    job: None for a study that no service was asked for.
-    """
+    """A study. state: its job's until it has begun, then its own; spent_s: seconds by stage; job:
+    None if the study was not requested through a service."""
 
     name: str
     model: str
@@ -63,12 +60,12 @@ class StudyDocument(BaseModel):
 
     @classmethod
     def of(cls, study: StudySnapshot, job: JobSnapshot | None) -> StudyDocument:
-        """A study that has begun."""
+        """Builds the document of a study that has begun."""
         return cls(**study.to_json(), job=JobDocument.of(job) if job else None)
 
     @classmethod
     def waiting(cls, job: JobSnapshot) -> StudyDocument:
-        """A study that has not begun: nothing is known but what was asked."""
+        """Builds the document of a study that has not begun: only its request is known."""
         return cls(
             name=job.study_name,
             model=str(job.request["model"]),
@@ -84,7 +81,7 @@ class StudyDocument(BaseModel):
 
 
 class StudiesDocument(BaseModel):
-    """All studies, the oldest first, then those that have not begun."""
+    """All studies, oldest first, then those that have not begun."""
 
     studies: list[StudyDocument]
 
@@ -96,12 +93,12 @@ class TrialsDocument(BaseModel):
 
     @classmethod
     def of(cls, trials: tuple[TrialSnapshot, ...]) -> TrialsDocument:
-        """As in `tune show --json`."""
+        """Builds the document as in `tune show --json`."""
         return cls(trials=[trial.to_json() for trial in trials])
 
 
 class FrontDocument(BaseModel):
-    """What no other trial beats, the fastest first. recommended: a trial's number."""
+    """The non-dominated trials, fastest first. recommended: a trial's number."""
 
     objectives: list[str]
     front: list[dict[str, Any]]
@@ -109,7 +106,7 @@ class FrontDocument(BaseModel):
 
     @classmethod
     def of(cls, front: Front) -> FrontDocument:
-        """With the knee as the recommended one."""
+        """The knee is the recommended trial."""
         return cls(
             objectives=list(front.objectives),
             front=[trial.to_json() for trial in front.members],
@@ -118,7 +115,7 @@ class FrontDocument(BaseModel):
 
 
 class HealthDocument(BaseModel):
-    """status: `ok` where the store answers and jobs are taken."""
+    """status: `ok` if the store answers and jobs are run."""
 
     status: str
     jobs: dict[str, int]

@@ -1,7 +1,7 @@
-"""How a study goes on, as server-sent events read from the store.
+"""Streams a study's progress as server-sent events read from the store.
 
-`trial`: one ended; `state`: the study or its job changed; `end`: nothing more will come. The id
-of an event is the number of ended trials so far, so that a client which comes back with it as
+`trial`: one ended; `state`: the study or its job changed; `end`: nothing more will come. The id of
+an event is the number of ended trials so far, so that a client which reconnects with it as
 Last-Event-ID misses nothing; the last id is `end`.
 """
 
@@ -27,7 +27,7 @@ RETRY_MS = 2000
 
 @dataclass(frozen=True)
 class News:
-    """What is to be told since the last time. over: nothing runs, and all trials are in it."""
+    """The changes since the last read. over: nothing runs, and all trials are included."""
 
     study: StudyDocument
     trials: tuple[TrialSnapshot, ...]
@@ -36,7 +36,8 @@ class News:
 
 @dataclass
 class EventStream:
-    """The events of one study for one client. seen: ended trials that it knows already."""
+    """The events of one study for one client. seen: number of ended trials that it already
+    received."""
 
     service: Service
     name: str
@@ -44,7 +45,7 @@ class EventStream:
     _told: dict[str, Any] = field(default_factory=dict, init=False)
 
     async def lines(self) -> AsyncIterator[str]:
-        """Text of the stream, until the study is over or the service closes."""
+        """The text of the stream, until the study is over or the service closes."""
         yield f"retry: {RETRY_MS}\n\n"
         last_s = time.monotonic()
         while not self.service.closing.is_set():
@@ -60,7 +61,7 @@ class EventStream:
             await anyio.sleep(self.service.settings.poll_s)
 
     def read(self) -> News:
-        """Ask the store; the state first, so that a study that is over has no trial to come."""
+        """Reads the changes; the state first, so that a finished study has no further trials."""
         found = self.service.find(self.name)
         trials: tuple[TrialSnapshot, ...] = ()
         if found.study is not None:
@@ -86,7 +87,7 @@ def _without_time(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trial(trial: TrialSnapshot) -> dict[str, Any]:
-    """What a person watching wants to know; GET .../trials has the rest."""
+    """The fields for a live view; GET .../trials has the rest."""
     names = ("number", "state", "failure", "reason", "feasible", "params", "scores", "finished")
     whole = trial.to_json()
     return {name: whole[name] for name in names}

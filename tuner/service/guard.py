@@ -1,4 +1,4 @@
-"""What stands before every request, as ASGI layers: rate, body size, host name, safe headers."""
+"""ASGI layers before every request: rate limit, body size, host name, safe headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ DOCS = ("/docs", "/docs/oauth2-redirect")  # load scripts
 
 
 class BeforeHttp:
-    """Puts layers before HTTP requests, the last one outermost; what else a server says passes."""
+    """Applies layers to HTTP requests, the last one outermost; other ASGI messages pass
+    unchanged."""
 
     def __init__(self, app: ASGIApp, layers: Sequence[Layer]) -> None:
         self.app = app
@@ -36,19 +37,19 @@ class BeforeHttp:
             self.http = layer(self.http)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Through the layers, or straight on."""
+        """Passes HTTP requests through the layers, other messages directly."""
         app = self.http if scope["type"] == "http" else self.app
         await app(scope, receive, send)
 
 
 @dataclass(frozen=True)
 class SafeHeaders:
-    """Tells browsers to guess, keep, frame and load nothing; what an answer says itself counts."""
+    """Tells browsers to guess, cache, frame and load nothing; the response's own headers win."""
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; add headers to its answer."""
+        """Passes the request on and adds headers to its response."""
 
         async def send_safe(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -64,13 +65,13 @@ class SafeHeaders:
 
 @dataclass(frozen=True)
 class Rate:
-    """Answers 429 to a client that asks too often."""
+    """Answers 429 to a client that exceeds its rate limit."""
 
     app: ASGIApp
     limit: RateLimit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Passes the request on, or refuses it."""
         client = scope.get("client")
         wait_s = self.limit.wait_s(client_of(client[0] if client else ""))
         if wait_s <= 0:
@@ -83,15 +84,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class LocalHost:
-    """Answers 400 to a page that reaches a loopback service under another name of its own.
+    """Answers 400 if a loopback service is addressed by a non-loopback host name.
 
-    Without tokens a web page could otherwise read answers, by letting its name resolve to here.
+    Without tokens, a web page could otherwise read responses by resolving its own name to this
+    machine (DNS rebinding).
     """
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Passes the request on, or refuses it."""
         host = Headers(scope=scope).get("host", "")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if is_loopback(name.strip("[]")):
@@ -106,13 +108,13 @@ class LocalHost:
 
 @dataclass(frozen=True)
 class BodySize:
-    """Answers 413 to a body of more bytes, announced or not."""
+    """Answers 413 to a body of more than max_bytes, announced or not."""
 
     app: ASGIApp
     max_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting its body."""
+        """Passes the request on, counting its body."""
         sentence = f"the request is larger than {self.max_bytes} bytes"
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal() or int(announced) > self.max_bytes:

@@ -1,4 +1,4 @@
-"""Routes for those who watch the service: health and metrics."""
+"""Routes for monitoring the service: health and metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Current = Annotated[Service, Depends(current)]
 
 @health_router.get("/healthz")
 def healthz(service: Current) -> HealthDocument:
-    """200 while the store answers and jobs are taken, else 503; needs no token."""
+    """200 while the store answers and jobs are run, else 503; needs no token."""
     jobs = service.seen_jobs.count_by_state()
     if not service.runner.alive:
         raise HTTPException(503, "no jobs are taken: restart the service")

@@ -1,4 +1,5 @@
-"""Prometheus: requests by route, jobs by state, trials by study; one registry a service."""
+"""Prometheus metrics: requests by route, jobs by state, trials by study; one registry per
+service."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
 
 @dataclass
 class ServiceMetrics:
-    """What this process counts, and what the store says when somebody asks."""
+    """The counters of this process, and metrics read from the store on request."""
 
     view: Database
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -42,25 +43,25 @@ class ServiceMetrics:
         self.registry.register(StoreCollector(self.view))
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 @dataclass(frozen=True)
 class StoreCollector(Collector):
-    """Jobs and trials as the store holds them, whoever ran them."""
+    """Jobs and trials in the store, whichever process ran them."""
 
     view: Database
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """The names, so that registering asks no store."""
+        """The metric names, so that registration needs no query."""
         yield GaugeMetricFamily("expertune_service_jobs", "Jobs by state.", labels=["state"])
         yield GaugeMetricFamily(
             "expertune_study_trials", "Trials by study and state.", labels=["study", "state"]
         )
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Ask the store now."""
+        """Queries the store now."""
         jobs, trials = self.describe()
         counts = Jobs(self.view).count_by_state()
         for state in JOB_STATES:
@@ -73,13 +74,13 @@ class StoreCollector(Collector):
 
 @dataclass(frozen=True)
 class Metered:
-    """An ASGI layer that counts requests by the template of their route, never by their path."""
+    """An ASGI layer that counts requests by their route template, never by their path."""
 
     app: ASGIApp
     metrics: ServiceMetrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note its answer."""
+        """Passes the request on and records its response."""
         started_s = time.perf_counter()
 
         async def send_noted(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Errors as a client reads them: a status and {"error": {"message": one sentence}}."""
+"""Error responses: a status and {"error": {"message": one sentence}}."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tuner.service.define import ForbiddenModelError
 log = logging.getLogger(__name__)
 
 RETRY_S = 5
-# The first that an error is an instance of counts.
+# The first matching class decides.
 STATUS: tuple[tuple[type[TunerError], int], ...] = (
     (ForbiddenModelError, 403),
     (MissingStudyError, 404),
@@ -38,24 +38,24 @@ STATUS: tuple[tuple[type[TunerError], int], ...] = (
 
 
 class Problem(BaseModel):
-    """What went wrong. message: one sentence with what was given, allowed, and what to try."""
+    """An error. message: one sentence with what was given, what is allowed, and what to try."""
 
     message: str
 
 
 class ProblemDocument(BaseModel):
-    """The document of every answer that is none."""
+    """The document of every error response."""
 
     error: Problem
 
 
 def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer of this status with one sentence."""
+    """Builds a response of this status with one sentence."""
     return JSONResponse({"error": {"message": message}}, status, headers)
 
 
 def explain_problems(app: FastAPI) -> None:
-    """Every error of this app becomes a document, whatever raised it."""
+    """Turns every error of this app into an error document."""
     app.add_exception_handler(RequestValidationError, _explain_request)
     app.add_exception_handler(HTTPException, _explain_status)
     app.add_exception_handler(TunerError, _explain_own)
@@ -63,7 +63,7 @@ def explain_problems(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """These statuses for the OpenAPI document."""
+    """The entries of these statuses for the OpenAPI document."""
     return {
         status: {"model": ProblemDocument, "description": HTTPStatus(status).phrase}
         for status in statuses
@@ -92,7 +92,7 @@ async def _explain_status(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of a path, of which a route knows only its own."""
+    """The methods of a path; a route itself knows only its own."""
     template = getattr(request.scope.get("route"), "path", "")
     methods = request.app.openapi()["paths"].get(template, {})
     return ", ".join(sorted(method.upper() for method in methods))

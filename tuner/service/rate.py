@@ -1,4 +1,4 @@
-"""RateLimit: a token bucket a client, in bounded memory. Pure but for the clock it is given."""
+"""RateLimit: a token bucket per client, in bounded memory. Pure except for the given clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 class RateLimit:
     """Each client may send `per_s` requests a second, and `burst` at once after a quiet time.
 
-    clients: how many are remembered; the one that was quiet longest is forgotten first.
+    clients: how many are remembered; the least recently active one is forgotten first.
     """
 
     per_s: float
@@ -23,7 +23,8 @@ class RateLimit:
     _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, init=False)
 
     def wait_s(self, client: str) -> float:
-        """0 and one request is taken from the bucket; else the seconds until there is one."""
+        """Takes one request from the bucket and returns 0; if it is empty, the seconds until one is
+        available."""
         now_s = self.clock()
         left, then_s = self._buckets.pop(client, (self.burst, now_s))
         left = min(self.burst, left + (now_s - then_s) * self.per_s)
@@ -35,7 +36,7 @@ class RateLimit:
 
 
 def client_of(address: str) -> str:
-    """Whom an address belongs to: an IPv6 client owns its whole /64."""
+    """The client that an address belongs to: an IPv6 client owns its whole /64."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

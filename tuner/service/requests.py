@@ -1,7 +1,7 @@
-"""What a request may say: names, sizes and settings, each with a pattern and a bound.
+"""Request documents: names, sizes and settings, each with a pattern and a bound.
 
-Nothing here reaches the file system. Everything that a schema can express is in the schema, so
-that the OpenAPI document says exactly what is accepted.
+Nothing here reaches the file system. Everything that a schema can express is in the schema, so that
+the OpenAPI document says exactly what is accepted.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ WantedGoal = Annotated[Goal, Query(description="What the config should be best i
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 4.0 is a whole one."""
+    """Accepts 4.0 as an integer: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)  # behind the bounds, so that the schema shows them
+WHOLE = BeforeValidator(_whole)  # after the bounds, so that the schema shows them
 Size = Annotated[str, Field(pattern=SIZE)] | Annotated[int, Field(ge=1, le=10**18), WHOLE]
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000, pattern=NO_CONTROLS)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20), WHOLE]
@@ -65,7 +65,7 @@ Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class Body(Strict):
-    """A request's document: no unknown key, and no conversion of types either."""
+    """A request's document: rejects unknown keys, and converts no types."""
 
     model_config = ConfigDict(strict=True)
 
@@ -92,7 +92,7 @@ class SearchedSettings(Body):
 
 
 class NewStudy(Body):
-    """A study to start; what is left out is as in `tune --model M --vram B`."""
+    """A study to start; omitted fields are as in `tune --model M --vram B`."""
 
     model: str = Field(
         pattern=MODEL,

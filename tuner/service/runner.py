@@ -1,7 +1,7 @@
-"""JobRunner: takes jobs from the queue, one after another, until the service closes.
+"""JobRunner: runs jobs from the queue, one after another, until the service closes.
 
-One thread. The queue in the store is the only truth: what this process knows of a running job can
-be lost at any moment, and the next service goes on from there.
+One thread. The queue in the store is the only truth: this process may lose its state of a running
+job at any time, and the next service continues from the queue.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Child(Protocol):
     """A study's process."""
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code, None where it still runs after so long."""
+        """The exit code; None if it still runs after timeout_s."""
 
     def interrupt(self) -> None:
-        """Ask it to end resumably."""
+        """Asks it to end resumably."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Ends it at once."""
 
     def error(self) -> str:
-        """Why it failed, one sentence."""
+        """The reason why it failed, one sentence."""
 
     def close(self) -> None:
-        """Give back what it held."""
+        """Releases its resources."""
 
 
 Start = Callable[[JobSnapshot, ServiceSettings], Child]
@@ -50,7 +50,7 @@ Start = Callable[[JobSnapshot, ServiceSettings], Child]
 
 @dataclass
 class JobRunner:
-    """Runs the jobs of this machine. `start`, then `close`, which leaves a running one to resume.
+    """Runs the jobs of this machine. `start`, then `close`, which leaves a running job resumable.
 
     jobs: for writing; view: the same, read-only, so that watching takes no lock from the study.
     """
@@ -66,21 +66,21 @@ class JobRunner:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether the thread runs jobs."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Put back what a dead service left, then take jobs."""
+        """Recovers jobs that a dead service left, then runs jobs."""
         self.jobs.recover(self.host)
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """There may be a new job, or a wish to stop one."""
+        """Wakes the thread for a new job or a request to stop one."""
         self._news.set()
 
     def close(self) -> None:
-        """Interrupt the running study, put its job back, end the thread."""
+        """Interrupts the running study, queues its job again, ends the thread."""
         self._closing.set()
         self._news.set()
         if self._thread is not None:
@@ -97,7 +97,7 @@ class JobRunner:
     def _claim(self) -> JobSnapshot | None:
         try:
             return self.jobs.claim(self.host)
-        except StoreError as error:  # locked or full: it may come back
+        except StoreError as error:  # locked or full: it may recover
             log.warning("the queue of jobs cannot be used: %s", error)
             return None
 
@@ -117,7 +117,7 @@ class JobRunner:
         self._settle(job, state, error)
 
     def _watch(self, job: JobSnapshot, child: Child) -> tuple[int, bool]:
-        """Wait for its end; the exit code, and whether we asked for it."""
+        """Waits for the child's end; returns the exit code, and whether this process ended it."""
         deadline_s = None
         while True:
             code = child.wait(CHECK_S)
@@ -135,7 +135,7 @@ class JobRunner:
     def _stopping(self, job: JobSnapshot) -> bool:
         try:
             return self.view.state(job.id) == "STOPPING"
-        except StoreError as error:  # the study goes on; asked again in a moment
+        except StoreError as error:  # the study goes on; checked again soon
             log.warning("job %d: %s", job.id, error)
             return False
 
@@ -149,7 +149,8 @@ class JobRunner:
         return ("STOPPED" if self._stopping(job) else "QUEUED"), None
 
     def _settle(self, job: JobSnapshot, state: JobState, error: str | None) -> None:
-        """Write the outcome, as often as it takes: otherwise the job would seem to run for ever."""
+        """Writes the outcome, retrying until it succeeds: otherwise the job would seem to run for
+        ever."""
         while True:
             try:
                 self.jobs.settle(job.id, state, error)
@@ -167,7 +168,7 @@ class JobRunner:
 
 
 def start_job(job: JobSnapshot, settings: ServiceSettings) -> Child:
-    """The child process of a job, from what was asked; its folder is named by a number."""
+    """Starts the child process of a job from its request; its folder is named by a number."""
     request = read_strict(NewStudy, dict(job.request), "what was asked")
     definition = define_study(request, settings)
     write_prompts(request, settings.folder)

@@ -1,4 +1,4 @@
-"""Listening: an address of our own choice, and an end that leaves the running study resumable."""
+"""The HTTP server: its listening socket, and a shutdown that leaves the running study resumable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ListenError(TunerError):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling others that it closes; it leaves signals to its caller's exit code."""
+    """uvicorn, which signals its shutdown to others and leaves the exit code to its caller."""
 
     def __init__(self, app: FastAPI, closing: threading.Event) -> None:
         config = uvicorn.Config(
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         self.interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End after the requests at hand; at once when asked twice."""
+        """Ends after the current requests; at once at the second signal."""
         self.force_exit = self.should_exit
         self.should_exit = True
         self.interrupted = self.interrupted or sig == signal.SIGINT
@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ListenError with one sentence."""
+    """Opens a listening socket; raises ListenError with one sentence."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -26,14 +26,14 @@ from tuner.store.snapshots import StudySnapshot
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """A study by name. study: None before it has begun; job: None where none asked for it here."""
+    """A study by name. study: None before it has begun; job: None if it was not requested here."""
 
     study: StudySnapshot | None
     job: JobSnapshot | None
 
     @property
     def document(self) -> StudyDocument:
-        """As clients see it."""
+        """The study as clients see it."""
         if self.study is not None:
             return StudyDocument.of(self.study, self.job)
         assert self.job is not None
@@ -41,7 +41,7 @@ class FoundStudy:
 
     @property
     def under_way(self) -> bool:
-        """Whether it waits or runs, here or started by somebody else."""
+        """Whether it waits or runs, here or started by another process."""
         if self.job is not None and self.job.under_way:
             return True
         return self.study is not None and self.study.state == "RUNNING"
@@ -49,7 +49,8 @@ class FoundStudy:
 
 @dataclass(frozen=True)
 class Service:
-    """What requests work with. view: the store, read-only; closing: set once it must end."""
+    """The resources of requests. view: the store, read-only; closing: set once the service must
+    end."""
 
     settings: ServiceSettings
     view: Store
@@ -62,7 +63,7 @@ class Service:
 
     @property
     def tokens(self) -> Tokens:
-        """For looking up, not for making."""
+        """Tokens for look-up; read-only."""
         return Tokens(self.view.database)
 
     @property
@@ -71,7 +72,7 @@ class Service:
         return Jobs(self.view.database)
 
     def find(self, name: str) -> FoundStudy:
-        """What is known under this name; MissingStudyError where that is nothing."""
+        """The study or job of this name; raises MissingStudyError if there is neither."""
         job = self.seen_jobs.latest(name).get(name)
         study = None
         with contextlib.suppress(MissingStudyError):
@@ -83,9 +84,9 @@ class Service:
 
 @contextlib.contextmanager
 def open_service(settings: ServiceSettings, start: Start = start_job) -> Iterator[Service]:
-    """Open the store, take jobs while inside, leave a running one to be continued.
+    """Opens the store and runs jobs during the block; leaves a running one resumable.
 
-    Raises StudyError where a service over this store already runs here, StoreError.
+    Raises StudyError if a service over this store already runs here, or StoreError.
     """
     host = socket.gethostname()
     with contextlib.ExitStack() as undo:

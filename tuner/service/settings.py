@@ -1,4 +1,4 @@
-"""ServiceSettings: what an operator decides; nothing of it comes from a request."""
+"""ServiceSettings: the operator's decisions; no request can change them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """How a service runs.
+    """The settings of a service.
 
-    storage: the URL of the store; folder: where it keeps definitions, prompts and logs of its
-    jobs; models_folders: only folders below these may be named as a model; requests_per_s: of one
-    client, who may save up `burst` of them; max_waiting: jobs in the queue; max_streams: event
-    streams open at once; poll_s: how often the store is asked for news; grace_s: how long an
-    interrupted study may take to end.
+    storage: the URL of the store; folder: where it keeps definitions, prompts and logs of its jobs;
+    models_folders: only folders below these may be named as a model; requests_per_s: of one client,
+    who may save up `burst` of them; max_waiting: jobs in the queue; max_streams: event streams open
+    at once; poll_s: seconds between queries of the store; grace_s: how long an interrupted study
+    may take to end.
     """
 
     storage: str
@@ -33,17 +33,19 @@ class ServiceSettings:
 
     @property
     def needs_token(self) -> bool:
-        """Whether a request must carry a token: everywhere but on loopback, or where asked for."""
+        """Whether requests need a token: always, except on loopback unless it is required there
+        too."""
         return self.require_token or not is_loopback(self.host)
 
     @property
     def burst(self) -> float:
-        """Requests that a client who was quiet may send at once."""
+        """Requests that a client may send at once after a quiet time."""
         return max(1.0, 2 * self.requests_per_s)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address; a name other than localhost may not."""
+    """Whether only this machine can reach the address; a name other than localhost may not be
+    so."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Streams: how many event streams may be open at once."""
+"""Streams: limits the number of open event streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Streams:
     _open: int = field(default=0, init=False)
 
     def check(self) -> None:
-        """429 where no other may be opened."""
+        """Raises 429 if the limit is reached."""
         if self._open >= self.limit:
             raise HTTPException(
                 429,
@@ -28,7 +28,7 @@ class Streams:
             )
 
     async def counted(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The same lines; the stream counts from its first line to its end."""
+        """Yields the same lines; the stream counts from its first line to its end."""
         self._open += 1
         try:
             async for line in lines:

@@ -31,7 +31,7 @@ LastEventId = Annotated[
 def start(request: NewStudy, response: Response, service: Current) -> StudyDocument:
     """Start a study, or continue the one of this name with more trials or time.
 
-    It waits until those before it have ended: one study runs at a time.
+    It waits until earlier ones have ended: one study runs at a time.
     """
     definition = define_study(request, service.settings)
     name = definition.study_name
@@ -46,7 +46,7 @@ def start(request: NewStudy, response: Response, service: Current) -> StudyDocum
 
 @router.get("")
 def studies(service: Current) -> StudiesDocument:
-    """All studies of the store, whoever ran them."""
+    """All studies of the store, whichever process ran them."""
     jobs = service.seen_jobs.latest()
     begun = [FoundStudy(study, jobs.pop(study.name, None)) for study in service.view.studies()]
     waiting = [FoundStudy(None, job) for job in jobs.values()]
@@ -74,7 +74,7 @@ def stop(name: StudyName, service: Current) -> StudyDocument:
 
 @router.get("/{name}/trials", responses=documented(404))
 def trials(name: StudyName, service: Current) -> TrialsDocument:
-    """All trials, the failed ones too; none before the study has begun."""
+    """All trials, including failed ones; none before the study has begun."""
     begun = service.find(name).study
     return TrialsDocument.of(service.view.trials(begun) if begun else ())
 
@@ -98,7 +98,7 @@ def front(name: StudyName, service: Current) -> FrontDocument:
     },
 )
 def events(name: StudyName, service: Current, last_event_id: LastEventId = None) -> Response:
-    """Follow a study: events `trial`, `state` and at last `end`."""
+    """Follow a study: events `trial`, `state` and finally `end`."""
     over = not service.find(name).under_way
     if over and last_event_id == END:
         return Response(status_code=204)

@@ -1,6 +1,6 @@
 """Bearer tokens: `expertune_<id>_<secret>`, shown once; the store keeps the secret's SHA-256.
 
-A secret of 32 random bytes needs no slow hash: it cannot be guessed from it.
+A secret of 32 random bytes needs no slow hash: it cannot be guessed from its hash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 def make_token(tokens: Tokens, name: str) -> str:
-    """A new token; this is the only time that it can be read. UsageError for a bad name."""
+    """Makes a new token; it can be read only now. UsageError for an invalid name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"'{name}' is no name of a token: use up to 100 letters, digits, '.', '_' and '-'"
@@ -31,9 +31,9 @@ def make_token(tokens: Tokens, name: str) -> str:
 
 
 def accept_token(tokens: Tokens, text: str) -> TokenSnapshot | None:
-    """Whose token this is; None for one that was never made, or that was revoked.
+    """The token's snapshot; None for one that was never made or was revoked.
 
-    Secrets are compared in constant time, and against something where there is no such id.
+    Secrets are compared in constant time, with a dummy hash if there is no such id.
     """
     match = _TOKEN.fullmatch(text)
     if match is None:

@@ -1,4 +1,4 @@
-"""Opening the database: engine, migrations, one clear sentence for what can go wrong.
+"""Opens the database: engine, migrations, one clear sentence for each error.
 
 In: a SQLAlchemy URL. Out: Database, whose `session()` is a transaction. SQLite runs in WAL mode;
 read-only opening never writes a byte, not even a migration.
@@ -30,7 +30,7 @@ BEFORE_NAMES = tuple(f"000{number}" for number in range(1, 7))  # versions befor
 
 @dataclass(frozen=True)
 class Database:
-    """An open store. url: as the user would write it; held: the transaction of `read_snapshot`."""
+    """An open store. url: as the user wrote it; held: the transaction of `read_snapshot`."""
 
     url: str
     engine: sa.Engine
@@ -54,19 +54,19 @@ class Database:
 
     @contextlib.contextmanager
     def read_snapshot(self) -> Iterator[Database]:
-        """The same store, in which every question is answered as of one moment, whoever writes
-        meanwhile. For a database that was opened read-only."""
+        """The same store as one consistent read snapshot, unaffected by concurrent writes. Requires
+        a database opened read-only."""
         assert self.read_only, "a writer would hold others up"
         with self.session() as session:
             yield replace(self, held=session)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Closes the connections."""
         self.engine.dispose()
 
 
 def open_database(url: str) -> Database:
-    """Open for writing; creates and migrates what is missing."""
+    """Opens for writing; creates and migrates what is missing."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         _check_folder(parsed)
@@ -82,7 +82,7 @@ def open_database(url: str) -> Database:
 
 
 def open_read_only(url: str) -> Database:
-    """Open without writing; StoreError when there is no database of ours, or another version."""
+    """Opens without writing; StoreError when there is no database of ours, or another version."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
@@ -111,7 +111,7 @@ def open_read_only(url: str) -> Database:
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn what a driver says into one sentence for people."""
+    """Turns driver errors into StoreError with one sentence."""
     try:
         yield
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -138,7 +138,7 @@ def _sentence(url: str, error: Exception) -> str:
 
 
 def _told(error: BaseException) -> list[str]:
-    """What the database said, then what it had said before: undoing what failed may fail too."""
+    """The message of this error and of those before it: rolling back a failure may fail too."""
     found: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -154,7 +154,7 @@ def _shown(url: str) -> str:
 
 
 def parse_url(url: str) -> sa.URL:
-    """A storage URL with its driver; UsageError for what is none of ours."""
+    """A storage URL with its driver; UsageError for an unsupported one."""
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
@@ -202,8 +202,8 @@ def _make_read_only_engine(path: Path) -> sa.Engine:
         try:
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
         except sqlite3.OperationalError:
-            # A read-only folder cannot take the WAL's shared memory file; nobody can write
-            # there either, so the file will not change under us.
+            # A read-only folder cannot take the WAL's shared memory file; nobody can write there
+            # either, so the file cannot change while it is open.
             connection.close()
             connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
         connection.isolation_level = None  # the driver would leave SELECT outside of transactions

@@ -1,4 +1,4 @@
-"""Rows of models and machines, found or made; whether a study is asked the same again."""
+"""Finds or creates rows of models and machines; checks that a study's definition is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One parent a study, one service a machine: locks that are released when their holder dies.
+"""Locks that allow one leading process per study and one service per machine; released on death.
 
 A file lock beside an SQLite database; in PostgreSQL, whose clients run anywhere, an advisory lock
 that its server holds for a connection.
@@ -24,7 +24,7 @@ Refusal = Callable[[str], StudyError]
 
 @contextlib.contextmanager
 def study_lock(url: str, name: str) -> Iterator[None]:
-    """Hold the study for this process; StudyError where another one has it."""
+    """Locks the study for this process; raises StudyError if another process holds it."""
 
     def refusal(holder: str) -> StudyError:
         return StudyError(
@@ -38,7 +38,8 @@ def study_lock(url: str, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def service_lock(url: str, host: str) -> Iterator[None]:
-    """Hold the store's place of a service on this machine; StudyError where another has it."""
+    """Locks the store's service slot on this machine; raises StudyError if another process holds
+    it."""
 
     def refusal(holder: str) -> StudyError:
         return StudyError(

@@ -1,4 +1,4 @@
-"""Rows that several workers write at the same moment, of which one is kept."""
+"""Inserts rows that several workers may write concurrently, keeping one of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Row = TypeVar("Row", bound=Base)
 
 
 def kept_once(session: Session, same: Select[Row], row: Row) -> tuple[Row, bool]:
-    """What `same` finds, else `row`, added and with its id; and whether it is new.
+    """Returns the row that `same` finds, else adds `row`, with its id; and whether it is new.
 
-    `same` asks for a unique key: where another process adds it in between, its row is found.
+    `same` must select by a unique key: if another process adds the row in between, that row is
+    found.
     """
     found = session.scalar(same)
     if found is not None:

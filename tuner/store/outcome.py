@@ -1,4 +1,4 @@
-"""TrialOutcome: how a trial ended, as it is written to the store."""
+"""TrialOutcome: the end of a trial, as it is written to the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.store.snapshots import TrialState
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended: what finish_trial writes."""
+    """The end of a trial: what finish_trial writes."""
 
     state: TrialState
     failure: str | None = None

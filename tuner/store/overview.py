@@ -1,6 +1,7 @@
-"""What pages ask of the store: counts, columns and single pages of trials, never a whole study.
+"""Queries of the dashboard's pages: counts, columns and single pages of trials, never a whole
+study.
 
-Reads, never writes. Ask several questions within `Database.read_snapshot` where their answers must
+Reads, never writes. Run several queries within `Database.read_snapshot` if their answers must
 agree.
 """
 
@@ -23,7 +24,7 @@ from tuner.store.tables import ExpertUseRow, ExportRow, QualityRow, TrialRow
 
 @dataclass(frozen=True)
 class TrialFilter:
-    """Which trials of a study. Empty: all. setting, value: as text, of what was proposed."""
+    """Selects trials of a study. Empty: all. setting, value: of the proposed point, as text."""
 
     states: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
@@ -33,7 +34,7 @@ class TrialFilter:
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that is being run."""
+    """A running trial."""
 
     number: int
     params: dict[str, Any]
@@ -43,7 +44,7 @@ class RunningTrial:
 
 @dataclass(frozen=True)
 class WrittenExport:
-    """A deployment YAML that was written. content: the file."""
+    """An exported deployment YAML. content: the file."""
 
     trial: int
     pick: str
@@ -54,7 +55,7 @@ class WrittenExport:
 
 @dataclass(frozen=True)
 class Overview:
-    """Questions over one open database."""
+    """Queries over one open database."""
 
     database: Database
 
@@ -66,7 +67,7 @@ class Overview:
             return study_points(session, study, names, with_budgets)
 
     def count(self, study: StudySnapshot, wanted: TrialFilter) -> int:
-        """How many trials."""
+        """The number of matching trials."""
         with self.database.session() as session:
             query = select(func.count()).select_from(TrialRow)
             return int(session.scalar(query.where(*_conditions(study, wanted))) or 0)
@@ -74,14 +75,14 @@ class Overview:
     def numbers(
         self, study: StudySnapshot, wanted: TrialFilter, skip: int, most: int
     ) -> tuple[int, ...]:
-        """Of at most so many trials, the newest first, after skipping some."""
+        """Numbers of at most `most` matching trials, newest first, after skipping some."""
         with self.database.session() as session:
             query = select(TrialRow.number).where(*_conditions(study, wanted))
             newest = query.order_by(TrialRow.number.desc()).offset(skip).limit(most)
             return tuple(session.scalars(newest))
 
     def failures(self, study: StudySnapshot) -> dict[str, int]:
-        """How many trials ended in each class of failure."""
+        """The number of trials by failure class."""
         query = select(TrialRow.failure, func.count()).where(
             TrialRow.study_id == study.id, TrialRow.failure.is_not(None)
         )
@@ -90,14 +91,14 @@ class Overview:
             return {str(failure): int(count) for failure, count in rows}
 
     def settings(self, study: StudySnapshot) -> tuple[str, ...]:
-        """Names of what is searched, as its first trial has them."""
+        """The names of the searched settings, from the first trial."""
         with self.database.session() as session:
             query = select(TrialRow.params).where(TrialRow.study_id == study.id)
             params = session.scalar(query.order_by(TrialRow.number).limit(1))
             return tuple(params or {})
 
     def values(self, study: StudySnapshot, setting: str) -> tuple[str, ...]:
-        """Every value that was proposed for a setting, as text."""
+        """All values that were proposed for a setting, as text."""
         with self.database.session() as session:
             query = select(_text_of(setting)).where(TrialRow.study_id == study.id).distinct()
             return tuple(
@@ -105,7 +106,7 @@ class Overview:
             )
 
     def running(self, study: StudySnapshot) -> tuple[RunningTrial, ...]:
-        """Trials that are under way."""
+        """The trials that run now."""
         query = select(TrialRow).where(TrialRow.study_id == study.id, TrialRow.state == "RUNNING")
         with self.database.session() as session:
             return tuple(
@@ -114,7 +115,8 @@ class Overview:
             )
 
     def best(self, study: StudySnapshot) -> dict[str, float]:
-        """The best of each objective among trials within the limits, as each trial ended."""
+        """The best value of each objective among trials within the limits, as recorded at their
+        end."""
         objectives = study.definition["objectives"]
         bests = [
             (func.max if OBJECTIVES[name].sign > 0 else func.min)(TrialRow.scores[name].as_float())
@@ -130,8 +132,8 @@ class Overview:
         return {name: float(value) for name, value in found if value is not None}
 
     def expert_use(self, configuration_id: int, machine_id: int) -> ExpertUse | None:
-        """What all measurements of a configuration asked of its experts; None where none counted,
-        as those of earlier releases."""
+        """The expert use of all measurements of a configuration; None if none was recorded, as in
+        earlier releases."""
         query = select(ExpertUseRow.counts).where(
             ExpertUseRow.configuration_id == configuration_id,
             ExpertUseRow.machine_id == machine_id,
@@ -144,7 +146,7 @@ class Overview:
         return found
 
     def exports(self, study: StudySnapshot) -> tuple[WrittenExport, ...]:
-        """Deployment files of a study, the newest first."""
+        """Deployment files of a study, newest first."""
         query = (
             select(ExportRow, TrialRow.number)
             .join(TrialRow, TrialRow.id == ExportRow.trial_id)
@@ -177,5 +179,5 @@ def _conditions(study: StudySnapshot, wanted: TrialFilter) -> list[ColumnElement
 
 
 def _text_of(setting: str) -> ColumnElement[str]:
-    """A proposed value as text, alike in both databases but for true and false."""
+    """A proposed value as text, the same in both databases except for true and false."""
     return cast(TrialRow.params[setting].as_string(), String)

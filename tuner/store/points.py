@@ -1,7 +1,7 @@
-"""All measured trials of a study as columns: what very many of them can be judged by at once.
+"""All measured trials of a study as columns, so that very many can be processed at once.
 
-In: a study and the metrics that matter. Out: Points, whose means are pooled as in TrialSnapshot. No
-config, no JSON of a trial is read whole.
+In: a study and the metrics needed. Out: Points, whose means are pooled as in TrialSnapshot. No
+config and no trial's JSON is read in full.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Integers = NDArray[np.int64]
 class Points:
     """Every COMPLETE trial, by number; all columns are [N], NaN where nothing was measured.
 
-    means: pooled, by metric or objective; counts: repeats behind each mean, 0 where it is none;
-    deviations: relative standard deviation of one repeat, NaN below two repeats; violations: as the
-    study judged them; budgets: device bytes that each config was resolved under, where asked for.
+    means: pooled, by metric or objective; counts: repeats behind each mean, 0 where there is no
+    mean; deviations: relative standard deviation of one repeat, NaN below two repeats; violations:
+    as the study evaluated them; budgets: device bytes that each config was resolved under, if
+    requested.
     """
 
     numbers: Integers
@@ -48,7 +49,7 @@ class Points:
 def study_points(
     session: Session, study: StudySnapshot, names: Sequence[str], with_budgets: bool = False
 ) -> Points:
-    """names: objectives, and metrics that limits are about."""
+    """Reads the points of a study. names: objectives, and metrics with limits."""
     table = _trials(session, study, names, with_budgets)
     numbers, configurations = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
     means: dict[str, Floats] = {}
@@ -70,7 +71,8 @@ def study_points(
 def _trials(
     session: Session, study: StudySnapshot, names: Sequence[str], with_budgets: bool
 ) -> Floats:
-    """Number, configuration, scores as each trial ended, violations and, last, the budget."""
+    """Number, configuration, scores as recorded at each trial's end, violations and, last, the
+    budget."""
     columns: list[Any] = [TrialRow.number, TrialRow.configuration_id]
     columns += [TrialRow.scores[name].as_float() for name in names]
     columns += [TrialRow.violations[name].as_float() for name in CONSTRAINTS]
@@ -90,7 +92,7 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
     """Count, mean and relative deviation of one metric, [N, 3], for each of these configurations;
     one pass over an index, however many there are."""
     found = np.full((len(wanted), 3), (0.0, np.nan, np.nan))
-    if metric == "quality":  # judged, not sampled
+    if metric == "quality":  # evaluated, not sampled
         return found
     ours = select(TrialRow.configuration_id).where(TrialRow.study_id == study.id)
     value = SampleRow.value
@@ -119,8 +121,8 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
 
 
 def _table(session: Session, query: Select[Any], width: int) -> Floats:
-    """The result as [N, width], NaN for NULL; straight from the driver, since to make an object of
-    each of 100,000 rows takes as long as to read them."""
+    """The result as [N, width], NaN for NULL; read from the driver directly, since creating objects
+    for 100,000 rows takes as long as reading them."""
     connection = session.connection()
     statement = query.compile(connection, compile_kwargs={"literal_binds": True})
     cursor = connection.connection.cursor()

@@ -1,4 +1,4 @@
-"""From rows to frozen snapshots: what the repository's questions share. Reads, never writes."""
+"""Turns rows into frozen snapshots for the repository's queries. Reads, never writes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Wanted = Collection[int] | Select[int | None]
 
 @dataclass(frozen=True)
 class Pool:
-    """All samples of one configuration on one machine: values by metric, those that confirm apart
-    too, sentinels' means."""
+    """All samples of one configuration on one machine: values by metric, the confirming ones also
+    separately, and the sentinels' means."""
 
     values: Mapping[str, tuple[float, ...]]
     units: Mapping[str, str]
@@ -39,12 +39,12 @@ class Pool:
     confirming: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Metric]:
-        """Each metric's mean and interval."""
+        """The mean and interval of each metric."""
         return {name: mean_metric(values, self.units[name]) for name, values in self.values.items()}
 
     def confirmed(self) -> dict[str, Metric]:
-        """Each metric's mean in fresh processes, {} without any. The interval takes the spread of
-        all samples around the mean of their role, since few of them confirm."""
+        """The mean of each metric in fresh processes, {} without any. Its interval takes the spread
+        of all samples around the mean of their role, since few of them confirm."""
         return {
             name: confirmed_interval(values, self.values[name], self.units[name])
             for name, values in self.confirming.items()
@@ -52,7 +52,7 @@ class Pool:
 
 
 def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
-    """A study with its model, machine and counts."""
+    """Builds the snapshot of a study with its model, machine and counts."""
     model = session.get_one(ModelRow, row.model_id)
     machine = session.get_one(MachineRow, row.machine_id)
     counts = session.execute(
@@ -86,8 +86,8 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
 
 
 def pools(session: Session, ids: Wanted, machine_id: int) -> dict[int, Pool]:
-    """All samples of these configurations on one machine, by configuration; in two queries,
-    however many there are. ids: numbers, or a query for them."""
+    """All samples of these configurations on one machine, by configuration; in two queries, however
+    many there are. ids: numbers, or a query for them."""
     ours = SampleRow.configuration_id.in_(ids), SampleRow.machine_id == machine_id
     query = select(
         SampleRow.configuration_id,
@@ -138,12 +138,12 @@ def _mean_sentinels(session: Session, *ours: ColumnElement[bool]) -> dict[int, d
 
 
 def quality_result(row: QualityRow) -> QualityResult:
-    """A row of quality_result as a value."""
+    """Builds the value of a quality_result row."""
     return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
 
 
 def reports_with_items(session: Session, ids: set[int]) -> dict[int, QualityReport]:
-    """The reports of these quality results, complete."""
+    """The complete reports of these quality results."""
     items: dict[int, list[TaskItems]] = defaultdict(list)
     query = select(QualityItemsRow).where(QualityItemsRow.quality_id.in_(ids))
     for row in session.scalars(query.order_by(QualityItemsRow.id)):
@@ -162,7 +162,7 @@ def trial_snapshot(
     configs: Mapping[int, dict[str, Any]],
     quality: Mapping[int, QualityReport],
 ) -> TrialSnapshot:
-    """A trial with the pooled metrics of its configuration."""
+    """Builds the snapshot of a trial with its configuration's pooled metrics."""
     pool = pools.get(row.configuration_id or 0)
     metrics = pool.metrics() if pool else {}
     scores = dict(row.scores)

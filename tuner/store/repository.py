@@ -1,6 +1,6 @@
-"""Store: every question and every write that studies make, in and out as plain values.
+"""Store: all queries and writes of studies, with plain values in and out.
 
-Each method is one short transaction, so that killing the program at any moment loses at most the
+Each method is one short transaction, so that killing the program at any time loses at most the
 running trial.
 """
 
@@ -61,7 +61,7 @@ from tuner.store.tables import (
 
 @dataclass(frozen=True)
 class Store:
-    """The record, over one open database."""
+    """The record of studies, over one open database."""
 
     database: Database
 
@@ -72,9 +72,9 @@ class Store:
         hardware: Hardware,
         workload: Workload,
     ) -> StudySnapshot:
-        """Create the study, or continue the one of this name.
+        """Creates the study, or continues the one of this name.
 
-        Raises StudyError when the name belongs to another model, workload or question.
+        Raises StudyError when the name belongs to another model, workload or definition.
         """
         name, digest = definition.study_name, definition.search_digest()
         with self.database.session() as session:
@@ -100,7 +100,7 @@ class Store:
         return self.study(name)
 
     def set_study_state(self, study_id: int, state: StudyState) -> None:
-        """Note how the study stands."""
+        """Writes the state of the study."""
         with self.database.session() as session:
             session.execute(
                 update(StudyRow)
@@ -111,7 +111,7 @@ class Store:
     def interrupt_running(
         self, study_id: int, gone: Callable[[str | None], bool]
     ) -> tuple[int, ...]:
-        """Trials left RUNNING by workers that are gone become INTERRUPTED; their numbers."""
+        """Marks RUNNING trials of workers that are gone as INTERRUPTED; returns their numbers."""
         with self.database.session() as session:
             rows = session.scalars(
                 select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.state == "RUNNING")
@@ -123,20 +123,20 @@ class Store:
             return tuple(row.number for row in lost)
 
     def add_spent(self, study_id: int, stage: str, seconds: float) -> None:
-        """A stage of the study took so long, beside what it took before."""
+        """Adds seconds to a stage of the study."""
         with self.database.session() as session:
             row = session.get_one(StudyRow, study_id)
             before = row.spent or {}
             row.spent = {**before, stage: before.get(stage, 0.0) + seconds}
 
     def keep_estimate(self, study_id: int, seconds: float) -> None:
-        """How long the study was expected to take, said before it began; the first word stands."""
+        """Stores the expected duration of the study; the first estimate is kept."""
         with self.database.session() as session:
             row = session.get_one(StudyRow, study_id)
             row.estimate_s = seconds if row.estimate_s is None else row.estimate_s
 
     def interrupt_trial(self, study_id: int, number: int, reason: str) -> None:
-        """A RUNNING trial whose worker is gone."""
+        """Marks a RUNNING trial whose worker is gone as INTERRUPTED."""
         with self.database.session() as session:
             session.execute(
                 update(TrialRow)
@@ -156,7 +156,7 @@ class Store:
         worker: str | None = None,
         origin: str | None = None,
     ) -> int:
-        """A RUNNING row; its id."""
+        """Adds a RUNNING trial; returns its id."""
         with self.database.session() as session:
             row = TrialRow(
                 study_id=study_id,
@@ -171,7 +171,7 @@ class Store:
             return row.id
 
     def finish_trial(self, trial_id: int, outcome: TrialOutcome) -> None:
-        """Write how it ended, and touch the study."""
+        """Writes the outcome of a trial, and updates the study's time stamp."""
         with self.database.session() as session:
             row = session.get_one(TrialRow, trial_id)
             row.state, row.failure, row.reason = outcome.state, outcome.failure, outcome.reason
@@ -189,7 +189,8 @@ class Store:
     def keep_configuration(
         self, model_id: int, work_hash: str, config: EngineConfig, plan: MemoryPlan
     ) -> int:
-        """The row of this resolved config under this model and workload; its id."""
+        """Finds or adds the row of this resolved config under this model and workload; returns its
+        id."""
         text = f"{model_id} {work_hash} {config.digest()}"
         digest = short_digest(text)
         with self.database.session() as session:
@@ -232,8 +233,8 @@ class Store:
         report: Report,
         role: Role = "search",
     ) -> None:
-        """Every sample of a report with its sentinel and what it counted; repeats are numbered
-        on."""
+        """Adds every sample of a report with its sentinel and expert counts; repeat numbers
+        continue."""
         with self.database.session() as session:
             sentinel = SentinelRow(
                 machine_id=machine_id,
@@ -279,7 +280,7 @@ class Store:
         return found.get(configuration_id, Pool({}, {}, {}))
 
     def quality(self, model_id: int, key: str) -> QualityResult | None:
-        """What lm-eval said of this key, None where it was not asked yet."""
+        """The quality result of this key; None if it was not evaluated yet."""
         with self.database.session() as session:
             row = session.scalar(
                 select(QualityRow).where(QualityRow.model_id == model_id, QualityRow.key == key)
@@ -289,8 +290,8 @@ class Store:
     def keep_quality(
         self, model_id: int, key: str, depends_on: Mapping[str, Any], report: QualityReport
     ) -> QualityResult:
-        """Write a new quality result, and its items beside it; where another worker was faster, its
-        result stands."""
+        """Writes a new quality result and its items; if another worker was faster, its result is
+        kept."""
         with self.database.session() as session:
             kept = report.to_json(with_items=False)
             row = QualityRow(model_id=model_id, key=key, depends_on=dict(depends_on), report=kept)
@@ -311,12 +312,12 @@ class Store:
             return quality_result(row)
 
     def with_items(self, ids: Iterable[int]) -> dict[int, QualityReport]:
-        """Quality results by id, with what stands behind them item by item."""
+        """Quality results by id, including their items."""
         with self.database.session() as session:
             return reports_with_items(session, set(ids))
 
     def add_export(self, study_id: int, trial_id: int, pick: str, path: str, content: str) -> None:
-        """Note a deployment YAML that was written."""
+        """Records an exported deployment YAML."""
         with self.database.session() as session:
             session.add(
                 ExportRow(
@@ -325,12 +326,12 @@ class Store:
             )
 
     def add_telemetry(self, deployment: str, payload: Mapping[str, Any]) -> None:
-        """Keep what a deployment said of one window of time."""
+        """Stores a deployment's telemetry for one time window."""
         with self.database.session() as session:
             session.add(TelemetryRow(deployment=deployment, payload=dict(payload)))
 
     def telemetry(self, last: int = 100) -> tuple[TelemetrySnapshot, ...]:
-        """The newest windows of all deployments, the oldest of them first."""
+        """The newest telemetry windows of all deployments, oldest first."""
         with self.database.session() as session:
             rows = session.scalars(
                 select(TelemetryRow).order_by(TelemetryRow.id.desc()).limit(last)
@@ -341,18 +342,19 @@ class Store:
             )
 
     def study_names(self) -> tuple[str, ...]:
-        """All names, the oldest first."""
+        """The names of all studies, oldest first."""
         with self.database.session() as session:
             return tuple(session.scalars(select(StudyRow.name).order_by(StudyRow.id)))
 
     def studies(self) -> tuple[StudySnapshot, ...]:
-        """Every study, the oldest first."""
+        """All studies, oldest first."""
         with self.database.session() as session:
             rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
             return tuple(study_snapshot(session, row) for row in rows)
 
     def study(self, name: str) -> StudySnapshot:
-        """The study of this name; MissingStudyError naming the others where there is none."""
+        """The study of this name; raises MissingStudyError, listing the others, if there is
+        none."""
         with self.database.session() as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             if row is not None:
@@ -364,7 +366,7 @@ class Store:
     def trials(
         self, study: StudySnapshot, numbers: Collection[int] | None = None
     ) -> tuple[TrialSnapshot, ...]:
-        """Trials of a study in order, with pooled metrics; numbers: only these, None: all."""
+        """Trials of a study in order, with pooled metrics. numbers: only these, None: all."""
         wanted = [TrialRow.study_id == study.id]
         if numbers is not None:
             wanted.append(TrialRow.number.in_(numbers))

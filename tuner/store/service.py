@@ -1,7 +1,7 @@
-"""What the service asks of the store: its queue of jobs, its tokens, how far a study is.
+"""The service's queries: its queue of jobs, its tokens, the progress of studies.
 
-Each method is one short transaction. A job is QUEUED, then RUNNING on one machine, STOPPING once
-somebody asked for that, and ends as DONE, FAILED or STOPPED.
+Each method is one short transaction. A job is QUEUED, then RUNNING on one machine, STOPPING once a
+stop was requested, and ends as DONE, FAILED or STOPPED.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNDER_WAY: tuple[JobState, ...] = ("QUEUED", "RUNNING", "STOPPING")
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """A job as it stands. host: the machine that runs or ran it, None while it waits."""
+    """The state of a job. host: the machine that runs or ran it, None while it waits."""
 
     id: int
     study_name: str
@@ -57,12 +57,12 @@ class TokenSnapshot:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The queue, over one open database; only `latest` and what counts may be read-only."""
+    """The queue, over one open database; only `latest` and the counts may be read-only."""
 
     database: Database
 
     def add(self, study_name: str, request: Mapping[str, Any], max_waiting: int) -> JobSnapshot:
-        """A new QUEUED job; BusyStudyError or FullQueueError where it is not taken."""
+        """Adds a QUEUED job; raises BusyStudyError or FullQueueError if it is not accepted."""
         busy = BusyStudyError(
             f"study '{study_name}' waits or runs already: wait for its end, stop it, or give this "
             "one another name"
@@ -84,7 +84,7 @@ class Jobs:
             return _job_snapshot(row)
 
     def claim(self, host: str) -> JobSnapshot | None:
-        """The job that waits longest becomes RUNNING on this machine; None where none waits."""
+        """Makes the longest waiting job RUNNING on this machine; None if none waits."""
         with self.database.session() as session:
             row = session.scalar(
                 select(JobRow)
@@ -99,7 +99,7 @@ class Jobs:
             return _job_snapshot(row)
 
     def settle(self, job_id: int, state: JobState, error: str | None = None) -> None:
-        """Write how a job ended, or that it waits again."""
+        """Writes the end of a job, or that it waits again."""
         with self.database.session() as session:
             session.execute(
                 update(JobRow)
@@ -108,7 +108,8 @@ class Jobs:
             )
 
     def recover(self, host: str) -> None:
-        """What a dead service left on this machine: running jobs wait again, stopping ones end."""
+        """Recovers jobs that a dead service left on this machine: running ones are queued again,
+        stopping ones end."""
         with self.database.session() as session:
             for left, becomes in (("RUNNING", "QUEUED"), ("STOPPING", "STOPPED")):
                 session.execute(
@@ -118,7 +119,7 @@ class Jobs:
                 )
 
     def request_stop(self, study_name: str) -> JobSnapshot | None:
-        """A waiting job ends at once, a running one is asked to; None where neither is there."""
+        """Ends a waiting job at once and asks a running one to stop; None if there is neither."""
         with self.database.session() as session:
             row = _under_way(session, study_name)
             if row is None:
@@ -128,7 +129,7 @@ class Jobs:
             return _job_snapshot(row)
 
     def state(self, job_id: int) -> JobState:
-        """How this job stands."""
+        """The state of this job."""
         with self.database.session() as session:
             return session.get_one(JobRow, job_id).state  # type: ignore[return-value]  # ours only
 
@@ -142,7 +143,7 @@ class Jobs:
             return {row.study_name: _job_snapshot(row) for row in rows}
 
     def count_by_state(self) -> dict[str, int]:
-        """How many jobs stand how."""
+        """The number of jobs by state."""
         with self.database.session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return dict(rows.all())
@@ -150,12 +151,12 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Bearer tokens, by name for people and by id for requests."""
+    """Bearer tokens, by name for users and by id for requests."""
 
     database: Database
 
     def add(self, name: str, digest: str) -> TokenSnapshot:
-        """Keep the hash of a new secret; UsageError where the name was given away before."""
+        """Stores the hash of a new secret; raises UsageError if the name was ever used before."""
         with self.database.session() as session:
             if session.scalar(select(TokenRow).where(TokenRow.name == name)) is not None:
                 raise UsageError(
@@ -168,19 +169,19 @@ class Tokens:
             return _token_snapshot(row)
 
     def all(self) -> tuple[TokenSnapshot, ...]:
-        """Every token, revoked ones too, the oldest first."""
+        """All tokens, including revoked ones, oldest first."""
         with self.database.session() as session:
             rows = session.scalars(select(TokenRow).order_by(TokenRow.id))
             return tuple(_token_snapshot(row) for row in rows)
 
     def find(self, token_id: int) -> TokenSnapshot | None:
-        """The token of this id, None where there is none."""
+        """The token of this id; None if there is none."""
         with self.database.session() as session:
             row = session.get(TokenRow, token_id)
             return None if row is None else _token_snapshot(row)
 
     def revoke(self, name: str) -> TokenSnapshot:
-        """No request may use it from now on; UsageError where there is none of this name."""
+        """Revokes a token, so that requests with it are refused; UsageError for an unknown name."""
         with self.database.session() as session:
             row = session.scalar(select(TokenRow).where(TokenRow.name == name))
             if row is None:
@@ -190,7 +191,8 @@ class Tokens:
 
 
 def ended_trials(database: Database, study_id: int, after: int) -> tuple[TrialSnapshot, ...]:
-    """Trials in the order in which they ended, without the first `after`; without their metrics."""
+    """Trials in the order in which they ended, skipping the first `after`; without their
+    metrics."""
     query = (
         select(TrialRow)
         .where(TrialRow.study_id == study_id, TrialRow.finished.is_not(None))
@@ -202,7 +204,7 @@ def ended_trials(database: Database, study_id: int, after: int) -> tuple[TrialSn
 
 
 def trials_by_study(database: Database) -> dict[tuple[str, str], int]:
-    """How many trials there are, by the study's name and the trial's state."""
+    """The number of trials by study name and trial state."""
     query = (
         select(StudyRow.name, TrialRow.state, func.count())
         .join(TrialRow, TrialRow.study_id == StudyRow.id)
@@ -213,7 +215,7 @@ def trials_by_study(database: Database) -> dict[tuple[str, str], int]:
 
 
 def revision(database: Database) -> tuple[Any, ...]:
-    """Changes whenever a trial ends, a sample is added or a study changes its state."""
+    """A value that changes whenever a trial ends, a sample is added or a study changes state."""
     with database.session() as session:
         ended = session.execute(
             select(func.count(TrialRow.finished), func.max(TrialRow.finished))

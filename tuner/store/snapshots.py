@@ -1,4 +1,4 @@
-"""Frozen values that the store hands out; nothing here can reach the database."""
+"""Frozen values that the store returns; nothing here can reach the database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "PRUNED", "
 
 @dataclass(frozen=True)
 class StudySnapshot:
-    """A study as it stands."""
+    """A study."""
 
     id: int
     name: str
@@ -68,13 +68,13 @@ class QualityResult:
 
 @dataclass(frozen=True)
 class TrialSnapshot:
-    """A trial with what was measured of its configuration, all its samples pooled.
+    """A trial with the measurements of its configuration, pooled over all samples.
 
-    metrics are pooled over every repeat of the configuration on the study's machine; confirmed
-    over those in fresh processes alone, {} where there are none; scores hold the objectives made of
-    the pooled ones; bounds those that a PRUNED trial was granted without an evaluation;
-    violations hold relative excesses over limits, feasible at <= 0; predicted: by the twin before
-    it ran; engine_s: seconds that the engine was busy.
+    metrics are pooled over every repeat of the configuration on the study's machine; confirmed over
+    those in fresh processes alone, {} if there are none; scores hold the objectives computed from
+    the pooled ones; bounds those that a PRUNED trial got as an optimistic bound, without an
+    evaluation; violations hold relative excesses over limits, feasible at <= 0; predicted: speeds
+    by replay before it ran; engine_s: seconds that the engine was busy.
     """
 
     id: int
@@ -136,12 +136,12 @@ class TrialSnapshot:
 
 @dataclass(frozen=True)
 class TelemetrySnapshot:
-    """What a deployment said of one window of time. deployment: `study/trial` of its config."""
+    """A deployment's telemetry for one time window. deployment: `study/trial` of its config."""
 
     deployment: str
     payload: Mapping[str, Any]
     created: datetime
 
 
-# Why a point is run: the words that a trial keeps; a transferred point names its study.
+# Origins of points, as trials store them; a warm-start point adds its study's name.
 DEFAULT, CORNER, RETRY, SEARCH, TRANSFER = "default", "corner", "retry", "search", "transfer: "

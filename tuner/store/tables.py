@@ -1,4 +1,4 @@
-"""The tables. Rows never leave this package: repository functions return snapshots."""
+"""The database tables. Rows never leave this package: repository functions return snapshots."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def now() -> datetime:
-    """The present moment in UTC, as every table keeps it."""
+    """The present time in UTC, as every table stores it."""
     return datetime.now(UTC)
 
 
 class Base(DeclarativeBase):
-    """All of our tables."""
+    """The base class of our tables."""
 
     metadata = MetaData(
         naming_convention={
@@ -66,8 +66,8 @@ class MachineRow(Base):
 
 
 class StudyRow(Base):
-    """A study; parent_* name the process that runs it, for people (the lock file decides); spent:
-    seconds by stage."""
+    """A study; parent_* identify the process that runs it, for users (the lock file decides);
+    spent: seconds by stage."""
 
     __tablename__ = "study"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -100,7 +100,7 @@ class ConfigurationRow(Base):
 
 
 class QualityRow(Base):
-    """What lm-eval said once for a quality key."""
+    """The result of one lm-eval evaluation for a quality key."""
 
     __tablename__ = "quality_result"
     __table_args__ = (UniqueConstraint("model_id", "key"),)
@@ -113,7 +113,8 @@ class QualityRow(Base):
 
 
 class QualityItemsRow(Base):
-    """One metric of every item behind a quality result: item numbers and values, side by side."""
+    """One metric of every item behind a quality result: parallel lists of item numbers and
+    values."""
 
     __tablename__ = "quality_items"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -125,11 +126,11 @@ class QualityItemsRow(Base):
 
 
 class TrialRow(Base):
-    """One proposal of the sampler and what became of it.
+    """One proposal of the sampler and its outcome.
 
-    predicted: speeds by the twin, before it ran; bounds: objectives that a PRUNED trial was
-    granted without an evaluation; engine_s: seconds that the engine was busy; origin: why it was
-    run; worker: who ran it.
+    predicted: speeds by replay, before it ran; bounds: objectives that a PRUNED trial got as an
+    optimistic bound, without an evaluation; engine_s: seconds that the engine was busy; origin: why
+    it was run; worker: the process that ran it.
     """
 
     __tablename__ = "trial"
@@ -157,7 +158,7 @@ class TrialRow(Base):
 
 
 class SentinelRow(Base):
-    """A fixed kernel and a fixed read, timed beside samples."""
+    """Times of a fixed kernel and a fixed read, measured beside samples."""
 
     __tablename__ = "sentinel"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -172,7 +173,7 @@ class SampleRow(Base):
     verify."""
 
     __tablename__ = "sample"
-    # one metric of very many configurations, read without touching the rows
+    # covers reads of one metric over very many configurations
     __table_args__ = (
         Index("ix_sample_pooled", "configuration_id", "machine_id", "metric", "value"),
     )
@@ -189,7 +190,8 @@ class SampleRow(Base):
 
 
 class ExpertUseRow(Base):
-    """What one measurement of a configuration asked of each layer's experts: ExpertUse as JSON."""
+    """The expert use that one measurement of a configuration counted per layer: ExpertUse as
+    JSON."""
 
     __tablename__ = "expert_use"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -200,7 +202,7 @@ class ExpertUseRow(Base):
 
 
 class ExportRow(Base):
-    """A deployment YAML that was written."""
+    """An exported deployment YAML."""
 
     __tablename__ = "export"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -216,7 +218,8 @@ _UNDER_WAY = text("state IN ('QUEUED', 'RUNNING', 'STOPPING')")
 
 
 class JobRow(Base):
-    """A study asked for through the service; host: the machine that runs it. One at a time."""
+    """A study requested through the service; host: the machine that runs it. One job per study at a
+    time."""
 
     __tablename__ = "job"
     __table_args__ = (
@@ -250,7 +253,7 @@ class TokenRow(Base):
 
 
 class TelemetryRow(Base):
-    """What a deployment reported of itself."""
+    """A deployment's telemetry for one time window."""
 
     __tablename__ = "telemetry"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,1 +1,1 @@
-"""Prepares, searches and confirms one study; the only place that knows its whole course."""
+"""Prepares, searches and confirms one study; the only place that knows all of its stages."""

@@ -1,6 +1,6 @@
-"""Measuring the front once more, interleaved, in fresh processes.
+"""Confirms the front: measures its members again, interleaved, in fresh processes.
 
-Picking the best of many noisy trials overstates it: what is exported of a member of the front was
+Picking the best of many noisy trials overstates it, so the exported figures of a front member were
 measured again after the search, in a process that had run nothing before. Pruned trials that have
 become competitive since are finished first.
 """
@@ -34,8 +34,8 @@ class Confirmation:
     runner: TrialRunner
 
     def run(self, rounds: int) -> None:
-        """Confirm the front, finish pruned trials that became competitive, confirm what these
-        changed. rounds: repeats that each member should have in all."""
+        """Confirms the front, finishes pruned trials that became competitive, and confirms the
+        front that results. rounds: total repeats that each member should have."""
         until_s = None
         if self.context.definition.timeout_s:
             until_s = self.context.started_s + self.context.definition.timeout_s
@@ -43,18 +43,18 @@ class Confirmation:
         for left in reversed(range(MOST_PASSES)):
             self.state.refresh()
             confirmed = self.confirm(self.state.members[:MOST_CONFIRMED], rounds, until_s)
-            # what the last pass finished could not be confirmed any more
+            # trials that the last pass finished could not be confirmed any more
             finished = self._reevaluate(until_s, tried) if left else 0
             if not finished and not confirmed:
                 break
         self.state.refresh()
 
     def confirm(self, members: Sequence[TrialSnapshot], rounds: int, until_s: float | None) -> int:
-        """One repeat of every member a round, each round in a process of its own, every other
-        round backwards. Returns how many repeats were kept.
+        """Measures one repeat of every member per round, each in its own process, every other round
+        in reverse order. Returns how many repeats were kept.
 
-        until_s: of time.monotonic(), after which no repeat starts. A member that fails here is
-        left as it was measured.
+        until_s: of time.monotonic(), after which no repeat starts. A member that fails here keeps
+        its earlier measurements.
         """
         kept = 0
         for number in range(rounds):
@@ -92,7 +92,8 @@ class Confirmation:
         return len(pool.confirming.get("output_tps", ()))
 
     def _reevaluate(self, until_s: float | None, tried: set[int]) -> int:
-        """Finish pruned trials that no incumbent beats any more, each once; how many ended."""
+        """Finishes pruned trials that no incumbent dominates any more, each once; returns how many
+        ended."""
         self.state.refresh()
         every = competitive(self.state.trials, self.state.incumbents, self.context.samples)
         done = 0
@@ -104,7 +105,7 @@ class Confirmation:
             tried.add(trial.id)
             self.context.progress.notify(f"trial {trial.number} again: it is competitive now")
             outcome = self.runner.run(trial.id, trial.params)
-            if outcome.state == "FAILED":  # what was measured of it stays
+            if outcome.state == "FAILED":  # its measurements are kept
                 log.warning("trial %d could not be finished: %s", trial.number, outcome.reason)
                 continue
             spent_s = (trial.engine_s or 0.0) + (outcome.engine_s or 0.0)

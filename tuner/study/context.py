@@ -1,6 +1,5 @@
-"""What the stages of a study have in common: StudyContext, which never changes, and StudyState,
-which is read from the store once a trial.
-"""
+"""The data that a study's stages share: StudyContext, which never changes, and StudyState, which is
+read from the store once per trial."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tuner.study.pruning import Incumbents, incumbents_of
 
 @dataclass(frozen=True)
 class StudyContext:
-    """One study in one process. interrupted: whether somebody asked to stop, looked at before each
+    """One study in one process. interrupted: whether a stop was requested, checked before each
     trial; started_s: of time.monotonic()."""
 
     definition: StudyDefinition
@@ -39,38 +38,38 @@ class StudyContext:
     started_s: float = field(default_factory=time.monotonic)
 
     def add_spent(self, stage: str, seconds: float) -> None:
-        """Count seconds into a stage of the study."""
+        """Adds seconds to a stage of the study."""
         self.store.add_spent(self.study.id, stage, seconds)
 
     def seconds_left(self, fraction: float) -> float | None:
-        """Of this fraction of --timeout, at least 1; None without a timeout."""
+        """Seconds left of this fraction of --timeout, at least 1; None without a timeout."""
         timeout_s = self.definition.timeout_s
         if not timeout_s:
             return None
         return max(1.0, fraction * timeout_s - (time.monotonic() - self.started_s))
 
     def samples(self, configuration_id: int) -> Mapping[str, Sequence[float]]:
-        """Repeats of each speed of a configuration on this machine."""
+        """The repeats of each speed of a configuration on this machine."""
         return self.store.pool(configuration_id, self.study.machine_id).values
 
 
 class StudyState:
-    """What was measured up to the last `refresh`; front and incumbents are computed at most once
-    between two of them."""
+    """The trials as of the last `refresh`; front and incumbents are computed at most once per
+    refresh."""
 
     def __init__(self, context: StudyContext) -> None:
         self._context = context
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the study's trials again."""
+        """Reads the study's trials again."""
         self.trials: tuple[TrialSnapshot, ...] = self._context.store.trials(self._context.study)
         for name in ("curve", "members", "incumbents"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def curve(self) -> tuple[CurvePoint, ...]:
-        """The front under each device budget, the smallest first."""
+        """The front under each device budget, smallest first."""
         return fronts_by_budget(self._context.study, self.trials)
 
     @property
@@ -80,7 +79,7 @@ class StudyState:
 
     @cached_property
     def members(self) -> tuple[TrialSnapshot, ...]:
-        """Of the fronts of all budgets, each recommended one first."""
+        """The members of all budgets' fronts, the recommended trials first."""
         fronts = [point.front for point in self.curve]
         knees = [front.knee for front in fronts[::-1] if front.members]
         every = [*knees, *(member for front in fronts for member in front.members)]
@@ -88,25 +87,25 @@ class StudyState:
 
     @cached_property
     def incumbents(self) -> Incumbents:
-        """What a trial must be able to beat."""
+        """The front that prunes other trials."""
         return incumbents_of(self._context.definition.objectives, self.members, self.trials)
 
     @property
     def finished(self) -> tuple[TrialSnapshot, ...]:
-        """Trials that ended by themselves."""
+        """Trials that have ended without being interrupted."""
         return tuple(trial for trial in self.trials if trial.state in FINISHED_STATES)
 
     @property
     def left(self) -> int:
-        """How many trials have not ended yet, those that run included."""
+        """The number of trials that have not ended yet, running ones included."""
         return self._context.definition.trials - len(self.finished)
 
     @property
     def unclaimed(self) -> int:
-        """How many trials nobody has begun yet."""
+        """The number of trials that no worker has started yet."""
         return self.left - sum(trial.state == "RUNNING" for trial in self.trials)
 
     @property
     def first_measured(self) -> TrialSnapshot | None:
-        """The first trial that ran to its end, None while there is none."""
+        """The first completed trial; None if there is none yet."""
         return next((trial for trial in self.trials if trial.state == "COMPLETE"), None)

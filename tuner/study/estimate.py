@@ -1,7 +1,7 @@
-"""What a study will do, before it does it: space, what fits, a rough time.
+"""Plans a study before it runs: its space, what fits, a rough time.
 
-The time is of every trial run to its end, from the machine's general speeds. `check` says
-afterwards how it compared.
+The time assumes that every trial runs to its end, at the machine's general speeds. `check` compares
+it afterwards with the actual time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from tuner.store.snapshots import StudySnapshot
 from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
 from tuner.study.progress import format_duration
 
-# Beside computing, in seconds, as commonly seen (docs/lab.md): starting an engine; lm-eval's own
-# start; replaying one config.
+# Typical seconds beside computing (docs/lab/): starting an engine; lm-eval's own start; replaying
+# one config.
 START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.2
-CONFIRMED = 3  # members of a front, commonly
+CONFIRMED = 3  # typical number of front members
 ITEM_TOKENS = 120
-ITEMS = 100  # of a task without --limit, of which few are so short
+ITEMS = 100  # of a task without --limit; few tasks are this short
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """checked: memory layouts looked at; fitting: how many of them fit; estimate: rough seconds by
-    stage, {} where the machine could not be measured."""
+    """The plan of a study. checked: number of memory layouts checked; fitting: how many of them
+    fit; estimate: rough seconds by stage, {} if the machine could not be measured."""
 
     model: str
     space: SearchSpace
@@ -52,7 +52,7 @@ class StudyPlan:
 
     @property
     def estimate_s(self) -> float | None:
-        """All stages; None where nothing is known."""
+        """The total of all stages; None without an estimate."""
         return sum(self.estimate.values()) if self.estimate else None
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class StudyPlan:
 
 
 def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan:
-    """Look at the space without running a trial.
+    """Examines the space without running a trial.
 
     Raises InfeasibleStudyError with the smallest budget when nothing fits.
     """
@@ -95,7 +95,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
 
 
 def check(study: StudySnapshot) -> str:
-    """A sentence on how long it took, beside what was expected; empty where nothing was."""
+    """Compares actual and estimated time in one sentence; empty without an estimate."""
     took = sum(study.spent.values())
     if study.estimate_s is None or not took:
         return ""
@@ -106,7 +106,7 @@ def check(study: StudySnapshot) -> str:
 
 
 def token_s(space: SearchSpace, timings: ModelTimings) -> float:
-    """Seconds a decoded token of the default config when every miss waits: an upper guess."""
+    """Seconds per decoded token of the default config when every miss waits: an upper estimate."""
     try:
         config, plan = space.resolve(space.default())
     except InfeasibleError:
@@ -128,7 +128,7 @@ def _token_s(
 
 
 def _most(timings: ModelTimings) -> int:
-    """Codes that a publisher chose are timed as the most bits are."""
+    """The bits whose timings stand in for a pre-quantized checkpoint: the most bits timed."""
     return max(timings.expert_s)
 
 
@@ -139,7 +139,8 @@ def _estimate(
     timings: ModelTimings,
     trials: int,
 ) -> dict[str, float]:
-    """Seconds by stage. A prompt's token costs an eighth of a decoded one: experts are shared."""
+    """Seconds by stage. A prompt token costs an eighth of a decoded one, since experts are
+    shared."""
     token = token_s(space, timings)
     once = workload.sequences * (workload.output_tokens + workload.prompt_tokens / 8) * token
     search = trials * (CONFIGURE_S + (WARM_UPS + definition.repeats.min) * once)
@@ -158,5 +159,5 @@ def _estimate(
 
 
 def _groups(space: SearchSpace) -> int:
-    """How many configs differ in quality."""
+    """The number of configs that differ in quality."""
     return len({quality_group(space.config(point)) for point in space.memory_points()})

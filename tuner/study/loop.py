@@ -1,7 +1,8 @@
-"""Trials of a study one after another: Optuna proposes, the runner runs, our tables keep.
+"""The trial loop: Optuna proposes, the runner runs, our tables record.
 
-In: a runner, a searcher where the search is ours. Out: stored trials. It ends when enough are done,
-time is over, or nothing that is left is promising. It must not know what comes before or after.
+In: a runner, and a searcher if the search is ours. Out: stored trials. It ends when enough trials
+are done, time is over, or no candidate is expected to improve the front. It must not know the
+stages before and after.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ from tuner.study.optuna_storage import (
 from tuner.study.trial import TrialRunner
 from tuner.study.warm_start import starting_points
 
-# A study of fewer trials leaves all but the first to the sampler.
+# A study with fewer trials leaves all but the first to the sampler.
 CORNERS_FROM_TRIALS = 8
 
 
 class FailedTrialError(Exception):
-    """Tells Optuna that a trial failed; the store knows why."""
+    """Tells Optuna that a trial failed; the store has the reason."""
 
 
 @dataclass(frozen=True)
 class TrialLoop:
-    """done: called after each trial that ended here, when `state` has been refreshed."""
+    """Runs trials of one study. done: called after each trial that ended here, with `state`
+    refreshed."""
 
     context: StudyContext
     state: StudyState
@@ -54,9 +56,12 @@ class TrialLoop:
     done: Callable[[TrialSnapshot | None], None]
 
     def run(self, *, leading: bool, most: int | None, timeout_s: float | None) -> None:
-        """leading: this process also queues what is to be tried first, and what was lost; most:
-        trials at most; timeout_s: after which none starts here, the others know it from the
-        deadline that the leading process keeps."""
+        """Runs trials until the study needs no more.
+
+        leading: this process also queues the first points and lost ones; most: limit on trials;
+        timeout_s: seconds after which none starts here; other workers read the deadline that the
+        leading process stores.
+        """
         definition, store = self.context.definition, self.context.store
         self.state.refresh()
         seed = self._seed(leading)
@@ -83,8 +88,8 @@ class TrialLoop:
             )
 
     def _seed(self, leading: bool) -> int:
-        """Different for each process and each start, so that none repeats what another drew; one
-        for all of a grid, which numbers its points by it."""
+        """A seed that differs for each process and start, so that no draws repeat; the same one for
+        all workers of a grid, which numbers its points by it."""
         definition = self.context.definition
         if definition.sampler == "grid":
             return definition.seed
@@ -92,8 +97,9 @@ class TrialLoop:
         return definition.seed + len(self.state.trials) + own
 
     def _first(self) -> list[tuple[str, Point]]:
-        """The default config is trial 0; then what earlier studies recommend. Without predictions,
-        `auto` also begins with the default at every precision, since bits matter most."""
+        """The first points: the default config as trial 0, then those that earlier studies
+        recommend. Without predictions, `auto` adds the default at every precision, since bits
+        matter most."""
         context, space = self.context, self.context.space
         first: list[tuple[str, Point]] = [(DEFAULT, space.default())]
         if self.searcher is not None:
@@ -124,7 +130,7 @@ class TrialLoop:
         return self._values(trial, outcome)
 
     def _values(self, trial: Any, outcome: TrialOutcome) -> list[float]:
-        """What the sampler learns of an outcome."""
+        """The values that the sampler receives for an outcome."""
         if outcome.state == "FAILED":
             raise FailedTrialError(outcome.reason)
         found = outcome.violations or {}
@@ -140,7 +146,7 @@ class TrialLoop:
     def _after(self, memory: Any, trial: Any) -> None:
         self.state.refresh()
         self.done(next((t for t in self.state.trials if t.number == trial.number), None))
-        # whoever leads it has stopped
+        # the leading process has stopped
         over = self.context.store.study(self.context.study.name).state != "RUNNING"
         seen = _distinct(self.state.finished) >= self.context.space.size
         if over or seen or self.state.unclaimed <= 0 or self._exhausted():

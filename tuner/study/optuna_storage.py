@@ -1,7 +1,7 @@
 """Optuna's part of a study: its storage in the same database, its queue, its heartbeats.
 
-Our tables are the record. Optuna keeps what its samplers learn from, hands out trials to several
-workers, and fails those whose worker stopped beating; such a trial is tried once more.
+Our tables are the record. Optuna stores its samplers' history, distributes trials over several
+workers, and fails those whose worker's heartbeat stopped; such a trial is retried once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ORIGIN, DEADLINE = "origin", "no_trial_after"
 
 @contextlib.contextmanager
 def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterator[Any]:
-    """Its connections end with the block."""
+    """Opens Optuna's storage in our database; its connections are closed at the end of the
+    block."""
 
     def stale(memory: Any, trial: Any) -> None:
         store.interrupt_trial(study.id, trial.number, "its worker stopped answering")
@@ -54,7 +55,7 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
 
 
 def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
-    """The Optuna study, made where there is none."""
+    """Opens the Optuna study, creating it if it does not exist."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _quietly():
         return optuna.create_study(
@@ -67,9 +68,12 @@ def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
 
 
 def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
-    """Trials that Optuna takes for running and whose process is gone: they ended by our store, or
-    were interrupted. One that our store does not know yet may be about to begin elsewhere, and one
-    that just ended there is told of in a moment; heartbeats say."""
+    """Fails trials that Optuna lists as running although our store has them interrupted, or ended
+    by a process that is gone.
+
+    Others are left to heartbeats: a trial unknown to our store may be about to begin elsewhere, and
+    one that just ended there will be reported soon.
+    """
     ended = {
         trial.number
         for trial in trials
@@ -83,8 +87,8 @@ def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
 def enqueue(
     memory: Any, trials: Sequence[TrialSnapshot], first: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> None:
-    """Queue points that were neither run nor queued: `first` (origin and point), then what was
-    interrupted, each once more."""
+    """Queues points that were neither run nor queued: `first` (origin and point), then interrupted
+    ones, each once more."""
     known = [dict(trial.params) for trial in trials if trial.state in FINISHED_STATES]
     waiting = memory.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
     known += [dict(trial.system_attrs.get("fixed_params", {})) for trial in waiting]
@@ -97,18 +101,18 @@ def enqueue(
 
 
 def keep_deadline(memory: Any, timeout_s: float | None) -> None:
-    """Notify all workers when no trial is to begin any more; None: nothing says so."""
+    """Stores the deadline after which no worker starts a trial; None: no deadline."""
     memory.set_user_attr(DEADLINE, None if timeout_s is None else time.time() + timeout_s)
 
 
 def seconds_left(memory: Any) -> float | None:
-    """Until the leading process's deadline, by this machine's clock; None without one."""
+    """Seconds until the leading process's deadline, by this machine's clock; None without one."""
     until = memory.user_attrs.get(DEADLINE)
     return None if until is None else max(0.0, until - time.time())
 
 
 def origin_of(trial: Any) -> str:
-    """Why Optuna runs this one."""
+    """The reason why Optuna runs this trial."""
     frozen = trial.study.get_trials(deepcopy=False)[trial.number]
     if "retry_history" in frozen.system_attrs:
         return RETRY

@@ -1,8 +1,8 @@
-"""What our search knows before the first trial: machine, trace, twin.
+"""Prepares the searcher before the first trial: machine profile, trace, replay.
 
-Each stage is kept for the next study, told to the user, and its seconds are counted. Without a
-trace (a model without a tokenizer, an engine that records none) the search goes on without
-predictions.
+Each stage is reported to the user, its result is kept for the next study, and its seconds are
+counted. Without a trace (a model without a tokenizer, an engine that records none) the search goes
+on without predictions.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ from tuner.study.context import StudyContext
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of what replays and interpolation say of the same trace and timings
+VERSION = 3  # of replay and interpolation results for the same trace and timings
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
-# As commonly seen (docs/lab.md): seconds of configuring an engine and of its sentinel, passes over
-# the workload before the first repeat.
+# Typical seconds of configuring an engine with its sentinel, and passes over the workload before
+# the first repeat (docs/lab/).
 CONFIGURE_S, WARM_UPS = 1.0, 2.0
 
 
 def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
-    """What a trial of this study costs."""
+    """The costs of a trial of this study."""
     tokens = workload.sequences * workload.output_tokens
     return Costs(CONFIGURE_S, WARM_UPS + definition.repeats.min, tokens)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """first: a trial that ran already, whose time split corrects the twin."""
+    """Prepares the searcher of one study. first: a completed trial, whose time split corrects the
+    replay."""
 
     context: StudyContext
     first: TrialSnapshot | None = None
 
     def searcher(self) -> Searcher:
-        """Everything; what fails is told and left out."""
+        """Builds the searcher; a stage that fails is reported and left out."""
         candidates = Candidates(self.context.space, self.context.definition.seed)
         predictions = self._predictions(candidates)
         acquisition = Acquisition(
@@ -93,8 +94,8 @@ class Preparation:
         return found
 
     def _corrected(self, twin: Twin) -> Twin:
-        """Where nothing of this model was timed, what its first trial took says how long parts
-        take."""
+        """Corrects the replay with the first trial's time split, if this model itself was not
+        timed."""
         first = self.first
         if first is None or first.config is None or "profiled" not in twin.timings.notes:
             return twin
@@ -102,7 +103,8 @@ class Preparation:
         return twin.corrected_by(EngineConfig.from_dict(dict(first.config)), measured)
 
     def _timings(self) -> ModelTimings:
-        """Of this model where it was profiled, else from the machine's general speeds."""
+        """This model's timings if it was profiled, else derived from the machine's general
+        speeds."""
         facts, device = self.context.session.facts, self.context.session.opened_device
         path = timings_path(
             cache_folder(), self.context.hardware.fingerprint, facts.fingerprint, device
@@ -133,7 +135,7 @@ class Preparation:
         return load_trace(path), path
 
     def _plain_config(self) -> EngineConfig:
-        """The default, one sequence at a time, nothing predicted: routing is the same."""
+        """The default config with one sequence at a time and no predictor: routing is the same."""
         single = {
             "batch.count": 1,
             "batch.size": 1,
@@ -153,7 +155,7 @@ class Preparation:
             trace.name,
             json_digest(timings.to_json()),
             [item.config.digest() for item in candidates.items],
-            # whose time split corrects the twin; a number alone is one in each store
+            # the trial that corrects the replay, by start time: numbers repeat between stores
             self.first.started.isoformat() if self.first is not None else None,
             {name: short_digest(array.tobytes()) for name, array in learned.items()},
             VERSION,
@@ -182,6 +184,7 @@ def _load(path: Path, size: int) -> Predictions | None:
 
 
 def _keep(path: Path, found: Predictions) -> None:
-    """For other workers and the next study; a folder that cannot be written only costs time."""
+    """Keeps predictions for other workers and the next study; an unwritable folder only costs
+    time."""
     with contextlib.suppress(OSError), replacing(path) as stream:
         np.savez(stream, replayed=found.replayed, **dict(found.logs))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""What a person sees of a running study, on stderr: one live line, or plain lines elsewhere."""
+"""The progress display of a running study, on stderr: one live line on a terminal, else plain
+lines."""
 
 from __future__ import annotations
 
@@ -17,30 +18,30 @@ from tuner.store.snapshots import TrialSnapshot
 
 
 class Progress(Protocol):
-    """Hears how a study goes."""
+    """Is called with a study's progress."""
 
     def notify(self, words: str) -> None:
-        """What is being done now."""
+        """Reports the current activity."""
 
     def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """A trial ended."""
+        """Reports that a trial ended."""
 
     def showing(self) -> contextlib.AbstractContextManager[None]:
-        """Show it for as long as this is entered."""
+        """Shows the progress while the block runs."""
 
 
 @dataclass
 class LineProgress:
-    """One line a trial; for logs, pipes and scripts."""
+    """Prints one line per trial; for logs, pipes and scripts."""
 
     console: Console
     _clock: _Clock = field(default_factory=lambda: _Clock())
 
     def notify(self, words: str) -> None:
-        """Nothing: a log needs no heartbeat."""
+        """Does nothing: a log needs no heartbeat."""
 
     def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """The trial, the front, the time left."""
+        """Prints the trial, the front and the time left."""
         self._clock.done(trial)
         self.console.print(_trial_line(trial), highlight=False, markup=False, soft_wrap=True)
         state = _study_line(front, done, planned, self._clock)
@@ -48,13 +49,13 @@ class LineProgress:
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
-        """Lines need no frame."""
+        """Does nothing: lines need no frame."""
         yield
 
 
 @dataclass
 class LiveProgress:
-    """Finished trials scroll by, the state of the study stays below them."""
+    """Scrolls finished trials and keeps the study's state below them."""
 
     console: Console
     _clock: _Clock = field(default_factory=lambda: _Clock())
@@ -63,12 +64,12 @@ class LiveProgress:
     _state: str = field(default="first trial", init=False)
 
     def notify(self, words: str) -> None:
-        """Shown beside the state."""
+        """Shows the activity beside the state."""
         self._doing = words
         self._refresh()
 
     def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """Print the trial, update the state."""
+        """Prints the trial and updates the state."""
         self._clock.done(trial)
         self._state = _study_line(front, done, planned, self._clock)
         self.console.print(_trial_line(trial), highlight=False, markup=False)
@@ -76,7 +77,7 @@ class LiveProgress:
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
-        """Keep the last line live."""
+        """Keeps the last line live."""
         with Live(Text(self._state), console=self.console, transient=True) as live:
             self._live = live
             try:
@@ -90,7 +91,7 @@ class LiveProgress:
 
 
 def choose_progress(quiet: bool = False) -> Progress:
-    """Live on a terminal, lines elsewhere."""
+    """Chooses the live display on a terminal, plain lines elsewhere."""
     console = Console(stderr=True, quiet=quiet)
     if sys.stderr.isatty() and not quiet:
         return LiveProgress(console)
@@ -99,19 +100,19 @@ def choose_progress(quiet: bool = False) -> Progress:
 
 @dataclass
 class _Clock:
-    """How long a trial takes here."""
+    """Estimates the time left from the trials so far."""
 
     spent_s: list[float] = field(default_factory=list)
 
     def done(self, trial: TrialSnapshot) -> None:
-        """A trial ended; one that never ran, or over which the clock was set back, says nothing of
-        the time that others take."""
+        """Records an ended trial; one that never ran, or during which the clock was set back, is
+        ignored."""
         if trial.configuration_id is not None and trial.finished is not None:
             seconds = (trial.finished - trial.started).total_seconds()
             self.spent_s += [seconds] if seconds >= 0 else []
 
     def left(self, trials: int) -> str:
-        """A rough remainder, in words."""
+        """The rough time left, in words."""
         if not self.spent_s or trials <= 0:
             return "unknown" if trials > 0 else "none"
         seconds = trials * sum(self.spent_s) / len(self.spent_s)
@@ -119,7 +120,7 @@ class _Clock:
 
 
 def format_duration(seconds: float) -> str:
-    """For people: 40 s, 12 min, 3.5 h."""
+    """Formats seconds for users: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,8 +1,8 @@
-"""Pruning: a short replicate's optimistic bound against the front.
+"""Prunes configs by comparing a short replicate's optimistic bound with the front.
 
 The bound of a configuration is the best that it could reach: each speed's mean plus two standard
-errors, another start of the engine included, and its quality where it is known, else an optimistic
-prior. A configuration whose bound an incumbent beats in everything is pruned.
+errors, including the scatter between engine starts, and its quality if it is known, else an
+optimistic prior. A configuration whose bound an incumbent dominates is pruned.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ Samples = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Incumbents:
-    """The front as it stands. members: trial number and objective values of each; deviation: of
-    one repeat, relative, over all that was measured; configurations: of the members, whose further
-    repeats nothing stops; budgets: device budget of each member, which beats nothing that runs
-    under a smaller one."""
+    """The current front.
+
+    members: trial number and objective values of each; deviation: of one repeat, relative, over all
+    measurements; configurations: of the members, which are never pruned; budgets: device budget of
+    each member, which cannot dominate a trial under a smaller budget.
+    """
 
     objectives: tuple[str, ...]
     members: tuple[tuple[int, tuple[float, ...]], ...]
@@ -39,7 +41,8 @@ class Incumbents:
         quality: float | None,
         budget_bytes: int = 0,
     ) -> tuple[int | None, dict[str, float]]:
-        """The trial that beats this bound, None where none does; and the bound.
+        """Returns the trial that dominates the bound of these values, None if there is none, and
+        the bound.
 
         values: repeats of each speed; quality: known, or None for the optimistic prior.
         """
@@ -68,7 +71,7 @@ def incumbents_of(
     trials: Sequence[TrialSnapshot],
     speeds: Sequence[str] = ("output_tps", "tpot_ms"),
 ) -> Incumbents:
-    """From a front and all trials of a study."""
+    """Builds the incumbents from a front's members and all trials of a study."""
     points = tuple(
         (trial.number, tuple(trial.scores[name] for name in objectives)) for trial in members
     )
@@ -84,8 +87,8 @@ def incumbents_of(
 def competitive(
     trials: Sequence[TrialSnapshot], incumbents: Incumbents, samples_of: Callable[[int], Samples]
 ) -> list[TrialSnapshot]:
-    """PRUNED trials that no incumbent beats now, one a configuration: none beyond a limit, and none
-    of a configuration that another trial ran to its end or found not to fit.
+    """PRUNED trials that no incumbent dominates now, one per configuration, except those beyond a
+    limit and those of a configuration that another trial completed or found not to fit.
 
     samples_of: repeats of each speed of a configuration, by its id.
     """
@@ -97,7 +100,7 @@ def competitive(
             continue
         if any(excess > 0 for excess in trial.violations.values()):
             continue
-        quality = trial.scores.get("quality")  # known, or as much as was granted
+        quality = trial.scores.get("quality")  # evaluated, or the optimistic prior
         incumbent, _ = incumbents.beating(samples_of(configuration), quality, budget_of(trial))
         if incumbent is None:
             found.setdefault(configuration, trial)

@@ -1,7 +1,7 @@
-"""A study from its first trial to its last, resumable at any moment.
+"""Runs a study from its first trial to its last; resumable at any time.
 
 In: a definition, an open engine session, a store. Out: StudyResult. Stages: prepare (machine,
-trace, twin), search, confirm. Optuna hands out trials, our tables are the record. The recommended
+trace, replay), search, confirm. Optuna hands out trials, our tables are the record. The recommended
 config is on disk after every trial.
 """
 
@@ -37,15 +37,16 @@ from tuner.study.trial import TrialRunner
 from tuner.workers.local import ALONE, WorkerPool, devices_for, joined_workers
 from tuner.workers.ray_cluster import placed_workers
 
-# Of a study's --timeout, kept for confirming its front.
+# Fraction of --timeout reserved for confirming the front.
 CONFIRMING_FRACTION = 0.2
-MOST_ROUNDS = 3  # of searching, should workers die
+MOST_ROUNDS = 3  # of searching, in case workers die
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """How a study stands when its run ends. output: the recommended config, None without one;
-    ended_early: before its trials were spent, since nothing left was promising."""
+    """The state of a study when its run ends. output: the recommended config, None without one;
+    ended_early: before its trials were spent, since no candidate was expected to improve the
+    front."""
 
     study: StudySnapshot
     trials: tuple[TrialSnapshot, ...]
@@ -64,14 +65,15 @@ def run_study(
     estimate_s: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
-    """Run, or continue, a study until its trials or its time are spent, or nothing is promising.
+    """Runs, or continues, a study until its trials or its time are spent, or no candidate is
+    expected to improve the front.
 
-    pool: which workers run trials beside this process; estimate_s: how long it is expected to take;
-    interrupted: whether somebody asked to stop, looked at before each trial.
+    pool: the workers that run trials beside this process; estimate_s: its expected duration;
+    interrupted: whether a stop was requested, checked before each trial.
 
     Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
     cannot be used, UsageError for a task that does not exist. On KeyboardInterrupt the study is
-    left resumable and the interrupt goes on.
+    left resumable and the interrupt is raised again.
     """
     check_writable(definition.output_path)
     check_tasks(definition, session)
@@ -103,9 +105,10 @@ def join_study(
     hardware: Hardware,
     progress: Progress,
 ) -> int:
-    """Run trials of a study that another process leads, until it needs no more; how many ran here.
+    """Runs trials of a study that another process leads, until it needs no more; returns how many
+    ran here.
 
-    Raises StudyError where it does not run, or was begun on another kind of machine.
+    Raises StudyError if the study does not run, or was begun on another kind of machine.
     """
     if study.state != "RUNNING":
         raise StudyError(
@@ -137,7 +140,7 @@ class StudyRun:
         self.runner = TrialRunner(self.context, self.state, self._predict)
 
     def lead(self, pool: WorkerPool) -> None:
-        """All stages, as the one parent of the study."""
+        """Runs all stages as the study's leading process."""
         self._keep_deadline()
         self._interrupt(self.ends_with_us)
         if self.state.left > 0:
@@ -150,7 +153,7 @@ class StudyRun:
                     break
                 with self._joined(pool):
                     self._search(leading=True)
-                # a worker that died leaves its trial, which the next round tries again
+                # a dead worker leaves its trial, which the next round retries
                 if not self._interrupt(self._is_lost):
                     break
         self._write_best()
@@ -158,7 +161,7 @@ class StudyRun:
         self._write_best()
 
     def join(self) -> int:
-        """The search alone, beside a parent; how many trials ran here."""
+        """Runs only the search, beside the leading process; returns how many trials ran here."""
         if self.context.definition.sampler == "auto":
             self._prepare_searcher()
         if self.state.unclaimed > 0:
@@ -166,7 +169,7 @@ class StudyRun:
         return sum(trial.worker == own_id() for trial in self.state.trials)
 
     def result(self) -> StudyResult:
-        """How the study stands now."""
+        """The current state of the study."""
         self.state.refresh()
         definition, front = self.context.definition, self.state.front
         study = self.context.store.study(self.context.study.name)
@@ -175,21 +178,21 @@ class StudyRun:
         return StudyResult(study, self.state.trials, front, output, early)
 
     def ends_with_us(self, worker: str | None) -> bool:
-        """Whether a trial of that worker runs no more when this process leaves the study."""
+        """Whether that worker's trials stop when this process leaves the study."""
         return worker == own_id() or self._is_lost(worker)
 
     def _is_lost(self, worker: str | None) -> bool:
         return worker in self.lost or is_gone(worker)
 
     def _interrupt(self, ended: Callable[[str | None], bool]) -> int:
-        """Give up running trials of workers that ended; how many there were."""
+        """Marks running trials of ended workers as interrupted; returns how many there were."""
         lost = self.context.store.interrupt_running(self.context.study.id, ended)
         self.state.refresh()
         return len(lost)
 
     def _keep_deadline(self) -> None:
-        """Before anything that takes its time: a worker that joins meanwhile must not use the
-        deadline of an earlier run."""
+        """Stores the deadline before any slow stage, so that no joining worker uses the deadline of
+        an earlier run."""
         context = self.context
         database = context.store.database
         with (
@@ -200,7 +203,7 @@ class StudyRun:
             keep_deadline(memory, context.seconds_left(1 - CONFIRMING_FRACTION))
 
     def _prepare_searcher(self) -> None:
-        """Trace, twin and posterior; the first measured trial corrects the twin."""
+        """Prepares trace, replay and posterior; the first measured trial corrects the replay."""
         self.searcher = Preparation(self.context, self.state.first_measured).searcher()
         self.state.refresh()
 
@@ -211,7 +214,7 @@ class StudyRun:
         return self.searcher is not None and self.searcher.exhausted(self.state.trials)
 
     def _joined(self, pool: WorkerPool) -> contextlib.AbstractContextManager[None]:
-        """The other workers, while they are needed."""
+        """Starts the other workers while the block runs."""
         definition, name = self.context.definition, self.context.study.name
         url, trust = self.context.store.database.url, definition.trust_remote_code
         if pool.ray is not None:
@@ -221,7 +224,7 @@ class StudyRun:
         return joined_workers(name, url, others, trust)
 
     def _search(self, *, leading: bool, most: int | None = None) -> None:
-        """Trials until there are enough; most: at most so many."""
+        """Runs trials until there are enough. most: limit on their number."""
         loop = TrialLoop(self.context, self.state, self.runner, self.searcher, self._after_trial)
         started_s = time.monotonic()
         try:
@@ -247,7 +250,7 @@ class StudyRun:
             self.context.progress.trial_done(trial, self.state.front, done, planned)
 
     def _write_best(self) -> None:
-        """The recommended config, and one for each smaller budget of a curve."""
+        """Writes the recommended config, and one for each smaller budget of a curve."""
         front, definition = self.state.front, self.context.definition
         if not front.members:
             return

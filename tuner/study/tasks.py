@@ -1,4 +1,4 @@
-"""The lm-eval tasks of a study: the default one, and a check of those that were named."""
+"""The lm-eval tasks of a study: the default task, and a check of the named ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_LIMIT = 40
 
 
 def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
-    """Held-out text from studies/demo where quality is an objective and no task was named."""
+    """Adds held-out text from studies/demo if quality is an objective and no task was named."""
     if "quality" not in definition.objectives or definition.quality.tasks:
         return definition
     task = studies_folder() / "demo" / "tasks" / "demo_bpb.yaml"
@@ -32,9 +32,9 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
 
 
 def check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
-    """Raise UsageError for a task that lm-eval does not know: it would fail every trial.
+    """Raises UsageError for a task that lm-eval does not know: it would fail every trial.
 
-    Where the engine dies of the question twice, the trials will show.
+    If the engine dies of the question twice, the check is skipped and the trials will show it.
     """
     if "quality" not in definition.objectives:
         return

@@ -1,7 +1,7 @@
-"""TrialRunner: one point of the space, run to an outcome. The trial boundary: nothing escapes it.
+"""TrialRunner: runs one point of the space to an outcome. The trial boundary: no error passes it.
 
-In: a point. Out: TrialOutcome, with every sample already stored. What goes wrong becomes a state
-and a class of failure; only an interruption passes through.
+In: a point. Out: TrialOutcome, with every sample already stored. Errors become a state and a
+failure class; only an interruption passes through.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ STEADY_METRICS = ("output_tps", "tpot_ms")
 
 
 class TrialRunner:
-    """Runs points of one study. predict: the twin's figures for a point, {} without one."""
+    """Runs points of one study. predict: the predicted speeds of a point, {} without a
+    prediction."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class TrialRunner:
         self._judge = _judge_of(context)
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
-        """Measure a point, evaluate its quality, score it."""
+        """Measures a point, evaluates its quality, scores it."""
         before_s = self._context.session.busy_s
         outcome = self._run(trial_id, point)
         return replace(
@@ -122,7 +123,7 @@ class TrialRunner:
     def _measure_fairly(
         self, configuration_id: int, config: EngineConfig, trial_id: int
     ) -> tuple[Pool, int]:
-        """Measure; what passed the budget in a used process gets a second chance in a new one."""
+        """Measures; if a used process exceeded the budget, tries again in a new one."""
         try:
             return self._measure(configuration_id, config, trial_id)
         except OverBudgetError:
@@ -136,7 +137,8 @@ class TrialRunner:
     def _measure(
         self, configuration_id: int, config: EngineConfig, trial_id: int
     ) -> tuple[Pool, int]:
-        """At least one repeat, more until the interval is narrow; pooled with earlier ones."""
+        """Measures at least one repeat, and more until the interval is narrow; pools earlier
+        samples."""
         context, machine_id = self._context, self._context.study.machine_id
         rule = context.definition.repeats
         on_front = configuration_id in self._state.incumbents.configurations
@@ -229,7 +231,7 @@ class TrialRunner:
 
 
 def _judge_of(context: StudyContext) -> QualityJudge | None:
-    """None where quality is no objective."""
+    """The quality evaluator; None if quality is not an objective."""
     definition = context.definition
     if "quality" not in definition.objectives:
         return None
@@ -245,7 +247,7 @@ def _judge_of(context: StudyContext) -> QualityJudge | None:
 
 @dataclass(frozen=True)
 class _Quality:
-    """What was said of a config and of 16 bits, and the one over the other."""
+    """The results of a config and of the 16-bit model, and their ratio."""
 
     result: QualityResult
     reference: QualityResult
@@ -253,7 +255,7 @@ class _Quality:
 
 
 class _PrunedError(Exception):
-    """A member of the front beats the bound of what was measured so far."""
+    """A front member dominates the optimistic bound of the measurements so far."""
 
     def __init__(
         self, incumbent: int, pool: Pool, bound: Mapping[str, float], known: bool, peak_bytes: int
@@ -267,7 +269,7 @@ class _PrunedError(Exception):
 
 
 def _check_budget(report: Report, config: EngineConfig) -> None:
-    """An outside reading above the budget makes the configuration infeasible."""
+    """Makes the configuration infeasible if memory measured from outside exceeds the budget."""
     peak_bytes, budget_bytes = report.memory.external_peak_bytes, config.budget.vram_bytes
     if budget_bytes and peak_bytes > budget_bytes:
         raise OverBudgetError(

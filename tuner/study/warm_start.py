@@ -1,8 +1,8 @@
-"""Starting points from earlier studies: of the same model under another budget or on another
-machine, or of another model of its family.
+"""Warm start: first points from earlier studies of the same model under another budget or on
+another machine, or of another model of its family.
 
-They are proposals, never measurements: each is run here like any other trial, and `tune show` says
-what came of it.
+They are proposals, never measurements: each is run here like any other trial, and `tune show`
+reports its outcome.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tuner.store.repository import Store
 from tuner.store.snapshots import TRANSFER, StudySnapshot, TrialSnapshot
 
 MOST_POINTS = 2
-MOST_STUDIES = 5  # the newest of those that are alike
+MOST_STUDIES = 5  # the newest comparable ones
 
 
 def starting_points(
     store: Store, study: StudySnapshot, space: SearchSpace
 ) -> list[tuple[str, Point]]:
-    """Origin and point of up to MOST_POINTS recommended configs, each as far as this space has its
-    settings, without those that do not fit."""
+    """Origin and point of up to MOST_POINTS recommended configs, restricted to the settings of this
+    space; those that do not fit are left out."""
     found: list[tuple[str, Point]] = []
     for other in _alike(store.studies(), study):
         front = front_of(other, store.trials(other))
@@ -39,7 +39,7 @@ def starting_points(
 
 
 def warm_start_gain(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
-    """What each transferred point came to, a sentence each."""
+    """The outcome of each warm-start point, one sentence each."""
     members = {member.number for member in front.members}
     sentences = []
     for trial in trials:
@@ -57,7 +57,7 @@ def warm_start_gain(front: Front, trials: Sequence[TrialSnapshot]) -> list[str]:
 
 
 def _alike(studies: Sequence[StudySnapshot], study: StudySnapshot) -> list[StudySnapshot]:
-    """Of the same model first, then of its family, each the newest first."""
+    """Studies of the same model, then of its family, each newest first."""
     others = [other for other in studies if other.id != study.id]
     same = [o for o in others if o.model_fingerprint == study.model_fingerprint]
     family = [o for o in others if o not in same and o.facts["family"] == study.facts["family"]]
@@ -65,8 +65,8 @@ def _alike(studies: Sequence[StudySnapshot], study: StudySnapshot) -> list[Study
 
 
 def _translated(params: Mapping[str, Any], space: SearchSpace) -> Point:
-    """The settings that this space has at the other's values, the rest at its default's; where that
-    is too large here, the cache's and then the micro-batches' too."""
+    """Takes the other study's values for the settings of this space, the default's for the rest; if
+    that does not fit here, also the default's cache size and then its micro-batches."""
     default = space.default()
     point = {
         p.name: params[p.name] if params.get(p.name) in p.choices else default[p.name]

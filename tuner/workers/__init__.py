@@ -1,1 +1,1 @@
-"""More processes that run a study's trials, here or on Ray; must not search themselves."""
+"""Starts more processes that run a study's trials, here or on Ray; must not search themselves."""

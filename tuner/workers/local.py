@@ -1,9 +1,8 @@
-"""Who runs trials of a study; the workers of this machine: `tune worker` processes that die with
-their parent.
+"""Starts local `tune worker` processes; they exit with the parent.
 
-Each keeps an engine of its own, on an accelerator of its own where there are several. On the
-processor they take turns while something is timed, so they help there as far as a trial does other
-things: packing, evaluating, loading.
+Each has its own engine, on its own accelerator if there are several. On the CPU they take turns
+while something is timed, so they help there only as far as a trial does other work: packing,
+evaluating, loading.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tuner.processes.start import ENDING_S, end_process, start_module
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Who runs trials of a study. workers: processes of this machine, the parent among them; ray:
+    """The worker pool of a study. workers: processes of this machine, including the parent; ray:
     address of a cluster, or `auto`, whose accelerators each run one more."""
 
     workers: int = 1
@@ -33,7 +32,7 @@ ALONE = WorkerPool()
 
 
 def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:
-    """Which device each of so many workers takes, the parent first."""
+    """The device of each of so many workers, the parent's first."""
     several = device in ("auto", "cuda") and len(hardware.gpus) > 1
     if not several:
         return [device] * workers
@@ -42,7 +41,8 @@ def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:
 
 @contextlib.contextmanager
 def joined_workers(study: str, storage: str, devices: Sequence[str], trust: bool) -> Iterator[None]:
-    """One more worker for each device while the block runs; at its end they finish their trials."""
+    """Runs one more worker for each device during the block; at its end they finish their
+    trials."""
     folder = data_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []

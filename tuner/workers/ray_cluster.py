@@ -1,7 +1,7 @@
-"""Workers of a study on the machines of a Ray cluster, one for each accelerator.
+"""Runs a study's workers on the machines of a Ray cluster, one for each accelerator.
 
-ray_driver.py, a process of its own, places and watches them. A node that is lost costs the trial
-that ran there. Storage must be one that every node reaches. Needs the extra `ray`.
+ray_driver.py, a separate process, places and watches them. A lost node costs the trial that ran
+there. Every node must be able to reach the storage. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDING_S = 10.0
 
 
 def check_address(address: str) -> None:
-    """UsageError for what is no address of a cluster."""
+    """Raises UsageError if this is not the address of a cluster."""
     if address != "auto" and not re.fullmatch(r".+:\d{1,5}", address):
         raise UsageError(f"--ray {address}: write auto, or the head's address such as host:6379")
 
@@ -40,12 +40,12 @@ def placed_workers(
     trust: bool,
     lost: Callable[[str], None],
 ) -> Iterator[None]:
-    """Workers on the cluster at `address` (`auto`: the one that this machine is part of) while the
-    block runs; at its end they finish their trials.
+    """Runs workers on the cluster at `address` (`auto`: this machine's cluster) during the block;
+    at its end they finish their trials.
 
-    devices: the study's, and the one that this process takes; lost: called with the id of a worker
-    whose node, actor or process died, at the end of the block at the latest, and of all where the
-    block is left by an exception. Raises StudyError without Ray, without a cluster, or for a
+    devices: the study's, and the one that this process uses; lost: called with the id of a worker
+    whose node, actor or process died, at the end of the block at the latest, and with all ids if
+    the block is left by an exception. Raises StudyError without Ray, without a cluster, or for a
     storage that other machines cannot reach.
     """
     arguments = ["worker", study, "--storage", storage]
@@ -77,7 +77,8 @@ def placed_workers(
 
 @contextlib.contextmanager
 def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """The process and its messages; it ends with the block, and with it the workers."""
+    """Yields the driver process and its messages; the process and its workers end with the
+    block."""
     folder = data_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
@@ -106,6 +107,6 @@ def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[s
 
 
 def _next(messages: IO[str]) -> dict[str, Any]:
-    """The next message; {} where the process ended."""
+    """The next message; {} when the process has ended."""
     line = messages.readline()
     return dict(json.loads(line)) if line.strip() else {}

@@ -1,8 +1,8 @@
-"""Places workers of a study on a Ray cluster: its order on stdin.
+"""Places a study's workers on a Ray cluster, as ordered on stdin.
 
 `python -m tuner.workers.ray_driver FD`
 
-A process of its own, since Ray prints, forks and catches signals. It writes one JSON message a line
+A separate process, since Ray prints, forks and catches signals. It writes one JSON message a line
 to FD: {"failed": sentence} or {"placed": n}, then {"worker": id} for each that began and {"lost":
 id, "why": sentence} for each that died, then ends with the last worker. Ray ends the workers when
 it dies.
@@ -32,13 +32,13 @@ Say = Callable[[Mapping[str, Any]], None]
 
 
 class PlacingError(Exception):
-    """No worker can be placed; the message is for people."""
+    """No worker can be placed; the message is for users."""
 
 
 @dataclass(frozen=True)
 class PlacementOrder:
-    """What to place where. arguments: of `tune`, without the device; own_device: the parent's;
-    local: storage is a file that no other machine sees."""
+    """Which workers to place. arguments: of `tune`, without the device; own_device: the parent's;
+    local: the storage is a file that no other machine sees."""
 
     address: str
     device: str
@@ -49,7 +49,7 @@ class PlacementOrder:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one worker runs. node: Ray's id of it; host: its address, for people."""
+    """Where one worker runs. node: Ray's id of it; host: its address, for users."""
 
     node: str
     host: str
@@ -59,8 +59,8 @@ class Place:
 def places_of(
     nodes: Sequence[Mapping[str, Any]], own_node: str, own_device: str, device: str
 ) -> list[Place]:
-    """One for each accelerator of the cluster, or for each node where none is asked for, without
-    what the parent itself takes.
+    """One place for each accelerator of the cluster, or for each node if none is requested, except
+    the parent's own.
 
     nodes: as ray.nodes() lists them. own_device: the parent's, on own_node.
     """
@@ -79,7 +79,7 @@ def places_of(
 
 
 class WorkerActor:
-    """Runs one `tune worker` on its node; that dies with this actor."""
+    """Runs one `tune worker` on its node; the worker dies with this actor."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._process = start_module(
@@ -92,17 +92,17 @@ class WorkerActor:
         )
 
     def worker(self) -> str:
-        """The id that its trials carry."""
+        """The worker id that its trials carry."""
         return id_of(self._process.pid)
 
     def wait(self) -> tuple[int, str]:
-        """Exit code and last lines, when it ends."""
+        """Waits for its end; returns exit code and last lines."""
         text, _ = self._process.communicate()
         return self._process.returncode, "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
 
 def main() -> None:
-    """Place what is ordered and watch it."""
+    """Places the ordered workers and watches them."""
     order = PlacementOrder(**json.loads(sys.stdin.readline()))
     with os.fdopen(int(sys.argv[1]), "w", buffering=1) as messages:
         lock = threading.Lock()
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def place_all(order: PlacementOrder) -> list[tuple[Place, Any]]:
-    """An actor for each place. Raises PlacingError."""
+    """Creates an actor for each place. Raises PlacingError."""
     try:
         import ray
     except ImportError:
@@ -150,7 +150,7 @@ def _place(ray: Any, place: Place, arguments: Sequence[str]) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     card = 1 if place.device.startswith("cuda") else 0
-    # it is told its card by number; Ray would renumber what it sees
+    # the worker gets its GPU by number, so Ray must not renumber the visible ones
     variables = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"} if card else {}
     actor = ray.remote(WorkerActor).options(
         num_cpus=0,
@@ -164,7 +164,7 @@ def _place(ray: Any, place: Place, arguments: Sequence[str]) -> Any:
 
 
 def _watch(actor: Any, place: Place, say: Say) -> None:
-    """Until that worker ends; what ended it badly is said."""
+    """Watches a worker until it ends; reports a failure."""
     import ray
 
     worker = ""
@@ -181,7 +181,7 @@ def _watch(actor: Any, place: Place, say: Say) -> None:
 
 def _connect(ray: Any, address: str) -> None:
     host = "" if address == "auto" else _reached_host(address)
-    # Ray would take another address of this machine for its own, which a loopback cluster is not at
+    # Ray would choose another address of this machine, which a loopback cluster does not use
     pinned = {"_node_ip_address": host} if host.startswith("127.") else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **pinned)
@@ -190,7 +190,8 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _reached_host(address: str) -> str:
-    """Of `host:port`, where something listens: Ray itself would look for minutes."""
+    """The host of `host:port`, after checking that something listens: Ray would search for
+    minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()

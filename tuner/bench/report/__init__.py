@@ -1,1 +1,1 @@
-"""A bench as HTML or Markdown; must not measure."""
+"""Renders a bench as HTML or Markdown; must not measure."""

@@ -1,7 +1,7 @@
-"""Figures of a bench as Plotly makes them; pure functions of the document.
+"""Plotly figures of a bench; pure functions of the document.
 
 Colours are Okabe and Ito's, told apart without red and green; curves differ in marker and dash too,
-parts of bars in pattern. Backgrounds are transparent: the page's own light or dark shows through.
+parts of bars in pattern. Backgrounds are transparent, so that the page's light or dark one shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GRID = "rgba(128, 128, 128, 0.3)"
 
 
 def figures_of(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(title, figure) of each that has something to show."""
+    """(title, figure) of each figure that has data."""
     found = (
         ("decode_tps against cache fraction", curve_figure(document)),
         ("Time of a decoded token", split_figure(document)),
@@ -31,7 +31,7 @@ def figures_of(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def curve_figure(document: Mapping[str, Any]) -> Any:
-    """Speed by cache fraction, a line a policy with its intervals; None without fractions."""
+    """Speed by cache fraction, one line per policy with its intervals; None without fractions."""
     curves = cache_curves(document)
     if not curves:
         return None
@@ -67,7 +67,7 @@ def curve_figure(document: Mapping[str, Any]) -> Any:
 
 
 def split_figure(document: Mapping[str, Any]) -> Any:
-    """Stacked bars, one a row; None where no row has a time split."""
+    """Stacked bars of the time split, one per row; None if no row has one."""
     rows = [
         row
         for row in document["rows"]

@@ -1,6 +1,6 @@
 """Speed against cache fraction: rows of one policy that differ in `cache.expert_bytes` alone.
 
-Shares are those that `--set cache.expert_bytes=10%,25%,...` asked for.
+Fractions are those given by `--set cache.expert_bytes=10%,25%,...`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FRACTION_PATH = "cache.expert_bytes"
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """decode_tps at a fraction of all expert bytes."""
+    """The decode speed (tokens/s) at one fraction of all expert bytes."""
 
     percent: float
     speed: Metric
@@ -25,14 +25,14 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """One policy (or setting), by growing fraction."""
+    """One policy (or setting), by ascending fraction."""
 
     name: str
     points: tuple[CurvePoint, ...]
 
 
 def cache_curves(document: Mapping[str, Any]) -> list[Curve]:
-    """Curves with at least two points."""
+    """Returns the curves that have at least two points."""
     found: dict[str, list[CurvePoint]] = defaultdict(list)
     for row in document["rows"]:
         fraction = str(row["settings"].get(FRACTION_PATH, ""))

@@ -1,9 +1,10 @@
-"""Figures that follow from a row's own metrics, or from the fastest resident row beside it.
+"""Metrics derived from a row's own metrics, or from the fastest resident row beside it.
 
 regret: Belady's hit rate less the row's own (negative where prefetching does better than any
-cache); policy_fraction: of a token's time, what deciding took; efficiency_ratio: the shortest time
-that this budget allows over the time taken, where the shortest is the fastest resident row's at
-equal bits, or reading what even Belady's rule must load, whichever takes longer.
+cache); policy_fraction: fraction of a token's time spent on policy decisions; efficiency_ratio: the
+shortest time that this budget allows over the time taken, where the shortest is the fastest
+resident row's at equal bits, or that of reading what even Belady's rule must load, whichever takes
+longer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _EQUAL = (
 
 
 def derived_metrics(results: Sequence[RowResult]) -> list[dict[str, Metric]]:
-    """Of each row, by name; what cannot be derived is left out."""
+    """The derived metrics of each row, by name; what cannot be derived is left out."""
     return [_derive(row, results) for row in results]
 
 

@@ -1,4 +1,4 @@
-"""The one JSON document of a bench: rows, what follows from them, where they come from."""
+"""Builds the one JSON document of a bench: rows, derived figures, provenance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench_document(
     repeats: int,
     seed: int,
 ) -> dict[str, Any]:
-    """JSON-ready. presets: by the name that rows give as their policy."""
+    """Builds the JSON-ready document. presets: policies by the name that rows refer to."""
     derived = derived_metrics(results)
     return {
         "rows": [result.to_json(results[0]) for result in results],

@@ -1,4 +1,4 @@
-"""What each mechanism of a policy is worth: the policy over itself without the mechanism."""
+"""The effect of each mechanism of a policy: the policy over itself without the mechanism."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ EFFECTS = ("output_tps", "decode_tps", "prefill_tps", "ttft_ms", "transfer_bytes
 
 @dataclass(frozen=True)
 class Effect:
-    """ratios: by metric, the row over the one without the mechanism, paired by round."""
+    """One mechanism's effect. ratios: by metric, the whole policy over the row without the
+    mechanism, paired by round."""
 
     row: str
     mechanism: str
@@ -23,12 +24,12 @@ class Effect:
     ratios: dict[str, Metric]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         return asdict(self)
 
 
 def mechanism_effects(results: Sequence[RowResult]) -> list[Effect]:
-    """One for each row without a mechanism whose whole policy was measured beside it."""
+    """One effect for each row without a mechanism whose whole policy was measured beside it."""
     found = []
     for part in results:
         whole = next((row for row in results if _is_whole(row, part)), None)

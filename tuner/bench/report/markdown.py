@@ -1,4 +1,4 @@
-"""Tables as one Markdown text; nothing beside it."""
+"""Renders tables as one self-contained Markdown text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tuner.bench.report.tables import Table
 
 
 def render_markdown(tables: Sequence[Table], provenance: Sequence[str]) -> str:
-    """A heading, the tables, where they come from."""
+    """Renders a heading, the tables and their provenance."""
     lines = ["# Bench", ""]
     for table in tables:
         lines += [f"## {table.title}", ""]

@@ -1,4 +1,4 @@
-"""Tables and figures as one HTML file that needs nothing else: plotly.js stands in it once."""
+"""Renders tables and figures as one self-contained HTML file; plotly.js is embedded once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ td:first-child, th:first-child { position: sticky; left: 0; background: var(--pa
 def render_page(
     tables: Sequence[Table], provenance: Sequence[str], figures: Sequence[tuple[str, Any]]
 ) -> str:
-    """figures: (title, Plotly figure)."""
+    """Renders the page. figures: (title, Plotly figure)."""
     parts = [_table(table) for table in tables[:1]]
     parts += [_figure(number, title, figure) for number, (title, figure) in enumerate(figures)]
     parts += [_table(table) for table in tables[1:]]

@@ -1,4 +1,4 @@
-"""What a policy's authors report, beside what was measured here, and what bounds it.
+"""Compares the published figures of a policy with those measured here, and with their bound.
 
 The bound of a decode or prefill figure: a row cannot be faster than its own work without any wait,
 nor than reading what even Belady's rule must load. It follows from the row's time split and bytes,
@@ -22,7 +22,7 @@ Bottleneck = Literal["compute", "transfer"]
 
 
 class _Phase(NamedTuple):
-    """Where the time split and the bound of a figure are found."""
+    """The names of a phase's time split and bound in a row's metrics."""
 
     part: str
     wall: str
@@ -38,9 +38,9 @@ _PHASES = {"decode_tps": _DECODE, "tpot_ms": _DECODE, "prefill_tps": _PREFILL}
 class PublishedComparison:
     """A published ratio and ours.
 
-    over: what the authors compare with; baseline: the row of this bench that stands for it;
-    limit_ratio: what no policy could pass with this row's work; bottleneck: what sets that limit;
-    sentence: all of it for people.
+    over: the authors' baseline; baseline: the row of this bench that stands for it; limit_ratio:
+    the ratio that no policy could exceed with this row's work; bottleneck: what sets that limit;
+    sentence: a summary for users.
     """
 
     row: str
@@ -56,13 +56,13 @@ class PublishedComparison:
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns a JSON-ready dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class _Limit:
-    """hard: the ratio even if deciding were free."""
+    """The limit of a ratio. hard: the ratio even if policy decisions took no time."""
 
     ratio: float
     hard: float
@@ -73,7 +73,7 @@ class _Limit:
 def compare_published(
     results: Sequence[RowResult], presets: Mapping[str, PolicyFile]
 ) -> list[PublishedComparison]:
-    """One for each published figure of each whole policy row."""
+    """One comparison for each published figure of each whole policy row."""
     found = []
     for row in results:
         if row.policy is None or row.without is not None:
@@ -85,7 +85,8 @@ def compare_published(
 
 
 def smaller_is_better(metric: str) -> bool:
-    """Times and bytes, as their names say; rates are better where larger."""
+    """Whether a smaller value is better: true of times and bytes, by name; rates are better
+    larger."""
     return "_ms" in metric or "bytes" in metric
 
 
@@ -125,7 +126,7 @@ def _is_baseline(other: RowResult, row: RowResult, entry: Published) -> bool:
         return whole and dict(other.settings) == dict(row.settings)
     if other.policy != row.policy or other.asked != row.asked.overlay(entry.over):
         return False
-    ran = other.asked.from_dict(other.config)  # a plan may have changed what was asked for
+    ran = other.asked.from_dict(other.config)  # a plan may have changed the requested config
     return ran.overlay(entry.over) == ran
 
 

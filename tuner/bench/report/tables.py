@@ -1,6 +1,6 @@
-"""A bench document as titled tables of text, the same for Markdown, HTML and the terminal.
+"""Turns a bench document into titled text tables, the same for Markdown, HTML and the terminal.
 
-In: the document. Out: tables in reading order; one without rows is left out. Formats only.
+In: the document. Out: tables in reading order, without empty ones. Formats only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MEGA = 1e6
 
 @dataclass(frozen=True)
 class Table:
-    """columns: those that begin with `#` are aligned to the right; note: one paragraph."""
+    """A titled table. columns: those that begin with `#` are right-aligned; note: one paragraph."""
 
     title: str
     columns: tuple[str, ...]
@@ -36,7 +36,7 @@ class Table:
 
 
 def tables_of(document: Document) -> list[Table]:
-    """All that have something to show."""
+    """All tables that have rows."""
     made = (
         measured_table(document),
         split_table(document),
@@ -50,7 +50,7 @@ def tables_of(document: Document) -> list[Table]:
 
 
 def measured_table(document: Document) -> Table:
-    """Every row with its metrics and what follows from them."""
+    """Every row with its measured and derived metrics."""
     derived = {entry["row"]: entry for entry in document["derived"]}
     rows = [{**row["metrics"], **derived[row["name"]]} for row in document["rows"]]
     names = [n for n in (*MEASURED, *DERIVED) if any(n in row for row in rows)]
@@ -69,7 +69,7 @@ def measured_table(document: Document) -> Table:
 
 
 def split_table(document: Document) -> Table:
-    """Where the time of a token goes."""
+    """The time split per token."""
     rows = []
     for row in document["rows"]:
         metrics = row["metrics"]
@@ -82,7 +82,7 @@ def split_table(document: Document) -> Table:
 
 
 def curve_table(document: Document) -> Table:
-    """Decoded tokens a second by cache fraction, one column a policy."""
+    """Decoded tokens a second by cache fraction, one column per policy."""
     curves = cache_curves(document)
     fractions = sorted({point.percent for curve in curves for point in curve.points})
     rows = []
@@ -96,7 +96,7 @@ def curve_table(document: Document) -> Table:
 
 
 def efficiency_table(document: Document) -> Table:
-    """How close rows come to the fastest that their budget allows."""
+    """How close rows come to the shortest time that their budget allows."""
     found = ((entry["row"], entry.get("efficiency_ratio")) for entry in document["derived"])
     rows = tuple((name, _text(ratio)) for name, ratio in found if ratio is not None)
     return Table(
@@ -109,7 +109,7 @@ def efficiency_table(document: Document) -> Table:
 
 
 def ablation_table(document: Document) -> Table:
-    """What each mechanism is worth."""
+    """The effect of each mechanism."""
     entries = document["ablation"]
     names = [name for name in EFFECTS if any(name in entry["ratios"] for entry in entries)]
     rows = tuple(
@@ -126,7 +126,7 @@ def ablation_table(document: Document) -> Table:
 
 
 def published_table(document: Document) -> Table:
-    """What authors report, beside ours."""
+    """Published figures beside ours."""
     rows = []
     for entry in document["published"]:
         measured = _text(entry["measured"])
@@ -153,7 +153,7 @@ def published_table(document: Document) -> Table:
 
 
 def notes_table(document: Document) -> Table:
-    """What a reader must know of each row."""
+    """Notes on each row that a reader must know."""
     rows = tuple(
         (row["name"], note) for row in document["rows"] for note in _notes(row["environment"])
     )
@@ -164,7 +164,7 @@ def notes_table(document: Document) -> Table:
 
 
 def provenance_lines(document: Document) -> list[str]:
-    """Command, workload, machine, versions."""
+    """Command, workload, machine and versions."""
     provenance, machine = document["provenance"], document["machine"]
     versions = ", ".join(f"{name} {found}" for name, found in provenance["versions"].items())
     return [

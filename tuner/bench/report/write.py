@@ -1,4 +1,4 @@
-"""A bench document as a file: Markdown or HTML, by its suffix."""
+"""Writes a bench document to a Markdown or HTML file, by its suffix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIXES = (".md", ".html")
 
 
 def write_report(path: Path, document: Mapping[str, Any]) -> None:
-    """Write everything that the document says. Raises StoreError where that cannot be written."""
+    """Writes the whole document. Raises StoreError if the file cannot be written."""
     tables, provenance = tables_of(document), provenance_lines(document)
     if path.suffix == ".html":
         from tuner.bench.report.charts import figures_of  # plotly is slow to import, and Markdown

@@ -1,1 +1,1 @@
-"""A deployment in the words of other programs; must not run them."""
+"""Renders a deployment for other programs; must not run them."""

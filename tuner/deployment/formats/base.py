@@ -1,4 +1,4 @@
-"""What a format is: how a deployment becomes its text, and what its files are called."""
+"""An export format: renders a deployment as text, and names its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Renderer = Callable[[Deployment, ModelFacts], str]
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of its files, with the dot; mime: as HTTP names it; title: what it is for."""
+    """An export format. suffix: of its files, with the dot; mime: its media type; title: its
+    purpose."""
 
     render: Renderer
     suffix: str

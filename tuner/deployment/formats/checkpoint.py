@@ -1,4 +1,4 @@
-"""Where a deployment's checkpoint is: a folder of the machine that measured, or a hub id."""
+"""Locates a deployment's checkpoint: a folder of the measuring machine, or a hub id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ LOCAL = "local"  # the revision of a folder
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """name: what a file made of it is called; exactly one of folder and hub_id is set."""
+    """A checkpoint's location. name: of files made from it; exactly one of folder and hub_id is
+    set."""
 
     name: str
     folder: str | None
@@ -21,7 +22,7 @@ class CheckpointSource:
 
 
 def checkpoint_source(deployment: Deployment, facts: ModelFacts) -> CheckpointSource:
-    """From a deployment and the facts that its study was run on."""
+    """The source for a deployment and the facts of its study's model."""
     model = deployment.model
     name = model.id.rstrip("/").rpartition("/")[2]
     if model.revision == LOCAL:

@@ -1,8 +1,8 @@
-"""Which GGUF types come nearest to a config's precision, and how many bytes experts take in them.
+"""Chooses the GGUF types nearest to a config's precision, and computes their expert bytes.
 
-Read in llama.cpp's source, build 11434: bits a weight follow from its block structs; a type of 256
-in a block falls back to another where rows do not divide, and `--tensor-type` only counts beside a
-quantized type for the whole file.
+Taken from llama.cpp's source, build 11434: bits a weight follow from its block structs; a type of
+256 in a block falls back to another if rows are not divisible, and `--tensor-type` only counts
+beside a quantized type for the whole file.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from engine.types import BITS, DtypeName
 
 @dataclass(frozen=True)
 class GgufType:
-    """name: of a tensor's type; file_name: of the file's, as llama-quantize lists it; block: how
-    many weights of a row share scales."""
+    """A GGUF type. name: of a tensor's type; file_name: of the file's, as llama-quantize lists it;
+    block: how many weights of a row share scales."""
 
     name: str
     file_name: str
@@ -43,7 +43,7 @@ NEAREST: dict[int, GgufType] = {
 
 
 def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
-    """Of the experts: the nearest that these shapes allow, 16 bits where none does."""
+    """The experts' type: the nearest that these shapes allow, 16 bits if none does."""
     plain = PLAIN[config.compute.dtype]
     if config.precision.prequantized and facts.prequantized is not None:
         return PUBLISHED_4 if facts.prequantized.name == "mxfp4" else BYTE_WIDE
@@ -54,19 +54,19 @@ def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
 
 
 def dense_type(config: EngineConfig) -> GgufType:
-    """Of everything else but embeddings, which stay as they are."""
+    """The type of the non-expert weights except embeddings, which keep theirs."""
     bits = config.precision.non_expert_bits
     return PLAIN[config.compute.dtype] if bits == 16 else NEAREST[bits]
 
 
 def expert_layer_bytes(kind: GgufType, facts: ModelFacts) -> int:
-    """All experts of one layer in this type, biases left out."""
+    """Bytes of all experts of one layer in this type, without biases."""
     weights = sum(part.elements for part in facts.parts if part.kind == "matrix")
     return int(facts.experts * weights * kind.bits_per_weight / 8)
 
 
 def _average_bits(config: EngineConfig, facts: ModelFacts) -> int:
-    """A plan of bits as one number: a GGUF has one type for all experts of a layer."""
+    """Averages a plan of bits: a GGUF has one type for all experts of a layer."""
     table = bits_table(config, facts)
     if table is None:
         return config.precision.bits

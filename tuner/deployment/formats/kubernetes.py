@@ -1,4 +1,4 @@
-"""A config as a deployment in a cluster: ConfigMap, volume claim, Deployment and Service.
+"""Renders a config for a cluster: ConfigMap, volume claim, Deployment and Service.
 
 The pod runs `tune deploy` from the image that the Dockerfile builds. Values are written by the YAML
 library, never pasted into text; names are made valid. Nothing here talks to a cluster.
@@ -21,16 +21,17 @@ from tuner.deployment.formats.place import place_of
 from tuner.deployment.formats.pod import DATA, PORT, pod_spec
 from tuner.errors import ExportError
 
-# What a ConfigMap may hold; the object around the text takes some of it.
+# The limit of a ConfigMap's text; the object around it takes some more.
 MOST_CONFIG_BYTES = 1_000_000
 _MARGIN = 1.1  # file systems keep some of a volume for themselves
-_DATABASE_BYTES = 1_000_000_000  # telemetry, logs and what packing leaves for a moment
+_DATABASE_BYTES = 1_000_000_000  # telemetry, logs and temporary files of packing
 
 
 def render_kubernetes(deployment: Deployment, facts: ModelFacts) -> str:
-    """Four documents behind a heading. ExportError where the config is too large for a ConfigMap.
+    """Renders four documents below a heading. ExportError if the config is too large for a
+    ConfigMap.
 
-    A device `cuda:N` becomes `cuda:0`: a pod sees the GPU that it was given as its first.
+    A device `cuda:N` becomes `cuda:0`: a pod sees its assigned GPU as the first one.
     """
     source = checkpoint_source(deployment, facts)
     placed = _on_first_gpu(deployment)
@@ -53,7 +54,7 @@ def render_kubernetes(deployment: Deployment, facts: ModelFacts) -> str:
 
 
 def volume_bytes(deployment: Deployment, facts: ModelFacts) -> int:
-    """The checkpoint, its packs at this precision, the database; a tenth more."""
+    """The size of the checkpoint, its packs at this precision and the database, plus a tenth."""
     config = deployment.config()
     stored = "prequantized" if "prequantized" in facts.expert_bytes else "16"
     checkpoint = facts.non_expert_bytes + facts.expert_bytes[stored]
@@ -62,10 +63,10 @@ def volume_bytes(deployment: Deployment, facts: ModelFacts) -> int:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML that shows texts of several lines as they are, and everything where it belongs."""
+    """Safe YAML that writes multi-line texts literally and uses no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Labels stand in several places; people read them there."""
+        """Disables aliases, so that repeated labels are written out for readers."""
         return True
 
 

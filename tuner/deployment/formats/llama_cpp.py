@@ -1,7 +1,7 @@
-"""A config as llama.cpp would run it: make the GGUF, then llama-server, as one shell script.
+"""Renders a config for llama.cpp: makes the GGUF, then runs llama-server, as one shell script.
 
 Option names were read in build 11434 and looked up in the wheel xllamacpp 2026.10.11549; the script
-was run by nobody here. What llama.cpp has no word for stands in comments.
+was not run. Comments list the settings that llama.cpp cannot express.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ LEFT_OUT = {
     "placement.": "experts that are not on the device are always computed on the host",
     "host.": "what is not on the device lies in host memory or in the page cache",
     "kv.keep_fraction": "keys and values of all positions are kept",
-    "kv.elastic": "room for keys and values is no room for experts",
+    "kv.elastic": "KV memory is never used for experts",
     "serve.prefix_cache_tokens": "each slot of the server keeps what its own last prompt left",
     "serve.response_cache_entries": "every request is computed",
     "io.": "the file is mapped or read whole; there are no reading threads to set",
     "kernel.": "llama.cpp has kernels of its own",
     "budget.": "llama.cpp keeps no budget: the options were computed so that it should fit one",
 }
-_EXPERTS = "ffn_.*exps"  # the tensors that --cpu-moe means too
+_EXPERTS = "ffn_.*exps"  # the same tensors as --cpu-moe
 
 
 def render_llama_cpp(deployment: Deployment, facts: ModelFacts) -> str:
-    """The script: POSIX sh, every name quoted."""
+    """Renders the script: POSIX sh, every name quoted."""
     config = deployment.config()
     source = checkpoint_source(deployment, facts)
     kind = expert_type(config, facts)
@@ -87,7 +87,7 @@ def render_llama_cpp(deployment: Deployment, facts: ModelFacts) -> str:
 
 def layers_on_host(config: EngineConfig, facts: ModelFacts, kind: GgufType) -> int:
     """The N of --n-cpu-moe: the first N of all layers, so that the experts of the others fit into
-    the bytes that the slots took. Layers without experts are counted as the first ones."""
+    the bytes of the slots. Layers without experts are counted as the first ones."""
     fitting = slots_bytes(config) // expert_layer_bytes(kind, facts)
     left = max(0, facts.moe_layers - fitting)
     return left + facts.layers - facts.moe_layers if left else 0
@@ -135,7 +135,7 @@ def _kv_options(config: EngineConfig) -> list[list[str]]:
 
 
 def _conversion(config: EngineConfig, source: CheckpointSource, kind: GgufType) -> list[str]:
-    """Fetch where it is a hub id, convert at 16 bits, quantize experts and the non-expert
+    """Commands that download a hub id, convert at 16 bits, and quantize experts and non-expert
     weights."""
     plain = PLAIN[config.compute.dtype]
     dense = dense_type(config)
@@ -144,7 +144,7 @@ def _conversion(config: EngineConfig, source: CheckpointSource, kind: GgufType) 
         revision = ["--revision", script.quoted(source.revision)]
         fetch = ["hf", "download", script.quoted(source.hub_id)]
         lines.append(script.command(fetch, [revision, ["--local-dir", '"$CHECKPOINT"']], "  "))
-    kept = kind.name == "mxfp4" or kind == plain  # the converter keeps published mxfp4 experts
+    kept = kind.name == "mxfp4" or kind == plain  # the converter keeps mxfp4 experts
     quantize = not kept or dense != plain
     target = '"$GGUF.16"' if quantize else '"$GGUF.partial"'
     convert = ["python3", '"$LLAMA_CPP/convert_hf_to_gguf.py"', '"$CHECKPOINT"']
@@ -197,11 +197,11 @@ def _placement_notes(deployment: Deployment, facts: ModelFacts, kind: GgufType) 
 
 
 def _is_mapped(config: EngineConfig, facts: ModelFacts) -> bool:
-    """Where the slots hold all experts the file may be read whole."""
+    """Whether the file should be mapped: it may be read whole if the slots hold all experts."""
     bits = "prequantized" if config.precision.prequantized else str(config.precision.bits)
     return slots_bytes(config) < facts.expert_bytes[bits]
 
 
 def _file_stem(source: CheckpointSource) -> str:
-    """A file name that no program takes for an option or a folder."""
+    """A file name that no program mistakes for an option or a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.") or "model"

@@ -1,4 +1,4 @@
-"""Names that a cluster takes: RFC 1035 labels made of what people call their studies."""
+"""Makes valid cluster names, RFC 1035 labels, from users' study names."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 
 from engine.files import short_digest
 
-LONGEST = 63  # of a label; what others append to a name must fit too
+LONGEST = 63  # of a label; suffixes appended by others must fit too
 _HASH_DIGITS = 8
 
 
 def cluster_name(prefix: str, text: str, longest: int = LONGEST) -> str:
-    """`prefix-text` in lower-case letters, digits and dashes.
+    """Returns `prefix-text` in lower-case letters, digits and dashes.
 
-    Where that loses something, eight digits of a hash keep two texts apart. prefix begins with a
-    letter, so that services take the name too.
+    If that loses characters, eight digits of a hash keep different texts apart. prefix begins with
+    a letter, so that the name is also valid for services.
     """
     wanted = f"{prefix}-{text}"
     plain = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")

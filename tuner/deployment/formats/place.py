@@ -1,4 +1,5 @@
-"""What kind of device a config was measured on, which decides what other programs are told."""
+"""The kind of device that a config was measured on, which decides how other programs are
+configured."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ Place = Literal["host", "emulated", "accelerator"]
 
 
 def place_of(config: EngineConfig) -> Place:
-    """host: the CPU, whose slots lie in RAM; emulated: RAM that plays an accelerator's part."""
+    """host: the CPU, whose slots are in RAM; emulated: RAM that emulates an accelerator."""
     name = config.device.name
     if name.startswith(PREFIX):
         return "emulated"
@@ -19,7 +20,7 @@ def place_of(config: EngineConfig) -> Place:
 
 
 def slots_bytes(config: EngineConfig) -> int:
-    """What the expert slots of a resolved config take."""
+    """The bytes of the expert slots of a resolved config."""
     wanted = config.cache.expert_bytes
     assert isinstance(wanted, int), "a deployment is resolved"
     return wanted

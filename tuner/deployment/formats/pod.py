@@ -1,4 +1,4 @@
-"""The pod that serves a config: its command, probes, memory, and what it may not do."""
+"""Builds the pod that serves a config: its command, probes, memory and restrictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA = "/data"
 USER = 10001  # as in the Dockerfile
 DRAIN_S = 60
 # The engine's process before it opens a model took 536 MB and the command beside it 107 MB (demo
-# model, CPU build of torch); the rest is room for tokenizers and for reading a checkpoint.
+# model, CPU build of torch); the rest is reserved for tokenizers and for reading a checkpoint.
 PROGRAM_BYTES = 1_500_000_000
 # A first start downloads the checkpoint and packs it.
 _START_S = 3600
@@ -26,7 +26,7 @@ _PROBE_S = 10
 def pod_spec(
     name: str, deployment: Deployment, source: CheckpointSource, facts: ModelFacts
 ) -> dict[str, Any]:
-    """Non-root, read-only, with the config and a volume, and time to drain."""
+    """Builds a non-root, read-only pod with the config and a volume, and time to drain."""
     return {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": DRAIN_S + 30,
@@ -48,8 +48,8 @@ def pod_spec(
 
 
 def memory_bytes(deployment: Deployment, facts: ModelFacts) -> int:
-    """What the pod holds in host memory: the programs, two layers of experts while it packs, the
-    host tier, and where the device is host memory the budget."""
+    """Host memory of the pod: the programs, two layers of experts while it packs, the host tier,
+    and the budget if the device is host memory."""
     config = deployment.config()
     device = 0 if place_of(config) == "accelerator" else deployment.budget.vram_bytes
     packing = 2 * facts.expert_bytes["16"] // facts.moe_layers
@@ -84,7 +84,7 @@ def _container(
 
 def _arguments(deployment: Deployment, source: CheckpointSource) -> list[str]:
     arguments = ["deploy", f"{CONFIG}/deployment.yaml", "--host", "0.0.0.0", "--port", str(PORT)]
-    # A cluster would put a variable's value in place of $(NAME).
+    # A cluster would substitute a variable's value for $(NAME).
     name = deployment.model.id.replace("$(", "$$(")
     arguments += ["--drain", str(DRAIN_S), f"--name={name}"]
     if source.folder is not None and deployment.model.id != "demo":
@@ -93,7 +93,7 @@ def _arguments(deployment: Deployment, source: CheckpointSource) -> list[str]:
 
 
 def _environment(source: CheckpointSource) -> list[dict[str, Any]]:
-    """Everything that is written goes into the volume."""
+    """Environment variables that place every written file in the volume."""
     folders = {
         "HOME": DATA,
         "XDG_DATA_HOME": f"{DATA}/share",
@@ -117,7 +117,7 @@ def _probe(failures: int) -> dict[str, Any]:
 
 
 def _resources(deployment: Deployment, facts: ModelFacts) -> dict[str, Any]:
-    """Memory is asked for and limited alike, so that nobody else can take it away; all cores but
+    """Requests as much memory as the limit, so that no other pod can take it; and all cores but
     one, because a node keeps some for itself."""
     memory = f"{math.ceil(memory_bytes(deployment, facts) / 2**20)}Mi"
     limits: dict[str, Any] = {"memory": memory}

@@ -1,4 +1,4 @@
-"""FORMATS: every format that `tune export --format` and the dashboard offer, by name."""
+"""FORMATS: all formats of `tune export --format` and of the dashboard, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuner.deployment.formats.vllm import render_vllm
 
 
 def render_yaml(deployment: Deployment, facts: ModelFacts) -> str:
-    """What `tune run`, `deploy` and `verify` read; the facts are not needed."""
+    """Renders the YAML for `tune run`, `deploy` and `verify`; the facts are not needed."""
     return dump_deployment(deployment)
 
 

@@ -1,6 +1,6 @@
-"""Shell scripts for other engines: words that a shell reads as they are, and honest comments.
+"""Writes shell scripts for other engines: safely quoted words, and comments on what is missing.
 
-What a user named (models, studies, machines) reaches a script only through `quoted` or `comment`.
+User-supplied names (models, studies, machines) reach a script only through `quoted` or `comment`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _FIGURES = ("output_tps", "decode_tps", "prefill_tps", "tpot_ms", "ttft_ms", "ex
 
 
 def quoted(word: str) -> str:
-    """One word for a POSIX shell."""
+    """Quotes one word for a POSIX shell."""
     return shlex.quote(word)
 
 
 def assign(name: str, value: str) -> str:
-    """A shell variable."""
+    """Assigns a shell variable."""
     return f"{name}={quoted(value)}"
 
 
 def comment(text: str, indent: str = "") -> str:
-    """Lines that a shell skips, whatever the text holds."""
+    """Formats text as comment lines, whatever characters it holds."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return textwrap.fill(
         " ".join(plain.split()),
@@ -44,13 +44,13 @@ def comment(text: str, indent: str = "") -> str:
 
 
 def command(words: Sequence[str], options: Sequence[Sequence[str]], indent: str = "") -> str:
-    """One command, an option a line. Every word is written as it stands: quote what is not ours."""
+    """Formats one command, one option per line. Words are written unchanged: quote user input."""
     lines = [" ".join(words), *(f"  {' '.join(option)}" for option in options)]
     return " \\\n".join(f"{indent}{line}" for line in lines)
 
 
 def heading(deployment: Deployment, engine: str) -> list[str]:
-    """Whose config this was and whose figures, for a script that starts another engine."""
+    """The provenance of config and figures, for a script that starts another engine."""
     source = deployment.provenance
     return [
         comment(
@@ -67,7 +67,7 @@ def heading(deployment: Deployment, engine: str) -> list[str]:
 
 
 def figures(deployment: Deployment) -> list[str]:
-    """The speeds and the quality that were measured, with their intervals, as comments."""
+    """The measured speeds and quality with their intervals, as comments."""
     found = []
     for name in _FIGURES:
         metric = deployment.measured.get(name)
@@ -82,10 +82,10 @@ def figures(deployment: Deployment) -> list[str]:
 def left_out(
     deployment: Deployment, carried: Mapping[str, str], reasons: Mapping[str, str]
 ) -> list[str]:
-    """A comment for each group of settings that the other engine has no word for.
+    """A comment for each group of settings that the other engine cannot express.
 
-    carried: path -> option that says it; reasons: path or its beginning -> why it is not said. The
-    longest beginning that matches decides.
+    carried: path -> option that expresses it; reasons: path prefix -> why it is left out. The
+    longest matching prefix decides.
     """
     groups: dict[str, list[str]] = {}
     for path, value in deployment.config().flat().items():
@@ -99,7 +99,7 @@ def left_out(
 
 
 def reason(path: str, reasons: Mapping[str, str]) -> str:
-    """Why this setting is not carried over; a KeyError is a setting that nobody thought of."""
+    """Why this setting is left out; KeyError for a setting without a reason."""
     matches = [prefix for prefix in reasons if path.startswith(prefix)]
     if not matches:
         raise KeyError(path)

@@ -1,8 +1,8 @@
-"""A config as vLLM would run it: `vllm serve`, as a shell script.
+"""Renders a config for vLLM: `vllm serve`, as a shell script.
 
-Option names and choices were read in vLLM 0.33.0; the script was run by nobody here. vLLM reads no
-experts from the disk and moves those on the host in every pass, so less carries over than the
-options suggest; the comments say what.
+Option names and choices were read in vLLM 0.33.0; the script was not run. vLLM reads no experts
+from the disk and moves those on the host in every pass, so less carries over than the options
+suggest; the comments list it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ LEFT_OUT = {
     "transfer.": "there is no queue of experts",
     "precision.": "vLLM's quantizations have groups of their own, all experts are alike, and none "
     "comes coarser on a miss",
-    "precision.non_expert_bits": "the non-expert weights stays as the checkpoint has it",
+    "precision.non_expert_bits": "the non-expert weights stay as the checkpoint has it",
     "batch.order": "the experts of a layer are computed by one fused kernel",
     "plan.": "the number of sequences is what --max-num-seqs says",
     "placement.": "experts are always computed on the device",
     "host.": "what is not on the device lies in host memory",
     "kv.keep_fraction": "keys and values of all positions are kept",
-    "kv.elastic": "room for keys and values is no room for experts",
-    "serve.prefix_cache_tokens": "prefixes are cached by blocks, in whatever room is free",
+    "kv.elastic": "KV memory is never used for experts",
+    "serve.prefix_cache_tokens": "prefixes are cached by blocks, in whatever memory is free",
     "serve.response_cache_entries": "every request is computed",
     "kv.placement": "keys and values lie on the device",
     "io.": "nothing is read from the disk while it runs",
@@ -50,12 +50,12 @@ LEFT_OUT = {
     "device.": "vLLM takes the accelerator it finds; CUDA_VISIBLE_DEVICES chooses one",
     "budget.": "vLLM knows no limit for host memory and disk",
 }
-# Weights of experts at 8 bits with a scale a row, as ours; the non-expert weights stays at 16.
+# Expert weights at 8 bits with one scale per row, as ours; non-expert weights stay at 16.
 _EIGHT_BITS = "int8_per_channel_weight_only"
 
 
 def render_vllm(deployment: Deployment, facts: ModelFacts) -> str:
-    """The script: POSIX sh, every name quoted."""
+    """Renders the script: POSIX sh, every name quoted."""
     config = deployment.config()
     source = checkpoint_source(deployment, facts)
     parts = [
@@ -80,7 +80,7 @@ def offloaded_gib(config: EngineConfig, facts: ModelFacts) -> float:
 
 
 def memory_fraction(deployment: Deployment) -> float | None:
-    """The budget's fraction of the device's memory, rounded down; None where it is not known."""
+    """The budget's fraction of the device's memory, rounded down; None if it is unknown."""
     device = deployment.config().device.name
     gpus = {gpu["index"]: gpu["total_bytes"] for gpu in deployment.machine.get("gpus", [])}
     number = int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
@@ -126,7 +126,8 @@ def _options(
 
 
 def _needs_other_checkpoint(config: EngineConfig) -> bool:
-    """vLLM quantizes to 8 bits as it loads; fewer have to be in the checkpoint."""
+    """Whether the checkpoint must be quantized: vLLM itself quantizes only to 8 bits at load
+    time."""
     return config.precision.bits < 8 and not config.precision.prequantized
 
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs our migrations on the connection that tuner.store.database hands over."""
+"""Alembic's entry point: runs our migrations on the connection from tuner.store.database."""
 
 from alembic import context
 
@@ -8,7 +8,7 @@ VERSION_TABLE = "expertune_version"
 
 
 def run() -> None:
-    """Run the migrations in one transaction, touching our tables only."""
+    """Runs the migrations in one transaction, touching our tables only."""
     ours = set(Base.metadata.tables)
     context.configure(
         connection=context.config.attributes["connection"],

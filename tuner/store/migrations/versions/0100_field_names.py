@@ -1,4 +1,4 @@
-"""Every table, named as the field names things; stores of before are not read."""
+"""Creates every table with the field's standard names; older stores are not read."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Apply."""
+    """Creates the tables."""
     op.create_table(
         "job",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -269,7 +269,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Undo."""
+    """Drops the tables."""
     with op.batch_alter_table("sample", schema=None) as batch_op:
         batch_op.drop_index("ix_sample_pooled")
 
