@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=50, help="different ones")
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=24, help="of an answer")
-    parser.add_argument("--room", type=int, default=25, help="answers that are kept")
+    parser.add_argument("--capacity", type=int, default=25, help="answers that are kept")
     parser.add_argument("--zipf", type=float, default=1.0)
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
@@ -54,7 +54,9 @@ def main() -> int:
             spent = 1e3 * (time.perf_counter() - started)
             (known if sequence is None else computed).append(spent)
         server.close()
-    print(f"{len(asked)} requests for {len(set(asked))} prompts, capacity {arguments.room} answers")
+    print(
+        f"{len(asked)} requests for {len(set(asked))} prompts, capacity {arguments.capacity} answers"
+    )
     fraction, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
     print(f"hit rate {fraction:.2f}; the most possible {most:.2f}")
     show("known, ms", known)

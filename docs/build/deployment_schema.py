@@ -1,4 +1,4 @@
-"""Write tuner/deployment.schema.json from the code: `python docs/build/deployment_schema.py`."""
+"""Writes the JSON Schema of deployments from the code: `python docs/build/deployment_schema.py`."""
 
 import json
 

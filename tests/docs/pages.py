@@ -10,9 +10,8 @@ from markdown_it import MarkdownIt
 
 from tuner.folders import SOURCE
 
-# docs/lab.md and docs/adr/ are history: what was typed then must stay as it was typed.
+# docs/lab/ and docs/adr/ are history: what was typed then must stay as it was typed.
 PAGES = tuple(sorted([SOURCE / "README.md", *(SOURCE / "docs").glob("*.md")]))
-CURRENT = tuple(page for page in PAGES if page.name != "lab.md")
 SHELLS = ("", "bash", "sh", "console")
 _SEPARATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "(", ")"}
 

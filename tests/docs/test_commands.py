@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from engine.errors import EngineError
-from tests.docs.pages import CURRENT, PAGES, Found, commands, mentions, shell_lines
+from tests.docs.pages import PAGES, Found, commands, mentions, shell_lines
 from tuner.__main__ import run
 from tuner.cli.app import app
 from tuner.cli.options import read_settings
@@ -19,8 +19,8 @@ from tuner.deployment.export import check_format
 from tuner.errors import TunerError
 from tuner.folders import SOURCE
 
-COMMANDS = [found for page in CURRENT for found in commands(page)]
-MENTIONS = [found for page in CURRENT for found in mentions(page)]
+COMMANDS = [found for page in PAGES for found in commands(page)]
+MENTIONS = [found for page in PAGES for found in mentions(page)]
 OURS = ("studies/", "scripts/", "docs/", "tests/")
 # What needs no study, no download and only seconds.
 QUICK = ("--help", "doctor --no-parity", "plan --model demo")
@@ -84,7 +84,7 @@ def test_a_mentioned_command_and_its_options_exist(found: Found):
     assert not words or not re.fullmatch(r"[a-z]+", words[0]), f"there is no tune {words[0]}"
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_commands_name_in_the_source_tree_is_there(page: Path):
     targets = set(re.findall(r"^([a-z-]+):", (SOURCE / "Makefile").read_text(), re.MULTILINE))
     for words in shell_lines(page):
@@ -101,7 +101,7 @@ def test_every_page_is_linked_from_the_front_page():
         assert page.parent == SOURCE or f"](docs/{page.name})" in text, page.name
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path):
     text = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):

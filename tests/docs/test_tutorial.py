@@ -14,7 +14,7 @@ from engine.facts.model import ModelFacts
 from engine.memory.plan import resolve
 from engine.model.facts import describe
 from engine.model.loader import load_model
-from tests.docs.pages import CURRENT, blocks
+from tests.docs.pages import PAGES, blocks
 from tests.docs.shapes import gpt_oss_20b, qwen3_30b_a3b
 from tuner.definition.study import load_definition
 from tuner.deployment.document import VERSION
@@ -76,7 +76,7 @@ def test_its_sizes_are_those_of_the_shapes(facts: dict[str, ModelFacts]):
 
 @pytest.mark.parametrize(
     ("page", "text"),
-    [(page.name, text) for page in CURRENT for kind, text in blocks(page) if kind == "yaml"],
+    [(page.name, text) for page in PAGES for kind, text in blocks(page) if kind == "yaml"],
 )
 def test_yaml_on_a_page_is_a_study_or_a_part_of_one(tmp_path: Path, page: str, text: str):
     if f"schema: {VERSION}" in text:
