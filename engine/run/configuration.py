@@ -165,7 +165,7 @@ class LiveConfiguration:
                 "memory here"
                 if self._device.is_host_memory
                 else f"placement.name = {self.config.placement.name}: inactive, the host tier has "
-                "no room for records"
+                "no capacity for records"
             )
         if self.config.placement.embeddings == "host":
             if self._device.torch_device.type == "cpu":

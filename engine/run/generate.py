@@ -65,7 +65,7 @@ def generate(
         raise InfeasibleError(
             f"the prompt has {len(prompt_ids)} tokens, kv.max_tokens is {capacity}: shorten it "
             "or use "
-            "a config with more room"
+            "a config with more capacity"
         )
     limit = min(max_tokens, capacity - len(prompt_ids))
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from tuner.store.tables import (
     TrialRow,
 )
 
-Wanted = Collection[int] | Select[int | None]
+ConfigurationIds = Collection[int] | Select[int | None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
     )
 
 
-def pools(session: Session, ids: Wanted, machine_id: int) -> dict[int, Pool]:
+def pools(session: Session, ids: ConfigurationIds, machine_id: int) -> dict[int, Pool]:
     """All samples of these configurations on one machine, by configuration; in two queries, however
     many there are. ids: numbers, or a query for them."""
     ours = SampleRow.configuration_id.in_(ids), SampleRow.machine_id == machine_id

@@ -85,6 +85,6 @@ def _check(
         wanted = tensors[part.name].t() if part.transposed else tensors[part.name]
         if not torch.equal(values, wanted):
             raise CheckpointError(
-                f"layer {expert.layer}: the published codes of {part.name} cannot be kept as they "
+                f"layer {expert.layer}: the codes of {part.name} cannot be kept as they "
                 "are in this family: set precision.bits to 16, 8 or 4"
             )

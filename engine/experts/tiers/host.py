@@ -48,7 +48,7 @@ class HostTier:
         self._store = store
         self.count = min(size_bytes // store.record.size_bytes, len(store.experts))
         if self.count < 1:
-            raise ValueError("the host tier has no room for one record")
+            raise ValueError("the host tier is smaller than one record")
         self._slab = device.allocate_staging(self.count * store.record.size_bytes)
         self._view = bytes_view(self._slab)
         self._free = list(range(self.count))

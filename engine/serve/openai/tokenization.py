@@ -169,8 +169,8 @@ def _seed(seed: int, choice: int) -> int:
 def _too_long(what: str, capacity: int, param: str) -> ApiError:
     return ApiError(
         400,
-        f"{what}; this server has room for {capacity} tokens of prompt and answer together "
-        "(kv.max_tokens): ask for less, or deploy a config with more room",
+        f"{what}; this server has a capacity of {capacity} tokens of prompt and answer together "
+        "(kv.max_tokens): ask for less, or deploy a config with more capacity",
         param=param,
         code="context_length_exceeded",
     )

@@ -1,4 +1,4 @@
-"""Room of keys and values that nobody was promised holds experts, and goes when it is needed."""
+"""Unreserved KV memory holds experts, and is given back when it is needed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) 
     configure(engine, **FEW, **{"kv.elastic": True})
     plan = engine.live.memory
     assert plan.elastic_slots > 0
-    assert open_slots(engine) == base  # nothing is lent before anybody is served
-    lent: list[float] = []
+    assert open_slots(engine) == base  # no slot is open before anybody is served
+    opened_fractions: list[float] = []
     open_elastic = engine.open_elastic
 
     def watching(fraction: float) -> None:
         open_elastic(fraction)
-        lent.append(fraction)
+        opened_fractions.append(fraction)
         engine.live.policy.cache.check_integrity()
         assert open_slots(engine) <= base + plan.elastic_slots * fraction
 
@@ -55,8 +55,10 @@ def test_answers_stay_and_slots_follow_the_load(engine: Engine, tokenizer: Any) 
             eventually(lambda: loop.running == 0)
     finally:
         del engine.open_elastic  # type: ignore[method-assign]
-    assert min(lent) < max(lent) <= 1.0
-    assert min(lent) <= 1 - ROOM / (3 * ROOM) + 1e-9  # one of three rows was promised all it has
+    assert min(opened_fractions) < max(opened_fractions) <= 1.0
+    assert (
+        min(opened_fractions) <= 1 - ROOM / (3 * ROOM) + 1e-9
+    )  # one of three rows reserves all it has
     configure(engine)
 
 

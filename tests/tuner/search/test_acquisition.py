@@ -84,7 +84,7 @@ def test_without_predictions_it_beats_drawing_at_random(candidates: Candidates):
     assert hypervolume(candidates, found) > np.median(drawn)
 
 
-def test_it_ends_when_nothing_promises_enough(candidates: Candidates):
+def test_it_ends_when_nothing_improves_enough(candidates: Candidates):
     found = searched(
         candidates, Acquisition(candidates, OBJECTIVES, Constraints()), len(candidates)
     )
@@ -120,7 +120,7 @@ def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
 
 
 def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
-    """The best a second may promise too little; the study goes on for what promises enough."""
+    """The best per second may improve too little; the study goes on while another improves enough."""
     acquisition = Acquisition(candidates, OBJECTIVES, Constraints())
     cheap, dear = Proposal(0, 0.9 * MIN_IMPROVEMENT, 2.0), Proposal(1, 5 * MIN_IMPROVEMENT, 20.0)
     acquisition.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]

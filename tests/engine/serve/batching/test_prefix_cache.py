@@ -26,7 +26,7 @@ def ids(tokenizer: Any) -> list[int]:
 
 @pytest.fixture
 def shared(engine: Engine) -> Any:
-    """The engine with room for beginnings; as before afterwards."""
+    """The engine with a prefix cache; as before afterwards."""
     configure(engine, **{"prefill.chunk_tokens": 16, "serve.prefix_cache_tokens": ROOM})
     yield engine
     configure(engine)
