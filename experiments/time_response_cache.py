@@ -54,9 +54,8 @@ def main() -> int:
             spent = 1e3 * (time.perf_counter() - started)
             (known if sequence is None else computed).append(spent)
         server.close()
-    print(
-        f"{len(asked)} requests for {len(set(asked))} prompts, capacity {arguments.capacity} answers"
-    )
+    prompts = len(set(asked))
+    print(f"{len(asked)} requests for {prompts} prompts, capacity {arguments.capacity} answers")
     fraction, most = len(known) / len(asked), 1 - len(set(asked)) / len(asked)
     print(f"hit rate {fraction:.2f}; the most possible {most:.2f}")
     show("known, ms", known)

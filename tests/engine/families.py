@@ -6,11 +6,14 @@ rounded to bf16, so that 16-bit records hold them exactly.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
+from _pytest.mark import ParameterSet
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -103,6 +106,19 @@ EXTRA: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 16,
     },
 }
+
+
+# Of distinct structure: plain, latent attention with shared experts, biases and interleaved halves,
+# a hybrid with state-space layers. The others run with the slow tests.
+QUICK = ("mixtral", "deepseek_v3", "gpt_oss", "jamba")
+
+
+def each_family(without: Collection[str] = ()) -> list[ParameterSet]:
+    """Parameters of a test of all families; those that are not QUICK are marked slow."""
+    return [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(set(EXTRA) - set(without))
+    ]
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0, **overrides: Any) -> Path:

@@ -18,7 +18,7 @@ from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from tests.engine.families import EXTRA, VOCABULARY, save_tiny
+from tests.engine.families import VOCABULARY, each_family, save_tiny
 
 PROMPT_TOKENS = 19
 NEW_TOKENS = 5
@@ -42,7 +42,7 @@ EXACT_SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module", params=sorted(EXTRA))
+@pytest.fixture(scope="module", params=each_family())
 def opened(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Engine, Path]]:

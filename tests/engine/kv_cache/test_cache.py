@@ -18,7 +18,7 @@ from engine.kv_cache.cache import StoredLayer
 from engine.layout.kv import BLOCK_TOKENS, WINDOW_TOKENS
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from tests.engine.families import EXTRA, VOCABULARY, save_tiny
+from tests.engine.families import VOCABULARY, each_family, save_tiny
 from tests.fakes.staged_device import StagedDevice
 
 PROMPT_TOKENS = 150
@@ -129,7 +129,7 @@ def test_divergence_in_decode_mode_shows_what_bits_lose(engine: Engine, tmp_path
     assert found[16] < found[8] < found[4]
 
 
-@pytest.fixture(scope="module", params=sorted(set(EXTRA) - OWN_CACHE))
+@pytest.fixture(scope="module", params=each_family(OWN_CACHE))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
 

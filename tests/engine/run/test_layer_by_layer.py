@@ -21,7 +21,7 @@ from engine.run.engine import Engine
 from engine.run.layer_by_layer import LayerWise, TextBatch, UnknownHeadError
 from engine.run.micro_batch import MicroBatch
 from engine.types import ExpertId
-from tests.engine.families import EXTRA, VOCABULARY, save_tiny
+from tests.engine.families import VOCABULARY, each_family, save_tiny
 from tests.engine.memory.test_plan import make_facts
 
 BASE = {"compute.dtype": "float32", "cache.expert_bytes": "50%", "kv.max_tokens": 64}
@@ -37,7 +37,7 @@ def items() -> list[Continuation]:
     return [Continuation(some(context), some(target)) for context, target in LENGTHS]
 
 
-@pytest.fixture(scope="module", params=sorted(EXTRA))
+@pytest.fixture(scope="module", params=each_family())
 def opened(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Engine, Path]]:

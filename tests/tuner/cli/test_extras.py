@@ -25,6 +25,9 @@ class Without:
             return None
         return self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name):  # what importlib.metadata asks finders for
+        return getattr(self.finder, name)
+
 names, commands = json.loads(sys.argv[1])
 sys.meta_path[:] = [Without(finder, names) for finder in sys.meta_path]
 from tuner.__main__ import run

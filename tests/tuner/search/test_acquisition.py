@@ -120,7 +120,7 @@ def test_points_that_resolve_alike_are_one_candidate(candidates: Candidates):
 
 
 def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Candidates):
-    """The best per second may improve too little; the study goes on while another improves enough."""
+    """The best per second may improve too little; another one that improves enough goes on."""
     acquisition = Acquisition(candidates, OBJECTIVES, Constraints())
     cheap, dear = Proposal(0, 0.9 * MIN_IMPROVEMENT, 2.0), Proposal(1, 5 * MIN_IMPROVEMENT, 20.0)
     acquisition.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
