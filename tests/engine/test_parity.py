@@ -18,7 +18,7 @@ from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from tests.engine.families import VOCABULARY, each_family, save_tiny
+from tests.engine.families import EXTRA, VOCABULARY, each_family, save_tiny
 
 PROMPT_TOKENS = 19
 NEW_TOKENS = 5
