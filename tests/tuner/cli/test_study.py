@@ -365,6 +365,7 @@ def test_a_folder_that_cannot_take_the_output_is_said_before_measuring(tune: Tun
         (["--definition", "study.yaml", "--tasks", "absent.yaml"], 2, "no file absent.yaml"),
         (["--definition", "study.yaml", "--prompts", "absent.txt"], 2, "cannot be read"),
         (["--definition", "study.yaml", "--storage", "nowhere"], 2, "not a storage URL"),
+        (["--definition", "study.yaml", "--ray", "nowhere"], 2, "such as host:6379"),
         (["--definition", "study.yaml", "--model", "dense"], 1, "no experts"),
         (["--trails", "3"], 2, "No such option"),
         (["frobnicate"], 2, "No such command"),
