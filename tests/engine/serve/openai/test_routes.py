@@ -185,7 +185,7 @@ def test_logprobs_of_a_completion_stand_side_by_side(client: OpenAI) -> None:
         ({"prompt": [5] * ROOM}, 400, "invalid_request_error", "context_length_exceeded",
          "kv.max_tokens"),
         ({"max_tokens": ROOM + 1}, 400, "invalid_request_error", "context_length_exceeded",
-         "room for 256"),
+         "capacity of 256"),
         ({"tools": []}, 400, "invalid_request_error", None, "does not know the parameter 'tools'"),
         ({"temperature": 9}, 400, "invalid_request_error", None, "temperature"),
     ],
