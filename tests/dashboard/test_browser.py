@@ -24,7 +24,7 @@ from tuner.store.database import open_database
 from tuner.store.outcome import TrialOutcome
 from tuner.store.repository import Store
 
-pytestmark = [pytest.mark.chromium, pytest.mark.alone]
+pytestmark = pytest.mark.chromium
 # WebGL without a GPU, which charts of three axes and parallel coordinates need
 FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
 # Nothing was drawn for 200 ms, or something moves all the time.
@@ -171,7 +171,7 @@ def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, 
             configuration_id=first.configuration_id,
         )
         store.finish_trial(trial, ended)
-        page.get_by_text(f"{complete + 1} measured").first.wait_for(timeout=30_000)
+        page.get_by_text(f"{complete + 1} trials,").first.wait_for(timeout=30_000)
         assert heading_of(page).startswith("Trial 0")
         page.close()
     store.database.close()

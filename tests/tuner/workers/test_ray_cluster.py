@@ -125,7 +125,6 @@ def running_study(tune: Tune, cluster: RayCluster, url: str) -> Iterator[subproc
         parent.wait()
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_two_nodes_share_a_study_and_a_lost_one_costs_its_trial(
     tune: Tune, cluster: RayCluster, storage: str
@@ -145,7 +144,6 @@ def test_two_nodes_share_a_study_and_a_lost_one_costs_its_trial(
         assert [t["params"] for t in again] == [lost["params"]]
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_an_interrupted_parent_leaves_no_trial_running_anywhere(
     tune: Tune, cluster: RayCluster, storage: str
