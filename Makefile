@@ -32,9 +32,9 @@ demo: $(READY)
 # Tests start many processes: none should compile the same sources again.
 test slow: export PYTHONDONTWRITEBYTECODE :=
 
-# In two processes; what watches the clock or the whole machine comes after, alone.
+# In three processes, since many tests wait; what watches the clock or the whole machine comes after, alone.
 test: $(DEV)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 -m "$(DEFAULT) and not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=40 -m "$(DEFAULT) and not alone"
 	$(BIN)/python -m pytest -m "$(DEFAULT) and alone"
 
 slow: $(DEV)
