@@ -199,20 +199,6 @@ def test_every_page_is_reached_by_keys_alone(browser: Any, address: str):
     page.close()
 
 
-@pytest.mark.parametrize("width", [1024, 390])
-def test_no_page_scrolls_sideways(browser: Any, address: str, width: int):
-    page = browser.new_page(viewport={"width": width, "height": 1000})
-    for name in ADDRESSES:
-        page.goto(f"{address}/{name}?study=small")
-        settle(page)
-        wide = page.evaluate(
-            "() => Math.max(document.documentElement.scrollWidth,"
-            " document.querySelector('[data-testid=\"stMain\"]').scrollWidth)"
-        )
-        assert wide <= width, name
-    page.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_follow_the_light_or_dark_of_the_reader(browser: Any, address: str, scheme: Any):
     page = open_page(browser, f"{address}/front?study=small", color_scheme=scheme)
@@ -231,14 +217,21 @@ def brightness(colour: str) -> float:
     return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
 
 
-def test_nothing_is_asked_of_another_host(browser: Any, address: str):
+def test_no_page_scrolls_sideways_or_asks_another_host(browser: Any, address: str):
     asked: set[str] = set()
     page = browser.new_page()
     page.on("request", lambda request: asked.add(request.url))
     page.on("websocket", lambda socket: asked.add(socket.url))
     for name in ADDRESSES:
         page.goto(f"{address}/{name}?study=small")
-        settle(page)
+        for width in (1024, 390):
+            page.set_viewport_size({"width": width, "height": 1000})
+            settle(page)
+            wide = page.evaluate(
+                "() => Math.max(document.documentElement.scrollWidth,"
+                " document.querySelector('[data-testid=\"stMain\"]').scrollWidth)"
+            )
+            assert wide <= width, name
     page.close()
     own = urlsplit(address).netloc
     hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}

@@ -15,8 +15,6 @@ from engine.profile import model as calibration
 from engine.profile.model import calibrate
 from engine.run.engine import Engine
 
-pytestmark = pytest.mark.alone
-
 SEQUENCES = [
     Sequenced(tuple(range(3 + n, 67 + n)), tuple(range(80 + n, 100 + n))) for n in range(4)
 ]
