@@ -100,7 +100,9 @@ def test_what_is_beyond_the_room_is_refused_with_openais_code(reader: PromptRead
         completion(prompt=[5] * 32),
         completion(prompt=[5], max_tokens=33),
     ):
-        with pytest.raises(ApiError, match=r"capacity of 32 tokens .* \(kv\.max_tokens\)") as raised:
+        with pytest.raises(
+            ApiError, match=r"capacity of 32 tokens .* \(kv\.max_tokens\)"
+        ) as raised:
             reader.completion(request)
         assert raised.value.status == 400
         assert raised.value.problem.code == "context_length_exceeded"
