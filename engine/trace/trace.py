@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import StorageError
+from engine.errors import StorageError, UsageError
 from engine.files import replacing
 from engine.types import Phase
 
@@ -102,19 +102,22 @@ def scored_trace_path(cache_folder: Path, fingerprint: str) -> Path:
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a trace. Raises StorageError if it is missing, not a trace, or of another version."""
+    """Read a trace. Raises UsageError if it is missing, not a trace, or of another version."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
+            version = header["version"]
             arrays = {name: file.get(name) for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as caught:
-        raise StorageError(
-            f"{path} cannot be read as a trace ({type(caught).__name__}): record one with "
+    except OSError as caught:
+        raise UsageError(
+            f"{path} cannot be read: {caught.strerror or 'not a trace'}; record a trace with "
             "`tune trace`"
         ) from None
-    if header["version"] != TRACE_VERSION:
-        raise StorageError(
-            f"{path} is a trace of version {header['version']}, this release reads "
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        raise UsageError(f"{path} is not a routing trace: record one with `tune trace`") from None
+    if version != TRACE_VERSION:
+        raise UsageError(
+            f"{path} is a trace of version {version}, this release reads "
             f"{TRACE_VERSION}: record it again with `tune trace`"
         )
     passes = tuple(
