@@ -102,21 +102,23 @@ def scored_trace_path(cache_folder: Path, fingerprint: str) -> Path:
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a trace. Raises UsageError if it is missing, not a trace, or of another version."""
+    """Read a trace. Raises UsageError if it is missing, StorageError if it is not a trace or of
+    another version."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             version = header["version"]
             arrays = {name: file.get(name) for name in _ARRAYS}
+    except FileNotFoundError:
+        raise UsageError(f"there is no trace {path}: record one with `tune trace`") from None
     except OSError as caught:
-        raise UsageError(
-            f"{path} cannot be read: {caught.strerror or 'not a trace'}; record a trace with "
-            "`tune trace`"
+        raise StorageError(
+            f"{path} cannot be read ({caught.strerror}): record a trace with `tune trace`"
         ) from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        raise UsageError(f"{path} is not a routing trace: record one with `tune trace`") from None
+        raise StorageError(f"{path} is not a routing trace: record one with `tune trace`") from None
     if version != TRACE_VERSION:
-        raise UsageError(
+        raise StorageError(
             f"{path} is a trace of version {version}, this release reads "
             f"{TRACE_VERSION}: record it again with `tune trace`"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.errors import UsageError
+from engine.errors import StorageError, UsageError
 from engine.trace.trace import load_trace
 
 
@@ -31,8 +31,7 @@ def _single(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda path: None, "cannot be read: No such file"),
-        (Path.mkdir, "cannot be read: Is a directory"),
+        (Path.mkdir, "Is a directory"),
         (Path.touch, "is not a routing trace"),
         (lambda path: path.write_text("prompts"), "is not a routing trace"),
         (lambda path: path.write_bytes(b"PK\x03\x04 cut"), "is not a routing trace"),
@@ -46,7 +45,11 @@ def test_what_is_no_trace_is_refused(
 ) -> None:
     path = tmp_path / "trace.npz"
     make(path)
-    with pytest.raises(UsageError, match=sentence) as raised:
+    with pytest.raises(StorageError, match=f"{sentence}.*`tune trace`"):
         load_trace(path)
+
+
+def test_a_missing_trace_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no trace .*none\.npz.*`tune trace`") as raised:
+        load_trace(tmp_path / "none.npz")
     assert raised.value.exit_code == 2
-    assert "`tune trace`" in str(raised.value)
