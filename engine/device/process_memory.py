@@ -23,7 +23,7 @@ def peak_resident_bytes() -> int:
 def reset_peak() -> bool:
     """Start a new peak reading; False if the kernel does not allow it."""
     try:
-        _CLEAR_REFS.write_text("5")
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True
@@ -45,7 +45,7 @@ def sleep_exactly() -> None:
 
 
 def _read_status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no {field}")

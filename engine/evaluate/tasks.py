@@ -82,7 +82,7 @@ def unknown_tasks(names: Sequence[str]) -> list[str]:
 def read_task(path: Path) -> dict[str, Any]:
     """Read one task file and make its data files absolute."""
     try:
-        task = yaml.safe_load(path.read_text())
+        task = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise TaskError(f"the task file {path} cannot be read: {error}") from None
     if not isinstance(task, dict) or "task" not in task:

@@ -97,7 +97,7 @@ def indexed_files(folder: Path) -> list[str] | None:
     if not index.is_file():
         return None
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError):
         raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
     outside = [name for name in names if Path(name).name != name]
@@ -116,7 +116,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             "would load"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): copy it again") from None
     if not isinstance(config, dict) or "model_type" not in config:

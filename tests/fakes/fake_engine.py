@@ -355,10 +355,10 @@ def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) ->
     """The faults that strike this call."""
     if "counter" in knobs:
         path = Path(knobs["counter"])
-        counts = json.loads(path.read_text()) if path.exists() else {}
+        counts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     counts[operation] = counts.get(operation, 0) + 1
     if "counter" in knobs:
-        path.write_text(json.dumps(counts))
+        path.write_text(json.dumps(counts), encoding="utf-8")
     return [
         fault["kind"]
         for fault in knobs.get("faults", [])

@@ -146,7 +146,7 @@ def _failure(
     )
     path = folder / "kernels" / f"{key}.json"
     if path.is_file():
-        known: str | None = json.loads(path.read_text())["failure"]
+        known: str | None = json.loads(path.read_text(encoding="utf-8"))["failure"]
         return known
     found = _test_in_child(kernel.name, shapes, group_size, name, device)
     write_atomically(path, json.dumps({"failure": found}))
