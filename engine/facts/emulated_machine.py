@@ -122,7 +122,7 @@ def machine_folder() -> Path:
 
 def machine_names() -> tuple[str, ...]:
     """Names of the installed profiles."""
-    return tuple(sorted(path.stem for path in machine_folder().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in machine_folder().glob("[!.]*.yaml")))
 
 
 def load_machine(name: str) -> EmulatedMachine:

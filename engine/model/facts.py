@@ -11,6 +11,7 @@ from engine.layout.record import record_bytes_table
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
+from engine.model.tokenizer import has_tokenizer
 
 _CHOSEN_COUNTS = (
     "num_experts_per_tok",
@@ -19,7 +20,6 @@ _CHOSEN_COUNTS = (
     "top_k_experts",
     "num_experts_per_token",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
@@ -56,7 +56,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         expert_bytes={name: size * total for name, size in sizes.items()},
         kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
-        has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
+        has_tokenizer=has_tokenizer(model.folder),
         in_place_16=_stored_at_16_bits(model),
         prequantized=model.prequantized,
         non_expert_matrices=non_expert_matrices(model.linears),

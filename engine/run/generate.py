@@ -111,9 +111,10 @@ def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int)
 
 
 def end_tokens(engine: Engine) -> frozenset[int]:
-    """All end-of-sequence ids that the checkpoint's generation config (or config) names."""
+    """All end-of-sequence ids that the checkpoint's generation config names, else its config."""
     model = engine.model.model
-    for source in (getattr(model, "generation_config", None), model.config):
+    text = model.config.get_text_config()
+    for source in (getattr(model, "generation_config", None), model.config, text):
         value = getattr(source, "eos_token_id", None)
         if value is not None:
             return frozenset(value if isinstance(value, list) else [value])

@@ -12,11 +12,12 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.requests import Workload
-from engine.errors import EngineError, ModelError
+from engine.errors import EngineError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
 from engine.memory.plan import Resolved
+from engine.model.tokenizer import load_tokenizer
 from engine.run.engine import Engine
 from engine.trace.trace import Trace
 from engine.worker.open_model import open_engine
@@ -38,6 +39,7 @@ class EngineHost:
         self._settle = settle
         self._engine: Engine | None = None
         self._tokenizer: Any = None
+        self._trusted = False
 
     @property
     def is_open(self) -> bool:
@@ -55,15 +57,10 @@ class EngineHost:
     def tokenizer(self) -> Any:
         """The open model's tokenizer, loaded on first use. Raises ModelError if it has none."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
             facts = self.engine.facts
-            if not facts.has_tokenizer:
-                raise ModelError(
-                    f"{facts.id} has no tokenizer, so it cannot read text: put tokenizer.json "
-                    "beside its config.json"
-                )
-            self._tokenizer = AutoTokenizer.from_pretrained(facts.path, local_files_only=True)
+            self._tokenizer = load_tokenizer(
+                Path(facts.path), facts.id, trust_remote_code=self._trusted
+            )
         return self._tokenizer
 
     def open(
@@ -75,6 +72,7 @@ class EngineHost:
     ) -> dict[str, Any]:
         """Load non-expert weights; experts stay on disk. A hub id is fetched first."""
         self.close()
+        self._trusted = trust_remote_code
         opened = open_engine(
             model,
             device,
