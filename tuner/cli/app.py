@@ -62,7 +62,7 @@ def _unknown_command(name: str, commands: list[str]) -> str:
         for word, command in _OTHER_WORDS.items():
             nearest = nearest.replace(f"'{word}'", f"'{command}'")
     return (
-        f"there is no command '{name}'{nearest or ' (see `tune --help`)'}; a study is started by "
+        f"No such command '{name}'{nearest or ' (see `tune --help`)'}; a study is started by "
         "options alone (`tune --model M --vram 8GB`), and a list is one word (4GB,8GB)"
     )
 

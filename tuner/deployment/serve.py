@@ -7,14 +7,16 @@ why, then windows of telemetry in the store until the server has drained.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
+from engine.facts.cards import cuda_order
 from engine.facts.model import ModelFacts
-from engine.memory.plan import resolve
+from engine.memory.plan import context_bytes, resolve
 from engine.types import FailureClass, format_bytes
 from tuner.deployment.canary import Canary, Point, points_of, run_canary
 from tuner.deployment.document import Deployment, MeasuredMetric
@@ -80,10 +82,10 @@ def choose(
 
 def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
     """Raises InfeasibleError if the config exceeds its own budget, or needs more than this
-    machine's free memory beside the non-expert weights, which are loaded by now. hardware: {} if
-    unknown."""
+    machine's free memory beside what the open model takes by now: its non-expert weights and, on an
+    accelerator, the driver's context. hardware: {} if unknown, read after the model was opened."""
     _, plan = resolve(config, facts)
-    needed = plan.total_bytes - plan.non_expert_bytes
+    needed = plan.total_bytes - plan.non_expert_bytes - context_bytes(config)
     free = _free_bytes(config.device.name, hardware)
     if free is not None and needed > free:
         raise InfeasibleError(
@@ -150,9 +152,11 @@ def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
     if not device.startswith("cuda"):
         found = hardware["ram_available_bytes"] if _is_host(device) else None
     else:
+        gpus = hardware["gpus"]
+        order = cuda_order([g["name"] for g in gpus], [g["uuid"] for g in gpus], os.environ)
         number = int(device.partition(":")[2] or 0)
-        gpus = {gpu["index"]: gpu["free_bytes"] for gpu in hardware["gpus"]}
-        found = gpus.get(number)
+        index = order[number] if number < len(order) else None
+        found = None if index is None else gpus[index]["free_bytes"]
     return None if found is None else int(found)
 
 
