@@ -56,6 +56,7 @@ class Operations:
         self._host = EngineHost(cache_folder, emit, settle_baseline)
         self._journal: Path | None = None
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
+            "device": self.describe_device,
             "describe": self.describe,
             "open": self.open,
             "configure": self.configure,
@@ -87,6 +88,16 @@ class Operations:
             if "argument" in str(error) and f"{handler.__name__}()" in str(error):
                 raise ProtocolError(f"{operation}: {error}") from None
             raise
+
+    def describe_device(self, device: str = "auto") -> dict[str, Any]:
+        """What a device's name opens here, and torch's build. Raises UsageError if there is no
+        such device."""
+        built = torch.accelerator.current_accelerator()
+        return {
+            "name": open_device(device).name,
+            "torch": str(torch.__version__),
+            "built_for": "cpu" if built is None else built.type,
+        }
 
     def describe(
         self,

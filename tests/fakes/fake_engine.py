@@ -267,6 +267,9 @@ class FakeEngine:
         )
         return report.to_json()
 
+    def device(self, device: str) -> dict[str, Any]:
+        return {"name": "cpu" if device == "auto" else device, "torch": "2", "built_for": "cpu"}
+
     def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
         return {"names": [name for name in tasks if name.startswith("unknown")]}
 

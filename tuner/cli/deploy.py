@@ -15,6 +15,7 @@ import typer
 from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_text
+from tuner.cli.port import check_free
 from tuner.cli.run import open_deployed
 from tuner.deployment.canary import Canary
 from tuner.deployment.document import load_deployment
@@ -64,6 +65,7 @@ def deploy(
     """
     policy, command = _policy(strict, walk), options.serve_command()
     deployment = load_deployment(file)
+    check_free(host, port)  # before a canary of a minute
     machine = probe(cache_folder())
     if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
         print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")

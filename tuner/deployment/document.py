@@ -186,6 +186,11 @@ def dump_deployment(deployment: Deployment) -> str:
 
 def load_deployment(path: Path) -> Deployment:
     """Reads a deployment file; raises DeploymentError with one sentence."""
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise DeploymentError(
+            f"there is no file {path}: give a deployment YAML; of a study it is written by `tune "
+            f"export {path} -o {path.name}.yaml`"
+        )
     return _read(load_yaml(path, DeploymentError), str(path))
 
 
