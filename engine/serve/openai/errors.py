@@ -53,8 +53,9 @@ def add_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        found = problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-        return _answer(error.status_code, found, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        found = problem(error.status_code, _of_route(request, error, headers.get("Allow")))
+        return _answer(error.status_code, found, headers)
 
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
@@ -70,14 +71,22 @@ def _answer(status: int, found: Problem, headers: dict[str, str] | None = None) 
     return JSONResponse(ErrorAnswer(error=found).model_dump(), status, headers)
 
 
+def _of_route(request: Request, error: HTTPException, allowed: str | None) -> str:
+    """What is wrong with the route, method or size of a request, in a sentence."""
+    if error.status_code == 404:
+        return f"{request.method} {request.url.path} is no route here; GET /openapi.json lists them"
+    if error.status_code == 405:
+        return f"{request.url.path} takes {allowed}, not {request.method}"
+    return f"{request.method} {request.url.path}: {error.detail}"
+
+
 def _first_problem(error: RequestValidationError) -> Problem:
     """The first validation error, without the value that was sent."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(part for part in parts if not part.startswith("<"))  # no tags of unions
     if first["type"] == "extra_forbidden":
         message = f"this server does not know the parameter '{place}'"
-    elif first["type"] == "json_invalid":
-        message, place = "the body is not valid JSON", ""
     else:
         message = f"{place or 'the body'}: {first['msg']}"
     return problem(400, message, param=place or None)
