@@ -68,7 +68,7 @@ async def _serve(
     emit: Emit,
     answers: ResponseCache | None,
 ) -> dict[str, Any]:
-    meters = Meters(engine.facts.moe_layers, engine.facts.experts)
+    meters = Meters(engine.facts.moe_layers, engine.facts.experts, options.name)
     loop = asyncio.get_running_loop()
     failed = asyncio.Event()
 
@@ -87,7 +87,7 @@ async def _serve(
     served = ServedModel(
         options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
     )
-    meters.watch(lambda: work.running, lambda: work.waiting)
+    meters.watch(work.gauges())
     # the engine's thread uses the other one
     reader = PromptReader(served, copy.deepcopy(tokenizer))
     app = create_app(Serving(served, reader, work, meters))

@@ -69,19 +69,27 @@ Deliver = Callable[[StepOutput], None]
 
 @dataclass
 class Timing:
-    """Clock readings in seconds: of the request, of the first and of the newest token."""
+    """Clock readings in seconds: of the request, of its place in the group, of the first, the
+    newest and the second newest token."""
 
     asked_s: float = field(default_factory=time.monotonic)
+    started_s: float | None = None
     first_s: float | None = None
     last_s: float = 0.0
+    before_s: float = 0.0
     tokens: int = 0
 
     def note_token(self) -> None:
         """Record the arrival of a token."""
-        self.last_s = time.monotonic()
+        self.before_s, self.last_s = self.last_s, time.monotonic()
         if self.first_s is None:
             self.first_s = self.last_s
         self.tokens += 1
+
+    @property
+    def queue_s(self) -> float | None:
+        """Seconds from the request to its place in the group."""
+        return None if self.started_s is None else self.started_s - self.asked_s
 
     @property
     def ttft_s(self) -> float | None:
@@ -95,12 +103,41 @@ class Timing:
             return None
         return (self.last_s - self.first_s) / (self.tokens - 1)
 
+    @property
+    def newest_s(self) -> float:
+        """Seconds from the second newest token to the newest; there must be two."""
+        return self.last_s - self.before_s
+
+    @property
+    def e2e_s(self) -> float | None:
+        """Seconds from the request to the newest token."""
+        return None if self.first_s is None else self.last_s - self.asked_s
+
+    @property
+    def prefill_s(self) -> float | None:
+        """Seconds from the place in the group to the first token."""
+        if self.first_s is None or self.started_s is None:
+            return None
+        return self.first_s - self.started_s
+
+    @property
+    def decode_s(self) -> float | None:
+        """Seconds from the first token to the newest."""
+        return None if self.first_s is None else self.last_s - self.first_s
+
+    @property
+    def inference_s(self) -> float | None:
+        """Seconds from the place in the group to the newest token."""
+        if self.first_s is None or self.started_s is None:
+            return None
+        return self.last_s - self.started_s
+
 
 class LiveSequence:
     """One running sequence, with its own micro-batch.
 
     cancelled: set by any thread when the client has gone. cached: number of prompt tokens whose
-    keys and values were reused.
+    keys and values were reused. finish: why it ended, None before and if it failed.
     """
 
     def __init__(
@@ -113,6 +150,7 @@ class LiveSequence:
         self.cancelled = False
         self.cached = 0
         self.done = False
+        self.finish: Finish | None = None
         self._ends = frozenset() if wanted.ignore_eos else ends
         self._sampler = Sampler(wanted.sampling, wanted.prompt)
         self._pieces = TextPieces(tokenizer)
@@ -161,7 +199,7 @@ class LiveSequence:
             self.deliver(output)
 
     def _end(self, released: Released[TokenLogprob | None], finish: Finish) -> None:
-        self.done = True
+        self.done, self.finish = True, finish
         self.deliver(self._output(released, finish))
 
     def _output(self, released: Released[TokenLogprob | None], finish: Finish | None) -> StepOutput:

@@ -130,4 +130,7 @@ def test_the_second_of_equal_requests_does_not_reach_the_engine(
         assert ask(loop, sampled)[0].text == first[1]
     found = meters.totals
     assert (found.answers_known, found.answers_asked) == (1, 3)
-    assert 'expertune_response_cache_total{outcome="hit"} 1.0' in meters.exposition().decode()
+    assert (
+        'expertune_response_cache_total{model_name="tiny",outcome="hit"} 1.0'
+        in meters.exposition().decode()
+    )

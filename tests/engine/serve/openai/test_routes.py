@@ -415,7 +415,8 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(
             thread.join(60)
         assert [answer.status_code for answer in answers] == [200] * 4
         metrics = own.get("/metrics").text
-    assert 'expertune_requests_total{code="429",route="/v1/completions"} 1.0' in metrics
+    labels = 'code="429",model_name="tiny",route="/v1/completions"'
+    assert f"expertune_requests_total{{{labels}}} 1.0" in metrics
 
 
 def test_a_failed_engine_is_an_error_in_the_stream_and_in_health(
