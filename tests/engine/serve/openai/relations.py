@@ -6,22 +6,30 @@ from typing import Any
 
 import schemathesis
 
+from engine.serve.openai.requests import MOST_CHOICES
+
 DEFAULT_TOKENS = 16  # of a completion
+ROOM = 4096  # of the server under test
 
 
 @schemathesis.hook
-def map_body(context: Any, body: Any) -> Any:
-    """Leave out min_tokens above max_tokens and best_of other than n, which get 400."""
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """Leave out min_tokens above max_tokens and best_of other than n, which get 400, and
+    ignore_eos, which takes time. A value that is wrong by itself stays."""
+    body = case.body
     if not isinstance(body, dict):
-        return body
-    least, most = body.get("min_tokens"), body.get("max_completion_tokens")
-    most = most or body.get("max_tokens") or DEFAULT_TOKENS
-    if _numbers(least, most) and least > most:
-        body = {key: value for key, value in body.items() if key != "min_tokens"}
-    if _numbers(body.get("best_of")) and body["best_of"] not in (1, body.get("n", 1)):
-        body = {key: value for key, value in body.items() if key != "best_of"}
-    return body
+        return
+    dropped = {"ignore_eos"} if body.get("ignore_eos") is True else set()
+    most = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS
+    least, best_of = body.get("min_tokens"), body.get("best_of")
+    if _whole(least, ROOM) and not (_whole(most, ROOM) and least <= min(most, DEFAULT_TOKENS)):
+        dropped.add("min_tokens")
+    if _whole(best_of, MOST_CHOICES) and best_of not in (1, body.get("n")):
+        dropped.add("best_of")
+    case.body = {key: value for key, value in body.items() if key not in dropped}
 
 
-def _numbers(*values: Any) -> bool:
-    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+def _whole(value: Any, most: int) -> bool:
+    """Whether it is a whole number that the schema allows."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value == int(value) and 0 <= value <= most

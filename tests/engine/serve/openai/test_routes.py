@@ -79,6 +79,24 @@ def test_a_chat_is_the_engines_text(texts: tuple[str, str], client: OpenAI) -> N
     assert found.choices[0].message.role == "assistant"
 
 
+def test_an_answer_may_be_given_back_as_the_sdk_dumps_it(client: OpenAI) -> None:
+    asked: Any = [{"role": "user", "content": PROMPT}]
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=asked, max_tokens=4
+    )
+    assert raw.headers["content-type"] == "application/json"
+    dumped = raw.parse().choices[0].message.model_dump()
+    assert dumped["tool_calls"] is None
+    again: Any = client.chat.completions.create(
+        model=MODEL, messages=[*asked, dumped, *asked], max_tokens=4
+    )
+    plain = {"role": "assistant", "content": dumped["content"]}
+    counted: Any = client.chat.completions.create(
+        model=MODEL, messages=[*asked, plain, *asked], max_tokens=4
+    ).usage
+    assert again.usage.prompt_tokens == counted.prompt_tokens
+
+
 def test_a_streamed_completion_is_the_whole_one_in_pieces(
     texts: tuple[str, str], client: OpenAI
 ) -> None:
@@ -380,7 +398,7 @@ def test_a_client_that_hangs_up_ends_its_stream(server: Running, client: OpenAI)
 def test_a_client_that_hangs_up_ends_its_whole_answer_too(server: Running) -> None:
     before = server.meters.totals.cancelled
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.3) as own:
-        post(own, max_tokens=ROOM - 20)
+        post(own, max_tokens=ROOM - 20, ignore_eos=True)
     eventually(lambda: server.meters.totals.cancelled == before + 1)
     eventually(lambda: server.loop.running == 0)
 
