@@ -27,7 +27,8 @@ _HISTOGRAMS: dict[str, tuple[str, Sequence[float], tuple[str, ...]]] = {
         "From the request to the first token", _SECONDS, ("time_to_first_token_seconds",),
     ),
     "tpot_seconds": (
-        "Mean time of a token after the first", _SECONDS, ("request_time_per_output_token_seconds",),
+        "Mean time of a token after the first", _SECONDS,
+        ("request_time_per_output_token_seconds",),
     ),
     "inter_token_seconds": (
         "From a token to the next", _SECONDS,

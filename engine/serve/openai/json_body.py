@@ -44,6 +44,8 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         """The parsed body; raises ApiError 400 if there is none."""
         if not hasattr(self, "_json"):
+            if self.headers.get("content-encoding", "identity") != "identity":
+                raise ApiError(400, "this server reads no Content-Encoding: send the body as it is")
             self._json = parse_body(await self.body(), self._said)
         return self._json
 

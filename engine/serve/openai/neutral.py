@@ -1,6 +1,6 @@
 """Fields that clients always send, at the values that ask for nothing.
 
-SDKs send many fields of OpenAI, vLLM and llama.cpp that this server does not have. A null asks for
+SDKs send many fields of other servers that this one does not have. A null asks for
 nothing, whatever its field; so do the values in these tables. A field of a table at another value
 is refused with the values that are allowed; a field of no table is refused as unknown.
 """
@@ -90,6 +90,17 @@ GENERATION: Table = {
     "typical_p": (1,),
     "xtc_probability": (0,),
     "xtc_threshold": (0.1,),
+    # SGLang, text-generation-webui, OpenRouter, Mistral
+    "no_stop_trim": (False,),
+    "plugins": ([],),
+    "provider": ({},),
+    "return_hidden_states": (False,),
+    "safe_prompt": (False,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "transforms": ([],),
 }
 COMPLETION: Table = {
     **GENERATION,
@@ -127,7 +138,9 @@ ASSISTANT: Table = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
+    "prefix": (False,),
     "provider_specific_fields": (MAPPING,),
+    "reasoning": ("",),
     "reasoning_content": ("",),
     "refusal": (),
     "tool_calls": ([],),

@@ -25,6 +25,11 @@ from engine.serve.openai.requests import (
 )
 
 COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
+# What templates raise, on purpose or where they compute with what a client has set.
+_REFUSALS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+    ValueError,
+)  # fmt: skip
 _LEAST_TOP_P = 1e-6  # 0 would leave no token at all
 
 
@@ -146,7 +151,7 @@ class PromptReader:
                 return_dict=True,
                 **(request.chat_template_kwargs or {}),
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except _REFUSALS as error:
             raise ApiError(
                 400, f"the model's chat template refuses this: {error}", param="messages"
             ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -344,6 +345,26 @@ def test_json_is_read_whatever_its_type_is_called(
     form = web.post("/v1/completions", content=b"model=tiny&prompt=a", headers=headers)
     assert form.status_code == 400
     assert "send JSON, with Content-Type: application/json" in form.json()["error"]["message"]
+
+
+def test_a_packed_body_and_a_long_name_are_refused_in_words(web: httpx.Client) -> None:
+    packed = web.post("/v1/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert packed.status_code == 400
+    assert "reads no Content-Encoding" in packed.json()["error"]["message"]
+    for answer in (post(web, **{"x" * 10_000: 1}), web.get("/" + "x" * 10_000)):
+        assert 400 <= answer.status_code < 500
+        assert len(answer.json()["error"]["message"]) < 400
+
+
+def test_a_client_that_leaves_in_its_own_body_is_no_fault_of_the_server(
+    server: Running, web: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    with socket.create_connection(address) as own:
+        own.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    labels = 'code="499",model_name="tiny",route="/v1/completions"'
+    eventually(lambda: f"expertune_requests_total{{{labels}}}" in web.get("/metrics").text)
+    assert "failed" not in caplog.text
 
 
 def test_pages_of_the_given_origins_may_read_answers_and_errors(server: Running) -> None:

@@ -62,6 +62,10 @@ def test_a_template_that_refuses_is_the_clients_error(
         templated.chat(chat("a", role="assistant"))
     assert raised.value.status == 400
     tokenizer = copy.deepcopy(tokenizer)
+    for source in ("{{ 1 // x }}", "{{ messages[9].content }}", "{{ 'a'.encode(x) }}"):
+        tokenizer.chat_template = source
+        with pytest.raises(ApiError, match="refuses this"):
+            PromptReader(SERVED, tokenizer).chat(chat(chat_template_kwargs={"x": 0}))
     tokenizer.chat_template = None
     with pytest.raises(ApiError, match="no chat template: use /v1/completions"):
         PromptReader(SERVED, tokenizer).chat(chat())
