@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from engine.serve.batching.stop_strings import Shown
@@ -42,7 +42,6 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
 
     def alternative(self, token: int, text: str, logprob: float) -> Likely:
         """A token that may not have been chosen. text: what it would have added to the answer."""
@@ -79,6 +78,13 @@ class TokenTexts:
             _with_text(shown.item, shown.text, part)
             for shown, part in zip(group, parts, strict=True)
         ]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Tokens that are left out of every text."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        marked = (token for token, known in added if known.special)
+        return frozenset((*self._tokenizer.all_special_ids, *marked))
 
     def _own_bytes(self, token: int) -> bytes | None:
         """Bytes of a token by itself: of a byte, or of byte-level BPE; None if it is neither."""

@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from engine.serve.batching.sequence import LiveSequence, StepOutput
+from engine.serve.batching.token_texts import TokenTexts
 from engine.serve.openai.formats import ChatFormat, Choice, CompletionFormat
 from engine.serve.openai.responses import Usage
 from tests.engine.serve.made import want
@@ -116,3 +118,14 @@ def test_an_alternative_is_named_as_it_would_have_been_written() -> None:
         sequence.accept(logits)
     named = [[each.text for each in one.top] for output in outputs for one in output.logprobs]
     assert named == [["the", "</s>"], [" the", " cat"]]
+
+
+def test_a_special_token_is_named_only_where_it_was_not_chosen() -> None:
+    tokenizer = FAMILIES["byte_level"]()
+    tokenizer.add_tokens(AddedToken("<|turn|>", special=True))  # no named one, as of chat models
+    turn, word = tokenizer.convert_tokens_to_ids(["<|turn|>", "c"])
+    texts = TokenTexts(tokenizer)
+    assert texts.alternative(turn, "", -1.0).text == "<|turn|>"
+    found = [one for output in answer(tokenizer, [word, turn]) for one in output.logprobs][-1]
+    assert (found.chosen.text, found.chosen.bytes) == ("", b"")
+    assert check(answer(tokenizer, [word, turn, word])) == "cc"
