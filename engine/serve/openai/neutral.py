@@ -31,7 +31,6 @@ Table = Mapping[str, Accepted]
 # Both routes. Labels: what a provider stores or routes by. Hints: what changes no answer.
 GENERATION: Table = {
     # OpenAI
-    "logit_bias": ({},),
     "metadata": (MAPPING,),
     "prompt_cache_key": (TEXT,),
     "prompt_cache_retention": ("in_memory", "in-memory"),

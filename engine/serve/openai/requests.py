@@ -82,6 +82,9 @@ TemplateVariables = Annotated[
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopWord | Annotated[list[StopWord], Field(max_length=4)]
 TokenId = Annotated[int, Field(ge=0), AS_WHOLE]
+MOST_BIASES = 1024
+TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -97,8 +100,9 @@ class StreamOptions(Strict):
 class Generation(Strict):
     """Fields of both routes.
 
-    top_k 0 or -1, min_p 0, repetition_penalty 1 and penalties of 0 are off. ignore_eos and
-    min_tokens (vLLM): end tokens end no text, or none shorter than this.
+    top_k 0 or -1, min_p 0, repetition_penalty 1 and penalties of 0 are off. logit_bias: what is
+    added to the logits of token ids. ignore_eos and min_tokens (vLLM): end tokens end no text, or
+    none shorter than this.
     """
 
     model: str
@@ -109,6 +113,7 @@ class Generation(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION, le=2)] | None = 1.0
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MOST_BIASES)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = 1
     seed: Annotated[int, AS_WHOLE] | None = None
     stop: Stop | None = None

@@ -80,6 +80,7 @@ class PromptReader:
         for prompt in prompts:
             if len(prompt) >= capacity:
                 raise _too_long(f"the prompt has {len(prompt)} tokens", capacity, "prompt")
+        self._check_ids("logit_bias", [int(token) for token in request.logit_bias or ()])
         self._check_least(request, limit, capacity - max(map(len, prompts)))
         sampling = _sampling_of(request)
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
@@ -106,6 +107,11 @@ class PromptReader:
         if tokens is not None and tokens > self._served.max_model_len:
             raise _too_long(f"{name} is {tokens}", self._served.max_model_len, name)
 
+    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
+        if max(ids, default=0) >= self._served.vocabulary:
+            says = f"a token id of this model lies below {self._served.vocabulary}"
+            raise ApiError(400, says, param=name)
+
     def _check_least(self, request: Generation, limit: int, left: int) -> None:
         """limit: of the answer; left: what the longest prompt leaves of the capacity."""
         least = request.min_tokens or 0
@@ -123,12 +129,7 @@ class PromptReader:
     def _encode(self, prompt: str | list[int]) -> list[int]:
         """Token ids of a text; for an empty one the token that begins a text."""
         if isinstance(prompt, list):
-            if max(prompt) >= self._served.vocabulary:
-                raise ApiError(
-                    400,
-                    f"a token id of this model lies below {self._served.vocabulary}",
-                    param="prompt",
-                )
+            self._check_ids("prompt", prompt)
             return prompt
         ids = list(self._tokenizer(prompt)["input_ids"])
         begin = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
@@ -192,6 +193,7 @@ def _plain(message: Message | AnswerTurn) -> dict[str, str]:
 
 def _sampling_of(request: Generation) -> SamplingOptions:
     """A null is the default, and a value that turns something off is off."""
+    bias = tuple((int(token), value) for token, value in (request.logit_bias or {}).items())
     factor = 1.0 if request.repetition_penalty is None else request.repetition_penalty
     return SamplingOptions(
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -200,7 +202,7 @@ def _sampling_of(request: Generation) -> SamplingOptions:
         top_k=max(0, request.top_k or 0),
         min_p=request.min_p or 0.0,
         penalties=PenaltyOptions(
-            factor, request.frequency_penalty or 0.0, request.presence_penalty or 0.0
+            factor, request.frequency_penalty or 0.0, request.presence_penalty or 0.0, bias
         ),
     )
 

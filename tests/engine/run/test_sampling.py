@@ -10,6 +10,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -90,6 +91,17 @@ def test_a_sampler_penalises_what_it_chose() -> None:
     assert [int(shy(logits)) for _ in range(3)] == [0, 1, 0]
     forgetful = Sampler(SamplingOptions(penalties=PenaltyOptions(repetition=1.9)), prompt=[0])
     assert int(forgetful(logits)) == 1
+
+
+def test_a_bias_is_transformers_sequence_bias_of_single_tokens() -> None:
+    logits = random_logits(3)
+    oracle = SequenceBiasLogitsProcessor({(4,): 2.5, (9,): -100.0})
+    expected = oracle(torch.zeros(1, 1, dtype=torch.long), logits.clone())
+    penalties = Penalties(PenaltyOptions(bias=((4, 2.5), (9, -100.0))), [])
+    torch.testing.assert_close(penalties.apply(logits), expected)
+    banned = int(logits.argmax())
+    sampler = Sampler(SamplingOptions(penalties=PenaltyOptions(bias=((banned, -100.0),))))
+    assert int(sampler(logits)) == int(logits[0].topk(2).indices[1])
 
 
 def test_the_strongest_penalties_leave_a_token() -> None:

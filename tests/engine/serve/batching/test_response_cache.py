@@ -48,6 +48,7 @@ def test_only_what_is_deterministic_has_a_key() -> None:
         replace(GREEDY, min_tokens=2),
         replace(GREEDY, ignore_eos=True),
         replace(GREEDY, sampling=SamplingOptions(penalties=PenaltyOptions(presence=1.0))),
+        replace(GREEDY, sampling=SamplingOptions(penalties=PenaltyOptions(bias=((1, 1.0),)))),
         replace(SAMPLED, seeded=True),
     ],
 )

@@ -1,4 +1,5 @@
-"""Hooks of schemathesis: relations between two fields, which a JSON schema cannot state."""
+"""Hooks of schemathesis: relations between two fields, and names of tokens, which a JSON schema
+cannot state."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ import schemathesis
 from engine.serve.openai.requests import MOST_CHOICES
 
 DEFAULT_TOKENS = 16  # of a completion
-ROOM = 4096  # of the server under test
+ROOM, VOCABULARY = 4096, 256  # of the server under test, or less
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Leave out min_tokens above max_tokens and best_of other than n, which get 400, and
-    ignore_eos, which takes time. A value that is wrong by itself stays."""
+    """Leave out min_tokens above max_tokens, best_of other than n and tokens that the model lacks,
+    which get 400, and ignore_eos, which takes time. A value that is wrong by itself stays."""
     body = case.body
     if not isinstance(body, dict):
         return
@@ -26,7 +27,15 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         dropped.add("min_tokens")
     if _whole(best_of, MOST_CHOICES) and best_of not in (1, body.get("n")):
         dropped.add("best_of")
+    bias = body.get("logit_bias")
+    if isinstance(bias, dict) and any(_beyond(token) for token in bias):
+        dropped.add("logit_bias")
     case.body = {key: value for key, value in body.items() if key not in dropped}
+
+
+def _beyond(token: str) -> bool:
+    """Whether it is a name that the schema allows, of no token of the model."""
+    return token.isascii() and token.isdigit() and VOCABULARY <= int(token) < 10**9
 
 
 def _whole(value: Any, most: int) -> bool:

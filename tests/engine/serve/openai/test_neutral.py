@@ -64,7 +64,7 @@ def test_every_optional_field_of_a_request_may_be_null() -> None:
         ({"tools": [{"type": "function"}]}, "tools", "send null or []"),
         ({"tool_choice": "required"}, "tool_choice", 'null or "none" or "auto"'),
         ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "null or {}"),
+        ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "null or {}"),
         ({"store": True}, "store", "null or false"),
         ({"store": 0}, "store", "null or false"),  # in JSON 0 is not false
         ({"metadata": []}, "metadata", "any object"),

@@ -18,6 +18,7 @@ ALL = ("--max-examples", "200")
 FEW = ("--phases", "fuzzing", "--max-examples", "10")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("effort", [FEW, pytest.param(ALL, marks=pytest.mark.slow)])
 def test_schemathesis_finds_nothing(
     engine: Engine,

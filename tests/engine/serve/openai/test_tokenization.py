@@ -153,6 +153,15 @@ def test_what_turns_sampling_off_is_off_and_the_rest_goes_through(reader: Prompt
     assert found.penalties == PenaltyOptions(1.1, 0.5, -0.5)
 
 
+def test_a_bias_names_tokens_that_the_model_has(reader: PromptReader) -> None:
+    found = reader.completion(completion(logit_bias={"5": -100, "299": 0.5}))[0].sampling
+    assert found.penalties.bias == ((5, -100.0), (299, 0.5))
+    assert reader.completion(completion(seed=1, logit_bias={}))[0].sampling.penalties.bias == ()
+    with pytest.raises(ApiError, match="lies below 300") as raised:
+        reader.chat(chat(logit_bias={"300": 1}))
+    assert raised.value.problem.param == "logit_bias"
+
+
 def test_the_least_number_of_tokens_must_have_room(reader: PromptReader) -> None:
     # as AIPerf and guidellm send them
     found = reader.completion(completion(ignore_eos=True, min_tokens=8, max_tokens=8))[0]
@@ -179,6 +188,9 @@ def test_the_least_number_of_tokens_must_have_room(reader: PromptReader) -> None
         {"repetition_penalty": 0},
         {"top_k": -2},
         {"min_p": 1.5},
+        {"logit_bias": {"5": 101}},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {"-1": 1}},
         {"min_tokens": -1},
         {"ignore_eos": 1},
         {"stop": ["a"] * 5},
