@@ -76,12 +76,11 @@ class PromptReader:
     def _spread(
         self, request: Generation, prompts: Sequence[list[int]], limit: int, logprobs: int | None
     ) -> list[SequenceRequest]:
-        capacity = self._served.max_model_len
-        for prompt in prompts:
-            if len(prompt) >= capacity:
-                raise _too_long(f"the prompt has {len(prompt)} tokens", capacity, "prompt")
+        capacity, longest = self._served.max_model_len, max(map(len, prompts))
+        if longest >= capacity:
+            raise _too_long(f"the prompt has {longest} tokens", capacity, "prompt")
         self._check_ids("logit_bias", [int(token) for token in request.logit_bias or ()])
-        self._check_least(request, limit, capacity - max(map(len, prompts)))
+        self._check_least(request, limit, capacity - longest)
         sampling = _sampling_of(request)
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
         made = [

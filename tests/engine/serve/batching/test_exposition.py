@@ -13,7 +13,7 @@ from engine.serve.batching.exposition import Exposition
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.scheduler import EngineLoop
 from tests.engine.serve.batching.test_scheduler import ask
-from tests.engine.serve.made import MODEL, Heard, eventually, looping, want
+from tests.engine.serve.made import MODEL, Heard, configure, eventually, looping, want
 
 # What the panels of vLLM's Grafana dashboard ask for (its documentation, "Production Metrics").
 DASHBOARD = {
@@ -122,6 +122,22 @@ def test_the_kv_gauge_is_the_part_that_running_sequences_fill(
         assert 50 / (256 * 3) < gauges.kv_used_ratio() <= 150 / (256 * 3)
         loop.cancel([sequence])
         eventually(lambda: gauges.kv_used_ratio() == 0)
+
+
+def test_prompt_tokens_are_looked_for_in_the_prefix_cache_if_there_is_one(
+    engine: Engine, tokenizer: Any
+) -> None:
+    configure(engine, **{"serve.prefix_cache_tokens": 128})
+    prompt = [5 + number % 40 for number in range(40)]
+    with looping(engine, tokenizer) as (loop, meters, _):
+        for _ in range(3):
+            ask(loop, want(prompt, 1, ignore_eos=True))[0].wait()
+        eventually(lambda: meters.totals.finished == 3)
+        found = read(meters)
+        assert value(found, "vllm:prefix_cache_queries_total") == 120
+        hits = value(found, "vllm:prefix_cache_hits_total")
+        assert 0 < hits == meters.totals.cached_tokens < 120
+    configure(engine)
 
 
 def test_a_name_of_a_model_is_a_label_whatever_it_is() -> None:
