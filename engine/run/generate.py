@@ -72,7 +72,7 @@ def generate(
     ids: list[int] = []
     pieces = TextPieces(tokenizer)
     first = started
-    for token in _tokens(engine, prompt_ids, Sampler(sampling), limit):
+    for token in _tokens(engine, prompt_ids, Sampler(sampling, prompt_ids), limit):
         if not ids:
             first = time.perf_counter()
         ids.append(token)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.deployment.drift import Reference, find_drift
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
-from tuner.errors import CanaryError, StoreError, WorkerError
+from tuner.errors import CanaryError, StoreError, UsageError, WorkerError
 from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
 Policy = Literal["warn", "strict", "walk"]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")  # browsers send it in small letters
 Notify = Callable[[str], None]
 # Failures of a config that is too large for the memory that is free now.
 UNFIT: tuple[FailureClass, ...] = ("does_not_fit", "out_of_memory")
@@ -43,6 +45,18 @@ class ServerOptions:
     queue: int
     drain_s: int
     telemetry_s: float
+    cors_origins: tuple[str, ...] = ()
+
+
+def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    """The origins as browsers write them. Raises UsageError for what no browser would send."""
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin} is no origin: give scheme, host and port of the page, "
+                "without a path (https://example.org, http://localhost:3000), or '*' for all"
+            )
+    return tuple(origins)
 
 
 def choose(

@@ -15,7 +15,7 @@ from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
 from tuner.deployment import canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import check_memory
+from tuner.deployment.serve import check_memory, check_origins
 from tuner.folders import default_storage
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
@@ -201,3 +201,15 @@ def test_memory_that_is_not_free_is_said_before_anything_is_allocated():
     with pytest.raises(InfeasibleError, match="cpu has 1 MB free"):
         check_memory(on_cpu, facts, {"ram_available_bytes": 10**6, "gpus": gpus})
     check_memory(config, facts, {})
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "https://a.example", "http://localhost:3000"])
+def test_an_origin_is_what_a_browser_sends(origin: str):
+    assert check_origins([origin]) == (origin,)
+
+
+@pytest.mark.parametrize("origin", ["", "localhost:3000", "https://a.example/", "http://A.example"])
+def test_what_no_browser_sends_is_no_origin(tune: Tune, study: Path, origin: str):
+    done = tune("deploy", FILE, "--cors-origin", origin)
+    assert done.code == 2
+    assert "without a path (https://example.org" in done.err
