@@ -21,6 +21,7 @@ import uvicorn
 
 from engine.errors import EngineError
 from engine.run.engine import Engine
+from engine.run.generate import SamplingDefaults
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import ResponseCache, response_cache_path
 from engine.serve.batching.scheduler import EngineLoop
@@ -89,7 +90,7 @@ async def _serve(
     )
     meters.watch(work.gauges())
     # the engine's thread uses the other one
-    reader = PromptReader(served, copy.deepcopy(tokenizer))
+    reader = PromptReader(served, copy.deepcopy(tokenizer), SamplingDefaults.of(engine))
     app = create_app(Serving(served, reader, work, meters))
     server = uvicorn.Server(
         uvicorn.Config(

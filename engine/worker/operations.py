@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from engine.model.loader import load_model
 from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
-from engine.run.generate import encode_prompt, generate
+from engine.run.generate import SamplingDefaults, encode_prompt, generate
 from engine.run.sampling import SamplingOptions
 from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
 from engine.worker.engine_host import EngineHost
 
 Emit = Callable[[dict[str, Any]], None]
+TEMPERATURE, TOP_P = 0.7, 0.95  # of a text where neither the user nor the checkpoint says
 _CODED_BITS: tuple[Bits, ...] = (8, 4)
 
 
@@ -191,11 +193,12 @@ class Operations:
         prompt: str,
         chat: bool = False,
         max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Generate text; pieces are sent as token events."""
+        """Generate text; pieces are sent as token events. None: the checkpoint's own sampling
+        values, else 0.7 and 0.95."""
         engine = self._host.engine
         tokenizer = self._host.tokenizer
         result = generate(
@@ -203,7 +206,7 @@ class Operations:
             tokenizer,
             encode_prompt(tokenizer, prompt, chat=chat),
             max_tokens=max_tokens,
-            sampling=SamplingOptions(temperature, top_p, seed),
+            sampling=_sampling(SamplingDefaults.of(engine), temperature, top_p, seed),
             on_text=lambda text: self._host.emit({"event": "token", "text": text}),
         )
         memory = memory_reading(engine, self._host.runtime_bytes)
@@ -351,3 +354,14 @@ class Operations:
         """Close the model."""
         self._host.close()
         return {}
+
+
+def _sampling(
+    own: SamplingDefaults, temperature: float | None, top_p: float | None, seed: int
+) -> SamplingOptions:
+    made = own.options(seed, TEMPERATURE, TOP_P)
+    return replace(
+        made,
+        temperature=made.temperature if temperature is None else temperature,
+        top_p=made.top_p if top_p is None else top_p,
+    )

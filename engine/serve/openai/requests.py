@@ -80,7 +80,9 @@ TemplateVariables = Annotated[
     Field(json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED)}}}),
 ]
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
-Stop = StopWord | Annotated[list[StopWord], Field(max_length=4)]
+Stop = Annotated[str, Field(max_length=256)] | Annotated[list[StopWord], Field(max_length=4)]
+# -1, as llama.cpp's clients send it: as many as there is room for
+Limit = Literal[-1] | Annotated[int, Field(ge=1), AS_WHOLE]
 TokenId = Annotated[int, Field(ge=0), AS_WHOLE]
 MOST_BIASES = 1024
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
@@ -102,24 +104,26 @@ class Generation(Strict):
 
     top_k 0 or -1, min_p 0, repetition_penalty 1 and penalties of 0 are off. logit_bias: what is
     added to the logits of token ids. ignore_eos and min_tokens (vLLM): end tokens end no text, or
-    none shorter than this.
+    none shorter than this. What is left out of temperature, top_p, top_k, min_p and
+    repetition_penalty is as the checkpoint's generation_config.json has it, else 1 or off; the
+    model is the one that is served.
     """
 
-    model: str
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = 1.0
-    top_k: Annotated[int, Field(ge=-1), AS_WHOLE] | None = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1), AS_WHOLE] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
-    repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION, le=2)] | None = 1.0
+    repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION, le=2)] | None = None
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MOST_BIASES)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = 1
     seed: Annotated[int, AS_WHOLE] | None = None
     stop: Stop | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
+    max_tokens: Limit | None = None
     min_tokens: Annotated[int, Field(ge=0), AS_WHOLE] | None = 0
     ignore_eos: bool | None = False
 
@@ -135,7 +139,7 @@ class CompletionRequest(Generation):
         | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=5), AS_WHOLE] | None = None
+    logprobs: Literal[False] | Annotated[int, Field(ge=0, le=5), AS_WHOLE] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = None
 
     @model_validator(mode="after")
@@ -236,7 +240,7 @@ class ChatRequest(Generation):
 
     accepted = neutral.CHAT
     messages: Annotated[list[Turn], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1), AS_WHOLE] | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = None
     chat_template_kwargs: TemplateVariables | None = None

@@ -99,7 +99,7 @@ def _generation(serving: Serving) -> APIRouter:
             serving.reader.completion, body, limiter=one_at_a_time
         )
         writer = CompletionFormat(
-            f"cmpl-{uuid.uuid4().hex}", created, served.name, body.logprobs is not None
+            f"cmpl-{uuid.uuid4().hex}", created, served.name, wanted[0].logprobs is not None
         )
         return await _respond(serving.engine, request, body, wanted, writer)
 

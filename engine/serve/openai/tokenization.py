@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jinja2
 
+from engine.run.generate import SamplingDefaults
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.sequence import SequenceRequest
@@ -24,6 +25,7 @@ from engine.serve.openai.requests import (
     Message,
 )
 
+ALL = -1  # as many tokens as there is room for
 COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
 # What templates raise, on purpose or where they compute with what a client has set.
 _REFUSALS = (
@@ -48,19 +50,24 @@ class ServedModel:
 
 
 class PromptReader:
-    """Converts requests to sequences. tokenizer: not used by any other thread."""
+    """Converts requests to sequences. tokenizer: not used by any other thread; defaults: of
+    requests that name no sampling values."""
 
-    def __init__(self, served: ServedModel, tokenizer: Any) -> None:
+    def __init__(
+        self, served: ServedModel, tokenizer: Any, defaults: SamplingDefaults | None = None
+    ) -> None:
         self._served = served
         self._tokenizer = tokenizer
+        self._defaults = defaults or SamplingDefaults()
 
     def completion(self, request: CompletionRequest) -> list[SequenceRequest]:
         """One sequence for each prompt and choice, a prompt's choices next to each other."""
         check_model(request.model, self._served)
         self._check_length("max_tokens", request.max_tokens)
         prompts = [self._encode(prompt) for prompt in _prompts_of(request)]
-        limit = request.max_tokens or COMPLETION_TOKENS
-        return self._spread(request, prompts, limit, request.logprobs)
+        limit = self._limit(request.max_tokens or COMPLETION_TOKENS)
+        logprobs = None if request.logprobs is False else request.logprobs
+        return self._spread(request, prompts, limit, logprobs)
 
     def chat(self, request: ChatRequest) -> list[SequenceRequest]:
         """One sequence for each choice."""
@@ -68,7 +75,7 @@ class PromptReader:
         self._check_length("max_tokens", request.max_tokens)
         self._check_length("max_completion_tokens", request.max_completion_tokens)
         prompt = self._render(request)
-        limit = request.max_completion_tokens or request.max_tokens or self._served.max_model_len
+        limit = self._limit(request.max_completion_tokens or request.max_tokens or ALL)
         wants = request.logprobs or request.top_logprobs
         logprobs = (request.top_logprobs or 0) if wants else None
         return self._spread(request, [prompt], limit, logprobs)
@@ -81,8 +88,9 @@ class PromptReader:
             raise _too_long(f"the prompt has {longest} tokens", capacity, "prompt")
         self._check_ids("logit_bias", [int(token) for token in request.logit_bias or ()])
         self._check_least(request, limit, capacity - longest)
-        sampling = _sampling_of(request)
-        stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+        sampling = _sampling_of(request, self._defaults)
+        words = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        stop = tuple(word for word in words if word)
         made = [
             SequenceRequest(
                 tuple(prompt),
@@ -101,6 +109,10 @@ class PromptReader:
             for one in made
             for choice in range(request.n or 1)
         ]
+
+    def _limit(self, tokens: int) -> int:
+        """The most tokens of an answer."""
+        return self._served.max_model_len if tokens == ALL else tokens
 
     def _check_length(self, name: str, tokens: int | None) -> None:
         if tokens is not None and tokens > self._served.max_model_len:
@@ -161,9 +173,9 @@ class PromptReader:
         return ids
 
 
-def check_model(name: str, served: ServedModel) -> None:
-    """Raise ApiError 404 unless this is the served model's name."""
-    if name != served.name:
+def check_model(name: str | None, served: ServedModel) -> None:
+    """Raise ApiError 404 unless this is the served model's name, or none."""
+    if name is not None and name != served.name:
         raise ApiError(
             404,
             f"this server has no such model; it serves '{served.name}'",
@@ -190,18 +202,23 @@ def _plain(message: Message | AnswerTurn) -> dict[str, str]:
     return {"role": role, "content": text, **named}
 
 
-def _sampling_of(request: Generation) -> SamplingOptions:
+def _sampling_of(request: Generation, defaults: SamplingDefaults) -> SamplingOptions:
     """A null is the default, and a value that turns something off is off."""
     bias = tuple((int(token), value) for token, value in (request.logit_bias or {}).items())
-    factor = 1.0 if request.repetition_penalty is None else request.repetition_penalty
+    seed = secrets.randbits(32) if request.seed is None else request.seed
+    own = defaults.options(seed, temperature=1.0, top_p=1.0)
+    repetition = request.repetition_penalty
     return SamplingOptions(
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=max(_LEAST_TOP_P, 1.0 if request.top_p is None else request.top_p),
-        seed=secrets.randbits(32) if request.seed is None else request.seed,
-        top_k=max(0, request.top_k or 0),
-        min_p=request.min_p or 0.0,
+        temperature=own.temperature if request.temperature is None else request.temperature,
+        top_p=own.top_p if request.top_p is None else max(_LEAST_TOP_P, request.top_p),
+        seed=seed,
+        top_k=own.top_k if request.top_k is None else max(0, request.top_k),
+        min_p=own.min_p if request.min_p is None else request.min_p,
         penalties=PenaltyOptions(
-            factor, request.frequency_penalty or 0.0, request.presence_penalty or 0.0, bias
+            own.penalties.repetition if repetition is None else repetition,
+            request.frequency_penalty or 0.0,
+            request.presence_penalty or 0.0,
+            bias,
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from engine.run.generate import SamplingDefaults
 from engine.run.penalties import PenaltyOptions
 from engine.serve.openai.errors import ApiError
 from engine.serve.openai.requests import ChatRequest, CompletionRequest
@@ -194,7 +195,8 @@ def test_the_least_number_of_tokens_must_have_room(reader: PromptReader) -> None
         {"min_tokens": -1},
         {"ignore_eos": 1},
         {"stop": ["a"] * 5},
-        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"stop": "a" * 257},
         {"n": 9},
         {"seed": 1.5},
         {"prompt": []},
@@ -204,3 +206,45 @@ def test_the_least_number_of_tokens_must_have_room(reader: PromptReader) -> None
 def test_what_is_not_known_or_out_of_range_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         completion(**fields)
+
+
+CHECKPOINT = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1)
+
+
+def test_a_request_that_names_no_sampling_gets_the_checkpoints(tokenizer: Any) -> None:
+    reader = PromptReader(SERVED, tokenizer, CHECKPOINT)
+    own = reader.completion(completion(seed=1))[0].sampling
+    assert (own.temperature, own.top_p, own.top_k, own.min_p) == (0.6, 0.9, 20, 0.0)
+    assert own.penalties == PenaltyOptions(repetition=1.1)
+    named = completion(temperature=0, top_p=1, top_k=-1, min_p=0.1, repetition_penalty=1)
+    asked = reader.completion(named)[0].sampling
+    assert (asked.temperature, asked.top_p, asked.top_k, asked.min_p) == (0.0, 1.0, 0, 0.1)
+    assert asked.penalties == PenaltyOptions()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}]
+)
+def test_without_the_checkpoints_values_nothing_is_cut(
+    reader: PromptReader, fields: dict[str, Any]
+) -> None:
+    own = reader.completion(completion(**fields))[0].sampling
+    assert (own.temperature, own.top_p, own.top_k, own.min_p) == (1.0, 1.0, 0, 0.0)
+    assert own.penalties == PenaltyOptions()
+
+
+def test_values_that_ask_for_nothing_are_taken_of_fields_that_are_read(
+    reader: PromptReader, templated: PromptReader
+) -> None:
+    plain = reader.completion(completion(stop="", logprobs=False, max_tokens=-1))[0]
+    assert (plain.stop, plain.logprobs) == ((), None)
+    assert plain.max_tokens == SERVED.max_model_len - len(plain.prompt)
+    assert templated.chat(chat(max_tokens=-1))[0].max_tokens == templated.chat(chat())[0].max_tokens
+    for zero in (0, -2):
+        with pytest.raises(ValidationError):
+            completion(max_tokens=zero)
+
+
+def test_a_request_without_a_model_means_the_one_that_is_served(reader: PromptReader) -> None:
+    request = CompletionRequest.model_validate({"prompt": "a"})
+    assert reader.completion(request)
