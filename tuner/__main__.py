@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from engine.errors import EngineError
+from tuner.cli.home import give_home
 from tuner.errors import TunerError, UsageError, WorkerError
 
 
@@ -31,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         stream=sys.stderr,
     )
     _print_all_characters()
+    give_home(os.environ)
     try:
         _check_text(arguments)
         return _invoke(list(arguments))
