@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
@@ -291,7 +292,8 @@ def _print_result(result: StudyResult) -> None:
         print_text(took)
     if result.output:
         print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
-        print_text(f"try it: tune run {result.output} --prompt 'Once upon a time'")
+        file = shlex.quote(str(result.output))
+        print_text(f"try it: tune run {file} --prompt 'Once upon a time'")
 
 
 def _document(result: StudyResult) -> dict[str, Any]:

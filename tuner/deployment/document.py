@@ -7,6 +7,7 @@ machine, provenance. An unknown key or version is an error.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +190,7 @@ def load_deployment(path: Path) -> Deployment:
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise DeploymentError(
             f"there is no file {path}: give a deployment YAML; of a study it is written by `tune "
-            f"export {path} -o {path.name}.yaml`"
+            f"export {shlex.quote(str(path))} -o {shlex.quote(f'{path.name}.yaml')}`"
         )
     return _read(load_yaml(path, DeploymentError), str(path))
 
