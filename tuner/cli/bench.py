@@ -243,6 +243,8 @@ def _print_rows(results: list[RowResult]) -> None:
     columns = ["row", *(f"#{name}" for name in SHOWN), "#to the first"]
     print_table("Means with 95 % intervals over interleaved rounds", columns, table)
     for result in results:
+        for note in result.environment.get("inactive", ()):
+            print_note(f"{result.name}: {note}")
         if result.error is not None:
             print_note(f"{result.name}: not measured: {result.error}")
 

@@ -14,11 +14,13 @@ from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.experts.encoding.quantization import dequantize, quantize
+from engine.files import studies_folder
 from engine.layout.non_expert import NonExpertMatrix, block_rows, non_expert_matrix_bytes
 from engine.layout.record import Part, resolve_group_size
 from engine.memory.plan import resolve
 from engine.model.non_expert import HostEmbedding, quantizable_linears
 from engine.run.engine import Engine
+from engine.run.micro_batch import MicroBatch
 from engine.run.quantized_linear import NonExpertQuantizer, QuantizedLinear
 from tests.engine.families import EXTRA, save_tiny
 from tests.engine.model.test_layouts import agrees, opened
@@ -146,3 +148,35 @@ def rounded(folder: Path, bits: int, wanted: int, names: set[str]) -> Any:
             own = bits if group else 8
             weight.copy_(dequantize(quantize(weight, own, group), own, group))  # type: ignore[arg-type]
     return model
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sequences_of_one_batch_get_the_logits_that_each_gets_alone(
+    bits: int, tmp_path: Path
+) -> None:
+    """The head sees the last rows of a batch, which do not lie together."""
+    settings = {"precision.non_expert_bits": bits, "kv.max_tokens": 64, "batch.size": 2}
+    demo = studies_folder() / "demo" / "model"
+    engine = Engine(demo, CpuDevice(), tmp_path)
+    try:
+        engine.configure(EngineConfig().overlay(settings))
+        prompts = torch.arange(5, 45).view(2, 20)
+        together = engine.prefill([MicroBatch(prompts)])[0][:, -1].clone()
+        alone = [engine.prefill([MicroBatch(one[None])])[0][:, -1].clone() for one in prompts]
+    finally:
+        engine.close()
+    assert torch.allclose(together, torch.cat(alone), atol=0.05 * float(together.abs().max()))
+    assert torch.equal(together.argmax(-1), torch.cat(alone).argmax(-1))
+
+
+def test_a_kernel_that_cannot_run_here_is_listed_with_the_reason(tmp_path: Path) -> None:
+    folder = save_tiny("qwen3_moe", tmp_path / "model")
+    for name, bits, reason in (
+        ("cuda_int4", 4, "it runs on CUDA, not on cpu"),
+        ("torch_int8", 4, "it reads 8-bit codes, not those of 4 bits"),
+        ("torch_int4", 16, "nothing here is stored as codes that it reads"),
+    ):
+        with opened(folder, **{"kernel.name": name, "precision.bits": bits}) as engine:
+            assert f"kernel.name = {name}: inactive, {reason}" in engine.live.inactive
+    with opened(folder, **{"kernel.name": "auto", "precision.bits": 4}) as engine:
+        assert not any(note.startswith("kernel.name") for note in engine.live.inactive)
