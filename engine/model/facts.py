@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from engine.errors import FamilyError
@@ -20,6 +21,11 @@ _CHOSEN_COUNTS = (
     "num_experts_per_token",
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder holds a tokenizer that transformers can load."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
@@ -56,7 +62,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         expert_bytes={name: size * total for name, size in sizes.items()},
         kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
-        has_tokenizer=any((model.folder / name).is_file() for name in _TOKENIZER_FILES),
+        has_tokenizer=has_tokenizer(model.folder),
         in_place_16=_stored_at_16_bits(model),
         prequantized=model.prequantized,
         non_expert_matrices=non_expert_matrices(model.linears),

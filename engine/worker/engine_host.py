@@ -17,6 +17,7 @@ from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
 from engine.memory.plan import Resolved
+from engine.model.facts import has_tokenizer
 from engine.run.engine import Engine
 from engine.trace.trace import Trace
 from engine.worker.open_model import open_engine
@@ -55,15 +56,8 @@ class EngineHost:
     def tokenizer(self) -> Any:
         """The open model's tokenizer, loaded on first use. Raises ModelError if it has none."""
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
             facts = self.engine.facts
-            if not facts.has_tokenizer:
-                raise ModelError(
-                    f"{facts.id} has no tokenizer, so it cannot read text: put tokenizer.json "
-                    "beside its config.json"
-                )
-            self._tokenizer = AutoTokenizer.from_pretrained(facts.path, local_files_only=True)
+            self._tokenizer = load_tokenizer(Path(facts.path), facts.id)
         return self._tokenizer
 
     def open(
@@ -124,3 +118,15 @@ class EngineHost:
     def progress(self, stage: str, done: int, total: int) -> None:
         """Send a progress event."""
         self.emit({"event": "progress", "stage": stage, "done": done, "total": total})
+
+
+def load_tokenizer(folder: Path, model: str) -> Any:
+    """The tokenizer in a model's folder. Raises ModelError if there is none."""
+    from transformers import AutoTokenizer
+
+    if not has_tokenizer(folder):
+        raise ModelError(
+            f"{model} has no tokenizer, so it cannot read text: put tokenizer.json beside its "
+            "config.json"
+        )
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

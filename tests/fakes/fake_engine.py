@@ -41,7 +41,7 @@ from engine.contract.report import (
     TaskItems,
     TaskResult,
 )
-from engine.contract.requests import TaskOptions, Workload
+from engine.contract.requests import TaskNeed, TaskOptions, Workload
 from engine.errors import (
     DenseModelError,
     EngineError,
@@ -267,8 +267,19 @@ class FakeEngine:
         )
         return report.to_json()
 
-    def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
-        return {"names": [name for name in tasks if name.startswith("unknown")]}
+    def check_tasks(self, tasks: list[str], **_: Any) -> dict[str, Any]:
+        """A task needs as many tokens as the digits at the end of its name, split evenly between
+        prompt and answer; one named unknown* is unknown."""
+        for name in tasks:
+            if name.startswith("unknown"):
+                raise TaskError(f"lm-eval knows no task '{name}': see `lm_eval ls tasks`")
+        stems = [Path(name).stem for name in tasks]
+        sizes = [int("".join(filter(str.isdigit, stem)) or 0) for stem in stems]
+        needs = [
+            TaskNeed(stem, size - size // 2, size // 2)
+            for stem, size in zip(stems, sizes, strict=True)
+        ]
+        return {"needs": [need.to_json() for need in needs]}
 
     def discard_journal(self) -> dict[str, Any]:
         return {}

@@ -25,7 +25,7 @@ from tuner.store.snapshots import FINISHED_STATES
 from tuner.study.estimate import StudyPlan, check, plan_study
 from tuner.study.progress import choose_progress, format_duration
 from tuner.study.run import StudyResult, run_study
-from tuner.study.tasks import with_default_tasks
+from tuner.study.tasks import check_tasks, with_default_tasks
 from tuner.workers.local import WorkerPool
 from tuner.workers.ray_cluster import check_address
 
@@ -197,6 +197,10 @@ def _run(
     )
     with session:
         print_note(f"opening {wanted.model}")
+        checked = check_tasks(wanted, session)
+        wanted = checked.definition
+        for note in checked.notes:
+            print_note(note)
         plan = plan_study(wanted, session)
         if dry_run:
             _print_plan(plan, as_json)

@@ -60,7 +60,7 @@ class Budget(Strict):
 class Constraints(Strict):
     """The limits that a configuration must satisfy to be chosen."""
 
-    min_quality: float | None = Field(default=None, gt=0)
+    min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: float | None = Field(default=None, gt=0)
     max_tpot_ms: float | None = Field(default=None, gt=0)
 

@@ -1,0 +1,82 @@
+"""Everything that can be known of a study's tasks before its first trial, with no model at hand.
+
+In: a tokenizer, the tasks and their options. Out: the tokens that each task needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.contract.requests import TaskNeed, TaskOptions
+from engine.errors import TaskError
+from engine.evaluate.generation import read_generation
+from engine.evaluate.rehearsal import rehearse
+from engine.evaluate.tasks import load_tasks
+from engine.evaluate.text_model import TextModel
+
+
+def check_tasks(
+    tokenizer: Any, model: str, names: Sequence[str], options: TaskOptions
+) -> tuple[TaskNeed, ...]:
+    """Loads the tasks, builds every request and scores made-up answers.
+
+    model: its id, for messages. Raises TaskError for whatever would fail in every trial.
+    """
+    reader = _Reader(tokenizer, model, tuple)
+    template = None
+    if options.apply_chat_template:
+        require_template(tokenizer, model)
+        template = reader.apply_chat_template
+    loaded = load_tasks(names, options, template)
+    needs = tuple(_need(name, task.instances, reader) for name, task in loaded.tasks.items())
+    for name, task in loaded.tasks.items():
+        rehearse(name, task)
+    return needs
+
+
+def require_template(tokenizer: Any, model: str) -> None:
+    """Raises TaskError if the tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise TaskError(
+            f"the tokenizer of {model} has no chat template: leave out "
+            "quality.apply_chat_template, or put a chat_template.jinja beside its config.json"
+        )
+
+
+def empty_text(request: Any) -> TaskError:
+    """The error for a request to score a text without characters."""
+    name = getattr(request, "task_name", None) or "a task"
+    return TaskError(
+        f"{name}, item {getattr(request, 'doc_id', '?')}, asks to score an empty text: mend its "
+        "YAML or its data"
+    )
+
+
+class _Reader(TextModel):
+    """Counts tokens; the requests themselves are never sent to it."""
+
+    def loglikelihood_rolling(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    generate_until = _loglikelihood_tokens = loglikelihood_rolling
+
+
+def _need(name: str, requests: Sequence[Any], reader: TextModel) -> TaskNeed:
+    prompt = new = scored = target = 0
+    for request in requests:
+        if request.request_type == "generate_until":
+            context, given = request.args
+            wish = read_generation(given, name)
+            length = len(reader.tok_encode(context))
+            if length + wish.new_tokens > prompt + new:
+                prompt, new = length, wish.new_tokens
+            continue
+        if not request.args[-1]:
+            raise empty_text(request)
+        if request.request_type == "loglikelihood":
+            context, continuation = request.args
+            whole = len(reader.tok_encode(context + continuation))
+            own = whole - len(reader.tok_encode(context.rstrip())) if context else whole
+            scored, target = max(scored, whole), max(target, own)
+    return TaskNeed(name, prompt, new, scored, target)
