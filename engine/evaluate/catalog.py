@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 
@@ -25,7 +26,7 @@ from engine.contract.task_data import (
     search_folders,
 )
 from engine.contract.task_file import Membership, TaskFile, is_task_file, read_task_file
-from engine.errors import TaskError
+from engine.errors import TaskError, nearest_hint
 from engine.evaluate.task_code import TaskCode
 
 
@@ -48,26 +49,39 @@ class Catalog:
         for name in (*own, *found.outside):
             if name not in self.manager.task_index:
                 raise _unknown(name, found.outside.get(name))
-        for name, file in found.files.items():
-            self.manager.task_index[name] = self._entry(name, file)
+        for file in (*found.files.values(), *self._files.values()):
+            self.manager.task_index[file.name] = self._entry(file)
         for tag, tasks in found.tagged.items():
             self.manager.task_index[tag] = Entry(tag, Kind.TAG, None, tags=set(tasks))
 
-    def spec(self, name: str) -> str | dict[str, Any]:
-        """What lm-eval's TaskManager loads for a given name or file."""
+    def load(self, name: str) -> Any:
+        """lm-eval's tasks and groups for a given name or file."""
         file = self._files.get(name)
-        return name if file is None else self._body(file)
+        try:
+            return self.manager.load([name if file is None else file.name])
+        except KeyError as error:
+            if file is not None and (said := _meant(error.args[0], file.body)):
+                raise TaskError(f"{file.path}: {said}") from None
+            raise
+
+    def is_local(self, name: str) -> bool:
+        """Whether a given task file reads files of this machine."""
+        file = self._files.get(name)
+        named = None if file is None else file.body.get("dataset_path")
+        return file is not None and (
+            named in FORMATS or data_folder(named, search_folders(file, "dataset_path")) is not None
+        )
 
     def data(self, name: str) -> tuple[Path, ...]:
         """The local files of a given task file, for messages."""
         file = self._files.get(name)
         return () if file is None else files_of(file)
 
-    def _entry(self, name: str, file: TaskFile) -> Entry:
+    def _entry(self, file: TaskFile) -> Entry:
         kind = Kind.GROUP if file.is_group else Kind.TASK
         if "class" in file.body:
             kind = Kind.PY_TASK
-        return Entry(name, kind, None, cfg=self._body(file), tags=set(file.tags))
+        return Entry(file.name, kind, None, cfg=self._body(file), tags=set(file.tags))
 
     def _body(self, file: TaskFile) -> dict[str, Any]:
         body = {**file.body, **_with_data(file.body, file, "dataset_kwargs")}
@@ -139,6 +153,19 @@ def _check_readable(folder: Path, file: TaskFile) -> None:
             f"{file.path}: its data {folder} was written by save_to_disk, which lm-eval does not "
             "read: write it with to_parquet or to_json instead"
         )
+
+
+def _meant(missing: Any, body: Mapping[str, Any]) -> str:
+    """What lm-eval's bare KeyError is about: a split, or a metric; empty if neither."""
+    splits = [key for key, value in body.items() if key.endswith("_split") and value == missing]
+    if splits:
+        return f"its data has no split '{missing}', which {splits[0]} names"
+    known = AGGREGATION_REGISTRY.keys() | METRIC_REGISTRY.keys()
+    metrics = [one.get("metric") for one in body.get("metric_list") or ()]
+    unknown = [one for one in metrics if isinstance(one, str) and one not in known]
+    if missing is None and unknown:
+        return f"lm-eval knows no metric '{unknown[0]}'{nearest_hint(unknown[0], known, 0.6)}"
+    return ""
 
 
 def _unknown(name: str, group: Path | None) -> TaskError:

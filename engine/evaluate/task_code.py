@@ -15,18 +15,16 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import httpx2
+from datasets.exceptions import DatasetGenerationError
 
-import engine
 from engine.contract.task_file import FunctionName
 from engine.errors import EngineError, TaskError, UnreachableTaskError
 
 _OUTSIDE = (OSError, httpx2.HTTPError)
-_OWN = Path(engine.__file__).parent
-_STANDARD = Path(traceback.__file__).parent
 
 
 class TaskCode:
@@ -94,7 +92,7 @@ def explained(
     """Raises whatever a task's code, data or YAML causes as a TaskError of one sentence.
 
     failed: what could not be done; advice: what to try if no code of the user's was involved, whose
-    file and function are named otherwise; local: data that is missing is not at a hub; only_theirs:
+    file and function are named otherwise; local: a missing file is not at a hub; only_theirs:
     errors that passed through no code of the user's stay as they are. The broad `except` is the
     boundary of code that is not ours.
     """
@@ -103,6 +101,8 @@ def explained(
     except (EngineError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, DatasetGenerationError):  # its cause says more
+            error = error.__cause__ or error
         said = f"{type(error).__name__}: {first_line(error)}"
         if (place := user_frame(error)) is not None:
             raise TaskError(f"{failed}: {place} raised {said}") from None
@@ -110,7 +110,7 @@ def explained(
             raise
         if isinstance(error, ImportError):
             raise TaskError(f"{failed}: it needs a package: {first_line(error)}") from None
-        if isinstance(error, _OUTSIDE) and not local:
+        if isinstance(error, _OUTSIDE) and not (local and isinstance(error, FileNotFoundError)):
             raise UnreachableTaskError(
                 f"{failed}: its data cannot be reached ({first_line(error)}): go online or "
                 "download the data set first, or use local tasks"
@@ -119,16 +119,18 @@ def explained(
 
 
 def user_frame(error: BaseException) -> str | None:
-    """The last place in code that is neither ours nor installed: file, function and line; None if
-    the error passed through none."""
-    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+    """The last place in a task's own code that an error passed through: file, function and line;
+    None if it passed through none."""
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(".py"):
         return f"{error.filename}, line {error.lineno},"
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if _is_users(one.filename)]
-    if not frames:
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(one, line) for one, line in frames if _is_users(one)]
+    if not own:
         return None
-    last = frames[-1]
-    inside = "" if last.name == "<module>" else f", function {last.name}"
-    return f"{last.filename}{inside}, line {last.lineno},"
+    frame, line = own[-1]
+    code = frame.f_code
+    inside = "" if code.co_name == "<module>" else f", function {code.co_name}"
+    return f"{code.co_filename}{inside}, line {line},"
 
 
 def first_line(error: BaseException) -> str:
@@ -137,13 +139,5 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _is_users(filename: str) -> bool:
-    path = Path(filename)
-    return (
-        path.is_absolute()
-        and path.is_file()
-        and "site-packages" not in path.parts
-        and "dist-packages" not in path.parts
-        and _OWN not in path.parents
-        and _STANDARD not in path.parents
-    )
+def _is_users(frame: FrameType) -> bool:
+    return isinstance(frame.f_globals.get("__loader__"), _FromSource)

@@ -73,9 +73,9 @@ def _loaded(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         with explained(
             f"the task {name} cannot be loaded",
             f"it has no items, or its YAML and its data do not agree{told}",
-            local=bool(data),
+            local=catalog.is_local(name),
         ):
-            found = catalog.manager.load([catalog.spec(name)])
+            found = catalog.load(name)
         for task in found["tasks"]:
             if task in owners:
                 raise TaskError(
