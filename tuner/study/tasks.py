@@ -85,23 +85,21 @@ def with_room(
     choices = definition.space.get(ROOM, [])
     fixed = ROOM in definition.engine or bool(choices)
     room = min((int(choice) for choice in choices), default=base.kv.max_tokens)
-    most = facts.max_positions or max(room, *(_wanted(need) for need in needs), 0)
-    limit, place = (room, ROOM) if fixed else (most, f"{facts.id}'s number of positions")
+    wanted = max(map(_wanted, needs), default=0)
+    most = facts.max_positions or max(room, wanted)
     for need in needs:
-        if _required(need) > min(limit, most):
-            raise UsageError(_too_long(need, limit, place))
-    wanted = min(most, max((_wanted(need) for need in needs), default=0))
-    notes = [
-        f"task {need.task}: its longest text has {need.scored_tokens} tokens, of which the last "
-        f"{(room if fixed else most) + 1} are read, as lm-eval does"
-        for need in needs
-        if need.scored_tokens - 1 > (room if fixed else most)
-    ]
+        if _required(need) > most:
+            raise UsageError(_too_long(need, f"{facts.id} has {most} positions"))
+        if fixed and _required(need) > room:
+            advice = f"set `engine: {{{ROOM}: {_required(need)}}}`, or "
+            raise UsageError(_too_long(need, f"{ROOM} is {room}", advice))
     if fixed or wanted <= room:
-        return CheckedStudy(definition, tuple(notes))
-    notes.append(f"kv.max_tokens is {wanted} instead of {room}, as these tasks need")
-    engine = {**definition.engine, ROOM: wanted}
-    return CheckedStudy(definition.model_copy(update={"engine": engine}), tuple(notes))
+        return CheckedStudy(definition, _cut(needs, min(room, most)))
+    raised = min(wanted, most)
+    note = f"{ROOM} is {raised} instead of {room}, as these tasks need"
+    engine = {**definition.engine, ROOM: raised}
+    changed = definition.model_copy(update={"engine": engine})
+    return CheckedStudy(changed, (note, *_cut(needs, raised)))
 
 
 def _required(need: TaskNeed) -> int:
@@ -113,15 +111,25 @@ def _wanted(need: TaskNeed) -> int:
     return max(_required(need), need.scored_tokens - 1)
 
 
-def _too_long(need: TaskNeed, limit: int, place: str) -> str:
+def _cut(needs: Sequence[TaskNeed], room: int) -> tuple[str, ...]:
+    """A note for each task whose texts lose their beginning."""
+    return tuple(
+        f"task {need.task}: its longest text has {need.scored_tokens} tokens, of which the last "
+        f"{room + 1} count, as lm-eval does"
+        for need in needs
+        if need.scored_tokens - 1 > room
+    )
+
+
+def _too_long(need: TaskNeed, limit: str, advice: str = "") -> str:
     wanted = _required(need)
     if need.generated_tokens < wanted:
-        return (
-            f"--tasks: the task {need.task} scores a continuation of {wanted} tokens, and {place} "
-            f"is {limit}: set `engine: {{{ROOM}: {wanted}}}`, or shorten the task's data"
+        what = f"scores a continuation of {wanted} tokens"
+        other = "shorten its data"
+    else:
+        what = (
+            f"needs {wanted} tokens, a prompt of {need.prompt_tokens} and {need.new_tokens} new "
+            "ones (max_gen_toks)"
         )
-    return (
-        f"--tasks: the task {need.task} needs {wanted} tokens, a prompt of {need.prompt_tokens} "
-        f"and {need.new_tokens} new ones (max_gen_toks), and {place} is {limit}: set `engine: "
-        f"{{{ROOM}: {wanted}}}`, or lower its generation_kwargs.max_gen_toks"
-    )
+        other = "lower its generation_kwargs.max_gen_toks"
+    return f"--tasks: the task {need.task} {what}, and {limit}: {advice}{other}"
