@@ -198,6 +198,14 @@ def test_a_study_makes_room_for_its_tasks_and_says_so(tune: Tune, folder: Path):
     assert again.code == 0, again.err
 
 
+def test_a_study_ends_when_16_bits_are_at_the_level_of_guessing(tune: Tune):
+    done = tune(*RANDOM, "--trials", "5", "--tasks", "guessed_task")
+    assert done.code == 1
+    assert "no metric above chance at 16 bits" in done.err
+    states = [one["state"] for one in tune("show", "small", "--json").document["trials"]]
+    assert states == ["INTERRUPTED"]  # not five that were measured for nothing
+
+
 def test_a_task_that_exceeds_a_fixed_room_is_refused(tune: Tune, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("engine: {kv.max_tokens: 256}\n")
