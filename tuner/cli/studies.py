@@ -148,6 +148,13 @@ def _print_quality(front: Front, paired: Paired) -> None:
                 f"{one.difference.high:+.4f}]",
                 one.difference.n,
             ]
+        for name, result in ((f"{r.task} {r.metric}", r) for r in results.values() if r.group):
+            row = rows.get((trial.quality_id, result.task, result.metric))
+            if row is not None:
+                row[0] += f", {trial.number}"
+                continue
+            figures = [result.value, result.stderr, None, None, None, None, result.n]
+            rows[trial.quality_id, result.task, result.metric] = [str(trial.number), name, *figures]
     if rows:
         columns = ["trials", "task", "#value", "#stderr", "#chance", "#above chance"]
         columns += ["#at 16 bits", "#difference", "#n"]

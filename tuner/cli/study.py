@@ -90,7 +90,7 @@ def study(
     seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=STUDY)] = None,
     min_quality: Annotated[
         float | None,
-        typer.Option(help="1 = as good as 16 bits, such as 0.98.", rich_help_panel=LIMITS),
+        typer.Option(help="At most 1, as good as 16 bits; such as 0.98.", rich_help_panel=LIMITS),
     ] = None,
     max_ttft_ms: Annotated[
         float | None, typer.Option(help="Longest time to first token.", rich_help_panel=LIMITS)
@@ -112,7 +112,7 @@ def study(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="lm-eval tasks or their YAML files, by commas (few-shot: the study YAML).",
+            help="lm-eval tasks or YAML files (whose code runs), by commas; docs/tuning.md.",
             rich_help_panel=TEXT,
         ),
     ] = None,
