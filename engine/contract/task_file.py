@@ -81,6 +81,8 @@ def read_task_file(path: Path) -> TaskFile:
     if "task" not in body and "group" not in body:
         raise TaskError(f"{path} is no lm-eval task: it names no `task` and no `group`")
     listed = body.get("task")
+    if isinstance(listed, int | float):
+        listed = body["task"] = str(listed)
     if "group" not in body and isinstance(listed, list):
         body["group"] = path.stem
     if "group" in body and isinstance(listed, str):

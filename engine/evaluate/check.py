@@ -12,6 +12,7 @@ from engine.contract.requests import TaskNeed, TaskOptions
 from engine.errors import TaskError
 from engine.evaluate.generation import read_generation
 from engine.evaluate.rehearsal import rehearse
+from engine.evaluate.results import BITS_PER_BYTE
 from engine.evaluate.tasks import load_tasks
 from engine.evaluate.text_model import TextModel
 
@@ -30,8 +31,17 @@ def check_tasks(
         template = reader.apply_chat_template
     loaded = load_tasks(names, options, template)
     needs = tuple(_need(name, task.instances, reader) for name, task in loaded.tasks.items())
-    for name, task in loaded.tasks.items():
-        rehearse(name, task)
+    metrics = [rehearse(name, task) for name, task in loaded.tasks.items()]
+    if not any(
+        metric == BITS_PER_BYTE or better is not False
+        for found in metrics
+        for metric, better in found.items()
+    ):
+        told = ", ".join(sorted({metric for found in metrics for metric in found}))
+        raise TaskError(
+            f"of {told}, which {', '.join(loaded.tasks)} give, none can be compared: add the "
+            "metric bits_per_byte, or one of which more is better, such as acc"
+        )
     return needs
 
 
@@ -53,6 +63,14 @@ def empty_text(request: Any) -> TaskError:
     )
 
 
+def empty_prompt(request: Any) -> TaskError:
+    """The error for a request to continue a text without tokens."""
+    return TaskError(
+        f"{request.task_name}, item {request.doc_id}, asks to continue an empty prompt: mend its "
+        "doc_to_text or its data"
+    )
+
+
 class _Reader(TextModel):
     """Counts tokens; the requests themselves are never sent to it."""
 
@@ -64,11 +82,14 @@ class _Reader(TextModel):
 
 def _need(name: str, requests: Sequence[Any], reader: TextModel) -> TaskNeed:
     prompt = new = scored = target = 0
+    contexts: dict[str, int] = {"": 0}  # choices share theirs
     for request in requests:
         if request.request_type == "generate_until":
             context, given = request.args
             wish = read_generation(given, name)
             length = len(reader.tok_encode(context))
+            if not length:
+                raise empty_prompt(request)
             if length + wish.new_tokens > prompt + new:
                 prompt, new = length, wish.new_tokens
             continue
@@ -77,6 +98,8 @@ def _need(name: str, requests: Sequence[Any], reader: TextModel) -> TaskNeed:
         if request.request_type == "loglikelihood":
             context, continuation = request.args
             whole = len(reader.tok_encode(context + continuation))
-            own = whole - len(reader.tok_encode(context.rstrip())) if context else whole
-            scored, target = max(scored, whole), max(target, own)
+            start = context.rstrip()
+            if start not in contexts:
+                contexts = {"": 0, start: len(reader.tok_encode(start))}
+            scored, target = max(scored, whole), max(target, whole - contexts[start])
     return TaskNeed(name, prompt, new, scored, target)

@@ -12,7 +12,7 @@ import torch
 from lm_eval import utils as lm_eval_utils
 
 from engine.errors import EvaluationError, TaskError
-from engine.evaluate.check import empty_text
+from engine.evaluate.check import empty_prompt, empty_text
 from engine.evaluate.generation import GenerationWish, read_generation
 from engine.evaluate.journal import Journal, request_key
 from engine.evaluate.routes import RouteRecorder
@@ -123,6 +123,8 @@ class EngineLanguageModel(TextModel):
             name = getattr(request, "task_name", None) or "a task"
             wish = read_generation(options, name)
             ids = self.tok_encode(context)
+            if not ids:
+                raise empty_prompt(request)
             if len(ids) + wish.new_tokens > self.max_length:
                 raise TaskError(
                     f"{name}: a prompt of {len(ids)} tokens and {wish.new_tokens} new ones "

@@ -18,9 +18,13 @@ _ADVICE = "mend its metrics, filters or process_results"
 Answer = Callable[[Any, Any], Any]
 
 
-def rehearse(name: str, task: Any) -> None:
-    """Filters, scores and aggregates made-up answers. Raises TaskError if that is impossible; the
-    task's requests, which must be built, are spent afterwards."""
+def rehearse(name: str, task: Any) -> dict[str, bool | None]:
+    """Filters, scores and aggregates made-up answers. Returns the metrics that came of it, and
+    whether more is better (None: not said).
+
+    Raises TaskError if that is impossible. The task's requests, which must be built, are spent
+    afterwards.
+    """
     values: dict[str, list[Any]] = defaultdict(list)
     first: BaseException | None = None
     for answer in _answers(task):
@@ -35,6 +39,8 @@ def rehearse(name: str, task: Any) -> None:
         if error is not None and user_frame(error) is not None:
             with explained(f"the task {name} cannot aggregate {metric}", _ADVICE):
                 raise error
+    better = task.higher_is_better()
+    return {metric: better.get(metric) for metric in values}
 
 
 def _answers(task: Any) -> tuple[Answer, ...]:

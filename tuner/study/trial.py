@@ -14,7 +14,7 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.statistics import relative_half_width
-from engine.errors import InfeasibleError
+from engine.errors import InfeasibleError, TaskError
 from engine.memory.plan import Resolved
 from engine.types import format_bytes
 from tuner.definition import objectives
@@ -99,7 +99,7 @@ class TrialRunner:
                 memory=plan,
                 configuration_id=configuration_id,
             )
-        except QualityError as error:
+        except (QualityError, TaskError) as error:
             return TrialOutcome(
                 "FAILED",
                 error.failure,

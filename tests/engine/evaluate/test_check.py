@@ -136,6 +136,7 @@ def test_folders_of_data(check: Check, tmp_path: Path, keys: dict[str, Any]) -> 
             "t cannot score an answer .*unterminated subpattern",
         ),
         ({"generation_kwargs": {"num_beams": 4}}, "num_beams = 4 is not honoured"),
+        ({"doc_to_text": ""}, "t, item 0, asks to continue an empty prompt"),
         ({"num_fewshot": 2, "fewshot_config": {"sampler": "best"}}, "contextsampler 'best'"),
     ],
 )
@@ -320,6 +321,17 @@ def test_few_shots_descriptions_and_prefixes(
     plain = check(task(tmp_path, "p", CHOICE))["p"].scored_tokens
     found = check(task(tmp_path, "t", CHOICE, **keys), apply_chat_template=template)["t"]
     assert found.scored_tokens > plain
+
+
+def test_metrics_that_cannot_be_compared_are_refused(check: Check, tmp_path: Path) -> None:
+    body = {
+        **ROLLING,
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    }
+    with pytest.raises(TaskError, match=r"of byte_perplexity, which t give, none can be compared"):
+        check(task(tmp_path, "t", body))
+    assert check(task(tmp_path, "u", body), choice_task(tmp_path)).keys() == {"u", "tiny_choice"}
 
 
 def test_custom_data_gets_the_metadata(check: Check, tmp_path: Path) -> None:
