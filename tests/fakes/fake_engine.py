@@ -49,6 +49,7 @@ from engine.errors import (
     NotAModelError,
     StorageError,
     TaskError,
+    UnreachableTaskError,
 )
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
@@ -62,7 +63,8 @@ PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
 ERRORS = {
     "error": MemoryError("the fake engine found no memory"),
-    "task": TaskError("the data of a_task cannot be reached: go online"),
+    "task": UnreachableTaskError("the data of a_task cannot be reached: go online"),
+    "broken": TaskError("the tasks a_task cannot be scored: utils.py, function f, line 2, raised"),
     "nan": EvaluationError("the logits became NaN on 1 of 5 texts"),
     "full": StorageError("the disk of /packs is full: make room"),
 }

@@ -160,6 +160,8 @@ def _print_quality(front: Front, paired: Paired) -> None:
         columns += ["#at 16 bits", "#difference", "#n"]
         title = "Quality of the front, item by item against 16 bits (95 % intervals)"
         print_table(title, columns, list(rows.values()))
+    if cut := max((t.quality.cut_texts for t in front.members if t.quality), default=0):
+        print_text(f"{format_count(cut, 'text')} exceeded kv.max_tokens and lost the beginning")
 
 
 def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from engine.types import FailureClass
 from tuner.definition.study import QualityTasks
 from tuner.engine_client.process import OnEvent
 from tuner.engine_client.session import EngineSession
-from tuner.errors import QualityError, StudyError, WorkerError
+from tuner.errors import QualityError, StudyError, UsageError, WorkerError
 from tuner.quality.key import canonical_config, quality_dependencies, quality_key
 from tuner.quality.ratio import quality_ratio
 from tuner.store.repository import Store
@@ -54,8 +54,8 @@ class QualityJudge:
 
         It may take more than the study's budget if 16 bits do not fit at all. Raises QualityError
         when it cannot be evaluated; after repeated failures it is not tried again, except for
-        tasks, whose data may have come back. Raises StudyError if it was evaluated and nothing can
-        be compared with it: no trial could succeed.
+        tasks, whose data may have come back. Raises StudyError if no trial could succeed: a task
+        is broken, or nothing can be compared with its results.
         """
         if self._refusals and (
             self._refusals[0].failure not in PASSING or len(self._refusals) >= REFUSED_TRIALS
@@ -72,6 +72,8 @@ class QualityJudge:
                 "output_tps,tpot_ms",
                 error.failure,
             )
+            if error.failure == "task" and error.worker_exit_code == UsageError.exit_code:
+                raise StudyError(str(refusal)) from None
             if error.failure != "task":
                 self._refusals.append(refusal)
             raise refusal from None

@@ -206,6 +206,15 @@ def test_a_study_ends_when_16_bits_are_at_the_level_of_guessing(tune: Tune):
     assert states == ["INTERRUPTED"]  # not five that were measured for nothing
 
 
+def test_a_study_ends_when_a_task_cannot_score_what_16_bits_answered(tune: Tune, misbehave):
+    misbehave(("broken", "evaluate", 1))
+    done = tune(*RANDOM, "--trials", "5")
+    assert done.code == 1
+    assert "utils.py, function f, line 2, raised" in done.err
+    states = [one["state"] for one in tune("show", "small", "--json").document["trials"]]
+    assert states == ["INTERRUPTED"]
+
+
 def test_a_task_that_exceeds_a_fixed_room_is_refused(tune: Tune, folder: Path):
     with (folder / "study.yaml").open("a") as file:
         file.write("engine: {kv.max_tokens: 256}\n")
