@@ -109,14 +109,17 @@ def _run_tasks(model: Any, loaded: LoadedTasks, options: TaskOptions) -> Any:
     from lm_eval.evaluator import evaluate as run_lm_eval
 
     from engine.evaluate.task_code import explained
-    from engine.evaluate.tasks import seed_generators
+    from engine.evaluate.tasks import nothing_remembered, seed_generators
 
     seed_generators(options.seed)
-    with explained(
-        f"the tasks {', '.join(loaded.tasks)} cannot be scored",
-        "mend their metrics, filters or process_results",
-        local=True,
-        only_theirs=True,
+    with (
+        nothing_remembered(),
+        explained(
+            f"the tasks {', '.join(loaded.tasks)} cannot be scored",
+            "mend their metrics, filters or process_results",
+            local=True,
+            only_theirs=True,
+        ),
     ):
         return run_lm_eval(
             model,

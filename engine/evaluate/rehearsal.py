@@ -13,9 +13,8 @@ from typing import Any
 
 from engine.evaluate.task_code import explained, user_frame
 
-ITEMS = 3
+ITEMS, TAKES = 3, 3
 _ADVICE = "mend its metrics, filters or process_results"
-Answer = Callable[[Any, Any], Any]
 
 
 def rehearse(name: str, task: Any) -> dict[str, bool | None]:
@@ -27,8 +26,8 @@ def rehearse(name: str, task: Any) -> dict[str, bool | None]:
     """
     values: dict[str, list[Any]] = defaultdict(list)
     first: BaseException | None = None
-    for answer in _answers(task):
-        for failure in _scored(task, answer, values):
+    for take in range(TAKES):
+        for failure in _scored(task, take, values):
             first = first or failure
     if first is not None and not values:
         with explained(f"the task {name} cannot score an answer", _ADVICE):
@@ -43,15 +42,13 @@ def rehearse(name: str, task: Any) -> dict[str, bool | None]:
     return {metric: better.get(metric) for metric in values}
 
 
-def _answers(task: Any) -> tuple[Answer, ...]:
-    if task.OUTPUT_TYPE == "generate_until":
-        return (_target, lambda *_: "", lambda *_: "The answer is 1.")
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return (lambda *_: -10.0,)
-    return (
-        lambda _, request: (-1.0 - request.idx, False),
-        lambda _, request: (-9.0 + request.idx, True),
-    )
+def _answer(task: Any, request: Any, take: int) -> Any:
+    """One of three answers to a request, by its kind."""
+    if request.request_type == "generate_until":
+        return (_target(task, request), "", "The answer is 1.")[take]
+    if request.request_type == "loglikelihood_rolling":
+        return -10.0
+    return (-1.0 - request.idx, False) if take else (-9.0 + request.idx, True)
 
 
 def _target(task: Any, request: Any) -> str:
@@ -61,14 +58,14 @@ def _target(task: Any, request: Any) -> str:
     return str(target[0] if isinstance(target, list) and target else target)
 
 
-def _scored(task: Any, answer: Answer, values: dict[str, list[Any]]) -> Iterator[BaseException]:
+def _scored(task: Any, take: int, values: dict[str, list[Any]]) -> Iterator[BaseException]:
     """Adds the metrics of each item; yields what failed."""
     items: dict[int, list[Any]] = defaultdict(list)
     for request in task.instances:
         if request.doc_id in items or len(items) < ITEMS:
             items[request.doc_id].append(request)
     requests = [one for group in items.values() for one in group]
-    error = _failure(_filter, task, answer, requests)
+    error = _failure(_filter, task, take, requests)
     if error is not None:
         yield error
         return
@@ -80,10 +77,10 @@ def _scored(task: Any, answer: Answer, values: dict[str, list[Any]]) -> Iterator
                 yield error
 
 
-def _filter(task: Any, answer: Answer, requests: list[Any]) -> None:
+def _filter(task: Any, take: int, requests: list[Any]) -> None:
     for request in requests:
         request.filtered_resps = {}
-        request.resps = [answer(task, request)] * (request.repeats or 1)
+        request.resps = [_answer(task, request, take)] * (request.repeats or 1)
     for one in task._filters:
         one.apply(requests)
 

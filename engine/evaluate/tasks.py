@@ -44,7 +44,7 @@ def load_tasks(
     if options.limit is not None and options.limit < 1:
         raise TaskError(f"a limit of {options.limit} items leaves nothing to evaluate: 1 or more")
     seed_generators(options.seed)  # a task's own code may draw from them
-    with _nothing_remembered():
+    with nothing_remembered():
         loaded = _loaded(list(dict.fromkeys(names)))
         requests = 0
         for name, task in loaded["tasks"].items():
@@ -60,6 +60,22 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def nothing_remembered() -> Iterator[None]:
+    """Inside, a task's code runs as it is now.
+
+    The data library keeps what a function made of a data set under the function's name, and would
+    answer an edited one from that; lm-eval asks it again whenever it goes through a task's items.
+    """
+    was = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if was:
+            datasets.enable_caching()
 
 
 def _loaded(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -88,19 +104,6 @@ def _loaded(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         loaded["tasks"].update(found["tasks"])
         loaded["groups"].update(found.get("groups", {}))
     return loaded
-
-
-@contextmanager
-def _nothing_remembered() -> Iterator[None]:
-    """The data library keeps what a function made of a data set under the function's name, and
-    would answer an edited one from that."""
-    was = datasets.is_caching_enabled()
-    datasets.disable_caching()
-    try:
-        yield
-    finally:
-        if was:
-            datasets.enable_caching()
 
 
 def _check_runs(name: str, task: Any) -> None:

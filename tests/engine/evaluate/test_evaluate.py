@@ -33,6 +33,7 @@ from tests.engine.evaluate.made import (
     CHOICE,
     GENERATE,
     QUESTIONS,
+    ROLLING,
     choice_task,
     generation_task,
     rolling_task,
@@ -127,6 +128,21 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(
     pairs = list(zip(texts["plain"], texts["stopped"], strict=True))
     assert all(plain.startswith(stopped) for plain, stopped in pairs)
     assert any(len(stopped) < len(plain) for plain, stopped in pairs)
+
+
+def test_an_evaluation_scores_what_an_edited_function_makes(
+    run: Run, engine: Engine, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    path = Path(write_task(tmp_path, "t", {**ROLLING, "doc_to_target": "{{question}}"}, QUESTIONS))
+    with path.open("a") as file:
+        file.write("process_docs: !function utils.docs\n")
+    code = "def docs(data): return data.map(lambda doc: {'question': %r})\n"
+    sizes = []
+    for text in ("The engine", "The engine reads experts from the disk"):
+        (tmp_path / "utils.py").write_text(code % text)
+        sizes.append(run(str(path), limit=1).engine_tokens)
+    assert sizes[1] > sizes[0]
 
 
 def test_contexts_that_lose_their_beginning_are_counted(
