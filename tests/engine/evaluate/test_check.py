@@ -154,7 +154,8 @@ def test_a_broken_task_file_is_refused_with_the_reason(
 
 
 CODE = """
-def docs(data): return data.map(lambda doc: {"question": doc["question"] + "?"})
+def ask(doc): return {"question": doc["question"] + "?"}
+def docs(data): return data.map(ask)
 def text(doc): return doc["question"]
 def target(doc): return doc["choices"][0]
 def choices(doc): return doc["choices"]

@@ -137,7 +137,7 @@ def test_an_evaluation_scores_what_an_edited_function_makes(
     path = Path(write_task(tmp_path, "t", {**ROLLING, "doc_to_target": "{{question}}"}, QUESTIONS))
     with path.open("a") as file:
         file.write("process_docs: !function utils.docs\n")
-    code = "def docs(data): return data.map(lambda doc: {'question': %r})\n"
+    code = "def one(doc): return {'question': %r}\ndef docs(data): return data.map(one)\n"
     sizes = []
     for text in ("The engine", "The engine reads experts from the disk"):
         (tmp_path / "utils.py").write_text(code % text)
