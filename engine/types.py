@@ -45,8 +45,19 @@ SensitivityClass = Literal["exact", "rounding", "lossy_static", "lossy_on_miss"]
 
 BITS: tuple[Bits, ...] = get_args(Bits)
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*$", re.IGNORECASE)
-_PREFIX = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"\s*(\d[\d_]*(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+_PREFIXES = {"": "", "k": "kilo", "m": "mega", "g": "giga", "t": "tera"}
+# Spellings in lower case: 8G, 8GB, 8gb, 8Go, 8 gigabytes (10^9); 8Gi, 8GiB, 8 gibibytes (2^30).
+_UNITS: dict[str, int] = {
+    spelling: base**power
+    for power, (letter, name) in enumerate(_PREFIXES.items())
+    for base, spellings in (
+        (1000, (letter, f"{letter}b", f"{letter}o", f"{name}byte", f"{name}bytes")),
+        (1024, (f"{letter}i", f"{letter}ib", f"{name[:2]}bibyte", f"{name[:2]}bibytes")),
+    )
+    if power or base == 1000
+    for spelling in spellings
+}
 
 
 class ExpertId(NamedTuple):
@@ -58,20 +69,19 @@ class ExpertId(NamedTuple):
 
 
 def parse_size_bytes(text: str | int) -> int:
-    """Read `8GB` (10^9), `8GiB` (2^30), `512MB` or plain bytes.
+    """Read `8GB` (10^9), `8GiB` (2^30), `512MB` or plain bytes, in the spellings people use.
 
     Raises ValueError with one sentence that says what is allowed.
     """
-    match = _SIZE.match(str(text))
-    if match is None:
+    match = _SIZE.fullmatch(str(text))
+    unit = None if match is None else _UNITS.get(match.group(2).lower())
+    if match is None or unit is None:
+        hint = " (a decimal takes a point: 8.5GB)" if "," in str(text) else ""
         raise ValueError(
             f"'{text}' is not a size: write a positive number with a unit, "
-            "such as 8GB (10^9 bytes), 8GiB (2^30), 512MB or plain bytes"
+            f"such as 8GB (10^9 bytes), 8GiB (2^30), 512MB or plain bytes{hint}"
         )
-    unit = match.group(2).lower()
-    base = 1024 if "i" in unit else 1000
-    power = _PREFIX[unit.rstrip("b").rstrip("i")]
-    size = math.floor(float(match.group(1)) * float(base**power))
+    size = math.floor(float(match.group(1).replace("_", "")) * unit)
     if size <= 0:
         raise ValueError(f"'{text}' is not a size: it must be above zero, such as 8GB or 512MB")
     return size

@@ -92,7 +92,7 @@ def main() -> int:
                 continue
             row = {"number": number, "config": point}
             row |= compare(session, work, base.overlay(point), timings, traces)
-            with arguments.output.open("a") as file:
+            with arguments.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{number}: {row.get('error')} {row.get('ratio')}", flush=True)
     summarize(read_done(arguments.output))
@@ -103,7 +103,9 @@ def read_done(path: Path) -> dict[int, dict[str, Any]]:
     """Reads finished configs by number."""
     if not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     return {row["number"]: row for row in rows}
 
 

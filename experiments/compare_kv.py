@@ -36,7 +36,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = list(tokenizer(arguments.text.read_text())["input_ids"])
+    ids = list(tokenizer(arguments.text.read_text(encoding="utf-8"))["input_ids"])
     size = arguments.tokens
     blocks = [ids[n * size : (n + 1) * size] for n in range(arguments.blocks)]
     base = EngineConfig().overlay({"kv.max_tokens": size + 8})

@@ -41,7 +41,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    text = arguments.text.read_text()[: arguments.tokens * 8]
+    text = arguments.text.read_text(encoding="utf-8")[: arguments.tokens * 8]
     ids = list(tokenizer(text)["input_ids"])[: arguments.tokens]
     blocks = [
         ids[n : n + BLOCK_TOKENS] for n in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS)

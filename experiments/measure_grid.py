@@ -78,7 +78,7 @@ def main() -> int:
                     f"{point}: {error}\n(run it again, what was measured is kept; a point that "
                     "always fails does not belong into the space)"
                 )
-            with arguments.definition.with_suffix(".jsonl").open("a") as file:
+            with arguments.definition.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             fresh += 1
             print(f"{len(rows)} {rows[-1]['seconds']} {point}", flush=True)
@@ -100,7 +100,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads the finished configurations."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 def record_trace(
@@ -122,7 +124,7 @@ def record_trace(
         seed=0,
         gate_inputs=False,
     )
-    path.with_suffix(".trace_s").write_text(f"{time.monotonic() - started:.2f}\n")
+    path.with_suffix(".trace_s").write_text(f"{time.monotonic() - started:.2f}\n", encoding="utf-8")
 
 
 def measure(
@@ -204,10 +206,10 @@ def describe(
         "profile": profile.to_json(),
         "profile_s": profile_s,
         "default_split": split,
-        "trace_s": float(path.with_suffix(".trace_s").read_text()),
+        "trace_s": float(path.with_suffix(".trace_s").read_text(encoding="utf-8")),
         "quality": qualities,
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def time_split(

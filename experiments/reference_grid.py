@@ -104,7 +104,7 @@ class Grid:
 def load_grid(path: Path) -> Grid:
     """Reads the files that measure_grid.py wrote. Every candidate must have been measured."""
     definition = load_definition(path, {})
-    document = json.loads(path.with_suffix(".json").read_text())
+    document = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     facts = ModelFacts.from_json(document["facts"])
     space = build_space(definition, facts, definition.load_workload())
     candidates = Candidates(space)

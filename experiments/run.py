@@ -20,7 +20,9 @@ FOLDER = Path(__file__).parent
 
 def names() -> list[str]:
     """Lists every experiment: a module with a `main`."""
-    files = (path for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text())
+    files = (
+        path for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")
+    )
     return sorted(path.stem for path in files if path.stem != "run")
 
 

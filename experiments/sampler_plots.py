@@ -34,7 +34,7 @@ def write_quantiles(
     grid: Grid, names: Sequence[str], curves: Mapping[Job, Curve], path: Path
 ) -> None:
     """Writes median and quartiles over seeds of the fraction found, by engine seconds."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["sampler", "engine_s", "low", "median", "high"])
         for name in names:

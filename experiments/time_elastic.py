@@ -30,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer(arguments.text.read_text()[:200_000])["input_ids"]
+    ids = tokenizer(arguments.text.read_text(encoding="utf-8")[:200_000])["input_ids"]
     prompts = [ids[64 * n : 64 * n + 64] for n in range(arguments.requests)]
     paths = {
         "budget.vram_bytes": arguments.vram,

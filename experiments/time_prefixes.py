@@ -29,7 +29,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer(arguments.text.read_text()[:200_000])["input_ids"]
+    ids = tokenizer(arguments.text.read_text(encoding="utf-8")[:200_000])["input_ids"]
     prompts = [
         (*ids[: arguments.begin], *ids[start : start + arguments.ask])
         for start in range(arguments.begin, len(ids), arguments.ask)

@@ -34,7 +34,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(resolve_model(arguments.model))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = tokenizer(arguments.text.read_text()[:200_000])["input_ids"]
+    ids = tokenizer(arguments.text.read_text(encoding="utf-8")[:200_000])["input_ids"]
     prompts = [tuple(ids[32 * n : 32 * n + 32]) for n in range(arguments.prompts)]
     weights = [1 / (n + 1) ** arguments.zipf for n in range(len(prompts))]
     asked = random.Random(0).choices(prompts, weights, k=arguments.requests)

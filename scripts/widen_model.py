@@ -83,7 +83,7 @@ def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MI
     Raises `WidenError` for factors that are not powers of two, an unknown family, tied embeddings,
     an unknown tensor or an `out` that exists.
     """
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     rules = _check(config, out, factors)
     files = _tensor_files(source)
     shards = list(_plan(files, rules, factors, shard_bytes))
@@ -101,7 +101,7 @@ def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MI
         weight_map |= dict.fromkeys(shard.names, file)
     total = sum(shard.size_bytes for shard in shards)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (fresh / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    (fresh / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     _copy_rest(source, fresh, config, factors)
     fresh.rename(out)
 
@@ -197,7 +197,7 @@ def _copy_rest(source: Path, out: Path, config: dict[str, Any], factors: Factors
     wider = dict(config)
     wider["hidden_size"] *= factors.hidden
     wider["moe_intermediate_size"] *= factors.expert
-    (out / "config.json").write_text(json.dumps(wider, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(wider, indent=2) + "\n", encoding="utf-8")
 
 
 def main(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from engine.errors import EngineError
-from tuner.errors import TunerError, WorkerError
+from tuner.errors import TunerError, UsageError, WorkerError
 
 
 def main() -> None:
@@ -29,7 +30,9 @@ def run(arguments: Sequence[str]) -> int:
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    _print_all_characters()
     try:
+        _check_text(arguments)
         return _invoke(list(arguments))
     except (TunerError, EngineError) as error:
         return _fail(arguments, str(error), _exit_code(error), _smallest(error))
@@ -46,6 +49,26 @@ def run(arguments: Sequence[str]) -> int:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         text = f"unexpected {type(error).__name__}: {error} (EXPERTUNE_LOG=debug shows where)"
         return _fail(arguments, text, 1)
+
+
+def _print_all_characters() -> None:
+    """Under LANG=C or in an old code page, what the terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raises UsageError for an argument whose bytes are not text, which no store could hold."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise UsageError(
+                f"the argument '{shown[:80]}' is not text in UTF-8: write it in UTF-8, or rename "
+                "the file"
+            ) from None
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import streamlit as st
-import yaml
 
 from dashboard.charts.front import front_figure, front_figure_3d, selected_number, split_figure
 from dashboard.exporting import draw_exports
@@ -17,6 +16,7 @@ from dashboard.frames.front import (
 from dashboard.limits import choose_limits
 from dashboard.measured import MeasuredFront, measured_front
 from dashboard.reading import read_study
+from tuner.definition.strict_yaml import dump_yaml
 from tuner.pareto.explain import explain
 from tuner.pareto.front import Front
 from tuner.pareto.limits import own_limits
@@ -118,9 +118,7 @@ def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Non
         st.dataframe(origin_frame(trial), hide_index=True, width="stretch")
     with right:
         st.markdown("**Config**")
-        st.code(
-            yaml.safe_dump(dict(trial.config or {}), sort_keys=False), language="yaml", height=560
-        )
+        st.code(dump_yaml(dict(trial.config or {})), language="yaml", height=560)
     draw_exports(study, front, trial)
 
 

@@ -27,8 +27,8 @@ MIN_QUALITY = 0.9
 
 def document(path: Path) -> dict[str, Any]:
     """path: the grid's definition, with its measurements beside it."""
-    definition = yaml.safe_load(path.read_text())
-    kept = json.loads(path.with_suffix(".json").read_text())["quality"].values()
+    definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["quality"].values()
     quality = dict(zip(definition["space"]["precision.bits"], kept, strict=True))
     trials = [
         {"number": n, "state": "COMPLETE", "params": point, "scores": speeds}
@@ -50,7 +50,7 @@ def document(path: Path) -> dict[str, Any]:
 def _means(path: Path) -> list[tuple[dict[str, Any], dict[str, float]]]:
     """Each configuration with its speeds, every round with the same weight."""
     rounds = defaultdict(list)
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         rounds[json.dumps(row["point"])].append(
             {name: statistics.fmean(one[name] for one in row["samples"]) for name in SPEEDS}

@@ -116,6 +116,6 @@ def _convert(folder: Path, file: Path, on_bytes: Callable[[int], None]) -> None:
 
 def _has_own_code(file: Path) -> bool:
     try:
-        return "auto_map" in json.loads(file.read_text())
+        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return False

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from engine.baselines.gguf_file import QUANTIZATION, check_comparable, ensure_gguf
 from engine.baselines.measurement import BaselineMeasurement, SequenceTiming
@@ -26,7 +25,10 @@ from engine.device import process_memory
 from engine.errors import EngineError, ModelError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.measure.sentinel import measure_sentinel
+from engine.model.checkpoint import read_description
 from engine.model.hub import locate
+from engine.model.tokenizer import load_tokenizer
+from engine.model.weight_files import weight_files
 from engine.worker.process import NATIVE_SETTINGS
 
 Emit = Callable[[dict[str, Any]], None]
@@ -80,10 +82,8 @@ class LlamaCppBaseline:
         folder = locate(model, revision).folder
         check_comparable(folder, trust_remote_code=trust_remote_code)
         self._file = ensure_gguf(folder, self._cache_folder, self._progress)
-        self._sentinel_file = min(folder.glob("*.safetensors"))
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        self._sentinel_file = weight_files(folder, read_description(folder))[0]
+        self._tokenizer = load_tokenizer(folder, model, trust_remote_code=trust_remote_code)
         torch.set_num_threads(
             int(NATIVE_SETTINGS["OMP_NUM_THREADS"])
         )  # the sentinel's threads, as in other engines

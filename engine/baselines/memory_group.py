@@ -30,9 +30,9 @@ def bounded_memory(further_bytes: int) -> Iterator[str]:
     group = parent / f"{_PREFIX}{os.getpid()}"
     try:
         group.mkdir()
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-        charged_bytes = int((group / usage_name).read_text())
-        (group / limit_name).write_text(str(charged_bytes + further_bytes))
+        (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+        charged_bytes = int((group / usage_name).read_text(encoding="utf-8"))
+        (group / limit_name).write_text(str(charged_bytes + further_bytes), encoding="utf-8")
     except OSError as error:
         _leave(group, parent)
         yield f"not bounded: {error.strerror}"
@@ -45,7 +45,7 @@ def bounded_memory(further_bytes: int) -> Iterator[str]:
 
 def _leave(group: Path, parent: Path) -> None:
     with contextlib.suppress(OSError):
-        (parent / "cgroup.procs").write_text(str(os.getpid()))
+        (parent / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
         group.rmdir()
 
 
@@ -59,13 +59,13 @@ def _remove_abandoned(parent: Path) -> None:
 
 def _own_group() -> tuple[Path, str, str] | None:
     """This process's group, and the names of its files for the limit and for the charged memory."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory" and _V1.is_dir():
             own = _V1 / path.lstrip("/")
             where = own if own.is_dir() else _V1
             return where, "memory.limit_in_bytes", "memory.usage_in_bytes"
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers and (_V2 / "cgroup.controllers").is_file():
             return _V2 / path.lstrip("/"), "memory.max", "memory.current"

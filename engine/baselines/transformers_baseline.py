@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from engine.baselines.measurement import BaselineMeasurement, SequenceTiming
 from engine.baselines.memory_group import bounded_memory, drop_page_cache
@@ -21,8 +21,10 @@ from engine.contract.messages import BaselineName
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError, UsageError
 from engine.measure.pass_through import Sequenced
-from engine.model.checkpoint import Checkpoint
+from engine.model.checkpoint import Checkpoint, read_description
 from engine.model.hub import locate
+from engine.model.tokenizer import load_tokenizer
+from engine.model.weight_files import weight_files
 from engine.types import format_bytes
 from engine.worker.baseline import settle_baseline
 
@@ -56,7 +58,7 @@ class TransformersBaseline:
     def _open(self, model: str, revision: str | None) -> dict[str, Any]:
         self._folder = locate(model, revision).folder
         self._runtime_bytes = settle_baseline()
-        self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        self._tokenizer = load_tokenizer(self._folder, model, trust_remote_code=False)
         return {"runtime_bytes": self._runtime_bytes, "device": "cpu", "baseline": self._name}
 
     def _configure(self, config: EngineConfig) -> dict[str, Any]:
@@ -103,7 +105,7 @@ class TransformersBaseline:
         measurement = BaselineMeasurement(
             run=self._sequence,
             tokenizer=self._tokenizer,
-            sentinel_file=min(self._folder.glob("*.safetensors")),
+            sentinel_file=weight_files(self._folder, read_description(self._folder))[0],
             runtime_bytes=self._runtime_bytes,
             bound=self._bound,
         )

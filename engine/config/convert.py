@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -11,6 +12,9 @@ from typing import Any, get_args, get_origin
 from engine.config.choices import choices_of
 from engine.errors import ConfigError, nearest_hint
 from engine.types import Bits, parse_size_bytes
+
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
 
 
 def convert(path: str, owner: type, name: str, value: Any) -> Any:
@@ -39,9 +43,7 @@ def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     if hint is float:
         return number(value)
     if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("write true or false")
+        return truth(value)
     if hint is int:
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError("write a whole number")
@@ -55,11 +57,25 @@ def convert_to(hint: Any, value: Any, *, sized: bool) -> Any:
     return dict(value)
 
 
+def truth(value: Any) -> bool:
+    """A boolean, or its words as YAML and people write them."""
+    word = str(value).strip().lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    raise ValueError("write true or false")
+
+
 def number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError("write a number")  # noqa: TRY004
     try:
-        return float(value)
+        found = float(value)
     except ValueError:
-        raise ValueError("write a number") from None
+        hint = " with a decimal point, such as 0.5" if "," in str(value) else ""
+        raise ValueError(f"write a number{hint}") from None
+    if not math.isfinite(found):
+        raise ValueError("write a finite number")
+    return found
 
 
 def whole_number(value: Any) -> int:
@@ -70,6 +86,10 @@ def whole_number(value: Any) -> int:
 
 
 def convert_choice(allowed: tuple[Any, ...], value: Any) -> Any:
+    if isinstance(value, bool):  # YAML reads on, off, yes and no as booleans
+        value = "on" if value else "off"
+    if isinstance(value, str):
+        value = value.strip()
     for choice in allowed:
         if value == choice or str(value) == str(choice):
             return choice

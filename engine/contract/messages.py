@@ -15,6 +15,7 @@ The worker answers one request before it reads the next. It ends when the socket
 died) or on `close`. This module holds values only; engine.worker imports the engine.
 
 Operations, as `op: arguments -> result`:
+  device: device -> name (of what it opens), torch, built_for
   describe: model, device, trust_remote_code, revision -> facts (ModelFacts), device
   open: model, device, trust_remote_code, revision -> facts (ModelFacts), hardware, runtime_bytes
   configure: config (nested, `auto` and percentages allowed)

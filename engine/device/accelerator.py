@@ -16,6 +16,15 @@ from engine.errors import InfeasibleError, UsageError
 from engine.types import format_bytes
 
 
+def usable_accelerator() -> torch.device | None:
+    """The accelerator that is here and works, None if there is none.
+
+    Without the check, a build of torch for CUDA answers `cuda` on every machine: it tells what it
+    was built for.
+    """
+    return torch.accelerator.current_accelerator(check_available=True)
+
+
 class AcceleratorDevice:
     """Implements Device for torch.device types with streams and events.
 
@@ -25,14 +34,13 @@ class AcceleratorDevice:
     is_host_memory = False
 
     def __init__(self, name: str) -> None:
-        current = torch.accelerator.current_accelerator()
+        current = usable_accelerator()
         try:
             self.torch_device = torch.device(name)
         except RuntimeError:
             raise UsageError(f"torch knows no device '{name}': try cpu or cuda:0") from None
         if current is None or current.type != self.torch_device.type:
-            here = f"only {current.type} and cpu" if current else "only cpu"
-            raise UsageError(f"this machine has no device '{name}': torch sees {here}")
+            raise UsageError(f"this machine has no device '{name}': {_what_is_here(current)}")
         count = torch.accelerator.device_count()
         index = self.torch_device.index or 0
         if index >= count:
@@ -132,3 +140,15 @@ class AcceleratorDevice:
         torch.accelerator.empty_cache()
         if hasattr(torch.accelerator, "empty_host_cache"):
             torch.accelerator.empty_host_cache()
+
+
+def _what_is_here(current: torch.device | None) -> str:
+    if current is not None:
+        return f"torch sees only {current.type} and cpu"
+    built = torch.accelerator.current_accelerator()
+    if built is None:
+        return "torch sees only cpu, and this build of it knows no accelerator"
+    return (
+        f"torch was built for {built.type} and sees no such card: check its driver "
+        "(`nvidia-smi`, CUDA_VISIBLE_DEVICES), or use --device cpu"
+    )

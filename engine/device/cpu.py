@@ -85,7 +85,8 @@ class CpuDevice:
 
     def peak_source(self) -> str:
         """VmHWM, reset at configure if the kernel allows it."""
-        return "VmHWM" if self._can_reset else "VmHWM (since the process started)"
+        name = process_memory.peak_source()
+        return name if self._can_reset else f"{name} (since the process started)"
 
     def compact(self) -> None:
         """Trim the allocator."""

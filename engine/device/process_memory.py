@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 from pathlib import Path
+
+import psutil
 
 _STATUS = Path("/proc/self/status")
 _PR_SET_TIMERSLACK = 29
@@ -12,18 +15,30 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 def resident_bytes() -> int:
     """Current resident set size."""
-    return _read_status("VmRSS")
+    found = _read_status("VmRSS")
+    return int(psutil.Process().memory_info().rss) if found is None else found
 
 
 def peak_resident_bytes() -> int:
-    """Highest resident set size since the last reset_peak."""
-    return _read_status("VmHWM")
+    """Highest resident set size since the last reset_peak; since the process started on kernels
+    whose /proc/self/status has no VmHWM (gVisor)."""
+    found = _read_status("VmHWM")
+    if found is not None:
+        return found
+    return max(resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def peak_source() -> str:
+    """The name of the reading behind peak_resident_bytes."""
+    return "ru_maxrss" if _read_status("VmHWM") is None else "VmHWM"
 
 
 def reset_peak() -> bool:
-    """Start a new peak reading; False if the kernel does not allow it."""
+    """Start a new peak reading; False if the kernel does not allow it, or keeps no peak."""
+    if _read_status("VmHWM") is None:
+        return False
     try:
-        _CLEAR_REFS.write_text("5")
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True
@@ -44,8 +59,12 @@ def sleep_exactly() -> None:
         libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
-def _read_status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{_STATUS} has no {field}")
+def _read_status(field: str) -> int | None:
+    """Bytes of a field, None if this kernel's status file lacks it or there is none."""
+    try:
+        for line in _STATUS.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

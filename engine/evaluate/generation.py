@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import TaskError
+from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own
 # The number of new tokens, by lm-eval's precedence.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-# Whatever SamplingOptions can do is honoured: a new field there needs nothing here.
-SAMPLED = tuple(
-    one.name for one in fields(SamplingOptions) if one.name not in ("temperature", "seed")
-)
+# What the sampler can do, by lm-eval's names: a setting, its least and its greatest value.
+SAMPLED: Mapping[str, tuple[float, float]] = {
+    "top_p": (1e-6, 1),
+    "top_k": (-1, 1 << 31),
+    "min_p": (0, 1),
+}
+PENALTIES: Mapping[str, tuple[float, float]] = {
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+}
 # Settings that choose among sampled tokens only, so that greedy decoding ignores them.
 _OF_SAMPLING = frozenset(
     {"top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
@@ -73,29 +81,30 @@ def read_generation(given: Mapping[str, Any], task: str) -> GenerationWish:
     asked = {key: value for key, value in given.items() if value is not None}
     temperature = _temperature(asked, task)
     sampling: dict[str, Any] = {"temperature": temperature}
+    penalties: dict[str, Any] = {}
     for name, value in asked.items():
-        if name in _KNOWN or (temperature == 0 and name in _OF_SAMPLING):
+        if name in _KNOWN or value in _NEUTRAL.get(name, ()):
             continue
-        if value in _NEUTRAL.get(name, ()):
+        if temperature == 0 and name in _OF_SAMPLING:
             continue
         if name in SAMPLED:
-            sampling[name] = _number(task, name, value)
+            sampling[name] = _between(task, name, value, SAMPLED[name])
+        elif name in PENALTIES:
+            kind = name.removesuffix("_penalty")
+            penalties[kind] = _between(task, name, value, PENALTIES[name])
         else:
             raise _refusal(
                 task, name, value, f"is not honoured here (honoured: {', '.join(honoured())})"
             )
-    top_p = sampling.get("top_p", 1.0)
-    if not 0 < top_p <= 1:
-        raise _refusal(task, "top_p", asked["top_p"], "must be above 0 and at most 1")
-    whole = {"top_k": int(sampling["top_k"])} if "top_k" in sampling else {}
-    return GenerationWish(
-        _until(asked, task), _new_tokens(asked, task), SamplingOptions(**{**sampling, **whole})
-    )
+    if "top_k" in sampling:
+        sampling["top_k"] = int(sampling["top_k"])
+    options = SamplingOptions(**sampling, penalties=PenaltyOptions(**penalties))
+    return GenerationWish(_until(asked, task), _new_tokens(asked, task), options)
 
 
 def honoured() -> tuple[str, ...]:
     """The settings that have an effect, by lm-eval's names."""
-    return ("until", LENGTHS[0], "do_sample", "temperature", *SAMPLED)
+    return ("until", LENGTHS[0], "do_sample", "temperature", *SAMPLED, *PENALTIES)
 
 
 def _temperature(asked: Mapping[str, Any], task: str) -> float:
@@ -140,6 +149,13 @@ def _number(task: str, name: str, value: Any) -> float:
         raise _refusal(task, name, value, "must be a number") from None
     if isinstance(value, bool) or not math.isfinite(number):
         raise _refusal(task, name, value, "must be a number")
+    return number
+
+
+def _between(task: str, name: str, value: Any, bounds: tuple[float, float]) -> float:
+    number = _number(task, name, value)
+    if not bounds[0] <= number <= bounds[1]:
+        raise _refusal(task, name, value, f"must be from {bounds[0]:g} to {bounds[1]:g}")
     return number
 
 

@@ -122,7 +122,7 @@ def machine_folder() -> Path:
 
 def machine_names() -> tuple[str, ...]:
     """Names of the installed profiles."""
-    return tuple(sorted(path.stem for path in machine_folder().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in machine_folder().glob("[!.]*.yaml")))
 
 
 def load_machine(name: str) -> EmulatedMachine:
@@ -134,7 +134,7 @@ def load_machine(name: str) -> EmulatedMachine:
         hint = nearest_hint(name, names)
         raise UsageError(f"there is no machine '{name}'{hint} (there are: {', '.join(names)})")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {error}") from None
     fields = {field.name: field.type for field in dataclasses.fields(EmulatedMachine)}

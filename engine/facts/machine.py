@@ -1,46 +1,25 @@
-"""Facts of this machine: CPU, memory, disk and NVIDIA GPUs, read through psutil and NVML.
+"""Facts of this machine: CPU, memory, disk and NVIDIA GPUs.
 
-In: the cache folder whose disk counts. Out: a frozen Hardware. A machine without a driver has no
-GPUs; a value that a driver does not report is None. No torch: it names other accelerators.
+In: the cache folder whose disk counts. Out: a frozen Hardware. Inside a container the memory is
+what its limit leaves. No torch: it names other accelerators.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
-import pynvml
 
+from engine.facts.cards import Gpu, read_cards
+from engine.facts.memory_limit import read_memory_limit
 from engine.files import json_digest
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU; a value is None if the driver does not report it (as under WSL).
-
-    process_bytes: memory that this process holds on it, the CUDA context included.
-    """
-
-    index: int
-    name: str
-    uuid: str | None
-    total_bytes: int | None
-    free_bytes: int | None
-    pcie_generation: int | None
-    pcie_width: int | None
-    power_w: float | None
-    power_limit_w: float | None
-    clock_mhz: int | None
-    memory_clock_mhz: int | None
-    process_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -90,19 +69,20 @@ class Hardware:
 def probe(disk_folder: Path | None = None) -> Hardware:
     """Read this machine.
 
-    disk_folder: a folder on the file system whose free space counts (default: the home folder); it
-    need not exist yet. Takes some milliseconds, never raises for lack of a GPU.
+    disk_folder: a folder on the file system whose free space counts (default: the working folder);
+    it need not exist yet. Takes some milliseconds, never raises for lack of a GPU.
     """
-    folder = _existing(disk_folder or Path.home())
+    folder = _existing(disk_folder or Path.cwd())
     memory = psutil.virtual_memory()
-    driver, gpus = _probe_gpus()
+    ram_bytes, available_bytes = read_memory_limit().apply(memory.total, memory.available)
+    driver, gpus = read_cards()
     release = platform.release()
     return Hardware(
         cpu=_cpu_name(),
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         threads=os.cpu_count() or 1,
-        ram_bytes=memory.total,
-        ram_available_bytes=memory.available,
+        ram_bytes=ram_bytes,
+        ram_available_bytes=available_bytes,
         system=platform.system(),
         kernel=release,
         wsl="microsoft" in release.lower(),
@@ -114,77 +94,20 @@ def probe(disk_folder: Path | None = None) -> Hardware:
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists() and folder != folder.parent:
+    # unlike Path.exists, False too for a folder that may not be entered
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model"):
+            if name.strip() in ("model name", "Model") and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _probe_gpus() -> tuple[str | None, tuple[Gpu, ...]]:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None, ()
-    try:
-        count = _read(pynvml.nvmlDeviceGetCount) or 0
-        gpus = [_read_gpu(index) for index in range(count)]
-        driver = _read(pynvml.nvmlSystemGetDriverVersion)
-        return driver, tuple(gpu for gpu in gpus if gpu is not None)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _read_gpu(index: int) -> Gpu | None:
-    device = _read(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
-    if device is None:
-        return None
-
-    def read(name: str, *arguments: Any) -> Any:
-        return _read(lambda: getattr(pynvml, name)(device, *arguments))
-
-    memory = read("nvmlDeviceGetMemoryInfo")
-    power_mw, limit_mw = read("nvmlDeviceGetPowerUsage"), read("nvmlDeviceGetEnforcedPowerLimit")
-    return Gpu(
-        index=index,
-        name=str(read("nvmlDeviceGetName") or "unnamed GPU"),
-        uuid=read("nvmlDeviceGetUUID"),
-        total_bytes=None if memory is None else int(memory.total),
-        free_bytes=None if memory is None else int(memory.free),
-        pcie_generation=read("nvmlDeviceGetCurrPcieLinkGeneration"),
-        pcie_width=read("nvmlDeviceGetCurrPcieLinkWidth"),
-        power_w=None if power_mw is None else power_mw / 1000,
-        power_limit_w=None if limit_mw is None else limit_mw / 1000,
-        clock_mhz=read("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
-        memory_clock_mhz=read("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
-        process_bytes=_process_bytes(read("nvmlDeviceGetComputeRunningProcesses")),
-    )
-
-
-def _process_bytes(processes: list[Any] | None) -> int | None:
-    """Bytes used by this process: 0 if the driver lists others only, None if it lists nothing."""
-    if processes is None:
-        return None
-    for process in processes:
-        if process.pid == os.getpid():
-            return None if process.usedGpuMemory is None else int(process.usedGpuMemory)
-    return 0
-
-
-def _read(call: Callable[[], T]) -> T | None:
-    """The value, or None if this driver or card does not report it."""
-    try:
-        return call()
-    except pynvml.NVMLError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def load_timings(path: Path) -> ModelTimings | None:
     if not path.is_file():
         return None
     try:
-        return ModelTimings.from_json(json.loads(path.read_text()))
+        return ModelTimings.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise StorageError(
             f"{path} holds no timings of this release ({type(error).__name__}): measure them "

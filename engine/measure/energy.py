@@ -88,7 +88,9 @@ def open_rapl_meter(powercap: Path = POWERCAP) -> RaplMeter | None:
         packages = [
             zone
             for zone in sorted(powercap.glob("intel-rapl:*"))
-            if (zone / "name").read_text().startswith("package")  # neither subzones nor psys
+            if (zone / "name")
+            .read_text(encoding="utf-8")
+            .startswith("package")  # neither subzones nor psys
         ]
         return RaplMeter(packages) if packages else None
     except (OSError, ValueError):
@@ -96,4 +98,4 @@ def open_rapl_meter(powercap: Path = POWERCAP) -> RaplMeter | None:
 
 
 def _read_uj(file: Path) -> int:
-    return int(file.read_text())
+    return int(file.read_text(encoding="utf-8"))

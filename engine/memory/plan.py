@@ -344,7 +344,6 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     coarse = any(bits != 16 for bits in run_bits(config))
     dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
     dequantized = max(dequantized, _non_expert_block_elements(config, facts) * (4 + 1 + width))
-    context = 0 if _on_host(config) else CONTEXT_BYTES
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
@@ -362,12 +361,17 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
             + kv_growth
             + index
             + scratch
-            + context
+            + context_bytes(config)
             + stacks
             + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
     )
+
+
+def context_bytes(config: EngineConfig) -> int:
+    """Memory of the driver's context on the config's device; 0 if that is host memory."""
+    return 0 if _on_host(config) else CONTEXT_BYTES
 
 
 def _on_host(config: EngineConfig) -> bool:

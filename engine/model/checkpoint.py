@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import torch
 from engine.errors import CheckpointError, NotAModelError
 from engine.model.quantized import Codes, PrequantizedTensor, find_prequantized
 from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
+from engine.model.weight_files import WeightMap, read_index, read_json, weight_files
 
-INDEX_NAME = "model.safetensors.index.json"
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _SAMPLE_BYTES = 65_536
 
 
@@ -34,11 +34,12 @@ class Checkpoint:
         self.config = read_description(folder)
         self.tensors: dict[str, TensorEntry] = {}
         self._headers: list[tuple[Path, bytes]] = []
-        for file in _weight_files(folder):
+        index = read_index(folder, self.config)
+        for file in weight_files(folder, self.config):
             header = read_header(file)
             self._headers.append((file, header))
             for entry in parse_header(file, header):
-                self.tensors[entry.name] = entry
+                self._add(entry, index)
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors: its safetensors files are empty")
         self.fingerprint = self._fingerprint()
@@ -47,6 +48,18 @@ class Checkpoint:
             self.prequantized[own.name] = own
             del self.tensors[own.codes.name], self.tensors[own.scales.name]
             self.tensors[own.name] = own.entry
+
+    def _add(self, entry: TensorEntry, index: WeightMap | None) -> None:
+        """Keep a tensor; of two of the same name the one in the file that the index names."""
+        known = self.tensors.get(entry.name)
+        named = index.get(entry.name) if index else None
+        if known is not None and named not in (known.file.name, entry.file.name):
+            raise CheckpointError(
+                f"{self.folder}: {known.file.name} and {entry.file.name} both hold {entry.name}: "
+                "move the file away that is not the model's"
+            )
+        if known is None or entry.file.name == named:
+            self.tensors[entry.name] = entry
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor (or a range of its first dimension) into new memory.
@@ -70,7 +83,7 @@ class Checkpoint:
         if rows is not None:
             start, stop = rows.start, rows.stop
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-        row_bytes = entry.size_bytes // entry.shape[0] if entry.shape else entry.size_bytes
+        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
         size = (stop - start) * row_bytes if entry.shape else row_bytes
         raw = read_bytes(entry.file, entry.offset + start * row_bytes, size)
         return raw.view(entry.dtype).view(shape)
@@ -88,24 +101,6 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
 
-def indexed_files(folder: Path) -> list[str] | None:
-    """The weight files that a folder's index names, sorted; None if it has no index.
-
-    Raises CheckpointError for an index that cannot be read or that points outside its folder.
-    """
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        return None
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise CheckpointError(f"{index} is no safetensors index: copy it again") from None
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise CheckpointError(f"{index} points outside its folder: {outside[0]}")
-    return names
-
-
 def read_description(folder: Path) -> dict[str, Any]:
     """The parsed config.json; raises NotAModelError if it is missing or CheckpointError if
     unreadable."""
@@ -115,33 +110,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder} is no model: it has no config.json; give the folder that from_pretrained "
             "would load"
         )
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}): copy it again") from None
+    config = read_json(path)
     if not isinstance(config, dict) or "model_type" not in config:
         raise NotAModelError(f"{path} names no model_type: it is no transformers model")
     return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    names = indexed_files(folder)
-    if names is not None:
-        files = [folder / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks {len(missing)} of {len(files)} weight files, first {missing[0]}: "
-                "finish the download"
-            )
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
-    pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
-    if pickles:
-        raise CheckpointError(
-            f"{folder} holds pickle weights ({pickles[0]}), which can run code and are refused: "
-            "convert the checkpoint to safetensors"
-        )
-    raise CheckpointError(f"{folder} has a config.json but no *.safetensors weights")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from engine.errors import FamilyError
@@ -12,6 +11,7 @@ from engine.layout.record import record_bytes_table
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
+from engine.model.tokenizer import has_tokenizer
 
 _CHOSEN_COUNTS = (
     "num_experts_per_tok",
@@ -20,12 +20,6 @@ _CHOSEN_COUNTS = (
     "top_k_experts",
     "num_experts_per_token",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder holds a tokenizer that transformers can load."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:

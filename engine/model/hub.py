@@ -29,12 +29,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from engine.errors import HubError, NotAModelError, StorageError
-from engine.model.checkpoint import INDEX_NAME, indexed_files
+from engine.errors import CheckpointError, HubError, NotAModelError, StorageError
+from engine.model.checkpoint import read_description
+from engine.model.weight_files import SINGLE_NAME, choose_weight_files, read_index, weight_files
 from engine.types import format_bytes
 
 _DESCRIPTION = (".json", ".txt", ".jinja", ".model", ".py")
-_WEIGHTS = ".safetensors"
 _ATTEMPTS = 3  # in addition to huggingface_hub's own retries
 _MARGIN_BYTES = 64_000_000
 _OFFLINE = "HF_HUB_OFFLINE is set"
@@ -173,10 +173,13 @@ class Snapshot:
         return folder
 
     def weight_names(self) -> list[str]:
-        """The weight files, from the index (fetched before) or from the file names."""
+        """The weight files, by the description (fetched before) and the file names."""
         folder = _snapshot_folder(self.model, self.commit, self.hub)
-        indexed = indexed_files(folder) if folder is not None else None
-        return indexed or [name for name in self.sizes if name.endswith(_WEIGHTS)]
+        if folder is None or not (folder / "config.json").is_file():
+            return []
+        config = read_description(folder)
+        names = [name for name in self.sizes if "/" not in name]
+        return choose_weight_files(self.model, names, read_index(folder, config), config)
 
 
 def _download(snapshot: Snapshot, check: Check | None) -> Location:
@@ -244,10 +247,14 @@ def _missing(folder: Path) -> list[str]:
     """Files that a snapshot lacks; a complete one has a config and all its weights."""
     if not (folder / "config.json").is_file():
         return ["config.json"]
-    names = indexed_files(folder)
-    if names is None:
-        return [] if list(folder.glob(f"*{_WEIGHTS}")) else [f"model{_WEIGHTS} or {INDEX_NAME}"]
-    return [name for name in names if not (folder / name).is_file()]
+    config = read_description(folder)
+    try:
+        weight_files(folder, config)
+    except CheckpointError:
+        index = read_index(folder, config)
+        wanted = index.files if index else [SINGLE_NAME]
+        return [name for name in wanted if not (folder / name).is_file()]
+    return []
 
 
 def _check_disk_space(model: str, needed_bytes: int, hub: Hub) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as transformers_initialization
 
 from engine.errors import CheckpointError
@@ -30,6 +30,7 @@ from engine.model.non_expert import quantizable_linears
 from engine.model.quantized import Codes
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
+from engine.model.weight_files import read_json
 from engine.types import ExpertId
 
 EXPERTS_IMPLEMENTATION = "expertune"
@@ -81,6 +82,7 @@ class LoadedModel:
         tensor = layer.sources[part.name].convert_expert(
             expert.expert, layer.count, self.checkpoint.read, self.model
         )
+        _check_values(f"{layer.name}.{part.name}", tensor)
         if tuple(tensor.shape) != part.shape:
             raise CheckpointError(
                 f"{layer.name}.{part.name}, expert {expert.expert}: the checkpoint gives shape "
@@ -146,6 +148,7 @@ def load_model(
     checkpoint = Checkpoint(folder)
     config = read_config(folder, checkpoint, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, folder, trust_remote_code=trust_remote_code)
+    read_generation_config(model, folder)
     shells = find_experts(model, config)
     sources = plan_sources(model, checkpoint)
     state_names = set(model.state_dict())
@@ -173,6 +176,24 @@ def load_model(
     model.requires_grad_(False)
     prequantized = _prequantized_format(layers, checkpoint)
     return LoadedModel(folder, checkpoint, config, model, layers, dtype, prequantized, linears)
+
+
+def read_generation_config(model: Any, folder: Path) -> None:
+    """Give the model its generation_config.json, as from_pretrained does: its end tokens and
+    sampling values go before config.json's. Raises CheckpointError for one that cannot be read."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    found = read_json(path)
+    try:
+        model.generation_config = GenerationConfig.from_dict(found)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is no generation config ({error}): mend it, or move it away"
+        ) from None
+    ends = model.generation_config.eos_token_id
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise CheckpointError(f"{path}: eos_token_id is {ends}, it must be a token id or a list")
 
 
 def find_router(model: Any, experts_name: str) -> nn.Module | None:
@@ -269,9 +290,20 @@ def _set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
         owner._buffers[leaf] = tensor
         return
     _check_shape(name, tensor, owner._parameters[leaf].shape)
+    if owner._parameters[leaf].is_floating_point():
+        _check_values(name, tensor)
     parameter = nn.Parameter(tensor, requires_grad=False)
     parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     owner._parameters[leaf] = parameter
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    """Refuse codes of a quantization that config.json does not name."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name}: the checkpoint holds whole numbers ({tensor.dtype}), not weights: it was "
+            "quantized in a way that config.json does not name; give the bf16 checkpoint"
+        )
 
 
 def _check_shape(name: str, tensor: torch.Tensor, expected: torch.Size) -> None:

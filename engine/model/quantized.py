@@ -10,6 +10,7 @@ N]. Every other method is refused by its name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ from engine.model.safetensors_file import TensorEntry
 
 _FP8_SCALES = "_scale_inv"
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_SCALE = re.compile(
+    r"[._](qweight|qzeros|weight_packed|weight_scale|weight_scale_2|scale_inv|SCB|absmax|quant_map)$"
+)
+_SIDE_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 _READ = "fp8 with scales by block, and mxfp4"
 
 
@@ -67,6 +72,23 @@ def check_method(folder: Path, config: Mapping[str, Any]) -> None:
     raise CheckpointError(
         f"{folder} is quantized with {found}, which this version does not read ({_READ} are): give "
         "the bf16 checkpoint it was made from and let precision.bits choose the bits"
+    )
+
+
+def refuse_scale(folder: Path, name: str) -> None:
+    """Raise CheckpointError for a tensor outside the model that other tensors need to be read.
+
+    Old GPTQ, ModelOpt and bitsandbytes checkpoints say in a file of their own, not in config.json,
+    that their weights are codes. Without their scales they would be read as other weights.
+    """
+    if not _SCALE.search(name):
+        return
+    side = [file for file in _SIDE_FILES if (folder / file).is_file()]
+    where = f" (see {side[0]})" if side else ""
+    raise CheckpointError(
+        f"{folder} holds {name}, a part of quantized weights{where}, but its config.json has no "
+        f"quantization_config that is read here ({_READ} are): give the bf16 checkpoint it was "
+        "made from and let precision.bits choose the bits"
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import CheckpointError
+from engine.model.weight_files import LFS_POINTER, lfs_pointer
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -51,7 +52,11 @@ def read_header(file: Path) -> bytes:
     """The JSON header as bytes; raises CheckpointError if there is none."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
+        first = stream.read(len(LFS_POINTER))
+        if first == LFS_POINTER:
+            raise lfs_pointer(file)
+        stream.seek(8)
+        length = int.from_bytes(first[:8], "little") if size >= 8 else -1
         if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{file} is no safetensors file or is truncated: copy it again")
         return stream.read(length)

@@ -24,6 +24,7 @@ from transformers.core_model_loading import (
 
 from engine.errors import CheckpointError
 from engine.model.checkpoint import Checkpoint
+from engine.model.quantized import refuse_scale
 from engine.model.safetensors_file import TensorEntry
 
 
@@ -119,7 +120,7 @@ def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSourc
     """Map every checkpoint tensor that the model knows to its (first) parameter.
 
     model: on the meta device, with all its parameters. Checkpoint tensors that the model does not
-    have (extra heads) are left out, as from_pretrained does.
+    have (extra heads) are left out, as from_pretrained does; scales of quantized weights are not.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
@@ -134,6 +135,7 @@ def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSourc
         if target not in state and key in state:
             target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
         if target not in state:
+            refuse_scale(checkpoint.folder, key)
             continue
         source = sources.setdefault(target, ParameterSource(target))
         if pattern is not None:

@@ -140,7 +140,7 @@ def load_sensitivities(path: Path) -> list[Losses] | None:
     if not path.is_file():
         return None
     try:
-        rows = json.loads(path.read_text())["layers"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
         return [{bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future as Pending
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from engine.config.choices import KERNEL_WORDS
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
@@ -24,7 +25,7 @@ from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
 from engine.experts.kernels.prequantized import PrequantizedMultiplier
-from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
+from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.tiers.disk import ExpertStore
@@ -71,6 +72,7 @@ class LiveConfiguration:
         self.memory = memory
         self.stores = dict(stores)
         self._model = model
+        self._supports = dict(supports)
         self._device = device
         self._clock = clock
         self._threads: ThreadPoolExecutor | None = None
@@ -190,7 +192,19 @@ class LiveConfiguration:
                 f"cache.allocation = {self.config.cache.allocation}: inactive, all layers "
                 "share their slots"
             )
-        return tuple(found)
+        return (*found, *self._inactive_kernel())
+
+    def _inactive_kernel(self) -> Iterator[str]:
+        """A kernel that was asked for by name and multiplies nothing here."""
+        name = self.config.kernel.name
+        if name in KERNEL_WORDS or KERNELS[name]().bits == self.config.precision.non_expert_bits:
+            return  # the non-expert weights may use it
+        coded = {bits: support for bits, support in self._supports.items() if bits != 16}
+        if any(name in support.names for support in coded.values()):
+            return
+        reasons = [support.refusals[name] for support in coded.values() if name in support.refusals]
+        why = reasons[0] if reasons else "nothing here is stored as codes that it reads"
+        yield f"kernel.name = {name}: inactive, {why}"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -13,7 +13,13 @@ from engine.errors import InfeasibleError, UsageError
 from engine.run.detokenize import TextPieces
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
+from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import Sampler, SamplingOptions, check_logits
+
+_SAMPLING_BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2), "top_p": (1e-6, 1), "top_k": (0, 1 << 31), "min_p": (0, 1),
+    "repetition_penalty": (0.01, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def generate(
     ids: list[int] = []
     pieces = TextPieces(tokenizer)
     first = started
-    for token in _tokens(engine, prompt_ids, Sampler(sampling), limit, also_ends):
+    sampler = Sampler(sampling, prompt_ids)
+    for token in _tokens(engine, prompt_ids, sampler, limit, also_ends):
         if not ids:
             first = time.perf_counter()
         ids.append(token)
@@ -117,10 +124,44 @@ def _tokens(
             logits = engine.forward([batch], "decode")[0]
 
 
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling values that a checkpoint's generation config names; None: it names none."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def of(cls, engine: Engine) -> SamplingDefaults:
+        """Of the open model, as far as they are values that can be sampled with."""
+        config = getattr(engine.model.model, "generation_config", None)
+        found = {}
+        for name, (least, most) in _SAMPLING_BOUNDS.items():
+            value = getattr(config, name, None)
+            if isinstance(value, int | float) and least <= value <= most:
+                found[name] = value
+        return cls(**found)  # type: ignore[arg-type]
+
+    def options(self, seed: int, temperature: float, top_p: float) -> SamplingOptions:
+        """Options with these values, where the checkpoint names none."""
+        return SamplingOptions(
+            temperature if self.temperature is None else self.temperature,
+            top_p if self.top_p is None else self.top_p,
+            seed,
+            self.top_k or 0,
+            self.min_p or 0.0,
+            PenaltyOptions(self.repetition_penalty or 1.0),
+        )
+
+
 def end_tokens(engine: Engine) -> frozenset[int]:
-    """All end-of-sequence ids that the checkpoint's generation config (or config) names."""
+    """All end-of-sequence ids that the checkpoint's generation config names, else its config."""
     model = engine.model.model
-    for source in (getattr(model, "generation_config", None), model.config):
+    text = model.config.get_text_config()
+    for source in (getattr(model, "generation_config", None), model.config, text):
         value = getattr(source, "eos_token_id", None)
         if value is not None:
             return frozenset(value if isinstance(value, list) else [value])

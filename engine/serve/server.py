@@ -12,7 +12,7 @@ import copy
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,9 +21,11 @@ import uvicorn
 
 from engine.errors import EngineError
 from engine.run.engine import Engine
+from engine.run.generate import SamplingDefaults
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.response_cache import ResponseCache, response_cache_path
 from engine.serve.batching.scheduler import EngineLoop
+from engine.serve.openai.middleware import let_browsers_in
 from engine.serve.openai.routes import Serving, create_app
 from engine.serve.openai.tokenization import PromptReader, ServedModel
 from engine.serve.telemetry import Telemetry
@@ -37,7 +39,7 @@ class ServeOptions:
 
     name: of the model, as clients call it; port 0: any free port; queue: maximum number of waiting
     sequences; telemetry_s: a window of telemetry; drain_s: time that requests in progress may take
-    at the end before they are cut off.
+    at the end before they are cut off; cors_origins: of pages that may read answers, "*": all.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ServeOptions:
     queue: int = 64
     telemetry_s: float = 60.0
     drain_s: int = 60
+    cors_origins: Sequence[str] = ()
 
 
 def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit) -> dict[str, Any]:
@@ -66,7 +69,7 @@ async def _serve(
     emit: Emit,
     answers: ResponseCache | None,
 ) -> dict[str, Any]:
-    meters = Meters(engine.facts.moe_layers, engine.facts.experts)
+    meters = Meters(engine.facts.moe_layers, engine.facts.experts, options.name)
     loop = asyncio.get_running_loop()
     failed = asyncio.Event()
 
@@ -85,12 +88,13 @@ async def _serve(
     served = ServedModel(
         options.name, engine.config.kv.max_tokens, engine.facts.vocabulary, int(time.time())
     )
-    meters.watch(lambda: work.running, lambda: work.waiting)
+    meters.watch(work.gauges())
     # the engine's thread uses the other one
-    reader = PromptReader(served, copy.deepcopy(tokenizer))
+    reader = PromptReader(served, copy.deepcopy(tokenizer), SamplingDefaults.of(engine))
+    app = create_app(Serving(served, reader, work, meters))
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(Serving(served, reader, work, meters)),
+            let_browsers_in(app, options.cors_origins),
             log_config=None,
             access_log=False,
             lifespan="off",

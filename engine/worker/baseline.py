@@ -63,5 +63,5 @@ def _load_small_data_set() -> None:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.jsonl"
-        path.write_text('{"text": "one"}\n')
+        path.write_text('{"text": "one"}\n', encoding="utf-8")
         datasets.load_dataset("json", data_files={"test": str(path)}, cache_dir=folder)

@@ -12,12 +12,12 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.requests import Workload
-from engine.errors import EngineError, ModelError
+from engine.errors import EngineError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
 from engine.memory.plan import Resolved
-from engine.model.facts import has_tokenizer
+from engine.model.tokenizer import load_tokenizer
 from engine.run.engine import Engine
 from engine.trace.trace import Trace
 from engine.worker.open_model import open_engine
@@ -39,6 +39,7 @@ class EngineHost:
         self._settle = settle
         self._engine: Engine | None = None
         self._tokenizer: Any = None
+        self._trusted = False
 
     @property
     def is_open(self) -> bool:
@@ -57,7 +58,9 @@ class EngineHost:
         """The open model's tokenizer, loaded on first use. Raises ModelError if it has none."""
         if self._tokenizer is None:
             facts = self.engine.facts
-            self._tokenizer = load_tokenizer(Path(facts.path), facts.id)
+            self._tokenizer = load_tokenizer(
+                Path(facts.path), facts.id, trust_remote_code=self._trusted
+            )
         return self._tokenizer
 
     def open(
@@ -69,6 +72,7 @@ class EngineHost:
     ) -> dict[str, Any]:
         """Load non-expert weights; experts stay on disk. A hub id is fetched first."""
         self.close()
+        self._trusted = trust_remote_code
         opened = open_engine(
             model,
             device,
@@ -118,15 +122,3 @@ class EngineHost:
     def progress(self, stage: str, done: int, total: int) -> None:
         """Send a progress event."""
         self.emit({"event": "progress", "stage": stage, "done": done, "total": total})
-
-
-def load_tokenizer(folder: Path, model: str) -> Any:
-    """The tokenizer in a model's folder. Raises ModelError if there is none."""
-    from transformers import AutoTokenizer
-
-    if not has_tokenizer(folder):
-        raise ModelError(
-            f"{model} has no tokenizer, so it cannot read text: put tokenizer.json beside its "
-            "config.json"
-        )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

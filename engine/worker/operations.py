@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,18 @@ from engine.model.facts import describe
 from engine.model.headers import locate_headers
 from engine.model.hub import Location
 from engine.model.loader import load_model
+from engine.model.tokenizer import load_tokenizer
 from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
-from engine.run.generate import encode_prompt, generate
+from engine.run.generate import SamplingDefaults, encode_prompt, generate
 from engine.run.sampling import SamplingOptions
 from engine.types import BITS, Bits
 from engine.worker.baseline import settle_baseline
-from engine.worker.engine_host import EngineHost, load_tokenizer
+from engine.worker.engine_host import EngineHost
 
 Emit = Callable[[dict[str, Any]], None]
+TEMPERATURE, TOP_P = 0.7, 0.95  # of a text where neither the user nor the checkpoint says
 _CODED_BITS: tuple[Bits, ...] = (8, 4)
 
 
@@ -57,6 +60,7 @@ class Operations:
         self._host = EngineHost(cache_folder, emit, settle_baseline)
         self._journal: Path | None = None
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
+            "device": self.describe_device,
             "describe": self.describe,
             "open": self.open,
             "configure": self.configure,
@@ -88,6 +92,16 @@ class Operations:
             if "argument" in str(error) and f"{handler.__name__}()" in str(error):
                 raise ProtocolError(f"{operation}: {error}") from None
             raise
+
+    def describe_device(self, device: str = "auto") -> dict[str, Any]:
+        """What a device's name opens here, and torch's build. Raises UsageError if there is no
+        such device."""
+        built = torch.accelerator.current_accelerator()
+        return {
+            "name": open_device(device).name,
+            "torch": str(torch.__version__),
+            "built_for": "cpu" if built is None else built.type,
+        }
 
     def describe(
         self,
@@ -179,7 +193,7 @@ class Operations:
         from engine.evaluate.check import check_tasks
 
         folder = self._located(model, trust_remote_code, revision).folder
-        tokenizer = load_tokenizer(folder, model)
+        tokenizer = load_tokenizer(folder, model, trust_remote_code=trust_remote_code)
         needs = check_tasks(tokenizer, model, tasks, TaskOptions(**options))
         return {"needs": [need.to_json() for need in needs]}
 
@@ -195,11 +209,12 @@ class Operations:
         prompt: str,
         chat: bool = False,
         max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Generate text; pieces are sent as token events."""
+        """Generate text; pieces are sent as token events. None: the checkpoint's own sampling
+        values, else 0.7 and 0.95."""
         engine = self._host.engine
         tokenizer = self._host.tokenizer
         result = generate(
@@ -207,7 +222,7 @@ class Operations:
             tokenizer,
             encode_prompt(tokenizer, prompt, chat=chat),
             max_tokens=max_tokens,
-            sampling=SamplingOptions(temperature, top_p, seed),
+            sampling=_sampling(SamplingDefaults.of(engine), temperature, top_p, seed),
             on_text=lambda text: self._host.emit({"event": "token", "text": text}),
         )
         memory = memory_reading(engine, self._host.runtime_bytes)
@@ -355,3 +370,14 @@ class Operations:
         """Close the model."""
         self._host.close()
         return {}
+
+
+def _sampling(
+    own: SamplingDefaults, temperature: float | None, top_p: float | None, seed: int
+) -> SamplingOptions:
+    made = own.options(seed, TEMPERATURE, TOP_P)
+    return replace(
+        made,
+        temperature=made.temperature if temperature is None else temperature,
+        top_p=made.top_p if top_p is None else top_p,
+    )

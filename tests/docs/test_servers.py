@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.serve.batching.exposition import Gauges
+from engine.serve.batching.metrics import Meters
 from tests.docs.test_commands import parse
 from tuner.deployment import canary, drift
 from tuner.folders import SOURCE
@@ -31,10 +33,13 @@ def test_every_route_on_a_page_is_served(page: str, folder: str):
         assert re.search(rf"/{re.escape(part)}\b", served), part
 
 
-def test_every_metric_is_one_of_the_servers():
-    known = source("engine/serve")
-    for name in re.findall(r"`(expertune_[a-z_]+)`", DEPLOY):
-        assert f'"{name.removesuffix("_total")}"' in known
+def test_every_metric_is_one_of_the_servers_and_the_other_way_round():
+    meters = Meters(1, 1)
+    meters.watch(Gauges(lambda: 0, lambda: 0))
+    text = meters.exposition().decode()
+    names = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)
+    known = {name for name in names if not name.endswith("_created")}
+    assert set(re.findall(r"`((?:expertune_|vllm:)[a-z0-9_]+)`", DEPLOY)) == known
 
 
 def test_defaults_of_a_deployment_are_the_commands():

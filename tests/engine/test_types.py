@@ -17,7 +17,25 @@ def test_sizes_read_decimal_and_binary_units(text: str, expected: int) -> None:
     assert parse_size_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["8GBB", "-8GB", "eight", "", "0", "8 G B", "nan", "1e9"])
+@pytest.mark.parametrize("text", ["8G", "8gb", "8 GB", "8Go", "8 gigabytes", "8_000MB", " 8.0GB "])
+def test_sizes_are_read_in_the_spellings_people_use(text: str) -> None:
+    assert parse_size_bytes(text) == 8 * 10**9
+
+
+@pytest.mark.parametrize("text", ["8Gi", "8gib", "8 gibibytes", "8192MiB"])
+def test_binary_sizes_too(text: str) -> None:
+    assert parse_size_bytes(text) == 8 * 2**30
+
+
+def test_a_decimal_comma_is_told_to_be_a_point() -> None:
+    with pytest.raises(ValueError, match=r"a decimal takes a point: 8\.5GB"):
+        parse_size_bytes("8,5GB")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["8i", "8ib", "80%", "8 parsecs", "8GBB", "-8GB", "eight", "", "0", "8 G B", "nan", "1e9"],
+)
 def test_what_is_no_size_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size_bytes(text)

@@ -287,6 +287,9 @@ class FakeEngine:
         ]
         return {"needs": [need.to_json() for need in needs]}
 
+    def device(self, device: str) -> dict[str, Any]:
+        return {"name": "cpu" if device == "auto" else device, "torch": "2", "built_for": "cpu"}
+
     def discard_journal(self) -> dict[str, Any]:
         return {}
 
@@ -372,10 +375,10 @@ def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) ->
     """The faults that strike this call."""
     if "counter" in knobs:
         path = Path(knobs["counter"])
-        counts = json.loads(path.read_text()) if path.exists() else {}
+        counts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     counts[operation] = counts.get(operation, 0) + 1
     if "counter" in knobs:
-        path.write_text(json.dumps(counts))
+        path.write_text(json.dumps(counts), encoding="utf-8")
     return [
         fault["kind"]
         for fault in knobs.get("faults", [])

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup, TyperOption
 
+from engine.errors import nearest_hint
 from tuner.cli import (
     bench,
     compare,
@@ -26,9 +27,16 @@ from tuner.cli import (
     verify,
     worker,
 )
+from tuner.errors import UsageError
 
 FIND, USE, LOOK, PREPARE = "Find a config", "Use it", "Look", "Prepare"
 COMPLETION = "Shell completion"
+# Words that people try -> what does it here.
+_OTHER_WORDS = {
+    "sweep": "--model", "study": "--model", "optimize": "--model", "search": "--model",
+    "serve": "deploy", "up": "deploy", "generate": "run", "list": "studies", "ls": "studies",
+    "benchmark": "bench", "diff": "compare", "info": "doctor", "probe": "doctor",
+}  # fmt: skip
 
 
 class _Tune(TyperGroup):
@@ -40,6 +48,23 @@ class _Tune(TyperGroup):
             if isinstance(param, TyperOption) and str(param.name).endswith("_completion"):
                 param.rich_help_panel = COMPLETION
         return params
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = str(args[0]) if args else ""
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise UsageError(_unknown_command(name, self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
+
+
+def _unknown_command(name: str, commands: list[str]) -> str:
+    """What to type instead of a command that there is none of."""
+    if nearest := nearest_hint(name, (*commands, *_OTHER_WORDS), cutoff=0.6):
+        for word, command in _OTHER_WORDS.items():
+            nearest = nearest.replace(f"'{word}'", f"'{command}'")
+    return (
+        f"No such command '{name}'{nearest or ' (see `tune --help`)'}; a study is started by "
+        "options alone (`tune --model M --vram 8GB`), and a list is one word (4GB,8GB)"
+    )
 
 
 app = typer.Typer(

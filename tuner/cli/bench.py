@@ -22,6 +22,7 @@ from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition.policies import PolicyFile, load_policy
 from tuner.definition.study import default_workload
+from tuner.definition.text import split_words
 from tuner.definition.workload import load_workload, workload_from_prompts
 from tuner.deployment.document import Deployment, load_deployment
 from tuner.engine_client.session import EngineSession
@@ -53,7 +54,9 @@ def bench(
         bool, typer.Option("--baselines", help="Add other engines as rows.")
     ] = False,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Own prompts: .jsonl, .json, .csv or .txt.")
+    ] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
@@ -135,7 +138,7 @@ def bench(
 
 
 def _names(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+    return split_words(text or "")
 
 
 def _workload(

@@ -10,6 +10,7 @@ import typer
 from tuner.cli import options
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
+from tuner.cli.port import check_free
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
 from tuner.processes.start import start_module
@@ -26,6 +27,7 @@ def dashboard(
     Example: tune dashboard --port 8600
     """
     require_extra("`tune dashboard`", "dashboard")
+    check_free(host, port)
     url = storage or default_storage()
     open_read_only(url).close()
     app = SOURCE / "dashboard" / "app.py"

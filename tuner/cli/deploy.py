@@ -15,10 +15,11 @@ import typer
 from engine.facts.machine import probe
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_text
+from tuner.cli.port import check_free
 from tuner.cli.run import open_deployed
 from tuner.deployment.canary import Canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import Policy, ServerOptions, choose, serve
+from tuner.deployment.serve import Policy, ServerOptions, check_origins, choose, serve
 from tuner.engine_client.session import EngineSession
 from tuner.errors import UsageError
 from tuner.folders import cache_folder
@@ -50,6 +51,15 @@ def deploy(
     telemetry: Annotated[
         float, typer.Option("--telemetry", min=1, max=300, help="Seconds between two records.")
     ] = 60.0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="URL",
+            help="Origin of pages that may use this server from a browser, such as "
+            "http://localhost:3000; may be repeated; '*': any page. None by default.",
+        ),
+    ] = None,
     model: options.Model = None,
     storage: options.Storage = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -63,13 +73,17 @@ def deploy(
     Example: tune deploy expertune-demo.yaml --port 8000
     """
     policy, command = _policy(strict, walk), options.serve_command()
+    origins = check_origins(cors_origin or ())
     deployment = load_deployment(file)
+    check_free(host, port)  # before a canary of a minute
     machine = probe(cache_folder())
     if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
         print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")
     if host not in LOOPBACK:
         print_note(f"anyone who reaches {host} can use this server: use an authenticating proxy")
-    served = ServerOptions(name or deployment.model.id, host, port, queue, drain, telemetry)
+    served = ServerOptions(
+        name or deployment.model.id, host, port, queue, drain, telemetry, origins
+    )
     with (
         options.open_store(storage) as store,
         open_deployed(file, deployment, model, trust_remote_code, command) as session,

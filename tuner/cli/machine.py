@@ -38,14 +38,16 @@ def doctor(
     """
     hardware = probe(cache_folder())
     document: dict[str, Any] = {"machine": hardware.to_json()}
-    if model is not None:
-        source = options.require_model(model)
+    if model is not None or device is not None:
+        source = "" if model is None else options.require_model(model)
         with options.open_session(source, device, trust_remote_code) as session:
-            document["model"] = _examine(session, parity, tokens)
+            document["device"] = {"asked": device or "auto", **session.describe_device()}
+            if model is not None:
+                document["model"] = _examine(session, parity, tokens)
     if as_json:
         print_json(document)
         return
-    _print_machine(hardware)
+    _print_machine(hardware, document.get("device"))
     if "model" in document:
         _print_model(document["model"])
 
@@ -204,7 +206,7 @@ def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any
     return examined
 
 
-def _print_machine(hardware: Hardware) -> None:
+def _print_machine(hardware: Hardware, device: dict[str, Any] | None = None) -> None:
     rows = [
         ["processor", f"{hardware.cpu}, {hardware.cores} cores, {hardware.threads} threads"],
         [
@@ -221,6 +223,9 @@ def _print_machine(hardware: Hardware) -> None:
         rows.append([f"GPU {gpu.index}", f"{gpu.name}, {total}{link}"])
     if not hardware.gpus:
         rows.append(["GPU", "none with an NVIDIA driver; --device cpu offloads from disk to RAM"])
+    if device is not None:
+        build = f"torch {device['torch']}, built for {device['built_for']}"
+        rows.append(["device", f"{device['asked']} opens {device['name']}; {build}"])
     print_table("This machine", ["what", "found"], rows)
 
 

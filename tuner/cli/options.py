@@ -16,6 +16,8 @@ import typer
 from engine.config.settings import EngineConfig
 from engine.types import BITS, parse_size_bytes
 from tuner.cli.extras import require_extra
+from tuner.definition.duration import parse_duration_s
+from tuner.definition.text import split_words
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
@@ -33,6 +35,9 @@ Vram = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda:0 or any device of torch.")
 ]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="Own prompts: .jsonl, .json, .csv or .txt.")
+]
 Storage = Annotated[
     str | None,
     typer.Option("--storage", help="sqlite:///FILE or postgresql://...; default: your own store."),
@@ -41,6 +46,8 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+SMALLEST_PLAIN_BYTES = 1_000_000  # a plain number below it was meant with a unit
 
 # Another engine with the same protocol, as shell words.
 ENGINE_VARIABLE = "EXPERTUNE_ENGINE"
@@ -53,11 +60,18 @@ def read_size(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     if "," in text:
-        raise UsageError(f"{option} {text}: this command takes one budget")
+        raise UsageError(
+            f"{option} {text}: this takes one size, and a decimal takes a point: 8.5GB"
+        )
     try:
-        return parse_size_bytes(text)
+        size = parse_size_bytes(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if text.strip().isdecimal() and size < SMALLEST_PLAIN_BYTES:
+        raise UsageError(
+            f"{option} {text.strip()} is {size} bytes: write the unit, {size}GB or {size}MB"
+        )
+    return size
 
 
 def read_budgets(text: str | None) -> dict[str, Any]:
@@ -65,8 +79,26 @@ def read_budgets(text: str | None) -> dict[str, Any]:
     others."""
     if text is None:
         return {}
-    sizes = sorted({read_size("--vram", part.strip()) or 0 for part in text.split(",")})
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    units = [part.lstrip("0123456789._ ") for part in parts]
+    if any(units) and not all(units):  # 4,6,8GB and 8,5GB
+        unit = next(filter(None, units))
+        each = ",".join(
+            part if own else part + unit for part, own in zip(parts, units, strict=True)
+        )
+        raise UsageError(
+            f"--vram {text}: give each size its unit, {each}; a decimal takes a point: 8.5{unit}"
+        )
+    sizes = sorted({read_size("--vram", part) or 0 for part in parts or [text]})
     return {"vram_bytes": sizes[-1], **({"curve": sizes[:-1]} if len(sizes) > 1 else {})}
+
+
+def read_duration(option: str, text: str | None) -> float | None:
+    """Parses a duration in seconds; None if none was given; UsageError with one sentence."""
+    try:
+        return None if text is None else parse_duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def require_model(model: str | None) -> str:
@@ -88,13 +120,13 @@ def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
     """Parses `path=value[,value...]` pairs by path; UsageError for an invalid setting."""
     settings: dict[str, list[Any]] = {}
     for pair in pairs:
-        path, equals, values = pair.partition("=")
-        if not equals or not values:
+        path, _, values = pair.partition("=")
+        path, choices = path.strip(), [one.strip() for one in values.split(",") if one.strip()]
+        if not choices:
             raise UsageError(f"--set {pair}: write path=value, such as cache.expert_bytes=25%")
-        choices = values.split(",")
         for choice in choices:
             EngineConfig().overlay({path: choice})
-        settings[path] = list(choices)
+        settings[path] = list[Any](choices)
     return settings
 
 
@@ -162,8 +194,8 @@ def open_store_read_only(storage: str | None) -> Iterator[Store]:
 def read_bits(text: str) -> tuple[int, ...]:
     """Parses precisions such as `8,4`; UsageError with the allowed ones."""
     found = []
-    for word in text.split(","):
-        if word.strip() not in {str(bits) for bits in BITS}:
+    for word in split_words(text):
+        if word not in {str(bits) for bits in BITS}:
             raise UsageError(f"--bits {text}: allowed are {', '.join(map(str, BITS))}")
         found.append(int(word))
     return tuple(found)

@@ -13,9 +13,13 @@ from rich.table import Table
 
 from tuner.formatting import format_cell
 
+JSON_SCHEMA = "expertune-json/v1"  # a new number when a key goes or changes its meaning
+
 
 def print_json(document: dict[str, Any]) -> None:
-    """Prints exactly one JSON document on stdout; numbers that JSON lacks become null."""
+    """Prints exactly one JSON document on stdout, with its version under `schema`
+    (docs/json.md); numbers that JSON lacks become null."""
+    document = {"schema": JSON_SCHEMA, **document}
     # at once: in pieces, a study of thousands of trials takes a second more
     sys.stdout.write(json.dumps(_plain(document), indent=2, default=str, allow_nan=False) + "\n")
     sys.stdout.flush()

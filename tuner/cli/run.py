@@ -26,8 +26,14 @@ def run(
         bool | None, typer.Option("--chat/--raw", help="Default: as the file was measured.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="0: the likeliest token. Default: the checkpoint's own, or 0.7."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Default: the checkpoint's own, or 0.95."),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     model: options.Model = None,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -121,8 +121,9 @@ def revoke(name: TokenName, storage: options.Storage = None, as_json: options.Js
 
 def _serve(settings: ServiceSettings, port: int, as_json: bool) -> None:
     # Here, so that every other command starts without a web framework.
+    from tuner.cli.port import listen
     from tuner.service.app import build_app
-    from tuner.service.serve import Server, address, listen
+    from tuner.service.serve import Server, address
     from tuner.service.service import open_service
 
     with listen(settings.host, port) as listening, open_service(settings) as opened:

@@ -14,6 +14,7 @@ from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.study import StudyDefinition, load_definition
+from tuner.definition.text import split_words
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import cache_folder, resolve_model
 from tuner.formatting import format_count
@@ -63,12 +64,17 @@ def study(
         int | None, typer.Option(min=1, help="How many (default 24).", rich_help_panel=STUDY)
     ] = None,
     timeout: Annotated[
-        float | None,
-        typer.Option(min=0, help="Seconds after which no trial starts.", rich_help_panel=STUDY),
+        str | None,
+        typer.Option(
+            help="After it no trial starts: 25m, 1h30m or seconds.", rich_help_panel=STUDY
+        ),
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option(help="Some of output_tps,tpot_ms,quality.", rich_help_panel=STUDY),
+        typer.Option(
+            help="Some of throughput, latency, quality (output_tps, tpot_ms, quality).",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -100,7 +106,9 @@ def study(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Own prompts: .jsonl or .txt, one a line.", rich_help_panel=TEXT),
+        typer.Option(
+            help="Own prompts: .jsonl, .json (also ShareGPT), .csv or .txt.", rich_help_panel=TEXT
+        ),
     ] = None,
     workload: Annotated[
         Path | None, typer.Option(help="A workload YAML.", rich_help_panel=TEXT)
@@ -161,7 +169,7 @@ def study(
             "workload": _absolute(workload),
             "prompts": _absolute(prompts),
             "chat": chat,
-            "objectives": _words(objectives),
+            "objectives": None if objectives is None else split_words(objectives),
             "constraints": {
                 "min_quality": min_quality,
                 "max_ttft_ms": max_ttft_ms,
@@ -169,7 +177,7 @@ def study(
             },
             "quality": {"tasks": _task_paths(tasks), "limit": limit},
             "trials": trials,
-            "timeout_s": timeout,
+            "timeout_s": options.read_duration("--timeout", timeout),
             "sampler": _sampler(sampler),
             "seed": seed,
             "output": str(output) if output else None,

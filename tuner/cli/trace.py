@@ -16,6 +16,7 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
 from tuner.definition.study import default_workload
+from tuner.definition.text import split_words
 from tuner.definition.workload import load_workload, workload_from_prompts, workload_hash
 from tuner.folders import cache_folder
 from tuner.replay.predict import ReplayRow, facts_of, longest, replay_configs, timings_for
@@ -29,7 +30,9 @@ def trace(
     vram: options.Vram = None,
     device: options.Device = None,
     workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Own prompts, .jsonl or .txt.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Own prompts: .jsonl, .json, .csv or .txt.")
+    ] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
@@ -118,7 +121,7 @@ def replay(
     if history is not None:
         base = base.overlay({"cache.options.trace": str(history)})
     configs = {}
-    names = [word.strip() for word in (policies or "").split(",") if word.strip()]
+    names = split_words(policies or "")
     for name in names or [""]:
         overlay = load_policy(name).engine if name else {}
         for label, point in grid_rows(options.read_settings(settings or [])):

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from engine.contract.report import Metric
-from tuner.definition.study import Constraints
+from engine.errors import nearest_hint
+
+if TYPE_CHECKING:
+    from tuner.definition.study import Constraints
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,35 @@ GOALS = {one.goal: name for name, one in OBJECTIVES.items() if one.goal}
 SPEEDS = tuple(name for name, one in TABLE.items() if one.is_speed)
 LIMITED = {one.constraint: one for one in TABLE.values() if one.constraint}
 SIGNS = {name: one.sign for name, one in TABLE.items()}
+# Further words for them; a study is stored with the metrics' names.
+WORDS = {
+    **GOALS,
+    **dict.fromkeys(("tps", "tokens/s", "tok/s", "tokens_per_second"), "output_tps"),
+    "tpot": "tpot_ms",
+}
 # The order in which every sampler receives the constraints (GPSampler matches by position).
 CONSTRAINTS = ("memory", "quality", "ttft", "tpot")
+
+
+def objective_names(words: Sequence[str]) -> list[str]:
+    """The names of the objectives that these words mean, such as throughput for output_tps.
+
+    Raises ValueError with one sentence for an unknown word and for an objective named twice.
+    """
+    names = []
+    for word in words:
+        plain = str(word).strip().lower().replace("-", "_")
+        name = WORDS.get(plain, plain)
+        if name not in OBJECTIVES:
+            hint = nearest_hint(plain, (*OBJECTIVES, *WORDS))
+            raise ValueError(
+                f"there is no objective '{word}'{hint} (allowed: {', '.join(OBJECTIVES)}, or in "
+                f"words {', '.join(GOALS)})"
+            )
+        names.append(name)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"name one or more of {', '.join(OBJECTIVES)}, each once")
+    return names
 
 
 def scores(

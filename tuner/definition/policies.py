@@ -42,7 +42,7 @@ class PolicyFile(Strict):
 
 def policy_names() -> tuple[str, ...]:
     """The names of all installed policies."""
-    return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("*.yaml")))
+    return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("[!.]*.yaml")))
 
 
 def load_policy(name: str) -> PolicyFile:

@@ -1,7 +1,11 @@
-"""Reads YAML strictly through pydantic: every error is one sentence that names the nearest key."""
+"""Reads YAML strictly through pydantic: every error is one sentence that names the nearest key.
+
+What dump_yaml writes, parse_yaml reads back unchanged, whatever Unicode it holds.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -9,7 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import nearest_hint
+from tuner.definition.text import join_surrogates, read_text
 from tuner.errors import DefinitionError, UsageError
+
+# Without double quotes, PyYAML writes these as line breaks and reads a space, or drops them.
+_NEEDS_ESCAPE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]"
+)
 
 
 class Strict(BaseModel):
@@ -21,25 +31,65 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=Strict)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe part; a key that stands twice in one mapping is an error, not the last one's
+    victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice: keep one", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str | int | float | bool) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """A text whose escaped surrogate pairs are characters."""
+        return join_surrogates(str(self.construct_scalar(node)), "a text")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that YAML would change."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A text, in double quotes with escapes where it needs them."""
+        style = '"' if _NEEDS_ESCAPE.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:
     """Loads safe YAML from a file; raises `error` with one sentence if it cannot be read."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path), error)
-    except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise error(f"{path} is not text in UTF-8") from None
+    return parse_yaml(read_text(path, error), str(path), error)
 
 
 def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError) -> Any:
-    """Parses safe YAML from text; tags that would build objects are refused."""
+    """Parses safe YAML from text; tags that would build objects and keys that stand twice in one
+    mapping are refused."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        what = getattr(problem, "problem", None) or "not readable"
+        what = getattr(problem, "problem", None) or getattr(problem, "reason", "not readable")
         raise error(f"{source}{where} is not safe YAML: {what}") from None
+    except UsageError as problem:
+        raise error(f"{source}: {problem}") from None
+    except (ValueError, RecursionError) as problem:  # a date of the 45th, ten thousand brackets
+        raise error(f"{source} is not readable YAML: {problem}") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Dumps plain data in its order; non-ASCII text is written as it is where YAML keeps it."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def read_strict(

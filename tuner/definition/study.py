@@ -17,7 +17,10 @@ from engine.contract.requests import TaskOptions, Workload
 from engine.errors import ConfigError
 from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
+from tuner.definition.duration import parse_duration_s
+from tuner.definition.objectives import objective_names
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
+from tuner.definition.text import split_words
 from tuner.definition.workload import load_workload, workload_from_prompts
 from tuner.errors import DefinitionError
 from tuner.folders import studies_folder
@@ -133,12 +136,16 @@ class StudyDefinition(Strict):
     stall_s: float = Field(default=0.0, ge=0)
     output: str = ""
 
-    @field_validator("objectives")
+    @field_validator("objectives", mode="before")
     @classmethod
-    def _check_objectives(cls, value: list[str]) -> list[str]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError("name one or more of output_tps, tpot_ms, quality, each once")
-        return value
+    def _read_objectives(cls, value: Any) -> Any:
+        words = split_words(value) if isinstance(value, str) else value
+        return objective_names(words) if isinstance(words, list) else value
+
+    @field_validator("timeout_s", "stall_s", mode="before")
+    @classmethod
+    def _read_duration(cls, value: Any) -> Any:
+        return parse_duration_s(value) if isinstance(value, str) else value
 
     @field_validator("engine")
     @classmethod

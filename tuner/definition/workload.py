@@ -1,4 +1,4 @@
-"""Reads workload files, YAML with prompts as .jsonl or .txt, into
+"""Reads workload files, YAML with prompts in it or in a file, into
 engine.contract.requests.Workload."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from engine.contract.requests import Workload
 from engine.files import short_digest
+from tuner.definition.prompts import load_prompts
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.errors import DefinitionError
 
@@ -54,42 +55,7 @@ def workload_from_prompts(path: Path, **changes: Any) -> Workload:
     return Workload(path.stem, prompts, continuations, **given)
 
 
-def load_prompts(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Reads prompts and continuations: .jsonl with `prompt`, maybe `continuation`; or .txt, one a
-    line.
-
-    Continuations are () unless every line has one.
-    """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise DefinitionError(f"prompts file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DefinitionError(f"prompts file {path} is not text in UTF-8") from None
-    if not lines:
-        raise DefinitionError(f"prompts file {path} is empty: write at least one prompt")
-    if path.suffix != ".jsonl":
-        return tuple(lines), ()
-    rows = [_read_row(line, number, path) for number, line in enumerate(lines, 1)]
-    prompts = tuple(row["prompt"] for row in rows)
-    following = tuple(row["continuation"] for row in rows if row.get("continuation"))
-    return prompts, following if len(following) == len(prompts) else ()
-
-
 def workload_hash(workload: Workload) -> str:
     """16 hex digits over everything that a run of it depends on."""
     text = json.dumps(workload.to_json(), sort_keys=True)
     return short_digest(text)
-
-
-def _read_row(line: str, number: int, path: Path) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise DefinitionError(
-            f'{path}, line {number}: each line must be JSON with a text under "prompt" '
-            '(and maybe "continuation")'
-        )
-    return row

@@ -10,13 +10,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import ConfigError
-from tuner.definition.strict_yaml import Strict, load_yaml, parse_yaml, read_strict
+from tuner.definition.strict_yaml import Strict, dump_yaml, load_yaml, parse_yaml, read_strict
 from tuner.definition.workload import workload_hash
 from tuner.errors import DeploymentError
 
@@ -184,11 +183,16 @@ class Deployment(Strict):
 def dump_deployment(deployment: Deployment) -> str:
     """Dumps YAML in the contract's order."""
     data = json.loads(deployment.model_dump_json(by_alias=True))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(data)
 
 
 def load_deployment(path: Path) -> Deployment:
     """Reads a deployment file; raises DeploymentError with one sentence."""
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise DeploymentError(
+            f"there is no file {path}: give a deployment YAML; of a study it is written by `tune "
+            f"export {path} -o {path.name}.yaml`"
+        )
     return _read(load_yaml(path, DeploymentError), str(path))
 
 

@@ -7,25 +7,29 @@ why, then windows of telemetry in the store until the server has drained.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
+from engine.facts.cards import cuda_order
 from engine.facts.model import ModelFacts
-from engine.memory.plan import resolve
+from engine.memory.plan import context_bytes, resolve
 from engine.types import FailureClass, format_bytes
 from tuner.deployment.canary import Canary, Point, points_of, run_canary
 from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.deployment.drift import Reference, find_drift
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
-from tuner.errors import CanaryError, StoreError, WorkerError
+from tuner.errors import CanaryError, StoreError, UsageError, WorkerError
 from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
 Policy = Literal["warn", "strict", "walk"]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")  # browsers send it in small letters
 Notify = Callable[[str], None]
 # Failures of a config that is too large for the memory that is free now.
 UNFIT: tuple[FailureClass, ...] = ("does_not_fit", "out_of_memory")
@@ -41,6 +45,18 @@ class ServerOptions:
     queue: int
     drain_s: int
     telemetry_s: float
+    cors_origins: tuple[str, ...] = ()
+
+
+def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    """The origins as browsers write them. Raises UsageError for what no browser would send."""
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin} is no origin: give scheme, host and port of the page, "
+                "without a path (https://example.org, http://localhost:3000), or '*' for all"
+            )
+    return tuple(origins)
 
 
 def choose(
@@ -80,10 +96,10 @@ def choose(
 
 def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
     """Raises InfeasibleError if the config exceeds its own budget, or needs more than this
-    machine's free memory beside the non-expert weights, which are loaded by now. hardware: {} if
-    unknown."""
+    machine's free memory beside what the open model takes by now: its non-expert weights and, on an
+    accelerator, the driver's context. hardware: {} if unknown, read after the model was opened."""
     _, plan = resolve(config, facts)
-    needed = plan.total_bytes - plan.non_expert_bytes
+    needed = plan.total_bytes - plan.non_expert_bytes - context_bytes(config)
     free = _free_bytes(config.device.name, hardware)
     if free is not None and needed > free:
         raise InfeasibleError(
@@ -150,9 +166,11 @@ def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
     if not device.startswith("cuda"):
         found = hardware["ram_available_bytes"] if _is_host(device) else None
     else:
+        gpus = hardware["gpus"]
+        order = cuda_order([g["name"] for g in gpus], [g["uuid"] for g in gpus], os.environ)
         number = int(device.partition(":")[2] or 0)
-        gpus = {gpu["index"]: gpu["free_bytes"] for gpu in hardware["gpus"]}
-        found = gpus.get(number)
+        index = order[number] if number < len(order) else None
+        found = None if index is None else gpus[index]["free_bytes"]
     return None if found is None else int(found)
 
 

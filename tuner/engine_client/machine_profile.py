@@ -37,7 +37,7 @@ def load_profile(path: Path) -> MachineProfile | None:
     try:
         if time.time() - path.stat().st_mtime > KEPT_S:
             return None
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     names = {field.name for field in dataclasses.fields(MachineProfile)}

@@ -263,7 +263,7 @@ class EngineWorker:
 
     def _log_tail(self, lines: int = 5) -> str:
         try:
-            text = self.log_path.read_text(errors="replace")[-4000:]
+            text = self.log_path.read_text(errors="replace", encoding="utf-8")[-4000:]
         except OSError:
             return ""
         tail = [line.strip() for line in text.splitlines() if line.strip()][-lines:]

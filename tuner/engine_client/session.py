@@ -92,6 +92,10 @@ class EngineSession:
             raise WorkerError("the engine said nothing of the model", "bad_output")
         return self._facts
 
+    def describe_device(self) -> dict[str, Any]:
+        """What the device's name opens on this machine: name, torch, built_for."""
+        return self._ready().request("device", device=self.device)
+
     def describe(self) -> ModelFacts:
         """The model's facts, read before its weights are fetched or loaded."""
         if self._facts is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,6 @@ from tuner.definition.objectives import SIGNS
 from tuner.pareto.front import Front, build_front, by_objective
 from tuner.pareto.noise import mean_error_of, pooled_deviation
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
-
-if TYPE_CHECKING:
-    from tuner.pareto.front import Front
 
 Floats = NDArray[np.float64]
 

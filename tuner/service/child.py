@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import sqlalchemy as sa
-import yaml
 
+from tuner.definition.strict_yaml import dump_yaml
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
 from tuner.processes.start import start_module
@@ -67,7 +67,7 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     output = str(folder / "recommended.yaml")
     complete = definition.model_copy(update={"output": output})
     written = complete.model_dump(mode="json", exclude_defaults=True)
-    write_atomically(path, yaml.safe_dump(written, sort_keys=False))
+    write_atomically(path, dump_yaml(written))
     url, secrets = _without_password(storage)
     with contextlib.ExitStack() as undo:
         document = undo.enter_context(tempfile.TemporaryFile())

@@ -11,15 +11,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from tuner.errors import TunerError
-
 log = logging.getLogger(__name__)
 
 GRACE_S = 10
-
-
-class ListenError(TunerError):
-    """The address cannot be listened on."""
 
 
 class Server(uvicorn.Server):
@@ -44,17 +38,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self.interrupted = self.interrupted or sig == signal.SIGINT
         self.closing.set()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Opens a listening socket; raises ListenError with one sentence."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ListenError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): name another --host or --port"
-        ) from None
 
 
 def address(listening: socket.socket) -> str:

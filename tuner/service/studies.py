@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from tuner.errors import BusyStudyError, MissingStudyError
+from tuner.errors import BusyStudyError, MissingStudyError, StudyError
 from tuner.pareto.probability import front_of
 from tuner.service.define import define_study
 from tuner.service.documents import FrontDocument, StudiesDocument, StudyDocument, TrialsDocument
@@ -18,6 +18,7 @@ from tuner.service.events import END, EventStream
 from tuner.service.problems import documented
 from tuner.service.requests import Missing, NewStudy, StudyName
 from tuner.service.service import FoundStudy, Service, current
+from tuner.store.lock import study_lock
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 Current = Annotated[Service, Depends(current)]
@@ -36,6 +37,7 @@ def start(request: NewStudy, response: Response, service: Current) -> StudyDocum
     definition = define_study(request, service.settings)
     name = definition.study_name
     _check_same_question(service, name, definition.search_digest())
+    _check_not_running(service, name)
     asked = request.model_copy(update={"name": name})
     document = asked.model_dump(mode="json", by_alias=True, exclude_none=True)
     service.jobs.add(name, document, service.settings.max_waiting)
@@ -115,3 +117,16 @@ def _check_same_question(service: Service, name: str, digest: str) -> None:
                 f"study '{name}' asked something else (budget, space, objectives, limits, tasks "
                 "or prompts differ): give this one another name"
             )
+
+
+def _check_not_running(service: Service, name: str) -> None:
+    """Raises BusyStudyError if a process that was not started here runs a study of this name: its
+    job could only fail."""
+    job = service.seen_jobs.latest(name).get(name)
+    if job is not None and job.under_way:
+        return  # the queue refuses it
+    try:
+        with study_lock(service.settings.storage, name):
+            pass
+    except StudyError as error:
+        raise BusyStudyError(str(error)) from None

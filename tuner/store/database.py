@@ -166,6 +166,8 @@ def parse_url(url: str) -> sa.URL:
         raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {backend}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UsageError("--storage needs a file: write sqlite:///file.db")
+    if backend == "sqlite" and str(parsed.database).startswith("~"):
+        parsed = parsed.set(database=str(Path(str(parsed.database)).expanduser()))
     if backend == "postgresql" and parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed
@@ -229,7 +231,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _alembic() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+    # a percent sign begins an interpolation; Jenkins names folders feature%2Fname
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
 
 

@@ -83,12 +83,12 @@ def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
-        pid = holder.read_text().strip() if holder.is_file() else ""
+        pid = holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
         raise refusal(f"process {pid}" if pid else "another process") from None
     except OSError as error:
         raise StoreError(f"the lock {path} cannot be made: {error.strerror}") from None
     try:
-        holder.write_text(str(os.getpid()))
+        holder.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.facts.cards import cuda_order
 from engine.facts.machine import Hardware
 from tuner.folders import data_folder
 from tuner.processes.start import ENDING_S, end_process, start_module
@@ -33,10 +34,11 @@ ALONE = WorkerPool()
 
 def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:
     """The device of each of so many workers, the parent's first."""
-    several = device in ("auto", "cuda") and len(hardware.gpus) > 1
-    if not several:
+    cards = hardware.gpus
+    here = cuda_order([c.name for c in cards], [c.uuid for c in cards], os.environ)
+    if device not in ("auto", "cuda") or len(here) < 2:
         return [device] * workers
-    return [f"cuda:{number % len(hardware.gpus)}" for number in range(workers)]
+    return [f"cuda:{number % len(here)}" for number in range(workers)]
 
 
 @contextlib.contextmanager

@@ -82,7 +82,10 @@ def _driver(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], IO[s
     folder = data_folder() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    with (folder / f"ray-{os.getpid()}.log").open("ab") as output, os.fdopen(reading) as messages:
+    with (
+        (folder / f"ray-{os.getpid()}.log").open("ab") as output,
+        os.fdopen(reading, encoding="utf-8") as messages,
+    ):
         try:
             process = start_module(
                 "tuner.workers.ray_driver",

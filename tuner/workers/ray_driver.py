@@ -104,7 +104,7 @@ class WorkerActor:
 def main() -> None:
     """Places the ordered workers and watches them."""
     order = PlacementOrder(**json.loads(sys.stdin.readline()))
-    with os.fdopen(int(sys.argv[1]), "w", buffering=1) as messages:
+    with os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8") as messages:
         lock = threading.Lock()
 
         def say(message: Mapping[str, Any]) -> None:

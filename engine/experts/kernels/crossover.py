@@ -19,7 +19,11 @@ def keep_crossover(folder: Path, tokens: int) -> None:
 def known_crossover(folder: Path) -> int:
     """The crossover measured on this machine, else CROSSOVER_TOKENS."""
     path = _path(folder)
-    return int(json.loads(path.read_text())["tokens"]) if path.is_file() else CROSSOVER_TOKENS
+    return (
+        int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
+        if path.is_file()
+        else CROSSOVER_TOKENS
+    )
 
 
 def _path(folder: Path) -> Path:

@@ -55,7 +55,7 @@ class Multiplier:
         self._kernel = None if unreadable else kernel
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
-        """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
+        """x: [T, K], with any strides, in the compute dtype. Returns [T, N] in the same dtype."""
         if self._bits == 16:
             weight = view.codes.to(x.dtype)
             return gemm(x, weight if view.part.transposed else weight.t())  # [T, N]
@@ -64,7 +64,8 @@ class Multiplier:
             if x.shape[0] <= self._crossover or opaque:
                 assert view.scales is not None
                 codes = self._codes(view)
-                return self._kernel.product(x, codes, view.scales, self._group)  # [T, N]
+                out = self._kernel.product(x.contiguous(), codes, view.scales, self._group)
+                return out.to(x.dtype)  # [T, N]
         return gemm(x, self.dequantized(view).t())  # [T, N]
 
     def dequantized(self, view: MatrixView) -> torch.Tensor:

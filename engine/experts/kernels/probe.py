@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,23 +47,27 @@ def probe_support(
     shapes = sorted({(p.rows, p.columns) for p in parts if p.kind == "matrix"})
     read = 4 if bits in (3, 2) else bits
     held: list[str] = []
-    reasons: list[str] = []
+    refusals: dict[str, str] = {}
+    tried: list[str] = []
     for name, factory in KERNELS.items():
         kernel = factory()
-        if kernel.bits != read or kernel.unavailable(device):
+        if kernel.bits != read:
+            refusals[name] = f"it reads {kernel.bits}-bit codes, not those of {bits} bits"
             continue
-        why = first_refusal(kernel, shapes, group_size, dtype) or _failure(
-            kernel, shapes, group_size, dtype, device, folder
-        )
+        why = kernel.unavailable(device)
+        if why is None:
+            tried.append(name)
+            why = first_refusal(kernel, shapes, group_size, dtype) or _failure(
+                kernel, shapes, group_size, dtype, device, folder
+            )
         if why is None:
             held.append(name)
         else:
-            reasons.append(f"{name}: {why}")
-    if not held and reasons:
-        _log.warning(
-            "products with %d-bit codes dequantize first (slower): %s", bits, "; ".join(reasons)
-        )
-    return KernelSupport(tuple(held))
+            refusals[name] = why
+    if tried and not held:
+        reasons = "; ".join(f"{name}: {refusals[name]}" for name in tried)
+        _log.warning("products with %d-bit codes dequantize first (slower): %s", bits, reasons)
+    return KernelSupport(tuple(held), refusals)
 
 
 def first_refusal(
@@ -93,7 +98,8 @@ def self_test(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    """Compare a kernel with the dequantized reference on every shape [(N, K)], at 1 and 5 tokens.
+    """Compare a kernel with the dequantized reference on every shape [(N, K)], at 1 and 5 tokens
+    that lie together and apart, as slices of a batch do.
 
     Returns what was wrong. Runs in a child process, since a kernel may crash.
     """
@@ -111,13 +117,17 @@ def self_test(
         readable = kernel.bits == 8 or can_unpack(rows, kernel.code_layout)
         if readable and not torch.equal(multiply.dequantized(view).cpu(), reference):
             return f"codes of {rows} x {columns} do not lie as expected"
-        for tokens in (1, 5):
-            x = torch.randn(tokens, columns, generator=generator).to(dtype)
-            expected = x.float() @ reference.t()
-            found = multiply(x.to(device), view).cpu().float()
-            error = float((found - expected).abs().max() / expected.abs().max())
+        for tokens, apart in ((1, 1), (5, 1), (1, 3), (5, 3)):
+            batch = torch.randn(tokens, apart, columns, generator=generator).to(dtype)
+            x = batch.to(device)[:, -1]  # [T, K], rows `apart` rows apart
+            expected = batch[:, -1].float() @ reference.t()
+            found = multiply(x, view)
+            error = float((found.cpu().float() - expected).abs().max() / expected.abs().max())
+            where = f"{rows} x {columns} at {tokens} tokens"
+            if found.dtype != dtype:
+                return f"{where} gives {found.dtype}, not {dtype}"
             if not error < _TOLERANCE:
-                return f"{rows} x {columns} at {tokens} tokens errs by {error:.2g}"
+                return f"{where} errs by {error:.2g}"
     return None
 
 
@@ -129,7 +139,8 @@ def _failure(
     device: torch.device,
     folder: Path,
 ) -> str | None:
-    """The result of the self-test, which runs once per machine."""
+    """The result of the self-test. It runs once per machine; a failure by memory or time, which
+    another day does not repeat, is not remembered."""
     name = str(dtype).removeprefix("torch.")
     place = device.type
     if device.type == "cuda":
@@ -146,10 +157,11 @@ def _failure(
     )
     path = folder / "kernels" / f"{key}.json"
     if path.is_file():
-        known: str | None = json.loads(path.read_text())["failure"]
+        known: str | None = json.loads(path.read_text(encoding="utf-8"))["failure"]
         return known
-    found = _test_in_child(kernel.name, shapes, group_size, name, device)
-    write_atomically(path, json.dumps({"failure": found}))
+    found, lasting = _test_in_child(kernel.name, shapes, group_size, name, device)
+    if lasting:
+        write_atomically(path, json.dumps({"failure": found}))
     return found
 
 
@@ -159,7 +171,8 @@ def _test_in_child(
     group_size: int,
     dtype: str,
     device: torch.device,
-) -> str | None:
+) -> tuple[str | None, bool]:
+    """The failure, None if there is none, and whether it would be the same another time."""
     arguments = json.dumps([kernel, shapes, group_size, dtype, str(device)])
     try:
         child = subprocess.run(
@@ -170,12 +183,14 @@ def _test_in_child(
             text=True,
         )
     except subprocess.TimeoutExpired:
-        return f"its self-test did not end within {_PATIENCE_S} s"
+        return f"its self-test did not end within {_PATIENCE_S} s", False
     if child.returncode == 0:
         found: str | None = json.loads(child.stdout)
-        return found
+        return found, True
     last = child.stderr.strip().splitlines()[-1:] or [f"exit {child.returncode}"]
-    return f"its self-test broke off ({last[0]})"
+    short_of_memory = "memory" in child.stderr.lower() or "alloc" in child.stderr.lower()
+    lasting = not short_of_memory and child.returncode not in (-signal.SIGKILL, -signal.SIGTERM)
+    return f"its self-test broke off ({last[0]})", lasting
 
 
 def _main() -> int:

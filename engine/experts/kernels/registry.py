@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.config import choices
 from engine.config.choices import Registered
@@ -16,10 +16,11 @@ KERNELS: Mapping[str, Callable[[], Kernel]] = Registered(choices.KERNELS)
 
 @dataclass(frozen=True)
 class KernelSupport:
-    """Names of the packed kernels that work for all matrices of a record, in order of
-    preference."""
+    """The packed kernels that work for all matrices of a record. names: in order of preference;
+    refusals: why each of the others does not."""
 
     names: tuple[str, ...] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def kernel_for(self, bits: Bits, wanted: KernelName = "auto") -> Kernel | None:
         """The kernel for codes of these bits; None: dequantize + GEMM.
@@ -39,9 +40,13 @@ class KernelSupport:
     def readable_by_host(self) -> KernelSupport:
         """The kernels whose codes the host can dequantize too, if it computes on the same
         records."""
-        return KernelSupport(
-            tuple(name for name in self.names if KERNELS[name]().code_layout == "plain")
-        )
+        readable = tuple(name for name in self.names if KERNELS[name]().code_layout == "plain")
+        lost = {
+            name: "the host computes on the same records and cannot read its codes"
+            for name in self.names
+            if name not in readable
+        }
+        return KernelSupport(readable, {**self.refusals, **lost})
 
     def code_layout(self, wanted: KernelName = "auto") -> CodeLayout:
         """The layout of codes of 4 bits and fewer for these kernels."""

@@ -68,7 +68,7 @@ def open_pack(folder: Path, model: LoadedModel, record: RecordFormat) -> Pack | 
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         expected = _identity(model, record)
         if manifest["identity"] != expected:
             raise PackError(f"{folder} holds a pack of another model or format: remove it")
@@ -141,7 +141,10 @@ def _write_pack(
     identity = _identity(model, record)
     checksums, done_layers = _resume(partial, journal, identity, model, record)
     total = sum(layer.count for layer in model.layers)
-    with partial.open("r+b" if partial.exists() else "w+b") as records, journal.open("a") as log:
+    with (
+        partial.open("r+b" if partial.exists() else "w+b") as records,
+        journal.open("a", encoding="utf-8") as log,
+    ):
         records.truncate(len(checksums) * record.size_bytes)
         records.seek(0, os.SEEK_END)
         if done_layers == 0 and not checksums:
@@ -211,7 +214,7 @@ def _resume(
 
 
 def _journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    for text in journal.read_text(errors="replace").splitlines():
+    for text in journal.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
@@ -238,7 +241,7 @@ def _check_space(folder: Path, total: int, disk_budget_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

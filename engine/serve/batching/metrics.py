@@ -1,4 +1,4 @@
-"""Counters of a server: totals for telemetry, histograms and requests for Prometheus.
+"""Counters of a server: totals for telemetry, and what is observed for Prometheus.
 
 The engine's thread writes totals, any thread reads them. Text and token ids are never stored here.
 """
@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
 from engine.model.gates import RouterView
 from engine.policy.events import Need, PassStart, Routing
 from engine.run.engine import Engine
+from engine.serve.batching.exposition import Exposition, Gauges
 from engine.serve.batching.sequence import LiveSequence
 from engine.trace.fingerprint import RoutingCounts
 from engine.types import Phase
 
 End = Literal["finished", "failed", "cancelled"]
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
 @dataclass
@@ -106,40 +102,26 @@ class RoutingWatch:
 
 
 class Meters:
-    """All counters of a server, and their two views. layers, experts: of the model."""
+    """All counters of a server, and their two views. layers, experts: of the model; name: what
+    clients call it."""
 
-    def __init__(self, layers: int, experts: int) -> None:
+    def __init__(self, layers: int, experts: int, name: str = "") -> None:
         self.totals = Totals()
         self._lock = threading.Lock()
         self.routing = RoutingWatch(layers, experts)
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "expertune_requests", "HTTP requests", ["route", "code"], registry=self._registry
-        )
-        self._ttft = Histogram(
-            "expertune_ttft_seconds",
-            "From the request to the first token",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._tpot = Histogram(
-            "expertune_tpot_seconds",
-            "Mean time of a token after the first",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
+        self._exposition = Exposition(name)
 
-    def watch(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Export totals and these two gauges to Prometheus."""
-        self._registry.register(_TotalsCollector(self.totals, running, waiting))
+    def watch(self, gauges: Gauges) -> None:
+        """Export totals and these gauges to Prometheus."""
+        self._exposition.watch(self.totals, gauges)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return self._exposition.text()
 
     def request(self, route: str, code: int) -> None:
         """Count an answered HTTP request."""
-        self._requests.labels(route, str(code)).inc()
+        self._exposition.request(route, code)
 
     def looked_up(self, known: bool) -> None:
         """Count a look-up in the response cache. Any thread may call."""
@@ -149,21 +131,29 @@ class Meters:
             else:
                 self.totals.answers_asked += 1
 
+    def started(self, sequence: LiveSequence) -> None:
+        """Count a sequence that has got a place in the group."""
+        sequence.timing.started_s = time.monotonic()
+        self._exposition.observe("queue_seconds", sequence.timing.queue_s)
+
     def progressed(self, sequence: LiveSequence, tokens: int) -> None:
         """Count the new tokens of a sequence in one step."""
         self.totals.output_tokens += tokens
         timing = sequence.timing
+        if tokens and timing.tokens > 1:
+            self._exposition.observe("inter_token_seconds", timing.newest_s)
         if tokens and timing.tokens == 1 and timing.ttft_s is not None:
-            self._ttft.observe(timing.ttft_s)
+            self._exposition.observe("ttft_seconds", timing.ttft_s)
             self.totals.ttft_s += timing.ttft_s
             self.totals.ttft_count += 1
 
     def ended(self, sequence: LiveSequence, end: End) -> None:
         """Count the end of a sequence."""
         setattr(self.totals, end, getattr(self.totals, end) + 1)
+        reasons = {"failed": "error", "cancelled": "abort"}
+        self._exposition.ended(sequence, reasons.get(end) or sequence.finish or "stop")
         tpot_s = sequence.timing.tpot_s
         if tpot_s is not None:
-            self._tpot.observe(tpot_s)
             self.totals.tpot_s += tpot_s
             self.totals.tpot_count += 1
 
@@ -191,50 +181,6 @@ class Meters:
         self.totals.decode_tokens += tokens
         self.totals.decode_hits += now[0] - hits
         self.totals.decode_misses += now[1] - misses
-
-
-class _TotalsCollector(Collector):
-    """Reads the totals when Prometheus scrapes."""
-
-    def __init__(
-        self, totals: Totals, running: Callable[[], int], waiting: Callable[[], int]
-    ) -> None:
-        self._totals = totals
-        self._running, self._waiting = running, waiting
-
-    def collect(self) -> Iterator[Metric]:
-        """All totals as Prometheus metrics."""
-        totals = self._totals
-        ended = CounterMetricFamily(
-            "expertune_sequences", "Sequences by how they ended", labels=["end"]
-        )
-        lookups = CounterMetricFamily(
-            "expertune_expert_lookups", "Look-ups of experts", labels=["phase", "outcome"]
-        )
-        tokens = CounterMetricFamily("expertune_tokens", "Tokens by kind", labels=["kind"])
-        for end in ("finished", "failed", "cancelled"):
-            ended.add_metric([end], getattr(totals, end))
-        for phase in ("prefill", "decode"):
-            lookups.add_metric([phase, "hit"], getattr(totals, f"{phase}_hits"))
-            lookups.add_metric([phase, "miss"], getattr(totals, f"{phase}_misses"))
-        answers = CounterMetricFamily(
-            "expertune_response_cache", "Answers looked for before the engine", labels=["outcome"]
-        )
-        answers.add_metric(["hit"], totals.answers_known)
-        answers.add_metric(["miss"], totals.answers_asked)
-        tokens.add_metric(["prompt"], totals.prompt_tokens)
-        tokens.add_metric(["prompt_cached"], totals.cached_tokens)
-        tokens.add_metric(["output"], totals.output_tokens)
-        yield from (ended, lookups, tokens, answers)
-        rate = GaugeMetricFamily(
-            "expertune_expert_hit_rate", "Since the server began", labels=["phase"]
-        )
-        for phase, value in (("prefill", totals.prefill_hit_rate), ("decode", totals.hit_rate)):
-            if value is not None:
-                rate.add_metric([phase], value)
-        yield rate
-        yield GaugeMetricFamily("expertune_running", "Sequences in the group", self._running())
-        yield GaugeMetricFamily("expertune_queue_length", "Waiting sequences", self._waiting())
 
 
 def _fraction(part: float, rest: float) -> float | None:

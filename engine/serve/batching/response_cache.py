@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from engine.config.exactness import lossy_settings
@@ -121,10 +122,11 @@ def key_of(wanted: SequenceRequest) -> bytes | None:
     deterministic."""
     if wanted.logprobs is not None:
         return None
-    sampling = wanted.sampling
-    greedy = sampling.temperature == 0
-    if not greedy and not wanted.seeded:
+    sampling = asdict(wanted.sampling)
+    if sampling["temperature"] != 0 and not wanted.seeded:
         return None
-    chosen = None if greedy else (sampling.temperature, sampling.top_p, sampling.seed)
-    told = [wanted.prompt, wanted.max_tokens, wanted.stop, chosen]
-    return hashlib.sha256(json.dumps(told).encode()).digest()
+    if sampling["temperature"] == 0:  # only penalties change what is likeliest
+        sampling = sampling["penalties"]
+    lengths = (wanted.max_tokens, wanted.min_tokens, wanted.ignore_eos)
+    told = [wanted.prompt, lengths, wanted.stop, sampling]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()

@@ -20,6 +20,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens
+from engine.serve.batching.exposition import Gauges
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.prefill import PromptReading
 from engine.serve.batching.response_cache import ResponseCache
@@ -139,6 +140,20 @@ class EngineLoop:
                     self._waiting.remove(sequence)
                     self._meters.ended(sequence, "cancelled")
 
+    def gauges(self) -> Gauges:
+        """What Prometheus reads from any thread."""
+        return Gauges(
+            lambda: self.running,
+            lambda: self.waiting,
+            self._kv_used_ratio,
+            bool(self._config.serve.prefix_cache_tokens),
+        )
+
+    def _kv_used_ratio(self) -> float:
+        """The part of kv.max_tokens x places that running sequences fill, 0 to 1."""
+        filled = (len(one.wanted.prompt) + one.timing.tokens for one in list(self._running))
+        return min(1.0, sum(filled) / (self._config.kv.max_tokens * self.rows))
+
     # The engine's thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -159,6 +174,7 @@ class EngineLoop:
                 self._changed.wait()
             while self._waiting and len(self._running) < self.rows:
                 self._running.append(self._waiting.popleft())
+                self._meters.started(self._running[-1])
             return not self._closing and self.failure is None
 
     def _leave(self) -> None:

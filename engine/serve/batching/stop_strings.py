@@ -8,50 +8,92 @@ from typing import Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 
 
-class Released(NamedTuple, Generic[T]):
-    """Output of the gate: text, and the items pushed with the pieces that begin in it. ended: a
-    stop string was met; the text ends before it."""
+class Shown(NamedTuple, Generic[T]):
+    """An item, and the text of its piece that goes out."""
 
     text: str
-    items: tuple[T, ...]
+    item: T
+
+
+class Released(NamedTuple, Generic[T]):
+    """Output of the gate: text, and the items whose texts add up to it. ended: a stop string was
+    met; the text ends before it."""
+
+    text: str
+    items: tuple[Shown[T], ...]
     ended: bool
 
 
 class StopGate(Generic[T]):
     """Finds stop strings in a stream. stop: non-empty strings; without any, all text passes at
-    once."""
+    once.
+
+    Pieces go out whole, so that text and items always agree; an empty piece (a part of a character)
+    goes out with the text behind it. Only the piece in which a stop string begins is cut.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
-        self._held = ""
-        self._items: list[tuple[int, T]] = []  # start position in the held text of each item
+        self._held: list[Shown[T]] = []
 
-    def push(self, piece: str, item: T) -> Released[T]:
-        """Add a piece of text and its item."""
-        self._items.append((len(self._held), item))
-        self._held += piece
-        places = [place for word in self._stop if (place := self._held.find(word)) >= 0]
-        if places:
-            return self._release(min(places), ended=True)
-        return self._release(len(self._held) - self._may_begin(), ended=False)
+    def push(self, piece: str, item: T, *, armed: bool = True) -> Released[T]:
+        """Add a piece of text and its item. armed: whether a stop string may end the text here;
+        if not, everything passes."""
+        self._held.append(Shown(piece, item))
+        text = self._text()
+        if not armed:
+            return self._release_whole(len(text))
+        if (place := self._place(text)) is not None:
+            return self._cut(place)
+        return self._release_whole(len(text) - self._may_begin(text))
 
     def finish(self, rest: str = "") -> Released[T]:
-        """End the stream: release the held text, followed by `rest`."""
-        self._held += rest
-        places = [place for word in self._stop if (place := self._held.find(word)) >= 0]
-        return self._release(min(places, default=len(self._held)), ended=bool(places))
+        """End the stream: release all that is held, with `rest` behind the last piece."""
+        if rest and self._held:
+            last = self._held.pop()
+            self._held.append(Shown(last.text + rest, last.item))
+        text = self._text() or rest
+        if (place := self._place(text)) is not None:
+            return self._cut(place)
+        items, self._held = tuple(self._held), []
+        return Released(text, items, False)
 
-    def _may_begin(self) -> int:
-        """Length of the end of the held text that may begin a stop string."""
+    def _text(self) -> str:
+        return "".join(shown.text for shown in self._held)
+
+    def _place(self, text: str) -> int | None:
+        """Where the first stop string begins, None if there is none."""
+        places = [place for word in self._stop if (place := text.find(word)) >= 0]
+        return min(places, default=None)
+
+    def _may_begin(self, text: str) -> int:
+        """Length of the end of the text that may begin a stop string."""
         longest = max((len(word) for word in self._stop), default=1) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(word.startswith(self._held[-size:]) for word in self._stop):
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(word.startswith(text[-size:]) for word in self._stop):
                 return size
         return 0
 
-    def _release(self, end: int, *, ended: bool) -> Released[T]:
-        text, self._held = self._held[:end], self._held[end:]
-        out = tuple(item for start, item in self._items if start < end or not (self._held or ended))
-        kept = [(start - end, item) for start, item in self._items[len(out) :]]
-        self._items = [] if ended else kept
-        return Released(text, out, ended)
+    def _release_whole(self, limit: int) -> Released[T]:
+        """Release the pieces that end at `limit` or before, empty ones only before text."""
+        length, count = 0, 0
+        for number, shown in enumerate(self._held):
+            if length + len(shown.text) > limit:
+                break
+            length += len(shown.text)
+            if shown.text:
+                count = number + 1
+        out, self._held = tuple(self._held[:count]), self._held[count:]
+        return Released("".join(shown.text for shown in out), out, False)
+
+    def _cut(self, place: int) -> Released[T]:
+        """Release the text before `place` and drop the rest."""
+        out: list[Shown[T]] = []
+        left = place
+        for shown in self._held:
+            if not left:
+                break
+            out.append(Shown(shown.text[:left], shown.item))
+            left -= len(out[-1].text)
+        text, self._held = self._text()[:place], []
+        return Released(text, tuple(out), True)

@@ -12,11 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from engine.serve.openai.responses import ErrorAnswer, Problem
 
 log = logging.getLogger(__name__)
 _TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
+
+_LONGEST_NAME = 200  # of a field or a route in a message
 
 
 class ApiError(Exception):
@@ -53,8 +56,12 @@ def add_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        found = problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-        return _answer(error.status_code, found, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        found = problem(error.status_code, _of_route(request, error, headers.get("Allow")))
+        return _answer(error.status_code, found, headers)
+
+    async def on_gone(request: Request, error: Exception) -> JSONResponse:
+        return _answer(499, problem(499, "the client hung up"))
 
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
@@ -63,6 +70,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_unexpected)
 
 
@@ -70,14 +78,27 @@ def _answer(status: int, found: Problem, headers: dict[str, str] | None = None) 
     return JSONResponse(ErrorAnswer(error=found).model_dump(), status, headers)
 
 
+def _of_route(request: Request, error: HTTPException, allowed: str | None) -> str:
+    """What is wrong with the route, method or size of a request, in a sentence."""
+    path = _short(request.url.path)
+    if error.status_code == 404:
+        return f"{request.method} {path} is no route here; GET /openapi.json lists them"
+    if error.status_code == 405:
+        return f"{path} takes {allowed}, not {request.method}"
+    return f"{request.method} {path}: {error.detail}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+
+
 def _first_problem(error: RequestValidationError) -> Problem:
     """The first validation error, without the value that was sent."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    place = _short(".".join(part for part in parts if not part.startswith("<")))  # of unions
     if first["type"] == "extra_forbidden":
         message = f"this server does not know the parameter '{place}'"
-    elif first["type"] == "json_invalid":
-        message, place = "the body is not valid JSON", ""
     else:
         message = f"{place or 'the body'}: {first['msg']}"
     return problem(400, message, param=place or None)

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from engine.serve.batching.sequence import Finish, Likely, StepOutput, TokenLogprob
+from engine.serve.batching.sequence import Finish, StepOutput
+from engine.serve.batching.token_texts import Likely, TokenLogprob
 from engine.serve.openai.responses import (
     AnswerMessage,
     ChatChoice,
@@ -52,11 +53,11 @@ class Choice:
 class Format(Protocol):
     """Writes the answers of one API."""
 
-    def opening(self, index: int) -> BaseModel | None:
-        """The chunk that begins a choice, None if there is none."""
+    def opening(self, index: int, usage: Usage | None) -> BaseModel | None:
+        """The chunk that begins a choice, None if there is none. usage: if every chunk has it."""
 
-    def chunk(self, index: int, output: StepOutput) -> BaseModel:
-        """A stream chunk with one step's output."""
+    def chunk(self, index: int, output: StepOutput, usage: Usage | None) -> BaseModel:
+        """A stream chunk with one step's output. usage: if every chunk has it."""
 
     def closing(self, usage: Usage) -> BaseModel:
         """The final chunk, with the requested usage."""
@@ -75,11 +76,11 @@ class CompletionFormat:
     with_logprobs: bool
     _offsets: dict[int, int] = field(default_factory=dict)
 
-    def opening(self, index: int) -> BaseModel | None:
+    def opening(self, index: int, usage: Usage | None) -> BaseModel | None:
         """None: a completion begins with its first piece."""
         return None
 
-    def chunk(self, index: int, output: StepOutput) -> BaseModel:
+    def chunk(self, index: int, output: StepOutput, usage: Usage | None) -> BaseModel:
         """A chunk of text."""
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(output.text)
@@ -87,7 +88,7 @@ class CompletionFormat:
         choice = CompletionChoice(
             index=index, text=output.text, logprobs=found, finish_reason=output.finish
         )
-        return self._completion([choice])
+        return self._completion([choice], usage)
 
     def closing(self, usage: Usage) -> BaseModel:
         """A chunk without choices, with usage."""
@@ -121,16 +122,17 @@ class ChatFormat:
     model: str
     with_logprobs: bool
 
-    def opening(self, index: int) -> BaseModel | None:
+    def opening(self, index: int, usage: Usage | None) -> BaseModel | None:
         """A chunk with the role."""
-        return self._chunk([ChunkChoice(index=index, delta=Delta(role="assistant", content=""))])
+        choice = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+        return self._chunk([choice], usage)
 
-    def chunk(self, index: int, output: StepOutput) -> BaseModel:
+    def chunk(self, index: int, output: StepOutput, usage: Usage | None) -> BaseModel:
         """A chunk of the message."""
         found = _with_bytes(output.logprobs) if self.with_logprobs else None
         delta = Delta(content=output.text) if output.text else Delta()
         choice = ChunkChoice(index=index, delta=delta, logprobs=found, finish_reason=output.finish)
-        return self._chunk([choice])
+        return self._chunk([choice], usage)
 
     def closing(self, usage: Usage) -> BaseModel:
         """A chunk without choices, with usage."""
@@ -167,27 +169,27 @@ def _side_by_side(logprobs: Sequence[TokenLogprob], offset: int) -> CompletionLo
     return CompletionLogprobs(
         tokens=[one.chosen.text for one in logprobs],
         token_logprobs=[one.chosen.logprob for one in logprobs],
-        top_logprobs=[{each.text: each.logprob for each in one.top} for one in logprobs],
+        top_logprobs=[_by_text(one.top) for one in logprobs],
         text_offset=offsets,
     )
+
+
+def _by_text(top: Sequence[Likely]) -> dict[str, float]:
+    """Log probabilities by text; of tokens with equal texts (parts of characters) the likeliest."""
+    return {one.text: one.logprob for one in reversed(top)}
 
 
 def _with_bytes(logprobs: Sequence[TokenLogprob]) -> ChatLogprobs:
     return ChatLogprobs(
         content=[
             ChatLogprob(
-                token=one.chosen.text,
-                logprob=one.chosen.logprob,
-                bytes=_bytes(one.chosen),
-                top_logprobs=[
-                    TopLogprob(token=each.text, logprob=each.logprob, bytes=_bytes(each))
-                    for each in one.top
-                ],
+                **_token(one.chosen).model_dump(), top_logprobs=[_token(each) for each in one.top]
             )
             for one in logprobs
         ]
     )
 
 
-def _bytes(likely: Likely) -> list[int] | None:
-    return None if "\ufffd" in likely.text else list(likely.text.encode())
+def _token(likely: Likely) -> TopLogprob:
+    raw = None if likely.bytes is None else list(likely.bytes)
+    return TopLogprob(token=likely.text, logprob=likely.logprob, bytes=raw)

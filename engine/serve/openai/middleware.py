@@ -1,8 +1,11 @@
-"""ASGI middleware: counts requests by route and code, and refuses bodies beyond a size."""
+"""ASGI middleware: counts requests, bounds their bodies, answers HEAD, and lets browsers in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve.batching.metrics import Meters
@@ -38,6 +41,40 @@ class CountedRequests:
             return message
 
         await self._app(scope, bounded, counted)
+
+
+class HeadLikeGet:
+    """ASGI wrapper that answers HEAD as GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, bodiless)
+
+
+def let_browsers_in(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """The application, whose answers and errors pages of these origins may read ("*": of any); the
+    same application if there are none."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),  # each that a page asks for, Authorization too
+        expose_headers=("Retry-After",),
+    )
 
 
 def _route_of(scope: Scope) -> str:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from engine.serve.openai.tokenization import ServedModel
 
 _REQUESTS = ("CompletionRequest", "ChatRequest")
-_LIMITS = ("max_tokens", "max_completion_tokens")
+_LIMITS = ("max_tokens", "max_completion_tokens", "min_tokens")
 
 
 def describe_api(app: FastAPI, served: ServedModel) -> None:

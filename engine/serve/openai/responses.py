@@ -56,7 +56,8 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """bytes: of the token's text, None if it is only a part of a character."""
+    """A token's text, empty if the token is only a part of a character. bytes: its own, None if
+    unknown; those of all tokens together are the answer's text in UTF-8."""
 
     token: str
     logprob: float
@@ -152,11 +153,17 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """The answer of /healthz."""
+    """The answer of /health and /healthz."""
 
     status: Literal["ok", "failed"]
     running: int
     waiting: int
+
+
+class Version(BaseModel):
+    """The answer of /version."""
+
+    version: str
 
 
 class Problem(BaseModel):

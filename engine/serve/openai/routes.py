@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
+from engine import __version__
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import SequenceRequest
 from engine.serve.openai.errors import ApiError, add_handlers
 from engine.serve.openai.formats import ChatFormat, Choice, CompletionFormat, Format
-from engine.serve.openai.middleware import CountedRequests
+from engine.serve.openai.json_body import JsonRoute
+from engine.serve.openai.middleware import CountedRequests, HeadLikeGet
 from engine.serve.openai.openapi import describe_api
 from engine.serve.openai.request_stream import RequestStream
 from engine.serve.openai.requests import ChatRequest, CompletionRequest, Generation
@@ -35,10 +38,10 @@ from engine.serve.openai.responses import (
     Health,
     Model,
     Models,
-    PromptDetails,
-    Usage,
+    Version,
 )
-from engine.serve.openai.tokenization import PromptReader, ServedModel
+from engine.serve.openai.stream_usage import StreamUsage, usage_of
+from engine.serve.openai.tokenization import PromptReader, ServedModel, check_model
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _EVENTS: dict[str, Any] = {"content": {"text/event-stream": {}}}
@@ -57,12 +60,14 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Serving:
-    """The objects that the routes use. Only one thread at a time uses the reader."""
+    """The objects that the routes use. Only one thread at a time uses the reader. clock: seconds
+    since 1970."""
 
     served: ServedModel
     reader: PromptReader
     engine: EngineLoop
     meters: Meters
+    clock: Callable[[], float] = field(default=time.time)
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -70,52 +75,74 @@ def create_app(serving: Serving) -> FastAPI:
     app = FastAPI(title="expertune deployment", docs_url=None, redoc_url=None)
     add_handlers(app)
     app.add_middleware(CountedRequests, meters=serving.meters)
-    _add_generation(app, serving)
-    _add_reading(app, serving)
+    app.add_middleware(HeadLikeGet)
+    app.include_router(_generation(serving))
+    _add_models(app, serving.served)
+    _add_state(app, serving)
     describe_api(app, serving.served)
     return app
 
 
-def _add_generation(app: FastAPI, serving: Serving) -> None:
+def _generation(serving: Serving) -> APIRouter:
     served, one_at_a_time = serving.served, anyio.CapacityLimiter(1)
+    routes = APIRouter(route_class=JsonRoute)
 
-    @app.post(
+    @routes.post(
         "/v1/completions",
         response_model=Completion,
         responses={200: _EVENTS, **_FAILURES},
     )
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
+        created = int(serving.clock())
         wanted = await anyio.to_thread.run_sync(
             serving.reader.completion, body, limiter=one_at_a_time
         )
         writer = CompletionFormat(
-            f"cmpl-{uuid.uuid4().hex}", served.created, served.name, body.logprobs is not None
+            f"cmpl-{uuid.uuid4().hex}", created, served.name, wanted[0].logprobs is not None
         )
         return await _respond(serving.engine, request, body, wanted, writer)
 
-    @app.post(
+    @routes.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={200: _EVENTS, **_FAILURES},
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
+        created = int(serving.clock())
         wanted = await anyio.to_thread.run_sync(serving.reader.chat, body, limiter=one_at_a_time)
         asked = wanted[0].logprobs is not None
-        writer = ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", served.created, served.name, asked)
+        writer = ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", created, served.name, asked)
         return await _respond(serving.engine, request, body, wanted, writer)
 
+    return routes
 
-def _add_reading(app: FastAPI, serving: Serving) -> None:
-    served, engine = serving.served, serving.engine
+
+def _add_models(app: FastAPI, served: ServedModel) -> None:
+    one = Model(id=served.name, created=served.created, max_model_len=served.max_model_len)
 
     @app.get("/v1/models", response_model=Models)
     async def models() -> Models:
         """List the served model."""
-        one = Model(id=served.name, created=served.created, max_model_len=served.max_model_len)
         return Models(data=[one])
 
+    @app.get("/v1/models/{model:path}", response_model=Model, responses={404: _FAILURES[404]})
+    async def model(model: str) -> Model:
+        """Describe the served model. Its id may contain slashes, as ids of a hub do."""
+        check_model(model, served)
+        return one
+
+
+def _add_state(app: FastAPI, serving: Serving) -> None:
+    engine = serving.engine
+
+    @app.get("/version", response_model=Version)
+    async def version() -> Version:
+        """Name the version of the server."""
+        return Version(version=__version__)
+
+    @app.get("/health", response_model=Health, responses={503: {"model": Health}})
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
         """Report whether the engine works."""
@@ -146,14 +173,14 @@ async def _respond(
     prompt_tokens = sum(len(one.prompt) for one in wanted[:: body.n or 1])
     choices = [Choice(logprobs=None if one.logprobs is None else []) for one in wanted]
     if body.stream:
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _events(stream, choices, writer, prompt_tokens if with_usage else None)
+        usage = StreamUsage.of(body, choices, prompt_tokens)
+        events = _events(stream, choices, writer, usage)
         return StreamingResponse(events, media_type="text/event-stream")
     try:
         await _finish_or_hang_up(_collect(stream, choices), request)
     finally:
         stream.close()
-    return JSONResponse(writer.whole(choices, _usage(choices, prompt_tokens)).model_dump())
+    return JSONResponse(writer.whole(choices, usage_of(choices, prompt_tokens)).model_dump())
 
 
 async def _collect(stream: RequestStream, choices: Sequence[Choice]) -> None:
@@ -183,19 +210,18 @@ async def _until_gone(request: Request) -> None:
 
 
 async def _events(
-    stream: RequestStream, choices: Sequence[Choice], writer: Format, prompt_tokens: int | None
+    stream: RequestStream, choices: Sequence[Choice], writer: Format, usage: StreamUsage
 ) -> AsyncIterator[str]:
-    """Server-sent events; prompt_tokens: given if usage was requested. Closes its sequences on
-    every exit."""
+    """Server-sent events. Closes its sequences on every exit."""
     try:
         for index in range(len(choices)):
-            if (opening := writer.opening(index)) is not None:
+            if (opening := writer.opening(index, usage.so_far())) is not None:
                 yield _event(opening)
         async for piece in stream.pieces():
             choices[piece.index].add(piece.output)
-            yield _event(writer.chunk(piece.index, piece.output))
-        if prompt_tokens is not None:
-            yield _event(writer.closing(_usage(choices, prompt_tokens)))
+            yield _event(writer.chunk(piece.index, piece.output, usage.so_far()))
+        if (total := usage.total()) is not None:
+            yield _event(writer.closing(total))
     except ApiError as error:
         yield f"data: {json.dumps({'error': error.problem.model_dump()})}\n\n"
     finally:
@@ -205,13 +231,3 @@ async def _events(
 
 def _event(data: BaseModel) -> str:
     return f"data: {data.model_dump_json()}\n\n"
-
-
-def _usage(choices: Sequence[Choice], prompt_tokens: int) -> Usage:
-    generated = sum(choice.tokens for choice in choices)
-    return Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=generated,
-        total_tokens=prompt_tokens + generated,
-        prompt_tokens_details=PromptDetails(cached_tokens=sum(one.cached for one in choices)),
-    )

@@ -76,7 +76,10 @@ def collect(debs: Path, out: Path, work: Path) -> list[Source]:
     out.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
     sources = []
-    with (out / "train.jsonl").open("w") as train, (out / "heldout.jsonl").open("w") as heldout:
+    with (
+        (out / "train.jsonl").open("w", encoding="utf-8") as train,
+        (out / "heldout.jsonl").open("w", encoding="utf-8") as heldout,
+    ):
         for deb in sorted(debs.glob("*.deb")):
             root = _unpack(deb, work)
             package, version = _deb_field(deb, "Package"), _deb_field(deb, "Version")
@@ -90,7 +93,7 @@ def collect(debs: Path, out: Path, work: Path) -> list[Source]:
                 licences = read_licences(root, package)
                 sources.append(Source(package, version, licences, documents, text_bytes))
     rows = json.dumps([asdict(source) for source in sources], indent=1)
-    (out / "sources.json").write_text(rows + "\n")
+    (out / "sources.json").write_text(rows + "\n", encoding="utf-8")
     return sources
 
 
@@ -166,7 +169,9 @@ def is_prose(text: str) -> bool:
 def read_licences(root: Path, package: str) -> tuple[str, ...]:
     """Read the licence names that the package's copyright file states."""
     paths = [root / f"usr/share/doc/{package}/copyright", *root.glob("usr/share/doc/*/copyright")]
-    text = "\n".join(path.read_text(errors="replace") for path in paths[:2] if path.is_file())
+    text = "\n".join(
+        path.read_text(errors="replace", encoding="utf-8") for path in paths[:2] if path.is_file()
+    )
     stated = re.findall(r"^License:[ \t]*(\S.*)$", text, re.MULTILINE)
     named = [name for name in stated if len(name.split()) <= 5 and name[0].isalnum()]
     known = (

@@ -61,7 +61,9 @@ class Question:
 
 def build(heldout: Path, tokenizer: Path, out: Path) -> None:
     """Write every file of the demo study that comes from the held-out documents."""
-    documents = [json.loads(line)["text"] for line in heldout.read_text().splitlines()]
+    documents = [
+        json.loads(line)["text"] for line in heldout.read_text(encoding="utf-8").splitlines()
+    ]
     random.Random(SEED).shuffle(documents)
     fast = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     prompts, rest = make_prompts(documents, fast)
@@ -142,7 +144,7 @@ def shipped_mmlu_questions() -> list[Question]:
     folder = Path(lm_eval.__file__).parent / "tasks/mmlu/flan_cot_fewshot"
     questions = []
     for path in sorted(folder.glob("mmlu_*.yaml")):
-        definition = yaml.safe_load(path.read_text())
+        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
         for sample in definition["fewshot_config"]["samples"]:
             question = _parse_question(
                 definition["dataset_name"], sample["question"], sample["target"]
@@ -192,11 +194,11 @@ def _write_text(path: Path, documents: list[str]) -> None:
         size += len(text.encode()) + 2
         if size <= HELDOUT_BYTES:
             kept.append(text)
-    path.write_text("\n\n".join(kept) + "\n")
+    path.write_text("\n\n".join(kept) + "\n", encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(

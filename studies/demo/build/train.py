@@ -114,7 +114,7 @@ def train(
 ) -> None:
     """Train, or go on from WORK/checkpoint.pt, until the decay ends."""
     if pid_file is not None:
-        pid_file.write_text(f"{os.getpid()}\n")
+        pid_file.write_text(f"{os.getpid()}\n", encoding="utf-8")
     recipe = Recipe(
         length=length,
         batch_tokens=batch_tokens,
@@ -318,7 +318,7 @@ def _read_decay(work: Path, progress: Progress, rank: int) -> int | None:
     tokens = torch.zeros(1, dtype=torch.int64)
     path = work / "decay"
     if rank == 0 and path.exists():
-        tokens[0] = int(path.read_text() or 0)
+        tokens[0] = int(path.read_text(encoding="utf-8") or 0)
     dist.broadcast(tokens, 0)
     if int(tokens) == 0:
         return None
@@ -353,7 +353,7 @@ def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    with path.open() as lines:
+    with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 

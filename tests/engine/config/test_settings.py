@@ -110,3 +110,31 @@ def test_a_share_of_keys_and_values_is_in_the_quality_key_only_where_it_is_one()
     for refused in (0, 1.5):
         with pytest.raises(ConfigError, match=r"kv\.keep_fraction = .*allowed is 0\.01 to 1\.0"):
             exact.overlay({"kv.keep_fraction": refused})
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        *((word, True) for word in ("true", "Yes", "on", True, "1")),
+        *((word, False) for word in ("false", "NO", "off", False, 0)),
+    ],
+)
+def test_booleans_are_read_in_every_spelling(word: object, value: bool) -> None:
+    assert EngineConfig().overlay({"kv.elastic": word}).kv.elastic is value
+
+
+@pytest.mark.parametrize("word", ["maybe", "2", "", None])
+def test_other_words_are_no_booleans(word: object) -> None:
+    with pytest.raises(ConfigError, match="write true or false"):
+        EngineConfig().overlay({"kv.elastic": word})
+
+
+@pytest.mark.parametrize(("yaml", "word"), [(True, "on"), (False, "off")])
+def test_yaml_reads_on_and_off_as_booleans(yaml: bool, word: str) -> None:
+    assert EngineConfig().overlay({"io.direct": yaml}).io.direct == word
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", True, "0,5"])
+def test_a_number_is_finite_and_has_a_decimal_point(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"write a (finite )?number"):
+        EngineConfig().overlay({"kv.keep_fraction": value})

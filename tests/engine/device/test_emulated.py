@@ -92,7 +92,7 @@ def test_a_machine_that_is_not_there_is_refused_with_the_nearest() -> None:
 
 def test_a_profile_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    text = Path("studies/hardware/laptop_8gb.yaml").read_text()
+    text = Path("studies/hardware/laptop_8gb.yaml").read_text(encoding="utf-8")
     path.write_text(text + "colour: red\n")
     with pytest.raises(UsageError, match="colour"):
         load_machine(str(path))

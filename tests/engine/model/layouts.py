@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.model.checkpoint import INDEX_NAME
+from engine.model.weight_files import INDEX_NAME
 
 Tensors = dict[str, torch.Tensor]
 _GATE = re.compile(r"(.*\.experts)\.0\.gate_proj\.weight")

@@ -98,6 +98,7 @@ def test_pickle_is_refused(copied: Path) -> None:
 
 def test_a_missing_shard_and_one_outside_the_folder_are_refused(copied: Path) -> None:
     index = copied / "model.safetensors.index.json"
+    (copied / "model.safetensors").rename(copied / "model-1.safetensors")
     index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
     with pytest.raises(CheckpointError, match="lacks 1 of 1"):
         Checkpoint(copied)

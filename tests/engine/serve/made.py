@@ -55,7 +55,7 @@ def looping(
     engine: Engine, tokenizer: Any, queue: int = 8, answers: ResponseCache | None = None
 ) -> Iterator[tuple[EngineLoop, Meters, list[str]]]:
     """The engine's thread alone."""
-    meters = Meters(engine.facts.moe_layers, engine.facts.experts)
+    meters = Meters(engine.facts.moe_layers, engine.facts.experts, MODEL)
     failures: list[str] = []
     loop = EngineLoop(
         engine,
@@ -65,7 +65,7 @@ def looping(
         on_failure=failures.append,
         answers=answers,
     )
-    meters.watch(lambda: loop.running, lambda: loop.waiting)
+    meters.watch(loop.gauges())
     loop.start()
     try:
         yield loop, meters, failures

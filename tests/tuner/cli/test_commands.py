@@ -17,6 +17,7 @@ from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
 from tuner.cli.app import app
+from tuner.cli.output import JSON_SCHEMA
 from tuner.deployment.document import load_deployment
 from tuner.deployment.formats.registry import FORMATS
 from tuner.engine_client.session import EngineSession
@@ -202,7 +203,8 @@ def test_run_streams_and_has_a_document(tune: Tune, study: Path):
     words = ("run", "expertune-small.yaml", "--prompt", "hello", "--max-tokens", "3")
     assert tune(*words).out == " word0 word1 word2\n"
     assert tune(*words, "--json").document == {
-        "text": " word0 word1 word2", "tokens": [0, 1, 2], "metrics": {"output_tps": 100.0},
+        "schema": JSON_SCHEMA, "text": " word0 word1 word2", "tokens": [0, 1, 2],
+        "metrics": {"output_tps": 100.0},
     }  # fmt: skip
 
 

@@ -3,7 +3,13 @@
 import pytest
 
 from engine.contract.report import Metric
-from tuner.definition.objectives import CONSTRAINTS, memory_violation, scores, violations
+from tuner.definition.objectives import (
+    CONSTRAINTS,
+    memory_violation,
+    objective_names,
+    scores,
+    violations,
+)
 from tuner.definition.study import Constraints
 
 METRICS = {
@@ -16,6 +22,32 @@ METRICS = {
 def test_scores_follow_the_objectives_order():
     found = scores(METRICS, 0.9, ["quality", "output_tps"])
     assert list(found.items()) == [("quality", 0.9), ("output_tps", 10.0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["throughput", "latency"], ["output_tps", "tpot_ms"]),
+        (["Quality", "tokens/s", "tpot"], ["quality", "output_tps", "tpot_ms"]),
+        (["output_tps", "tpot_ms", "quality"], ["output_tps", "tpot_ms", "quality"]),
+    ],
+)
+def test_objectives_may_be_plain_words(words: list[str], names: list[str]):
+    assert objective_names(words) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["throughputs"], "the nearest is 'throughput'"),
+        (["ttft_ms"], "allowed: output_tps, tpot_ms, quality"),
+        (["throughput", "output_tps"], "each once"),
+        ([], "name one or more"),
+    ],
+)
+def test_other_objectives_are_refused_with_the_nearest(words: list[str], says: str):
+    with pytest.raises(ValueError, match=says):
+        objective_names(words)
 
 
 def test_violations_are_relative_and_always_complete():

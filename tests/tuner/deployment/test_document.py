@@ -28,7 +28,7 @@ def exported(finished: Path) -> Path:
 
 
 def test_the_top_level_has_the_contracts_order(exported: Path):
-    data = yaml.safe_load(exported.read_text())
+    data = yaml.safe_load(exported.read_text(encoding="utf-8"))
     assert list(data) == ORDER
     assert set(data["measured"]["output_tps"]) >= {"value", "low", "high", "n", "unit"}
     assert set(data["measured"]["sentinel"]) == {"compute_ms", "read_ms"}
@@ -37,12 +37,12 @@ def test_the_top_level_has_the_contracts_order(exported: Path):
 
 
 def test_a_round_trip_changes_nothing(exported: Path):
-    text = exported.read_text()
+    text = exported.read_text(encoding="utf-8")
     assert dump_deployment(parse_deployment(text)) == text
 
 
 def test_a_file_without_prefill_figures_is_read(exported: Path):
-    data = yaml.safe_load(exported.read_text())
+    data = yaml.safe_load(exported.read_text(encoding="utf-8"))
     del data["quality"]["prefill_kld_mean"], data["quality"]["prefill_top1_agreement"]
     quality = parse_deployment(yaml.safe_dump(data, sort_keys=False)).quality
     assert quality is not None
@@ -51,7 +51,7 @@ def test_a_file_without_prefill_figures_is_read(exported: Path):
 
 
 def test_a_file_of_before_the_names_says_what_to_do(exported: Path):
-    data = yaml.safe_load(exported.read_text())
+    data = yaml.safe_load(exported.read_text(encoding="utf-8"))
     data["engine"]["precision"]["dense_bits"] = data["engine"]["precision"].pop("non_expert_bits")
     with pytest.raises(DeploymentError, match="has to be made again by a study"):
         parse_deployment(yaml.safe_dump(data, sort_keys=False))
@@ -63,7 +63,9 @@ def test_the_shipped_schema_is_the_codes():
 
 
 def test_what_is_exported_obeys_the_shipped_schema(exported: Path):
-    jsonschema.validate(yaml.safe_load(exported.read_text()), json.loads(SCHEMA_FILE.read_text()))
+    jsonschema.validate(
+        yaml.safe_load(exported.read_text(encoding="utf-8")), json.loads(SCHEMA_FILE.read_text())
+    )
 
 
 def test_the_engine_section_is_a_complete_config(exported: Path):
@@ -88,7 +90,7 @@ def test_the_engine_section_is_a_complete_config(exported: Path):
     ],
 )
 def test_what_is_not_exactly_a_deployment_is_refused(exported: Path, change, says: str):
-    data = yaml.safe_load(exported.read_text())
+    data = yaml.safe_load(exported.read_text(encoding="utf-8"))
     change(data)
     with pytest.raises(DeploymentError, match=says):
         parse_deployment(yaml.safe_dump(data))

@@ -9,12 +9,13 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
+from engine.memory.plan import CONTEXT_BYTES, resolve
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
 from tuner.deployment import canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import check_memory
+from tuner.deployment.serve import check_memory, check_origins
 from tuner.folders import default_storage
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
@@ -159,10 +160,40 @@ def test_a_server_that_fails_is_one_sentence(tune: Tune, study: Path, misbehave)
     assert done.err.strip().splitlines()[-1] == "tune: the fake engine found no memory"
 
 
+def cards(*free_bytes: int) -> list[dict[str, Any]]:
+    """Equal cards as the worker reports them."""
+    return [
+        {"index": n, "name": "card", "uuid": f"GPU-{n}", "free_bytes": free}
+        for n, free in enumerate(free_bytes)
+    ]
+
+
+def test_the_card_that_is_visible_is_asked_what_is_free(monkeypatch: pytest.MonkeyPatch):
+    # gpuopenanalytics/pynvml#28: NVML's number 0 is the card that is hidden
+    facts, config = facts_of("m"), EngineConfig().overlay({"device.name": "cuda:0"})
+    found = {"ram_available_bytes": 10**12, "gpus": cards(10**6, 10**12)}
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    check_memory(config, facts, found)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0")
+    with pytest.raises(InfeasibleError, match="cuda:0 has 1 MB free"):
+        check_memory(config, facts, found)
+
+
+def test_the_context_of_an_open_card_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    facts, config = facts_of("m"), EngineConfig().overlay({"device.name": "cuda:0"})
+    memory = resolve(config, facts).memory
+    rest = memory.total_bytes - memory.non_expert_bytes - CONTEXT_BYTES
+    check_memory(config, facts, {"gpus": cards(rest)})
+    with pytest.raises(InfeasibleError, match="free: end what else runs there"):
+        check_memory(config, facts, {"gpus": cards(rest - 1)})
+
+
 def test_memory_that_is_not_free_is_said_before_anything_is_allocated():
     facts = facts_of("m")
     config = EngineConfig().overlay({"device.name": "cuda:1"})
-    gpus = [{"index": 0, "free_bytes": 10**12}, {"index": 1, "free_bytes": 10**6}]
+    gpus = cards(10**12, 10**6)
     with pytest.raises(InfeasibleError, match="cuda:1 has 1 MB free"):
         check_memory(config, facts, {"ram_available_bytes": 10**12, "gpus": gpus})
     on_cpu = config.overlay({"device.name": "cpu"})
@@ -170,3 +201,15 @@ def test_memory_that_is_not_free_is_said_before_anything_is_allocated():
     with pytest.raises(InfeasibleError, match="cpu has 1 MB free"):
         check_memory(on_cpu, facts, {"ram_available_bytes": 10**6, "gpus": gpus})
     check_memory(config, facts, {})
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "https://a.example", "http://localhost:3000"])
+def test_an_origin_is_what_a_browser_sends(origin: str):
+    assert check_origins([origin]) == (origin,)
+
+
+@pytest.mark.parametrize("origin", ["", "localhost:3000", "https://a.example/", "http://A.example"])
+def test_what_no_browser_sends_is_no_origin(tune: Tune, study: Path, origin: str):
+    done = tune("deploy", FILE, "--cors-origin", origin)
+    assert done.code == 2
+    assert "without a path (https://example.org" in done.err

@@ -110,7 +110,7 @@ def curl(url: str, body: dict[str, Any] | None = None) -> Any:
     program = shutil.which("curl")
     if program is None:
         pytest.skip("curl is missing: install it")
-    data = [] if body is None else ["-H", "content-type: application/json", "-d", json.dumps(body)]
+    data = [] if body is None else ["-d", json.dumps(body)]
     command = [program, "-sS", "-H", f"authorization: Bearer {SECRET}", *data, url]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout)
@@ -129,14 +129,19 @@ def test_a_stranger_uses_it_with_curl_and_openais_client_and_restarts_it(
         assert curl(f"{said['url']}/models")["data"][0]["id"] == "tiny"
         code, notes = stop(process)
         assert (code, "draining" in notes) == (0, True), notes
-    with deployed(file, "--port", str(said["port"])) as (process, again):
+    page = "http://localhost:3000"
+    words = ("--port", str(said["port"]), "--cors-origin", page, "--cors-origin", "null")
+    with deployed(file, *words) as (process, again):
         assert again["port"] == said["port"]
+        read = httpx.get(f"{again['url']}/models", headers={"origin": page})
+        assert read.headers["access-control-allow-origin"] == page
         client = openai.OpenAI(base_url=again["url"], api_key=SECRET)
         stream = client.chat.completions.create(
             model="tiny",
             messages=[{"role": "user", "content": "The engine"}],
             max_tokens=5,
             stream=True,
+            extra_body={"ignore_eos": True},
         )
         assert list(stream)[-1].choices[0].finish_reason
         same = client.completions.create(

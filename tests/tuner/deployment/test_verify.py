@@ -28,9 +28,9 @@ FILE = "expertune-small.yaml"
 
 def rewrite(path: Path, change: Any) -> Path:
     """The file with its measured figures changed."""
-    data = yaml.safe_load(path.read_text())
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
     change(data)
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from tests.tuner.service.made import REQUEST, MadeChild, client_of, until
 from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings
+from tuner.store.lock import study_lock
 
 
 def job_state(client: TestClient, name: str = "first") -> str:
@@ -58,6 +59,17 @@ def test_a_study_that_waits_or_runs_cannot_be_asked_for_again(client: TestClient
     again = client.post("/v1/studies", json=REQUEST)
     assert again.status_code == 409
     assert "waits or runs already" in again.json()["error"]["message"]
+
+
+def test_a_study_that_runs_elsewhere_is_refused_at_once(
+    client: TestClient, settings: ServiceSettings, children
+):
+    with study_lock(settings.storage, "first"):  # as `tune --study first` holds it
+        refused = client.post("/v1/studies", json=REQUEST)
+    assert refused.status_code == 409
+    assert "already running (process" in refused.json()["error"]["message"]
+    assert not children
+    start(client, children)
 
 
 def test_a_failed_study_says_why_and_may_be_asked_for_again(client: TestClient, children):

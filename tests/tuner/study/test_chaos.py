@@ -80,7 +80,7 @@ def _ended(parent: subprocess.Popen[bytes], command: list[str]) -> subprocess.Po
 
 
 def _last_words() -> str:
-    return Path("parent.log").read_text(errors="replace")[-2000:]
+    return Path("parent.log").read_text(encoding="utf-8", errors="replace")[-2000:]
 
 
 def _choose(parent: int, rng: random.Random) -> tuple[str, int]:

@@ -80,14 +80,14 @@ def offloaded_gib(config: EngineConfig, facts: ModelFacts) -> float:
 
 
 def memory_fraction(deployment: Deployment) -> float | None:
-    """The budget's fraction of the device's memory, rounded down; None if it is unknown."""
-    device = deployment.config().device.name
-    gpus = {gpu["index"]: gpu["total_bytes"] for gpu in deployment.machine.get("gpus", [])}
-    number = int(device.partition(":")[2] or 0) if device.startswith("cuda") else None
-    total_bytes, budget_bytes = gpus.get(number), deployment.budget.vram_bytes
-    if not total_bytes or not budget_bytes:
+    """The budget's fraction of the device's memory, rounded down; None if it is unknown: which
+    of several different cards was cuda:0 is not recorded."""
+    totals = {gpu["total_bytes"] for gpu in deployment.machine.get("gpus", [])}
+    budget_bytes = deployment.budget.vram_bytes
+    on_card = deployment.config().device.name.startswith("cuda")
+    if not on_card or not budget_bytes or len(totals) != 1 or None in totals:
         return None
-    return min(1.0, max(0.01, math.floor(budget_bytes / int(total_bytes) * 100) / 100))
+    return min(1.0, max(0.01, math.floor(budget_bytes / int(totals.pop()) * 100) / 100))
 
 
 def _model_line(config: EngineConfig, source: CheckpointSource) -> str:

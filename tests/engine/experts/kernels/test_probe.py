@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.experts.encoding.codec import RecordFormat, encode, matrix_view
 from engine.experts.kernels import probe
+from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.probe import first_refusal, probe_support, self_test
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
-from engine.layout.record import Part
+from engine.layout.record import Part, record_layout
 
 CPU = torch.device("cpu")
 
@@ -50,9 +52,9 @@ def test_a_self_test_that_fails_or_crashes_is_remembered_and_said(
 ) -> None:
     calls: list[str] = []
 
-    def crash(kernel: str, *rest: object) -> str:
+    def crash(kernel: str, *rest: object) -> tuple[str, bool]:
         calls.append(kernel)
-        return "its self-test broke off (exit -11)"
+        return "its self-test broke off (exit -11)", True
 
     monkeypatch.setattr(probe, "_test_in_child", crash)
     for _ in range(2):
@@ -106,3 +108,65 @@ def test_a_kernel_asked_for_by_name_is_taken_or_dequantized_never_replaced() -> 
     assert eight is not None
     assert eight.name == "torch_int8"
     assert held.readable_by_host() == KernelSupport(("torch_int8",))
+
+
+@pytest.mark.parametrize(
+    ("code", "remembered"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", True),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", False),  # as the kernel does
+        ("raise MemoryError", False),
+        ("raise RuntimeError('[enforce fail] can not allocate memory')", False),
+        ("import time; time.sleep(60)", False),
+        ("raise RuntimeError('unsupported shape')", True),
+    ],
+)
+def test_what_another_day_may_not_repeat_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, remembered: bool
+) -> None:
+    run = probe.subprocess.run
+
+    def child(command: list[str], **options: object) -> object:
+        return run([command[0], "-c", code], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(probe.subprocess, "run", child)
+    monkeypatch.setattr(probe, "_PATIENCE_S", 2)
+    found = probe_support((Part("w", (64, 64)),), 4, 32, torch.bfloat16, CPU, tmp_path)
+    assert "self-test" in found.refusals["torch_int4"]
+    assert bool(list(tmp_path.rglob("*.json"))) is remembered
+
+
+@pytest.mark.parametrize("name", ["torch_int4", "torch_int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_that_lie_apart_are_multiplied_as_if_they_lay_together(
+    name: str, dtype: torch.dtype
+) -> None:
+    # the last token of each sequence of a batch, as the head gets it: [B, S, K][:, -1]
+    part = Part("weight", (64, 64))
+    kernel = KERNELS[name]()
+    record = RecordFormat(
+        (part,), record_layout((part,), kernel.bits, 32), torch.bfloat16, kernel.code_layout
+    )
+    view = matrix_view(encode({"weight": torch.randn(64, 64)}, record), record, part)
+    multiply = Multiplier(kernel.bits, 32, kernel.code_layout, KernelSupport((name,)), "auto")
+    x = torch.randn(3, 5, 64).to(dtype)[:, -1]
+    assert not x.is_contiguous()
+    assert torch.equal(multiply(x, view), multiply(x.contiguous(), view))
+    assert multiply(x, view).dtype == dtype
+
+
+def test_a_product_of_another_dtype_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = KERNELS["torch_int8"]().product
+
+    def wide(self: object, *arguments: object) -> torch.Tensor:
+        return product(*arguments).float()  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KERNELS["torch_int8"], "product", wide)
+    assert self_test(KERNELS["torch_int8"](), [(64, 64)], 32, torch.bfloat16, CPU) is None
+
+
+def test_refusals_are_kept_with_their_reasons(tmp_path: Path) -> None:
+    found = probe_support((Part("w", (40, 64)),), 4, 32, torch.bfloat16, CPU, tmp_path)
+    assert found.refusals["cuda_int4"] == "it runs on CUDA, not on cpu"
+    assert found.refusals["torch_int4"] == "40 rows are no multiple of 16"
+    assert found.refusals["torch_int8"] == "it reads 8-bit codes, not those of 4 bits"

@@ -13,6 +13,7 @@ import pytest
 
 from engine.errors import StorageError
 from engine.run.engine import Engine
+from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.response_cache import ResponseCache, key_of, response_cache_path
 from engine.serve.batching.sequence import SequenceRequest, StepOutput
@@ -44,11 +45,22 @@ def test_only_what_is_deterministic_has_a_key() -> None:
         replace(GREEDY, prompt=(1, 2)),
         replace(GREEDY, max_tokens=9),
         replace(GREEDY, stop=("x",)),
+        replace(GREEDY, min_tokens=2),
+        replace(GREEDY, ignore_eos=True),
+        replace(GREEDY, sampling=SamplingOptions(penalties=PenaltyOptions(presence=1.0))),
+        replace(GREEDY, sampling=SamplingOptions(penalties=PenaltyOptions(bias=((1, 1.0),)))),
         replace(SAMPLED, seeded=True),
     ],
 )
 def test_whatever_decides_the_answer_is_in_the_key(other: SequenceRequest) -> None:
     assert key_of(other) != key_of(GREEDY)
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 3}, {"min_p": 0.1}, {"top_p": 0.5}, {"seed": 5}])
+def test_whatever_decides_a_sampled_answer_is_in_its_key(fields: dict[str, Any]) -> None:
+    seeded = replace(SAMPLED, seeded=True)
+    other = replace(seeded, sampling=replace(seeded.sampling, **fields))
+    assert key_of(other) not in (None, key_of(seeded))
 
 
 def test_a_seed_means_nothing_to_a_greedy_answer() -> None:
@@ -119,4 +131,7 @@ def test_the_second_of_equal_requests_does_not_reach_the_engine(
         assert ask(loop, sampled)[0].text == first[1]
     found = meters.totals
     assert (found.answers_known, found.answers_asked) == (1, 3)
-    assert 'expertune_response_cache_total{outcome="hit"} 1.0' in meters.exposition().decode()
+    assert (
+        'expertune_response_cache_total{model_name="tiny",outcome="hit"} 1.0'
+        in meters.exposition().decode()
+    )

@@ -250,3 +250,38 @@ def test_logprobs_are_those_of_the_logits_and_name_the_likeliest(
         values = [each.logprob for each in one.top]
         assert values == sorted(values, reverse=True)
         assert sum(map(math.exp, values)) < 1
+
+
+def test_end_tokens_are_ignored_or_come_only_after_the_least_number_of_tokens(
+    engine: Engine, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = generate(engine, tokenizer, prompts[0], max_tokens=12, sampling=SamplingOptions())
+    ends = [2, *said.tokens[:1]]
+    monkeypatch.setattr(engine.model.model.generation_config, "eos_token_id", ends)
+    with looping(engine, tokenizer) as (loop, _, _):
+        ignoring, least, plain = ask(
+            loop,
+            want(prompts[0], 12, ignore_eos=True),
+            want(prompts[0], 12, min_tokens=5),
+            want(prompts[0], 12),
+        )
+        assert (ignoring.wait().finish, ignoring.wait().tokens) == ("length", 12)
+        assert ignoring.text == said.text  # they are tokens like any other
+        assert 5 <= least.wait().tokens <= 12
+        assert not least.text.startswith(said.text[:3])
+        assert plain.wait().tokens == 0
+
+
+def test_a_stop_string_ends_no_text_before_its_least_number_of_tokens(
+    engine: Engine, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    full = alone(engine, tokenizer, prompts[0], 10)
+    stop = (full[0],)
+    with looping(engine, tokenizer) as (loop, _, _):
+        early, late = ask(
+            loop,
+            want(prompts[0], 10, stop=stop),
+            want(prompts[0], 10, stop=stop, min_tokens=10),
+        )
+        assert (early.text, early.wait().finish) == ("", "stop")
+        assert (late.text, late.wait().finish) == (full, "length")

@@ -11,26 +11,27 @@ PIECES = st.lists(st.text(alphabet="abc", max_size=3), max_size=12)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
 
 
-@given(PIECES, STOPS, st.text(alphabet="abc", max_size=3))
+@given(PIECES, STOPS, st.text(alphabet="abc", max_size=3), st.integers(0, 12))
 def test_what_goes_out_ends_before_the_first_stop_string(
-    pieces: list[str], stops: list[str], rest: str
+    pieces: list[str], stops: list[str], rest: str, unarmed: int
 ) -> None:
     gate: StopGate[int] = StopGate(stops)
-    text, items, ended = "", [], False
+    pieces = [*pieces, ""] if rest else pieces  # a rest is that of an incomplete character
+    out, ended = [], False
     for number, piece in enumerate(pieces):
-        released = gate.push(piece, number)
-        text += released.text
-        items += released.items
-        if released.ended:
-            ended = True
+        out.append(gate.push(piece, number, armed=number >= unarmed))
+        if ended := out[-1].ended:
             break
     if not ended:
-        released = gate.finish(rest)
-        text += released.text
-        items += released.items
-        ended = released.ended
-    expected, met = _cut(pieces, rest, stops)
-    assert (text, ended) == (expected, met)
+        out.append(gate.finish(rest))
+        ended = out[-1].ended
+    text = "".join(released.text for released in out)
+    passed = "".join(pieces[:unarmed])
+    expected, met = _cut(pieces[unarmed:], rest, stops)
+    assert (text, ended) == (passed + expected, met)
+    for released in out:
+        assert "".join(shown.text for shown in released.items) == released.text
+    items = [shown.item for released in out for shown in released.items]
     assert items == list(range(len(items)))
     if not met:
         assert len(items) == len(pieces)
@@ -47,16 +48,27 @@ def _cut(pieces: list[str], rest: str, stops: list[str]) -> tuple[str, bool]:
     return so_far, False
 
 
-def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
+def test_pieces_are_held_back_only_while_one_may_begin_a_stop_string() -> None:
     gate: StopGate[str] = StopGate(["STOP"])
-    assert gate.push("a S", "one") == ("a ", ("one",), False)
+    assert gate.push("a", "zero") == ("a", (("a", "zero"),), False)
+    assert gate.push("b S", "one") == ("", (), False)
     assert gate.push("T", "two") == ("", (), False)
-    assert gate.push("ART", "three") == ("START", ("two", "three"), False)
+    three = (("b S", "one"), ("T", "two"), ("ART", "three"))
+    assert gate.push("ART", "three") == ("b START", three, False)
     assert gate.push("STO", "four") == ("", (), False)
-    assert gate.finish() == ("STO", ("four",), False)
+    assert gate.finish() == ("STO", (("STO", "four"),), False)
 
 
-def test_what_belongs_to_text_behind_the_stop_string_is_dropped() -> None:
+def test_the_piece_in_which_a_stop_string_begins_is_cut_and_the_rest_dropped() -> None:
     gate: StopGate[str] = StopGate(["."])
-    assert gate.push("a", "one") == ("a", ("one",), False)
-    assert gate.push(". b", "two") == ("", (), True)
+    assert gate.push("a", "one") == ("a", (("a", "one"),), False)
+    assert gate.push("b. c", "two") == ("b", (("b", "two"),), True)
+    assert StopGate(["."]).push(". b", "one") == ("", (), True)
+
+
+def test_a_part_of_a_character_goes_out_with_the_character() -> None:
+    gate: StopGate[str] = StopGate([])
+    assert gate.push("", "one") == ("", (), False)
+    assert gate.push("\u20ac", "two") == ("\u20ac", (("", "one"), ("\u20ac", "two")), False)
+    assert gate.push("", "three") == ("", (), False)
+    assert gate.finish("\ufffd") == ("\ufffd", (("\ufffd", "three"),), False)

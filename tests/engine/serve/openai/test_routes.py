@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +14,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine import __version__ as engine_version
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
-from engine.serve.openai.middleware import MOST_BODY_BYTES
+from engine.serve.openai.middleware import MOST_BODY_BYTES, let_browsers_in
+from engine.serve.openai.routes import Serving, create_app
+from engine.serve.openai.tokenization import PromptReader, ServedModel
 from tests.engine.serve.made import MODEL, ROOM, Running, eventually, serving
 
 PROMPT = "The engine reads"
@@ -74,6 +80,24 @@ def test_a_chat_is_the_engines_text(texts: tuple[str, str], client: OpenAI) -> N
     assert found.choices[0].message.role == "assistant"
 
 
+def test_an_answer_may_be_given_back_as_the_sdk_dumps_it(client: OpenAI) -> None:
+    asked: Any = [{"role": "user", "content": PROMPT}]
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=asked, max_tokens=4
+    )
+    assert raw.headers["content-type"] == "application/json"
+    dumped = raw.parse().choices[0].message.model_dump()
+    assert dumped["tool_calls"] is None
+    again: Any = client.chat.completions.create(
+        model=MODEL, messages=[*asked, dumped, *asked], max_tokens=4
+    )
+    plain = {"role": "assistant", "content": dumped["content"]}
+    counted: Any = client.chat.completions.create(
+        model=MODEL, messages=[*asked, plain, *asked], max_tokens=4
+    ).usage
+    assert again.usage.prompt_tokens == counted.prompt_tokens
+
+
 def test_a_streamed_completion_is_the_whole_one_in_pieces(
     texts: tuple[str, str], client: OpenAI
 ) -> None:
@@ -93,6 +117,21 @@ def test_a_streamed_completion_is_the_whole_one_in_pieces(
     assert reasons == [None] * (len(pieces) - 1) + ["length"]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 12
+
+
+def test_every_chunk_counts_if_that_is_requested(web: httpx.Client) -> None:
+    # guidellm and AIPerf send both (vLLM's stream_options)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    fields = {"max_tokens": 4, "stream": True, "stream_options": options, "ignore_eos": True}
+    for route in ("completions", "chat/completions"):
+        text = post(web, route, **fields).text
+        events = [line for line in text.split("\n\n") if line.startswith("data: {")]
+        usages = [json.loads(event[6:])["usage"] for event in events]
+        counts = [one["completion_tokens"] for one in usages]
+        assert counts == sorted(counts)
+        assert counts[-2:] == [4, 4]
+        assert all(one["total_tokens"] > one["completion_tokens"] for one in usages)
+        assert json.loads(events[-1][6:])["choices"] == []
 
 
 def test_a_streamed_chat_has_a_role_pieces_a_reason_and_an_end(
@@ -186,7 +225,10 @@ def test_logprobs_of_a_completion_stand_side_by_side(client: OpenAI) -> None:
          "kv.max_tokens"),
         ({"max_tokens": ROOM + 1}, 400, "invalid_request_error", "context_length_exceeded",
          "capacity of 256"),
-        ({"tools": []}, 400, "invalid_request_error", None, "does not know the parameter 'tools'"),
+        ({"tols": []}, 400, "invalid_request_error", None, "does not know the parameter 'tols'"),
+        ({"echo": True}, 400, "invalid_request_error", None,
+         "echo: it asks for something that this server does not do; leave it out, or send null or "
+         "false"),
         ({"temperature": 9}, 400, "invalid_request_error", None, "temperature"),
     ],
 )  # fmt: skip
@@ -213,16 +255,31 @@ def test_only_the_routes_of_the_contract_are_there(server: Running, web: httpx.C
     document = web.get("/openapi.json").json()
     assert {(path, *methods) for path, methods in document["paths"].items()} == {
         ("/v1/models", "get"),
+        ("/v1/models/{model}", "get"),
         ("/v1/completions", "post"),
         ("/v1/chat/completions", "post"),
+        ("/health", "get"),
         ("/healthz", "get"),
+        ("/version", "get"),
         ("/metrics", "get"),
     }
-    for path in ("/", "/docs", "/redoc", "/v1", "/v1/models/tiny", "/v1/embeddings"):
+    for path in ("/", "/docs", "/redoc", "/v1", "/v1/embeddings"):
         answer = web.get(path)
-        assert (answer.status_code, "error" in answer.json()) == (404, True)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"] == (
+            f"GET {path} is no route here; GET /openapi.json lists them"
+        )
     refused = web.get("/v1/completions")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert refused.json()["error"]["message"] == "/v1/completions takes POST, not GET"
+    assert web.options("/v1/completions").headers["allow"] == "POST"
+
+
+def test_head_is_get_without_a_body(web: httpx.Client) -> None:
+    for path in ("/health", "/v1/models", "/metrics"):
+        answer = web.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert web.head("/v1/completions").status_code == 405
 
 
 def test_models_names_the_model_and_its_room(client: OpenAI) -> None:
@@ -230,16 +287,108 @@ def test_models_names_the_model_and_its_room(client: OpenAI) -> None:
     assert model.id == MODEL
     assert model.model_extra is not None
     assert model.model_extra["max_model_len"] == ROOM
+    assert client.models.retrieve(MODEL) == model
+    with pytest.raises(openai.NotFoundError, match=f"it serves '{MODEL}'") as raised:
+        client.models.retrieve("lab/other")
+    assert raised.value.code == "model_not_found"
+
+
+def test_an_id_with_slashes_is_one_model(server: Running) -> None:
+    # llama-stack asks models.retrieve before anything else (vllm-project/vllm#43127)
+    served = ServedModel("lab/group/tiny", ROOM, 300, 1)
+    app = create_app(Serving(served, PromptReader(served, None), server.loop, server.meters))
+    with TestClient(app) as web:
+        for path in ("lab/group/tiny", "lab%2Fgroup%2Ftiny"):
+            found = web.get(f"/v1/models/{path}")
+            assert (found.status_code, found.json()["id"]) == (200, "lab/group/tiny")
+        assert web.get("/v1/models/lab/group").status_code == 404
+
+
+def test_an_answer_is_created_when_it_is_asked_for(server: Running, tokenizer: Any) -> None:
+    # sgl-project/sglang#4637: it stood still
+    served, clock = ServedModel(MODEL, ROOM, 300, 1), iter((100.9, 200.5, 300.0))
+    reader = PromptReader(served, copy.deepcopy(tokenizer))
+    app = create_app(Serving(served, reader, server.loop, server.meters, lambda: next(clock)))
+    with TestClient(app) as web:
+        body = {"model": MODEL, "prompt": "a", "max_tokens": 2}
+        assert web.post("/v1/completions", json=body).json()["created"] == 100
+        streamed = web.post("/v1/completions", json={**body, "stream": True}).text
+        events = [line for line in streamed.split("\n\n") if line.startswith("data: {")]
+        assert {json.loads(event[6:])["created"] for event in events} == {200}
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        assert web.post("/v1/chat/completions", json=chat).json()["created"] == 300
+
+
+def test_health_and_version(web: httpx.Client) -> None:
+    assert web.get("/health").json()["status"] == "ok"
+    assert web.get("/version").json() == {"version": engine_version}
 
 
 def test_what_is_no_json_and_what_is_too_large_is_refused(web: httpx.Client) -> None:
     torn = web.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
-    assert (torn.status_code, torn.json()["error"]["message"]) == (
-        400,
-        "the body is not valid JSON",
-    )
+    assert torn.status_code == 400
+    assert torn.json()["error"]["message"] == "the body is not valid JSON"
     large = post(web, prompt="a" * MOST_BODY_BYTES)
     assert (large.status_code, large.json()["error"]["type"]) == (413, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "text/plain"}],
+)
+def test_json_is_read_whatever_its_type_is_called(
+    web: httpx.Client, headers: dict[str, str]
+) -> None:
+    # `curl -d` without a header (vllm-project/vllm#11171, fastapi/fastapi#3373)
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 1}).encode()
+    assert web.post("/v1/completions", content=body, headers=headers).status_code == 200
+    form = web.post("/v1/completions", content=b"model=tiny&prompt=a", headers=headers)
+    assert form.status_code == 400
+    assert "send JSON, with Content-Type: application/json" in form.json()["error"]["message"]
+
+
+def test_a_packed_body_and_a_long_name_are_refused_in_words(web: httpx.Client) -> None:
+    packed = web.post("/v1/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert packed.status_code == 400
+    assert "reads no Content-Encoding" in packed.json()["error"]["message"]
+    for answer in (post(web, **{"x" * 10_000: 1}), web.get("/" + "x" * 10_000)):
+        assert 400 <= answer.status_code < 500
+        assert len(answer.json()["error"]["message"]) < 400
+
+
+def test_a_client_that_leaves_in_its_own_body_is_no_fault_of_the_server(
+    server: Running, web: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    with socket.create_connection(address) as own:
+        own.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    labels = 'code="499",model_name="tiny",route="/v1/completions"'
+    eventually(lambda: f"expertune_requests_total{{{labels}}}" in web.get("/metrics").text)
+    assert "failed" not in caplog.text
+
+
+def test_pages_of_the_given_origins_may_read_answers_and_errors(server: Running) -> None:
+    served = ServedModel(MODEL, ROOM, 300, 1)
+    app = create_app(Serving(served, PromptReader(served, None), server.loop, server.meters))
+    page, headers = "http://localhost:3000", {"origin": "http://localhost:3000"}
+    asks = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type",
+    }
+    allowed = "access-control-allow-origin"
+    with TestClient(let_browsers_in(app, [page])) as web:
+        before = web.options("/v1/chat/completions", headers={**headers, **asks})
+        assert (before.status_code, before.headers[allowed]) == (200, page)
+        assert "authorization" in before.headers["access-control-allow-headers"].lower()
+        for path, status in (("/v1/models", 200), ("/nothing", 404), ("/v1/completions", 405)):
+            answer = web.get(path, headers=headers)
+            assert (answer.status_code, answer.headers[allowed]) == (status, page)
+        other = web.get("/v1/models", headers={"origin": "http://elsewhere.example"})
+        assert allowed not in other.headers
+    with TestClient(let_browsers_in(app, ["*"])) as web:
+        assert web.get("/v1/models", headers=headers).headers[allowed] == "*"
+    with TestClient(let_browsers_in(app, [])) as web:
+        assert allowed not in web.get("/v1/models", headers=headers).headers
 
 
 @pytest.fixture
@@ -270,7 +419,7 @@ def test_a_client_that_hangs_up_ends_its_stream(server: Running, client: OpenAI)
 def test_a_client_that_hangs_up_ends_its_whole_answer_too(server: Running) -> None:
     before = server.meters.totals.cancelled
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=server.url, timeout=0.3) as own:
-        post(own, max_tokens=ROOM - 20)
+        post(own, max_tokens=ROOM - 20, ignore_eos=True)
     eventually(lambda: server.meters.totals.cancelled == before + 1)
     eventually(lambda: server.loop.running == 0)
 
@@ -305,7 +454,8 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(
             thread.join(60)
         assert [answer.status_code for answer in answers] == [200] * 4
         metrics = own.get("/metrics").text
-    assert 'expertune_requests_total{code="429",route="/v1/completions"} 1.0' in metrics
+    labels = 'code="429",model_name="tiny",route="/v1/completions"'
+    assert f"expertune_requests_total{{{labels}}} 1.0" in metrics
 
 
 def test_a_failed_engine_is_an_error_in_the_stream_and_in_health(

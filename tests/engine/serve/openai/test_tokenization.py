@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from engine.run.generate import SamplingDefaults
+from engine.run.penalties import PenaltyOptions
 from engine.serve.openai.errors import ApiError
 from engine.serve.openai.requests import ChatRequest, CompletionRequest
 from engine.serve.openai.tokenization import PromptReader, ServedModel
@@ -61,6 +63,10 @@ def test_a_template_that_refuses_is_the_clients_error(
         templated.chat(chat("a", role="assistant"))
     assert raised.value.status == 400
     tokenizer = copy.deepcopy(tokenizer)
+    for source in ("{{ 1 // x }}", "{{ messages[9].content }}", "{{ 'a'.encode(x) }}"):
+        tokenizer.chat_template = source
+        with pytest.raises(ApiError, match="refuses this"):
+            PromptReader(SERVED, tokenizer).chat(chat(chat_template_kwargs={"x": 0}))
     tokenizer.chat_template = None
     with pytest.raises(ApiError, match="no chat template: use /v1/completions"):
         PromptReader(SERVED, tokenizer).chat(chat())
@@ -133,8 +139,41 @@ def test_sampling_and_stop_are_openais(reader: PromptReader) -> None:
     assert 0 < found.sampling.top_p < 1e-3
     assert (found.sampling.temperature, found.stop, found.logprobs) == (0, ("x",), 2)
     assert reader.chat(chat())[0].logprobs is None
+    assert reader.chat(chat(top_logprobs=0))[0].logprobs is None
     assert reader.chat(chat(logprobs=True))[0].logprobs == 0
     assert reader.chat(chat(logprobs=True, top_logprobs=4))[0].logprobs == 4
+
+
+def test_what_turns_sampling_off_is_off_and_the_rest_goes_through(reader: PromptReader) -> None:
+    plain = reader.completion(completion(seed=1))[0].sampling
+    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "frequency_penalty": None}
+    assert reader.completion(completion(seed=1, **neutral))[0].sampling == plain
+    asked = {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "frequency_penalty": 0.5}
+    found = reader.completion(completion(**asked, presence_penalty=-0.5))[0].sampling
+    assert (found.top_k, found.min_p) == (3, 0.1)
+    assert found.penalties == PenaltyOptions(1.1, 0.5, -0.5)
+
+
+def test_a_bias_names_tokens_that_the_model_has(reader: PromptReader) -> None:
+    found = reader.completion(completion(logit_bias={"5": -100, "299": 0.5}))[0].sampling
+    assert found.penalties.bias == ((5, -100.0), (299, 0.5))
+    assert reader.completion(completion(seed=1, logit_bias={}))[0].sampling.penalties.bias == ()
+    with pytest.raises(ApiError, match="lies below 300") as raised:
+        reader.chat(chat(logit_bias={"300": 1}))
+    assert raised.value.problem.param == "logit_bias"
+
+
+def test_the_least_number_of_tokens_must_have_room(reader: PromptReader) -> None:
+    # as AIPerf and guidellm send them
+    found = reader.completion(completion(ignore_eos=True, min_tokens=8, max_tokens=8))[0]
+    assert (found.ignore_eos, found.min_tokens, found.max_tokens) == (True, 8, 8)
+    with pytest.raises(ApiError, match="min_tokens is 17, but the answer ends at max_tokens = 16"):
+        reader.completion(completion(min_tokens=17))
+    with pytest.raises(ApiError, match="min_tokens is 9, but the answer ends at max_tokens = 8"):
+        reader.chat(chat(min_tokens=9, max_tokens=8))
+    with pytest.raises(ApiError, match="leaves 2; this server has a capacity of 32") as raised:
+        reader.completion(completion(prompt=[5] * 30, min_tokens=3))
+    assert raised.value.problem.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
@@ -145,9 +184,19 @@ def test_sampling_and_stop_are_openais(reader: PromptReader) -> None:
         {"max_tokens": 0},
         {"temperature": 3},
         {"temperature": float("nan")},
-        {"frequency_penalty": 0.5},
+        {"frequency_penalty": 2.5},
+        {"presence_penalty": -2.5},
+        {"repetition_penalty": 0},
+        {"top_k": -2},
+        {"min_p": 1.5},
+        {"logit_bias": {"5": 101}},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {"-1": 1}},
+        {"min_tokens": -1},
+        {"ignore_eos": 1},
         {"stop": ["a"] * 5},
-        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"stop": "a" * 257},
         {"n": 9},
         {"seed": 1.5},
         {"prompt": []},
@@ -157,3 +206,45 @@ def test_sampling_and_stop_are_openais(reader: PromptReader) -> None:
 def test_what_is_not_known_or_out_of_range_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         completion(**fields)
+
+
+CHECKPOINT = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1)
+
+
+def test_a_request_that_names_no_sampling_gets_the_checkpoints(tokenizer: Any) -> None:
+    reader = PromptReader(SERVED, tokenizer, CHECKPOINT)
+    own = reader.completion(completion(seed=1))[0].sampling
+    assert (own.temperature, own.top_p, own.top_k, own.min_p) == (0.6, 0.9, 20, 0.0)
+    assert own.penalties == PenaltyOptions(repetition=1.1)
+    named = completion(temperature=0, top_p=1, top_k=-1, min_p=0.1, repetition_penalty=1)
+    asked = reader.completion(named)[0].sampling
+    assert (asked.temperature, asked.top_p, asked.top_k, asked.min_p) == (0.0, 1.0, 0, 0.1)
+    assert asked.penalties == PenaltyOptions()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}]
+)
+def test_without_the_checkpoints_values_nothing_is_cut(
+    reader: PromptReader, fields: dict[str, Any]
+) -> None:
+    own = reader.completion(completion(**fields))[0].sampling
+    assert (own.temperature, own.top_p, own.top_k, own.min_p) == (1.0, 1.0, 0, 0.0)
+    assert own.penalties == PenaltyOptions()
+
+
+def test_values_that_ask_for_nothing_are_taken_of_fields_that_are_read(
+    reader: PromptReader, templated: PromptReader
+) -> None:
+    plain = reader.completion(completion(stop="", logprobs=False, max_tokens=-1))[0]
+    assert (plain.stop, plain.logprobs) == ((), None)
+    assert plain.max_tokens == SERVED.max_model_len - len(plain.prompt)
+    assert templated.chat(chat(max_tokens=-1))[0].max_tokens == templated.chat(chat())[0].max_tokens
+    for zero in (0, -2):
+        with pytest.raises(ValidationError):
+            completion(max_tokens=zero)
+
+
+def test_a_request_without_a_model_means_the_one_that_is_served(reader: PromptReader) -> None:
+    request = CompletionRequest.model_validate({"prompt": "a"})
+    assert reader.completion(request)

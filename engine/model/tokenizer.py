@@ -1,0 +1,62 @@
+"""A checkpoint's tokenizer: whether it has one, and loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelError, RemoteCodeError
+from engine.model.weight_files import lfs_pointer, read_json, starts_as_pointer
+
+# What transformers makes a tokenizer from without code of the checkpoint's own.
+FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json",
+)  # fmt: skip
+CONFIG = "tokenizer_config.json"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer, in a file or as code."""
+    return any((folder / name).is_file() for name in FILES) or brings_code(folder)
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether the tokenizer is code that the checkpoint brings (as Kimi's and Moonlight's is)."""
+    path = folder / CONFIG
+    found = read_json(path) if path.is_file() else {}
+    return isinstance(found, dict) and "AutoTokenizer" in (found.get("auto_map") or {})
+
+
+def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a checkpoint. name: of the model, for messages.
+
+    Raises ModelError if there is none or it cannot be loaded, RemoteCodeError if it is code and
+    code was not allowed.
+    """
+    from transformers import AutoTokenizer
+
+    if not has_tokenizer(folder):
+        raise ModelError(
+            f"{name} has no tokenizer, so it cannot read text: put tokenizer.json beside its "
+            "config.json"
+        )
+    code = brings_code(folder)
+    if code and not trust_remote_code:
+        raise RemoteCodeError(
+            f"the tokenizer of {name} is code that the checkpoint brings: read it, then allow it "
+            "with --trust-remote-code"
+        )
+    for file in (folder / one for one in (*FILES, CONFIG)):
+        if file.is_file() and starts_as_pointer(file):
+            raise lfs_pointer(file)
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # whatever the files hold or their code does
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"the tokenizer of {name} cannot be loaded ({type(error).__name__}: {first}): copy its "
+            "files again, or install what it asks for"
+        ) from error

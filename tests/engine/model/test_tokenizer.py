@@ -1,0 +1,77 @@
+"""Tokenizers of checkpoints: files, code, or none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.errors import CheckpointError, ModelError, RemoteCodeError
+from engine.model.tokenizer import has_tokenizer, load_tokenizer
+
+CODE = """
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    vocab_files_names = {"own_file": "own.model"}
+
+    def __init__(self, own_file=None, **options):
+        options.pop("tokenizer_object", None)
+        super().__init__(tokenizer_object=Tokenizer.from_file(str(own_file)), **options)
+"""
+
+
+@pytest.fixture
+def copied(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def with_code(copied: Path) -> Path:
+    """As Moonlight and Kimi ship theirs: a file of its own and code (NVIDIA-NeMo/RL#3116)."""
+    (copied / "tokenizer.json").rename(copied / "own.model")
+    (copied / "tokenization_own.py").write_text(CODE)
+    config = json.loads((copied / "tokenizer_config.json").read_text())
+    own = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+    config.update(tokenizer_class="OwnTokenizer", auto_map=own)
+    (copied / "tokenizer_config.json").write_text(json.dumps(config))
+    return copied
+
+
+def test_a_tokenizer_of_files_is_loaded(copied: Path) -> None:
+    assert has_tokenizer(copied)
+    assert load_tokenizer(copied, "m", trust_remote_code=False)("a b")["input_ids"]
+
+
+def test_a_tokenizer_of_code_is_loaded_when_code_is_allowed(
+    with_code: Path, tiny_folder: Path
+) -> None:
+    plain = load_tokenizer(tiny_folder, "m", trust_remote_code=False)
+    own = load_tokenizer(with_code, "m", trust_remote_code=True)
+    assert has_tokenizer(with_code)
+    assert own("the module")["input_ids"] == plain("the module")["input_ids"]
+
+
+def test_code_that_was_not_allowed_is_refused(with_code: Path) -> None:
+    with pytest.raises(RemoteCodeError, match="--trust-remote-code"):
+        load_tokenizer(with_code, "m", trust_remote_code=False)
+
+
+def test_none_is_said(copied: Path) -> None:
+    (copied / "tokenizer.json").unlink()
+    assert not has_tokenizer(copied)
+    with pytest.raises(ModelError, match="m has no tokenizer"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+def test_a_pointer_and_a_broken_file_are_said(copied: Path) -> None:
+    (copied / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
+    (copied / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="tokenizer of m cannot be loaded"):
+        load_tokenizer(copied, "m", trust_remote_code=False)

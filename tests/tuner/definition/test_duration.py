@@ -1,0 +1,26 @@
+"""Durations as people write them."""
+
+import pytest
+
+from tuner.definition.duration import parse_duration_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("25m", 1500), ("1h30m", 5400), ("1h 30min", 5400), ("1.5h", 5400), ("90", 90),
+        ("90.5", 90.5), ("90 s", 90), ("2 hours", 7200), ("1 day, 2 hours", 93_600),
+        ("1:30:00", 5400),
+        ("500ms", 0.5), ("0", 0), (" 25M ", 1500), (60, 60),
+    ],
+)  # fmt: skip
+def test_every_spelling_is_read(text: str, seconds: float):
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-5", "1:30", "m", "5x", "5m5m", "30m1h", "inf", "nan", "1h30", "25 parsecs"]
+)
+def test_others_are_one_sentence_that_shows_how(text: str):
+    with pytest.raises(ValueError, match="write 25m, 1h30m, 90s"):
+        parse_duration_s(text)
