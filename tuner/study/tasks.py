@@ -97,8 +97,7 @@ def with_room(
         return CheckedStudy(definition, _cut(needs, min(room, most)))
     raised = min(wanted, most)
     note = f"{ROOM} is {raised} instead of {room}, as these tasks need"
-    engine = {**definition.engine, ROOM: raised}
-    changed = definition.model_copy(update={"engine": engine})
+    changed = definition.model_copy(update={"task_tokens": raised})
     return CheckedStudy(changed, (note, *_cut(needs, raised)))
 
 

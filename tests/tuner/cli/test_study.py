@@ -194,8 +194,12 @@ def test_a_study_makes_room_for_its_tasks_and_says_so(tune: Tune, folder: Path):
     assert done.code == 0, done.err
     assert "kv.max_tokens is 1500 instead of 1024, as these tasks need" in done.err
     assert [t["config"]["kv"]["max_tokens"] for t in done.document["trials"]] == [1500]
-    again = tune(*RANDOM, "--trials", "1", "--tasks", "room_1500", "--resume", "--json")
-    assert again.code == 0, again.err
+    study = (folder / "study.yaml").read_text().replace("name: small\n", "")
+    (folder / "study.yaml").write_text(study)
+    for more in ((), ("--resume",)):  # a study that is found by what it asks, not by its name
+        again = tune(*RANDOM, "--trials", "1", "--tasks", "room_1500", *more, "--json")
+        assert again.code == 0, again.err
+        assert again.document["study"]["name"] == "some-moe"
 
 
 def test_a_study_ends_when_16_bits_are_at_the_level_of_guessing(tune: Tune):

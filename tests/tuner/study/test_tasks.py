@@ -8,6 +8,7 @@ from engine.contract.requests import TaskNeed
 from tests.fakes.fake_engine import facts_of
 from tuner.definition.study import StudyDefinition
 from tuner.errors import UsageError
+from tuner.search.space import study_base
 from tuner.study.tasks import ROOM, with_room
 
 POSITIONS = 2048  # of the fake model
@@ -20,7 +21,7 @@ def study(**fields: object) -> StudyDefinition:
 
 
 def room(needs: list[TaskNeed], **fields: object) -> object:
-    return with_room(study(**fields), facts_of("m"), needs).definition.engine.get(ROOM)
+    return with_room(study(**fields), facts_of("m"), needs).definition.task_tokens
 
 
 def test_tasks_that_fit_change_nothing() -> None:
@@ -55,8 +56,16 @@ def test_what_exceeds_the_model_is_refused() -> None:
 def test_a_context_that_is_cut_is_said() -> None:
     long = TaskNeed("t", 0, 0, POSITIONS + 100, 5)
     found = with_room(study(), facts_of("m"), [long])
-    assert found.definition.engine[ROOM] == POSITIONS
+    assert found.definition.task_tokens == POSITIONS
     assert "its longest text has 2148 tokens, of which the last 2049 count" in found.notes[1]
     fixed = with_room(study(engine={ROOM: 256}), facts_of("m"), [TaskNeed("t", 0, 0, 300, 5)])
     assert "has 300 tokens, of which the last 257 count" in fixed.notes[0]
-    assert fixed.definition.engine[ROOM] == 256
+    assert fixed.definition.task_tokens == 0
+
+
+def test_the_room_of_a_study_is_that_of_its_tasks_and_not_what_tells_it_apart() -> None:
+    plain = study()
+    found = with_room(plain, facts_of("m"), [TaskNeed("t", 100, 1300)]).definition
+    base = study_base(found, facts_of("m"), found.load_workload(), "cpu")
+    assert base.kv.max_tokens == 1400
+    assert found.search_digest() == plain.search_digest()
