@@ -11,7 +11,8 @@ EngineError
 │   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
 │   └── RemoteCodeError   the checkpoint needs its own code
 ├── InfeasibleError       nothing fits the budget (exit 3, with the smallest that would)
-├── TaskError             an lm-eval task is unknown, empty, unreachable or not for this model
+├── TaskError             an lm-eval task is unknown, empty, broken or not for this model (exit 2)
+│   └── UnreachableTaskError its data cannot be reached (exit 1)
 ├── EvaluationError       an evaluation gave unusable values, such as NaN
 ├── StorageError          disk full, read-only, unwritable
 ├── PackError             an expert pack is incomplete or belongs to something else
@@ -90,9 +91,16 @@ class InfeasibleError(EngineError):
 
 
 class TaskError(EngineError):
-    """An lm-eval task is unknown, empty or unreachable, or needs what this model does not have."""
+    """An lm-eval task is unknown, empty or broken, or needs what this model does not have."""
 
+    exit_code = 2
     failure = "task"
+
+
+class UnreachableTaskError(TaskError):
+    """The data of a task cannot be reached now."""
+
+    exit_code = 1
 
 
 class EvaluationError(EngineError):

@@ -22,7 +22,8 @@ Operations, as `op: arguments -> result`:
       -> config (resolved), memory (MemoryPlan)
   measure: workload (Workload), repeats, warm_up, seed -> Report
   evaluate: tasks (names or YAML paths), reference, the fields of TaskOptions -> QualityReport
-  unknown_tasks: tasks (names or YAML paths) -> names: those that lm-eval does not know
+  check_tasks: model, device, trust_remote_code, revision, tasks, the fields of TaskOptions
+      -> needs (TaskNeed of each task); needs no open model
   discard_journal: (none) -> (empty)
   generate: prompt, chat, max_tokens, temperature, top_p, seed -> text, tokens, metrics
   pack: bits, group_size -> path, bytes, records

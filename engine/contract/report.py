@@ -130,7 +130,8 @@ class TaskResult:
     """One lm-eval metric: value, standard error (None if lm-eval has none), items.
 
     metric: as lm-eval names it, with its filter unless that is `none`; chance: the value of random
-    guessing, None if a task has no choices; higher_is_better: None if lm-eval does not say.
+    guessing, None if a task has no choices; higher_is_better: None if lm-eval does not say; group:
+    whether it is the aggregate of a group, whose subtasks have results of their own.
     """
 
     task: str
@@ -140,6 +141,7 @@ class TaskResult:
     n: int
     chance: float | None = None
     higher_is_better: bool | None = None
+    group: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class QualityReport:
     top1_agreement: nats per token and fraction of equal best tokens against the 16-bit model in
     decode mode; prefill_*: the same in prefill mode. None if not measured. items: the values behind
     the task results, empty if the report comes from a store, which keeps them separately.
+    cut_texts: scored continuations whose context exceeded kv.max_tokens and lost its beginning.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -171,6 +174,7 @@ class QualityReport:
     prefill_kld_mean: float | None = None
     prefill_top1_agreement: float | None = None
     items: tuple[TaskItems, ...] = ()
+    cut_texts: int = 0
 
     def to_json(self, with_items: bool = True) -> dict[str, Any]:
         """A JSON-ready dict; with_items=False leaves out the per-item values."""

@@ -1,4 +1,4 @@
-"""The inputs of a measurement and of an evaluation: Workload and TaskOptions."""
+"""The inputs of a measurement and of an evaluation: Workload, TaskOptions, TaskNeed."""
 
 from __future__ import annotations
 
@@ -57,3 +57,33 @@ class TaskOptions:
     def to_json(self) -> dict[str, Any]:
         """The arguments of `evaluate`."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TaskNeed:
+    """The most tokens that one task asks of a model at once, 0 if it does not ask that.
+
+    prompt_tokens, new_tokens: of the request to generate with the largest sum; scored_tokens: of
+    the longest context with its continuation; target_tokens: of the longest continuation alone.
+    Whole texts need no room, since they are scored in windows.
+    """
+
+    task: str
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    scored_tokens: int = 0
+    target_tokens: int = 0
+
+    @property
+    def generated_tokens(self) -> int:
+        """What a prompt and its answer need together."""
+        return self.prompt_tokens + self.new_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TaskNeed:
+        """Inverse of to_json."""
+        return cls(**data)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from engine.contract.report import QualityReport
 from engine.contract.requests import TaskOptions
-from engine.errors import EvaluationError, TaskError
+from engine.errors import EvaluationError
 from engine.evaluate.divergence import TOKENS, Divergence, Reader, diverge, open_reader
 from engine.evaluate.journal import Journal, journal_path
 from engine.evaluate.results import BITS_PER_BYTE, rolling_texts, task_items, task_results
@@ -46,6 +42,7 @@ def evaluate(
     cache_folder, unless outputs depend on which experts happen to be resident. Raises TaskError for
     tasks that cannot run, EvaluationError for values that are not numbers.
     """
+    from engine.evaluate.check import require_template
     from engine.evaluate.language_model import EngineLanguageModel
     from engine.evaluate.tasks import load_tasks
 
@@ -71,10 +68,11 @@ def evaluate(
         journal,
         observe=lambda texts: watch.open(_divergence_tokens(model, texts)),
         routes=routes,
+        seed=options.seed,
     )
     template = None
     if options.apply_chat_template:
-        _require_template(engine, tokenizer)
+        require_template(tokenizer, engine.facts.id)
         template = model.apply_chat_template
     loaded = load_tasks(list(tasks), options, template)
     total = loaded.requests
@@ -89,7 +87,7 @@ def evaluate(
             engine, tokens, cache_folder, "prefill", reference=reference
         )
     results = task_results(outcome, loaded.tasks)
-    rolling = [r.value for r in results if r.metric == BITS_PER_BYTE]
+    rolling = [r.value for r in results if r.metric == BITS_PER_BYTE and not r.group]
     report = QualityReport(
         tasks=results,
         bits_per_byte=sum(rolling) / len(rolling) if rolling else None,
@@ -100,6 +98,7 @@ def evaluate(
         prefill_kld_mean=prefill.kld_mean if prefill else None,
         prefill_top1_agreement=prefill.top1_agreement if prefill else None,
         items=task_items(outcome),
+        cut_texts=model.cut_texts,
     )
     _refuse_nan(report)
     return report
@@ -109,25 +108,27 @@ def _run_tasks(model: Any, loaded: LoadedTasks, options: TaskOptions) -> Any:
     """lm-eval's own outcome, after all random generators were seeded."""
     from lm_eval.evaluator import evaluate as run_lm_eval
 
-    random.seed(options.seed)
-    np.random.seed(options.seed)  # lm-eval's tasks draw from the global generator
-    torch.manual_seed(options.seed)
-    return run_lm_eval(
-        model,
-        {"tasks": loaded.tasks, "groups": loaded.groups},
-        limit=options.limit,
-        bootstrap_iters=BOOTSTRAP_ROUNDS,
-        apply_chat_template=options.apply_chat_template,
-        fewshot_as_multiturn=options.fewshot_as_multiturn,
-        log_samples=True,
-    )
+    from engine.evaluate.task_code import explained
+    from engine.evaluate.tasks import nothing_remembered, seed_generators
 
-
-def _require_template(engine: Engine, tokenizer: Any) -> None:
-    if not getattr(tokenizer, "chat_template", None):
-        raise TaskError(
-            f"the tokenizer of {engine.facts.id} has no chat template: leave out "
-            "quality.apply_chat_template, or put a chat_template.jinja beside its config.json"
+    seed_generators(options.seed)
+    with (
+        nothing_remembered(),
+        explained(
+            f"the tasks {', '.join(loaded.tasks)} cannot be scored",
+            "mend their metrics, filters or process_results",
+            local=True,
+            only_theirs=True,
+        ),
+    ):
+        return run_lm_eval(
+            model,
+            {"tasks": loaded.tasks, "groups": loaded.groups},
+            limit=options.limit,
+            bootstrap_iters=BOOTSTRAP_ROUNDS,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=options.fewshot_as_multiturn,
+            log_samples=True,
         )
 
 

@@ -1,40 +1,37 @@
-"""lm-eval's language model interface over a configured engine.
-
-Texts are tokenized exactly as in lm-eval's own model for transformers, so that scores compare.
-"""
+"""lm-eval's language model interface over a configured engine."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import jinja2
 import torch
 from lm_eval import utils as lm_eval_utils
-from lm_eval.api.model import TemplateLM
 
 from engine.errors import EvaluationError, TaskError
+from engine.evaluate.check import empty_prompt, empty_text
+from engine.evaluate.generation import GenerationWish, read_generation
 from engine.evaluate.journal import Journal, request_key
 from engine.evaluate.routes import RouteRecorder
 from engine.evaluate.scoring import Continuation, Observer, Score, score
+from engine.evaluate.text_model import TextModel
+from engine.files import short_digest
 from engine.run.engine import Engine
 from engine.run.generate import end_tokens, generate
-from engine.run.sampling import SamplingOptions
-
-_DEFAULT_NEW_TOKENS = 256
 
 
-class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
+class EngineLanguageModel(TextModel):
     """Tokenizes with the model's tokenizer, scores and generates with the engine.
 
     on_done: called with the number of requests just finished; journal: holds earlier results and
     keeps those of every finished group; observe: called once with the texts that are scored whole,
-    returns the observer of one of them; routes: records the routing of scored texts.
+    returns the observer of one of them; routes: records the routing of scored texts; seed: of
+    sampled answers. scored_tokens: tokens that the engine read or wrote; cut_texts: continuations
+    whose context did not fit, so that its beginning was cut as lm-eval does.
     """
-
-    backend = "causal"
 
     def __init__(
         self,
@@ -44,41 +41,21 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         journal: Journal | None = None,
         observe: Callable[[Sequence[str]], Observer | None] | None = None,
         routes: RouteRecorder | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer, engine.facts.id, lambda: end_tokens(engine))
         self._engine = engine
         # a layer-wise pass replaces the engine's config meanwhile
         self._config = engine.live.config
-        self.tokenizer = tokenizer
         self._on_done = on_done
         self._journal = journal
         self._observe = observe
         self._observer: Observer | None = None
         self._routes = routes
+        self._seed = seed
         self.scored_tokens = 0
+        self.cut_texts = 0
         self._device = torch.device("cpu")
-        prefix = (
-            tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        )
-        self._prefix_text = "" if prefix is None else str(tokenizer.decode([prefix]))
-
-    @property
-    def eot_token_id(self) -> int:
-        """The end-of-text token: the tokenizer's, else the checkpoint's."""
-        eos = self.tokenizer.eos_token_id
-        ends = sorted(end_tokens(self._engine)) if eos is None else [eos]
-        if not ends:
-            raise TaskError(
-                f"the tokenizer of {self._engine.facts.id} has no token that begins or ends a "
-                "text, which scoring needs: set bos_token or eos_token in its tokenizer_config.json"
-            )
-        return int(ends[0])
-
-    @property
-    def prefix_token_id(self) -> int:
-        """The token that replaces an empty context: BOS if the model has one."""
-        bos = self.tokenizer.bos_token_id
-        return int(bos) if bos is not None else self.eot_token_id
 
     @property
     def max_length(self) -> int:
@@ -88,49 +65,13 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         positions = self._engine.facts.max_positions
         return min(capacity, positions) if positions else capacity
 
-    @property
-    def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's request cache."""
-        return self._engine.facts.id.replace("/", "__")
-
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """Render with the model's own template; without the system's turn if the template
-        refuses one."""
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": not add_generation_prompt,
-        }
-        try:
-            return str(self.tokenizer.apply_chat_template(chat_history, **options))
-        except jinja2.exceptions.TemplateError:
-            turns = [turn for turn in chat_history if turn["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(turns, **options))
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
-    ) -> list[int]:
-        """Token ids of a text.
-
-        By default, special tokens are added as the tokenizer itself does, but none if the text
-        already begins with the prefix token, as chat templates write it.
-        """
-        options: dict[str, Any] = {}
-        if add_special_tokens is not None:
-            options["add_special_tokens"] = add_special_tokens
-        elif self._prefix_text and string.startswith(self._prefix_text):
-            options["add_special_tokens"] = False
-        return list(self.tokenizer(string, **options)["input_ids"])
-
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of continuations after contexts; TaskError for an empty continuation."""
         for request in requests:
             if not request.args[1]:
-                raise _empty_text(request)
+                raise empty_text(request)
         found: list[tuple[float, bool]] = super().loglikelihood(list(requests), disable_tqdm=True)
         return found
 
@@ -145,7 +86,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         windows: list[tuple[None, list[int], list[int]]] = []
         for number, request in enumerate(requests):
             if not request.args[0]:
-                raise _empty_text(request)
+                raise empty_text(request)
             rolling = lm_eval_utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
@@ -170,25 +111,37 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy (or seeded) generation up to a stop string."""
+        """Greedy or sampled generation up to a stop string.
+
+        Repeats of one request are sampled with seeds of their own, which are the same in every run.
+        Raises TaskError if a prompt and its answer do not fit: a prompt is never cut.
+        """
         outputs = []
+        repeats: Counter[int] = Counter()
         for request in requests:
             context, options = request.args
-            stops = options.get("until") or []
-            stops = [stops] if isinstance(stops, str) else list(stops)
-            wanted = int(options.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
-            capacity = max(1, min(wanted, self.max_length - 1))
-            ids = self.tok_encode(context)[-(self.max_length - capacity) :]
-            sampled = options.get("do_sample", False)
-            temperature = float(options.get("temperature", 0.0)) if sampled else 0.0
-            outputs.append(self._generated(ids, capacity, temperature, stops))
+            name = getattr(request, "task_name", None) or "a task"
+            wish = read_generation(options, name)
+            ids = self.tok_encode(context)
+            if not ids:
+                raise empty_prompt(request)
+            if len(ids) + wish.new_tokens > self.max_length:
+                raise TaskError(
+                    f"{name}: a prompt of {len(ids)} tokens and {wish.new_tokens} new ones "
+                    f"(max_gen_toks) exceed the {self.max_length} that fit: raise kv.max_tokens, "
+                    "or lower generation_kwargs.max_gen_toks"
+                )
+            seed = 0
+            if wish.sampling.temperature:
+                seed = _request_seed(self._seed, request, repeats[id(request)])
+                repeats[id(request)] += 1
+            outputs.append(self._generated(ids, wish, seed))
             self._done(1)
         return outputs
 
-    def _generated(
-        self, ids: list[int], capacity: int, temperature: float, stops: Sequence[str]
-    ) -> str:
-        key = request_key("generate", ids, capacity, temperature, sorted(stops))
+    def _generated(self, ids: list[int], wish: GenerationWish, seed: int) -> str:
+        sampling = replace(wish.sampling, seed=seed)
+        key = request_key("generate", ids, wish.new_tokens, sampling, sorted(wish.until))
         known = self._journal.get(key) if self._journal else None
         if known is not None:
             return str(known)
@@ -196,14 +149,21 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             self._engine,
             self.tokenizer,
             ids,
-            max_tokens=capacity,
-            sampling=SamplingOptions(temperature=temperature),
-            stop=stops,
+            max_tokens=wish.new_tokens,
+            sampling=sampling,
+            stop=wish.until,
+            also_ends=self._special_tokens(wish.until),
         )
         self.scored_tokens += len(ids) + len(result.tokens)
         if self._journal is not None:
             self._journal.add({key: result.text})
         return result.text
+
+    def _special_tokens(self, stops: Sequence[str]) -> frozenset[int]:
+        """The stop strings that are special tokens, which never appear in decoded text."""
+        special = self.tokenizer.all_special_ids
+        ids = (self.tokenizer.convert_tokens_to_ids(stop) for stop in stops)
+        return frozenset(one for one in ids if one in special)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
@@ -252,9 +212,15 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
         if not target:
             raise TaskError("a task asks to score a text without tokens: mend its YAML or its data")
         longest = self.max_length
+        if len(target) > longest:
+            raise TaskError(
+                f"a task asks to score a continuation of {len(target)} tokens, and {longest} fit: "
+                "raise kv.max_tokens, or shorten the task's data"
+            )
         context = context or [self.prefix_token_id]
-        capacity = max(1, longest + 1 - len(target))
-        return Continuation(tuple(context[-capacity:]), tuple(target[:longest]))
+        capacity = longest + 1 - len(target)
+        self.cut_texts += len(context) > capacity
+        return Continuation(tuple(context[-capacity:]), tuple(target))
 
     def _refuse_nan(self, scores: Mapping[int, Score]) -> None:
         bad = sum(math.isnan(one.log_likelihood) for one in scores.values())
@@ -276,9 +242,7 @@ class EngineLanguageModel(TemplateLM):  # type: ignore[misc]
             self._on_done(count)
 
 
-def _empty_text(request: Any) -> TaskError:
-    name = getattr(request, "task_name", None) or "a task"
-    return TaskError(
-        f"{name}, item {getattr(request, 'doc_id', '?')}, asks to score an empty text: mend its "
-        "YAML or its data"
-    )
+def _request_seed(seed: int, request: Any, repeat: int) -> int:
+    """A seed of its own for each repeat of each request, equal in every run and configuration."""
+    parts = (seed, request.task_name, request.doc_id, request.idx, repeat)
+    return int(short_digest(repr(parts), 15), 16)

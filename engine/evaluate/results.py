@@ -25,7 +25,7 @@ def task_results(outcome: Any, tasks: Mapping[str, Any]) -> tuple[TaskResult, ..
         better = outcome["higher_is_better"].get(name, {})
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
-            if metric.endswith("_stderr") or not isinstance(value, int | float):
+            if metric.endswith("_stderr") or not isinstance(value, Real):
                 continue
             if not filter_name:
                 continue
@@ -35,10 +35,11 @@ def task_results(outcome: Any, tasks: Mapping[str, Any]) -> tuple[TaskResult, ..
                     task=name,
                     metric=_named(metric, filter_name),
                     value=float(value),
-                    stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                    stderr=float(stderr) if isinstance(stderr, Real) else None,
                     n=int(n),
                     chance=chance if metric in _GUESSED else None,
                     higher_is_better=better.get(metric),
+                    group=name not in tasks,
                 )
             )
     return tuple(rows)

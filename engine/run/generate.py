@@ -55,13 +55,14 @@ def generate(
     sampling: SamplingOptions,
     on_text: Callable[[str], None] | None = None,
     stop: Sequence[str] = (),
+    also_ends: frozenset[int] = frozenset(),
 ) -> Generation:
     """Generate until an end-of-sequence token, a stop string or max_tokens.
 
     on_text: called with each piece of text as soon as it consists of whole characters; stop: the
     text ends before the first of these that appears in it, while streamed text may contain its
-    beginning. Raises InfeasibleError if prompt and answer exceed kv.max_tokens, EvaluationError if
-    the logits become NaN.
+    beginning; also_ends: tokens that end it like the checkpoint's own. Raises InfeasibleError if
+    prompt and answer exceed kv.max_tokens, EvaluationError if the logits become NaN.
     """
     assert engine.config is not None
     capacity = engine.config.kv.max_tokens
@@ -78,7 +79,8 @@ def generate(
     ids: list[int] = []
     pieces = TextPieces(tokenizer)
     first = started
-    for token in _tokens(engine, prompt_ids, Sampler(sampling, prompt_ids), limit):
+    sampler = Sampler(sampling, prompt_ids)
+    for token in _tokens(engine, prompt_ids, sampler, limit, also_ends):
         if not ids:
             first = time.perf_counter()
         ids.append(token)
@@ -100,8 +102,14 @@ def _end_of(text: str, stop: Sequence[str]) -> int | None:
     return min((place for word in stop if word and (place := text.find(word)) >= 0), default=None)
 
 
-def _tokens(engine: Engine, prompt_ids: list[int], sampler: Sampler, limit: int) -> Iterator[int]:
-    ends = end_tokens(engine)
+def _tokens(
+    engine: Engine,
+    prompt_ids: list[int],
+    sampler: Sampler,
+    limit: int,
+    also_ends: frozenset[int],
+) -> Iterator[int]:
+    ends = end_tokens(engine) | also_ends
     batch = MicroBatch(torch.tensor([prompt_ids]))
     logits = engine.prefill([batch])[0]
     for number in range(limit):

@@ -33,7 +33,9 @@ from engine.memory.plan import resolve
 from engine.model.description import check_description
 from engine.model.facts import describe
 from engine.model.headers import locate_headers
+from engine.model.hub import Location
 from engine.model.loader import load_model
+from engine.model.tokenizer import load_tokenizer
 from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
@@ -63,7 +65,7 @@ class Operations:
             "open": self.open,
             "configure": self.configure,
             "measure": self.measure,
-            "unknown_tasks": self.unknown_tasks,
+            "check_tasks": self.check_tasks,
             "evaluate": self.evaluate,
             "discard_journal": self.discard_journal,
             "generate": self.generate,
@@ -109,12 +111,7 @@ class Operations:
         revision: str | None = None,
     ) -> dict[str, Any]:
         """Describe a model before its weights are read, or fetched."""
-        location = locate_headers(
-            model,
-            revision,
-            self._host.cache_folder,
-            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
-        )
+        location = self._located(model, trust_remote_code, revision)
         found = load_model(
             location.folder, torch.bfloat16, trust_remote_code=trust_remote_code, weights=False
         )
@@ -122,6 +119,14 @@ class Operations:
             "facts": describe(found, model, location.revision).to_json(),
             "device": open_device(device).name,
         }
+
+    def _located(self, model: str, trust_remote_code: bool, revision: str | None) -> Location:
+        return locate_headers(
+            model,
+            revision,
+            self._host.cache_folder,
+            check=lambda folder: check_description(folder, trust_remote_code=trust_remote_code),
+        )
 
     def open(
         self,
@@ -175,11 +180,22 @@ class Operations:
         self._journal = journal_path(engine.facts, engine.config, self._host.cache_folder)
         return report.to_json()
 
-    def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
-        """The names that lm-eval does not know."""
-        from engine.evaluate.tasks import unknown_tasks
+    def check_tasks(
+        self,
+        model: str,
+        tasks: list[str],
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Load the tasks and their data, and count the tokens that each needs; no weights."""
+        from engine.evaluate.check import check_tasks
 
-        return {"names": unknown_tasks(tasks)}
+        folder = self._located(model, trust_remote_code, revision).folder
+        tokenizer = load_tokenizer(folder, model, trust_remote_code=trust_remote_code)
+        needs = check_tasks(tokenizer, model, tasks, TaskOptions(**options))
+        return {"needs": [need.to_json() for need in needs]}
 
     def discard_journal(self) -> dict[str, Any]:
         """Drop the resume journal of the last evaluation, which has been stored."""

@@ -41,7 +41,7 @@ from engine.contract.report import (
     TaskItems,
     TaskResult,
 )
-from engine.contract.requests import TaskOptions, Workload
+from engine.contract.requests import TaskNeed, TaskOptions, Workload
 from engine.errors import (
     DenseModelError,
     EngineError,
@@ -49,6 +49,7 @@ from engine.errors import (
     NotAModelError,
     StorageError,
     TaskError,
+    UnreachableTaskError,
 )
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
@@ -62,7 +63,8 @@ PARTS = (Part("gate_up_proj", (256, 256)), Part("down_proj", (256, 128)))
 LAYERS, EXPERTS = 4, 16
 ERRORS = {
     "error": MemoryError("the fake engine found no memory"),
-    "task": TaskError("the data of a_task cannot be reached: go online"),
+    "task": UnreachableTaskError("the data of a_task cannot be reached: go online"),
+    "broken": TaskError("the tasks a_task cannot be scored: utils.py, function f, line 2, raised"),
     "nan": EvaluationError("the logits became NaN on 1 of 5 texts"),
     "full": StorageError("the disk of /packs is full: make room"),
 }
@@ -246,12 +248,16 @@ class FakeEngine:
         }
 
     def evaluate(self, tasks: list[str], reference: bool, **options: Any) -> dict[str, Any]:
-        """Bits per byte by precision; a task named *choice has accuracy as well."""
+        """Bits per byte by precision; a task named *choice has accuracy as well; one named guessed*
+        has accuracy alone, that of guessing."""
         read = TaskOptions(**options)
         value = BITS_PER_BYTE[self.config.precision.bits]
         count = read.limit or 100
         docs = tuple(range(count))
         results, items = [], []
+        if tasks[0].startswith("guessed"):
+            guessed = (TaskResult(tasks[0], "acc", 0.25, 0.1, count, 0.25, True),)
+            return QualityReport(guessed, None, None, None, 0.01, 1000).to_json()
         for task in (Path(name).stem for name in tasks):
             results.append(TaskResult(task, "bits_per_byte", value, None, count, None, False))
             spread = tuple(value + (doc - (count - 1) / 2) / 100 for doc in docs)
@@ -267,11 +273,22 @@ class FakeEngine:
         )
         return report.to_json()
 
+    def check_tasks(self, tasks: list[str], **_: Any) -> dict[str, Any]:
+        """A task needs as many tokens as the digits at the end of its name, split evenly between
+        prompt and answer; one named unknown* is unknown."""
+        for name in tasks:
+            if name.startswith("unknown"):
+                raise TaskError(f"lm-eval knows no task '{name}': see `lm_eval ls tasks`")
+        stems = [Path(name).stem for name in tasks]
+        sizes = [int("".join(filter(str.isdigit, stem)) or 0) for stem in stems]
+        needs = [
+            TaskNeed(stem, size - size // 2, size // 2)
+            for stem, size in zip(stems, sizes, strict=True)
+        ]
+        return {"needs": [need.to_json() for need in needs]}
+
     def device(self, device: str) -> dict[str, Any]:
         return {"name": "cpu" if device == "auto" else device, "torch": "2", "built_for": "cpu"}
-
-    def unknown_tasks(self, tasks: list[str]) -> dict[str, Any]:
-        return {"names": [name for name in tasks if name.startswith("unknown")]}
 
     def discard_journal(self) -> dict[str, Any]:
         return {}

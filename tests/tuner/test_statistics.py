@@ -4,9 +4,10 @@ import math
 import statistics
 
 import pytest
+from scipy.stats import t as student
 
 from engine.contract.statistics import mean_metric, quantile, relative_half_width
-from tuner.statistics import paired_ratio
+from tuner.statistics import confirmed_interval, paired_ratio
 
 
 def test_the_interval_of_three_values_uses_students_t():
@@ -28,6 +29,21 @@ def test_positive_figures_scatter_by_factors_and_no_bound_is_negative():
 )
 def test_students_t_is_that_of_the_tables(degrees: float, expected: float):
     assert quantile(degrees) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize("count", range(2, 61))
+@pytest.mark.parametrize("least", [1.0, -1.0])
+def test_engine_and_tuner_give_equal_intervals_of_any_number_of_repeats(count: int, least: float):
+    """A table that ended at 30 and rounded degrees gave 22 to 31 repeats two intervals."""
+    values = [least + (7 * number % 13) / 5 for number in range(count)]
+    measured = mean_metric(values, "ms")
+    confirmed = confirmed_interval(values, values, "ms")
+    assert (confirmed.low, confirmed.high) == pytest.approx((measured.low, measured.high))
+    exact = float(student.ppf(0.975, count - 1))
+    scaled = [math.log(value) for value in values] if least > 0 else values
+    half = exact * statistics.stdev(scaled) / math.sqrt(count)
+    mean = statistics.fmean(values)
+    assert measured.high == pytest.approx(mean * math.exp(half) if least > 0 else mean + half)
 
 
 def test_one_value_has_no_interval():

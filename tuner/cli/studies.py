@@ -148,11 +148,20 @@ def _print_quality(front: Front, paired: Paired) -> None:
                 f"{one.difference.high:+.4f}]",
                 one.difference.n,
             ]
+        for name, result in ((f"{r.task} {r.metric}", r) for r in results.values() if r.group):
+            row = rows.get((trial.quality_id, result.task, result.metric))
+            if row is not None:
+                row[0] += f", {trial.number}"
+                continue
+            figures = [result.value, result.stderr, None, None, None, None, result.n]
+            rows[trial.quality_id, result.task, result.metric] = [str(trial.number), name, *figures]
     if rows:
         columns = ["trials", "task", "#value", "#stderr", "#chance", "#above chance"]
         columns += ["#at 16 bits", "#difference", "#n"]
         title = "Quality of the front, item by item against 16 bits (95 % intervals)"
         print_table(title, columns, list(rows.values()))
+    if cut := max((t.quality.cut_texts for t in front.members if t.quality), default=0):
+        print_text(f"{format_count(cut, 'text')} exceeded kv.max_tokens and lost the beginning")
 
 
 def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from tuner.store.snapshots import FINISHED_STATES
 from tuner.study.estimate import StudyPlan, check, plan_study
 from tuner.study.progress import choose_progress, format_duration
 from tuner.study.run import StudyResult, run_study
-from tuner.study.tasks import with_default_tasks
+from tuner.study.tasks import check_tasks, with_default_tasks
 from tuner.workers.local import WorkerPool
 from tuner.workers.ray_cluster import check_address
 
@@ -97,7 +97,7 @@ def study(
     seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=STUDY)] = None,
     min_quality: Annotated[
         float | None,
-        typer.Option(help="1 = as good as 16 bits, such as 0.98.", rich_help_panel=LIMITS),
+        typer.Option(help="At most 1, as good as 16 bits; such as 0.98.", rich_help_panel=LIMITS),
     ] = None,
     max_ttft_ms: Annotated[
         float | None, typer.Option(help="Longest time to first token.", rich_help_panel=LIMITS)
@@ -121,7 +121,7 @@ def study(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="lm-eval tasks or their YAML files, by commas (few-shot: the study YAML).",
+            help="lm-eval tasks or YAML files (whose code runs), by commas; docs/tuning.md.",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -206,6 +206,10 @@ def _run(
     )
     with session:
         print_note(f"opening {wanted.model}")
+        checked = check_tasks(wanted, session)
+        wanted = checked.definition
+        for note in checked.notes:
+            print_note(note)
         plan = plan_study(wanted, session)
         if dry_run:
             _print_plan(plan, as_json)

@@ -63,7 +63,7 @@ class Budget(Strict):
 class Constraints(Strict):
     """The limits that a configuration must satisfy to be chosen."""
 
-    min_quality: float | None = Field(default=None, gt=0)
+    min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: float | None = Field(default=None, gt=0)
     max_tpot_ms: float | None = Field(default=None, gt=0)
 
@@ -108,7 +108,8 @@ class StudyDefinition(Strict):
     engine: settings (paths) fixed for every trial; space: paths and the values to search, over the
     default four; confirm_rounds: how often the front is measured again, each time in a fresh
     process; stall_s: an engine that makes no progress for so long is stopped (0: by operation).
-    workload: a workload YAML; prompts: a file of the user's own prompts instead.
+    task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: a
+    workload YAML; prompts: a file of the user's own prompts instead.
     """
 
     name: str = ""
@@ -127,6 +128,7 @@ class StudyDefinition(Strict):
     objectives: list[ObjectiveName] = Field(default=["output_tps", "tpot_ms", "quality"])
     constraints: Constraints = Constraints()
     quality: QualityTasks = QualityTasks()
+    task_tokens: int = Field(default=0, ge=0)
     trials: int = Field(default=24, ge=1)
     timeout_s: float = Field(default=0.0, ge=0)
     sampler: SamplerName = "auto"
@@ -190,6 +192,7 @@ class StudyDefinition(Strict):
             "seed",
             "stall_s",
             "confirm_rounds",
+            "task_tokens",
         }
         asked = self.model_dump(mode="json", exclude=free)
         if not self.budget.curve:  # as in studies from before there were curves

@@ -92,7 +92,8 @@ Measured = dict[str, MeasuredMetric | MeasuredSentinel]
 
 
 class DeployedTask(Strict):
-    """One lm-eval metric. chance: what guessing gives, None where a task has no choices."""
+    """One lm-eval metric. chance: what guessing gives, None where a task has no choices; group: the
+    aggregate of a group, whose tasks stand beside it."""
 
     task: str
     metric: str
@@ -101,6 +102,7 @@ class DeployedTask(Strict):
     n: int
     chance: float | None = None
     higher_is_better: bool | None = None
+    group: bool = False
 
 
 class DeployedQuality(Strict):

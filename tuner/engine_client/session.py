@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from engine.config.settings import EngineConfig
 from engine.contract.report import QualityReport, Report
-from engine.contract.requests import TaskOptions, Workload
+from engine.contract.requests import TaskNeed, TaskOptions, Workload
 from engine.errors import ConfigError
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
@@ -148,11 +148,14 @@ class EngineSession:
         if self._worker is not None:
             self._worker.interrupt()
 
-    def unknown_tasks(self, tasks: Sequence[str]) -> list[str]:
-        """The given tasks that are neither task files nor names known to lm-eval."""
-        if all(name.endswith((".yaml", ".yml")) for name in tasks):
-            return []  # reading the names takes ten seconds
-        return list(self._open().request("unknown_tasks", tasks=list(tasks))["names"])
+    def check_tasks(self, tasks: Sequence[str], options: TaskOptions) -> tuple[TaskNeed, ...]:
+        """Loads lm-eval tasks with their data, and returns what each needs; reads no weights.
+
+        Raises WorkerError with the class `task` for whatever would fail in every evaluation.
+        """
+        result = self._ask_first("check_tasks", tasks=list(tasks), **options.to_json())
+        self._tainted = True
+        return self._checked(lambda: tuple(TaskNeed.from_json(one) for one in result["needs"]))
 
     def evaluate(
         self,
@@ -256,12 +259,12 @@ class EngineSession:
         self.opened_device = str(result.get("device", "cpu"))
         return worker
 
-    def _ask_first(self, operation: str) -> dict[str, Any]:
-        """Describes or opens the model. Both need no earlier state, so a worker that dies is
-        replaced once."""
+    def _ask_first(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Runs an operation that needs no earlier state, such as opening the model, so that a
+        worker that dies is replaced once."""
         worker = self._ready()
         try:
-            return worker.request(operation, **self._named())
+            return worker.request(operation, **self._named(), **arguments)
         except WorkerError as error:
             died = not worker.alive and error.failure != "timeout"
             worker.kill()
@@ -271,7 +274,7 @@ class EngineSession:
         worker = self._ready()
         with contextlib.ExitStack() as undo:
             undo.callback(worker.kill)
-            result = worker.request(operation, **self._named())
+            result = worker.request(operation, **self._named(), **arguments)
             undo.pop_all()
         return result
 

@@ -17,7 +17,7 @@ from engine.types import FailureClass
 from tuner.definition.study import QualityTasks
 from tuner.engine_client.process import OnEvent
 from tuner.engine_client.session import EngineSession
-from tuner.errors import QualityError, WorkerError
+from tuner.errors import QualityError, StudyError, UsageError, WorkerError
 from tuner.quality.key import canonical_config, quality_dependencies, quality_key
 from tuner.quality.ratio import quality_ratio
 from tuner.store.repository import Store
@@ -54,7 +54,8 @@ class QualityJudge:
 
         It may take more than the study's budget if 16 bits do not fit at all. Raises QualityError
         when it cannot be evaluated; after repeated failures it is not tried again, except for
-        tasks, whose data may have come back.
+        tasks, whose data may have come back. Raises StudyError if no trial could succeed: a task
+        is broken, or nothing can be compared with its results.
         """
         if self._refusals and (
             self._refusals[0].failure not in PASSING or len(self._refusals) >= REFUSED_TRIALS
@@ -62,7 +63,7 @@ class QualityJudge:
             raise self._refusals[0]
         try:
             if not self._references:
-                self._references.append(self._evaluated_reference(on_event))
+                self._references.append(_telling(self._evaluated_reference(on_event)))
             return self._references[0]
         except WorkerError as error:
             refusal = QualityError(
@@ -71,6 +72,8 @@ class QualityJudge:
                 "output_tps,tpot_ms",
                 error.failure,
             )
+            if error.failure == "task" and error.worker_exit_code == UsageError.exit_code:
+                raise StudyError(str(refusal)) from None
             if error.failure != "task":
                 self._refusals.append(refusal)
             raise refusal from None
@@ -118,6 +121,14 @@ class QualityJudge:
         result = self.store.keep_quality(self.model_id, key, depends_on, report)
         self.session.discard_journal()
         return result
+
+
+def _telling(reference: QualityResult) -> QualityResult:
+    try:
+        quality_ratio(reference.report, reference.report)
+    except QualityError as error:
+        raise StudyError(f"{error}, or study speed alone with --objectives output_tps") from None
+    return reference
 
 
 def _within_reach(config: EngineConfig, session: EngineSession) -> EngineConfig:

@@ -11,8 +11,9 @@ from typing import Any
 
 from engine.config.exactness import ON_MISS, lossy_settings
 from engine.config.settings import EngineConfig
+from engine.contract.task_data import files_of
+from engine.contract.task_file import is_task_file, read_task_file, with_members
 from engine.files import json_digest
-from tuner.definition.strict_yaml import load_yaml
 from tuner.definition.study import QualityTasks
 
 # One value for each setting that is exact or only rounds, used in every evaluation.
@@ -56,14 +57,20 @@ def quality_group(config: EngineConfig) -> str:
 
 
 def task_digest(task: str) -> str:
-    """A task's name, or for a YAML file a hash of it and of the files it names."""
-    path = Path(task)
-    if path.suffix not in (".yaml", ".yml"):
+    """A task's name, or for a YAML file a hash of everything that it consists of.
+
+    That is its keys with those of the files it includes, the modules of its functions, its data,
+    and the files of a group's members. Raises TaskError for a file that cannot be read.
+    """
+    if not is_task_file(task):
         return task
-    digest = hashlib.sha256(path.name.encode())
-    digest.update(json.dumps(load_yaml(path), sort_keys=True, default=str).encode())
-    for name in sorted(_named_files(load_yaml(path), path.parent)):
-        digest.update(name.read_bytes())
+    digest = hashlib.sha256()
+    for file in with_members(read_task_file(Path(task))):
+        digest.update(file.path.name.encode())
+        digest.update(json.dumps(file.body, sort_keys=True, default=str).encode())
+        for path in files_of(file):
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
@@ -83,17 +90,3 @@ def canonical_config(config: EngineConfig) -> EngineConfig:
     if config.precision.scheme in ON_MISS:
         return config
     return config.overlay(CANONICAL)
-
-
-def _named_files(data: Any, folder: Path) -> set[Path]:
-    if isinstance(data, dict):
-        return set().union(*(_named_files(value, folder) for value in data.values()))
-    if isinstance(data, list):
-        return set().union(*(_named_files(value, folder) for value in data))
-    if isinstance(data, str) and 0 < len(data) < 200:
-        path = folder / data
-        try:
-            return {path} if path.is_file() else set()
-        except OSError:
-            return set()
-    return set()

@@ -9,6 +9,7 @@ from tuner.errors import QualityError
 def quality_ratio(reference: QualityReport, report: QualityReport) -> float:
     """1 = no loss. Without bits per byte: the mean metric above chance over the reference's.
 
+    A group's tasks count once each; its own aggregate, which repeats them, does not count.
     Tasks that 16 bits answer at chance level carry no information and are ignored. Raises
     QualityError if nothing is left to compare.
     """
@@ -34,6 +35,9 @@ def above_chance(result: TaskResult) -> float:
 
 
 def _tells(result: TaskResult) -> bool:
-    """Whether more is better and the result exceeds guessing by two standard errors."""
+    """Whether a task's own result can tell: more is better, and it exceeds guessing by two standard
+    errors."""
+    if result.group:
+        return False
     surplus = result.value - (result.chance or 0.0)
     return result.higher_is_better is not False and surplus > 2 * (result.stderr or 0.0)

@@ -156,10 +156,11 @@ class SearchSpace:
 def study_base(
     definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
 ) -> EngineConfig:
-    """The settings that all trials share: budget, device, KV capacity for the workload, and those
-    that the definition fixes. device: the opened one."""
+    """The settings that all trials share: budget, device, KV capacity for workload and tasks, and
+    those that the definition fixes. device: the opened one."""
     needed = workload.prompt_tokens + workload.output_tokens
-    capacity = min(max(EngineConfig().kv.max_tokens, needed), max(facts.max_positions, 2))
+    wanted = max(EngineConfig().kv.max_tokens, needed, definition.task_tokens)
+    capacity = min(wanted, max(facts.max_positions, 2))
     if needed > capacity:
         raise DefinitionError(
             f"the workload needs {needed} tokens a sequence, {facts.id} takes {capacity}: "

@@ -32,7 +32,6 @@ from tuner.study.loop import TrialLoop
 from tuner.study.optuna_storage import keep_deadline, open_memory, open_storage
 from tuner.study.prepare import Preparation
 from tuner.study.progress import Progress
-from tuner.study.tasks import check_tasks
 from tuner.study.trial import TrialRunner
 from tuner.workers.local import ALONE, WorkerPool, devices_for, joined_workers
 from tuner.workers.ray_cluster import placed_workers
@@ -71,12 +70,11 @@ def run_study(
     pool: the workers that run trials beside this process; estimate_s: its expected duration;
     interrupted: whether a stop was requested, checked before each trial.
 
-    Raises InfeasibleStudyError when nothing fits, StudyError when the name is taken or a cluster
-    cannot be used, UsageError for a task that does not exist. On KeyboardInterrupt the study is
-    left resumable and the interrupt is raised again.
+    definition: its tasks have been checked (tuner.study.tasks). Raises InfeasibleStudyError when
+    nothing fits, StudyError when the name is taken or a cluster cannot be used. On
+    KeyboardInterrupt the study is left resumable and the interrupt is raised again.
     """
     check_writable(definition.output_path)
-    check_tasks(definition, session)
     with study_lock(store.database.url, definition.study_name):
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload, session.opened_device)

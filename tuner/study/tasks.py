@@ -1,19 +1,24 @@
-"""The lm-eval tasks of a study: the default task, and a check of the named ones."""
+"""The lm-eval tasks of a study: the default task, and a check of all before the first trial."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from engine.contract.requests import TaskNeed
+from engine.facts.model import ModelFacts
 from tuner.definition.study import StudyDefinition
 from tuner.engine_client.session import EngineSession
 from tuner.errors import StudyError, UsageError, WorkerError
 from tuner.folders import studies_folder
 from tuner.quality.judge import PASSING
+from tuner.search.space import study_base
 
 log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 40
+ROOM = "kv.max_tokens"
 
 
 def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
@@ -31,24 +36,99 @@ def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
     return definition.model_copy(update={"quality": quality})
 
 
-def check_tasks(definition: StudyDefinition, session: EngineSession) -> None:
-    """Raises UsageError for a task that lm-eval does not know: it would fail every trial.
+@dataclass(frozen=True)
+class CheckedStudy:
+    """A definition whose tasks can be evaluated. notes: what the user should know of them."""
 
-    If the engine dies of the question twice, the check is skipped and the trials will show it.
+    definition: StudyDefinition
+    notes: tuple[str, ...] = ()
+
+
+def check_tasks(definition: StudyDefinition, session: EngineSession) -> CheckedStudy:
+    """Loads the tasks once, so that what would fail every trial is refused before the first.
+
+    If the study leaves kv.max_tokens open, it becomes as large as the tasks need. Raises UsageError
+    for tasks that cannot be evaluated as they are, StudyError for data that cannot be reached. If
+    the engine dies of the question twice, the check is skipped and the trials will show it.
     """
     if "quality" not in definition.objectives:
-        return
-    unknown: Sequence[str] = ()
+        if definition.constraints.min_quality is not None:
+            raise UsageError(
+                "min_quality limits what no trial evaluates: add quality to the objectives, or "
+                "leave the limit out"
+            )
+        return CheckedStudy(definition)
+    quality = definition.quality
     for _ in range(2):
         try:
-            unknown = session.unknown_tasks(definition.quality.tasks)
-            break
+            needs = session.check_tasks(quality.tasks, quality.options(definition.seed))
+            return with_room(definition, session.describe(), needs)
         except WorkerError as error:
+            if error.failure == "task":
+                refused = UsageError if error.worker_exit_code == 2 else StudyError
+                raise refused(f"--tasks: {error}") from None
             if error.failure not in PASSING:
                 raise
-            log.warning("whether lm-eval knows the tasks could not be asked: %s", error)
-    if unknown:
-        raise UsageError(
-            f"--tasks: lm-eval knows no task '{unknown[0]}': see `lm_eval ls tasks`, or give the "
-            "path of a task's YAML file"
+            log.warning("whether the tasks can be evaluated could not be asked: %s", error)
+    return CheckedStudy(definition)
+
+
+def with_room(
+    definition: StudyDefinition, facts: ModelFacts, needs: Sequence[TaskNeed]
+) -> CheckedStudy:
+    """Makes kv.max_tokens large enough for the tasks, or refuses them if it is fixed.
+
+    A prompt is never cut, nor is a continuation. The context of a continuation is, as lm-eval does
+    where it exceeds the model itself; notes say so. Raises UsageError with both numbers.
+    """
+    base = study_base(definition, facts, definition.load_workload(), definition.device)
+    choices = definition.space.get(ROOM, [])
+    fixed = ROOM in definition.engine or bool(choices)
+    room = min((int(choice) for choice in choices), default=base.kv.max_tokens)
+    wanted = max(map(_wanted, needs), default=0)
+    most = facts.max_positions or max(room, wanted)
+    for need in needs:
+        if _required(need) > most:
+            raise UsageError(_too_long(need, f"{facts.id} has {most} positions"))
+        if fixed and _required(need) > room:
+            advice = f"set `engine: {{{ROOM}: {_required(need)}}}`, or "
+            raise UsageError(_too_long(need, f"{ROOM} is {room}", advice))
+    if fixed or wanted <= room:
+        return CheckedStudy(definition, _cut(needs, min(room, most)))
+    raised = min(wanted, most)
+    note = f"{ROOM} is {raised} instead of {room}, as these tasks need"
+    changed = definition.model_copy(update={"task_tokens": raised})
+    return CheckedStudy(changed, (note, *_cut(needs, raised)))
+
+
+def _required(need: TaskNeed) -> int:
+    return max(need.generated_tokens, need.target_tokens)
+
+
+def _wanted(need: TaskNeed) -> int:
+    """The last token of a scored text is not read."""
+    return max(_required(need), need.scored_tokens - 1)
+
+
+def _cut(needs: Sequence[TaskNeed], room: int) -> tuple[str, ...]:
+    """A note for each task whose texts lose their beginning."""
+    return tuple(
+        f"task {need.task}: its longest text has {need.scored_tokens} tokens, of which the last "
+        f"{room + 1} count, as lm-eval does"
+        for need in needs
+        if need.scored_tokens - 1 > room
+    )
+
+
+def _too_long(need: TaskNeed, limit: str, advice: str = "") -> str:
+    wanted = _required(need)
+    if need.generated_tokens < wanted:
+        what = f"scores a continuation of {wanted} tokens"
+        other = "shorten its data"
+    else:
+        what = (
+            f"needs {wanted} tokens, a prompt of {need.prompt_tokens} and {need.new_tokens} new "
+            "ones (max_gen_toks)"
         )
+        other = "lower its generation_kwargs.max_gen_toks"
+    return f"--tasks: the task {need.task} {what}, and {limit}: {advice}{other}"

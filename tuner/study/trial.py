@@ -14,11 +14,11 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.statistics import relative_half_width
-from engine.errors import InfeasibleError
+from engine.errors import InfeasibleError, TaskError
 from engine.memory.plan import Resolved
 from engine.types import format_bytes
 from tuner.definition import objectives
-from tuner.errors import OverBudgetError, QualityError, StoreError, WorkerError
+from tuner.errors import OverBudgetError, QualityError, StoreError, StudyError, WorkerError
 from tuner.formatting import format_count
 from tuner.quality.judge import QualityJudge
 from tuner.quality.ratio import quality_ratio
@@ -99,7 +99,7 @@ class TrialRunner:
                 memory=plan,
                 configuration_id=configuration_id,
             )
-        except QualityError as error:
+        except (QualityError, TaskError) as error:
             return TrialOutcome(
                 "FAILED",
                 error.failure,
@@ -107,8 +107,8 @@ class TrialRunner:
                 memory=plan,
                 configuration_id=configuration_id,
             )
-        except StoreError:
-            raise  # without a store there is nowhere to put an outcome
+        except (StoreError, StudyError):
+            raise  # there is nowhere to put an outcome, or no trial could have a better one
         except Exception as error:
             log.exception("trial %s failed", trial_id)
             return TrialOutcome("FAILED", "crash", f"{type(error).__name__}: {error}")

@@ -10,16 +10,26 @@ import pytest
 import torch
 from lm_eval.evaluator import evaluate as run_lm_eval
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import TaskOptions
+from engine.evaluate.evaluate import evaluate
 from engine.evaluate.language_model import EngineLanguageModel
 from engine.evaluate.tasks import load_tasks
 from engine.run.engine import Engine
 from tests.engine.conftest import TEXT
-from tests.engine.evaluate.made import choice_task, generation_task, rolling_task
+from tests.engine.evaluate.made import (
+    CHOICE,
+    GENERATE,
+    QUESTIONS,
+    choice_task,
+    generation_task,
+    rolling_task,
+    write_task,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LENGTH = 96
@@ -89,3 +99,74 @@ def test_every_answer_equals_lm_evals_own(
     for own, other in zip(found["tiny_bpb"], expected["tiny_bpb"], strict=True):
         assert own == pytest.approx(other, abs=1e-3)
     assert found["tiny_generation"] == expected["tiny_generation"]
+
+
+CODE = """
+def docs(data): return data.map(lambda doc: {"question": doc["question"].upper()})
+def results(doc, answers): return {"length": float(len(answers[0]))}
+"""
+LENGTH_METRIC = {"metric": "length", "aggregation": "mean", "higher_is_better": True}
+
+
+def family(folder: Path) -> Path:
+    """A group of three tasks with all that the guide has: includes, functions, few shots, tags."""
+    (folder / "utils.py").write_text(CODE)
+    shots = {"num_fewshot": 2, "fewshot_split": "test", "fewshot_config": {"sampler": "first_n"}}
+    write_task(folder, "base", {**CHOICE, **shots, "description": "Choose.\n"}, QUESTIONS)
+    own = "include: base.yaml\ntag: pair\nprocess_docs: !function utils.docs\n"
+    (folder / "first.yaml").write_text(own + "task: first\n")
+    (folder / "second.yaml").write_text(own + "task: second\ngen_prefix: 'So:'\nnum_fewshot: 0\n")
+    written = write_task(folder, "third", {**GENERATE, "metric_list": [LENGTH_METRIC]}, QUESTIONS)
+    with Path(written).open("a") as file:
+        file.write("process_results: !function utils.results\n")
+    group = folder / "family.yaml"
+    group.write_text(
+        "group: family\ntask: [pair, {group: inner, task: [third]}]\n"
+        "aggregate_metric_list: [{metric: acc}, {metric: acc_norm, weight_by_size: false}]\n"
+    )
+    return group
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_a_family_of_task_files_scores_as_in_lm_eval_itself(
+    engine: Engine,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: bool,
+) -> None:
+    """lm-eval reads the files by itself, from their folder, where it expects to find their data."""
+    engine.configure(EngineConfig().overlay({**BASE, "kv.max_tokens": 400}))
+    files = tmp_path / "files"
+    files.mkdir()
+    group = family(files)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    plain = HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32),
+        tokenizer=tokenizer,
+        max_length=400,
+        device="cpu",
+    )
+    monkeypatch.chdir(files)
+    theirs = TaskManager(include_path=files, include_defaults=False).load(["family"])
+    for task in theirs["tasks"].values():
+        task.set_fewshot_seed(seed=0)
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    expected = run_lm_eval(
+        plain, theirs, apply_chat_template=template, fewshot_as_multiturn=template
+    )["results"]
+    monkeypatch.chdir(tmp_path)
+    report = evaluate(
+        engine,
+        tokenizer,
+        [str(group)],
+        TaskOptions(apply_chat_template=template, fewshot_as_multiturn=template),
+        cache_folder=tmp_path,
+        reference=False,
+    )
+    found = {(one.task, one.metric): one for one in report.tasks}
+    assert {task for task, _ in found} == {"first", "second", "third", "family"}
+    for (task, metric), one in found.items():
+        assert one.value == pytest.approx(expected[task][f"{metric},none"]), (task, metric)
+        assert one.group is (task == "family")

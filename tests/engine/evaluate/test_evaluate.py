@@ -16,18 +16,29 @@ from transformers import AutoTokenizer
 from engine.config.settings import EngineConfig
 from engine.contract.report import QualityReport
 from engine.contract.requests import TaskOptions
+from engine.errors import TaskError
 from engine.evaluate import evaluate as evaluate_module
 from engine.evaluate import scoring
 from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import Journal, journal_path
 from engine.evaluate.language_model import EngineLanguageModel
+from engine.evaluate.tasks import load_tasks
 from engine.precision.allocate import with_table
 from engine.precision.table import bits_table
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import LayerWise
 from engine.trace.trace import load_trace, scored_trace_path
 from tests.engine.conftest import TEXT
-from tests.engine.evaluate.made import choice_task, generation_task, rolling_task
+from tests.engine.evaluate.made import (
+    CHOICE,
+    GENERATE,
+    QUESTIONS,
+    ROLLING,
+    choice_task,
+    generation_task,
+    rolling_task,
+    write_task,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BASE = {"kv.max_tokens": 200}
@@ -51,6 +62,117 @@ def run(engine: Engine, tiny_folder: Path, tmp_path: Path) -> Run:
         )
 
     return invoke
+
+
+SAMPLED = {
+    **GENERATE,
+    "repeats": 4,
+    "generation_kwargs": {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 2.0},
+    "filter_list": [
+        {"name": "vote", "filter": [{"function": "majority_vote"}, {"function": "take_first"}]},
+        {"name": "first", "filter": [{"function": "take_first"}]},
+    ],
+}
+
+
+def answers(
+    engine: Engine, folder: Path, task: str, seed: int = 0, journal: Journal | None = None
+) -> list[list[str]]:
+    """What the model generated for each item, all repeats."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = load_tasks([task], TaskOptions(limit=3))
+    model = EngineLanguageModel(engine, tokenizer, journal=journal, seed=seed)
+    requests = [one for one in loaded.tasks["t"].instances for _ in range(one.repeats)]
+    texts = model.generate_until(requests)
+    return [texts[start : start + 4] for start in range(0, len(texts), 4)]
+
+
+def test_repeats_differ_from_each_other_and_are_the_same_on_a_rerun(
+    engine: Engine, tiny_folder: Path, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    task = write_task(tmp_path, "t", SAMPLED, QUESTIONS)
+    found = answers(engine, tiny_folder, task)
+    assert all(len(set(item)) == 4 for item in found)
+    assert answers(engine, tiny_folder, task) == found
+    assert answers(engine, tiny_folder, task, seed=1) != found
+    journal = Journal(tmp_path / "j.jsonl")
+    assert answers(engine, tiny_folder, task, journal=journal) == found
+    assert answers(engine, tiny_folder, task, journal=Journal(tmp_path / "j.jsonl")) == found
+
+
+def test_filters_over_repeats_give_a_result_each(run: Run, engine: Engine, tmp_path: Path) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    report = run(write_task(tmp_path, "t", SAMPLED, QUESTIONS), limit=2)
+    assert [one.metric for one in report.tasks] == ["exact_match,vote", "exact_match,first"]
+
+
+def test_a_prompt_is_never_cut_for_its_answer(run: Run, engine: Engine, tmp_path: Path) -> None:
+    # EleutherAI/lm-evaluation-harness#4001: what is left of the prompt is scored as if it were all
+    engine.configure(EngineConfig().overlay(BASE))
+    wide = {**GENERATE, "generation_kwargs": {"until": ["@"], "max_gen_toks": 190}}
+    with pytest.raises(TaskError, match=r"t: a prompt of \d+ tokens and 190 new .* exceed the 200"):
+        run(write_task(tmp_path, "t", wide, QUESTIONS))
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(
+    engine: Engine, tiny_folder: Path, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    hot = {"max_gen_toks": 100, "do_sample": True, "temperature": 50.0}
+    texts = {}
+    for name, until in (("plain", []), ("stopped", ["<pad>"])):
+        keys = {**SAMPLED, "generation_kwargs": {**hot, "until": until}, "repeats": 4}
+        task = write_task(tmp_path, "t", keys, QUESTIONS)
+        texts[name] = [one for item in answers(engine, tiny_folder, task) for one in item]
+    pairs = list(zip(texts["plain"], texts["stopped"], strict=True))
+    assert all(plain.startswith(stopped) for plain, stopped in pairs)
+    assert any(len(stopped) < len(plain) for plain, stopped in pairs)
+
+
+def test_an_evaluation_scores_what_an_edited_function_makes(
+    run: Run, engine: Engine, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    path = Path(write_task(tmp_path, "t", {**ROLLING, "doc_to_target": "{{question}}"}, QUESTIONS))
+    with path.open("a") as file:
+        file.write("process_docs: !function utils.docs\n")
+    code = "def one(doc): return {'question': %r}\ndef docs(data): return data.map(one)\n"
+    sizes = []
+    for text in ("The engine", "The engine reads experts from the disk"):
+        (tmp_path / "utils.py").write_text(code % text)
+        sizes.append(run(str(path), limit=1).engine_tokens)
+    assert sizes[1] > sizes[0]
+
+
+def test_contexts_that_lose_their_beginning_are_counted(
+    run: Run, engine: Engine, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay({"kv.max_tokens": 40}))
+    long = [{**QUESTIONS[0], "question": TEXT}, QUESTIONS[1]]
+    report = run(write_task(tmp_path, "t", CHOICE, long))
+    assert report.cut_texts == len(QUESTIONS[0]["choices"])
+    assert QualityReport.from_json(report.to_json()) == report
+
+
+def test_a_group_reports_its_aggregate_beside_its_tasks(
+    run: Run, engine: Engine, tmp_path: Path
+) -> None:
+    engine.configure(EngineConfig().overlay(BASE))
+    write_task(tmp_path, "one", CHOICE, QUESTIONS)
+    write_task(tmp_path, "two", CHOICE, QUESTIONS[:2])
+    group = tmp_path / "g.yaml"
+    text = (
+        "group: g\ntask: [one, two]\naggregate_metric_list: [{metric: acc, weight_by_size: %s}]\n"
+    )
+    for weighted in (True, False):
+        group.write_text(text % str(weighted).lower())
+        report = run(str(group))
+        acc = {one.task: one for one in report.tasks if one.metric == "acc"}
+        weights = (8, 2) if weighted else (1, 1)
+        expected = np.average([acc["one"].value, acc["two"].value], weights=weights)
+        assert acc["g"].value == pytest.approx(float(expected))
+        assert [acc[name].group for name in ("one", "two", "g")] == [False, False, True]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from engine.config.settings import EngineConfig
 from engine.contract.requests import TaskOptions
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.evaluate import evaluate
-from engine.evaluate.tasks import load_tasks, read_task
+from engine.evaluate.tasks import load_tasks
 from engine.run.engine import Engine
 from tests.engine.evaluate.made import (
     CHOICE,
@@ -52,11 +52,11 @@ def test_a_task_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="knows no task 'no_such_task'"):
         load_tasks(["no_such_task"], TaskOptions())
     with pytest.raises(TaskError, match="cannot be read"):
-        read_task(tmp_path / "none.yaml")
+        load_tasks([str(tmp_path / "none.yaml")], TaskOptions())
     path = Path(rolling_task(tmp_path))
     (tmp_path / "tiny_bpb.jsonl").unlink()
     with pytest.raises(TaskError, match="does not exist"):
-        read_task(path)
+        load_tasks([str(path)], TaskOptions())
 
 
 def test_the_class_of_each_failure() -> None:
@@ -94,8 +94,9 @@ def test_data_that_cannot_be_reached_says_so(
         raise error
 
     monkeypatch.setattr(TaskManager, "load", load)
+    remote = {**CHOICE, "dataset_path": "someone/data", "dataset_kwargs": None}
     with pytest.raises(TaskError, match=says):
-        load_tasks([choice_task(tmp_path)], TaskOptions())
+        load_tasks([write_task(tmp_path, "remote", remote, QUESTIONS)], TaskOptions())
 
 
 def test_more_examples_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -165,7 +165,67 @@ def test_a_task_that_does_not_exist_stops_a_study_before_it_begins(tune: Tune):
     done = tune("--definition", "study.yaml", "--tasks", "lambada,unknown_task")
     assert done.code == 2
     assert "lm-eval knows no task 'unknown_task'" in done.err
-    assert tune("studies", "--json").document["studies"] == []
+    assert "there is no database" in tune("studies", "--json").out
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--tasks", "unknown_task"), "lm-eval knows no task 'unknown_task'"),
+        (("--min-quality", "98"), "less than or equal to 1"),
+        (
+            ("--min-quality", "0.9", "--objectives", "output_tps"),
+            "min_quality limits what no trial evaluates: add quality to the objectives",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_the_study_would(
+    tune: Tune, dry: tuple[str, ...], words: tuple[str, ...], says: str
+):
+    done = tune(*RANDOM, "--trials", "1", *words, *dry)
+    assert done.code == 2
+    assert says in done.err
+
+
+def test_a_study_makes_room_for_its_tasks_and_says_so(tune: Tune, folder: Path):
+    # EleutherAI/lm-evaluation-harness#4001: max_gen_toks of a task larger than the model's room
+    done = tune(*RANDOM, "--trials", "1", "--tasks", "room_1500", "--json")
+    assert done.code == 0, done.err
+    assert "kv.max_tokens is 1500 instead of 1024, as these tasks need" in done.err
+    assert [t["config"]["kv"]["max_tokens"] for t in done.document["trials"]] == [1500]
+    study = (folder / "study.yaml").read_text().replace("name: small\n", "")
+    (folder / "study.yaml").write_text(study)
+    for more in ((), ("--resume",)):  # a study that is found by what it asks, not by its name
+        again = tune(*RANDOM, "--trials", "1", "--tasks", "room_1500", *more, "--json")
+        assert again.code == 0, again.err
+        assert again.document["study"]["name"] == "some-moe"
+
+
+def test_a_study_ends_when_16_bits_are_at_the_level_of_guessing(tune: Tune):
+    done = tune(*RANDOM, "--trials", "5", "--tasks", "guessed_task")
+    assert done.code == 1
+    assert "no metric above chance at 16 bits" in done.err
+    states = [one["state"] for one in tune("show", "small", "--json").document["trials"]]
+    assert states == ["INTERRUPTED"]  # not five that were measured for nothing
+
+
+def test_a_study_ends_when_a_task_cannot_score_what_16_bits_answered(tune: Tune, misbehave):
+    misbehave(("broken", "evaluate", 1))
+    done = tune(*RANDOM, "--trials", "5")
+    assert done.code == 1
+    assert "utils.py, function f, line 2, raised" in done.err
+    states = [one["state"] for one in tune("show", "small", "--json").document["trials"]]
+    assert states == ["INTERRUPTED"]
+
+
+def test_a_task_that_exceeds_a_fixed_room_is_refused(tune: Tune, folder: Path):
+    with (folder / "study.yaml").open("a") as file:
+        file.write("engine: {kv.max_tokens: 256}\n")
+    done = tune(*RANDOM, "--trials", "1", "--tasks", "room_300")
+    assert done.code == 2
+    assert "the task room_300 needs 300 tokens, a prompt of 150 and 150 new ones" in done.err
+    assert "kv.max_tokens is 256: set `engine: {kv.max_tokens: 300}`" in done.err
 
 
 def test_a_study_of_an_earlier_release_continues(tune: Tune, folder: Path):
@@ -290,9 +350,9 @@ def test_a_reference_that_kills_every_engine_is_given_up(tune: Tune, misbehave, 
     assert [(t["state"], t["failure"]) for t in trials] == [("FAILED", "out_of_memory")] * 5
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kills", [1, 2, 4])
 def test_an_engine_killed_over_the_question_for_tasks_is_no_end(tune: Tune, misbehave, kills: int):
-    misbehave(*(("kill", "unknown_tasks", at + 1) for at in range(kills)))
+    misbehave(*(("kill", "check_tasks", at + 1) for at in range(kills)))
     done = tune(*RANDOM, "--trials", "2", "--json")
     assert done.code == 0, done.err
     assert {trial["state"] for trial in done.document["trials"]} == {"COMPLETE"}

@@ -167,9 +167,72 @@ def test_a_task_file_counts_by_content_and_by_the_files_it_names(tmp_path: Path)
     assert task_digest(str(task)) != before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["t.yaml", "base.yaml", "utils.py", "helper.py", "data.jsonl", "more/b.jsonl", "words.txt"],
+)
+def test_whatever_a_task_file_consists_of_is_in_its_key(tmp_path: Path, changed: str):
+    # lm-eval reads all of these again, so that a score of before would be another task's
+    (tmp_path / "more").mkdir()
+    texts = {
+        "t.yaml": "include: base.yaml\ntask: t\nprocess_docs: !function utils.f\n"
+        "metadata: {words: words.txt}\n",
+        "base.yaml": "dataset_kwargs: {data_files: {test: data.jsonl, train: [more/*.jsonl]}}\n",
+        "utils.py": "import helper\n",
+    }
+    for name in ("helper.py", "data.jsonl", "more/a.jsonl", "more/b.jsonl", "words.txt"):
+        texts[name] = "1\n"
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    before = task_digest(str(tmp_path / "t.yaml"))
+    (tmp_path / changed).write_text(texts[changed] + "changed: 1\n")
+    assert task_digest(str(tmp_path / "t.yaml")) != before
+
+
+def test_a_groups_members_are_in_its_key(tmp_path: Path):
+    (tmp_path / "g.yaml").write_text("group: g\ntask: [pair, {group: h, task: [two]}]\n")
+    (tmp_path / "one.yaml").write_text("task: one\ntag: pair\n")
+    (tmp_path / "two.yaml").write_text("task: two\nprocess_docs: !function u.f\n")
+    (tmp_path / "u.py").write_text("")
+    (tmp_path / "other.yaml").write_text("task: other\n")
+
+    def digests() -> str:
+        return task_digest(str(tmp_path / "g.yaml"))
+
+    seen = [digests()]
+    for name, text in (("u.py", "1"), ("one.yaml", "task: one\ntag: [pair]\nrepeats: 2\n")):
+        (tmp_path / name).write_text(text)
+        seen.append(digests())
+    assert len(set(seen)) == 3
+    (tmp_path / "other.yaml").write_text("task: other\nrepeats: 2\n")
+    assert digests() == seen[-1]
+
+
+def test_moving_a_task_with_its_files_keeps_its_key(tmp_path: Path):
+    digests = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.yaml").write_text(
+            "task: t\nprocess_docs: !function u.f\ndataset_kwargs: {data_files: d.jsonl}\n"
+        )
+        (tmp_path / name / "u.py").write_text("1")
+        (tmp_path / name / "d.jsonl").write_text("2")
+        digests.add(task_digest(str(tmp_path / name / "t.yaml")))
+    assert len(digests) == 1
+
+
 def report(bits_per_byte: float | None, accuracy: float = 0.5) -> QualityReport:
     tasks = (TaskResult("t", "acc", accuracy, 0.1, 10),)
     return QualityReport(tasks, bits_per_byte, None, None, 0.0, 0)
+
+
+def test_a_groups_tasks_count_once_and_its_aggregate_does_not():
+    def scored(one: float, two: float, group: float) -> QualityReport:
+        rows = (("one", one, False), ("two", two, False), ("both", group, True))
+        tasks = (TaskResult(name, "acc", value, 0.01, 10, group=g) for name, value, g in rows)
+        return QualityReport(tuple(tasks), None, None, None, 0.0, 0)
+
+    assert quality_ratio(scored(0.5, 0.5, 0.9), scored(0.5, 0.25, 0.0)) == pytest.approx(0.75)
 
 
 def test_quality_is_the_references_bits_per_byte_over_the_configs():
