@@ -1,7 +1,4 @@
-"""Atomic file replacement, short digests, and the folder of an installation's data.
-
-Standard library only.
-"""
+"""Atomic file replacement, short digests, strict YAML, and the folder of an installation's data."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 DIGITS = 16
 
@@ -65,3 +64,24 @@ def studies_folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "studies"
     return installed if installed.is_dir() else package.parent / "studies"
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe part; a key that stands twice in one mapping is an error, not the last one's
+    victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises yaml.YAMLError that names a key which stands twice, with its line."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                continue
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice: keep one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

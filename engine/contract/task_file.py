@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from engine.errors import TaskError
+from engine.files import UniqueKeys
 
 SUFFIXES = (".yaml", ".yml")
 _MADE_OF = ("dataset_path", "output_type", "doc_to_text", "doc_to_target")
@@ -226,7 +227,7 @@ def _read(
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    class Loader(yaml.SafeLoader):
+    class Loader(UniqueKeys):
         """Safe YAML in which `!function` is a name."""
 
     def name_of(loader: yaml.SafeLoader, node: yaml.Node) -> FunctionName:

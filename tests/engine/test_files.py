@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine import files
 from tuner.folders import SOURCE
@@ -26,3 +27,15 @@ def test_an_installation_uses_its_own_and_not_what_lies_beside_it(
 def test_a_folder_that_is_named_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EXPERTUNE_STUDIES", str(tmp_path))
     assert files.studies_folder() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a: 1\na: 2\n", 2), ("a: {b: 1, b: 1}\n", 1), ("a:\n- {1: x, 1: y}\n", 2)]
+)
+def test_a_key_that_stands_twice_is_an_error_with_its_line(text: str, line: int):
+    with pytest.raises(yaml.YAMLError, match=rf"stands twice: keep one\s+.*line {line}\b"):
+        yaml.load(text, Loader=files.UniqueKeys)
+
+
+def test_keys_that_differ_are_kept():
+    assert yaml.load("a: 1\nb: {a: 2}\n", Loader=files.UniqueKeys) == {"a": 1, "b": {"a": 2}}

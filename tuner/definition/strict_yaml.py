@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import nearest_hint
+from engine.files import UniqueKeys
 from tuner.definition.text import join_surrogates, read_text
 from tuner.errors import DefinitionError, UsageError
 
@@ -31,22 +32,8 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=Strict)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe part; a key that stands twice in one mapping is an error, not the last one's
-    victory."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float | bool) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice: keep one", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str | int | float | bool) else id(key_node))
-        return super().construct_mapping(node, deep)
+class _Loader(UniqueKeys):
+    """Safe YAML with unique keys, whose texts have no halves of surrogate pairs."""
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
         """A text whose escaped surrogate pairs are characters."""

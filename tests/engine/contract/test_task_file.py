@@ -35,6 +35,7 @@ def test_a_file_replaces_keys_of_the_files_it_includes(tmp_path: Path) -> None:
         ("- a\n", "holds no keys and values"),
         ("output_type: x\n", "names no `task` and no `group`"),
         ("a: [\n", "own.yaml cannot be read: while parsing"),
+        ("task: t\noutput_type: a\ntask: u\n", "the key 'task' stands twice: keep one"),
         ("task: !python/object:os.system x\n", "own.yaml cannot be read: could not determine"),
     ],
 )
