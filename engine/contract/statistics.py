@@ -28,7 +28,8 @@ def quantile(degrees: float) -> float:
 def mean_metric(values: Sequence[float], unit: str, *, signed: bool = False) -> Metric:
     """The mean with its interval; for a single value low = high = value.
 
-    signed: the quantity may be negative (a difference), so its scatter is additive.
+    signed: the quantity may be negative (a difference), so its scatter is additive. So is that of
+    values of which some are 0, whose lower bound is at least 0.
     """
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -37,7 +38,8 @@ def mean_metric(values: Sequence[float], unit: str, *, signed: bool = False) -> 
         factor = math.exp(relative_half_width(values))
         return Metric(mean, mean / factor, mean * factor, len(values), unit)
     half = _half_width(values)
-    return Metric(mean, mean - half, mean + half, len(values), unit)
+    low = mean - half if signed or min(values) < 0 else max(0.0, mean - half)
+    return Metric(mean, low, mean + half, len(values), unit)
 
 
 def relative_half_width(values: Sequence[float]) -> float:

@@ -4,9 +4,13 @@ import math
 import statistics
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from engine.contract.statistics import mean_metric, quantile, relative_half_width
+from tuner.deployment.compare import _ratio
+from tuner.deployment.document import MeasuredMetric
 from tuner.statistics import confirmed_interval, paired_ratio
 
 
@@ -64,3 +68,23 @@ def test_ratios_are_paired_by_round():
 
 def test_no_common_round_gives_no_ratio():
     assert paired_ratio([], [1.0]) is None
+
+
+@given(st.lists(st.just(0.0) | st.floats(1e-3, 1e3), min_size=2, max_size=8))
+def test_no_bound_of_a_figure_that_is_never_negative_is_negative(values: list[float]):
+    found = mean_metric(values, "ms")
+    assert 0 <= found.low <= found.value * (1 + 1e-9) <= found.high * (1 + 1e-9)
+
+
+def test_a_difference_may_have_a_negative_bound():
+    assert mean_metric([0.0, 1.0], "x", signed=True).low < 0
+
+
+@pytest.mark.parametrize("low", [0.0, 0.01, 0.05])
+def test_no_ratio_of_two_figures_has_a_negative_bound(low: float):
+    # a stall of 0.052 ms with the interval 0 to 0.14 was shown as 1.000 [-1.516, 3.516]
+    figure = MeasuredMetric(value=0.052, low=low, high=0.14, n=2, unit="ms")
+    ratio = _ratio(figure, figure)
+    assert ratio is not None
+    assert 0 < ratio.low < 1 < ratio.high
+    assert ratio.low * ratio.high == pytest.approx(1)

@@ -88,16 +88,20 @@ def _certain(value: float) -> MeasuredMetric:
 
 
 def _ratio(first: MeasuredMetric, second: MeasuredMetric) -> Metric | None:
-    """second / first; the relative half-widths of two independent means add in quadrature."""
+    """second / first; the half-widths of two independent means add in quadrature, on the
+    logarithm, as both are positive."""
     if first.value <= 0 or second.value <= 0 or min(first.n, second.n) < 2:
         return None
     ratio = second.value / first.value
-    half = ratio * math.hypot(*(_half(one) / one.value for one in (first, second)))
-    return Metric(ratio, ratio - half, ratio + half, min(first.n, second.n), "ratio")
+    factor = math.exp(math.hypot(*(_log_half(one) for one in (first, second))))
+    return Metric(ratio, ratio / factor, ratio * factor, min(first.n, second.n), "ratio")
 
 
-def _half(metric: MeasuredMetric) -> float:
-    return (metric.high - metric.low) / 2
+def _log_half(metric: MeasuredMetric) -> float:
+    """Half of the interval's width on the logarithm; of one that reaches 0, its upper half."""
+    if metric.low > 0:
+        return math.log(metric.high / metric.low) / 2
+    return math.log(metric.high / metric.value)
 
 
 def _notes(first: Deployment, second: Deployment) -> list[str]:

@@ -119,7 +119,8 @@ def test_two_configs_differ_where_their_intervals_do(study: Path):
     speed, latency = (one for one in found.figures if one.metric != "quality")
     assert speed.ratio is not None
     assert (speed.ratio.value, speed.differs) == (pytest.approx(1.2), True)
-    assert 1.2 - speed.ratio.low == pytest.approx(1.2 * (0.025**2 + 0.04**2) ** 0.5)
+    halves = math.hypot(math.log(123 / 117) / 2, math.log(104 / 96) / 2)
+    assert math.log(1.2 / speed.ratio.low) == pytest.approx(halves)
     assert not latency.differs
     assert any("2.00 times as long" in note for note in found.notes)
     assert compare(first, third).settings == {"prefetch.depth": (first.config().prefetch.depth, 3)}
