@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from engine import __version__
-from engine.facts.machine import probe
+from engine.facts.machine import Hardware, probe
+from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
@@ -215,11 +216,13 @@ def _run(
             _print_plan(plan, as_json)
             return
         print_note(_plan_line(plan))
+        hardware = probe(cache_folder())
+        if lacking := _beyond_memory(wanted, session.opened_device, hardware):
+            print_note(lacking)
         with options.open_store(storage) as store:
             wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
             try:
                 with options.terminate_interrupts() as interrupted:
-                    hardware = probe(cache_folder())
                     result = run_study(
                         wanted,
                         session,
@@ -241,6 +244,17 @@ def _run(
     else:
         _print_result(result)
     _check_found(result)
+
+
+def _beyond_memory(wanted: StudyDefinition, device: str, hardware: Hardware) -> str | None:
+    """A note for a budget on the CPU that this machine or container does not have."""
+    budget = wanted.budget.vram_bytes
+    if device != "cpu" or budget <= hardware.ram_bytes:
+        return None
+    return (
+        f"the budget of {format_bytes(budget)} is more than the {format_bytes(hardware.ram_bytes)} "
+        "of memory that this machine, or this container, has: trials that use it will be ended"
+    )
 
 
 def _check_pool(pool: WorkerPool) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from engine.facts.machine import probe
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.cli import options
@@ -544,3 +546,14 @@ def test_whoever_joins_a_continued_study_does_not_go_by_its_former_deadline(
         storage = f"sqlite:///{folder / 'data' / 'expertune' / 'expertune.db'}"
         memory = optuna.load_study(study_name="small", storage=storage)
         assert isinstance(memory.user_attrs[DEADLINE], kept)
+
+
+def test_a_budget_beyond_the_containers_memory_is_said(tune: Tune, monkeypatch: pytest.MonkeyPatch):
+    whole = probe()
+    monkeypatch.setattr(
+        "tuner.cli.study.probe", lambda _: replace(whole, ram_bytes=BUDGET_BYTES - 1)
+    )
+    words = ("--definition", "study.yaml", "--trials", "1")
+    assert "more than the" in tune(*words, "--device", "cpu").err
+    monkeypatch.setattr("tuner.cli.study.probe", lambda _: replace(whole, ram_bytes=BUDGET_BYTES))
+    assert "more than the" not in tune(*words, "--device", "cpu").err
