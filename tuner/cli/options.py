@@ -61,7 +61,7 @@ def read_size(option: str, text: str | None) -> int | None:
         return None
     if "," in text:
         raise UsageError(
-            f"{option} {text}: this takes one size, and a decimal takes a point: 8.5GB"
+            f"{option} {text}: this command takes one budget; a decimal takes a point: 8.5GB"
         )
     try:
         size = parse_size_bytes(text)

@@ -19,7 +19,7 @@ def test_a_list_of_budgets_is_a_curve(text: str):
         ("4,6,8GB", "each size its unit, 4GB,6GB,8GB"),
         ("8,5GB", r"a decimal takes a point: 8\.5GB"),
         ("8", "8 is 8 bytes: write the unit, 8GB or 8MB"),
-        (",", "this takes one size"),
+        (",", "this command takes one budget"),
     ],
 )
 def test_a_budget_that_may_mean_two_things_is_refused(text: str, says: str):
@@ -29,7 +29,7 @@ def test_a_budget_that_may_mean_two_things_is_refused(text: str, says: str):
 
 def test_one_size_is_not_a_list():
     assert read_size("--ram", "64GB") == 64 * GB
-    with pytest.raises(UsageError, match=r"--ram 8,5GB: this takes one size.*8\.5GB"):
+    with pytest.raises(UsageError, match=r"--ram 8,5GB: this command takes one budget.*8\.5GB"):
         read_size("--ram", "8,5GB")
 
 
