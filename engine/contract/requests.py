@@ -65,7 +65,7 @@ class TaskNeed:
 
     prompt_tokens, new_tokens: of the request to generate with the largest sum; scored_tokens: of
     the longest context with its continuation; target_tokens: of the longest continuation alone.
-    Whole texts need no room, since they are scored in windows.
+    Whole texts need no capacity, since they are scored in windows.
     """
 
     task: str

@@ -86,12 +86,12 @@ def _need(name: str, requests: Sequence[Any], reader: TextModel) -> TaskNeed:
     for request in requests:
         if request.request_type == "generate_until":
             context, given = request.args
-            wish = read_generation(given, name)
+            settings = read_generation(given, name)
             length = len(reader.tok_encode(context))
             if not length:
                 raise empty_prompt(request)
-            if length + wish.new_tokens > prompt + new:
-                prompt, new = length, wish.new_tokens
+            if length + settings.new_tokens > prompt + new:
+                prompt, new = length, settings.new_tokens
             continue
         if not request.args[-1]:
             raise empty_text(request)

@@ -1,7 +1,7 @@
 """What a task's `generation_kwargs` ask for, as the engine's own settings.
 
-In: the mapping of one request, with lm-eval's names and their synonyms. Out: GenerationWish. What
-the engine cannot do is refused by its name; what asks for nothing is accepted.
+In: the mapping of one request, with lm-eval's names and their synonyms. Out: GenerationSettings.
+What the engine cannot do is refused by its name; what asks for nothing is accepted.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _KNOWN = frozenset({"until", "do_sample", "temperature", *LENGTHS})
 
 
 @dataclass(frozen=True)
-class GenerationWish:
+class GenerationSettings:
     """until: the text ends before the first of these; new_tokens: at most so many; sampling: with
     seed 0, which each request replaces by its own."""
 
@@ -75,7 +75,7 @@ class GenerationWish:
     sampling: SamplingOptions
 
 
-def read_generation(given: Mapping[str, Any], task: str) -> GenerationWish:
+def read_generation(given: Mapping[str, Any], task: str) -> GenerationSettings:
     """Reads the generation_kwargs of a task. Raises TaskError with the name of a setting that is
     not honoured or whose value cannot be read."""
     asked = {key: value for key, value in given.items() if value is not None}
@@ -99,7 +99,7 @@ def read_generation(given: Mapping[str, Any], task: str) -> GenerationWish:
     if "top_k" in sampling:
         sampling["top_k"] = int(sampling["top_k"])
     options = SamplingOptions(**sampling, penalties=PenaltyOptions(**penalties))
-    return GenerationWish(_until(asked, task), _new_tokens(asked, task), options)
+    return GenerationSettings(_until(asked, task), _new_tokens(asked, task), options)
 
 
 def honoured() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from lm_eval import utils as lm_eval_utils
 
 from engine.errors import EvaluationError, TaskError
 from engine.evaluate.check import empty_prompt, empty_text
-from engine.evaluate.generation import GenerationWish, read_generation
+from engine.evaluate.generation import GenerationSettings, read_generation
 from engine.evaluate.journal import Journal, request_key
 from engine.evaluate.routes import RouteRecorder
 from engine.evaluate.scoring import Continuation, Observer, Score, score
@@ -121,27 +121,27 @@ class EngineLanguageModel(TextModel):
         for request in requests:
             context, options = request.args
             name = getattr(request, "task_name", None) or "a task"
-            wish = read_generation(options, name)
+            settings = read_generation(options, name)
             ids = self.tok_encode(context)
             if not ids:
                 raise empty_prompt(request)
-            if len(ids) + wish.new_tokens > self.max_length:
+            if len(ids) + settings.new_tokens > self.max_length:
                 raise TaskError(
-                    f"{name}: a prompt of {len(ids)} tokens and {wish.new_tokens} new ones "
+                    f"{name}: a prompt of {len(ids)} tokens and {settings.new_tokens} new ones "
                     f"(max_gen_toks) exceed the {self.max_length} that fit: raise kv.max_tokens, "
                     "or lower generation_kwargs.max_gen_toks"
                 )
             seed = 0
-            if wish.sampling.temperature:
+            if settings.sampling.temperature:
                 seed = _request_seed(self._seed, request, repeats[id(request)])
                 repeats[id(request)] += 1
-            outputs.append(self._generated(ids, wish, seed))
+            outputs.append(self._generated(ids, settings, seed))
             self._done(1)
         return outputs
 
-    def _generated(self, ids: list[int], wish: GenerationWish, seed: int) -> str:
-        sampling = replace(wish.sampling, seed=seed)
-        key = request_key("generate", ids, wish.new_tokens, sampling, sorted(wish.until))
+    def _generated(self, ids: list[int], settings: GenerationSettings, seed: int) -> str:
+        sampling = replace(settings.sampling, seed=seed)
+        key = request_key("generate", ids, settings.new_tokens, sampling, sorted(settings.until))
         known = self._journal.get(key) if self._journal else None
         if known is not None:
             return str(known)
@@ -149,10 +149,10 @@ class EngineLanguageModel(TextModel):
             self._engine,
             self.tokenizer,
             ids,
-            max_tokens=wish.new_tokens,
+            max_tokens=settings.new_tokens,
             sampling=sampling,
-            stop=wish.until,
-            also_ends=self._special_tokens(wish.until),
+            stop=settings.until,
+            also_ends=self._special_tokens(settings.until),
         )
         self.scored_tokens += len(ids) + len(result.tokens)
         if self._journal is not None:

@@ -250,14 +250,14 @@ class LiveConfiguration:
                 tier.fill()
             return tiers
         total = sum(store.all_bytes for store in self.stores.values())
-        rooms = {
+        capacities = {
             bits: self.config.host.bytes * store.all_bytes // total
             for bits, store in self.stores.items()
         }
         return {
-            bits: HostTier(store, self._device, rooms[bits])
+            bits: HostTier(store, self._device, capacities[bits])
             for bits, store in self.stores.items()
-            if rooms[bits] >= store.record.size_bytes
+            if capacities[bits] >= store.record.size_bytes
         }
 
     def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:

@@ -18,7 +18,7 @@ from tuner.search.space import study_base
 log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 40
-ROOM = "kv.max_tokens"
+CAPACITY = "kv.max_tokens"
 
 
 def with_default_tasks(definition: StudyDefinition) -> StudyDefinition:
@@ -62,7 +62,7 @@ def check_tasks(definition: StudyDefinition, session: EngineSession) -> CheckedS
     for _ in range(2):
         try:
             needs = session.check_tasks(quality.tasks, quality.options(definition.seed))
-            return with_room(definition, session.describe(), needs)
+            return with_capacity(definition, session.describe(), needs)
         except WorkerError as error:
             if error.failure == "task":
                 refused = UsageError if error.worker_exit_code == 2 else StudyError
@@ -73,7 +73,7 @@ def check_tasks(definition: StudyDefinition, session: EngineSession) -> CheckedS
     return CheckedStudy(definition)
 
 
-def with_room(
+def with_capacity(
     definition: StudyDefinition, facts: ModelFacts, needs: Sequence[TaskNeed]
 ) -> CheckedStudy:
     """Makes kv.max_tokens large enough for the tasks, or refuses them if it is fixed.
@@ -82,21 +82,21 @@ def with_room(
     where it exceeds the model itself; notes say so. Raises UsageError with both numbers.
     """
     base = study_base(definition, facts, definition.load_workload(), definition.device)
-    choices = definition.space.get(ROOM, [])
-    fixed = ROOM in definition.engine or bool(choices)
-    room = min((int(choice) for choice in choices), default=base.kv.max_tokens)
+    choices = definition.space.get(CAPACITY, [])
+    fixed = CAPACITY in definition.engine or bool(choices)
+    capacity = min((int(choice) for choice in choices), default=base.kv.max_tokens)
     wanted = max(map(_wanted, needs), default=0)
-    most = facts.max_positions or max(room, wanted)
+    most = facts.max_positions or max(capacity, wanted)
     for need in needs:
         if _required(need) > most:
             raise UsageError(_too_long(need, f"{facts.id} has {most} positions"))
-        if fixed and _required(need) > room:
-            advice = f"set `engine: {{{ROOM}: {_required(need)}}}`, or "
-            raise UsageError(_too_long(need, f"{ROOM} is {room}", advice))
-    if fixed or wanted <= room:
-        return CheckedStudy(definition, _cut(needs, min(room, most)))
+        if fixed and _required(need) > capacity:
+            advice = f"set `engine: {{{CAPACITY}: {_required(need)}}}`, or "
+            raise UsageError(_too_long(need, f"{CAPACITY} is {capacity}", advice))
+    if fixed or wanted <= capacity:
+        return CheckedStudy(definition, _cut(needs, min(capacity, most)))
     raised = min(wanted, most)
-    note = f"{ROOM} is {raised} instead of {room}, as these tasks need"
+    note = f"{CAPACITY} is {raised} instead of {capacity}, as these tasks need"
     changed = definition.model_copy(update={"task_tokens": raised})
     return CheckedStudy(changed, (note, *_cut(needs, raised)))
 
@@ -110,13 +110,13 @@ def _wanted(need: TaskNeed) -> int:
     return max(_required(need), need.scored_tokens - 1)
 
 
-def _cut(needs: Sequence[TaskNeed], room: int) -> tuple[str, ...]:
+def _cut(needs: Sequence[TaskNeed], capacity: int) -> tuple[str, ...]:
     """A note for each task whose texts lose their beginning."""
     return tuple(
         f"task {need.task}: its longest text has {need.scored_tokens} tokens, of which the last "
-        f"{room + 1} count, as lm-eval does"
+        f"{capacity + 1} count, as lm-eval does"
         for need in needs
-        if need.scored_tokens - 1 > room
+        if need.scored_tokens - 1 > capacity
     )
 
 

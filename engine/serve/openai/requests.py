@@ -81,7 +81,7 @@ TemplateVariables = Annotated[
 ]
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(max_length=256)] | Annotated[list[StopWord], Field(max_length=4)]
-# -1, as llama.cpp's clients send it: as many as there is room for
+# -1, as llama.cpp's clients send it: as many as fit
 Limit = Literal[-1] | Annotated[int, Field(ge=1), AS_WHOLE]
 TokenId = Annotated[int, Field(ge=0), AS_WHOLE]
 MOST_BIASES = 1024

@@ -25,7 +25,7 @@ from engine.serve.openai.requests import (
     Message,
 )
 
-ALL = -1  # as many tokens as there is room for
+ALL = -1  # as many tokens as fit
 COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
 # What templates raise, on purpose or where they compute with what a client has set.
 _REFUSALS = (

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from engine.errors import TaskError
-from engine.evaluate.generation import GenerationWish, read_generation
+from engine.evaluate.generation import GenerationSettings, read_generation
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 
 GREEDY = SamplingOptions()
 
 
-def read(**given: Any) -> GenerationWish:
+def read(**given: Any) -> GenerationSettings:
     return read_generation(given, "t")
 
 
 def test_nothing_asked_is_greedy_with_lm_evals_default_length() -> None:
-    assert read() == GenerationWish((), 256, GREEDY)
+    assert read() == GenerationSettings((), 256, GREEDY)
 
 
 @pytest.mark.parametrize(

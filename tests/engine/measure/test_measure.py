@@ -61,7 +61,7 @@ def test_the_parts_of_a_tokens_time_sum_to_its_wall_time(
     assert {s.repeat for s in report.samples} == {0, 1}
 
 
-def test_without_a_cache_every_look_up_misses_and_with_room_for_all_none_does(
+def test_without_a_cache_every_look_up_misses_and_with_capacity_for_all_none_does(
     engine: Engine, tiny_folder: Path
 ) -> None:
     cold = run(engine, tiny_folder, **{"cache.eviction": "none"})
