@@ -7,7 +7,7 @@ from typing import Any
 
 import schemathesis
 
-from engine.serve.openai.requests import MOST_CHOICES
+from engine.serve.openai.requests import LEAST_REPETITION, MOST_CHOICES
 
 DEFAULT_TOKENS = 16  # of a completion
 ROOM, VOCABULARY = 4096, 256  # of the server under test, or less
@@ -16,11 +16,15 @@ ROOM, VOCABULARY = 4096, 256  # of the server under test, or less
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Leave out min_tokens above max_tokens, best_of other than n and tokens that the model lacks,
-    which get 400, and ignore_eos, which takes time. A value that is wrong by itself stays."""
+    which get 400; and ignore_eos and a reward for repetitions, with which a text of thousands of
+    tokens takes time. A value that is wrong by itself stays."""
     body = case.body
     if not isinstance(body, dict):
         return
     dropped = {"ignore_eos"} if body.get("ignore_eos") is True else set()
+    penalty = body.get("repetition_penalty")
+    if isinstance(penalty, int | float) and LEAST_REPETITION <= penalty < 1:
+        dropped.add("repetition_penalty")
     most = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS
     least, best_of = body.get("min_tokens"), body.get("best_of")
     if _whole(least, ROOM) and not (_whole(most, ROOM) and least <= min(most, DEFAULT_TOKENS)):
