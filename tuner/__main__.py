@@ -87,7 +87,8 @@ def _fail(arguments: Sequence[str], text: str, code: int, smallest_bytes: int | 
 
         error = {"message": text, "exit_code": code, "smallest_bytes": smallest_bytes}
         print_json({"error": error})
-    sys.stderr.write(f"tune: {text}\n")
+    shown = "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
+    sys.stderr.write(f"tune: {shown}\n")
     return code
 
 

@@ -43,6 +43,8 @@ def load_workload(path: Path, **changes: Any) -> Workload:
         prompts, continuations = tuple(file.prompts), tuple(file.continuations)
     if not prompts:
         raise DefinitionError(f"{path} has no prompts")
+    if not all(prompts):
+        raise DefinitionError(f"{path}: prompt {prompts.index('') + 1} is empty: write a word")
     given = {key: value for key, value in changes.items() if value is not None}
     rest = file.model_dump(exclude={"prompts", "continuations"})
     return Workload(prompts=prompts, continuations=continuations, **{**rest, **given})

@@ -51,3 +51,10 @@ def test_changes_lie_over_the_file_and_change_the_hash(tmp_path: Path):
     plain, longer = load_workload(path), load_workload(path, output_tokens=9, sequences=None)
     assert (longer.output_tokens, longer.sequences) == (9, plain.sequences)
     assert workload_hash(longer) != workload_hash(plain)
+
+
+def test_an_empty_prompt_is_counted_and_refused(tmp_path: Path):
+    path = tmp_path / "w.yaml"
+    path.write_text("name: w\nprompts: [a, '']\n")
+    with pytest.raises(DefinitionError, match="prompt 2 is empty"):
+        load_workload(path)
