@@ -189,4 +189,5 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _first_key(model: type[BaseModel]) -> str:
-    return next(iter(model.model_fields))
+    name, field = next(iter(model.model_fields.items()))
+    return field.alias or name

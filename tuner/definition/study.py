@@ -329,6 +329,8 @@ def _beside(name: Any, folder: Path) -> str:
 
 
 def _check_paths(values: dict[str, Setting]) -> dict[str, Setting]:
+    if "device.name" in values:
+        raise ValueError("device.name would be reported, not opened: name it as `device`")
     try:
         EngineConfig().overlay(values)
     except ConfigError as error:

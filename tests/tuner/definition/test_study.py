@@ -55,6 +55,7 @@ def test_paths_in_a_file_are_beside_it(tmp_path: Path):
         ("model: m\nrepeats: {min: 5, max: 3}\n", "min is at most max"),
         ("model: m\nspace: {precision.bits: [4, 4]}\n", "has a value twice"),
         ("model: m\nengine: {precision: {bits: 4}}\n", "write `precision.bits: ...`"),
+        ("model: m\nengine: {device.name: cuda:0}\n", "name it as `device`"),
         ("model: m\nengine: {precision.bits: }\n", "'precision.bits' has no value"),
         (
             "model: m\nengine: {precision.bits: 4}\nspace: {precision.bits: [4, 8]}\n",
