@@ -110,7 +110,7 @@ def require_model(model: str | None) -> str:
 
 def portable_model(model: str | None) -> str | None:
     """The model as it is stored: `demo` and ids unchanged, folders as absolute paths."""
-    if model is None or model == "demo":
+    if not model or model == "demo":
         return model
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.exists() else model

@@ -22,6 +22,9 @@ _NEEDS_ESCAPE = re.compile(
 )
 
 
+_TYPE_NAME = re.compile(r"str|int|float|bool|list\[.*\]")  # how pydantic names a union's members
+
+
 class Strict(BaseModel):
     """A frozen model that rejects unknown keys, and true and false where a number is wanted."""
 
@@ -131,8 +134,7 @@ def read_strict(
 
 def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     parts = []
-    for detail in problem.errors(include_url=False)[:3]:
-        place = ".".join(str(step) for step in detail["loc"])
+    for place, detail in _by_place(problem)[:3]:
         if detail["type"] == "extra_forbidden":
             parts.append(_unknown_key(model, detail["loc"]))
         elif detail["type"] == "missing":
@@ -145,6 +147,21 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
             given = repr(detail["input"])
             parts.append(f"{place} = {given[:80]}: {reason}" if place else reason)
     return "; ".join(parts)
+
+
+def _by_place(problem: ValidationError) -> list[tuple[str, Any]]:
+    """Each error with its place; of a field of several types only the deepest, without the types'
+    names."""
+    found: dict[str, Any] = {}
+    for detail in problem.errors(include_url=False):
+        steps = [str(step) for step in detail["loc"]]
+        place = ".".join(one for one in steps if not _TYPE_NAME.fullmatch(one))
+        found.setdefault(place, detail)
+    return [
+        (place, detail)
+        for place, detail in found.items()
+        if not any(other.startswith(f"{place}.") for other in found)
+    ]
 
 
 def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:

@@ -53,8 +53,18 @@ def test_changes_lie_over_the_file_and_change_the_hash(tmp_path: Path):
     assert workload_hash(longer) != workload_hash(plain)
 
 
-def test_an_empty_prompt_is_counted_and_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("prompts: [a, '']", "prompt 2 is empty"),
+        ("prompts: [a, b]\ncontinuations: [c]", "2 prompts need as many continuations"),
+        ("prompts: [a, b]\ncontinuations: ['', c]", "or none; it has 1"),
+        ("prompts: p.txt\ncontinuations: [c]", r"p\.txt brings its own"),
+        ("prompts: [a, 5]", r"prompts\.1 = 5: Input should be a valid string$"),
+    ],
+)
+def test_prompts_in_a_workload_are_whole(tmp_path: Path, keys: str, says: str):
     path = tmp_path / "w.yaml"
-    path.write_text("name: w\nprompts: [a, '']\n")
-    with pytest.raises(DefinitionError, match="prompt 2 is empty"):
+    path.write_text(f"name: w\n{keys}\n")
+    with pytest.raises(DefinitionError, match=says):
         load_workload(path)
