@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    _open_closed_streams()
     _print_all_characters()
     give_home(os.environ)
     try:
@@ -51,6 +52,12 @@ def run(arguments: Sequence[str]) -> int:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         text = f"unexpected {type(error).__name__}: {error} (EXPERTUNE_LOG=debug shows where)"
         return _fail(arguments, text, 1)
+
+
+def _open_closed_streams() -> None:
+    """Where a shell or a service closed stdout or stderr (`>&-`), what is printed goes nowhere."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _print_all_characters() -> None:
@@ -87,7 +94,8 @@ def _fail(arguments: Sequence[str], text: str, code: int, smallest_bytes: int | 
 
         error = {"message": text, "exit_code": code, "smallest_bytes": smallest_bytes}
         print_json({"error": error})
-    sys.stderr.write(f"tune: {text}\n")
+    shown = "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
+    sys.stderr.write(f"tune: {shown}\n")
     return code
 
 

@@ -32,6 +32,10 @@ def check_tasks(
     loaded = load_tasks(names, options, template)
     needs = tuple(_need(name, task.instances, reader) for name, task in loaded.tasks.items())
     metrics = [rehearse(name, task) for name, task in loaded.tasks.items()]
+    if names_none := [name for name, found in zip(loaded.tasks, metrics, strict=True) if not found]:
+        raise TaskError(f"the task {names_none[0]} has no metric: list some in its metric_list")
+    for name, task in loaded.tasks.items():
+        _require_answers(name, task)
     if not any(
         metric == BITS_PER_BYTE or better is not False
         for found in metrics
@@ -43,6 +47,28 @@ def check_tasks(
             "metric bits_per_byte, or one of which more is better, such as acc"
         )
     return needs
+
+
+def _require_answers(name: str, task: Any) -> None:
+    """Raises TaskError if no item's target is one of its choices, where lm-eval counts every answer
+    as wrong."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.get_config("process_results") is not None:
+        return
+    if not any(_is_among(task, doc) for doc in task.eval_docs):
+        raise TaskError(
+            f"the task {name}: the target of no item is one of its choices: mend its doc_to_target "
+            "(a choice or its number, from 0) or its doc_to_choice"
+        )
+
+
+def _is_among(task: Any, doc: Any) -> bool:
+    several = getattr(task, "multiple_input", False)  # the context is what is chosen
+    gold = task.doc_to_text(doc) if several else task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc)
+    return any(
+        one < len(choices) if isinstance(one, int) else one in choices
+        for one in (gold if isinstance(gold, list) else [gold])
+    )
 
 
 def require_template(tokenizer: Any, model: str) -> None:

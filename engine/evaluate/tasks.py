@@ -111,6 +111,12 @@ def _check_runs(name: str, task: Any) -> None:
         raise TaskError(f"the task {name} runs code that a model wrote, which is not done here")
     if getattr(task, "MULTIMODAL", False):
         raise TaskError(f"the task {name} shows images, and only text is evaluated here")
+    for key, least in (("repeats", 1), ("num_fewshot", 0)):
+        given = task.get_config(key)
+        if given is not None and (type(given) is not int or given < least):
+            raise TaskError(
+                f"the task {name}: {key} = {given!r} must be a whole number of {least} or more"
+            )
     if not len(task.eval_docs):
         raise TaskError(f"the task {name} has no items: mend its data")
     if task.OUTPUT_TYPE == "generate_until":

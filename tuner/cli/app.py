@@ -63,7 +63,8 @@ def _unknown_command(name: str, commands: list[str]) -> str:
             nearest = nearest.replace(f"'{word}'", f"'{command}'")
     return (
         f"No such command '{name}'{nearest or ' (see `tune --help`)'}; a study is started by "
-        "options alone (`tune --model M --vram 8GB`), and a list is one word (4GB,8GB)"
+        "options alone (`tune --model M --vram 8GB`), and a size or a list is one word "
+        "(8GB, or 4GB,8GB)"
     )
 
 

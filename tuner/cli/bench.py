@@ -21,10 +21,11 @@ from tuner.cli import options
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table
 from tuner.definition.policies import PolicyFile, load_policy
-from tuner.definition.study import default_workload
+from tuner.definition.study import MOST_SEED, default_workload
 from tuner.definition.text import split_words
 from tuner.definition.workload import load_workload, workload_from_prompts
 from tuner.deployment.document import Deployment, load_deployment
+from tuner.deployment.export import check_writable
 from tuner.engine_client.session import EngineSession
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
 from tuner.folders import resolve_model
@@ -61,7 +62,7 @@ def bench(
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     report: Annotated[
         Path | None,
         typer.Option(help="All figures and what bounds them, in FILE.md or FILE.html."),
@@ -77,6 +78,10 @@ def bench(
         raise UsageError("--ablate takes policies apart: name some with --policies")
     if report is not None and report.suffix not in SUFFIXES:
         raise UsageError(f"--report {report}: write a name that ends in .md or .html")
+    if report is not None:
+        check_writable(report)
+    if policies is not None and not _names(policies):
+        raise UsageError("--policies names none: write some, or leave it out")
     if report is not None and report.suffix == ".html":
         require_extra(f"--report {report}", "dashboard")
     grid = grid_rows(options.read_settings(settings or []))

@@ -75,7 +75,7 @@ def profile(
     The timings are kept for `tune replay` and for plans; the sensitivities for
     precision.scheme=by_sensitivity. Example: tune profile --model demo --sensitivity
     """
-    source = options.require_model(model)
+    source, widths = options.require_model(model), options.read_bits(bits)
     hardware = probe(cache_folder())
     with options.open_session(source, device, trust_remote_code) as session:
         print_note("measuring reads, copies and kernels")
@@ -84,7 +84,7 @@ def profile(
         work = load_workload(workload or default_workload())
         if timings:
             print_note("timing this model's passes: about a minute a precision")
-            timed = _calibrate(session, vram, work, options.read_bits(bits))
+            timed = _calibrate(session, vram, work, widths)
         if sensitivity:
             print_note("measuring each layer at fewer bits")
             minded = _sensitivities(session, vram, work)

@@ -110,7 +110,7 @@ def require_model(model: str | None) -> str:
 
 def portable_model(model: str | None) -> str | None:
     """The model as it is stored: `demo` and ids unchanged, folders as absolute paths."""
-    if model is None or model == "demo":
+    if not model or model == "demo":
         return model
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.exists() else model
@@ -124,6 +124,10 @@ def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
         path, choices = path.strip(), [one.strip() for one in values.split(",") if one.strip()]
         if not choices:
             raise UsageError(f"--set {pair}: write path=value, such as cache.expert_bytes=25%")
+        if path == "device.name":
+            raise UsageError("--set device.name would be reported, not opened: use --device")
+        if path in settings:
+            raise UsageError(f"--set {path} stands twice: write several values by commas")
         for choice in choices:
             EngineConfig().overlay({path: choice})
         settings[path] = list[Any](choices)
@@ -198,6 +202,8 @@ def read_bits(text: str) -> tuple[int, ...]:
         if word not in {str(bits) for bits in BITS}:
             raise UsageError(f"--bits {text}: allowed are {', '.join(map(str, BITS))}")
         found.append(int(word))
+    if not found:
+        raise UsageError(f"--bits names none: allowed are {', '.join(map(str, BITS))}")
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ import typer
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table
+from tuner.definition.text import split_words
 from tuner.engine_client.packs import PackFolder, list_packs, remove_packs
 from tuner.folders import cache_folder
 
@@ -47,7 +48,7 @@ def pack(
 
 def _read_precisions(text: str) -> list[int | str]:
     """Parses numbers of bits, and `prequantized` for a pre-quantized checkpoint's own codes."""
-    words = [word.strip() for word in text.split(",")]
+    words = split_words(text) or [text]
     return [w if w == "prequantized" else options.read_bits(w)[0] for w in words]
 
 

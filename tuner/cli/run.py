@@ -18,6 +18,8 @@ from tuner.engine_client.session import EngineSession
 from tuner.errors import DeploymentError
 from tuner.folders import resolve_model
 
+MOST_SEED = 2**63 - 1  # of torch
+
 
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A deployment YAML.")],
@@ -34,7 +36,7 @@ def run(
         float | None,
         typer.Option(min=0, max=1, help="Default: the checkpoint's own, or 0.95."),
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=-MOST_SEED, max=MOST_SEED)] = 0,
     model: options.Model = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,

@@ -17,12 +17,15 @@ from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.study import StudyDefinition, load_definition
 from tuner.definition.text import split_words
-from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.folders import cache_folder, resolve_model
+from tuner.deployment.export import check_writable
+from tuner.errors import InfeasibleStudyError, StoreError, StudyError, UsageError
+from tuner.folders import cache_folder, default_storage, resolve_model
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
 from tuner.search.acquisition import MIN_IMPROVEMENT
 from tuner.search.samplers import check_sampler
+from tuner.store.database import parse_url
+from tuner.store.identity import asks_otherwise
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
 from tuner.study.estimate import StudyPlan, check, plan_study
@@ -199,6 +202,8 @@ def _run(
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
     _check_pool(pool)
+    check_writable(wanted.output_path)
+    parse_url(storage or default_storage())
     wanted = with_default_tasks(wanted)
     model = resolve_model(wanted.model)
     pinned = _studied_revision(wanted, storage) if resume else None
@@ -213,6 +218,7 @@ def _run(
             print_note(note)
         plan = plan_study(wanted, session)
         if dry_run:
+            _check_unchanged(wanted, storage)
             _print_plan(plan, as_json)
             return
         print_note(_plan_line(plan))
@@ -263,6 +269,17 @@ def _check_pool(pool: WorkerPool) -> None:
     check_address(pool.ray)
     if pool.workers > 1:
         raise UsageError("--workers is for this machine, --ray for a cluster: leave one out")
+
+
+def _check_unchanged(wanted: StudyDefinition, storage: str | None) -> None:
+    """Raises StudyError if the study of this name asked something else."""
+    try:
+        with options.open_store_read_only(storage) as store:
+            digests = {study.name: study.search_digest for study in store.studies()}
+    except StoreError:
+        return  # there is none yet, or the study will bring it up to date
+    if wanted.name and digests.get(wanted.name, wanted.search_digest()) != wanted.search_digest():
+        raise asks_otherwise(wanted.name)
 
 
 def _studied_revision(wanted: StudyDefinition, storage: str | None) -> str:
@@ -355,6 +372,8 @@ def _task_paths(text: str | None) -> list[str] | None:
     tasks = _words(text)
     if tasks is None:
         return None
+    if not tasks:
+        raise UsageError("--tasks names none: write a task's name or file, or leave it out")
     for task in tasks:
         if task.endswith((".yaml", ".yml")) and not Path(task).is_file():
             raise UsageError(f"--tasks: there is no file {task}")

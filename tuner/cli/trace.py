@@ -15,7 +15,7 @@ from tuner.bench.run import grid_rows
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
-from tuner.definition.study import default_workload
+from tuner.definition.study import MOST_SEED, default_workload
 from tuner.definition.text import split_words
 from tuner.definition.workload import load_workload, workload_from_prompts, workload_hash
 from tuner.folders import cache_folder
@@ -37,7 +37,7 @@ def trace(
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds over the workload.")] = 4,
-    seed: Annotated[int, typer.Option(help="Number of the first round.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Number of the first round.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="path=value: how the engine runs meanwhile.")
     ] = None,

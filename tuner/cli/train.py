@@ -13,6 +13,7 @@ from engine.policy.learned import learned_path
 from engine.trace.trace import load_trace
 from tuner.cli import options
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.definition.study import MOST_SEED
 from tuner.errors import StudyError, UsageError
 from tuner.folders import cache_folder
 from tuner.processes.start import end_process, start_module
@@ -26,7 +27,7 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The .npz; default: where runs look for it.")
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Batches of 256 tokens for each layer.")]
-Seed = Annotated[int, typer.Option(help="Of initial weights and order.")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of initial weights and order.")]
 
 
 @app.command()
@@ -69,7 +70,7 @@ def eviction(
     percent: Annotated[float, typer.Option(min=0, max=100, help="Of the experts in slots.")] = 25.0,
     scope: Annotated[str, typer.Option(help="layer or shared.")] = "layer",
     trials: Annotated[int, typer.Option(min=1, help="Weights to try.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sampler.")] = 0,
     as_json: options.Json = False,
 ) -> None:
     """Fit the weights of `cache.eviction: hobbit` to a trace, beside other evictions.

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,10 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (".txt", ".text", ".md", "")
 MOST_PROMPTS = 1000  # a study runs fewer, and its YAML carries them all
-CONVERSATIONS = ("messages", "conversations", "conversation")
-_SAYS = {"user": "user", "human": "user", "system": "system", "developer": "system"}
+CONVERSATIONS = ("messages", "conversations", "conversation", "items")
+WRAPPERS = ("body", "row")  # a request of OpenAI's batch files, a row of the hub's datasets server
+INPUTS, OUTPUTS = ("input", "context"), ("output", "response")  # beside an instruction
+_SAYS = {"system": "system", "developer": "system", "user": "user", "human": "user"}
 _ANSWERS = ("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard")
 _SHAPE = (
     'must be JSON with a text under "prompt" (and maybe "continuation"), or a conversation under '
@@ -98,8 +101,12 @@ def _is_one_value(text: str, path: Path) -> bool:
 def _whole(text: str, path: Path) -> Iterator[Found]:
     """The items of the file's one JSON value; a list of turns is one item."""
     value = _parse(text, str(path))
-    if isinstance(value, dict):
+    if not isinstance(value, dict | list):
+        value = [value]
+    elif isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
+        if len(lists) > 1:  # such as `features` beside `rows`
+            lists = [inner for inner in lists if inner and _is_row(inner[0])]
         one = _is_row(value) or len(lists) != 1
         value = [value] if one else lists[0]
     elif value and all(_is_turn(one) for one in value):
@@ -141,32 +148,43 @@ def _parse(text: str, place: str) -> Any:
 
 def _row(found: Found) -> Row | None:
     """The prompt of one value; None for a conversation without a turn of the user."""
-    value = found.value
+    place, value = found
     if isinstance(value, str):
-        return Row(_text(value, found.place))
+        return Row(_text(value, place))
     if isinstance(value, list):
-        return _of_conversation(value, found.place)
+        return _of_conversation(value, place)
     if not isinstance(value, dict):
-        raise DefinitionError(f"{found.place}: each line {_SHAPE}")
-    prompt = value.get("prompt")
-    if isinstance(prompt, str):
-        following = value.get("continuation")
-        return Row(
-            _text(prompt, found.place),
-            _text(following, found.place) if isinstance(following, str) and following else None,
-        )
-    if isinstance(prompt, list):
-        return _of_conversation(prompt, found.place)
-    if isinstance(value.get("body"), dict):  # a line of OpenAI's batch files
-        return _row(Found(found.place, value["body"]))
-    for key in CONVERSATIONS:
+        raise DefinitionError(f"{place}: it {_SHAPE}")
+    if isinstance(value.get("prompt"), str):
+        return Row(_text(value["prompt"], place), _following(value.get("continuation"), place))
+    for key in WRAPPERS:
+        if isinstance(value.get(key), dict):
+            return _row(Found(place, value[key]))
+    for key in ("prompt", *CONVERSATIONS):
         if isinstance(value.get(key), list):
-            return _of_conversation(value[key], found.place)
-    raise DefinitionError(f"{found.place}: each line {_SHAPE}")
+            return _of_conversation(value[key], place)
+    if isinstance(value.get("instruction"), str):
+        return _of_instruction(value, place)
+    keys = ", ".join(map(str, value))
+    raise DefinitionError(f"{place}: it {_SHAPE}; its keys are {keys[:80] or 'none'}")
 
 
-def _is_row(value: dict[str, Any]) -> bool:
-    return any(key in value for key in ("prompt", "body", *CONVERSATIONS))
+def _of_instruction(value: dict[str, Any], place: str) -> Row:
+    """Alpaca's and Dolly's rows: an instruction and maybe its input, then the output."""
+    parts = [value["instruction"], *(value.get(key) for key in INPUTS)]
+    asked = "\n\n".join(part for part in parts if isinstance(part, str) and part)
+    following = next((value[key] for key in OUTPUTS if isinstance(value.get(key), str)), None)
+    return Row(_text(asked, place), _following(following, place))
+
+
+def _following(text: Any, place: str) -> str | None:
+    return join_surrogates(text, place) if isinstance(text, str) and text else None
+
+
+def _is_row(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return any(key in value for key in ("prompt", "instruction", *WRAPPERS, *CONVERSATIONS))
 
 
 def _is_turn(value: Any) -> bool:
@@ -177,7 +195,7 @@ def _of_conversation(turns: Sequence[Any], place: str) -> Row | None:
     """System and user turns before the first answer are the prompt, the answer follows it."""
     before: list[str] = []
     asked = False
-    for turn in turns:
+    for turn in chain.from_iterable(_split_exchange(turn) for turn in turns):
         if not _is_turn(turn):
             raise DefinitionError(
                 f'{place}: a turn is {{"role": "user", "content": "..."}} or '
@@ -194,7 +212,19 @@ def _of_conversation(turns: Sequence[Any], place: str) -> Row | None:
     return Row("\n\n".join(before)) if asked else None
 
 
+def _split_exchange(turn: Any) -> list[Any]:
+    """The turns of an entry such as `{"user": ..., "assistant": ...}`; any other as it is."""
+    roles = (*_SAYS, *_ANSWERS)
+    if not isinstance(turn, dict) or _is_turn(turn) or not set(turn) & set(roles):
+        return [turn]
+    return [{"role": role, "content": turn[role]} for role in roles if role in turn]
+
+
 def _text_of_turn(turn: dict[str, Any], place: str) -> str:
+    if not {"content", "value", "tool_calls", "function_call"} & set(turn):
+        raise DefinitionError(
+            f'{place}: a turn has its text under "content" or "value", not {", ".join(turn)[:40]}'
+        )
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):  # OpenAI's content parts
         parts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -213,6 +243,8 @@ def _rows_of_table(text: str, path: Path) -> Iterator[Row]:
     begin = 1
     try:
         names = [name.strip().lower() for name in next(cells for cells in reader if cells)]
+        if names.count("prompt") > 1:
+            raise DefinitionError(f"{path} has two columns `prompt`: keep one")
         prompt = names.index("prompt")
         following = names.index("continuation") if "continuation" in names else -1
         begin = reader.line_num + 1
@@ -234,7 +266,7 @@ def _rows_of_table(text: str, path: Path) -> Iterator[Row]:
 def _delimiter(text: str, path: Path) -> str:
     """The one with which the header has a column `prompt`."""
     header = split_lines(text.lstrip("\r\n"))[0]
-    for delimiter in ",;\t":
+    for delimiter in "\t,;" if path.suffix.lower() == ".tsv" else ",;\t":
         if "prompt" in (name.strip(' "').lower() for name in header.split(delimiter)):
             return delimiter
     raise DefinitionError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from engine.errors import nearest_hint
 from engine.files import UniqueKeys
@@ -23,17 +23,41 @@ _NEEDS_ESCAPE = re.compile(
 )
 
 
+_TYPE_NAME = re.compile(r"str|int|float|bool|list\[.*\]")  # how pydantic names a union's members
+
+
 class Strict(BaseModel):
-    """A frozen model that rejects unknown keys."""
+    """A frozen model that rejects unknown keys, and true and false where a number is wanted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = set(get_args(annotation) or (annotation,))
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("a number is wanted, not yes or no")
+        return value
 
 
 M = TypeVar("M", bound=Strict)
 
 
 class _Loader(UniqueKeys):
-    """Safe YAML with unique keys, whose texts have no halves of surrogate pairs."""
+    """Safe YAML with unique keys, whose texts have no halves of surrogate pairs. 1:30, 010 and
+    2026-11-29 stay texts, which YAML 1.1 reads as 90, 8 and a date."""
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
+        """An integer; minutes by colons and octal numbers stay the text that was written."""
+        text = str(self.construct_scalar(node))
+        odd = ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text)
+        return text if odd else int(self.construct_yaml_int(node))
+
+    def construct_fraction(self, node: yaml.ScalarNode) -> float | str:
+        """A float; minutes by colons stay text."""
+        text = str(self.construct_scalar(node))
+        return text if ":" in text else float(self.construct_yaml_float(node))
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
         """A text whose escaped surrogate pairs are characters."""
@@ -50,6 +74,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_text)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_fraction)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
@@ -66,11 +93,12 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        what = getattr(problem, "problem", None) or getattr(problem, "reason", "not readable")
+        what = str(getattr(problem, "problem", None) or getattr(problem, "reason", "not readable"))
+        what += ": indent with spaces, not tabs" if "'\\t'" in what else ""
         raise error(f"{source}{where} is not safe YAML: {what}") from None
     except UsageError as problem:
         raise error(f"{source}: {problem}") from None
-    except (ValueError, RecursionError) as problem:  # a date of the 45th, ten thousand brackets
+    except (ValueError, RecursionError) as problem:  # ten thousand brackets
         raise error(f"{source} is not readable YAML: {problem}") from None
 
 
@@ -94,24 +122,53 @@ def read_strict(
 
 def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     parts = []
-    for detail in problem.errors(include_url=False)[:3]:
-        place = ".".join(str(step) for step in detail["loc"])
+    for place, detail in _by_place(problem)[:3]:
         if detail["type"] == "extra_forbidden":
             parts.append(_unknown_key(model, detail["loc"]))
         elif detail["type"] == "missing":
             parts.append(f"'{place}' is missing")
+        elif detail["type"] == "model_type":
+            keys = ", ".join(sorted(_keys_at(model, detail["loc"])))
+            parts.append(f"{place} = {detail['input']!r:.80} must be a mapping with keys of {keys}")
         else:
             reason = detail["msg"].removeprefix("Value error, ")
             given = repr(detail["input"])
-            parts.append(f"{place} = {given[:80]}: {reason}")
+            parts.append(f"{place} = {given[:80]}: {reason}" if place else reason)
     return "; ".join(parts)
+
+
+def _by_place(problem: ValidationError) -> list[tuple[str, Any]]:
+    """Each error with its place; of a field of several types only the deepest, without the types'
+    names."""
+    found: dict[str, Any] = {}
+    for detail in problem.errors(include_url=False):
+        steps = [str(step) for step in detail["loc"]]
+        place = ".".join(one for one in steps if not _TYPE_NAME.fullmatch(one))
+        found.setdefault(place, detail)
+    return [
+        (place, detail)
+        for place, detail in found.items()
+        if not any(other.startswith(f"{place}.") for other in found)
+    ]
 
 
 def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     allowed = sorted(_keys_at(model, place[:-1]))
     key = str(place[-1])
     full = ".".join(map(str, place))
+    if len(place) == 1 and (inside := _nested(model, key)):
+        return f"there is no key '{full}'; it stands in a mapping: {inside}"
     return f"there is no key '{full}'{nearest_hint(key, allowed)} (allowed: {', '.join(allowed)})"
+
+
+def _nested(model: type[BaseModel], key: str) -> str | None:
+    """`budget: {vram_bytes: ...}` for vram, which people write at the top."""
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        for own in inner.model_fields if inner is not None else ():
+            if key in (own, own.rpartition("_")[0]):
+                return f"`{name}: {{{own}: ...}}`"
+    return None
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
@@ -137,4 +194,5 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _first_key(model: type[BaseModel]) -> str:
-    return next(iter(model.model_fields))
+    name, field = next(iter(model.model_fields.items()))
+    return field.alias or name

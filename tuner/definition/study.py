@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import TaskOptions, Workload
@@ -27,6 +27,8 @@ from tuner.folders import studies_folder
 
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
 SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
+MOST_SEED = 2**31 - 1  # numpy takes 32 bits, and trials add their number
+LONGEST_NAME = 100
 Value = str | int | float | bool
 Setting = Value | list[Value]  # a list: options such as precision.options.table
 
@@ -35,9 +37,9 @@ class Budget(Strict):
     """Hard limits in bytes; 0: none given. YAML may write 8GB. curve: smaller device budgets that
     the same study answers, ascending."""
 
-    vram_bytes: int = 0
-    ram_bytes: int = 0
-    disk_bytes: int = 0
+    vram_bytes: int = Field(default=0, ge=0)
+    ram_bytes: int = Field(default=0, ge=0)
+    disk_bytes: int = Field(default=0, ge=0)
     curve: list[int] = Field(default=[])
 
     @field_validator("*", mode="before")
@@ -63,6 +65,7 @@ class Budget(Strict):
 class Constraints(Strict):
     """The limits that a configuration must satisfy to be chosen."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: float | None = Field(default=None, gt=0)
     max_tpot_ms: float | None = Field(default=None, gt=0)
@@ -97,9 +100,16 @@ class Repeats(Strict):
     """When a configuration is measured well enough: the 95 % half-width, between min and max
     repeats."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     min: int = Field(default=3, ge=1)
     max: int = Field(default=7, ge=1)
     half_width: float = Field(default=0.05, gt=0)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Repeats:
+        if self.min > self.max:
+            raise ValueError(f"min is at most max, which is {self.max} (7 if it is left out)")
+        return self
 
 
 class StudyDefinition(Strict):
@@ -112,9 +122,10 @@ class StudyDefinition(Strict):
     workload YAML; prompts: a file of the user's own prompts instead.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
     name: str = ""
     model: str
-    device: str = "auto"
+    device: str = Field(default="auto", min_length=1)
     trust_remote_code: bool = False
     budget: Budget = Budget()
     workload: str = ""
@@ -132,7 +143,7 @@ class StudyDefinition(Strict):
     trials: int = Field(default=24, ge=1)
     timeout_s: float = Field(default=0.0, ge=0)
     sampler: SamplerName = "auto"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     repeats: Repeats = Repeats()
     confirm_rounds: int = Field(default=3, ge=0)
     stall_s: float = Field(default=0.0, ge=0)
@@ -149,6 +160,21 @@ class StudyDefinition(Strict):
     def _read_duration(cls, value: Any) -> Any:
         return parse_duration_s(value) if isinstance(value, str) else value
 
+    @field_validator("engine", "space", mode="before")
+    @classmethod
+    def _check_flat(cls, value: Any) -> Any:
+        given = value if isinstance(value, dict) else {}
+        if empty := [path for path, inner in given.items() if inner is None]:
+            raise ValueError(f"'{empty[0]}' has no value: write one, or leave it out")
+        nested = [
+            f"{path}.{next(iter(inner), 'name')}"
+            for path, inner in given.items()
+            if isinstance(inner, dict)
+        ]
+        if nested:
+            raise ValueError(f"settings are named by paths: write `{nested[0]}: ...`")
+        return value
+
     @field_validator("engine")
     @classmethod
     def _check_engine(cls, value: dict[str, Setting]) -> dict[str, Setting]:
@@ -160,9 +186,19 @@ class StudyDefinition(Strict):
         for path, choices in value.items():
             if not choices:
                 raise ValueError(f"'{path}' has no values to search")
+            if len({str(choice) for choice in choices}) < len(choices):
+                raise ValueError(f"'{path}' has a value twice: {choices}")
             for choice in choices:
                 _check_paths({path: choice})
         return value
+
+    @model_validator(mode="after")
+    def _check_both(self) -> StudyDefinition:
+        if both := sorted(set(self.engine) & set(self.space)):
+            raise ValueError(
+                f"{', '.join(both)}: fixed by `engine` and searched by `space`: keep one"
+            )
+        return self
 
     @property
     def study_name(self) -> str:
@@ -172,7 +208,7 @@ class StudyDefinition(Strict):
     @property
     def output_path(self) -> Path:
         """The file for the recommended config."""
-        return Path(self.output or f"expertune-{self.study_name}.yaml")
+        return Path(self.output or f"expertune-{self.study_name.replace('/', '-')}.yaml")
 
     def curve_path(self, budget_bytes: int) -> Path:
         """The file for the recommended config of a smaller budget."""
@@ -225,11 +261,18 @@ def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefiniti
         loaded = load_yaml(path)
         if not isinstance(loaded, dict):
             raise DefinitionError(f"{path} must hold keys and values, such as `model: demo`")
+        if "schema" in loaded:
+            raise DefinitionError(
+                f"{path} is a deployment ({loaded['schema']}), which a study wrote, not the "
+                "definition of one: `tune run`, `deploy` and `verify` read it"
+            )
         data, source = _anchor(loaded, path.parent), str(path)
     merged = _lay_over(data, options)
     if not merged.get("model"):
         raise DefinitionError("no model was given: add --model (a folder, an id, or `demo`)")
-    return read_strict(StudyDefinition, merged, source)
+    found = read_strict(StudyDefinition, merged, source)
+    _check_name(found.name)
+    return found
 
 
 def default_workload() -> Path:
@@ -241,6 +284,15 @@ def definition_json(definition: StudyDefinition) -> dict[str, Any]:
     """The complete definition as JSON-ready data, as the store keeps it."""
     data: dict[str, Any] = json.loads(definition.model_dump_json())
     return data
+
+
+def _check_name(name: str) -> None:
+    """Raises DefinitionError for a name that no line of a table, nor a file's name, could hold."""
+    if name and (not name.isprintable() or not name.strip() or len(name) > LONGEST_NAME):
+        raise DefinitionError(
+            f"the study's name {name[:40]!r}: give one line of printable characters, at most "
+            f"{LONGEST_NAME}"
+        )
 
 
 def _lay_over(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -277,6 +329,8 @@ def _beside(name: Any, folder: Path) -> str:
 
 
 def _check_paths(values: dict[str, Setting]) -> dict[str, Setting]:
+    if "device.name" in values:
+        raise ValueError("device.name would be reported, not opened: name it as `device`")
     try:
         EngineConfig().overlay(values)
     except ConfigError as error:

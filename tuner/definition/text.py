@@ -19,6 +19,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What such files hold instead of text, by their first bytes, and what to do about it.
+_OTHERS = (
+    (b"\x1f\x8b", "is packed by gzip: unpack it first (gunzip)"),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet: unpack it, or export it as CSV in UTF-8"),
+    (b"\x28\xb5\x2f\xfd", "is packed by zstd: unpack it first (unzstd)"),
+    (b"version https://git-lfs.github.com/spec/", "is a pointer of git-lfs: run `git lfs pull`"),
+)
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -33,6 +40,8 @@ def read_text(path: Path, error: type[UsageError] = DefinitionError) -> str:
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         raise error(f"{path} cannot be read: {why}") from None
+    if (what := _other_kind(data)) is not None:
+        raise error(f"{path} {what}")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
@@ -42,6 +51,16 @@ def read_text(path: Path, error: type[UsageError] = DefinitionError) -> str:
             f"{path}, line {line}, is not text in UTF-8 (byte 0x{data[problem.start]:02x}): save "
             "it as UTF-8"
         ) from None
+
+
+def _other_kind(data: bytes) -> str | None:
+    """What a file is, if it is no text, or text whose encoding cannot be told."""
+    if found := next((what for begin, what in _OTHERS if data.startswith(begin)), None):
+        return found
+    marked = any(data.startswith(mark) for mark, _ in _MARKS)
+    if not marked and data.count(0) * 4 > len(data):  # read as UTF-8, every second one is NUL
+        return "is UTF-16 without a byte order mark, or no text: save it as UTF-8"
+    return None
 
 
 def split_lines(text: str) -> list[str]:

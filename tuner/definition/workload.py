@@ -37,15 +37,34 @@ def load_workload(path: Path, **changes: Any) -> Workload:
     changes: fields given on the command line (chat, prompt_tokens, ...); None keeps the file's.
     """
     file = read_strict(WorkloadFile, load_yaml(path), str(path))
+    _check_continuations(file, path)
     if isinstance(file.prompts, str):
         prompts, continuations = load_prompts(path.parent / file.prompts)
     else:
         prompts, continuations = tuple(file.prompts), tuple(file.continuations)
     if not prompts:
         raise DefinitionError(f"{path} has no prompts")
+    if not all(prompts):
+        raise DefinitionError(f"{path}: prompt {prompts.index('') + 1} is empty: write a word")
     given = {key: value for key, value in changes.items() if value is not None}
     rest = file.model_dump(exclude={"prompts", "continuations"})
     return Workload(prompts=prompts, continuations=continuations, **{**rest, **given})
+
+
+def _check_continuations(file: WorkloadFile, path: Path) -> None:
+    """Raises DefinitionError unless there are none, or one text for each prompt of this file."""
+    if not file.continuations:
+        return
+    if isinstance(file.prompts, str):
+        raise DefinitionError(
+            f"{path}: continuations stand beside prompts in the same file; {file.prompts} brings "
+            "its own"
+        )
+    if len(file.continuations) != len(file.prompts) or not all(file.continuations):
+        raise DefinitionError(
+            f"{path}: {len(file.prompts)} prompts need as many continuations that are not empty, "
+            f"or none; it has {len(list(filter(None, file.continuations)))}"
+        )
 
 
 def workload_from_prompts(path: Path, **changes: Any) -> Workload:

@@ -212,10 +212,14 @@ def deployment_schema() -> dict[str, Any]:
 
 def _read(data: Any, source: str) -> Deployment:
     version = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(data, dict) and version is None:
+        raise DeploymentError(
+            f"{source} is no deployment, which begins with `schema: {VERSION}`: a study writes one "
+            "to its output, as `tune export STUDY -o FILE` does"
+        )
     if isinstance(data, dict) and version != VERSION:
         raise DeploymentError(
-            f"{source}: 'schema' is {version!r}, this program reads '{VERSION}'"
-            + ("; is this a deployment file?" if version is None else "; update expertune")
+            f"{source}: 'schema' is {version!r}, this program reads '{VERSION}'; update expertune"
         )
     return read_strict(Deployment, data, source, DeploymentError)
 

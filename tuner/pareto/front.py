@@ -42,7 +42,7 @@ class Front:
         Raises StudyError when the front is empty or the trial did not finish, UsageError for a word
         or a number that names no trial of this study.
         """
-        if wanted.isdigit():
+        if wanted.isdigit() and len(wanted) < 10:
             return self._numbered(int(wanted))
         if not self.members:
             raise StudyError("no configuration of this study ran within its limits yet")

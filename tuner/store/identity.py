@@ -53,7 +53,12 @@ def check_same_question(
     if row.workload_hash != workload_hash(workload):
         raise StudyError(f"study '{row.name}' was measured with another workload: {rename}")
     if row.search_digest != digest:
-        raise StudyError(
-            f"study '{row.name}' asked something else (budget, space, objectives, limits, tasks "
-            f"or repeats differ): {rename}, or repeat its options to continue it"
-        )
+        raise asks_otherwise(row.name)
+
+
+def asks_otherwise(name: str) -> StudyError:
+    """The error for a study whose definition is not the one that it began with."""
+    return StudyError(
+        f"study '{name}' asked something else (budget, space, objectives, limits, tasks or repeats "
+        "differ): give this one another name with --study, or repeat its options to continue it"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ def join_study(
     if study.state != "RUNNING":
         raise StudyError(
             f"study '{study.name}' does not run ({study.state}): start it with `tune --model "
-            f"{study.model} --study {study.name} ...`, then let workers join"
+            f"{study.model} --study {shlex.quote(study.name)} ...`, then let workers join"
         )
     if study.machine.get("fingerprint") != hardware.fingerprint:
         raise StudyError(

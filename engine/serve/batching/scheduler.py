@@ -33,6 +33,10 @@ class QueueFullError(EngineError):
     """The queue of waiting sequences is full."""
 
 
+class TooManyError(EngineError):
+    """One request asks for more sequences than an empty queue takes."""
+
+
 class EngineLoop:
     """Runs sequences on a configured engine.
 
@@ -94,14 +98,20 @@ class EngineLoop:
         """Queue sequences, all or none. Returns the queued ones.
 
         `deliver` of each is called from the engine's thread, or in this thread if the answer is in
-        the response cache. Raises QueueFullError if they do not fit, EngineError once the engine
-        has failed.
+        the response cache. Raises QueueFullError if they do not fit, TooManyError if they never
+        would, EngineError once the engine has failed.
         """
         known, asked = self._look_up(wanted)
         with self._changed:
             if self.failure is not None or self._closing:
                 raise EngineError(self.failure or "the server is shutting down")
             running = self.running
+            most = self.queue + self.rows
+            if len(asked) > most:
+                raise TooManyError(
+                    f"the request asks for {len(asked)} sequences (prompts times n), this server "
+                    f"takes {most} at once: send fewer"
+                )
             free = self.queue + self.rows - running - len(self._waiting)
             if len(asked) > free:
                 raise QueueFullError(

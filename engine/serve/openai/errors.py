@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from engine.serve.openai.requests import SEVERAL
 from engine.serve.openai.responses import ErrorAnswer, Problem
 
 log = logging.getLogger(__name__)
@@ -97,8 +98,10 @@ def _first_problem(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"] if part != "body"]
     place = _short(".".join(part for part in parts if not part.startswith("<")))  # of unions
-    if first["type"] == "extra_forbidden":
+    if len(parts) > 1 and parts[0] in SEVERAL:
+        place, message = parts[0], f"{parts[0]} must be {SEVERAL[parts[0]]}"
+    elif first["type"] == "extra_forbidden":
         message = f"this server does not know the parameter '{place}'"
     else:
-        message = f"{place or 'the body'}: {first['msg']}"
+        message = f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
     return problem(400, message, param=place or None)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from engine.errors import EngineError
-from engine.serve.batching.scheduler import EngineLoop, QueueFullError
+from engine.serve.batching.scheduler import EngineLoop, QueueFullError, TooManyError
 from engine.serve.batching.sequence import Deliver, SequenceRequest, StepOutput
 from engine.serve.openai.errors import ApiError
 
@@ -24,8 +24,8 @@ class Piece:
 class RequestStream:
     """Submits a request's sequences at once; iterate over its pieces, then close it.
 
-    Closing before the last piece cancels running sequences. Raises ApiError: 429 if the queue is
-    full, 503 if the engine has failed.
+    Closing before the last piece cancels running sequences. Raises ApiError: 400 if there are more
+    than it would ever take, 429 if the queue is full, 503 if the engine has failed.
     """
 
     def __init__(self, engine: EngineLoop, wanted: Sequence[SequenceRequest]) -> None:
@@ -36,6 +36,8 @@ class RequestStream:
         pairs = [(one, self._outlet(number)) for number, one in enumerate(wanted)]
         try:
             self._sequences = engine.submit(pairs)
+        except TooManyError as error:
+            raise ApiError(400, str(error), param="n") from None
         except QueueFullError as error:
             raise ApiError(429, str(error), code="rate_limit_exceeded") from None
         except EngineError as error:

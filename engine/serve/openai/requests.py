@@ -90,6 +90,16 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
+# What may be sent in fields of several types, said whole where none of them fits.
+SEVERAL = {
+    "prompt": f"text or token ids, one or a list of 1 to {MOST_PROMPTS}",
+    "stop": "text, or a list of up to 4, each of 1 to 256 characters",
+    "max_tokens": "a whole number above 0, or -1",
+    "max_completion_tokens": "a whole number above 0, or -1",
+    "logprobs": "a whole number from 0 to 5, or false",
+}
+
+
 class StreamOptions(Strict):
     """include_usage: the last chunk reports the numbers of tokens; continuous_usage_stats (vLLM):
     every chunk does; include_obfuscation: a hint, nothing is padded."""
@@ -169,8 +179,10 @@ class RefusalPart(Strict):
         return self.refusal
 
 
-def _kind_of_content(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<parts>"
+def _kind_of_content(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    return "<parts>" if isinstance(value, list) else None
 
 
 def _kind_of_part(value: Any) -> str | None:
@@ -195,13 +207,18 @@ AnswerPart = Annotated[
         custom_error_message="a part must be of type text (in an answer also refusal)",
     ),
 ]
+_EITHER = Discriminator(
+    _kind_of_content,
+    custom_error_type="content",
+    custom_error_message="must be text, or a list of parts of type text",
+)
 Content = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[TextParts, Tag("<parts>")],
-    Discriminator(_kind_of_content),
+    _EITHER,
 ]
 AnswerContent = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[AnswerPart], Tag("<parts>")],
-    Discriminator(_kind_of_content),
+    _EITHER,
 ]
 
 

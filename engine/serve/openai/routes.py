@@ -123,6 +123,7 @@ def _add_models(app: FastAPI, served: ServedModel) -> None:
     one = Model(id=served.name, created=served.created, max_model_len=served.max_model_len)
 
     @app.get("/v1/models", response_model=Models)
+    @app.get("/v1/models/", include_in_schema=False)
     async def models() -> Models:
         """List the served model."""
         return Models(data=[one])

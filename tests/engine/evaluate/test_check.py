@@ -136,6 +136,10 @@ def test_folders_of_data(check: Check, tmp_path: Path, keys: dict[str, Any]) -> 
             "t cannot score an answer .*unterminated subpattern",
         ),
         ({"generation_kwargs": {"num_beams": 4}}, "num_beams = 4 is not honoured"),
+        ({"repeats": "three"}, "repeats = 'three' must be a whole number of 1 or more"),
+        ({"repeats": 0}, "repeats = 0 must be"),
+        ({"num_fewshot": -1}, "num_fewshot = -1 must be a whole number of 0 or more"),
+        ({"metric_list": []}, "the task t has no metric"),
         ({"doc_to_text": ""}, "t, item 0, asks to continue an empty prompt"),
         ({"num_fewshot": 2, "fewshot_config": {"sampler": "best"}}, "contextsampler 'best'"),
     ],
@@ -151,6 +155,14 @@ def test_a_broken_task_file_is_refused_with_the_reason(
         check(task(tmp_path, "t", GENERATE, **keys))
     assert refused.value.exit_code == 2
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", ["{{question}}", "{{label + 7}}"])
+def test_choices_without_the_target_are_refused(check: Check, tmp_path: Path, target: str) -> None:
+    # lm-eval warns "Label index was not in within range" for each item and counts it as wrong
+    # (EleutherAI/lm-evaluation-harness), which is a quality of 0 for every config
+    with pytest.raises(TaskError, match=r"no item is one of its choices|cannot be loaded"):
+        check(task(tmp_path, "t", CHOICE, doc_to_target=target))
 
 
 CODE = """

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine import __version__
 from engine.memory.plan import CONTEXT_BYTES
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
+from tuner.__main__ import run
 from tuner.cli import options
 from tuner.cli.app import app
 from tuner.cli.output import JSON_SCHEMA
@@ -503,3 +505,17 @@ def test_policies_need_the_studies_folder(
     done = tune("bench", *SMALL, "--policies", "lru")
     assert done.code == 2
     assert "set EXPERTUNE_STUDIES to one that holds policies/" in done.err
+
+
+def test_closed_streams_and_a_late_mistake_end_in_no_traceback(
+    tune: Tune, study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    late = tune("bench", *SMALL, "--report", "nowhere/x.md")
+    assert (late.code, "round" in late.err) == (1, False)
+    assert "names none" in tune("bench", *SMALL, "--policies", "").err
+    assert "is no deployment" in tune("run", "study.yaml", "--prompt", "x").err
+    for stream in ("stdout", "stderr"):  # `tune studies >&-`
+        with monkeypatch.context() as closed:
+            closed.setattr(sys, stream, None)
+            assert run(["studies"]) == 0
+            getattr(sys, stream).close()

@@ -32,7 +32,7 @@ RUN = [
     ("tune pack", ("pack", "--model", "m", "--bits", "4")),
     ("tune pack", ("pack", "--list")),
     ("tune trace", ("trace", *SMALL, "-o", "t.npz")),
-    ("tune --dry-run", ("--definition", "study.yaml", "--dry-run")),
+    ("tune --dry-run", ("--definition", "study.yaml", "--study", "new", "--dry-run")),
     ("tune", ("--definition", "study.yaml", "--study", "again")),
     ("tune service token add", ("service", "token", "add", "ci")),
     ("tune service token list", ("service", "token", "list")),

@@ -49,3 +49,10 @@ def test_a_duration_is_named_with_its_option():
     assert read_duration("--timeout", None) is None
     with pytest.raises(UsageError, match="--timeout: 'soon' is no duration: write 25m"):
         read_duration("--timeout", "soon")
+
+
+def test_what_names_nothing_or_stands_twice_is_refused():
+    with pytest.raises(UsageError, match="--bits names none"):
+        read_bits("")
+    with pytest.raises(UsageError, match=r"--set precision\.bits stands twice"):
+        read_settings(["precision.bits=4", "precision.bits=8"])

@@ -406,6 +406,27 @@ def test_dry_run_runs_no_trial(tune: Tune, folder: Path):
     assert tune("studies").code == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--output", "nowhere/x.yaml"), 1, "there is no folder"),
+        (("--storage", "nonsense"), 2, "is not a storage URL"),
+        (("--tasks", " , "), 2, "--tasks names none"),
+        (("--study", "small", "--max-ttft-ms", "5"), 1, "asked something else"),
+    ],
+)
+def test_a_dry_run_refuses_a_place_that_the_study_could_not_use(
+    tune: Tune, study: Path, words: tuple[str, ...], code: int, says: str
+):
+    done = tune("--definition", "study.yaml", "--dry-run", *words)
+    assert done.code == code
+    assert says in done.err
+
+
+def test_control_characters_of_a_name_are_escaped_in_errors(tune: Tune, study: Path):
+    assert "there is no study 'a\\x1b[31m'" in tune("show", "a\x1b[31m").err
+
+
 def test_a_folder_that_cannot_take_the_output_is_said_before_measuring(tune: Tune):
     done = tune("--definition", "study.yaml", "--output", "absent/best.yaml")
     assert done.code == 1

@@ -77,6 +77,37 @@ def test_arrays_of_messages_are_read(tmp_path: Path, value: object, indent: int 
     assert set(following) == {"A tree."}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        # axolotl-ai-cloud/axolotl#101: ShareGPT's dumps and their descendants
+        [{"id": "a", "items": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}],
+        [{"conversation": [{"user": "Q", "assistant": "A"}, {"user": "R", "assistant": "B"}]}],
+        [{"conversation": [{"assistant": "A", "system": None, "human": "Q"}]}],
+        # axolotl-ai-cloud/axolotl#879, tloen/alpaca-lora#55: Alpaca's and Dolly's rows
+        [{"instruction": "Q", "input": "", "output": "A"}],
+        [{"instruction": "Q", "context": None, "response": "A", "category": "qa"}],
+        # the hub's datasets server
+        {"features": [{"name": "x"}], "rows": [{"row": {"prompt": "Q", "continuation": "A"}}]},
+    ],
+)
+def test_what_datasets_publish_is_read(tmp_path: Path, value: object):
+    assert load_prompts(write(tmp_path, "p.json", json.dumps(value))) == (("Q",), ("A",))
+
+
+def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path):
+    row = json.dumps({"instruction": "Sort.", "input": "b a", "output": "a b"})
+    assert load_prompts(write(tmp_path, "p.jsonl", row)) == (("Sort.\n\nb a",), ("a b",))
+
+
+def test_one_json_text_is_one_prompt(tmp_path: Path):
+    assert load_prompts(write(tmp_path, "p.json", '"hello"')) == (("hello",), ())
+
+
+def test_a_table_by_tabs_may_hold_commas(tmp_path: Path):
+    assert load_prompts(write(tmp_path, "p.tsv", "prompt\na, b\n")) == (("a, b",), ())
+
+
 def test_an_array_of_texts_is_read(tmp_path: Path):
     assert load_prompts(write(tmp_path, "t.json", '["a", "b"]')) == (("a", "b"), ())
 
@@ -120,10 +151,15 @@ def test_a_download_of_many_is_cut_aloud(tmp_path: Path, caplog: pytest.LogCaptu
         ("p.jsonl", '{"prompt": "one"}\n\n\n{"prompt": "two"}\n{"prompt": \n', "line 5: each"),
         ("p.jsonl", '{"prompt": "\\ud83d"}\n', r"line 1 holds \\ud83d, half"),
         ("p.jsonl", '{"prompt": ""}\n', "line 1: the prompt is empty"),
-        ("p.jsonl", '"a"\n5\n', "line 2: each"),
+        ("p.jsonl", '"a"\n5\n', "line 2: it must be JSON"),
         ("p.jsonl", "[" * 100_000, "readable JSON"),
         ("p.json", '[\n{"prompt": "a"},\n{"prompt"}\n]', "line 3, is not JSON"),
-        ("p.json", '[{"prompt": "a"}, {"text": "b"}]', "item 2: each"),
+        ("p.json", '[{"prompt": "a"}, {"text": "b"}]', "item 2: .* its keys are text"),
+        ("p.json", "null", "item 1: it must be JSON"),
+        ("p.json", "5", "item 1: it must be JSON"),
+        ("p.json", '[{"from": "human", "text": "a"}]', "a turn has its text under"),
+        ("p.tsv", "prompt\tprompt\na\tb\n", "two columns `prompt`"),
+        ("p.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("p.json", '[{"messages": ["a"]}]', "item 1: a turn is"),
         ("p.json", '[{"messages": [{"role": "user", "content": 5}]}]', "content is text"),
         ("p.json", "[]", "is empty"),

@@ -45,7 +45,7 @@ def test_merged_keys_may_be_overridden():
 
 
 @pytest.mark.parametrize(
-    "text", ["a: 2026-13-45\n", "[" * 5000, "a: !!python/object:os.system x\n", "a: b: c\n", "\x01"]
+    "text", ["[" * 5000, "a: !!python/object:os.system x\n", "a: b: c\n", "\x01"]
 )
 def test_what_cannot_be_read_is_one_sentence(text: str):
     with pytest.raises(DefinitionError, match=r"^here.* is not (safe|readable) YAML"):

@@ -1,5 +1,6 @@
 """Text of files as other systems write it."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ def test_what_is_not_text_is_said_with_its_line(tmp_path: Path):
     path = tmp_path / "latin.txt"
     path.write_bytes(b"one\ntwo\nk\xf6nnte\n")
     with pytest.raises(DefinitionError, match=r"line 3, is not text in UTF-8 \(byte 0xf6\)"):
+        read_text(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("hello\r\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        (gzip.compress(b"a\n", mtime=0), "packed by gzip"),
+        (b"PK\x03\x04\x14\x00", "zip archive or a spreadsheet"),
+    ],
+)
+def test_what_is_packed_or_has_no_known_encoding_is_named(tmp_path: Path, data: bytes, says: str):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(DefinitionError, match=says):
         read_text(path)
 
 

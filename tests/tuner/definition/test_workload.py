@@ -51,3 +51,20 @@ def test_changes_lie_over_the_file_and_change_the_hash(tmp_path: Path):
     plain, longer = load_workload(path), load_workload(path, output_tokens=9, sequences=None)
     assert (longer.output_tokens, longer.sequences) == (9, plain.sequences)
     assert workload_hash(longer) != workload_hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("prompts: [a, '']", "prompt 2 is empty"),
+        ("prompts: [a, b]\ncontinuations: [c]", "2 prompts need as many continuations"),
+        ("prompts: [a, b]\ncontinuations: ['', c]", "or none; it has 1"),
+        ("prompts: p.txt\ncontinuations: [c]", r"p\.txt brings its own"),
+        ("prompts: [a, 5]", r"prompts\.1 = 5: Input should be a valid string$"),
+    ],
+)
+def test_prompts_in_a_workload_are_whole(tmp_path: Path, keys: str, says: str):
+    path = tmp_path / "w.yaml"
+    path.write_text(f"name: w\n{keys}\n")
+    with pytest.raises(DefinitionError, match=says):
+        load_workload(path)

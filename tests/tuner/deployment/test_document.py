@@ -78,7 +78,7 @@ def test_the_engine_section_is_a_complete_config(exported: Path):
     ("change", "says"),
     [
         (lambda d: d.update(schema="expertune/v9"), "'expertune/v9'.*update expertune"),
-        (lambda d: d.pop("schema"), "is this a deployment file"),
+        (lambda d: d.pop("schema"), "is no deployment"),
         (lambda d: d.update(modell=1), "nearest is 'model'"),
         (lambda d: d["model"].update(fingerprnt="x"), "nearest is 'fingerprint'"),
         (lambda d: d["engine"]["cache"].update(expert_byte=1), "nearest is 'cache.expert_bytes'"),

@@ -424,6 +424,39 @@ def test_a_client_that_hangs_up_ends_its_whole_answer_too(server: Running) -> No
     eventually(lambda: server.loop.running == 0)
 
 
+def test_more_than_an_empty_queue_takes_is_400_not_429(web: httpx.Client) -> None:
+    # clients repeat after a 429, and this one would never fit
+    refused = post(web, prompt=[PROMPT] * 8, n=8)
+    assert refused.status_code == 400
+    assert "asks for 64 sequences" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param", "says"),
+    [
+        ("completions", {"prompt": ["a"] * 9}, "prompt", "one or a list of 1 to 8"),
+        ("completions", {"prompt": {"a": 1}}, "prompt", "text or token ids"),
+        ("completions", {"stop": ["a"] * 5}, "stop", "a list of up to 4"),
+        ("completions", {"logprobs": 6}, "logprobs", "from 0 to 5"),
+        ("chat/completions", {"max_tokens": 0}, "max_tokens", "above 0, or -1"),
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content",
+         "must be text, or a list of parts"),
+        ("chat/completions", {"chat_template_kwargs": {"tools": True}}, "chat_template_kwargs",
+         "chat_template_kwargs: tools cannot be set"),
+    ],
+)  # fmt: skip
+def test_what_fits_none_of_several_types_is_told_all_of_them(
+    web: httpx.Client, route: str, fields: dict[str, Any], param: str, says: str
+) -> None:
+    error = post(web, route, **fields).json()["error"]
+    assert error["param"] == param
+    assert says in error["message"]
+
+
+def test_models_are_listed_behind_a_slash_too(web: httpx.Client) -> None:
+    assert web.get("/v1/models/").json() == web.get("/v1/models").json()
+
+
 def test_a_full_queue_answers_429_and_says_when_to_come_again(
     engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
