@@ -71,4 +71,4 @@ def test_budgets_on_the_command_line_are_sorted_into_a_curve(tune: Tune):
 def test_another_command_takes_one_budget(tune: Tune):
     done = tune("plan", "--model", "some-moe", "--vram", "1GB,2GB")
     assert done.code == 2
-    assert "takes one size" in done.err
+    assert "takes one budget" in done.err
