@@ -163,6 +163,6 @@ def end_tokens(engine: Engine) -> frozenset[int]:
     text = model.config.get_text_config()
     for source in (getattr(model, "generation_config", None), model.config, text):
         value = getattr(source, "eos_token_id", None)
-        if value is not None:
+        if value is not None and value != []:
             return frozenset(value if isinstance(value, list) else [value])
     return frozenset()
