@@ -503,3 +503,15 @@ def test_policies_need_the_studies_folder(
     done = tune("bench", *SMALL, "--policies", "lru")
     assert done.code == 2
     assert "set EXPERTUNE_STUDIES to one that holds policies/" in done.err
+
+
+def test_a_log_level_that_does_not_exist_is_said_and_nothing_fails():
+    made = subprocess.run(
+        [sys.executable, "-m", "tuner", "--version"],
+        env={**os.environ, "EXPERTUNE_LOG": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "EXPERTUNE_LOG=NONSENSE is no level" in made.stderr
