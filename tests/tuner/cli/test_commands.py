@@ -1,7 +1,10 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
