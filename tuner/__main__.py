@@ -14,6 +14,8 @@ from engine.errors import EngineError
 from tuner.cli.home import give_home
 from tuner.errors import TunerError, UsageError, WorkerError
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """The console command."""
@@ -26,13 +28,17 @@ def run(arguments: Sequence[str]) -> int:
     if sys.platform == "win32":
         sys.stderr.write("tune: native Windows is not supported; run it inside WSL2\n")
         return 1
+    level = os.environ.get("EXPERTUNE_LOG", "").upper() or "WARNING"
+    known = level in logging.getLevelNamesMapping()
     logging.basicConfig(
-        level=os.environ.get("EXPERTUNE_LOG", "WARNING").upper(),
+        level=level if known else "WARNING",
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
     _open_closed_streams()
     _print_all_characters()
+    if not known:
+        log.warning("EXPERTUNE_LOG=%s is no level: try debug, info, warning or error", level)
     give_home(os.environ)
     try:
         _check_text(arguments)
@@ -49,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(arguments, f"{error.filename or 'the system'}: {error.strerror or error}", 1)
     except Exception as error:
-        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        log.debug("unexpected", exc_info=True)
         text = f"unexpected {type(error).__name__}: {error} (EXPERTUNE_LOG=debug shows where)"
         return _fail(arguments, text, 1)
 

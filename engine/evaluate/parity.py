@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
+from engine.facts.memory_limit import usable_memory
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import format_bytes
@@ -30,7 +30,7 @@ def check_parity(engine: Engine, tokens: int) -> Parity:
     """
     facts = engine.facts
     needed = 2 * (facts.non_expert_bytes + facts.expert_bytes["16"])
-    available = psutil.virtual_memory().available
+    available = usable_memory()[1]
     if needed * 1.2 > available:
         raise InfeasibleError(
             f"comparing with plain transformers takes {format_bytes(needed)} of memory, "

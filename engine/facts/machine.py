@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from engine.facts.cards import Gpu, read_cards
-from engine.facts.memory_limit import read_memory_limit
+from engine.facts.memory_limit import usable_memory
 from engine.files import json_digest
 
 
@@ -73,8 +73,7 @@ def probe(disk_folder: Path | None = None) -> Hardware:
     it need not exist yet. Takes some milliseconds, never raises for lack of a GPU.
     """
     folder = _existing(disk_folder or Path.cwd())
-    memory = psutil.virtual_memory()
-    ram_bytes, available_bytes = read_memory_limit().apply(memory.total, memory.available)
+    ram_bytes, available_bytes = usable_memory()
     driver, gpus = read_cards()
     release = platform.release()
     return Hardware(

@@ -7,9 +7,13 @@ smallest limit counts. A kernel without them has no limit.
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -29,6 +33,22 @@ class MemoryLimit:
         if self.limit_bytes is None or self.free_bytes is None:
             return total_bytes, available_bytes
         return min(total_bytes, self.limit_bytes), min(available_bytes, self.free_bytes)
+
+
+def usable_memory() -> tuple[int, int]:
+    """Total and available bytes of this process: the machine's, bounded by its container's limit.
+
+    Where /proc/meminfo cannot be read or lacks its fields, what the kernel's sysinfo tells.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # psutil's, on fields that nobody asks for
+            memory = psutil.virtual_memory()
+        total, available = memory.total, memory.available
+    except (OSError, LookupError, ValueError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, available = (page * os.sysconf(f"SC_{name}PHYS_PAGES") for name in ("", "AV"))
+    return read_memory_limit().apply(total, available)
 
 
 @dataclass(frozen=True)

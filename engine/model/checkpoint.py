@@ -18,9 +18,17 @@ import torch
 from engine.errors import CheckpointError, NotAModelError
 from engine.model.quantized import Codes, PrequantizedTensor, find_prequantized
 from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
-from engine.model.weight_files import WeightMap, read_index, read_json, weight_files
+from engine.model.weight_files import (
+    WeightMap,
+    read_index,
+    read_json,
+    refuse_broken_link,
+    weight_files,
+)
 
 _SAMPLE_BYTES = 65_536
+# A folder around a model, and around a hub's snapshots.
+_INSIDE = ("*/config.json", "snapshots/*/config.json", "models--*/snapshots/*/config.json")
 
 
 class Checkpoint:
@@ -105,12 +113,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The parsed config.json; raises NotAModelError if it is missing or CheckpointError if
     unreadable."""
     path = folder / "config.json"
+    refuse_broken_link(path)
     if not path.is_file():
-        raise NotAModelError(
-            f"{folder} is no model: it has no config.json; give the folder that from_pretrained "
-            "would load"
-        )
+        inside = [file.parent for depth in _INSIDE for file in sorted(folder.glob(depth))]
+        advice = f"{inside[0]} has one: give that" if inside else "give the folder that has it"
+        raise NotAModelError(f"{folder} is no model: it has no config.json; {advice}")
     config = read_json(path)
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise NotAModelError(f"{path} names no model_type: it is no transformers model")
     return config

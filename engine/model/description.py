@@ -59,8 +59,16 @@ def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: 
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a valid config: {error}") from None
+    except Exception as error:  # whatever the file holds or its code does
+        raise _invalid(folder, error) from error
+
+
+def _invalid(folder: Path, error: Exception) -> CheckpointError:
+    found = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(
+        f"{folder / 'config.json'} is not a valid config ({type(error).__name__}: {found[:300]}): "
+        "mend it (as UTF-8 without a byte order mark), copy it again, or install what it asks for"
+    )
 
 
 def build_meta_model(config: Any, folder: Path, *, trust_remote_code: bool) -> Any:
@@ -80,6 +88,8 @@ def build_meta_model(config: Any, folder: Path, *, trust_remote_code: bool) -> A
             f"{folder} ({config.model_type}) is not a causal language model that transformers "
             f"can build: {str(error).splitlines()[0]}"
         ) from None
+    except Exception as error:  # values that no model can have, or what its code does
+        raise _invalid(folder, error) from error
 
 
 def find_experts(model: Any, config: Any) -> list[tuple[str, nn.Module]]:

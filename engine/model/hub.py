@@ -31,7 +31,13 @@ from huggingface_hub.hf_api import RepoFile
 
 from engine.errors import CheckpointError, HubError, NotAModelError, StorageError
 from engine.model.checkpoint import read_description
-from engine.model.weight_files import SINGLE_NAME, choose_weight_files, read_index, weight_files
+from engine.model.weight_files import (
+    SINGLE_NAME,
+    choose_weight_files,
+    read_index,
+    refuse_broken_link,
+    weight_files,
+)
 from engine.types import format_bytes
 
 _DESCRIPTION = (".json", ".txt", ".jinja", ".model", ".py")
@@ -78,6 +84,7 @@ def locate(
     folder = Path(model).expanduser()
     if folder.is_dir():
         return Location(folder.resolve(), "local")
+    refuse_broken_link(folder)
     if folder.exists():
         raise NotAModelError(
             f"{model} is a file, not a model: give the folder that holds config.json and "

@@ -154,24 +154,27 @@ def load_model(
     state_names = set(model.state_dict())
     dtype_plan = model._get_dtype_plan(dtype)
     layers = tuple(
-        _detach_experts(index, name, module, model, sources)
+        _detach_experts(index, name, module, model, sources, folder)
         for index, (name, module) in enumerate(shells)
     )
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
     linears = quantizable_linears(model, [layer.router for layer in layers])
     if weights:
         cast = partial(_cast, dtype=dtype, dtype_plan=dtype_plan)
+        missing = state_names - expert_names
         for name, tensor in _non_expert_tensors(model, checkpoint, sources, expert_names):
+            missing.discard(name)
             owner, _, leaf = name.rpartition(".")
             if quantize is not None and owner in linears and leaf == "weight":
                 _check_shape(name, tensor, linears[owner].weight.shape)
                 model.set_submodule(owner, quantize(linears[owner], tensor))
             else:
                 _set_tensor(model, name, cast(name, tensor))
-    model.tie_weights()
-    if weights:
+        _tie_weights(model, folder, missing)
         _check_complete(model, folder, state_names - expert_names)
         _materialize_buffers(model)
+    else:
+        model.tie_weights()
     model.eval()
     model.requires_grad_(False)
     prequantized = _prequantized_format(layers, checkpoint)
@@ -210,7 +213,12 @@ def find_router(model: Any, experts_name: str) -> nn.Module | None:
 
 
 def _detach_experts(
-    index: int, name: str, module: nn.Module, model: Any, sources: dict[str, ParameterSource]
+    index: int,
+    name: str,
+    module: nn.Module,
+    model: Any,
+    sources: dict[str, ParameterSource],
+    folder: Path,
 ) -> MoeLayer:
     parameters = dict(module.named_parameters(recurse=False))
     count = int(module.num_experts)  # type: ignore[arg-type]
@@ -222,7 +230,8 @@ def _detach_experts(
         source = sources.get(f"{name}.{part_name}")
         if source is None:
             raise CheckpointError(
-                f"the checkpoint lacks {name}.{part_name}: it is incomplete or of another version"
+                f"{folder} holds no tensors for {name}.{part_name}: finish the download, or check "
+                "that config.json belongs to these weights, under the names that transformers saves"
             )
         own[part_name] = source
         shape = tuple(parameter.shape[1:])
@@ -339,6 +348,15 @@ def _modules_with_owner(module: nn.Module, owner: Any) -> Iterator[tuple[Any, nn
     yield owner, module
     for child in module.children():
         yield from _modules_with_owner(child, owner)
+
+
+def _tie_weights(model: Any, folder: Path, missing: set[str]) -> None:
+    """Tie head and embeddings as from_pretrained does: either may be the one that is stored, and
+    where both are stored with different values they stay two. missing: names without a tensor."""
+    named = set(model.all_tied_weights_keys)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    for name in named - set(model.all_tied_weights_keys):
+        logger.warning("%s: config.json ties %s, but it is stored and is used", folder, name)
 
 
 def _check_complete(model: Any, folder: Path, names: set[str]) -> None:

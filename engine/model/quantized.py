@@ -25,7 +25,7 @@ from engine.model.safetensors_file import TensorEntry
 _FP8_SCALES = "_scale_inv"
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _SCALE = re.compile(
-    r"[._](qweight|qzeros|weight_packed|weight_scale|weight_scale_2|scale_inv|SCB|absmax|quant_map)$"
+    r"[._](W_q|qweight|qzeros|weight_packed|weight_scale|weight_scale_2|scale_inv|SCB|absmax|quant_map)$"
 )
 _SIDE_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 _READ = "fp8 with scales by block, and mxfp4"
@@ -65,6 +65,11 @@ def check_method(folder: Path, config: Mapping[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if not quantization:
         return
+    if not isinstance(quantization, dict):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_config is {quantization!r}, it must be an "
+            "object with quant_method: mend it, or copy it again"
+        )
     method = str(quantization.get("quant_method", "an unnamed method"))
     if method == "mxfp4" or (method == "fp8" and quantization.get("weight_block_size")):
         return

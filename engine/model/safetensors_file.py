@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,33 +63,61 @@ def read_header(file: Path) -> bytes:
         return stream.read(length)
 
 
-def parse_header(file: Path, header: bytes) -> Iterator[TensorEntry]:
-    """The tensors of a file; raises CheckpointError for a corrupt header or a truncated file."""
+def parse_header(file: Path, header: bytes) -> list[TensorEntry]:
+    """The tensors of a file; raises CheckpointError for a corrupt header or a truncated file.
+
+    As safetensors does, it refuses tensors that overlap or leave gaps, and bytes behind the last.
+    """
     data_start = len(header) + 8
-    data_bytes = file.stat().st_size - data_start
     try:
-        entries = json.loads(header)
-        for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(
-                    f"{file}: {name} has dtype {entry['dtype']}, which this version does not read; "
-                    f"it reads {', '.join(_DTYPES)}"
-                )
-            dtype = _DTYPES[entry["dtype"]]
-            shape = tuple(int(size) for size in entry["shape"])
-            if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
-                raise ValueError(f"{name}: {end - begin} bytes do not hold {shape}")
-            if end > data_bytes:
-                raise CheckpointError(
-                    f"{file} is truncated: tensor {name} ends {end - data_bytes} bytes behind "
-                    "the end of the file; copy or download it again"
-                )
-            yield TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} has a corrupt safetensors header ({error})") from None
+        described = json.loads(header)
+        found = [
+            _entry(file, name, entry, data_start)
+            for name, entry in described.items()
+            if name != "__metadata__"
+        ]
+        end = data_start
+        for one in sorted(found, key=lambda entry: (entry.offset, entry.size_bytes)):
+            if one.offset != end:
+                raise ValueError(f"{one.name} begins at byte {one.offset}, not at {end}")
+            end += one.size_bytes
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} has a corrupt safetensors header ({error}): copy or download it again"
+        ) from None
+    _check_end(file, end)
+    return found
+
+
+def _entry(file: Path, name: str, described: Any, data_start: int) -> TensorEntry:
+    """One tensor of a header. Raises CheckpointError for a dtype that is not read, and ValueError,
+    KeyError or TypeError for what no header holds."""
+    begin, end = map(operator.index, described["data_offsets"])
+    if described["dtype"] not in _DTYPES:
+        raise CheckpointError(
+            f"{file}: {name} has dtype {described['dtype']}, which this version does not read; "
+            f"it reads {', '.join(_DTYPES)}"
+        )
+    dtype = _DTYPES[described["dtype"]]
+    shape = tuple(map(operator.index, described["shape"]))
+    if end - begin != math.prod(shape) * dtype.itemsize or min((begin, *shape)) < 0:
+        raise ValueError(f"{name}: {end - begin} bytes do not hold {shape}")
+    return TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
+
+
+def _check_end(file: Path, end: int) -> None:
+    """Refuse a file that ends before its last tensor does, or goes on behind it."""
+    more = file.stat().st_size - end
+    if more < 0:
+        raise CheckpointError(
+            f"{file} is truncated: its tensors end {-more} bytes behind the end of the file; copy "
+            "or download it again"
+        )
+    if more > 0:
+        raise CheckpointError(
+            f"{file} has {more} bytes behind its last tensor, as a download that was joined wrongly"
+            " does: download it again"
+        )
 
 
 def read_bytes(file: Path, offset: int, size_bytes: int) -> torch.Tensor:

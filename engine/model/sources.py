@@ -8,6 +8,8 @@ a layer of experts never has to be in memory at once.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from engine.errors import CheckpointError
 from engine.model.checkpoint import Checkpoint
 from engine.model.quantized import refuse_scale
 from engine.model.safetensors_file import TensorEntry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,7 +68,8 @@ class ParameterSource:
             else:
                 raise CheckpointError(
                     f"{self.target}: the checkpoint holds {len(keys)} tensors for {experts} "
-                    f"experts (first {keys[0]}): it is incomplete"
+                    f"experts (first {keys[0]}): it is incomplete, finish the download or copy it "
+                    "again"
                 )
         result = self._run(tensors, model)
         return next(iter(result.values()))[0]
@@ -120,7 +125,8 @@ def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSourc
     """Map every checkpoint tensor that the model knows to its (first) parameter.
 
     model: on the meta device, with all its parameters. Checkpoint tensors that the model does not
-    have (extra heads) are left out, as from_pretrained does; scales of quantized weights are not.
+    have (extra heads) are left out with a warning, as from_pretrained does; scales of quantized
+    weights are refused.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
@@ -128,6 +134,8 @@ def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSourc
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
     state = model.state_dict()
     sources: dict[str, ParameterSource] = {}
+    ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
+    unknown: list[str] = []
     for key in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(
             key, renamings, converters, model.base_model_prefix, state
@@ -136,9 +144,20 @@ def plan_sources(model: Any, checkpoint: Checkpoint) -> dict[str, ParameterSourc
             target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
         if target not in state:
             refuse_scale(checkpoint.folder, key)
+            if not any(re.search(known, key) for known in ignored):
+                unknown.append(key)
             continue
         source = sources.setdefault(target, ParameterSource(target))
         if pattern is not None:
             source.converter = by_pattern[pattern]
         source.keys.setdefault(pattern or key, []).append(key)
+    if unknown:
+        log.warning(
+            "%s: %d tensors are no part of a %s as config.json describes it and are not read, "
+            "first %s",
+            checkpoint.folder,
+            len(unknown),
+            type(model).__name__,
+            unknown[0],
+        )
     return sources

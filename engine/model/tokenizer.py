@@ -14,6 +14,11 @@ FILES = (
     "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json",
 )  # fmt: skip
 CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.json"  # where processors kept it
+_BESIDE = (
+    CONFIG, TEMPLATE, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt",
+)  # fmt: skip
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -47,16 +52,24 @@ def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
             f"the tokenizer of {name} is code that the checkpoint brings: read it, then allow it "
             "with --trust-remote-code"
         )
-    for file in (folder / one for one in (*FILES, CONFIG)):
-        if file.is_file() and starts_as_pointer(file):
+    files = [folder / one for one in (*FILES, *_BESIDE) if (folder / one).is_file()]
+    for file in files:
+        if starts_as_pointer(file):
             raise lfs_pointer(file)
     try:
-        return AutoTokenizer.from_pretrained(
+        found = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # whatever the files hold or their code does
+        for file in files:
+            if file.suffix == ".json":
+                read_json(file)  # names a file that is no JSON
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"the tokenizer of {name} cannot be loaded ({type(error).__name__}: {first}): copy its "
             "files again, or install what it asks for"
         ) from error
+    if not found.chat_template and folder / TEMPLATE in files:
+        kept = read_json(folder / TEMPLATE)
+        found.chat_template = kept.get("chat_template") if isinstance(kept, dict) else None
+    return found

@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
         if data.startswith(LFS_POINTER):
             raise lfs_pointer(path)
         return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): copy it again") from None
 
 
@@ -59,6 +59,15 @@ def lfs_pointer(path: Path) -> CheckpointError:
         f"{path} is a pointer of git-lfs, not the file itself: run `git lfs install` and `git lfs "
         f"pull` in {path.parent}, or download the model again"
     )
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Raise CheckpointError for a link that leads nowhere, as in a copy of a hub's snapshot."""
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{path} is a link to {path.readlink()}, which is not there: copy the folder with its "
+            "content (`cp -rL`), or download the model again"
+        )
 
 
 def read_index(folder: Path, config: Mapping[str, Any]) -> WeightMap | None:
@@ -83,7 +92,12 @@ def read_index(folder: Path, config: Mapping[str, Any]) -> WeightMap | None:
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """The weight files of a folder. Raises CheckpointError as choose_weight_files does."""
     names = [file.name for file in folder.iterdir() if file.is_file()]
-    chosen = choose_weight_files(folder, names, read_index(folder, config), config)
+    try:
+        chosen = choose_weight_files(folder, names, read_index(folder, config), config)
+    except CheckpointError:
+        for file in sorted(folder.glob(f"*{SUFFIX}")):
+            refuse_broken_link(file)
+        raise
     return [folder / name for name in chosen]
 
 
@@ -119,9 +133,10 @@ def _named(config: Mapping[str, Any]) -> str:
 def _present(place: object, wanted: list[str], own: Collection[str]) -> list[str]:
     missing = [name for name in wanted if name not in own]
     if missing:
+        alike = [name for name in own if name.lower() == missing[0].lower()]
         raise CheckpointError(
             f"{place} lacks {len(missing)} of {len(wanted)} weight files, first {missing[0]}: "
-            "finish the download"
+            + (f"rename {alike[0]}, its index has it so" if alike else "finish the download")
         )
     return wanted
 

@@ -41,7 +41,7 @@ from engine.precision.allocate import with_table
 from engine.precision.table import bits_table, run_bits
 from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
-from engine.run.micro_batch import MicroBatch, forward_together
+from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
@@ -292,6 +292,8 @@ class Engine:
         runtime = self.live.runtime
         runtime.phase = phase
         for batch in batches:
+            if batch.tokens.device.type == "cpu":
+                check_token_ids(batch.tokens, self.facts.vocabulary)
             batch.tokens = batch.tokens.to(self.device.torch_device)
             if batch.kv is None:
                 batch.kv = self.live.kv.make()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import torch
 
 from engine.errors import InfeasibleError, UsageError
@@ -16,6 +17,11 @@ from engine.run.micro_batch import MicroBatch
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import Sampler, SamplingOptions, check_logits
 
+# What code in a template that the checkpoint brings can raise.
+TEMPLATE_FAILURES = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+    ValueError,
+)  # fmt: skip
 _SAMPLING_BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 2), "top_p": (1e-6, 1), "top_k": (0, 1 << 31), "min_p": (0, 1),
     "repetition_penalty": (0.01, 2),
@@ -40,9 +46,15 @@ def encode_prompt(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("this model has no chat template: use --raw")
     messages = [{"role": "user", "content": prompt}]
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except TEMPLATE_FAILURES as error:
+        raise UsageError(
+            f"the model's chat template cannot be used ({error}): use --raw, or mend "
+            "chat_template.jinja beside its config.json"
+        ) from None
     return list(encoded["input_ids"])
 
 
@@ -163,6 +175,6 @@ def end_tokens(engine: Engine) -> frozenset[int]:
     text = model.config.get_text_config()
     for source in (getattr(model, "generation_config", None), model.config, text):
         value = getattr(source, "eos_token_id", None)
-        if value is not None:
+        if value is not None and value != []:
             return frozenset(value if isinstance(value, list) else [value])
     return frozenset()

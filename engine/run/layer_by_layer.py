@@ -31,6 +31,7 @@ from engine.model.loader import LoadedModel
 from engine.policy.pools import Pool
 from engine.policy.transfer_queue import FifoQueue
 from engine.precision.table import Table
+from engine.run.micro_batch import check_token_ids
 from engine.run.moe_layers import ExpertsCall, expert_output
 from engine.types import Bits, ExpertId
 
@@ -259,6 +260,7 @@ class LayerWise:
 
     def _forward(self, number: int, batch: TextBatch, read: Read) -> Callable[[], None]:
         def run() -> None:
+            check_token_ids(batch.tokens, self._model.config.get_text_config().vocab_size)
             tokens = batch.tokens.to(self._device.torch_device)
             logits = self._model.model(input_ids=tokens, use_cache=False, logits_to_keep=0).logits
             states, self._head_input = self._head_input, None

@@ -9,6 +9,7 @@ from typing import Any
 import greenlet
 import torch
 
+from engine.errors import ModelError
 from engine.run.moe_layers import ExpertsCall, ExpertsRuntime
 from engine.run.time_split import PhaseClock
 
@@ -24,6 +25,18 @@ class MicroBatch:
     tokens: torch.Tensor
     keep: int = 1
     kv: Any = None
+
+
+def check_token_ids(tokens: torch.Tensor, vocabulary: int) -> None:
+    """Raise ModelError for ids that have no embedding: on a CPU the lookup would raise IndexError,
+    on an accelerator it would end the process. tokens: any shape, on the host."""
+    most = int(tokens.max()) if tokens.numel() else 0
+    if most >= vocabulary:
+        raise ModelError(
+            f"the tokenizer gives token {most}, the model has {vocabulary}: its tokenizer files "
+            "belong to another model, or tokens were added to them alone; copy them from the "
+            "checkpoint's source"
+        )
 
 
 def forward_together(

@@ -22,6 +22,7 @@ from tuner.definition.strict_yaml import dump_yaml
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
 from tuner.processes.start import start_module
+from tuner.store.database import parse_url, sqlite_path
 
 ERROR_BYTES = 1 << 20  # a longer document is no error
 
@@ -87,7 +88,9 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
 
 def _without_password(storage: str) -> tuple[str, dict[str, str]]:
     """The URL without its password, safe in process lists, and the password in libpq's environment
-    variable."""
+    variable. A file's path is made absolute, since the job runs in a folder of its own."""
+    if parse_url(storage).get_backend_name() == "sqlite":
+        return f"sqlite:///{sqlite_path(storage).absolute()}", {}
     url = sa.make_url(storage)
     if url.password is None:
         return storage, {}

@@ -7,6 +7,7 @@ read-only opening never writes a byte, not even a migration.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
 BUSY_TIMEOUT_S = 30.0
 BEFORE_NAMES = tuple(f"000{number}" for number in range(1, 7))  # versions before the first release
+
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -148,29 +151,46 @@ def _told(error: BaseException) -> list[str]:
 
 
 def _shown(url: str) -> str:
-    with contextlib.suppress(exc.ArgumentError):
+    if url.startswith(_SQLITE):
+        return url
+    with contextlib.suppress(exc.ArgumentError, ValueError):
         return sa.make_url(url).render_as_string(hide_password=True)
     return url
 
 
 def parse_url(url: str) -> sa.URL:
-    """A storage URL with its driver; UsageError for an unsupported one."""
+    """A storage URL with its driver; UsageError for an unsupported one.
+
+    What follows sqlite:/// is a path as it is written: SQLAlchemy would decode %2F, and end it at a
+    question mark.
+    """
+    if url.startswith(_SQLITE):
+        return sa.URL.create("sqlite", database=str(sqlite_path(url)))
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
-    except exc.SQLAlchemyError:
+    except (exc.SQLAlchemyError, ValueError):
         raise UsageError(
             f"'{url}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/name"
         ) from None
-    if backend not in ("sqlite", "postgresql"):
-        raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {backend}")
-    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+    if backend == "sqlite":
         raise UsageError("--storage needs a file: write sqlite:///file.db")
-    if backend == "sqlite" and str(parsed.database).startswith("~"):
-        parsed = parsed.set(database=str(Path(str(parsed.database)).expanduser()))
-    if backend == "postgresql" and parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return parsed
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {parsed.drivername}")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of a URL that begins with sqlite:///. Raises UsageError if it names none."""
+    path = url.removeprefix(_SQLITE)
+    if path in ("", ":memory:"):
+        raise UsageError("--storage needs a file: write sqlite:///file.db")
+    if re.search(r"\?\w+=[^/]*$", path):
+        raise UsageError(f"--storage takes no options: write {_SQLITE}{path.rpartition('?')[0]}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"--storage {url}: there is no user {path.partition('/')[0]}") from None
 
 
 def _check_folder(parsed: sa.URL) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import jinja2
-
-from engine.run.generate import SamplingDefaults
+from engine.run.generate import TEMPLATE_FAILURES, SamplingDefaults
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.sequence import SequenceRequest
@@ -28,10 +26,6 @@ from engine.serve.openai.requests import (
 ALL = -1  # as many tokens as fit
 COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
 # What templates raise, on purpose or where they compute with what a client has set.
-_REFUSALS = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
-    ValueError,
-)  # fmt: skip
 _LEAST_TOP_P = 1e-6  # 0 would leave no token at all
 
 
@@ -147,6 +141,7 @@ class PromptReader:
         ids = ids or [token for token in begin if token is not None][:1]
         if not ids:
             raise ApiError(400, "the prompt is empty: write at least one word", param="prompt")
+        self._check_ids("prompt", ids)
         return ids
 
     def _render(self, request: ChatRequest) -> list[int]:
@@ -163,13 +158,14 @@ class PromptReader:
                 return_dict=True,
                 **(request.chat_template_kwargs or {}),
             )
-        except _REFUSALS as error:
+        except TEMPLATE_FAILURES as error:
             raise ApiError(
                 400, f"the model's chat template refuses this: {error}", param="messages"
             ) from None
         ids = list(encoded["input_ids"])
         if not ids:
             raise ApiError(400, "the conversation is empty: write a message", param="messages")
+        self._check_ids("messages", ids)
         return ids
 
 

@@ -83,7 +83,10 @@ def test_garbage_is_none(
 
 
 @pytest.mark.parametrize("name", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex"])
-@pytest.mark.parametrize("error", [pynvml.NVMLError(999), OSError("no library"), garbled()])
+@pytest.mark.parametrize(
+    "error",
+    [pynvml.NVMLError(999), OSError("no library"), garbled(), RuntimeError(), KeyError()],
+)
 def test_a_driver_that_fails_has_no_cards(
     nvml: dict[str, Any], name: str, error: Exception
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.facts.memory_limit import MemoryLimit, read_memory_limit
+from engine.facts import memory_limit
+from engine.facts.memory_limit import MemoryLimit, read_memory_limit, usable_memory
 
 GB = 10**9
 
@@ -63,3 +64,16 @@ def test_the_machine_is_bounded_by_it() -> None:
     assert MemoryLimit(4 * GB, GB).apply(64 * GB, 60 * GB) == (4 * GB, GB)
     assert MemoryLimit(4 * GB, 3 * GB).apply(64 * GB, 2 * GB) == (4 * GB, 2 * GB)
     assert MemoryLimit().apply(64 * GB, 60 * GB) == (64 * GB, 60 * GB)
+
+
+@pytest.mark.parametrize("error", [KeyError("MemTotal:"), IndexError(), FileNotFoundError()])
+def test_a_kernel_without_meminfo_still_has_a_memory(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # sandboxes that mask /proc/meminfo: psutil raises KeyError
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(memory_limit.psutil, "virtual_memory", fail)
+    total, available = usable_memory()
+    assert 0 < available <= total

@@ -89,6 +89,29 @@ def test_a_corrupt_header_is_refused(copied: Path) -> None:
         Checkpoint(copied)
 
 
+@pytest.mark.parametrize("offsets", [[0, 128], [0.0, 128.0], [16, 144], [-128, 0]])
+def test_byte_ranges_that_no_safetensors_file_has_are_refused(
+    copied: Path, offsets: list[float]
+) -> None:
+    weights = copied / "model.safetensors"
+    data = weights.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["model.norm.weight"]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    with pytest.raises(CheckpointError, match=r"corrupt safetensors header .* copy or download"):
+        load(copied)
+
+
+def test_bytes_behind_the_last_tensor_are_refused(copied: Path) -> None:
+    # Comfy-Org/ComfyUI#6744: a download that broke; safetensors refuses this too
+    with (copied / "model.safetensors").open("ab") as stream:
+        stream.write(b"again")
+    with pytest.raises(CheckpointError, match="5 bytes behind its last tensor"):
+        load(copied)
+
+
 def test_pickle_is_refused(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     (copied / "pytorch_model.bin").write_bytes(b"pickle")
@@ -162,3 +185,29 @@ def test_a_config_of_other_weights_is_refused(copied: Path) -> None:
     edit_config(copied, vocab_size=400)
     with pytest.raises(ModelError, match="belongs to other weights"):
         load(copied)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": "64"}, {"hidden_size": -64}, {"num_attention_heads": 0},
+     {"hidden_act": "nonsense"}, {"quantization_config": "awq"}, {"model_type": ["mixtral"]},
+     {"rope_parameters": {"rope_type": "yarnx", "factor": 4.0}}],
+)  # fmt: skip
+def test_values_that_no_config_can_have_are_one_sentence(
+    copied: Path, changes: dict[str, object]
+) -> None:
+    # sgl-project/sglang#26674, huggingface/transformers#45019: transformers 5 checks types strictly
+    edit_config(copied, **changes)
+    with pytest.raises(ModelError, match=r"config\.json") as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inside", ["weights", "snapshots/0a1b", "models--a--b/snapshots/0a1b"])
+def test_a_folder_around_a_model_says_which_to_give(
+    tiny_folder: Path, tmp_path: Path, inside: str
+) -> None:
+    # the folder of the hub's cache is given, not its snapshot
+    shutil.copytree(tiny_folder, tmp_path / inside)
+    with pytest.raises(NotAModelError, match=f"{inside} has one: give that"):
+        load(tmp_path)

@@ -72,6 +72,30 @@ def test_a_pointer_and_a_broken_file_are_said(copied: Path) -> None:
     (copied / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):
         load_tokenizer(copied, "m", trust_remote_code=False)
-    (copied / "tokenizer.json").write_text("{")
+    (copied / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer of m cannot be loaded"):
         load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json"]
+)
+def test_pointers_beside_the_tokenizer_are_said(copied: Path, name: str) -> None:
+    # a pointer as chat template would be what every conversation says (deepseek-ai/DeepSeek-V3#557)
+    (copied / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of git-lfs"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+def test_a_file_that_is_no_json_is_named(copied: Path) -> None:
+    (copied / "special_tokens_map.json").write_text('{"eos_token": ')
+    with pytest.raises(CheckpointError, match=r"special_tokens_map\.json cannot be read as JSON"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+def test_a_template_in_chat_template_json_is_used(copied: Path) -> None:
+    # where processors kept it before chat_template.jinja
+    template = (copied / "chat_template.jinja").read_text()
+    (copied / "chat_template.jinja").unlink()
+    (copied / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_tokenizer(copied, "m", trust_remote_code=False).chat_template == template

@@ -135,7 +135,7 @@ def test_weights_may_be_links_into_a_store_of_blobs(copied: Path, tmp_path: Path
     (copied / "model.safetensors").symlink_to(blob)
     assert holds(copied, tensors)
     blob.unlink()
-    with pytest.raises(CheckpointError, match=r"no \*\.safetensors weights"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link to"):
         Checkpoint(copied)
 
 
@@ -245,4 +245,67 @@ def test_end_tokens_and_sampling_come_from_generation_config(copied: Path) -> No
 def test_a_generation_config_that_cannot_be_read_is_said(copied: Path, text: str) -> None:
     (copied / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        load_model(copied, torch.bfloat16)
+
+
+# Heads and embeddings that config.json ties: huggingface/transformers#42612,
+# where a head that was stored with its own values was overwritten by the embeddings.
+def tie(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("stored", ["both", "alike", "head", "embeddings"])
+def test_tied_weights_are_those_of_from_pretrained(copied: Path, stored: str) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    embeddings = "model.embed_tokens.weight"
+    if stored == "alike":
+        tensors["lm_head.weight"] = tensors[embeddings].clone()
+    elif stored != "both":
+        del tensors[embeddings if stored == "head" else "lm_head.weight"]
+    tie(copied, tensors)
+    found = load_model(copied, torch.bfloat16).model
+    reference = AutoModelForCausalLM.from_pretrained(copied, dtype=torch.bfloat16)
+    for name in (embeddings, "lm_head.weight"):
+        assert torch.equal(found.get_parameter(name), reference.get_parameter(name)), name
+    shared = found.get_parameter(embeddings) is found.get_parameter("lm_head.weight")
+    assert shared == (stored != "both")
+
+
+def test_a_head_that_is_stored_though_config_ties_it_is_said(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tie(copied, load_file(copied / "model.safetensors"))
+    load_model(copied, torch.bfloat16)
+    assert "config.json ties lm_head.weight" in caplog.text
+
+
+def test_tensors_that_the_config_has_no_place_for_are_said(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a num_hidden_layers of another size of the family: from_pretrained lists UNEXPECTED tensors
+    config = json.loads((copied / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (copied / "config.json").write_text(json.dumps(config))
+    load_model(copied, torch.bfloat16)
+    assert "first model.layers.2." in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_said(copied: Path) -> None:
+    # infiniflow/ragflow#3584, debpalash/VoiceStudio#1056: a snapshot without its links' blobs
+    for name in ("model.safetensors", "config.json"):
+        (copied / name).rename(copied / "kept")
+        (copied / name).symlink_to("../../blobs/0a1b")
+        with pytest.raises(CheckpointError, match=rf"{name} is a link to .*0a1b.*cp -rL"):
+            load_model(copied, torch.bfloat16)
+        (copied / name).unlink()
+        (copied / "kept").rename(copied / name)
+
+
+def test_names_in_another_case_are_said(copied: Path) -> None:
+    # copied by way of a file system that does not tell a from A
+    shards(copied)
+    first = min(copied.glob("model-*.safetensors"))
+    first.rename(copied / first.name.upper())
+    with pytest.raises(CheckpointError, match=f"first {first.name}: rename {first.name.upper()}"):
         load_model(copied, torch.bfloat16)

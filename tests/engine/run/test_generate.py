@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.settings import EngineConfig
-from engine.errors import EvaluationError, InfeasibleError, UsageError
+from engine.errors import EvaluationError, InfeasibleError, ModelError, UsageError
 from engine.run.engine import Engine
-from engine.run.generate import encode_prompt, generate
+from engine.run.generate import encode_prompt, end_tokens, generate
 from engine.run.sampling import Sampler, SamplingOptions
 from tests.engine.conftest import TEXT
 
@@ -75,6 +75,31 @@ def test_the_models_own_chat_template_is_used(tiny_folder: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UsageError, match="no chat template"):
         encode_prompt(tokenizer, "engine", chat=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% if x %} no end", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", {"rag": "x", "tools": "y"}],
+)
+def test_a_chat_template_that_fails_is_one_sentence(tiny_folder: Path, template: Any) -> None:
+    # templates are code of the checkpoint; several without a default are none to choose
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=r"chat template cannot be used .*--raw"):
+        encode_prompt(tokenizer, "engine", chat=True)
+
+
+def test_a_token_without_an_embedding_is_said(engine: Engine, tiny_folder: Path) -> None:
+    # a [PAD] or role token added to the tokenizer and not to the model: IndexError of the lookup
+    engine.configure(EngineConfig().overlay({"kv.max_tokens": 8}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    with pytest.raises(ModelError, match=r"gives token 300, the model has 300"):
+        generate(engine, tokenizer, [5, 300], max_tokens=1, sampling=SamplingOptions())
+
+
+def test_an_empty_list_of_end_tokens_leaves_those_of_the_config(engine: Engine) -> None:
+    engine.model.model.generation_config.eos_token_id = []
+    assert end_tokens(engine) == frozenset([2])
 
 
 def test_a_stop_string_ends_the_answer_before_it_and_saves_the_rest(

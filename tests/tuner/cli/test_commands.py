@@ -1,7 +1,9 @@
 """Every command but the study: documents with the contract's keys, files, exit codes."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -519,3 +521,15 @@ def test_closed_streams_and_a_late_mistake_end_in_no_traceback(
             closed.setattr(sys, stream, None)
             assert run(["studies"]) == 0
             getattr(sys, stream).close()
+
+
+def test_a_log_level_that_does_not_exist_is_said_and_nothing_fails():
+    made = subprocess.run(
+        [sys.executable, "-m", "tuner", "--version"],
+        env={**os.environ, "EXPERTUNE_LOG": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "EXPERTUNE_LOG=NONSENSE is no level" in made.stderr

@@ -135,7 +135,11 @@ def test_an_allowed_folder_is_taken(models: Path, settings: ServiceSettings):
 def test_a_password_of_the_store_is_not_in_the_list_of_processes():
     url, secrets = _without_password("postgresql://me:s3cr3t%2F@host/name")
     assert (url, secrets) == ("postgresql://me@host/name", {"PGPASSWORD": "s3cr3t/"})
-    assert _without_password("sqlite:///a.db") == ("sqlite:///a.db", {})
+
+
+def test_a_job_in_its_own_folder_writes_to_the_service_s_file() -> None:
+    # a relative URL would mean another file in the folder of the job
+    assert _without_password("sqlite:///a%2F.db") == (f"sqlite:///{Path.cwd() / 'a%2F.db'}", {})
 
 
 def test_a_request_is_strict_about_types():

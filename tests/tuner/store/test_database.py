@@ -1,0 +1,45 @@
+"""Storage URLs: which file or server each names."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tuner.errors import UsageError
+from tuner.store.database import open_database, open_read_only, parse_url
+
+
+@pytest.mark.parametrize("name", ["feature%2Fmoe", "50%", "a b", "what?", "c#1", "é", "a?b/c"])
+def test_a_path_is_taken_as_it_is_written(tmp_path: Path, name: str) -> None:
+    # papis/papis#850, CentOS/duffy#393: SQLAlchemy decodes %2F and ends a path at a question mark
+    url = f"sqlite:///{tmp_path / name / 'store.db'}"
+    open_database(url).close()
+    assert (tmp_path / name / "store.db").is_file()
+    with contextlib.closing(open_read_only(url)) as opened:
+        assert opened.read_only
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite://relative.db", "needs a file"),
+        ("sqlite:///", "needs a file"),
+        ("sqlite:////tmp/a.db?mode=ro", r"takes no options: write sqlite:////tmp/a\.db$"),
+        ("sqlite:///~no-such-user/a.db", "there is no user ~no-such-user"),
+        ("sqlite+aiosqlite:///a.db", "needs a file: write sqlite:///"),
+        ("postgresql+psycopg2://u@h/d", r"not postgresql\+psycopg2"),
+        ("postgres://u@h/d", "not postgres$"),
+        ("postgresql://u@h:port/d", "is not a storage URL"),
+        ("store.db", "is not a storage URL"),
+    ],
+)
+def test_a_url_that_names_no_store_is_one_sentence(url: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_url(url)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_url("sqlite:///~/a.db").database == str(tmp_path / "a.db")
