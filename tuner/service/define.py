@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.files import short_digest
 from engine.types import parse_size_bytes
+from tuner.definition.strict_yaml import read_strict
 from tuner.definition.study import Budget, Constraints, QualityTasks, StudyDefinition
 from tuner.deployment.export import write_atomically
 from tuner.errors import TunerError
@@ -24,35 +25,37 @@ class ForbiddenModelError(TunerError):
 def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinition:
     """Builds the complete definition, with its name; nothing is written.
 
-    Raises ForbiddenModelError for a folder outside the allowed ones.
+    Raises ForbiddenModelError for a folder outside the allowed ones, DefinitionError for values
+    that no study can have.
     """
     prompts = _prompts_path(request.prompts, settings.folder) if request.prompts else ""
-    definition = StudyDefinition(
-        model=allowed_model(request.model, settings.models_folders),
-        device=request.device,
-        budget=Budget(
+    asked = {
+        "model": allowed_model(request.model, settings.models_folders),
+        "device": request.device,
+        "budget": Budget(
             vram_bytes=_size_bytes(request.vram),
             ram_bytes=_size_bytes(request.ram),
             disk_bytes=_size_bytes(request.disk),
         ),
-        prompts=str(prompts),
-        chat=request.chat,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
-        sequences=request.sequences,
-        space=request.space.model_dump(by_alias=True, exclude_none=True),
-        objectives=request.objectives,
-        constraints=Constraints(
+        "prompts": str(prompts),
+        "chat": request.chat,
+        "prompt_tokens": request.prompt_tokens,
+        "output_tokens": request.output_tokens,
+        "sequences": request.sequences,
+        "space": request.space.model_dump(by_alias=True, exclude_none=True),
+        "objectives": request.objectives,
+        "constraints": Constraints(
             min_quality=request.min_quality,
             max_ttft_ms=request.max_ttft_ms,
             max_tpot_ms=request.max_tpot_ms,
         ),
-        quality=QualityTasks(tasks=request.tasks, limit=request.limit),
-        trials=request.trials,
-        timeout_s=request.timeout_s,
-        sampler=request.sampler,
-        seed=request.seed,
-    )
+        "quality": QualityTasks(tasks=request.tasks, limit=request.limit),
+        "trials": request.trials,
+        "timeout_s": request.timeout_s,
+        "sampler": request.sampler,
+        "seed": request.seed,
+    }
+    definition = read_strict(StudyDefinition, asked, "the request")
     definition = with_default_tasks(definition)
     return definition.model_copy(update={"name": request.name or _default_name(definition)})
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import Path, Query
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from engine.types import Bits
@@ -57,6 +58,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+UNIQUE: JsonDict = {"uniqueItems": True}
 WHOLE = BeforeValidator(_whole)  # after the bounds, so that the schema shows them
 Size = Annotated[str, Field(pattern=SIZE)] | Annotated[int, Field(ge=1, le=10**18), WHOLE]
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000, pattern=NO_CONTROLS)]
@@ -76,18 +78,19 @@ class SearchedSettings(Body):
     expert_bytes: list[Annotated[str, Field(pattern=SHARE)]] | None = Field(
         default=None,
         alias="cache.expert_bytes",
+        json_schema_extra=UNIQUE,
         min_length=1,
         max_length=32,
         examples=[["25%", "auto"]],
     )
     depth: list[Annotated[int, Field(ge=0, le=8), WHOLE]] | None = Field(
-        default=None, alias="prefetch.depth", min_length=1, max_length=9
+        default=None, alias="prefetch.depth", json_schema_extra=UNIQUE, min_length=1, max_length=9
     )
     bits: list[Annotated[Bits, WHOLE]] | None = Field(
-        default=None, alias="precision.bits", min_length=1, max_length=5
+        default=None, alias="precision.bits", json_schema_extra=UNIQUE, min_length=1, max_length=5
     )
     count: list[Annotated[int, Field(ge=1, le=256), WHOLE]] | None = Field(
-        default=None, alias="batch.count", min_length=1, max_length=32
+        default=None, alias="batch.count", json_schema_extra=UNIQUE, min_length=1, max_length=32
     )
 
 
@@ -115,7 +118,7 @@ class NewStudy(Body):
         default=["output_tps", "tpot_ms", "quality"],
         min_length=1,
         max_length=3,
-        json_schema_extra={"uniqueItems": True},
+        json_schema_extra=UNIQUE,
     )
     sampler: SamplerName = "auto"
     seed: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] = 0

@@ -145,3 +145,11 @@ def test_a_job_in_its_own_folder_writes_to_the_service_s_file() -> None:
 def test_a_request_is_strict_about_types():
     with pytest.raises(ValidationError):
         NewStudy.model_validate({"model": "demo", "vram": 1, "trials": "3"})
+
+
+def test_a_value_twice_is_a_sentence_not_a_failure(client: TestClient):
+    # 7 and 7.0 are one number in JSON
+    space = {"prefetch.depth": [1, 7.0, 7]}
+    answer = client.post("/v1/studies", json={**REQUEST, "space": space})
+    assert answer.status_code == 422
+    assert "'prefetch.depth' has a value twice" in answer.json()["error"]["message"]
