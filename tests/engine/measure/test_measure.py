@@ -49,6 +49,7 @@ def run(
     )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_parts_of_a_tokens_time_sum_to_its_wall_time(
     engine: Engine, tiny_folder: Path, count: int
