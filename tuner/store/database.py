@@ -170,8 +170,10 @@ def parse_url(url: str) -> sa.URL:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
     except (exc.SQLAlchemyError, ValueError):
+        shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)  # whatever may be a password
         raise UsageError(
-            f"'{url}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/name"
+            f"'{shown}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/"
+            "name"
         ) from None
     if backend == "sqlite":
         raise UsageError("--storage needs a file: write sqlite:///file.db")

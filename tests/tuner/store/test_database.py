@@ -43,3 +43,8 @@ def test_a_url_that_names_no_store_is_one_sentence(url: str, says: str) -> None:
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse_url("sqlite:///~/a.db").database == str(tmp_path / "a.db")
+
+
+def test_a_url_that_cannot_be_read_is_shown_without_its_password():
+    with pytest.raises(UsageError, match=r"'postgresql://u:\*\*\*@h:port/d' is not a storage URL"):
+        parse_url("postgresql://u:secret@h:port/d")
