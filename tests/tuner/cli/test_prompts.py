@@ -1,4 +1,4 @@
-"""Any prompts survive a study: from JSON lines to the exported YAML, which other commands read."""
+"""Any prompts survive a study: from JSON lines to the exported YAML, which others read."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ TEXTS = st.lists(st.text(max_size=40) | st.text(st.characters(), max_size=40) | 
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(texts=TEXTS, plain=st.booleans())
 @example(texts=["Wait\x85 what is a queue?", "one\u2028two", "\ufeffmark", "\x00"], plain=False)
@@ -44,7 +44,6 @@ def test_prompts_survive_a_study_or_are_refused_before_it(
     assert done.code == 0, done.err
     assert load_deployment(output).workload.prompts == texts
     assert tune("compare", "out.yaml", "out.yaml").code == 0
-    assert tune("verify", "out.yaml").code == 0
 
 
 def _is_text(text: str) -> bool:
