@@ -1,0 +1,258 @@
+"""Loads the native library and mirrors its interface (sources/api.cpp).
+
+Letters: T tokens, N output rows, K input columns, D hidden, F expert width. Addresses are plain
+integers; whoever passes one keeps the memory alive during the call, in which Python's lock is
+released. Set EXPERTUNE_NATIVE=off to do without the library, EXPERTUNE_INSTRUCTION_SET to one of
+`instruction_sets` to multiply with less than the processor offers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from engine.native import build
+
+_log = logging.getLogger(__name__)
+_SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
+
+
+class Format(IntEnum):
+    """How a matrix is stored; see sources/matrix.h."""
+
+    BF16 = 0
+    FP16 = 1
+    INT8 = 2
+    INT4 = 3
+    INT3 = 4
+    INT2 = 5
+    MXFP4 = 6
+    FP8 = 7
+    BF16_COLUMNS = 8
+    FP16_COLUMNS = 9
+
+
+class Number(IntEnum):
+    """The type of activations."""
+
+    FLOAT32 = 0
+    BF16 = 1
+    FP16 = 2
+
+
+class Activation(IntEnum):
+    """An activation function; see sources/gate.h."""
+
+    SILU = 0
+    GELU = 1
+    GELU_TANH = 2
+    RELU = 3
+    RELU_SQUARED = 4
+    QUICK_GELU = 5
+
+
+class GateForm(IntEnum):
+    """How gate g and up u are joined; see sources/gate.h."""
+
+    NONE = 0
+    PRODUCT = 1
+    CLAMPED = 2
+    CLAMPED_PLUS_ONE = 3
+    CLAMPED_AFTER = 4
+    WIDE = 5
+
+
+class Matrix(ctypes.Structure):
+    """The location of a matrix in a record, offsets in bytes; bias_offset -1: no bias."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "format",
+            "rows",
+            "columns",
+            "group",
+            "block_rows",
+            "codes_offset",
+            "scales_offset",
+            "bias_offset",
+            "bias_number",
+        )
+    ]
+
+
+class Gate(ctypes.Structure):
+    """An expert's activation."""
+
+    _fields_ = [
+        ("form", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("interleaved", ctypes.c_int64),
+        ("alpha", ctypes.c_double),
+        ("limit", ctypes.c_double),
+    ]
+
+
+class Experts(ctypes.Structure):
+    """An expert's matrices and activation: up [2F, D] (gate and up) or [F, D], down [D, F]."""
+
+    _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
+
+
+_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "digest": (ctypes.c_char_p, ()),
+    "instruction_set": (ctypes.c_char_p, (_LONG,)),
+    "open": (_POINTER, (_LONG, _LONG, ctypes.c_char_p)),
+    "close": (None, (_POINTER,)),
+    "linear": (None, (*[_POINTER] * 4, *[_LONG] * 3, _POINTER)),
+    "experts": (
+        None,
+        (*[_POINTER] * 3, _LONG, _POINTER, *[_LONG] * 3, _POINTER, _POINTER),
+    ),
+    "plain": (None, (*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG)),
+    "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
+    "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library. functions: by their names without prefix."""
+
+    path: Path
+    functions: dict[str, ctypes._CFuncPtr]
+
+    def instruction_sets(self) -> tuple[str, ...]:
+        """Those that run here, best first; the last is the scalar reference."""
+        found: list[str] = []
+        while (name := self.functions["instruction_set"](len(found))) is not None:
+            found.append(name.decode())
+        return tuple(found)
+
+
+@functools.cache
+def load() -> Library | str:
+    """The library, or why there is none."""
+    if os.environ.get("EXPERTUNE_NATIVE") == "off":
+        return "EXPERTUNE_NATIVE is off"
+    if not build.LIBRARY.is_file():
+        return (
+            "it is not built: install a C++ compiler (Debian: apt install g++) or the Python "
+            "package ziglang, then run `python -m engine.native.build`"
+        )
+    try:
+        loaded = ctypes.CDLL(str(build.LIBRARY))
+        functions = {name: _function(loaded, name) for name in _SIGNATURES}
+    except (OSError, AttributeError) as error:
+        return f"{build.LIBRARY} cannot be loaded ({error}): run `python -m engine.native.build`"
+    if build.SOURCES.is_dir() and functions["digest"]().decode() != build.digest():
+        return f"{build.LIBRARY} is of other sources: run `python -m engine.native.build`"
+    return Library(build.LIBRARY, functions)
+
+
+def _function(loaded: ctypes.CDLL, name: str) -> ctypes._CFuncPtr:
+    found = loaded[f"expertune_{name}"]
+    found.restype, found.argtypes = _SIGNATURES[name]  # type: ignore[assignment]
+    return found
+
+
+class Threads:
+    """A pool of the library's threads with one instruction set.
+
+    threads: with the caller's own. Raises ValueError if the instruction set does not run here.
+    """
+
+    def __init__(self, library: Library, threads: int, instruction_set: str = "") -> None:
+        names = library.instruction_sets()
+        if instruction_set and instruction_set not in names:
+            raise ValueError(f"{instruction_set} does not run here: use {', '.join(names)}")
+        self.count = threads
+        self.instruction_set = instruction_set or names[0]
+        self._functions = library.functions
+        opened = self._functions["open"](threads, _SPIN_US, self.instruction_set.encode())
+        self._context = ctypes.c_void_p(opened)
+        self._linear = self._functions["linear"]
+        self._experts = self._functions["experts"]
+
+    def linear(
+        self, matrix: Matrix, record: int, x: int, number: Number, tokens: int, stride: int, out: int
+    ) -> None:
+        """x [T, K], rows `stride` numbers apart -> out [T, N], contiguous, of x's type."""
+        self._linear(
+            self._context, ctypes.byref(matrix), record, x, number, tokens, stride, out
+        )
+
+    def experts(
+        self,
+        experts: Experts,
+        records: ctypes.Array[ctypes.c_uint64],
+        x: int,
+        number: Number,
+        tokens: int,
+        chosen: int,
+        index: int,
+        out: int,
+    ) -> None:
+        """x [T, D] through the experts of index int64 [T, k] -> their places in out [T * k, D].
+
+        records: the address of each expert's record; 0: not now, its places are left as they are.
+        """
+        self._experts(
+            self._context,
+            ctypes.byref(experts),
+            records,
+            len(records),
+            x,
+            number,
+            tokens,
+            chosen,
+            index,
+            out,
+        )
+
+    def plain(
+        self, matrix: Matrix, record: int, first: int, end: int, out: int, number: Number
+    ) -> None:
+        """The values of rows first to end: out [end - first, K]. Not for the *_COLUMNS formats."""
+        self._functions["plain"](
+            self._context, ctypes.byref(matrix), record, first, end, out, number
+        )
+
+    def gate(self, gate: Gate, number: Number, g: int, u: int, out: int, count: int) -> None:
+        """out[i] = the gate of g[i] and u[i], all float32, rounded to `number`."""
+        self._functions["gate"](self._context, ctypes.byref(gate), number, g, u, out, count)
+
+    def read_seconds(self, memory: int, size_bytes: int) -> float:
+        """Seconds in which all threads read this memory once."""
+        found: float = self._functions["read_seconds"](self._context, memory, size_bytes)
+        return found
+
+    def close(self) -> None:
+        """Stop the threads; nothing else may be called afterwards."""
+        self._functions["close"](self._context)
+        self._context = ctypes.c_void_p()
+
+
+_open: dict[int, Threads] = {}
+
+
+def threads(count: int) -> Threads | None:
+    """The shared pool of this many threads; None without the library. Pools stay open."""
+    library = load()
+    if isinstance(library, str):
+        _say_once(library)
+        return None
+    if count not in _open:
+        _open[count] = Threads(library, count, os.environ.get("EXPERTUNE_INSTRUCTION_SET", ""))
+    return _open[count]
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    _log.warning("the native library is not used, torch multiplies instead (slower): %s", why)

@@ -1,0 +1,455 @@
+// The interface of the library: plain C, addresses and sizes. engine/native/library.py mirrors it.
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gate.h"
+#include "matrix.h"
+#include "pool.h"
+
+#ifndef EXPERTUNE_DIGEST
+#define EXPERTUNE_DIGEST "unknown"
+#endif
+
+namespace expertune {
+namespace {
+
+struct Context {
+  Context(int threads, int spin_us, const Products& chosen) : pool(threads, spin_us), products(chosen) {}
+  Pool pool;
+  const Products& products;
+};
+
+bool runs_here(const Products* products) {
+  if (products == nullptr) return false;
+#if defined(__x86_64__)
+  const std::string name = products->name;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool wide = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (name == "avx2") return avx2;
+  if (name == "avx512") return wide;
+  if (name == "avx512_bf16") return wide && __builtin_cpu_supports("avx512bf16");
+#endif
+  return true;
+}
+
+// Best first.
+std::vector<const Products*> available() {
+  std::vector<const Products*> found;
+  for (const Products* one :
+       {avx512_bf16_products(), avx512_products(), avx2_products(), neon_products()}) {
+    if (runs_here(one)) found.push_back(one);
+  }
+  found.push_back(&reference_products());
+  return found;
+}
+
+const Products* by_name(const char* name) {
+  for (const Products* one : available()) {
+    if (*name == '\0' || std::string(name) == one->name) return one;
+  }
+  return nullptr;
+}
+
+// Activations in a format's order, written piece by piece.
+class Workspace {
+ public:
+  // group: columns that share a zero; 0: none.
+  void shape(Order order, int64_t tokens, int64_t columns, bool pairs, int64_t group) {
+    order_ = order;
+    columns_ = columns;
+    const int64_t step = block_columns(order);
+    prepared_ = {};
+    prepared_.tokens = tokens;
+    prepared_.blocks = (columns + step - 1) / step;
+    prepared_.width = prepared_.blocks * step;
+    values_.assign(tokens * prepared_.width, 0.0f);
+    prepared_.values = values_.data();
+    if (pairs) {
+      pairs_.assign(tokens * prepared_.width, 0);
+      prepared_.pairs = pairs_.data();
+    }
+    group_ = group;
+    if (group != 0) {
+      prepared_.sums_width = (columns / group + kLanes - 1) / kLanes * kLanes;
+      eights_.assign(tokens * prepared_.width / 8, 0.0f);
+      sums_.assign(tokens * prepared_.sums_width, 0.0f);
+      prepared_.sums = sums_.data();
+    }
+  }
+
+  // After the last `put` of a token, if there are groups.
+  void sum_groups(int64_t token) {
+    if (group_ == 0) return;
+    const float* eights = eights_.data() + token * prepared_.width / 8;
+    float* sums = sums_.data() + token * prepared_.sums_width;
+    for (int64_t group = 0; group < columns_ / group_; ++group) {
+      float sum = 0;
+      for (int64_t i = 0; i < group_ / 8; ++i) sum += eights[group * (group_ / 8) + i];
+      sums[group] = sum;
+    }
+  }
+
+  const Prepared& prepared() const { return prepared_; }
+
+  // Columns first..first + count of a token. first: a multiple of 8; so is count, but at the end.
+  void put(int64_t token, int64_t first, int64_t count, const float* x) {
+    float* values = values_.data() + token * prepared_.width;
+    uint16_t* pairs = prepared_.pairs ? pairs_.data() + token * prepared_.width : nullptr;
+    switch (order_) {
+      case Order::kPacked128: return put_packed(token, first, count, x, values, pairs);
+      case Order::kPairs32:
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t column = first + i, within = column % 32;
+          values[column - within + (1 - within % 2) * kLanes + within / 2] = x[i];
+          if (pairs) pairs[column] = to_bf16(x[i]);
+        }
+        return;
+      default: std::copy(x, x + count, values + first);
+    }
+  }
+
+ private:
+  void put_packed(int64_t token, int64_t first, int64_t count, const float* x, float* values,
+                  uint16_t* pairs) {
+    for (int64_t start = 0; start < count; start += 8) {
+      float eight[8] = {};
+      std::copy(x + start, x + std::min(start + 8, count), eight);
+      const int64_t column = first + start, block = column / kPackedColumns;
+      const int64_t lane = column % kPackedColumns / 8, base = block * kPackedColumns;
+      float sum = 0;
+      for (int step = 0; step < 8; ++step) {
+        values[base + step * kLanes + lane] = eight[kStepOfPacked[step]];
+        sum += eight[kStepOfPacked[step]];
+      }
+      if (group_ != 0) eights_[(token * prepared_.width + column) / 8] = sum;
+      if (!pairs) continue;
+      for (int code = 0; code < 4; ++code) {
+        pairs[base + code * 2 * kLanes + 2 * lane] = to_bf16(eight[code]);
+        pairs[base + code * 2 * kLanes + 2 * lane + 1] = to_bf16(eight[code + 4]);
+      }
+    }
+  }
+
+  Order order_ = Order::kPlain;
+  int64_t columns_ = 0;
+  Prepared prepared_ = {};
+  std::vector<float> values_;
+  std::vector<uint16_t> pairs_;
+  int64_t group_ = 0;
+  std::vector<float> eights_;  // sums of eight columns
+  std::vector<float> sums_;
+};
+
+int64_t group_of(const Matrix& matrix) {
+  return has_zeros(static_cast<Format>(matrix.format)) ? matrix.group : 0;
+}
+
+// Below 2^-126 an activation counts as zero: some instructions take it so, and all must agree.
+inline float flushed(float x) { return (to_bits(x) & 0x7f800000u) == 0 ? 0.0f : x; }
+
+void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x, Number number,
+          int64_t tokens, int64_t stride) {
+  const auto format = static_cast<Format>(matrix.format);
+  const bool pairs = number == Number::kBf16 && context.products.wants_pairs(format);
+  into.shape(order_of(format), tokens, matrix.columns, pairs, group_of(matrix));
+  auto one = [&](int64_t token) {
+    thread_local std::vector<float> row;
+    row.resize(matrix.columns);
+    for (int64_t i = 0; i < matrix.columns; ++i) {
+      row[i] = flushed(from_number(x, number, token * stride + i));
+    }
+    into.put(token, 0, matrix.columns, row.data());
+    into.sum_groups(token);
+  };
+  if (tokens < 4) {
+    for (int64_t token = 0; token < tokens; ++token) one(token);
+  } else {
+    context.pool.each(tokens, one);
+  }
+}
+
+// y [T, count] of rows first.. : rounded, with the bias added, as torch would.
+void finish(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t count,
+            int64_t tokens, Number number, float* y) {
+  for (int64_t i = 0; i < tokens * count; ++i) y[i] = rounded(y[i], number);
+  if (matrix.bias_offset < 0) return;
+  const auto* bias = record + matrix.bias_offset;
+  for (int64_t token = 0; token < tokens; ++token) {
+    for (int64_t row = 0; row < count; ++row) {
+      const float own = from_number(bias, static_cast<Number>(matrix.bias_number), first + row);
+      float& value = y[token * count + row];
+      value = rounded(value + rounded(own, number), number);
+    }
+  }
+}
+
+// Bytes of an item. Read from memory by two threads, 4-bit experts gave 15.6, 21.9, 24.0 and 25.4
+// GB/s with 8, 32, 128 and 512 kB, of 30 that memory gives.
+constexpr int64_t kItemBytes = 1 << 18;
+
+// Rows of one item: enough bytes for a long read, few enough to share evenly. A multiple of 16.
+int64_t rows_of_item(const Matrix& matrix, int threads, int64_t most_bytes) {
+  const auto format = static_cast<Format>(matrix.format);
+  const bool columns = order_of(format) == Order::kPlain;
+  const int64_t each = std::max<int64_t>(1, row_bytes(format, matrix.columns));
+  int64_t count = columns ? 8 * kLanes : most_bytes / each;
+  count = std::min(count, matrix.rows / (4 * threads));
+  return std::max<int64_t>(kLanes, count / kLanes * kLanes);
+}
+
+struct Experts {
+  Matrix up;    // gate and up together: [2F, D], or [F, D] without a gate
+  Matrix down;  // [D, F]
+  Gate gate;
+};
+
+struct Chosen {  // the tokens of one expert that is computed
+  const uint8_t* record;
+  int64_t first;  // into `tokens` and `places`
+  int64_t count;
+};
+
+struct ExpertsScratch {
+  Workspace x, hidden;
+  std::vector<Chosen> experts;
+  std::vector<int32_t> tokens, order;
+  std::vector<int64_t> places, starts;
+};
+
+void list_tokens(ExpertsScratch& scratch, const uint64_t* records, int64_t experts, int64_t tokens,
+                 int64_t chosen, const int64_t* index) {
+  const int64_t all = tokens * chosen;
+  scratch.starts.assign(experts + 1, 0);
+  for (int64_t i = 0; i < all; ++i) {
+    if (index[i] >= 0 && index[i] < experts && records[index[i]]) ++scratch.starts[index[i] + 1];
+  }
+  scratch.experts.clear();
+  for (int64_t expert = 0; expert < experts; ++expert) {
+    const int64_t count = scratch.starts[expert + 1];
+    scratch.starts[expert + 1] += scratch.starts[expert];
+    if (count == 0) continue;
+    scratch.experts.push_back(
+        {reinterpret_cast<const uint8_t*>(records[expert]), scratch.starts[expert], count});
+  }
+  scratch.tokens.resize(scratch.starts[experts]);
+  scratch.places.resize(scratch.starts[experts]);
+  for (int64_t i = 0; i < all; ++i) {
+    if (index[i] < 0 || index[i] >= experts || !records[index[i]]) continue;
+    const int64_t place = scratch.starts[index[i]]++;
+    scratch.tokens[place] = static_cast<int32_t>(i / chosen);
+    scratch.places[place] = i;
+  }
+}
+
+// Up to this many tokens of an expert share one pass over a tile's floats.
+constexpr int64_t kTokensAtOnce = 64;
+
+void run_experts(Context& context, const Experts& spec, const uint64_t* records, int64_t experts,
+                 const void* x, Number number, int64_t tokens, int64_t chosen, const int64_t* index,
+                 void* out) {
+  thread_local ExpertsScratch own;
+  ExpertsScratch& scratch = own;
+  list_tokens(scratch, records, experts, tokens, chosen, index);
+  if (scratch.experts.empty()) return;
+  fill(context, scratch.x, spec.up, x, number, tokens, spec.up.columns);
+  const bool gated = spec.gate.form != static_cast<int64_t>(GateForm::kNone);
+  const int64_t width = spec.down.columns;  // F
+  const auto down_format = static_cast<Format>(spec.down.format);
+  const bool pairs = number == Number::kBf16 && context.products.wants_pairs(down_format);
+  scratch.hidden.shape(order_of(down_format), scratch.places.size(), width, pairs,
+                       group_of(spec.down));
+
+  const int64_t step = rows_of_item(spec.up, context.pool.threads(), kItemBytes);
+  const int64_t pieces = (width + step - 1) / step;
+  context.pool.each(scratch.experts.size() * pieces, [&](int64_t item) {
+    const Chosen& expert = scratch.experts[item / pieces];
+    const int64_t first = item % pieces * step, count = std::min(step, width - first);
+    thread_local std::vector<float> y, g, u, h;
+    const int64_t wide = gated ? 2 * count : count;
+    y.resize(kTokensAtOnce * wide);
+    g.resize(count), u.resize(count), h.resize(count);
+    for (int64_t start = 0; start < expert.count; start += kTokensAtOnce) {
+      Prepared part = scratch.x.prepared();
+      part.tokens = std::min(kTokensAtOnce, expert.count - start);
+      part.chosen = scratch.tokens.data() + expert.first + start;
+      auto rows = [&](int64_t from, int64_t number_of_rows, float* into) {
+        context.products.rows(spec.up, expert.record, from, from + number_of_rows, part, into,
+                              number_of_rows);
+        finish(spec.up, expert.record, from, number_of_rows, part.tokens, number, into);
+      };
+      if (!gated) {
+        rows(first, count, y.data());
+      } else if (spec.gate.interleaved) {
+        rows(2 * first, 2 * count, y.data());
+      } else {
+        rows(first, count, y.data());
+        rows(width + first, count, y.data() + part.tokens * count);
+      }
+      for (int64_t token = 0; token < part.tokens; ++token) {
+        const float *gate = nullptr, *up = y.data() + token * count;
+        if (gated && spec.gate.interleaved) {
+          const float* both = y.data() + token * 2 * count;
+          for (int64_t i = 0; i < count; ++i) g[i] = both[2 * i], u[i] = both[2 * i + 1];
+          gate = g.data();
+          up = u.data();
+        } else if (gated) {
+          gate = y.data() + token * count;
+          up = y.data() + (part.tokens + token) * count;
+        } else {
+          gate = up;
+        }
+        context.products.gate(spec.gate, number, gate, up, h.data(), count);
+        for (int64_t i = 0; i < count; ++i) h[i] = flushed(h[i]);
+        scratch.hidden.put(expert.first + start + token, first, count, h.data());
+      }
+    }
+  });
+
+  for (size_t token = 0; token < scratch.places.size(); ++token) scratch.hidden.sum_groups(token);
+  const int64_t height = spec.down.rows;  // D
+  const int64_t down_step = rows_of_item(spec.down, context.pool.threads(), kItemBytes);
+  const int64_t down_pieces = (height + down_step - 1) / down_step;
+  scratch.order.resize(scratch.places.size());
+  for (size_t i = 0; i < scratch.order.size(); ++i) scratch.order[i] = static_cast<int32_t>(i);
+  context.pool.each(scratch.experts.size() * down_pieces, [&](int64_t item) {
+    const Chosen& expert = scratch.experts[item / down_pieces];
+    const int64_t first = item % down_pieces * down_step;
+    const int64_t count = std::min(down_step, height - first);
+    thread_local std::vector<float> y;
+    y.resize(kTokensAtOnce * count);
+    for (int64_t start = 0; start < expert.count; start += kTokensAtOnce) {
+      Prepared part = scratch.hidden.prepared();
+      part.tokens = std::min(kTokensAtOnce, expert.count - start);
+      part.chosen = scratch.order.data() + expert.first + start;
+      context.products.rows(spec.down, expert.record, first, first + count, part, y.data(), count);
+      finish(spec.down, expert.record, first, count, part.tokens, number, y.data());
+      for (int64_t token = 0; token < part.tokens; ++token) {
+        const int64_t place = scratch.places[expert.first + start + token];
+        for (int64_t row = 0; row < count; ++row) {
+          put_number(out, number, place * height + first + row, y[token * count + row]);
+        }
+      }
+    }
+  });
+}
+
+void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, const void* x,
+                Number number, int64_t tokens, int64_t stride, void* out) {
+  thread_local Workspace own;
+  Workspace& prepared = own;
+  fill(context, prepared, matrix, x, number, tokens, stride);
+  const int64_t step = rows_of_item(matrix, context.pool.threads(), kItemBytes);
+  context.pool.each((matrix.rows + step - 1) / step, [&](int64_t item) {
+    const int64_t first = item * step, count = std::min(step, matrix.rows - first);
+    thread_local std::vector<float> y;
+    y.resize(kTokensAtOnce * count);
+    for (int64_t start = 0; start < tokens; start += kTokensAtOnce) {
+      Prepared part = prepared.prepared();
+      part.tokens = std::min(kTokensAtOnce, tokens - start);
+      part.values += start * part.width;
+      if (part.pairs) part.pairs += start * part.width;
+      if (part.sums) part.sums += start * part.sums_width;
+      context.products.rows(matrix, record, first, first + count, part, y.data(), count);
+      finish(matrix, record, first, count, part.tokens, number, y.data());
+      for (int64_t token = 0; token < part.tokens; ++token) {
+        for (int64_t row = 0; row < count; ++row) {
+          put_number(out, number, (start + token) * matrix.rows + first + row,
+                     y[token * count + row]);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace expertune
+
+using namespace expertune;  // NOLINT: everything below is the library's own interface
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* expertune_digest() { return EXPERTUNE_DIGEST; }
+
+// Name of the instruction set number `index`, best first; null after the last.
+const char* expertune_instruction_set(int64_t index) {
+  const auto found = available();
+  return index < static_cast<int64_t>(found.size()) ? found[index]->name : nullptr;
+}
+
+// instruction_set: "" for the best. Null if it does not run here.
+void* expertune_open(int64_t threads, int64_t spin_us, const char* instruction_set) {
+  const Products* products = by_name(instruction_set);
+  if (products == nullptr || threads < 1) return nullptr;
+  return new Context(static_cast<int>(threads), static_cast<int>(spin_us), *products);
+}
+
+void expertune_close(void* context) { delete static_cast<Context*>(context); }
+
+// x [T, K], rows `stride` numbers apart -> out [T, N].
+void expertune_linear(void* context, const Matrix* matrix, const void* record, const void* x,
+                      int64_t number, int64_t tokens, int64_t stride, void* out) {
+  run_linear(*static_cast<Context*>(context), *matrix, static_cast<const uint8_t*>(record), x,
+             static_cast<Number>(number), tokens, stride, out);
+}
+
+// x [T, D] through the experts in index [T, K] whose records are given (address 0: not now)
+// -> their places in out [T * K, D]; other places are left as they are.
+void expertune_experts(void* context, const Experts* experts, const uint64_t* records,
+                       int64_t count, const void* x, int64_t number, int64_t tokens,
+                       int64_t chosen, const int64_t* index, void* out) {
+  run_experts(*static_cast<Context*>(context), *experts, records, count, x,
+              static_cast<Number>(number), tokens, chosen, index, out);
+}
+
+// Plain weights of the rows first..end: out [end - first, K] of `number`. Not for [K, N] formats.
+void expertune_plain(void* context, const Matrix* matrix, const void* record, int64_t first,
+                     int64_t end, void* out, int64_t number) {
+  auto& own = *static_cast<Context*>(context);
+  const int64_t step = 16, width = matrix->columns * (number == 0 ? 4 : 2);
+  own.pool.each((end - first + step - 1) / step, [&](int64_t item) {
+    const int64_t from = first + item * step;
+    own.products.plain(*matrix, static_cast<const uint8_t*>(record), from,
+                       std::min(from + step, end), static_cast<char*>(out) + item * step * width,
+                       static_cast<Number>(number));
+  });
+}
+
+// out[i] = the gate of g[i] and u[i], float32 rounded to `number`.
+void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
+                    float* out, int64_t count) {
+  static_cast<Context*>(context)->products.gate(*gate, static_cast<Number>(number), g, u, out, count);
+}
+
+// Seconds to read `size` bytes once with all threads.
+double expertune_read_seconds(void* context, const void* memory, int64_t size) {
+  auto& own = *static_cast<Context*>(context);
+  const auto* words = static_cast<const uint64_t*>(memory);
+  constexpr int64_t kPiece = 1 << 17;  // words
+  const int64_t count = size / 8;
+  std::vector<uint64_t> sums((count + kPiece - 1) / kPiece);
+  const auto started = std::chrono::steady_clock::now();
+  own.pool.each(static_cast<int64_t>(sums.size()), [&](int64_t item) {
+    const int64_t end = std::min(count, (item + 1) * kPiece);
+    uint64_t part[8] = {};
+    int64_t i = item * kPiece;
+    for (; i + 8 <= end; i += 8) {
+      for (int lane = 0; lane < 8; ++lane) part[lane] ^= words[i + lane];
+    }
+    uint64_t sum = 0;
+    for (int lane = 0; lane < 8; ++lane) sum ^= part[lane];
+    sums[item] = sum;
+  });
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - started;
+  volatile uint64_t kept = 0;
+  for (uint64_t sum : sums) kept = kept ^ sum;
+  return spent.count();
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,196 @@
+// What a product needs to know of a matrix and of activations. Letters: T tokens, N rows, K columns.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace expertune {
+
+// The numbers are part of the interface with engine/native/library.py.
+enum class Format : int32_t {
+  kBf16 = 0,        // [N, K]
+  kFp16 = 1,        // [N, K]
+  kInt8 = 2,        // codes [N, K], one bf16 scale a row
+  kInt4 = 3,        // codes of 4 bits along K, bf16 (scale, zero) a group: [N, G, 2]
+  kInt3 = 4,        // the same with 3 bits: 8 codes in 3 bytes, the first in the lowest bits
+  kInt2 = 5,        // the same with 2 bits
+  kMxfp4 = 6,       // two e2m1 codes a byte, e8m0 scales [N, K/32]
+  kFp8 = 7,         // e4m3 codes [N, K], float32 scales by block of rows and columns
+  kBf16Columns = 8, // [K, N]: stored transposed
+  kFp16Columns = 9, // [K, N]
+};
+
+enum class Number : int32_t { kFloat32 = 0, kBf16 = 1, kFp16 = 2 };
+
+// One matrix. Passed from Python: plain 8-byte fields only.
+struct Matrix {
+  int64_t format;
+  int64_t rows;
+  int64_t columns;
+  int64_t group;          // of kInt4..kInt2; columns of a block of kFp8
+  int64_t block_rows;     // rows of a block of kFp8
+  int64_t codes_offset;   // bytes from the record's start
+  int64_t scales_offset;  // the same; unused at 16 bits
+  int64_t bias_offset;    // the same; -1: none. In `bias_number`.
+  int64_t bias_number;
+};
+
+// The order in which products visit the columns, and so the order of `Prepared::values`.
+enum class Order : int32_t { kPairs32 = 0, kNatural64 = 1, kPacked128 = 2, kPlain = 3 };
+
+constexpr int kLanes = 16;
+constexpr int kPackedColumns = 128;
+constexpr int kStepOfPacked[8] = {4, 0, 5, 1, 6, 2, 7, 3};  // code of a lane's 8, by step
+
+static inline Order order_of(Format format) {
+  switch (format) {
+    case Format::kBf16: return Order::kPairs32;
+    case Format::kFp16:
+    case Format::kInt8:
+    case Format::kFp8: return Order::kNatural64;
+    case Format::kBf16Columns:
+    case Format::kFp16Columns: return Order::kPlain;
+    default: return Order::kPacked128;
+  }
+}
+
+static inline int64_t block_columns(Order order) {
+  switch (order) {
+    case Order::kPairs32: return 32;
+    case Order::kNatural64: return 64;
+    case Order::kPacked128: return kPackedColumns;
+    default: return 1;
+  }
+}
+
+static inline int64_t row_bytes(Format format, int64_t columns) {
+  switch (format) {
+    case Format::kBf16:
+    case Format::kFp16: return columns * 2;
+    case Format::kInt8:
+    case Format::kFp8: return columns;
+    case Format::kInt3: return columns * 3 / 8;
+    case Format::kInt2: return columns / 4;
+    default: return columns / 2;
+  }
+}
+
+static inline bool has_zeros(Format format) {
+  return format == Format::kInt4 || format == Format::kInt3 || format == Format::kInt2;
+}
+
+// Activations in the order of a format, padded with zeros to whole blocks.
+struct Prepared {
+  int64_t tokens;
+  int64_t blocks;
+  int64_t width;         // padded columns
+  const float* values;   // [T, width], in the format's order
+  const uint16_t* pairs; // bf16 [T, width], in the order of bf16 pair products; null: not exact in bf16
+  const float* sums;     // [T, sums_width]: of each group of columns; for formats with zeros only
+  int64_t sums_width;    // groups, padded to a multiple of 16 with zeros
+  const int32_t* chosen; // the rows of the arrays above that are meant, [T]; null: all in order
+
+  int64_t at(int64_t token) const { return chosen == nullptr ? token : chosen[token]; }
+};
+
+static inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+static inline float from_bf16(uint16_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
+
+// Round to nearest, ties to even; not-a-number stays one.
+static inline uint16_t to_bf16(float value) {
+  uint32_t bits = to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline float from_fp16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu, mantissa = half & 0x3ffu;
+  if (exponent == 0) {
+    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24
+    return sign ? -value : value;
+  }
+  if (exponent == 31) return from_bits(sign | 0x7f800000u | (mantissa << 13));
+  return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+static inline uint16_t to_fp16(float value) {
+  const uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (rest < 0x38800000u) {  // below 2^-14: the sum's last bits are the rounded mantissa
+    return static_cast<uint16_t>(sign | (to_bits(from_bits(rest) + 0.5f) & 0x7ffu));
+  }
+  return static_cast<uint16_t>(sign | ((rest + 0xfffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13));
+}
+
+// e4m3 without infinities; 0x7f and 0xff are not numbers.
+static inline float from_fp8(uint8_t code) {
+  const uint32_t exponent = (code >> 3) & 0xfu, mantissa = code & 7u;
+  float value;
+  if ((code & 0x7fu) == 0x7fu) value = from_bits(0x7fc00000u);
+  else if (exponent == 0) value = static_cast<float>(mantissa) * 0.001953125f;  // 2^-9
+  else value = from_bits(((exponent + 120) << 23) | (mantissa << 20));
+  return code & 0x80u ? -value : value;
+}
+
+// Half of 2^(e - 127), since e2m1 codes are decoded to twice their value. Below 2^-126: zero.
+static inline float half_e8m0(uint8_t exponent) {
+  if (exponent == 255) return from_bits(0x7fc00000u);
+  return exponent < 2 ? 0.0f : from_bits(static_cast<uint32_t>(exponent - 1) << 23);
+}
+
+constexpr int8_t kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+static inline float from_number(const void* at, Number number, int64_t index) {
+  if (number == Number::kFloat32) return static_cast<const float*>(at)[index];
+  const uint16_t half = static_cast<const uint16_t*>(at)[index];
+  return number == Number::kBf16 ? from_bf16(half) : from_fp16(half);
+}
+
+static inline float rounded(float value, Number number) {
+  if (number == Number::kFloat32) return value;
+  return number == Number::kBf16 ? from_bf16(to_bf16(value)) : from_fp16(to_fp16(value));
+}
+
+static inline void put_number(void* at, Number number, int64_t index, float value) {
+  if (number == Number::kFloat32) static_cast<float*>(at)[index] = value;
+  else static_cast<uint16_t*>(at)[index] =
+      number == Number::kBf16 ? to_bf16(value) : to_fp16(value);
+}
+
+struct Gate;
+
+// The products of one instruction set.
+struct Products {
+  const char* name;
+  // y[t * stride + n - first] = row n of the matrix times token t, for rows first..end.
+  void (*rows)(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t end,
+               const Prepared& x, float* y, int64_t stride);
+  // Whether `rows` reads `Prepared::pairs` for this format.
+  bool (*wants_pairs)(Format format);
+  // Plain weights of rows first..end as bf16 or float32 [end - first, K]; [K, N] formats are not taken.
+  void (*plain)(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t end,
+                void* out, Number number);
+  // out[i] = the gate of g[i] and u[i], which are rounded to `number` already.
+  void (*gate)(const Gate& gate, Number number, const float* g, const float* u, float* out,
+               int64_t count);
+};
+
+const Products& reference_products();
+const Products* avx2_products();    // null: not compiled for this machine
+const Products* avx512_products();
+const Products* avx512_bf16_products();
+const Products* neon_products();
+
+}  // namespace expertune

@@ -1,0 +1,470 @@
+// The products, written once for every instruction set of simd.h. See reference.cpp for the order of
+// sums that each of them keeps.
+#pragma once
+#include "gate.h"
+#include "simd.h"
+
+namespace expertune {
+namespace {
+
+inline const uint8_t* row_of(const Matrix& m, const uint8_t* record, int64_t row) {
+  return record + m.codes_offset + row * row_bytes((Format)m.format, m.columns);
+}
+
+// Rows are read one after the other, as one stream: several at once defeat the processor's own
+// prefetching (measured: 13 instead of 24 GB/s a thread with four). Their lanes are added 16 rows at
+// a time. A tile is one row times T tokens.
+
+// ---- codes of 4, 3 and 2 bits, and mxfp4: blocks of 128 columns, eight codes a lane ---------------
+
+// GROUPS: groups a block with a scale and a zero each; 0: mxfp4, four groups without zeros.
+template <int BITS, int GROUPS>
+struct PackedTile {
+  static constexpr bool kE2m1 = GROUPS == 0;
+  static constexpr int kGroups = kE2m1 ? 4 : GROUPS;
+  static constexpr int kCodeBytes = kPackedColumns * BITS / 8;
+  static constexpr int kBlocksOfScales = kLanes / kGroups;  // blocks that 16 scales serve
+
+  static Scales scales(const uint8_t* p, int64_t group, int64_t groups) {
+    const int64_t count = groups - group < kLanes ? groups - group : kLanes;
+    if constexpr (kE2m1) return e8m0_scales(p + group, count);
+    else return pair_scales(p + 4 * group, count);
+  }
+
+  template <int STEP, int T>
+  static inline void step(W words, Table codebook, const float* const (&x)[T], V (&sum)[T]) {
+    constexpr int kNumber = STEP % 2 == 0 ? 4 + STEP / 2 : STEP / 2;
+    const V weight = code<BITS, kE2m1, kNumber>(words, codebook);
+    for (int t = 0; t < T; ++t) sum[t] = fma(weight, load(x[t] + STEP * kLanes), sum[t]);
+  }
+
+  template <int T>
+  static inline void block(const uint8_t* codes, Table codebook, const float* const (&x)[T],
+                           V (&sum)[T]) {
+    const W words = packed<BITS>(codes);
+    step<0, T>(words, codebook, x, sum);
+    step<1, T>(words, codebook, x, sum);
+    step<2, T>(words, codebook, x, sum);
+    step<3, T>(words, codebook, x, sum);
+    step<4, T>(words, codebook, x, sum);
+    step<5, T>(words, codebook, x, sum);
+    step<6, T>(words, codebook, x, sum);
+    step<7, T>(words, codebook, x, sum);
+  }
+
+#if defined(EXPERTUNE_BF16)
+  // Two codes of a lane at once: these products add the upper of a pair first, then the lower, each
+  // in one fused step. Codes 0 to 3 lie in the lower half of a lane.
+  template <int STEP, int T>
+  static inline void pair_step(__m512i words, __m512i codebook, const uint16_t* const (&x)[T],
+                               V (&sum)[T]) {
+    const __m512i weight =
+        _mm512_permutexvar_epi16(_mm512_srli_epi16(words, BITS * STEP), codebook);
+    for (int t = 0; t < T; ++t) {
+      const __m512i value = _mm512_loadu_si512(x[t] + STEP * 2 * kLanes);
+      sum[t].a = _mm512_dpbf16_ps(sum[t].a, (__m512bh)weight, (__m512bh)value);
+    }
+  }
+
+  template <int T>
+  static inline void block(const uint8_t* codes, __m512i codebook, const uint16_t* const (&x)[T],
+                           V (&sum)[T]) {
+    __m512i words = packed<BITS>(codes).a;
+    if constexpr (BITS != 4) {
+      words = _mm512_mask_blend_epi16(0xaaaaaaaa, words, _mm512_slli_epi32(words, 16 - 4 * BITS));
+    }
+    pair_step<0, T>(words, codebook, x, sum);
+    pair_step<1, T>(words, codebook, x, sum);
+    pair_step<2, T>(words, codebook, x, sum);
+    pair_step<3, T>(words, codebook, x, sum);
+  }
+
+  static inline __m512i pair_table() {
+    alignas(64) uint16_t values[32];
+    for (int i = 0; i < 32; ++i) {
+      const int code = i & ((1 << BITS) - 1);
+      values[i] = to_bf16((float)(kE2m1 ? kTwiceE2m1[code] : code - 8));
+    }
+    return _mm512_load_si512(values);
+  }
+#endif
+
+  // X: float, or uint16_t for pairs of bf16.
+  template <int T, class X, class Codebook>
+  static inline void sum_blocks(const Matrix& m, const uint8_t* codes, const uint8_t* own_scales,
+                                Codebook codebook, const X* (&x)[T], V (&total)[T]) {
+    const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
+    const int64_t whole = m.columns / kPackedColumns;
+    int64_t number = 0;
+    for (int64_t group = 0; group < groups; group += kLanes) {
+      const Spread<kGroups> spread(scales(own_scales, group, groups));
+      const int64_t left = whole - number;
+      const int end = (int)(left < kBlocksOfScales ? left : kBlocksOfScales);
+      for (int i = 0; i < end; ++i) {
+        V sum[T];
+        for (int t = 0; t < T; ++t) sum[t] = zero();
+        block<T>(codes, codebook, x, sum);
+        const V scale = spread.of(i);
+        for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
+        codes += kCodeBytes;
+        for (int t = 0; t < T; ++t) x[t] += kPackedColumns;
+      }
+      number += end;
+      if (end == kBlocksOfScales || m.columns % kPackedColumns == 0) continue;
+      alignas(64) uint8_t rest[64] = {};  // the columns after the last whole block
+      std::memcpy(rest, codes, m.columns % kPackedColumns * BITS / 8);
+      V sum[T];
+      for (int t = 0; t < T; ++t) sum[t] = zero();
+      block<T>(rest, codebook, x, sum);
+      const V scale = spread.of(end);
+      for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
+    }
+  }
+
+  // The lanes of one row times T tokens.
+  template <int T>
+  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                           int64_t token, V (&total)[T]) {
+    const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
+    const uint8_t* codes = record + m.codes_offset + row * (m.columns * BITS / 8);
+    const uint8_t* own_scales = record + m.scales_offset + row * groups * (kE2m1 ? 1 : 4);
+    for (int t = 0; t < T; ++t) total[t] = zero();
+#if defined(EXPERTUNE_BF16)
+    if (x.pairs != nullptr) {
+      const uint16_t* values[T];
+      for (int t = 0; t < T; ++t) values[t] = x.pairs + x.at(token + t) * x.width;
+      sum_blocks<T>(m, codes, own_scales, pair_table(), values, total);
+    } else
+#endif
+    {
+      const float* values[T];
+      for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
+      sum_blocks<T>(m, codes, own_scales, table<BITS, kE2m1>(), values, total);
+    }
+    if constexpr (!kE2m1) {
+      V zeros[T];
+      for (int t = 0; t < T; ++t) zeros[t] = zero();
+      for (int64_t group = 0; group < groups; group += kLanes) {
+        const V zero_points = zeros_of(scales(own_scales, group, groups));
+        for (int t = 0; t < T; ++t) {
+          const float* sums = x.sums + x.at(token + t) * x.sums_width + group;
+          zeros[t] = fma(zero_points, load(sums), zeros[t]);
+        }
+      }
+      for (int t = 0; t < T; ++t) total[t] = add(total[t], zeros[t]);
+    }
+  }
+
+  static inline float scaled(const Matrix&, const uint8_t*, int64_t, float sum) { return sum; }
+};
+
+// ---- weights of 16 and 8 bits ---------------------------------------------------------------------
+
+struct PairsTile {
+  template <int T>
+  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                           int64_t token, V (&total)[T]) {
+    const uint8_t* at = record + m.codes_offset + row * m.columns * 2;
+    for (int t = 0; t < T; ++t) total[t] = zero();
+    const int64_t whole = m.columns / 32;
+    alignas(64) uint8_t end[64] = {};
+    for (int64_t block = 0; block < x.blocks; ++block, at += 64) {
+      if (block == whole) {
+        std::memcpy(end, at, (m.columns - whole * 32) * 2);
+        at = end;
+      }
+      const W words = load_words(at);
+      for (int t = 0; t < T; ++t) {
+#if defined(EXPERTUNE_BF16)
+        if (x.pairs != nullptr) {
+          const __m512i value = _mm512_loadu_si512(x.pairs + x.at(token + t) * x.width + block * 32);
+          total[t].a = _mm512_dpbf16_ps(total[t].a, (__m512bh)words.a, (__m512bh)value);
+          continue;
+        }
+#endif
+        const float* values = x.values + x.at(token + t) * x.width + block * 32;
+        total[t] = fma(as_floats(bf16_pairs_upper(words)), load(values), total[t]);
+        total[t] = fma(as_floats(bf16_pairs_lower(words)), load(values + kLanes), total[t]);
+      }
+    }
+  }
+
+  static inline float scaled(const Matrix&, const uint8_t*, int64_t, float sum) { return sum; }
+};
+
+template <Format FORMAT>
+inline V sixteen(const uint8_t* p) {
+  if constexpr (FORMAT == Format::kFp16) return halves(p);
+  else if constexpr (FORMAT == Format::kInt8) return bytes_signed(p);
+  else return fp8s(p);
+}
+
+template <Format FORMAT>
+struct NaturalTile {
+  static constexpr bool kBlocked = FORMAT == Format::kFp8;
+  static constexpr int kBytes = FORMAT == Format::kFp16 ? 2 : 1;
+
+  template <int T>
+  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                           int64_t token, V (&total)[T]) {
+    const uint8_t* at = record + m.codes_offset + row * m.columns * kBytes;
+    const float* scales = nullptr;
+    if constexpr (kBlocked) {
+      const int64_t across = (m.columns + m.group - 1) / m.group;
+      scales = (const float*)(record + m.scales_offset) + row / m.block_rows * across;
+    }
+    for (int t = 0; t < T; ++t) total[t] = zero();
+    const int64_t whole = m.columns / 64;
+    alignas(64) uint8_t end[64 * kBytes] = {};
+    const float* values[T];
+    for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
+    for (int64_t block = 0; block < x.blocks; ++block, at += 64 * kBytes) {
+      if (block == whole) {
+        std::memcpy(end, at, (m.columns - whole * 64) * kBytes);
+        at = end;
+      }
+      V sum[T];
+      for (int t = 0; t < T; ++t) sum[t] = kBlocked ? zero() : total[t];
+      for (int step = 0; step < 4; ++step) {
+        const V weight = sixteen<FORMAT>(at + step * kLanes * kBytes);
+        for (int t = 0; t < T; ++t) {
+          sum[t] = fma(weight, load(values[t] + block * 64 + step * kLanes), sum[t]);
+        }
+      }
+      if constexpr (kBlocked) {
+        const V scale = all(scales[block * 64 / m.group]);
+        for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
+      } else {
+        for (int t = 0; t < T; ++t) total[t] = sum[t];
+      }
+    }
+  }
+
+  static inline float scaled(const Matrix& m, const uint8_t* record, int64_t row, float sum) {
+    if constexpr (FORMAT != Format::kInt8) return sum;
+    return sum * from_bf16(((const uint16_t*)(record + m.scales_offset))[row]);
+  }
+};
+
+// ---- 16-bit weights stored [K, N]: lanes are rows, columns follow one another --------------------
+
+template <bool BF16>
+inline V column_weights(const uint8_t* p) {
+  if constexpr (BF16) return bf16s(p);
+  else return halves(p);
+}
+
+template <bool BF16, int C>
+inline void columns_lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                          int64_t token, float* y) {
+  const uint8_t* at = record + m.codes_offset + row * 2;
+  const float* values = x.values + x.at(token) * x.width;
+  V total[C];
+  for (int c = 0; c < C; ++c) total[c] = zero();
+  for (int64_t column = 0; column < m.columns; ++column, at += m.rows * 2) {
+    const V value = all(values[column]);
+    for (int c = 0; c < C; ++c) {
+      total[c] = fma(column_weights<BF16>(at + c * kLanes * 2), value, total[c]);
+    }
+  }
+  for (int c = 0; c < C; ++c) store(y + c * kLanes, total[c]);
+}
+
+template <bool BF16>
+inline void columns_rows(const Matrix& m, const uint8_t* record, int64_t first, int64_t end,
+                         const Prepared& x, float* y, int64_t stride) {
+  const auto* weights = (const uint16_t*)(record + m.codes_offset);
+  for (int64_t token = 0; token < x.tokens; ++token) {
+    int64_t row = first;
+    float* out = y + token * stride - first;
+    for (; row + 8 * kLanes <= end; row += 8 * kLanes) {
+      columns_lanes<BF16, 8>(m, record, row, x, token, out + row);
+    }
+    for (; row + kLanes <= end; row += kLanes) {
+      columns_lanes<BF16, 1>(m, record, row, x, token, out + row);
+    }
+    for (; row < end; ++row) {
+      float sum = 0;
+      for (int64_t column = 0; column < m.columns; ++column) {
+        const uint16_t weight = weights[column * m.rows + row];
+        const float value = BF16 ? from_bf16(weight) : from_fp16(weight);
+        sum = __builtin_fmaf(value, x.values[x.at(token) * x.width + column], sum);
+      }
+      out[row] = sum;
+    }
+  }
+}
+
+// ---- rows and tokens in tiles ---------------------------------------------------------------------
+
+#if defined(EXPERTUNE_AVX512)
+constexpr int kTileTokens = 4;
+#else
+constexpr int kTileTokens = 2;
+#endif
+
+// Up to 16 rows times T tokens, from token `token` on.
+template <class Tile, int T>
+inline void rows_of_tokens(const Matrix& m, const uint8_t* record, int64_t first, int64_t count,
+                           const Prepared& x, int64_t token, float* y, int64_t stride) {
+  alignas(64) float lanes[T][kLanes * kLanes];
+  for (int64_t row = 0; row < count; ++row) {
+    V total[T];
+    Tile::template lanes<T>(m, record, first + row, x, token, total);
+    for (int t = 0; t < T; ++t) store(lanes[t] + row * kLanes, total[t]);
+  }
+  for (int t = 0; t < T; ++t) {
+    float* out = y + (token + t) * stride;
+    float sums[kLanes];
+    if (count == kLanes) {
+      trees(lanes[t], sums);
+    } else {
+      for (int64_t row = 0; row < count; ++row) sums[row] = tree(load(lanes[t] + row * kLanes));
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      out[row] = Tile::scaled(m, record, first + row, sums[row]);
+    }
+  }
+}
+
+// 16 rows at a time for all tokens: their codes stay in a near cache.
+template <class Tile>
+inline void tiled(const Matrix& m, const uint8_t* record, int64_t first, int64_t end,
+                  const Prepared& x, float* y, int64_t stride) {
+  for (int64_t row = first; row < end; row += kLanes) {
+    const int64_t count = row + kLanes <= end ? kLanes : end - row;
+    float* out = y + row - first;
+    int64_t token = 0;
+    for (; token + kTileTokens <= x.tokens; token += kTileTokens) {
+      rows_of_tokens<Tile, kTileTokens>(m, record, row, count, x, token, out, stride);
+    }
+    if (kTileTokens > 2 && token + 2 <= x.tokens) {
+      rows_of_tokens<Tile, 2>(m, record, row, count, x, token, out, stride);
+      token += 2;
+    }
+    if (token < x.tokens) rows_of_tokens<Tile, 1>(m, record, row, count, x, token, out, stride);
+  }
+}
+
+template <int BITS>
+inline void by_groups(const Matrix& m, const uint8_t* record, int64_t first, int64_t end,
+                      const Prepared& x, float* y, int64_t stride) {
+  switch (m.group) {
+    case 128: return tiled<PackedTile<BITS, 1>>(m, record, first, end, x, y, stride);
+    case 64: return tiled<PackedTile<BITS, 2>>(m, record, first, end, x, y, stride);
+    case 32: return tiled<PackedTile<BITS, 4>>(m, record, first, end, x, y, stride);
+    default: return tiled<PackedTile<BITS, 8>>(m, record, first, end, x, y, stride);
+  }
+}
+
+void rows(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, const Prepared& x,
+          float* y, int64_t stride) {
+  switch ((Format)m.format) {
+    case Format::kBf16: return tiled<PairsTile>(m, record, first, end, x, y, stride);
+    case Format::kFp16:
+      return tiled<NaturalTile<Format::kFp16>>(m, record, first, end, x, y, stride);
+    case Format::kInt8:
+      return tiled<NaturalTile<Format::kInt8>>(m, record, first, end, x, y, stride);
+    case Format::kFp8:
+      return tiled<NaturalTile<Format::kFp8>>(m, record, first, end, x, y, stride);
+    case Format::kInt4: return by_groups<4>(m, record, first, end, x, y, stride);
+    case Format::kInt3: return by_groups<3>(m, record, first, end, x, y, stride);
+    case Format::kInt2: return by_groups<2>(m, record, first, end, x, y, stride);
+    case Format::kMxfp4:
+      return tiled<PackedTile<4, 0>>(m, record, first, end, x, y, stride);
+    case Format::kBf16Columns: return columns_rows<true>(m, record, first, end, x, y, stride);
+    case Format::kFp16Columns: return columns_rows<false>(m, record, first, end, x, y, stride);
+  }
+}
+
+bool wants_pairs(Format format) {
+#if defined(EXPERTUNE_BF16)
+  return order_of(format) == Order::kPacked128 || order_of(format) == Order::kPairs32;
+#else
+  (void)format;
+  return false;
+#endif
+}
+
+// ---- plain weights --------------------------------------------------------------------------------
+
+inline void put(void* out, Number number, int64_t at, V v) {
+  if (number == Number::kFloat32) {
+    store((float*)out + at, v);
+  } else if (number == Number::kBf16) {
+    store_bf16((uint16_t*)out + at, v);
+  } else {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int i = 0; i < kLanes; ++i) ((uint16_t*)out)[at + i] = to_fp16(lanes[i]);
+  }
+}
+
+// Sixteen neighbours at `column` of a row of 8-bit codes, scaled. `column`: a multiple of 16.
+inline void plain_bytes(const Matrix& m, const uint8_t* record, int64_t row, void* out,
+                        Number number, int64_t place) {
+  const bool fp8 = (Format)m.format == Format::kFp8;
+  const uint8_t* codes = row_of(m, record, row);
+  const int64_t across = fp8 ? (m.columns + m.group - 1) / m.group : 0;
+  const auto* blocks = (const float*)(record + m.scales_offset) +
+                       (fp8 ? row / m.block_rows * across : 0);
+  const float own = fp8 ? 0 : from_bf16(((const uint16_t*)(record + m.scales_offset))[row]);
+  int64_t column = 0;
+  for (; column + kLanes <= m.columns; column += kLanes) {
+    const V value = fp8 ? fp8s(codes + column) : bytes_signed(codes + column);
+    put(out, number, place + column, mul(value, all(fp8 ? blocks[column / m.group] : own)));
+  }
+  for (; column < m.columns; ++column) {
+    const float value = fp8 ? from_fp8(codes[column]) * blocks[column / m.group]
+                            : (float)(int8_t)codes[column] * own;
+    put_number(out, number, place + column, value);
+  }
+}
+
+template <int BITS, bool E2M1>
+inline void plain_packed(const Matrix& m, const uint8_t* record, int64_t row, void* out,
+                         Number number, int64_t place) {
+  const uint8_t* codes = row_of(m, record, row);
+  const uint8_t* scales = record + m.scales_offset +
+                          row * (E2M1 ? m.columns / 32 : m.columns / m.group * 4);
+  const int64_t group = E2M1 ? 32 : m.group;
+  float codebook[16];
+  for (int i = 0; i < 16; ++i) codebook[i] = (float)(E2M1 ? kTwiceE2m1[i] : i - 8);
+  float lanes[kLanes];
+  for (int64_t column = 0; column < m.columns; column += kLanes) {
+    float scale, zero_point = 0;
+    if (E2M1) {
+      scale = half_e8m0(scales[column / group]);
+    } else {
+      scale = from_bf16(((const uint16_t*)scales)[column / group * 2]);
+      zero_point = from_bf16(((const uint16_t*)scales)[column / group * 2 + 1]);
+    }
+    uint64_t word = 0;
+    std::memcpy(&word, codes + column * BITS / 8, 2 * BITS);
+    for (int i = 0; i < kLanes; ++i) lanes[i] = codebook[(word >> (BITS * i)) & ((1 << BITS) - 1)];
+    V value = mul(load(lanes), all(scale));
+    if (!E2M1) value = add(value, all(zero_point));
+    put(out, number, place + column, value);
+  }
+}
+
+void plain(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, void* out,
+           Number number) {
+  for (int64_t row = first; row < end; ++row) {
+    const int64_t place = (row - first) * m.columns;
+    switch ((Format)m.format) {
+      case Format::kInt4: plain_packed<4, false>(m, record, row, out, number, place); break;
+      case Format::kInt3: plain_packed<3, false>(m, record, row, out, number, place); break;
+      case Format::kInt2: plain_packed<2, false>(m, record, row, out, number, place); break;
+      case Format::kMxfp4: plain_packed<4, true>(m, record, row, out, number, place); break;
+      case Format::kInt8:
+      case Format::kFp8: plain_bytes(m, record, row, out, number, place); break;
+      default: reference_products().plain(m, record, row, row + 1,
+                                          (char*)out + place * (number == Number::kFloat32 ? 4 : 2),
+                                          number);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace expertune

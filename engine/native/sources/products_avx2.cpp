@@ -1,0 +1,19 @@
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define EXPERTUNE_AVX2
+#include "products.h"
+#else
+#include "matrix.h"
+#endif
+
+namespace expertune {
+
+const Products* avx2_products() {
+#if defined(EXPERTUNE_AVX2)
+  static const Products products = {"avx2", rows, wants_pairs, plain, gate_rows};
+  return &products;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace expertune

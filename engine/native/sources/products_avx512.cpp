@@ -1,0 +1,19 @@
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define EXPERTUNE_AVX512
+#include "products.h"
+#else
+#include "matrix.h"
+#endif
+
+namespace expertune {
+
+const Products* avx512_products() {
+#if defined(EXPERTUNE_AVX512)
+  static const Products products = {"avx512", rows, wants_pairs, plain, gate_rows};
+  return &products;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace expertune

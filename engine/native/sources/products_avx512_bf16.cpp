@@ -1,0 +1,20 @@
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define EXPERTUNE_AVX512
+#define EXPERTUNE_BF16
+#include "products.h"
+#else
+#include "matrix.h"
+#endif
+
+namespace expertune {
+
+const Products* avx512_bf16_products() {
+#if defined(EXPERTUNE_BF16)
+  static const Products products = {"avx512_bf16", rows, wants_pairs, plain, gate_rows};
+  return &products;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace expertune

@@ -1,0 +1,19 @@
+#if defined(__aarch64__)
+#define EXPERTUNE_NEON
+#include "products.h"
+#else
+#include "matrix.h"
+#endif
+
+namespace expertune {
+
+const Products* neon_products() {
+#if defined(EXPERTUNE_NEON)
+  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows};
+  return &products;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace expertune
