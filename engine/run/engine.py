@@ -20,8 +20,10 @@ from engine.config.settings import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.kernels.crossover import known_crossover
+from engine.experts.kernels import native
+from engine.experts.kernels.crossover import known_crossovers
 from engine.experts.kernels.gemm import single_token_products, widen_linears
+from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
@@ -43,6 +45,7 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
+from engine.run.native_linear import use_native_linears
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -133,10 +136,9 @@ class Engine:
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
-        if not resolved.kernel.crossover_tokens:
-            measured = known_crossover(self.cache_folder)
-            resolved = resolved.overlay({"kernel.crossover_tokens": measured})
         self.release()
+        if native.is_available():
+            resolved = resolved.overlay({"cpu.threads": native.use_threads(resolved.cpu.threads)})
         non_expert = NonExpertSettings.of(resolved)
         if non_expert != self._loaded:
             self._drop_weights()
@@ -179,8 +181,9 @@ class Engine:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
                     opened.callback(store.close)
+                crossovers = known_crossovers(self.cache_folder)
                 multipliers = {
-                    bits: multiplier_of(config, store.record, supports[bits])
+                    bits: multiplier_of(config, store.record, supports[bits], crossovers)
                     for bits, store in stores.items()
                 }
                 largest = max(store.record.size_bytes for store in stores.values())
@@ -334,6 +337,8 @@ class Engine:
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
         if self.device.torch_device.type == "cpu":
+            if non_expert.kernel in ("auto", "native") and native.is_available():
+                use_native_linears(model.model, self._crossover(non_expert, 16))
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):
@@ -349,8 +354,15 @@ class Engine:
             matrices, non_expert.bits, non_expert.group, dtype, place, folder
         )
         return NonExpertQuantizer(
-            non_expert.bits, non_expert.group, non_expert.kernel, kernels, non_expert.crossover
+            non_expert.bits,
+            non_expert.group,
+            non_expert.kernel,
+            kernels,
+            self._crossover(non_expert, non_expert.bits),
         )
+
+    def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
+        return non_expert.crossover or known_crossovers(self.cache_folder)[bits]
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint
@@ -362,14 +374,17 @@ class Engine:
         """The packed kernels that work on this machine for this config's (or these) bits."""
         bits = bits or config.precision.bits
         prequantized = config.precision.prequantized and bits == config.precision.bits
-        if bits == 16 or prequantized or config.kernel.name == "dequantize":
+        place = self.device.torch_device
+        if config.kernel.name == "dequantize":
             return NO_KERNELS
+        if prequantized:
+            return NO_KERNELS if Native().unavailable(place) else KernelSupport(("native",))
         held = probe_support(
             self.facts.parts,
             bits,
             group_size_of(config, bits),
             DTYPES[config.compute.dtype],
-            self.device.torch_device,
+            place,
             self.cache_folder,
         )
         shared = config.placement.name != "device" and self.device.torch_device.type != "cpu"

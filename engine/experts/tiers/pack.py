@@ -32,7 +32,7 @@ from engine.layout.record import parts_to_json
 from engine.model.loader import LoadedModel
 from engine.types import ExpertId, format_bytes
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
 

@@ -48,12 +48,6 @@ std::vector<const Products*> available() {
   return found;
 }
 
-const Products* by_name(const char* name) {
-  for (const Products* one : available()) {
-    if (*name == '\0' || std::string(name) == one->name) return one;
-  }
-  return nullptr;
-}
 
 // Activations in a format's order, written piece by piece.
 class Workspace {
@@ -339,7 +333,7 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
 }
 
 void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, const void* x,
-                Number number, int64_t tokens, int64_t stride, void* out) {
+                Number number, int64_t tokens, int64_t stride, void* out, int64_t out_stride) {
   thread_local Workspace own;
   Workspace& prepared = own;
   fill(context, prepared, matrix, x, number, tokens, stride);
@@ -358,12 +352,49 @@ void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, c
       finish(matrix, record, first, count, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {
         for (int64_t row = 0; row < count; ++row) {
-          put_number(out, number, (start + token) * matrix.rows + first + row,
+          put_number(out, number, (start + token) * out_stride + first + row,
                      y[token * count + row]);
         }
       }
     }
   });
+}
+
+// Whether an instruction set gives the reference's bits on small matrices of every format: how
+// processors add pairs of bf16 products, for one, is not the same by any law.
+bool agrees(const Products& products) {
+  constexpr int64_t kRows = 17, kColumns = 160, kTokens = 3, kScales = 1 << 14;
+  std::vector<uint8_t> record(2 * kScales);
+  std::vector<float> x(kTokens * kColumns);
+  uint32_t state = 1;
+  auto next = [&] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  for (auto& value : x) {
+    value = from_bf16(to_bf16(static_cast<float>(next() % 2001) / 500.0f - 2.0f));
+  }
+  Context mine(1, 0, products), plain(1, 0, reference_products());
+  for (int64_t format = 0; format <= static_cast<int64_t>(Format::kFp16Columns); ++format) {
+    for (auto& byte : record) byte = static_cast<uint8_t>(next() & 0x3b);  // moderate in every format
+    const Matrix matrix = {format, kRows, kColumns, format == 7 ? 64 : 32, 16, 0, kScales, -1, 0};
+    for (Number number : {Number::kBf16, Number::kFloat32}) {
+      std::vector<uint16_t> halves(x.size());
+      for (size_t i = 0; i < x.size(); ++i) halves[i] = to_bf16(x[i]);
+      const void* input = number == Number::kBf16 ? static_cast<const void*>(halves.data()) : x.data();
+      std::vector<float> found(kTokens * kRows), expected(kTokens * kRows);
+      run_linear(mine, matrix, record.data(), input, number, kTokens, kColumns, found.data(), kRows);
+      run_linear(plain, matrix, record.data(), input, number, kTokens, kColumns, expected.data(),
+                 kRows);
+      if (std::memcmp(found.data(), expected.data(), 4 * found.size()) != 0) return false;
+    }
+  }
+  return true;
+}
+
+// The best that runs here and agrees, or the named one; null if that does not.
+const Products* by_name(const char* name) {
+  for (const Products* one : available()) {
+    if ((*name == '\0' || std::string(name) == one->name) && agrees(*one)) return one;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -389,13 +420,19 @@ void* expertune_open(int64_t threads, int64_t spin_us, const char* instruction_s
   return new Context(static_cast<int>(threads), static_cast<int>(spin_us), *products);
 }
 
+// The instruction set that was taken.
+const char* expertune_chosen(void* context) {
+  return static_cast<Context*>(context)->products.name;
+}
+
 void expertune_close(void* context) { delete static_cast<Context*>(context); }
 
-// x [T, K], rows `stride` numbers apart -> out [T, N].
+// x [T, K], rows `stride` numbers apart -> out [T, N], rows `out_stride` numbers apart.
 void expertune_linear(void* context, const Matrix* matrix, const void* record, const void* x,
-                      int64_t number, int64_t tokens, int64_t stride, void* out) {
+                      int64_t number, int64_t tokens, int64_t stride, void* out,
+                      int64_t out_stride) {
   run_linear(*static_cast<Context*>(context), *matrix, static_cast<const uint8_t*>(record), x,
-             static_cast<Number>(number), tokens, stride, out);
+             static_cast<Number>(number), tokens, stride, out, out_stride);
 }
 
 // x [T, D] through the experts in index [T, K] whose records are given (address 0: not now)
