@@ -351,7 +351,7 @@ class Engine:
         matrices = self.facts.non_expert_matrices if non_expert.kernel != "dequantize" else ()
         place, folder = self.device.torch_device, self.cache_folder
         kernels = non_expert_kernels(
-            matrices, non_expert.bits, non_expert.group, dtype, place, folder
+            matrices, non_expert.bits, non_expert.group, dtype, place, folder, non_expert.kernel
         )
         return NonExpertQuantizer(
             non_expert.bits,
@@ -386,6 +386,7 @@ class Engine:
             DTYPES[config.compute.dtype],
             place,
             self.cache_folder,
+            config.kernel.name,
         )
         shared = config.placement.name != "device" and self.device.torch_device.type != "cpu"
         return held.readable_by_host() if shared else held

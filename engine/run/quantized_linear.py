@@ -116,6 +116,7 @@ def non_expert_kernels(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path,
+    wanted: KernelName,
 ) -> dict[tuple[Bits, int, int], KernelSupport]:
     """The packed kernels that work for each shape of a block; each is tested by itself, in a
     child process, once per machine."""
@@ -126,6 +127,6 @@ def non_expert_kernels(
             key = (layout.bits, part.rows, part.columns)
             if key not in found:
                 found[key] = probe_support(
-                    (part,), layout.bits, layout.group_size, dtype, device, folder
+                    (part,), layout.bits, layout.group_size, dtype, device, folder, wanted
                 )
     return found

@@ -24,7 +24,7 @@ from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
 from engine.files import write_atomically
 from engine.layout.record import Part, record_layout
-from engine.types import Bits
+from engine.types import Bits, KernelName
 
 _TOLERANCE = 0.02
 _PATIENCE_S = 120
@@ -38,11 +38,13 @@ def probe_support(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path,
+    wanted: KernelName = "auto",
 ) -> KernelSupport:
     """The kernels that work for all matrices of a record with codes of these bits.
 
     folder: where the results of self-tests are kept. A child that crashes or hangs counts as a
-    failure.
+    failure. wanted: a kernel's name if that one is meant; else what is less preferred than one that
+    works is not tried.
     """
     shapes = sorted({(p.rows, p.columns) for p in parts if p.kind == "matrix"})
     held: list[str] = []
@@ -55,7 +57,9 @@ def probe_support(
             refusals[name] = f"it reads codes of {read} bits, not of {bits}"
             continue
         why = kernel.unavailable(device)
-        if why is None:
+        if why is None and held and name != wanted:
+            why = f"it was not tried: {held[0]} is preferred"
+        elif why is None:
             tried.append(name)
             why = first_refusal(kernel, shapes, group_size, dtype)
             if why is None and not kernel.tested:
