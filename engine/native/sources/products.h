@@ -421,30 +421,67 @@ inline void plain_bytes(const Matrix& m, const uint8_t* record, int64_t row, voi
   }
 }
 
+// Sixteen codes through a table of 16 results.
+template <int BITS>
+inline void sixteen_halves(const uint8_t* codes, const uint16_t* table, uint16_t* out) {
+  uint64_t word = 0;
+  std::memcpy(&word, codes, 2 * BITS);
+#if defined(EXPERTUNE_AVX512) || defined(EXPERTUNE_AVX2)
+  constexpr uint64_t kSpread = 0x0101010101010101ull * ((1 << BITS) - 1);  // a code to a byte
+  const __m128i bytes = _mm_set_epi64x((long long)_pdep_u64(word >> (8 * BITS), kSpread),
+                                       (long long)_pdep_u64(word, kSpread));
+#if defined(EXPERTUNE_AVX512)
+  const __m256i results = _mm256_loadu_si256((const __m256i*)table);
+  const __m256i found = _mm256_permutexvar_epi16(_mm256_cvtepu8_epi16(bytes), results);
+  _mm256_storeu_si256((__m256i*)out, found);
+#else
+  const __m128i first = _mm_loadu_si128((const __m128i*)table);
+  const __m128i last = _mm_loadu_si128((const __m128i*)(table + 8));
+  const __m128i low_mask = _mm_set1_epi16(0xff);
+  const __m128i low = _mm_packus_epi16(_mm_and_si128(first, low_mask), _mm_and_si128(last, low_mask));
+  const __m128i high = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8));
+  const __m128i a = _mm_shuffle_epi8(low, bytes), b = _mm_shuffle_epi8(high, bytes);
+  _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi8(a, b));
+  _mm_storeu_si128((__m128i*)(out + 8), _mm_unpackhi_epi8(a, b));
+#endif
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = table[(word >> (BITS * i)) & ((1 << BITS) - 1)];
+#endif
+}
+
+// A group has at most 16 different values: they are scaled once, then looked up.
 template <int BITS, bool E2M1>
 inline void plain_packed(const Matrix& m, const uint8_t* record, int64_t row, void* out,
                          Number number, int64_t place) {
   const uint8_t* codes = row_of(m, record, row);
-  const uint8_t* scales = record + m.scales_offset +
-                          row * (E2M1 ? m.columns / 32 : m.columns / m.group * 4);
   const int64_t group = E2M1 ? 32 : m.group;
-  float codebook[16];
-  for (int i = 0; i < 16; ++i) codebook[i] = (float)(E2M1 ? kTwiceE2m1[i] : i - 8);
-  float lanes[kLanes];
-  for (int64_t column = 0; column < m.columns; column += kLanes) {
-    float scale, zero_point = 0;
+  const uint8_t* scales = record + m.scales_offset + row * (m.columns / group) * (E2M1 ? 1 : 4);
+  float codebook[kLanes];
+  for (int i = 0; i < kLanes; ++i) codebook[i] = (float)(E2M1 ? kTwiceE2m1[i] : i - 8);
+  const V values = load(codebook);
+  alignas(64) float wide[kLanes];
+  alignas(64) uint16_t halves[kLanes];
+  for (int64_t start = 0; start < m.columns; start += group) {
+    V scaled;
     if (E2M1) {
-      scale = half_e8m0(scales[column / group]);
+      scaled = mul(values, all(half_e8m0(scales[start / group])));
     } else {
-      scale = from_bf16(((const uint16_t*)scales)[column / group * 2]);
-      zero_point = from_bf16(((const uint16_t*)scales)[column / group * 2 + 1]);
+      const auto* pair = (const uint16_t*)scales + start / group * 2;
+      scaled = add(mul(values, all(from_bf16(pair[0]))), all(from_bf16(pair[1])));
     }
-    uint64_t word = 0;
-    std::memcpy(&word, codes + column * BITS / 8, 2 * BITS);
-    for (int i = 0; i < kLanes; ++i) lanes[i] = codebook[(word >> (BITS * i)) & ((1 << BITS) - 1)];
-    V value = mul(load(lanes), all(scale));
-    if (!E2M1) value = add(value, all(zero_point));
-    put(out, number, place + column, value);
+    if (number == Number::kFloat32) store(wide, scaled);
+    else put(halves, number, 0, scaled);
+    for (int64_t column = start; column < start + group; column += kLanes) {
+      const uint8_t* at = codes + column * BITS / 8;
+      if (number != Number::kFloat32) {
+        sixteen_halves<BITS>(at, halves, (uint16_t*)out + place + column);
+        continue;
+      }
+      uint64_t word = 0;
+      std::memcpy(&word, at, 2 * BITS);
+      float* into = (float*)out + place + column;
+      for (int i = 0; i < kLanes; ++i) into[i] = wide[(word >> (BITS * i)) & ((1 << BITS) - 1)];
+    }
   }
 }
 
