@@ -92,7 +92,7 @@ def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Fi
 
     from engine.config.settings import EngineConfig
     from engine.device.cpu import CpuDevice
-    from engine.measure.efficiency import bandwidth_efficiency
+    from engine.measure.efficiency import memory_bytes_per_s, touched_bytes
     from engine.run.engine import Engine
     from engine.run.micro_batch import MicroBatch
 
@@ -125,14 +125,16 @@ def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Fi
             batch.tokens = tokens(count, 1)
             engine.forward([batch], "decode")
         engine.clock.reset()
+        engine.residency.reset_counters()
         started = time.perf_counter()
         for _ in range(DECODED):
             batch.tokens = tokens(count, 1)
             engine.forward([batch], "decode")
         spent = time.perf_counter() - started
         engine.clock.switch("other")
-        efficiency = bandwidth_efficiency(engine, count, DECODED / spent)
-        return DECODED * count / spent, prefill_s, efficiency
+        rate = memory_bytes_per_s(engine) or 0.0
+        bandwidth = touched_bytes(engine, DECODED) / spent
+        return DECODED * count / spent, prefill_s, bandwidth / rate if rate else 0.0
 
     def run() -> Figures:
         single, prefill_s, efficiency = decode(1, PROMPT)

@@ -181,7 +181,7 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which kernels multiply. auto: the native ones on the CPU, the fastest that is right elsewhere,
+    """Which kernels multiply. auto: native ones on the CPU, elsewhere the fastest that is right,
     up to crossover_tokens tokens of an expert; 0: for each precision as `tune profile` measured on
     this machine."""
 

@@ -1,8 +1,8 @@
 """Bandwidth efficiency: how near decoding comes to reading its weights at the memory's speed.
 
-The bytes of weights that one step of decoding touches, times steps per second, over the bytes per
-second that all threads of the products read from memory. 1 means that nothing but reading weights
-takes time. Known for the native products on a device that is host memory.
+The bytes of weights that decoding touches, over its time, over the bytes a second that all threads
+of the products read from memory together. 1: nothing but reading weights takes time. Known for the
+native products on a device that is host memory.
 """
 
 from __future__ import annotations
@@ -17,45 +17,33 @@ _READ_BYTES = 256 << 20  # far beyond any cache
 _READS = 5
 
 
-def bandwidth_efficiency(engine: Engine, tokens: int, steps_per_s: float) -> float | None:
-    """The efficiency of steps of this many tokens (of as many sequences); None where it is not
-    known.
-
-    Experts of several tokens overlap: each is counted as often as routing without preference would
-    choose it at all.
-    """
+def memory_bytes_per_s(engine: Engine) -> float | None:
+    """What all threads of the products read from memory together: the best of a few reads; None
+    where the products are not native, or not the CPU's."""
     if not is_available() or not engine.device.is_host_memory:
         return None
-    return touched_bytes(engine, tokens) * steps_per_s / memory_bytes_per_s()
-
-
-def touched_bytes(engine: Engine, tokens: int) -> float:
-    """Bytes of weights that a step of decoding reads: chosen experts, linear layers, head."""
-    assert engine.memory is not None
-    facts = engine.facts
-    record = engine.store.record.size_bytes
-    chosen = facts.experts * (1 - (1 - facts.experts_per_token / facts.experts) ** tokens)
-    return facts.moe_layers * chosen * record + _linear_bytes(engine)
-
-
-def _linear_bytes(engine: Engine) -> int:
-    """Bytes of every weight outside the experts but the embeddings, of which rows are taken."""
-    model = engine.model.model
-    table = model.get_input_embeddings()
-    head = model.get_output_embeddings()
-    tied = head is not None and getattr(head, "weight", None) is getattr(table, "weight", None)
-    own = set() if tied else {id(table.weight)}
-    found = {
-        t.data_ptr(): t.nbytes
-        for t in (*model.parameters(), *model.buffers())
-        if id(t) not in own and t.device.type != "meta"
-    }
-    return sum(found.values())
-
-
-def memory_bytes_per_s() -> float:
-    """What all threads of the products read from memory together: the best of a few reads."""
     memory = torch.ones(_READ_BYTES, dtype=torch.uint8)
     pool = library.current()
     seconds = min(pool.read_seconds(memory.data_ptr(), memory.nbytes) for _ in range(_READS))
     return _READ_BYTES / seconds
+
+
+def touched_bytes(engine: Engine, steps: int) -> int:
+    """Bytes of weights that decoding touched since the counters were reset, in this many steps:
+    the records of each layer's experts, and everything outside the experts but the embeddings."""
+    counters = engine.residency.counters
+    experts = counters.hits["decode"] + counters.misses["decode"]
+    return experts * engine.store.record.size_bytes + steps * non_expert_bytes(engine)
+
+
+def non_expert_bytes(engine: Engine) -> int:
+    """Bytes of every weight outside the experts but the embeddings, of which rows are taken."""
+    model = engine.model.model
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is getattr(table, "weight", None)
+    found = {
+        tensor.data_ptr(): tensor.nbytes
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.device.type == "cpu" and (tied or tensor is not getattr(table, "weight", None))
+    }
+    return sum(found.values())

@@ -286,3 +286,15 @@ def current() -> Threads:
     if count not in _open:
         _open[count] = Threads(library, count, os.environ.get("EXPERTUNE_INSTRUCTION_SET", ""))
     return _open[count]
+
+
+@functools.cache
+def products_name(count: int = 0) -> str:
+    """Names the products, their threads (0: as many as `use` would take) and the library's sources:
+    a figure measured with some holds for no others."""
+    library = load()
+    if isinstance(library, str):
+        return "torch"
+    chosen = Threads(library, 1, os.environ.get("EXPERTUNE_INSTRUCTION_SET", "")).instruction_set
+    digest = library.functions["digest"]().decode()
+    return f"native-{chosen}-{count or physical_cores()}-{digest[:8]}"

@@ -19,11 +19,11 @@ from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
-from engine.experts.kernels.native import products_name
 from engine.experts.kernels.registry import KernelSupport
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
 from engine.layout.record import Part, record_layout
+from engine.native.library import products_name
 from engine.profile.interference import SHAPES, Interference, measure_interference
 from engine.types import Bits
 

@@ -22,7 +22,7 @@ from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.kernels import native
 from engine.experts.kernels.crossover import known_crossovers
-from engine.experts.kernels.gemm import single_token_products, widen_linears
+from engine.experts.kernels.gemm import all_cores, single_token_products, widen_linears
 from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
@@ -37,6 +37,7 @@ from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
+from engine.native import library
 from engine.policy.batch_plan import Planned
 from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
@@ -58,6 +59,7 @@ DTYPES = {
     "float32": torch.float32,
 }
 
+MANY_TOKENS = 16  # from here on a forward pass multiplies with torch on all cores
 LOGIT_BYTES = 16_000_000  # of the logits of one text that are computed at once
 
 logger = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class Engine:
         resolved, memory = resolve(config, self.facts)
         self.release()
         if native.is_available():
-            resolved = resolved.overlay({"cpu.threads": native.use_threads(resolved.cpu.threads)})
+            resolved = resolved.overlay({"cpu.threads": library.use(resolved.cpu.threads)})
         non_expert = NonExpertSettings.of(resolved)
         if non_expert != self._loaded:
             self._drop_weights()
@@ -301,15 +303,20 @@ class Engine:
             if batch.kv is None:
                 batch.kv = self.live.kv.make()
         single = self._is_single_token(batches)
+        many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
         try:
-            with torch.inference_mode(), single_token_products(single):
+            with torch.inference_mode(), single_token_products(single), all_cores(many):
                 return forward_together(self.model.model, batches, runtime, self.clock, consume)
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe
             raise
 
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.torch_device.type == "cpu"
+
     def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
-        reduced = self.device.torch_device.type == "cpu" and self.model.dtype != torch.float32
+        reduced = self._on_cpu and self.model.dtype != torch.float32
         return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
@@ -336,7 +343,7 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
-        if self.device.torch_device.type == "cpu":
+        if self._on_cpu:
             if non_expert.kernel in ("auto", "native") and native.is_available():
                 use_native_linears(model.model, self._crossover(non_expert, 16))
             widen_linears(model.model)

@@ -6,8 +6,8 @@ Codes of at most 4 bits lie `plain`: one after the other along K, the first in t
 row in bytes of its own, with the scales of a row together. The same bytes serve the native products
 on the CPU and triton on a GPU. Where neither can be had, they lie in torch's own packed layout for
 its CPU kernel (`torch_int4`, which depends on the CPU's capability) or its CUDA kernel
-(`cuda_int4`). There codes of 3 and 2 bits are the bytes of 4, squeezed, so that expanding needs only
-a few byte operations. At 2 bits, the first half of the code bytes lies in the bits 0x33 of the
+(`cuda_int4`). There codes of 3 and 2 bits are the bytes of 4, squeezed, so that expanding needs
+only a few byte operations. At 2 bits, the first half of the code bytes lies in the bits 0x33 of the
 squeezed bytes, the second half in 0xCC. At 3 bits, the first three quarters of the code bytes lie
 in the bits 0xEE, and the bits 0x11 of each third hold one bit of every code of the last quarter.
 """
@@ -57,9 +57,9 @@ class RecordFormat:
 class MatrixView:
     """A matrix inside a record: codes (or 16-bit weights) and scales, views of the slot's bytes.
 
-    codes: as the part is stored at 16 bits, int8 [N, K] at 8, bytes at fewer: uint8 [N, K * bits / 8]
-    in the plain layout. scales: bf16 [N] at 8 bits, [G, N, 2] (scale, zero) at fewer, with the rows
-    outermost in memory in the plain layout.
+    codes: as the part is stored at 16 bits, int8 [N, K] at 8, bytes at fewer: in the plain layout
+    uint8 [N, K * bits / 8]. scales: bf16 [N] at 8 bits, [G, N, 2] (scale, zero) at fewer, with the
+    rows outermost in memory in the plain layout.
     """
 
     part: Part

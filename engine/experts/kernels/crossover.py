@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
-from engine.experts.kernels.native import products_name
 from engine.experts.kernels.probe import layout_key
 from engine.files import write_atomically
+from engine.native.library import products_name
 from engine.types import Bits
 
 Crossovers = Mapping[Bits, int]

@@ -73,10 +73,8 @@ class Native:
 def matrix_of(view: MatrixView, bits: Bits, group_size: int) -> Matrix:
     """How a matrix lies, as seen from its codes."""
     part, scales = view.part, view.scales
-    if bits == 16:
-        format_ = _SIXTEEN[view.codes.dtype, part.transposed]
-    else:
-        format_ = _CODED[bits]
+    sixteen = bits == 16
+    format_ = _SIXTEEN[view.codes.dtype, part.transposed] if sixteen else _CODED[bits]
     offset = 0 if scales is None else scales.data_ptr() - view.codes.data_ptr()
     return Matrix(format_, part.rows, part.columns, group_size, 0, 0, offset, -1, 0)
 
@@ -123,22 +121,6 @@ def plain(view: MatrixView, matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
     return out  # [N, K]
 
 
-def use_threads(count: int) -> int:
-    """Multiply on this many threads from now on, torch's products of many tokens too; 0: on the
-    physical cores. Returns how many."""
-    count = library.use(count)
-    torch.set_num_threads(count)
-    return count
-
-
 def is_available() -> bool:
     """Whether the library was built and may be used."""
     return not isinstance(library.load(), str)
-
-
-def products_name() -> str:
-    """Names the products and their threads, for figures that hold for no others."""
-    if not is_available():
-        return "torch"
-    pool = library.current()
-    return f"native-{pool.instruction_set}-{pool.count}"
