@@ -46,6 +46,10 @@ class Number(IntEnum):
     FP16 = 2
 
 
+NO_BIAS = -1
+"""As Matrix.bias_number."""
+
+
 class Activation(IntEnum):
     """An activation function; see sources/gate.h."""
 
@@ -69,7 +73,7 @@ class GateForm(IntEnum):
 
 
 class Matrix(ctypes.Structure):
-    """The location of a matrix in a record, offsets in bytes; bias_offset -1: no bias."""
+    """The location of a matrix in a record, offsets in bytes; bias_number -1: no bias."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -105,6 +109,32 @@ class Experts(ctypes.Structure):
     _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
 
 
+class Attention(ctypes.Structure):
+    """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "sequences",
+                "query_heads",
+                "heads",
+                "length",
+                "key_width",
+                "value_width",
+                "key_batch",
+                "key_head",
+                "key_stride",
+                "value_batch",
+                "value_head",
+                "value_stride",
+            )
+        ),
+        ("scale", ctypes.c_double),
+    ]
+
+
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "digest": (ctypes.c_char_p, ()),
@@ -118,6 +148,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (*[_POINTER] * 3, _LONG, _POINTER, *[_LONG] * 3, _POINTER, _POINTER),
     ),
     "plain": (None, (*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG)),
+    "attend": (None, tuple([_POINTER] * 7)),
+    "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
 }
@@ -182,6 +214,8 @@ class Threads:
         self._context = ctypes.c_void_p(opened)
         self.instruction_set = self._functions["chosen"](self._context).decode()
         self._linear = self._functions["linear"]
+        self._attend = self._functions["attend"]
+        self._norm = self._functions["norm"]
         self._experts = self._functions["experts"]
 
     def linear(
@@ -244,6 +278,21 @@ class Threads:
         self._functions["plain"](
             self._context, ctypes.byref(matrix), record, first, end, out, number
         )
+
+    def attend(
+        self, attention: Attention, query: int, keys: int, values: int, mask: int, out: int
+    ) -> None:
+        """query [B, Q, D], contiguous, attends to keys and values [B, H, L, ..] -> out [B, Q, Dv].
+
+        mask: float32 [B, L], added to the scores; 0: none.
+        """
+        self._attend(self._context, ctypes.byref(attention), query, keys, values, mask or None, out)
+
+    def norm(
+        self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int
+    ) -> None:
+        """Each row of x [T, count] over its root mean square, times weight [count] -> out."""
+        self._norm(self._context, number, x, weight, tokens, count, epsilon, out)
 
     def gate(self, gate: Gate, number: Number, g: int, u: int, out: int, count: int) -> None:
         """out[i] = the gate of g[i] and u[i], all float32, rounded to `number`."""

@@ -36,6 +36,7 @@ from engine.memory.plan import MemoryPlan, config_layout, group_size_of, resolve
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
+from engine.model.native_attention import use_native_attention
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.native import library
 from engine.policy.batch_plan import Planned
@@ -346,6 +347,7 @@ class Engine:
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native") and native.is_available():
                 use_native_linears(model.model, self._crossover(non_expert, 16))
+                use_native_attention(model.model)
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

@@ -11,7 +11,7 @@ from torch import nn
 from engine.experts.kernels.gemm import multiplies, widened_gemm
 from engine.experts.kernels.native import NUMBERS
 from engine.native import library
-from engine.native.library import Format, Matrix
+from engine.native.library import NO_BIAS, Format, Matrix
 
 _FORMATS = {torch.bfloat16: Format.BF16, torch.float16: Format.FP16}
 
@@ -65,7 +65,7 @@ def use_native_linears(model: nn.Module, most_tokens: int) -> None:
 
 
 def _matrix(linear: nn.Linear) -> Matrix:
-    bias, number = -1, 0
+    bias, number = 0, NO_BIAS
     if linear.bias is not None:
         bias = linear.bias.data_ptr() - linear.weight.data_ptr()
         number = NUMBERS[linear.bias.dtype]

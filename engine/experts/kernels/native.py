@@ -11,7 +11,7 @@ from engine.experts.encoding.codec import CodeLayout, MatrixView
 from engine.experts.kernels.base import MatrixShape
 from engine.layout.prequantized import PrequantizedFormat
 from engine.native import library
-from engine.native.library import Format, Matrix, Number
+from engine.native.library import NO_BIAS, Format, Matrix, Number
 from engine.types import Bits
 
 GROUPS = (16, 32, 64, 128)
@@ -76,7 +76,7 @@ def matrix_of(view: MatrixView, bits: Bits, group_size: int) -> Matrix:
     sixteen = bits == 16
     format_ = _SIXTEEN[view.codes.dtype, part.transposed] if sixteen else _CODED[bits]
     offset = 0 if scales is None else scales.data_ptr() - view.codes.data_ptr()
-    return Matrix(format_, part.rows, part.columns, group_size, 0, 0, offset, -1, 0)
+    return Matrix(format_, part.rows, part.columns, group_size, 0, 0, offset, 0, NO_BIAS)
 
 
 def published_matrix(view: MatrixView, published: PrequantizedFormat) -> Matrix | None:
@@ -86,11 +86,11 @@ def published_matrix(view: MatrixView, published: PrequantizedFormat) -> Matrix 
     offset = view.scales.data_ptr() - view.codes.data_ptr()
     rows, columns = view.part.rows, view.part.columns
     if published.name == "mxfp4":
-        return Matrix(Format.MXFP4, rows, columns, 32, 0, 0, offset, -1, 0)
+        return Matrix(Format.MXFP4, rows, columns, 32, 0, 0, offset, 0, NO_BIAS)
     if view.part.transposed or published.block_columns % 64:
         return None
     blocks = published.block_columns, published.block_rows
-    return Matrix(Format.FP8, rows, columns, *blocks, 0, offset, -1, 0)
+    return Matrix(Format.FP8, rows, columns, *blocks, 0, offset, 0, NO_BIAS)
 
 
 def linear(

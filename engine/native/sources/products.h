@@ -503,5 +503,112 @@ void plain(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, v
   }
 }
 
+// ---- attention of one query, and norms ------------------------------------------------------------
+
+template <Number NUMBER>
+inline V load_number(const void* at, int64_t index) {
+  if constexpr (NUMBER == Number::kFloat32) return load((const float*)at + index);
+  else if constexpr (NUMBER == Number::kBf16) return bf16s((const uint8_t*)at + 2 * index);
+  else return halves((const uint8_t*)at + 2 * index);
+}
+
+template <Number NUMBER>
+inline V load_end(const void* at, int64_t index, int64_t count) {  // fewer than 16, then zeros
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from_number(at, NUMBER, index + i);
+  return load(lanes);
+}
+
+template <Number NUMBER>
+inline float score(const Attended& at, const float* query, int64_t key) {
+  V total = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= at.key_width; i += kLanes) {
+    total = fma(load(query + i), load_number<NUMBER>(at.keys, key * at.key_stride + i), total);
+  }
+  if (i < at.key_width) {
+    const int64_t rest = at.key_width - i;
+    const V own = load_end<Number::kFloat32>(query, i, rest);
+    total = fma(own, load_end<NUMBER>(at.keys, key * at.key_stride + i, rest), total);
+  }
+  return tree(total);
+}
+
+// Values columns first.. of C vectors, all keys.
+template <Number NUMBER, int C>
+inline void weigh(const Attended& at, const float* weights, int64_t first, float* out) {
+  V total[C];
+  for (int c = 0; c < C; ++c) total[c] = zero();
+  for (int64_t key = 0; key < at.length; ++key) {
+    const V weight = all(weights[key]);
+    for (int c = 0; c < C; ++c) {
+      const int64_t place = key * at.value_stride + first + c * kLanes;
+      total[c] = fma(weight, load_number<NUMBER>(at.values, place), total[c]);
+    }
+  }
+  for (int c = 0; c < C; ++c) store(out + first + c * kLanes, total[c]);
+}
+
+template <Number NUMBER>
+inline void attend_to(const Attended& at, const float* query, float* scores, float* out) {
+  float most = -__builtin_inff();
+  for (int64_t key = 0; key < at.length; ++key) {
+    scores[key] = score<NUMBER>(at, query, key) + (at.mask == nullptr ? 0.0f : at.mask[key]);
+    most = scores[key] > most ? scores[key] : most;
+  }
+  for (int64_t key = 0; key < at.length; ++key) scores[key] = exp_of(scores[key] - most);
+  V sums = zero();
+  int64_t key = 0;
+  for (; key + kLanes <= at.length; key += kLanes) sums = add(sums, load(scores + key));
+  if (key < at.length) {
+    sums = add(sums, load_end<Number::kFloat32>(scores, key, at.length - key));
+  }
+  const float sum = tree(sums);
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= at.value_width; i += 4 * kLanes) weigh<NUMBER, 4>(at, scores, i, out);
+  for (; i + kLanes <= at.value_width; i += kLanes) weigh<NUMBER, 1>(at, scores, i, out);
+  for (; i < at.value_width; ++i) {
+    float total = 0;
+    for (key = 0; key < at.length; ++key) {
+      const float value = from_number(at.values, NUMBER, key * at.value_stride + i);
+      total = __builtin_fmaf(scores[key], value, total);
+    }
+    out[i] = total;
+  }
+  for (i = 0; i < at.value_width; ++i) out[i] /= sum;
+}
+
+void attend(const Attended& at, Number number, const float* query, float* scores, float* out) {
+  switch (number) {
+    case Number::kFloat32: return attend_to<Number::kFloat32>(at, query, scores, out);
+    case Number::kBf16: return attend_to<Number::kBf16>(at, query, scores, out);
+    case Number::kFp16: return attend_to<Number::kFp16>(at, query, scores, out);
+  }
+}
+
+template <Number NUMBER>
+inline void scale_all(const float* x, const float* weight, int64_t count, float factor, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = round_to<NUMBER>(round_to<NUMBER>(x[i] * factor) * weight[i]);
+  }
+}
+
+void norm(Number number, const float* x, const float* weight, int64_t count, float epsilon,
+          float* out) {
+  V squares = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  if (i < count) {
+    const V rest = load_end<Number::kFloat32>(x, i, count - i);
+    squares = fma(rest, rest, squares);
+  }
+  const float factor = 1.0f / __builtin_sqrtf(tree(squares) / (float)count + epsilon);
+  switch (number) {
+    case Number::kFloat32: return scale_all<Number::kFloat32>(x, weight, count, factor, out);
+    case Number::kBf16: return scale_all<Number::kBf16>(x, weight, count, factor, out);
+    case Number::kFp16: return scale_all<Number::kFp16>(x, weight, count, factor, out);
+  }
+}
+
 }  // namespace
 }  // namespace expertune

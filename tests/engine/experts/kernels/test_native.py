@@ -152,6 +152,13 @@ def test_many_tokens_go_through_plain_weights_few_do_not(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_layer_reads_its_weight_where_it_lies(dtype: torch.dtype, bias: bool) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(96, 50, bias=bias)).to(dtype)
+    if bias:  # before the weight in memory, and behind it
+        room = torch.zeros(50 + 96 * 50 + 50, dtype=dtype)
+        first, last = room[:50], room[-50:]
+        weight = room[50:-50].view(50, 96).copy_(model[0].weight.detach())
+        model[0].weight = torch.nn.Parameter(weight)
+        bias_place = first if dtype == torch.bfloat16 else last
+        model[0].bias = torch.nn.Parameter(bias_place.copy_(model[0].bias.detach()))
     plain = torch.nn.Linear(96, 50, bias=bias).to(torch.float32)
     plain.load_state_dict({k: v.float() for k, v in model[0].state_dict().items()})
     use_native_linears(model, most_tokens=6)
