@@ -83,6 +83,11 @@ class Slots:
             self._views[slot, bits] = view
         return view
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self._starts[-1]
+
     def address(self, slot: int) -> int:
         """The address of a slot's first byte in the device's memory."""
         assert self._arena is not None

@@ -7,25 +7,26 @@ native products on a device that is host memory.
 
 from __future__ import annotations
 
-import torch
-
 from engine.experts.kernels.native import is_available
 from engine.native import library
 from engine.run.engine import Engine
 
-_READ_BYTES = 256 << 20  # far beyond any cache
+_LEAST_BYTES = 128 << 20  # less may lie in a processor's cache
+_MOST_BYTES = 512 << 20
 _READS = 5
 
 
 def memory_bytes_per_s(engine: Engine) -> float | None:
-    """What all threads of the products read from memory together: the best of a few reads; None
-    where the products are not native, or not the CPU's."""
+    """What all threads of the products read from the experts' slots together: the best of a few
+    reads. None where the products are not native or not the CPU's, or the slots are so few that
+    they may lie in a cache."""
     if not is_available() or not engine.device.is_host_memory:
         return None
-    memory = torch.ones(_READ_BYTES, dtype=torch.uint8)
-    pool = library.current()
-    seconds = min(pool.read_seconds(memory.data_ptr(), memory.nbytes) for _ in range(_READS))
-    return _READ_BYTES / seconds
+    size = min(engine.live.slots.total_bytes, _MOST_BYTES)
+    if size < _LEAST_BYTES:
+        return None
+    pool, start = library.current(), engine.live.slots.address(0)
+    return size / min(pool.read_seconds(start, size) for _ in range(_READS))
 
 
 def touched_bytes(engine: Engine, steps: int) -> int:
