@@ -1,8 +1,8 @@
 """Builds the native library from `sources/` with the C++ compiler that it finds.
 
 Standard library only, so that the build hook of the package (hatch_build.py) can run it before
-anything is installed. A compiler is $CXX, `c++`, `g++`, `clang++`, or that of the package `ziglang`;
-the first that compiles a small program is taken.
+anything is installed. A compiler is $CXX, `c++`, `g++`, `clang++`, or that of the package
+`ziglang`; the first that compiles a small program is taken.
 """
 
 from __future__ import annotations
@@ -27,13 +27,24 @@ LIBRARY = FOLDER / "libexpertune.so"
 
 # No multiplication is fused with an addition unless the source says so: every instruction set gives
 # the same bits.
-_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math "
-    "-fno-strict-aliasing -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized "
-    "-Wno-ignored-attributes -Wno-unused-function"
-).split()
-_AVX2 = "-mavx2 -mfma -mf16c".split()
-_AVX512 = [*_AVX2, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl".split()]
+_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wextra",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-Wno-ignored-attributes",
+    "-Wno-unused-function",
+]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86_FLAGS = {
     "products_avx2": _AVX2,
     "products_avx512": _AVX512,

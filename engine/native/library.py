@@ -15,8 +15,14 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.native import build
+
+if TYPE_CHECKING:
+    from _ctypes import CFuncPtr
+
+INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
 _log = logging.getLogger(__name__)
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
@@ -126,7 +132,7 @@ class Library:
     """The loaded library. functions: by their names without prefix."""
 
     path: Path
-    functions: dict[str, ctypes._CFuncPtr]
+    functions: dict[str, CFuncPtr]
 
     def instruction_sets(self) -> tuple[str, ...]:
         """Those that run here, best first; the last is the scalar reference."""
@@ -156,7 +162,7 @@ def load() -> Library | str:
     return Library(build.LIBRARY, functions)
 
 
-def _function(loaded: ctypes.CDLL, name: str) -> ctypes._CFuncPtr:
+def _function(loaded: ctypes.CDLL, name: str) -> CFuncPtr:
     found = loaded[f"expertune_{name}"]
     found.restype, found.argtypes = _SIGNATURES[name]  # type: ignore[assignment]
     return found
@@ -181,12 +187,17 @@ class Threads:
         self._experts = self._functions["experts"]
 
     def linear(
-        self, matrix: Matrix, record: int, x: int, number: Number, tokens: int, stride: int, out: int
+        self,
+        matrix: Matrix,
+        record: int,
+        x: int,
+        number: Number,
+        tokens: int,
+        stride: int,
+        out: int,
     ) -> None:
         """x [T, K], rows `stride` numbers apart -> out [T, N], contiguous, of x's type."""
-        self._linear(
-            self._context, ctypes.byref(matrix), record, x, number, tokens, stride, out
-        )
+        self._linear(self._context, ctypes.byref(matrix), record, x, number, tokens, stride, out)
 
     def experts(
         self,
@@ -249,7 +260,7 @@ def threads(count: int) -> Threads | None:
         _say_once(library)
         return None
     if count not in _open:
-        _open[count] = Threads(library, count, os.environ.get("EXPERTUNE_INSTRUCTION_SET", ""))
+        _open[count] = Threads(library, count, os.environ.get(INSTRUCTION_SET, ""))
     return _open[count]
 
 
