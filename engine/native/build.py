@@ -150,7 +150,7 @@ def build(
         parts = [] if check else ["-shared"]
         parts += [f"-fsanitize={sanitize}"] if sanitize else []
         if zig:  # its C++ library is static and hidden anyway
-            parts += ["-s"]
+            parts += ["-s", "-mcpu=baseline"]
         elif not sanitize:
             parts += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
         _run([*chosen, *parts, *map(str, objects), "-pthread", "-o", str(made)])
