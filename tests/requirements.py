@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import pytest
 
+from engine.native.build import find_compiler
+
 PACKAGES = {"gcc": "gcc", "chromium": "chromium", "initdb": "postgresql"}
 
 
@@ -20,6 +22,16 @@ def require_program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         _missing(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+    return found
+
+
+def require_cplusplus(sanitize: str = "") -> list[str]:
+    """A C++ compiler's command, with that -fsanitize; skips (or fails) like require_program."""
+    found = find_compiler(sanitize)
+    if found is None:
+        _missing(
+            f"no C++ compiler{sanitize and ' with -fsanitize=' + sanitize}: apt-get install g++"
+        )
     return found
 
 

@@ -77,10 +77,10 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-def is_current(library: Path = LIBRARY) -> bool:
-    """Whether this library was built from these sources."""
-    stamp = _stamp(library)
-    return library.is_file() and stamp.is_file() and stamp.read_text("utf-8") == digest()
+def is_current() -> bool:
+    """Whether the library was built from these sources."""
+    stamp = _stamp(LIBRARY)
+    return LIBRARY.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest()
 
 
 def find_compiler(sanitize: str = "") -> list[str] | None:
@@ -111,7 +111,7 @@ def fetch_compiler(folder: Path) -> list[str] | None:
 
 
 def build(
-    output: Path = LIBRARY,
+    output: Path,
     *,
     compiler: Sequence[str] | None = None,
     sanitize: str = "",
@@ -169,10 +169,10 @@ def build_if_stale(*, fetch: bool = False, force: bool = False) -> bool:
         return False
     compiler = find_compiler()
     if compiler is not None or not fetch:
-        build(compiler=compiler)
+        build(LIBRARY, compiler=compiler)
         return True
     with tempfile.TemporaryDirectory() as folder:
-        build(compiler=fetch_compiler(Path(folder)))
+        build(LIBRARY, compiler=fetch_compiler(Path(folder)))
     return True
 
 
