@@ -14,7 +14,12 @@ import pytest
 
 from engine.native.build import find_compiler
 
-PACKAGES = {"gcc": "gcc", "chromium": "chromium", "initdb": "postgresql"}
+PACKAGES = {
+    "gcc": "gcc",
+    "chromium": "chromium",
+    "initdb": "postgresql",
+    "qemu-aarch64-static": "qemu-user-static libc6-arm64-cross",
+}
 
 
 def require_program(name: str) -> str:
