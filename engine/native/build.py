@@ -132,7 +132,7 @@ def build(
     machine = target.partition("-")[0] or platform.machine()
     flags = [*_FLAGS, f'-DEXPERTUNE_DIGEST="{digest()}"', *(["-g0"] if zig else [])]
     if sanitize:
-        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g", "-O1"]
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g", "-O0"]
     files = [*sources(), *([SOURCES / "check.cpp"] if check else [])]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".build-") as folder:
@@ -262,7 +262,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="", help="of it: another machine, by ziglang")
     given = parser.parse_args(words)
     if given.check != (given.output is not None):
-        parser.error("--check and --output belong together")
+        parser.error("a program that checks needs a place, and only that")
     if not given.check and os.environ.get("EXPERTUNE_NATIVE") == "off":
         return 0
     try:
