@@ -16,8 +16,8 @@ ARG TORCH_INDEX=
 ARG EXTRAS=all
 ENV PATH=/opt/expertune/bin:$PATH
 WORKDIR /source
-# g++ compiles the native library in some 20 seconds. Without it pip would take the package ziglang,
-# which first compiles a C++ library of its own, for minutes.
+# g++ compiles the native library in seconds. Without it pip would take the package ziglang, which
+# first compiles a C++ library of its own, for minutes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
