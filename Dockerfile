@@ -16,9 +16,15 @@ ARG TORCH_INDEX=
 ARG EXTRAS=all
 ENV PATH=/opt/expertune/bin:$PATH
 WORKDIR /source
+# g++ compiles the native library in seconds. Without it pip would take the package ziglang, which
+# first compiles a C++ library of its own, for minutes.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/expertune \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==${TORCH_VERSION}"
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY engine engine
 COPY tuner tuner
 COPY dashboard dashboard

@@ -1,7 +1,7 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make. `make setup` and `make demo` install what users need; targets that
 # test or check add EXTRAS.
-.PHONY: setup demo test check fix slow baselines triton clean
+.PHONY: setup native demo test check fix slow baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,11 @@ DEFAULT := not slow and not gpu and not baselines and not triton and not chaos
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-setup: $(READY)
+setup: native
+
+# The native library: nothing to do where it is that of these sources, one line where it cannot be built.
+native: $(READY)
+	@$(BIN)/python -m engine.native.build --fetch
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "expertune needs Python 3.11 or newer: install it first"; exit 1; }
@@ -26,18 +30,18 @@ $(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(DEV)
 
-demo: $(READY)
+demo: native
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
 # Tests start many processes: none should compile the same sources again.
 test slow: export PYTHONDONTWRITEBYTECODE :=
 
 # In three processes, since many tests wait; what watches the clock or the whole machine comes after, alone.
-test: $(DEV)
+test: $(DEV) native
 	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=40 -m "$(DEFAULT) and not alone"
 	$(BIN)/python -m pytest -m "$(DEFAULT) and alone"
 
-slow: $(DEV)
+slow: $(DEV) native
 	$(BIN)/python -m pytest -m "slow or chaos"
 
 baselines: $(DEV)
@@ -61,3 +65,4 @@ fix: $(DEV)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -f engine/native/libexpertune.*

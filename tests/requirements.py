@@ -12,7 +12,14 @@ from typing import NoReturn
 
 import pytest
 
-PACKAGES = {"gcc": "gcc", "chromium": "chromium", "initdb": "postgresql"}
+from engine.native.build import find_compiler
+
+PACKAGES = {
+    "gcc": "gcc",
+    "chromium": "chromium",
+    "initdb": "postgresql",
+    "qemu-aarch64-static": "qemu-user-static libc6-arm64-cross",
+}
 
 
 def require_program(name: str) -> str:
@@ -20,6 +27,16 @@ def require_program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         _missing(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+    return found
+
+
+def require_cplusplus(sanitize: str = "") -> list[str]:
+    """A C++ compiler's command, with that -fsanitize; skips (or fails) like require_program."""
+    found = find_compiler(sanitize)
+    if found is None:
+        _missing(
+            f"no C++ compiler{sanitize and ' with -fsanitize=' + sanitize}: apt-get install g++"
+        )
     return found
 
 

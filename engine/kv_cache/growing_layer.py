@@ -17,8 +17,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A plain layer with room for the next tokens, at most STEP_TOKENS beyond those it holds.
 
     most_tokens: no more room than for these, unless as many tokens come. Keys and values are
-    views, [B, H, S, D], whose heads lie apart; what is replaced or cropped from outside is copied at
-    the next token.
+    views, [B, H, S, D], whose heads lie apart; what is replaced from outside is copied at the next
+    token.
     """
 
     def __init__(self, most_tokens: int) -> None:

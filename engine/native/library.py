@@ -20,6 +20,8 @@ import psutil
 
 from engine.native import build
 
+INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
+
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
 
 
@@ -333,7 +335,7 @@ def current() -> Threads:
         raise OSError(library)
     count = _count or use(0)
     if count not in _open:
-        _open[count] = Threads(library, count, os.environ.get("EXPERTUNE_INSTRUCTION_SET", ""))
+        _open[count] = Threads(library, count, os.environ.get(INSTRUCTION_SET, ""))
     return _open[count]
 
 

@@ -60,7 +60,8 @@ def test_every_package_and_file_that_an_installation_reads_is_copied():
     project = PROJECT["project"]
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     packed = {name.partition("/")[0] for name in wheel["only-include"]}
-    read = {*packed, project["readme"], *project["license-files"], "pyproject.toml"}
+    hook = "hatch_build.py"
+    read = {*packed, project["readme"], *project["license-files"], "pyproject.toml", hook}
     assert read <= set(sources(INSTRUCTIONS))
 
 

@@ -70,6 +70,7 @@ def files_of(folder: Path) -> set[str]:
         for path in folder.rglob("*")
         if path.is_file()
         and "__pycache__" not in path.parts
+        and path.suffix != ".digest"
         and not any(path.is_relative_to(left) for left in LEFT_OUT)
     }
 

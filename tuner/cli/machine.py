@@ -11,6 +11,7 @@ from engine.config.settings import base_config
 from engine.contract.requests import Workload
 from engine.facts.machine import Hardware, probe
 from engine.facts.timings import ModelTimings, save_timings, timings_path
+from engine.native.description import Description, describe
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
@@ -37,7 +38,8 @@ def doctor(
     Example: tune doctor --model demo
     """
     hardware = probe(cache_folder())
-    document: dict[str, Any] = {"machine": hardware.to_json()}
+    native = describe()
+    document: dict[str, Any] = {"machine": hardware.to_json(), "native": native.to_json()}
     if model is not None or device is not None:
         source = "" if model is None else options.require_model(model)
         with options.open_session(source, device, trust_remote_code) as session:
@@ -47,7 +49,7 @@ def doctor(
     if as_json:
         print_json(document)
         return
-    _print_machine(hardware, document.get("device"))
+    _print_machine(hardware, document.get("device"), native)
     if "model" in document:
         _print_model(document["model"])
 
@@ -209,7 +211,9 @@ def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any
     return examined
 
 
-def _print_machine(hardware: Hardware, device: dict[str, Any] | None = None) -> None:
+def _print_machine(
+    hardware: Hardware, device: dict[str, Any] | None = None, native: Description | None = None
+) -> None:
     rows = [
         ["processor", f"{hardware.cpu}, {hardware.cores} cores, {hardware.threads} threads"],
         [
@@ -229,6 +233,8 @@ def _print_machine(hardware: Hardware, device: dict[str, Any] | None = None) -> 
     if device is not None:
         build = f"torch {device['torch']}, built for {device['built_for']}"
         rows.append(["device", f"{device['asked']} opens {device['name']}; {build}"])
+    if native is not None:
+        rows.append(["native library", str(native)])
     print_table("This machine", ["what", "found"], rows)
 
 

@@ -8,6 +8,7 @@
 #include "gate.h"
 #include "matrix.h"
 #include "pool.h"
+#include "processor.h"
 
 #ifndef EXPERTUNE_DIGEST
 #define EXPERTUNE_DIGEST "unknown"
@@ -24,17 +25,11 @@ struct Context {
 
 bool runs_here(const Products* products) {
   if (products == nullptr) return false;
-#if defined(__x86_64__)
   const std::string name = products->name;
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-  const bool wide = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (name == "avx2") return avx2;
-  if (name == "avx512") return wide;
-  if (name == "avx512_bf16") return wide && __builtin_cpu_supports("avx512bf16");
-#endif
+  static const Processor here = this_processor();
+  if (name == "avx2") return here.avx2;
+  if (name == "avx512") return here.avx512;
+  if (name == "avx512_bf16") return here.avx512_bf16;
   return true;
 }
 

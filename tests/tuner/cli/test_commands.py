@@ -252,6 +252,15 @@ def test_doctor_describes_machine_and_model(tune: Tune):
     assert "model" not in tune("doctor", "--json").document
 
 
+def test_doctor_says_whether_the_native_library_is_used(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("engine.native.description.load", lambda: "it is not built: do this")
+    native = tune("doctor", "--json").document["native"]
+    assert (native["instruction_set"], native["reason"]) == (None, "it is not built: do this")
+    assert "it is not built: do this" in " ".join(tune("doctor").out.split())
+
+
 def test_a_model_without_experts_is_refused(tune: Tune):
     done = tune("doctor", "--model", "dense")
     assert done.code == 1
