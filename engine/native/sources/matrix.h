@@ -170,6 +170,7 @@ static inline void put_number(void* at, Number number, int64_t index, float valu
 }
 
 struct Gate;
+struct QuantizeJob;
 
 // The products of one instruction set.
 struct Products {
@@ -185,6 +186,8 @@ struct Products {
   // out[i] = the gate of g[i] and u[i], which are rounded to `number` already.
   void (*gate)(const Gate& gate, Number number, const float* g, const float* u, float* out,
                int64_t count);
+  // Rows first..end of a job. scratch: quantize_scratch(job) floats.
+  void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };
 
 const Products& reference_products();

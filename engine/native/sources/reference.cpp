@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "fit.h"
 #include "gate.h"
 #include "matrix.h"
 
@@ -192,7 +193,8 @@ bool wants_pairs(Format) { return false; }
 }  // namespace
 
 const Products& reference_products() {
-  static const Products products = {"reference", rows, wants_pairs, plain, gate_rows};
+  static const Products products = {"reference", rows, wants_pairs, plain, gate_rows,
+                                    quantize_reference};
   return products;
 }
 
