@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.experts.encoding.native import quantize_into
+from engine.experts.encoding.native import one_a_byte, quantize_into, quantize_natively
 from engine.experts.encoding.quantization import Quantized, quantize
 from engine.experts.encoding.scale_search import objective
 from engine.native.library import Library, Threads, load
@@ -27,6 +27,13 @@ def library() -> Library:
     return found
 
 
+@pytest.fixture(scope="module")
+def pool(library: Library) -> Any:
+    opened = Threads(library, 2)
+    yield opened
+    opened.close()
+
+
 def quantized(pool: Threads, weight: torch.Tensor, bits: Any, group: int, how: Any) -> Quantized:
     """codes: uint8 [N, K * bits / 8]; scales: bf16 [N, G, 2] or [N]."""
     rows, columns = weight.shape
@@ -37,22 +44,22 @@ def quantized(pool: Threads, weight: torch.Tensor, bits: Any, group: int, how: A
     return Quantized(codes, scales)
 
 
-def unpacked(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Dense codes [N, K * bits / 8] -> one a byte, [N, K]."""
-    each = codes[..., None] >> torch.arange(8, dtype=torch.uint8) & 1  # [N, K * bits / 8, 8]
-    ordered = each.reshape(codes.shape[0], -1, bits)  # [N, K, bits]
-    return (ordered << torch.arange(bits, dtype=torch.uint8)).sum(-1).to(torch.uint8)
-
-
 def assert_as_torch(pool: Threads, weight: torch.Tensor, bits: Any, group: int) -> None:
-    found, wanted = (
-        quantized(pool, weight, bits, group, "none"),
-        quantize(weight, bits, group),
-    )
-    codes = found.codes.view(torch.int8) if bits == 8 else unpacked(found.codes, bits)
-    assert torch.equal(codes, wanted.codes)
-    scales = wanted.scales if bits == 8 else wanted.scales.permute(1, 0, 2)  # [N, G, 2]
-    assert torch.equal(found.scales, scales)
+    found = quantize_natively(pool, weight, bits, group, "none")
+    wanted = quantize(weight, bits, group)
+    assert torch.equal(found.codes, wanted.codes)
+    assert torch.equal(found.scales, wanted.scales)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_codes_are_dense_along_the_columns_the_first_lowest(pool: Threads, bits: Any) -> None:
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(bits))
+    packed = quantized(pool, weight, bits, 32, "none").codes
+    wanted = quantize(weight, bits, 32).codes
+    for row in range(5):
+        whole = int.from_bytes(packed[row].numpy().tobytes(), "little")
+        assert [whole >> bits * k & (1 << bits) - 1 for k in range(64)] == wanted[row].tolist()
+    assert torch.equal(one_a_byte(packed, bits), wanted)
 
 
 @given(
@@ -102,13 +109,6 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bytes(
         assert torch.equal(bytes_of, results[-1].scales.view(torch.int16))
 
 
-@pytest.fixture(scope="module")
-def pool(library: Library) -> Any:
-    opened = Threads(library, 2)
-    yield opened
-    opened.close()
-
-
 @given(
     shape=shapes,
     bits=st.sampled_from([8, 4, 3, 2]),
@@ -152,7 +152,7 @@ def test_the_search_finds_what_torch_s_finds(
     found = quantized(pool, weight, bits, group, "weighted_squares")
     wanted = quantize(weight, bits, group, "weighted_squares")
     scales = wanted.scales.permute(1, 0, 2)  # [N, G, 2]
-    differing = (unpacked(found.codes, bits) != wanted.codes).view(512, -1, group).any(-1)
+    differing = (one_a_byte(found.codes, bits) != wanted.codes).view(512, -1, group).any(-1)
     differing |= (found.scales != scales).any(-1)
     assert differing.float().mean() < 0.002
 
@@ -173,5 +173,5 @@ def test_a_constant_group_stays_what_it_is(pool: Threads, value: float, bits: An
     weight = torch.full((2, 64), value)
     found = quantized(pool, weight, bits, 64, "weighted_squares")
     scale, zero = found.scales.float().unbind(-1)  # [N, G]
-    values = (unpacked(found.codes, bits).float() - 8) * scale + zero
+    values = (one_a_byte(found.codes, bits).float() - 8) * scale + zero
     assert (values - weight).abs().max() <= max(abs(value) * 2**-8, 1e-11)
