@@ -3,8 +3,8 @@
 A pack folder holds `records.bin` and `manifest.json`. The manifest is written last, so a folder
 without one is not a pack. While packing, `records.partial` grows layer by layer and `journal.jsonl`
 names the layers whose records are safely on disk; an incomplete pack is resumed after the last
-layer whose checksums match, or rebuilt, never read. While an expert
-is encoded, the next ones are read and the last ones written; memory is that of a few experts.
+layer whose checksums match, or rebuilt, never read. While an expert is encoded, the next ones are
+read and the last ones written; memory is that of a few experts.
 """
 
 from __future__ import annotations
