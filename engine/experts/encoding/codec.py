@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from engine.experts.encoding.native import quantize_into, quantize_natively, quantizing_threads
 from engine.experts.encoding.quantization import Quantized, quantize
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part, RecordLayout
@@ -63,13 +64,25 @@ class MatrixView:
 def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.Tensor:
     """Pack one expert. tensors: as the module stores them. Returns uint8 [record bytes]."""
     out = torch.zeros(record.size_bytes, dtype=torch.uint8)
+    bits, group = record.layout.bits, record.layout.group_size
+    pool = quantizing_threads() if bits < 16 else None
+    dense = bits == 8 or record.code_layout == "plain"  # what the library writes
     for part in record.parts:
         tensor = tensors[part.name]
-        if part.kind == "vector" or record.layout.bits == 16:
+        if part.kind == "vector" or bits == 16:
             put_field(out, record, part.name, tensor.to(record.sixteen))
             continue
         weight = tensor.t() if part.transposed else tensor  # [N, K]
-        quantized = quantize(weight, record.layout.bits, record.layout.group_size, record.optimize)
+        if pool is not None and dense:
+            codes, scales = (
+                take_field(out, record, f"{part.name}{end}") for end in ("", ".scales")
+            )
+            quantize_into(pool, weight, bits, group, record.optimize, codes, scales)
+            continue
+        if pool is not None:
+            quantized = quantize_natively(pool, weight, bits, group, record.optimize)
+        else:
+            quantized = quantize(weight, bits, group, record.optimize)
         put_field(out, record, part.name, _pack_codes(quantized, record))
         put_field(out, record, f"{part.name}.scales", quantized.scales)
     return out
