@@ -27,13 +27,24 @@ LIBRARY = FOLDER / "libexpertune.so"
 
 # No multiplication is fused with an addition unless the source says so: every instruction set gives
 # the same bits.
-_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math "
-    "-fno-strict-aliasing -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized "
-    "-Wno-ignored-attributes -Wno-unused-function"
-).split()
-_AVX2 = "-mavx2 -mfma -mf16c".split()
-_AVX512 = [*_AVX2, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl".split()]
+_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wextra",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-Wno-ignored-attributes",
+    "-Wno-unused-function",
+]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+_AVX512 = [*_AVX2, *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]]
 _X86_FLAGS = {
     "products_avx2": _AVX2,
     "products_avx512": _AVX512,
@@ -74,7 +85,10 @@ def find_compiler() -> list[str] | None:
 
 
 def build(
-    output: Path = LIBRARY, *, compiler: Sequence[str] | None = None, sanitize: str = "",
+    output: Path = LIBRARY,
+    *,
+    compiler: Sequence[str] | None = None,
+    sanitize: str = "",
     check: bool = False,
 ) -> Path:
     """Compile and link into `output`, which is replaced at once when all is well.
@@ -126,9 +140,7 @@ def _compiles(compiler: Sequence[str]) -> bool:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=_PATIENCE_S
-    )
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=_PATIENCE_S)
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-20:])
         raise BuildError(f"`{' '.join(command[:3])} ...` failed:\n{last}")

@@ -9,12 +9,9 @@ code k of a row in the bits from k * bits, the lowest first; 8 bits: int8.
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from engine.experts.encoding.quantization import Quantized
-from engine.native.library import Number, QuantizeJob, Threads, threads
+from engine.native.library import Library, Number, QuantizeJob, Threads, current, load
 from engine.types import Bits, OptimizeName
 
 _NUMBERS = {
@@ -25,9 +22,8 @@ _NUMBERS = {
 
 
 def quantizing_threads() -> Threads | None:
-    """The library's threads, one for each processor that this process may use; None without the
-    library."""
-    return threads(len(os.sched_getaffinity(0)))
+    """The library's threads; None without the library."""
+    return current() if isinstance(load(), Library) else None
 
 
 def quantize_into(
@@ -66,29 +62,3 @@ def quantize_into(
         scales=scales.data_ptr(),
     )
     pool.quantize(job)
-
-
-def quantize_natively(
-    pool: Threads, weight: torch.Tensor, bits: Bits, group_size: int, optimize: OptimizeName
-) -> Quantized:
-    """What engine.experts.encoding.quantization.quantize gives: one code a byte, for layouts that
-    arrange the codes anew."""
-    rows, columns = weight.shape
-    codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
-    shape = (rows,) if bits == 8 else (rows, columns // group_size, 2)
-    scales = torch.empty(shape, dtype=torch.bfloat16)
-    quantize_into(pool, weight, bits, group_size, optimize, codes, scales.view(torch.uint8))
-    if bits == 8:
-        return Quantized(codes.view(torch.int8), scales)
-    return Quantized(one_a_byte(codes, bits), scales.permute(1, 0, 2).contiguous())  # [G, N, 2]
-
-
-def one_a_byte(codes: torch.Tensor, bits: Bits) -> torch.Tensor:
-    """Dense codes of 4, 3 or 2 bits, uint8 [N, K * bits / 8] -> uint8 [N, K]."""
-    rows = codes.shape[0]
-    eights = codes.view(rows, -1, bits).int()  # [N, K/8, bits]: the bytes of eight codes
-    words = eights[..., 0]  # [N, K/8]
-    for byte in range(1, bits):
-        words = words | eights[..., byte] << 8 * byte
-    each = [(words >> bits * number).bitwise_and_((1 << bits) - 1).byte() for number in range(8)]
-    return torch.stack(each, dim=-1).view(rows, -1)

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import functools
 import json
+import logging
 import os
 import shutil
 import time
@@ -36,7 +37,8 @@ from engine.model.expert_reader import ExpertReader
 from engine.model.loader import LoadedModel, MoeLayer
 from engine.types import ExpertId, format_bytes
 
-PACK_VERSION = 2
+PACK_VERSION = 3
+_log = logging.getLogger(__name__)
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
 
@@ -113,6 +115,7 @@ def ensure_pack(
             if (pack := open_pack(folder, model, record)) is not None:
                 return pack
             _reclaim_finished(folder)
+            _say_former(folder)
             _check_space(folder, total, disk_budget_bytes)
             _write_pack(folder, model, record, progress)
     pack = open_pack(folder, model, record)
@@ -201,6 +204,24 @@ def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) ->
     if record.prequantized is not None:
         return encode_prequantized(model, expert, record)
     return encode(model.read_expert(expert), record)
+
+
+def _say_former(folder: Path) -> None:
+    """Say in one line that packs of a former layout are not read any more."""
+    fingerprint = folder.name.partition("-")[0]
+    former = [
+        other
+        for other in folder.parent.glob(f"{fingerprint}-*")
+        if other.name.rpartition("-v")[2] != str(PACK_VERSION)
+    ]
+    if former:
+        size = sum(file.stat().st_size for other in former for file in other.glob("records.*"))
+        _log.warning(
+            "packing again: %d packs of this model have a former layout (`tune pack --list`); "
+            "removing them frees %s",
+            len(former),
+            format_bytes(size),
+        )
 
 
 def _reclaim_finished(folder: Path) -> None:

@@ -10,7 +10,7 @@ namespace expertune {
 
 const Products* neon_products() {
 #if defined(EXPERTUNE_NEON)
-  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows,
+  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows, attend, norm,
                                     quantize};
   return &products;
 #else

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.experts.encoding.native import one_a_byte, quantize_into, quantize_natively
+from engine.experts.encoding.codec import unpack_plain
+from engine.experts.encoding.native import quantize_into
 from engine.experts.encoding.quantization import Quantized, quantize
 from engine.experts.encoding.scale_search import objective
 from engine.native.library import Library, Threads, load
@@ -45,10 +46,12 @@ def quantized(pool: Threads, weight: torch.Tensor, bits: Any, group: int, how: A
 
 
 def assert_as_torch(pool: Threads, weight: torch.Tensor, bits: Any, group: int) -> None:
-    found = quantize_natively(pool, weight, bits, group, "none")
+    found = quantized(pool, weight, bits, group, "none")
     wanted = quantize(weight, bits, group)
-    assert torch.equal(found.codes, wanted.codes)
-    assert torch.equal(found.scales, wanted.scales)
+    codes = found.codes.view(torch.int8) if bits == 8 else unpack_plain(found.codes, bits)
+    assert torch.equal(codes, wanted.codes)
+    scales = wanted.scales if bits == 8 else wanted.scales.permute(1, 0, 2)  # [N, G, 2]
+    assert torch.equal(found.scales, scales)
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])
@@ -59,7 +62,7 @@ def test_codes_are_dense_along_the_columns_the_first_lowest(pool: Threads, bits:
     for row in range(5):
         whole = int.from_bytes(packed[row].numpy().tobytes(), "little")
         assert [whole >> bits * k & (1 << bits) - 1 for k in range(64)] == wanted[row].tolist()
-    assert torch.equal(one_a_byte(packed, bits), wanted)
+    assert torch.equal(unpack_plain(packed, bits), wanted)
 
 
 @given(
@@ -152,7 +155,7 @@ def test_the_search_finds_what_torch_s_finds(
     found = quantized(pool, weight, bits, group, "weighted_squares")
     wanted = quantize(weight, bits, group, "weighted_squares")
     scales = wanted.scales.permute(1, 0, 2)  # [N, G, 2]
-    differing = (one_a_byte(found.codes, bits) != wanted.codes).view(512, -1, group).any(-1)
+    differing = (unpack_plain(found.codes, bits) != wanted.codes).view(512, -1, group).any(-1)
     differing |= (found.scales != scales).any(-1)
     assert differing.float().mean() < 0.002
 
@@ -173,5 +176,5 @@ def test_a_constant_group_stays_what_it_is(pool: Threads, value: float, bits: An
     weight = torch.full((2, 64), value)
     found = quantized(pool, weight, bits, 64, "weighted_squares")
     scale, zero = found.scales.float().unbind(-1)  # [N, G]
-    values = (one_a_byte(found.codes, bits).float() - 8) * scale + zero
+    values = (unpack_plain(found.codes, bits).float() - 8) * scale + zero
     assert (values - weight).abs().max() <= max(abs(value) * 2**-8, 1e-11)
