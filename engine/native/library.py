@@ -111,6 +111,30 @@ class Experts(ctypes.Structure):
     _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
 
 
+class QuantizeJob(ctypes.Structure):
+    """A matrix [N, K] to quantize: its weights, and where its codes and scales go; see
+    sources/fit.h. Strides in numbers."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "rows",
+                "columns",
+                "row_stride",
+                "column_stride",
+                "bits",
+                "group",
+                "weighted",
+            )
+        ),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    ]
+
+
 class Attention(ctypes.Structure):
     """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
 
@@ -153,6 +177,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attend": (None, tuple([_POINTER] * 7)),
     "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
+    "quantize": (None, (_POINTER, _POINTER, _LONG)),
     "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
 }
 
@@ -299,6 +324,12 @@ class Threads:
     def gate(self, gate: Gate, number: Number, g: int, u: int, out: int, count: int) -> None:
         """out[i] = the gate of g[i] and u[i], all float32, rounded to `number`."""
         self._functions["gate"](self._context, ctypes.byref(gate), number, g, u, out, count)
+
+    def quantize(self, *jobs: QuantizeJob) -> None:
+        """Write the codes and scales of these matrices: the same bytes for every thread count and
+        instruction set."""
+        given = (QuantizeJob * len(jobs))(*jobs)
+        self._functions["quantize"](self._context, given, len(jobs))
 
     def read_seconds(self, memory: int, size_bytes: int) -> float:
         """Seconds in which all threads read this memory once."""

@@ -21,9 +21,11 @@ from typing import Literal
 
 import torch
 
+from engine.experts.encoding.native import quantize_into, quantizing_threads
 from engine.experts.encoding.quantization import Quantized, quantize
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part, RecordLayout
+from engine.native.library import Threads
 from engine.types import Bits, OptimizeName
 
 CodeLayout = Literal["torch_int4", "cuda_int4", "plain"]
@@ -70,13 +72,20 @@ class MatrixView:
 def encode(tensors: Mapping[str, torch.Tensor], record: RecordFormat) -> torch.Tensor:
     """Pack one expert. tensors: as the module stores them. Returns uint8 [record bytes]."""
     out = torch.zeros(record.size_bytes, dtype=torch.uint8)
+    bits, group = record.layout.bits, record.layout.group_size
+    native = quantizing_threads() if bits < 16 else None
     for part in record.parts:
         tensor = tensors[part.name]
-        if part.kind == "vector" or record.layout.bits == 16:
+        if part.kind == "vector" or bits == 16:
             put_field(out, record, part.name, tensor.to(record.sixteen))
             continue
         weight = tensor.t() if part.transposed else tensor  # [N, K]
-        quantized = quantize(weight, record.layout.bits, record.layout.group_size, record.optimize)
+        if native is not None and (bits == 8 or record.code_layout == "plain"):
+            codes = take_field(out, record, part.name)
+            scales = take_field(out, record, f"{part.name}.scales")
+            quantize_into(native, weight, bits, group, record.optimize, codes, scales)
+            continue
+        quantized = _quantize(native, weight, record)
         put_field(out, record, part.name, _pack_codes(quantized, record))
         put_field(out, record, f"{part.name}.scales", _lay_scales(quantized.scales, record))
     return out
@@ -172,6 +181,18 @@ def can_unpack(rows: int, code_layout: CodeLayout) -> bool:
 def block_rows() -> int:
     """Number of rows that torch's CPU layout interleaves: four vectors of float32."""
     return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
+
+
+def _quantize(native: Threads | None, weight: torch.Tensor, record: RecordFormat) -> Quantized:
+    """Codes one a byte, which a layout then arranges. native: not for 8 bits."""
+    bits, group = record.layout.bits, record.layout.group_size
+    if native is None:
+        return quantize(weight, bits, group, record.optimize)
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
+    scales = torch.empty(rows, columns // group, 2, dtype=torch.bfloat16)
+    quantize_into(native, weight, bits, group, record.optimize, codes, scales.view(torch.uint8))
+    return Quantized(unpack_plain(codes, bits), scales.transpose(0, 1).contiguous())  # [G, N, 2]
 
 
 def _pack_codes(quantized: Quantized, record: RecordFormat) -> torch.Tensor:

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fit.h"
 #include "gate.h"
 #include "matrix.h"
 #include "pool.h"
@@ -518,6 +519,23 @@ void expertune_norm(void* context, int64_t number, const void* x, const void* we
 void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
                     float* out, int64_t count) {
   static_cast<Context*>(context)->products.gate(*gate, static_cast<Number>(number), g, u, out, count);
+}
+
+// Quantize `count` matrices.
+void expertune_quantize(void* context, const QuantizeJob* jobs, int64_t count) {
+  auto& own = *static_cast<Context*>(context);
+  std::vector<int64_t> starts(count + 1);  // of each job's items, kLanes rows each
+  for (int64_t i = 0; i < count; ++i) {
+    starts[i + 1] = starts[i] + (jobs[i].rows + kLanes - 1) / kLanes;
+  }
+  own.pool.each(starts[count], [&](int64_t item) {
+    const auto after = std::upper_bound(starts.begin(), starts.end(), item);
+    const int64_t number = after - starts.begin() - 1, first = (item - starts[number]) * kLanes;
+    const QuantizeJob& job = jobs[number];
+    thread_local std::vector<float> scratch;
+    scratch.resize(quantize_scratch(job));
+    own.products.quantize(job, first, std::min(first + kLanes, job.rows), scratch.data());
+  });
 }
 
 // Seconds to read `size` bytes once with all threads.

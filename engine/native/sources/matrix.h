@@ -170,6 +170,7 @@ static inline void put_number(void* at, Number number, int64_t index, float valu
 }
 
 struct Gate;
+struct QuantizeJob;
 
 // The keys and values that one query attends to. Rows lie key_stride and value_stride numbers apart.
 struct Attended {
@@ -203,6 +204,8 @@ struct Products {
   // out = x / sqrt(mean(x^2) + epsilon), rounded to `number`, times weight, rounded again.
   void (*norm)(Number number, const float* x, const float* weight, int64_t count, float epsilon,
                float* out);
+  // Rows first..end of a job. scratch: quantize_scratch(job) floats.
+  void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };
 
 const Products& reference_products();

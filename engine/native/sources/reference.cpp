@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "fit.h"
 #include "gate.h"
 #include "matrix.h"
 
@@ -229,7 +230,8 @@ bool wants_pairs(Format) { return false; }
 
 const Products& reference_products() {
   static const Products products = {"reference", rows, wants_pairs, plain,
-                                    gate_rows,   attend, norm};
+                                    gate_rows,   attend, norm,
+                                    quantize_reference};
   return products;
 }
 
