@@ -1,8 +1,7 @@
 """The engine's configuration: frozen, composed, addressed by paths such as `cache.expert_bytes`.
 
-In: nested dicts or `path -> value` overlays. Out: EngineConfig; `resolve` turns it into a
-ResolvedConfig with every automatic choice made and the memory it needs. Unknown keys are errors
-that name the nearest valid one. Pure: no torch, no clock, no machine access.
+In: nested dicts or `path -> value` overlays. Out: EngineConfig; `resolve` makes every automatic
+choice. Unknown keys are errors that name the nearest valid one. Pure: no torch, no clock.
 """
 
 from __future__ import annotations
@@ -182,8 +181,7 @@ class IoConfig:
 @dataclass(frozen=True)
 class KernelConfig:
     """Which kernels multiply. auto: native ones on the CPU, elsewhere the fastest that is right,
-    up to crossover_tokens tokens of an expert; 0: for each precision as `tune profile` measured on
-    this machine."""
+    up to crossover_tokens tokens of an expert; 0: as `tune profile` measured, by precision."""
 
     name: KernelName = "auto"
     crossover_tokens: int = 0

@@ -7,7 +7,6 @@ native products on a device that is host memory.
 
 from __future__ import annotations
 
-from engine.experts.kernels.native import is_available
 from engine.native import library
 from engine.run.engine import Engine
 
@@ -20,7 +19,7 @@ def memory_bytes_per_s(engine: Engine) -> float | None:
     """What all threads of the products read from the experts' slots together: the best of a few
     reads. None where the products are not native or not the CPU's, or the slots are so few that
     they may lie in a cache."""
-    if not is_available() or not engine.device.is_host_memory:
+    if not library.is_available() or not engine.device.is_host_memory:
         return None
     size = min(engine.live.slots.total_bytes, _MOST_BYTES)
     if size < _LEAST_BYTES:

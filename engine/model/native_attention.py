@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from engine.native import library
-from engine.native.library import Attention, Number
+from engine.native.values import Attention, Number
 
 NAME = "expertune_native"
 NUMBERS = {

@@ -10,155 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from engine.native import build
+from engine.native.values import Attention, Experts, Gate, Matrix, Number, QuantizeJob
 
 INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
+_log = logging.getLogger(__name__)
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
-
-
-class Format(IntEnum):
-    """How a matrix is stored; see sources/matrix.h."""
-
-    BF16 = 0
-    FP16 = 1
-    INT8 = 2
-    INT4 = 3
-    INT3 = 4
-    INT2 = 5
-    MXFP4 = 6
-    FP8 = 7
-    BF16_COLUMNS = 8
-    FP16_COLUMNS = 9
-
-
-class Number(IntEnum):
-    """The type of activations."""
-
-    FLOAT32 = 0
-    BF16 = 1
-    FP16 = 2
-
-
-NO_BIAS = -1
-"""As Matrix.bias_number."""
-
-
-class Activation(IntEnum):
-    """An activation function; see sources/gate.h."""
-
-    SILU = 0
-    GELU = 1
-    GELU_TANH = 2
-    RELU = 3
-    RELU_SQUARED = 4
-    QUICK_GELU = 5
-
-
-class GateForm(IntEnum):
-    """How gate g and up u are joined; see sources/gate.h."""
-
-    NONE = 0
-    PRODUCT = 1
-    CLAMPED = 2
-    CLAMPED_PLUS_ONE = 3
-    CLAMPED_AFTER = 4
-    WIDE = 5
-
-
-class Matrix(ctypes.Structure):
-    """The location of a matrix in a record, offsets in bytes; bias_number -1: no bias."""
-
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            "format",
-            "rows",
-            "columns",
-            "group",
-            "block_rows",
-            "codes_offset",
-            "scales_offset",
-            "bias_offset",
-            "bias_number",
-        )
-    ]
-
-
-class Gate(ctypes.Structure):
-    """An expert's activation."""
-
-    _fields_ = [
-        ("form", ctypes.c_int64),
-        ("activation", ctypes.c_int64),
-        ("interleaved", ctypes.c_int64),
-        ("alpha", ctypes.c_double),
-        ("limit", ctypes.c_double),
-    ]
-
-
-class Experts(ctypes.Structure):
-    """An expert's matrices and activation: up [2F, D] (gate and up) or [F, D], down [D, F]."""
-
-    _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
-
-
-class QuantizeJob(ctypes.Structure):
-    """A matrix [N, K] to quantize: its weights, and where its codes and scales go; see
-    sources/fit.h. Strides in numbers."""
-
-    _fields_ = [
-        ("weights", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "number",
-                "rows",
-                "columns",
-                "row_stride",
-                "column_stride",
-                "bits",
-                "group",
-                "weighted",
-            )
-        ),
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-    ]
-
-
-class Attention(ctypes.Structure):
-    """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
-
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "number",
-                "sequences",
-                "query_heads",
-                "heads",
-                "length",
-                "key_width",
-                "value_width",
-                "key_batch",
-                "key_head",
-                "key_stride",
-                "value_batch",
-                "value_head",
-                "value_stride",
-            )
-        ),
-        ("scale", ctypes.c_double),
-    ]
 
 
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -214,7 +80,24 @@ def load() -> Library | str:
         return f"{build.LIBRARY} cannot be loaded ({error}): run `python -m engine.native.build`"
     if build.SOURCES.is_dir() and functions["digest"]().decode() != build.digest():
         return f"{build.LIBRARY} is of other sources: run `python -m engine.native.build`"
-    return Library(build.LIBRARY, functions)
+    found = Library(build.LIBRARY, functions)
+    wanted, names = os.environ.get(INSTRUCTION_SET, ""), found.instruction_sets()
+    if wanted and wanted not in names:
+        return f"{INSTRUCTION_SET}={wanted} does not run here: use one of {', '.join(names)}"
+    return found
+
+
+def is_available() -> bool:
+    """Whether there is a library; if not, one line of the log says so, once."""
+    found = load()
+    if isinstance(found, str):
+        _say_once(found)
+    return not isinstance(found, str)
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    _log.warning("the native library is not used, torch multiplies instead (slower): %s", why)
 
 
 def _function(loaded: ctypes.CDLL, name: str) -> Any:

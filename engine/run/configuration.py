@@ -23,7 +23,6 @@ from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels import native
 from engine.experts.kernels.crossover import Crossovers, known_crossovers
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.native_experts import NativeExperts
@@ -41,6 +40,7 @@ from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
 from engine.model.non_expert import can_keep_embeddings_on_host
+from engine.native import library
 from engine.policy.context import PolicyContext
 from engine.policy.future import Future
 from engine.policy.learned import load_history, load_learned
@@ -340,7 +340,7 @@ def host_multipliers(
 ) -> dict[Bits, Product]:
     """The products of the host beside an accelerator: native ones where they read the records."""
     plainly = config.overlay({"kernel.name": "auto"})
-    own = KernelSupport(("native",)) if native.is_available() else NO_KERNELS
+    own = KernelSupport(("native",)) if library.is_available() else NO_KERNELS
     return {
         bits: multiplier_of(
             plainly, record, own if record.code_layout == "plain" else NO_KERNELS, crossovers

@@ -20,7 +20,6 @@ from engine.config.settings import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.kernels import native
 from engine.experts.kernels.crossover import known_crossovers
 from engine.experts.kernels.gemm import all_cores, single_token_products, widen_linears
 from engine.experts.kernels.native import Native
@@ -36,7 +35,6 @@ from engine.memory.plan import MemoryPlan, config_layout, group_size_of, resolve
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
-from engine.model.native_attention import use_native_attention
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.native import library
 from engine.policy.batch_plan import Planned
@@ -47,7 +45,7 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
-from engine.run.native_linear import use_native_linears
+from engine.run.native_linear import use_native_layers
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -140,7 +138,7 @@ class Engine:
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
         self.release()
-        if native.is_available():
+        if library.is_available():
             resolved = resolved.overlay({"cpu.threads": library.use(resolved.cpu.threads)})
         non_expert = NonExpertSettings.of(resolved)
         if non_expert != self._loaded:
@@ -345,9 +343,8 @@ class Engine:
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
         if self._on_cpu:
-            if non_expert.kernel in ("auto", "native") and native.is_available():
-                use_native_linears(model.model, self._crossover(non_expert, 16))
-                use_native_attention(model.model)
+            if non_expert.kernel in ("auto", "native"):
+                use_native_layers(model.model, self._crossover(non_expert, 16))
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

@@ -1,4 +1,4 @@
-"""Linear layers of 16-bit weights through the native products, for few tokens.
+"""The layers outside the experts through the native library: 16-bit weights, for few tokens.
 
 Letters: T tokens, N output rows, K input columns.
 """
@@ -10,8 +10,9 @@ from torch import nn
 
 from engine.experts.kernels.gemm import multiplies, widened_gemm
 from engine.experts.kernels.native import NUMBERS
+from engine.model.native_attention import use_native_attention
 from engine.native import library
-from engine.native.library import NO_BIAS, Format, Matrix
+from engine.native.values import NO_BIAS, Format, Matrix
 
 _FORMATS = {torch.bfloat16: Format.BF16, torch.float16: Format.FP16}
 
@@ -53,6 +54,14 @@ class NativeLinear(nn.Linear):
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+
+def use_native_layers(model: nn.Module, most_tokens: int) -> None:
+    """Make a model on the CPU use the native library, if there is one: its linear layers up to this
+    many tokens, its attention where one token is decoded, its norms."""
+    if library.is_available():
+        use_native_linears(model, most_tokens)
+        use_native_attention(model)
 
 
 def use_native_linears(model: nn.Module, most_tokens: int) -> None:

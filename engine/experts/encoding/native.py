@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.native.library import Library, Number, QuantizeJob, Threads, current, load
+from engine.native.library import Library, Threads, current, load
+from engine.native.values import Number, QuantizeJob
 from engine.types import Bits, OptimizeName
 
 _NUMBERS = {

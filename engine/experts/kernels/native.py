@@ -11,7 +11,7 @@ from engine.experts.encoding.codec import CodeLayout, MatrixView
 from engine.experts.kernels.base import MatrixShape
 from engine.layout.prequantized import PrequantizedFormat
 from engine.native import library
-from engine.native.library import NO_BIAS, Format, Matrix, Number
+from engine.native.values import NO_BIAS, Format, Matrix, Number
 from engine.types import Bits
 
 GROUPS = (16, 32, 64, 128)
@@ -119,8 +119,3 @@ def plain(view: MatrixView, matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
         matrix, view.codes.data_ptr(), 0, matrix.rows, out.data_ptr(), NUMBERS[dtype]
     )
     return out  # [N, K]
-
-
-def is_available() -> bool:
-    """Whether the library was built and may be used."""
-    return not isinstance(library.load(), str)

@@ -23,7 +23,7 @@ from engine.experts.kernels.registry import KernelSupport
 from engine.layout.record import Part
 from engine.model.loader import LoadedModel
 from engine.native import library
-from engine.native.library import Activation, Experts, Gate, GateForm, Matrix, Number
+from engine.native.values import Activation, Experts, Gate, GateForm, Matrix, Number
 from engine.types import Bits
 
 _TRIED = 4096

@@ -22,7 +22,8 @@ from engine.experts.kernels.registry import KernelSupport
 from engine.layout.record import Part, record_layout
 from engine.model.loader import load_model
 from engine.native import library
-from engine.native.library import Experts, Gate, GateForm, Library, Matrix, Threads
+from engine.native.library import Library, Threads
+from engine.native.values import Experts, Gate, GateForm, Matrix
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.native_linear import NativeLinear, use_native_linears

@@ -1,0 +1,146 @@
+"""The values that the native library takes: formats, matrices, experts, attention, jobs.
+
+They mirror sources/matrix.h, gate.h and api.cpp, number for number.
+Letters: T tokens, N output rows, K input columns, D hidden, F expert width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+
+class Format(IntEnum):
+    """How a matrix is stored; see sources/matrix.h."""
+
+    BF16 = 0
+    FP16 = 1
+    INT8 = 2
+    INT4 = 3
+    INT3 = 4
+    INT2 = 5
+    MXFP4 = 6
+    FP8 = 7
+    BF16_COLUMNS = 8
+    FP16_COLUMNS = 9
+
+
+class Number(IntEnum):
+    """The type of activations."""
+
+    FLOAT32 = 0
+    BF16 = 1
+    FP16 = 2
+
+
+NO_BIAS = -1
+"""As Matrix.bias_number."""
+
+
+class Activation(IntEnum):
+    """An activation function; see sources/gate.h."""
+
+    SILU = 0
+    GELU = 1
+    GELU_TANH = 2
+    RELU = 3
+    RELU_SQUARED = 4
+    QUICK_GELU = 5
+
+
+class GateForm(IntEnum):
+    """How gate g and up u are joined; see sources/gate.h."""
+
+    NONE = 0
+    PRODUCT = 1
+    CLAMPED = 2
+    CLAMPED_PLUS_ONE = 3
+    CLAMPED_AFTER = 4
+    WIDE = 5
+
+
+class Matrix(ctypes.Structure):
+    """The location of a matrix in a record, offsets in bytes; bias_number -1: no bias."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "format",
+            "rows",
+            "columns",
+            "group",
+            "block_rows",
+            "codes_offset",
+            "scales_offset",
+            "bias_offset",
+            "bias_number",
+        )
+    ]
+
+
+class Gate(ctypes.Structure):
+    """An expert's activation."""
+
+    _fields_ = [
+        ("form", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("interleaved", ctypes.c_int64),
+        ("alpha", ctypes.c_double),
+        ("limit", ctypes.c_double),
+    ]
+
+
+class Experts(ctypes.Structure):
+    """An expert's matrices and activation: up [2F, D] (gate and up) or [F, D], down [D, F]."""
+
+    _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
+
+
+class QuantizeJob(ctypes.Structure):
+    """A matrix [N, K] to quantize: its weights, and where its codes and scales go; see
+    sources/fit.h. Strides in numbers."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "rows",
+                "columns",
+                "row_stride",
+                "column_stride",
+                "bits",
+                "group",
+                "weighted",
+            )
+        ),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "sequences",
+                "query_heads",
+                "heads",
+                "length",
+                "key_width",
+                "value_width",
+                "key_batch",
+                "key_head",
+                "key_stride",
+                "value_batch",
+                "value_head",
+                "value_stride",
+            )
+        ),
+        ("scale", ctypes.c_double),
+    ]
