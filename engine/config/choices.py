@@ -36,6 +36,7 @@ EVICTIONS: dict[str, str] = {
 """Factories take a PolicyContext and return an engine.policy.evict.base.Eviction."""
 
 KERNELS: dict[str, str] = {
+    "native": "engine.experts.kernels.native:Native",
     "torch_int4": "engine.experts.kernels.torch_packed:TorchInt4",
     "cuda_int4": "engine.experts.kernels.torch_packed:CudaInt4",
     "triton_int4": "engine.experts.kernels.triton_int4:TritonInt4",

@@ -15,6 +15,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "prefetch.": "exact",
     "transfer.": "exact",
     "io.": "exact",
+    "cpu.": "exact",
     "serve.": "rounding",
     "serve.response_cache_entries": "exact",
     "host.": "exact",

@@ -181,11 +181,19 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Which kernels multiply. auto: torch's int4/int8 kernels if shapes allow and they are faster,
-    up to crossover_tokens tokens of an expert; 0: as `tune profile` measured on this machine."""
+    """Which kernels multiply. auto: native ones on the CPU, elsewhere the fastest that is right,
+    up to crossover_tokens tokens of an expert; 0: for each precision as `tune profile` measured on
+    this machine."""
 
     name: KernelName = "auto"
     crossover_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class CpuConfig:
+    """Threads of the native products; 0: as many as there are physical cores."""
+
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,7 @@ class EngineConfig:
     serve: ServeConfig = ServeConfig()
     io: IoConfig = IoConfig()
     kernel: KernelConfig = KernelConfig()
+    cpu: CpuConfig = CpuConfig()
     compute: ComputeConfig = ComputeConfig()
     device: DeviceConfig = DeviceConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -369,6 +378,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "transfer.in_flight": (1, 8),
     "precision.group_size": (16, 128),
     "kernel.crossover_tokens": (0, 1 << 20),
+    "cpu.threads": (0, 256),
     "batch.count": (1, 256),
     "batch.size": (1, 256),
     "prefill.chunk_tokens": (1, 1 << 16),

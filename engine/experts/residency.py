@@ -1,8 +1,8 @@
 """The facade over policy, slots and transfers, from which compute borrows experts.
 
 It passes the events of a forward pass to the policy and executes its decisions. One layer pass:
-gate_entered (any number), routed for each micro-batch, layer_routed, then device_steps() yields
-each expert that the device computes with its views, valid until the next step.
+gate_entered (any number), routed for each micro-batch, layer_routed, then device_waves() yields
+the experts that the device computes, as they are ready; their records stay until the next wave.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from engine.policy.compute_order import Order
 from engine.policy.events import GateView, PassStart, Routing
 from engine.policy.expert_policy import ExpertPolicy, PolicyCounters
 from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
-from engine.types import ExpertId
 
 
 @dataclass
@@ -81,28 +80,49 @@ class Residency:
         """The steps that the host computes in this layer pass."""
         return [step for step in self._pass().steps if step.slot == ON_HOST]
 
-    def device_steps(self) -> Iterator[tuple[ExpertId, ExpertView]]:
-        """Yield every expert that the device computes once, in the order of the policy. Ends the
-        pass."""
+    def device_waves(self) -> Iterator[list[Step]]:
+        """Yield every expert that the device computes once, those that are ready together, in the
+        order of the policy. Ends the pass."""
         steps = self._pass().steps
         waiting = {step.after: step for step in steps if step.after is not None}
         pending = [s for s in steps if s.slot != ON_HOST and s.after is None]
         while pending:
-            step = self._order.next(pending, self._is_ready, self.policy.tokens)
-            if step is None:
-                self._wait(pending)
+            wave = self._take_ready(pending)
+            if not wave:
                 continue
-            if not self._is_ready(step):
-                self._wait([step])
+            yield wave
+            followers = []
+            for step in wave:
+                self._slots.mark_used(step.slot)
+                if (follower := waiting.pop(step.expert, None)) is not None:
+                    followers.append(follower)
+            self._start(followers)
+            pending.extend(followers)
+        self.policy.computed()
+
+    def view(self, step: Step) -> ExpertView:
+        """Typed views of the record of a step of the present wave."""
+        return self._slots.view(step.slot, step.bits)
+
+    def address(self, step: Step) -> int:
+        """The address of the record of a step of the present wave."""
+        return self._slots.address(step.slot)
+
+    def _take_ready(self, pending: list[Step]) -> list[Step]:
+        """Move the steps that come next and are ready out of `pending`; waits for the first."""
+        wave: list[Step] = []
+        while pending:
+            step = self._order.next(pending, self._is_ready, self.policy.tokens)
+            if step is None or not self._is_ready(step):
+                if wave:
+                    break
+                self._wait(pending if step is None else [step])
+                if step is None:
+                    break
             pending.remove(step)
             self._arrive(step)
-            yield step.expert, self._slots.view(step.slot, step.bits)
-            self._slots.mark_used(step.slot)
-            follower = waiting.pop(step.expert, None)
-            if follower is not None:
-                self._start([follower])
-                pending.append(follower)
-        self.policy.computed()
+            wave.append(step)
+        return wave
 
     def end_pass(self) -> None:
         """Notify the policy that the forward pass is done."""

@@ -83,6 +83,16 @@ class Slots:
             self._views[slot, bits] = view
         return view
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self._starts[-1]
+
+    def address(self, slot: int) -> int:
+        """The address of a slot's first byte in the device's memory."""
+        assert self._arena is not None
+        return self._arena.data_ptr() + self._starts[slot]
+
     def give_back(self, slot: int) -> None:
         """Return the memory of a slot that is empty and will not be used for a while."""
         self.device.give_back(self.bytes_of(slot, 0, self._sizes[slot]))

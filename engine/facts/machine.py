@@ -116,8 +116,8 @@ class MachineProfile:
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
     one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `bits/tokens`;
     small_kernel_ms: with a 128 x 128 one, which is the fixed cost of a product; crossover_tokens:
-    up to how many tokens the packed 4-bit product is faster than dequantizing, None if there is no
-    such product.
+    up to how many tokens the packed product is faster than a GEMM with plain weights, by bits, as
+    far as there is such a product; products: which products and how many threads these are.
 
     By chunk size, if slots lie in host memory: busy_read_bytes_per_s, of the engine's reads while a
     product runs; read_slowdown, the factor by which that product slows down meanwhile.
@@ -127,7 +127,8 @@ class MachineProfile:
     memory_bytes_per_s: float
     link_bytes_per_s: float | None
     kernel_ms: dict[str, float] = field(default_factory=dict)
-    crossover_tokens: int | None = None
+    crossover_tokens: dict[str, int] = field(default_factory=dict)
+    products: str = ""
     busy_read_bytes_per_s: dict[str, float] = field(default_factory=dict)
     read_slowdown: dict[str, float] = field(default_factory=dict)
     small_kernel_ms: dict[str, float] = field(default_factory=dict)

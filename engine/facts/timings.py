@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from engine.errors import StorageError
 from engine.files import write_atomically
+from engine.native.library import products_name
 
 Curve = Mapping[int, float]
 """Seconds by number of tokens, measured at some numbers."""
@@ -107,9 +108,12 @@ class ModelTimings:
         return cls(**values)
 
 
-def timings_path(folder: Path, machine: str, model: str, device: str) -> Path:
-    """The path of stored timings. folder: the cache folder; machine, model: fingerprints."""
-    return folder / "timings" / machine / f"{model}-{device.replace(':', '-')}.json"
+def timings_path(folder: Path, machine: str, model: str, device: str, threads: int = 0) -> Path:
+    """The path of stored timings. folder: the cache folder; machine, model: fingerprints; threads:
+    of the products (cpu.threads). The products are part of the name: what others took says nothing
+    of these."""
+    name = f"{model}-{device.replace(':', '-')}-{products_name(threads)}.json"
+    return folder / "timings" / machine / name
 
 
 def save_timings(timings: ModelTimings, path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from engine.config.settings import KvConfig
 from engine.device.base import Device
+from engine.kv_cache.growing_layer import GrowingLayer
 from engine.kv_cache.host_rows import DeviceRows, HostLink, KvRows
 from engine.kv_cache.merged_layer import AttentionWatch, MergedLayer
 from engine.kv_cache.quantized_rows import KvFormat, PlainFormat, QuantizedFormat
@@ -27,7 +28,8 @@ from engine.model.kv_layers import plain_kv_layers
 class KvCaches:
     """Creates the kv_cache of each micro-batch.
 
-    model: transformers' model. If all keys and values are kept at 16 bits on the device, the model
+    model: transformers' model. If all keys and values are kept at 16 bits on the device, plain
+    layers grow in place on the CPU; elsewhere, and where unreserved memory holds experts, the model
     makes transformers' own cache at its first forward. If only a fraction is kept, the model's
     attention is hooked until close.
     """
@@ -39,6 +41,8 @@ class KvCaches:
         on_host = kv.placement == "host" and not device.is_host_memory and bool(self._plain)
         self.link = HostLink(device) if on_host else None
         self._keep_fraction = kv.keep_fraction
+        self._grows = device.torch_device.type == "cpu" and not kv.elastic
+        self._most_tokens = kv.max_tokens
         self._watch = AttentionWatch()
         self._unwatch: Callable[[], None] | None = None
         if kv.keep_fraction != 1:
@@ -49,7 +53,7 @@ class KvCaches:
         """An empty cache for one micro-batch; None: let the model make its own."""
         merging = self._keep_fraction != 1
         if self._bits == 16 and self.link is None and not merging:
-            return None
+            return self._growing() if self._grows and self._plain else None
         cache = DynamicCache(config=self._config)
         if merging:
             for number in self._plain:
@@ -59,6 +63,12 @@ class KvCaches:
         for number in reversed(self._plain):
             following = StoredLayer(self._format(), self._rows(), following)
             cache.layers[number] = following
+        return cache
+
+    def _growing(self) -> DynamicCache:
+        cache = DynamicCache(config=self._config)
+        for number in self._plain:
+            cache.layers[number] = GrowingLayer(self._most_tokens)
         return cache
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from engine.contract.statistics import mean_metric
 from engine.device import process_memory
 from engine.errors import EngineError
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
+from engine.measure.efficiency import memory_bytes_per_s, touched_bytes
 from engine.measure.energy import EnergyMeter
 from engine.measure.expert_use import expert_use
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
@@ -63,6 +64,7 @@ def measure(
     engine.record(recorder)
     warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
     bandwidth = _bandwidth(engine)
+    memory_rate = memory_bytes_per_s(engine)
     sentinels: list[Sentinel] = []
     rows: list[Values] = []
     timings: list[GroupTiming] = []
@@ -72,6 +74,8 @@ def measure(
         sentinels.append(measure_sentinel(engine.store.files[0]))
         texts = pick(sequences, sequences_per_repeat, repeat)
         row, done = _one_repeat(engine, texts, output_tokens, repeat, recorder, meter, bandwidth)
+        if memory_rate is not None and done:
+            row["bandwidth_efficiency"] = _efficiency(engine, done, memory_rate), "fraction"
         rows.append(row)
         timings.extend(done)
         counted.append(engine.residency.counters)
@@ -296,6 +300,11 @@ def _repeat_values(
     values.update(_prefill_values(timings, prefill_s))
     values.update(_prefetch_values(engine))
     return values
+
+
+def _efficiency(engine: Engine, done: Sequence[GroupTiming], memory_rate: float) -> float:
+    steps = sum(len(timing.gaps_s) for timing in done)
+    return touched_bytes(engine, steps) / sum(t.decode_s for t in done) / memory_rate
 
 
 def _prefill_values(timings: Sequence[GroupTiming], prefill_s: float) -> Values:

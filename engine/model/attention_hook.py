@@ -16,8 +16,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from engine.model.native_attention import NAME, attend_native
+
 _PORT = "_expertune_attention"
-_WATCHED = {"sdpa": "expertune_sdpa", "eager": "expertune_eager"}
+_WATCHED = {
+    "sdpa": "expertune_sdpa",
+    "eager": "expertune_eager",
+    NAME: "expertune_native_watched",
+}
 
 
 class AttentionPort(Protocol):
@@ -39,7 +45,9 @@ def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) ->
     """Notify `port` of the attention of these layers. Returns a function that undoes it."""
     AttentionInterface.register(_WATCHED["sdpa"], _attend_sdpa)
     AttentionInterface.register(_WATCHED["eager"], _attend_eager)
+    AttentionInterface.register(_WATCHED[NAME], _attend_native)
     AttentionMaskInterface.register(_WATCHED["sdpa"], sdpa_mask)
+    AttentionMaskInterface.register(_WATCHED[NAME], sdpa_mask)
     AttentionMaskInterface.register(_WATCHED["eager"], eager_mask)
     modules = [m for m in model.modules() if getattr(m, "layer_idx", None) in layers]
     for module in modules:
@@ -70,6 +78,19 @@ def _attend_sdpa(
     out: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **named
     )
+    _notify(module, query, key, attention_mask, named, None)
+    return out
+
+
+def _attend_native(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    out = attend_native(module, query, key, value, attention_mask, **named)
     _notify(module, query, key, attention_mask, named, None)
     return out
 

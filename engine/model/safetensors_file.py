@@ -126,16 +126,23 @@ def read_bytes(file: Path, offset: int, size_bytes: int) -> torch.Tensor:
     Raises CheckpointError if bytes are missing.
     """
     tensor = torch.empty(size_bytes, dtype=torch.uint8)
-    view = memoryview(tensor.numpy())  # type: ignore[arg-type]
+    read_into(memoryview(tensor.numpy()), file, offset)  # type: ignore[arg-type]
+    return tensor
+
+
+def read_into(memory: memoryview, file: Path, offset: int) -> None:
+    """Fill memory with the bytes of a file, not kept in the page cache.
+
+    Raises CheckpointError if bytes are missing.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done : done + (64 << 20)]], offset + done)
+        while done < len(memory):
+            count = os.preadv(descriptor, [memory[done : done + (64 << 20)]], offset + done)
             if count == 0:
                 raise CheckpointError(f"{file} ends early: copy or download it again")
             done += count
-        os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, offset, len(memory), os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-    return tensor

@@ -43,7 +43,7 @@ _FLAGS = [
     "-Wno-ignored-attributes",
     "-Wno-unused-function",
 ]
-_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86_FLAGS = {
     "products_avx2": _AVX2,

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import psutil
 
 from engine.native import build
 
-if TYPE_CHECKING:
-    from _ctypes import CFuncPtr
-
 INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
-_log = logging.getLogger(__name__)
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
 
 
@@ -51,6 +48,10 @@ class Number(IntEnum):
     FP16 = 2
 
 
+NO_BIAS = -1
+"""As Matrix.bias_number."""
+
+
 class Activation(IntEnum):
     """An activation function; see sources/gate.h."""
 
@@ -74,7 +75,7 @@ class GateForm(IntEnum):
 
 
 class Matrix(ctypes.Structure):
-    """The location of a matrix in a record, offsets in bytes; bias_offset -1: no bias."""
+    """The location of a matrix in a record, offsets in bytes; bias_number -1: no bias."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -110,19 +111,73 @@ class Experts(ctypes.Structure):
     _fields_ = [("up", Matrix), ("down", Matrix), ("gate", Gate)]
 
 
+class QuantizeJob(ctypes.Structure):
+    """A matrix [N, K] to quantize: its weights, and where its codes and scales go; see
+    sources/fit.h. Strides in numbers."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "rows",
+                "columns",
+                "row_stride",
+                "column_stride",
+                "bits",
+                "group",
+                "weighted",
+            )
+        ),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "number",
+                "sequences",
+                "query_heads",
+                "heads",
+                "length",
+                "key_width",
+                "value_width",
+                "key_batch",
+                "key_head",
+                "key_stride",
+                "value_batch",
+                "value_head",
+                "value_stride",
+            )
+        ),
+        ("scale", ctypes.c_double),
+    ]
+
+
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
-_SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "digest": (ctypes.c_char_p, ()),
     "instruction_set": (ctypes.c_char_p, (_LONG,)),
     "open": (_POINTER, (_LONG, _LONG, ctypes.c_char_p)),
+    "chosen": (ctypes.c_char_p, (_POINTER,)),
     "close": (None, (_POINTER,)),
-    "linear": (None, (*[_POINTER] * 4, *[_LONG] * 3, _POINTER)),
+    "linear": (None, (*[_POINTER] * 4, *[_LONG] * 3, _POINTER, _LONG)),
     "experts": (
         None,
         (*[_POINTER] * 3, _LONG, _POINTER, *[_LONG] * 3, _POINTER, _POINTER),
     ),
     "plain": (None, (*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG)),
+    "attend": (None, tuple([_POINTER] * 7)),
+    "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
+    "quantize": (None, (_POINTER, _POINTER, _LONG)),
     "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
 }
 
@@ -132,7 +187,7 @@ class Library:
     """The loaded library. functions: by their names without prefix."""
 
     path: Path
-    functions: dict[str, CFuncPtr]
+    functions: dict[str, Any]
 
     def instruction_sets(self) -> tuple[str, ...]:
         """Those that run here, best first; the last is the scalar reference."""
@@ -162,9 +217,9 @@ def load() -> Library | str:
     return Library(build.LIBRARY, functions)
 
 
-def _function(loaded: ctypes.CDLL, name: str) -> CFuncPtr:
+def _function(loaded: ctypes.CDLL, name: str) -> Any:
     found = loaded[f"expertune_{name}"]
-    found.restype, found.argtypes = _SIGNATURES[name]  # type: ignore[assignment]
+    found.restype, found.argtypes = _SIGNATURES[name]
     return found
 
 
@@ -179,11 +234,15 @@ class Threads:
         if instruction_set and instruction_set not in names:
             raise ValueError(f"{instruction_set} does not run here: use {', '.join(names)}")
         self.count = threads
-        self.instruction_set = instruction_set or names[0]
         self._functions = library.functions
-        opened = self._functions["open"](threads, _SPIN_US, self.instruction_set.encode())
+        opened = self._functions["open"](threads, _SPIN_US, instruction_set.encode())
+        if opened is None:
+            raise ValueError(f"{instruction_set} differs from the scalar reference here")
         self._context = ctypes.c_void_p(opened)
+        self.instruction_set = self._functions["chosen"](self._context).decode()
         self._linear = self._functions["linear"]
+        self._attend = self._functions["attend"]
+        self._norm = self._functions["norm"]
         self._experts = self._functions["experts"]
 
     def linear(
@@ -195,9 +254,21 @@ class Threads:
         tokens: int,
         stride: int,
         out: int,
+        out_stride: int,
     ) -> None:
-        """x [T, K], rows `stride` numbers apart -> out [T, N], contiguous, of x's type."""
-        self._linear(self._context, ctypes.byref(matrix), record, x, number, tokens, stride, out)
+        """x [T, K], rows `stride` numbers apart -> out [T, N], rows `out_stride` numbers apart, of
+        x's type."""
+        self._linear(
+            self._context,
+            ctypes.byref(matrix),
+            record,
+            x,
+            number,
+            tokens,
+            stride,
+            out,
+            out_stride,
+        )
 
     def experts(
         self,
@@ -235,9 +306,30 @@ class Threads:
             self._context, ctypes.byref(matrix), record, first, end, out, number
         )
 
+    def attend(
+        self, attention: Attention, query: int, keys: int, values: int, mask: int, out: int
+    ) -> None:
+        """query [B, Q, D], contiguous, attends to keys and values [B, H, L, ..] -> out [B, Q, Dv].
+
+        mask: float32 [B, L], added to the scores; 0: none.
+        """
+        self._attend(self._context, ctypes.byref(attention), query, keys, values, mask or None, out)
+
+    def norm(
+        self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int
+    ) -> None:
+        """Each row of x [T, count] over its root mean square, times weight [count] -> out."""
+        self._norm(self._context, number, x, weight, tokens, count, epsilon, out)
+
     def gate(self, gate: Gate, number: Number, g: int, u: int, out: int, count: int) -> None:
         """out[i] = the gate of g[i] and u[i], all float32, rounded to `number`."""
         self._functions["gate"](self._context, ctypes.byref(gate), number, g, u, out, count)
+
+    def quantize(self, *jobs: QuantizeJob) -> None:
+        """Write the codes and scales of these matrices: the same bytes for every thread count and
+        instruction set."""
+        given = (QuantizeJob * len(jobs))(*jobs)
+        self._functions["quantize"](self._context, given, len(jobs))
 
     def read_seconds(self, memory: int, size_bytes: int) -> float:
         """Seconds in which all threads read this memory once."""
@@ -251,19 +343,40 @@ class Threads:
 
 
 _open: dict[int, Threads] = {}
+_count = 0
 
 
-def threads(count: int) -> Threads | None:
-    """The shared pool of this many threads; None without the library. Pools stay open."""
+def physical_cores() -> int:
+    """The physical cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def use(count: int) -> int:
+    """From now on products run on this many threads; 0: on the physical cores. Returns how many."""
+    global _count
+    _count = count or physical_cores()
+    return _count
+
+
+def current() -> Threads:
+    """The pool of the process. Raises OSError without the library. Pools stay open."""
     library = load()
     if isinstance(library, str):
-        _say_once(library)
-        return None
+        raise OSError(library)
+    count = _count or use(0)
     if count not in _open:
         _open[count] = Threads(library, count, os.environ.get(INSTRUCTION_SET, ""))
     return _open[count]
 
 
 @functools.cache
-def _say_once(why: str) -> None:
-    _log.warning("the native library is not used, torch multiplies instead (slower): %s", why)
+def products_name(count: int = 0) -> str:
+    """Names the products, their threads (0: as many as `use` would take) and the library's sources:
+    a figure measured with some holds for no others."""
+    library = load()
+    if isinstance(library, str):
+        return "torch"
+    chosen = Threads(library, 1, os.environ.get("EXPERTUNE_INSTRUCTION_SET", "")).instruction_set
+    digest = library.functions["digest"]().decode()
+    return f"native-{chosen}-{count or physical_cores()}-{digest[:8]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 import time
@@ -17,11 +18,12 @@ from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
 from engine.experts.kernels.registry import KernelSupport
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
 from engine.layout.record import Part, record_layout
+from engine.native.library import products_name
 from engine.profile.interference import SHAPES, Interference, measure_interference
 from engine.types import Bits
 
@@ -31,7 +33,8 @@ _QUEUE_DEPTH = 2
 _ROWS = _COLUMNS = 1024
 _FEW_ROWS = _FEW_COLUMNS = 128
 _GROUP = 64
-_CROSSOVER_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_CROSSOVER_TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_COPIES = 8
 
 
 def profile_machine(device: Device, folder: Path, support: KernelSupport) -> MachineProfile:
@@ -48,7 +51,8 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
         link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
         kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
         small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
-        crossover_tokens=_crossover(device, support) if device.is_host_memory else None,
+        crossover_tokens=_crossovers(device, support) if device.is_host_memory else {},
+        products=products_name() if device.is_host_memory else "",
         busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
         read_slowdown={size: found.slowdown for size, found in beside.items()},
     )
@@ -152,22 +156,31 @@ def _encoded(
     return matrix_view(data, record, part), record
 
 
-def _crossover(device: Device, support: KernelSupport) -> int | None:
-    """The largest of _CROSSOVER_TOKENS up to which the packed 4-bit product is faster than
-    dequantizing and multiplying; 0 if it never is."""
-    if support.kernel_for(4) is None:
-        return None
-    view, record = _encoded(4, support, device)
-    packed = Multiplier(4, _GROUP, record.code_layout, support, "auto", _CROSSOVER_TOKENS[-1])
-    plain = Multiplier(4, _GROUP, record.code_layout, support, "dequantize")
-    found = 0
-    for tokens in _CROSSOVER_TOKENS:
-        x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
-        times = (_best(partial(packed, x, view)), _best(partial(plain, x, view)))
-        if times[0] > times[1]:
-            break
-        found = tokens
+def _crossovers(device: Device, support: KernelSupport) -> dict[str, int]:
+    """By bits: the largest of _CROSSOVER_TOKENS up to which the packed product is faster than a
+    GEMM with plain weights, dequantized as that kernel would; 0 if it never is. The weights come
+    from memory, not from a cache: each product takes another copy."""
+    found = {}
+    for bits in CROSSOVER_TOKENS:
+        if support.kernel_for(bits) is None:
+            continue
+        record = _encoded(bits, support, device)[1]
+        copies = [_encoded(bits, support, device)[0] for _ in range(_COPIES)]
+        layout = record.code_layout
+        packed = Multiplier(bits, _GROUP, layout, support, "auto", _CROSSOVER_TOKENS[-1])
+        plain = Multiplier(bits, _GROUP, layout, support, "auto", -1)
+        found[str(bits)] = 0
+        for tokens in _CROSSOVER_TOKENS:
+            x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
+            turns = [partial(_in_turn, p, x, itertools.cycle(copies)) for p in (packed, plain)]
+            if _best(turns[0]) > _best(turns[1]):
+                break
+            found[str(bits)] = tokens
     return found
+
+
+def _in_turn(multiply: Multiplier, x: torch.Tensor, views: Iterator[MatrixView]) -> torch.Tensor:
+    return multiply(x, next(views))
 
 
 def _best(function: Callable[[], object], repeats: int = 7) -> float:

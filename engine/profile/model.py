@@ -20,6 +20,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
+from engine.experts.kernels.crossover import known_crossovers
 from engine.facts.timings import ModelTimings, RecordSource, at
 from engine.measure.bandwidth import record_bandwidth
 from engine.measure.pass_through import Sequenced
@@ -121,7 +122,7 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     record = live.store.record
     bits = record.layout.bits
     support = engine.kernel_support(live.config, bits)
-    multiply = multiplier_of(live.config, record, support)
+    multiply = multiplier_of(live.config, record, support, known_crossovers(engine.cache_folder))
     module = engine.model.layers[0].experts
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
     turn = itertools.cycle(views)

@@ -23,7 +23,10 @@ from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier, Product
+from engine.experts.kernels import native
+from engine.experts.kernels.crossover import Crossovers, known_crossovers
+from engine.experts.kernels.multiplier import Multiplier, Product
+from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.kernels.prequantized import PrequantizedMultiplier
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
@@ -114,14 +117,17 @@ class LiveConfiguration:
             in_flight=config.transfer.in_flight,
         )
         opened.callback(self.transfers.close)
+        crossovers = known_crossovers(cache_folder)
         multipliers = {
-            bits: multiplier_of(config, records[bits], supports[bits]) for bits in records
+            bits: multiplier_of(config, records[bits], supports[bits], crossovers)
+            for bits in records
         }
         self.host = self._open_host(
             multipliers
             if device.torch_device.type == "cpu"
-            else {bits: multiplier_of(config, records[bits], NO_KERNELS) for bits in records}
+            else host_multipliers(config, records, crossovers)
         )
+        fused = NativeExperts.of(model, config, records, supports, crossovers)
         if self.host is not None:
             opened.callback(self.host.close)
         if self.host is not None and config.placement.host_fraction == "auto":
@@ -142,7 +148,7 @@ class LiveConfiguration:
             self._release_elastic()
         gates = GateStack(model, max(1, config.prefetch.depth), facts.experts_per_token)
         self.runtime = ExpertsRuntime(
-            model, self.residency, multipliers, gates, self._clock, self.host
+            model, self.residency, multipliers, gates, self._clock, self.host, fused
         )
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
@@ -197,12 +203,12 @@ class LiveConfiguration:
     def _inactive_kernel(self) -> Iterator[str]:
         """A kernel that was asked for by name and multiplies nothing here."""
         name = self.config.kernel.name
-        if name in KERNEL_WORDS or KERNELS[name]().bits == self.config.precision.non_expert_bits:
+        if name in KERNEL_WORDS or self.config.precision.non_expert_bits in KERNELS[name]().reads:
             return  # the non-expert weights may use it
-        coded = {bits: support for bits, support in self._supports.items() if bits != 16}
-        if any(name in support.names for support in coded.values()):
+        if any(name in support.names for support in self._supports.values()):
             return
-        reasons = [support.refusals[name] for support in coded.values() if name in support.refusals]
+        coded = [support for bits, support in self._supports.items() if bits != 16]
+        reasons = [support.refusals[name] for support in coded if name in support.refusals]
         why = reasons[0] if reasons else "nothing here is stored as codes that it reads"
         yield f"kernel.name = {name}: inactive, {why}"
 
@@ -317,15 +323,27 @@ def measure_host_fraction(
     return (host_done + 0.5) / (host_done + link_done + 1.0)
 
 
-def multiplier_of(config: EngineConfig, record: RecordFormat, support: KernelSupport) -> Product:
+def multiplier_of(
+    config: EngineConfig, record: RecordFormat, support: KernelSupport, crossovers: Crossovers
+) -> Product:
     """The product with records of this format under this config."""
+    bits, name = record.layout.bits, config.kernel.name
+    crossover = config.kernel.crossover_tokens or crossovers[bits]
     if record.prequantized is not None:
-        return PrequantizedMultiplier(record.prequantized)
-    return Multiplier(
-        record.layout.bits,
-        record.layout.group_size,
-        record.code_layout,
-        support,
-        config.kernel.name,
-        config.kernel.crossover_tokens or CROSSOVER_TOKENS,
-    )
+        native = support.kernel_for(16, name) is not None
+        return PrequantizedMultiplier(record.prequantized, crossover if native else 0)
+    return Multiplier(bits, record.layout.group_size, record.code_layout, support, name, crossover)
+
+
+def host_multipliers(
+    config: EngineConfig, records: Mapping[Bits, RecordFormat], crossovers: Crossovers
+) -> dict[Bits, Product]:
+    """The products of the host beside an accelerator: native ones where they read the records."""
+    plainly = config.overlay({"kernel.name": "auto"})
+    own = KernelSupport(("native",)) if native.is_available() else NO_KERNELS
+    return {
+        bits: multiplier_of(
+            plainly, record, own if record.code_layout == "plain" else NO_KERNELS, crossovers
+        )
+        for bits, record in records.items()
+    }

@@ -20,8 +20,10 @@ from engine.config.settings import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.kernels.crossover import known_crossover
-from engine.experts.kernels.gemm import single_token_products, widen_linears
+from engine.experts.kernels import native
+from engine.experts.kernels.crossover import known_crossovers
+from engine.experts.kernels.gemm import all_cores, single_token_products, widen_linears
+from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
@@ -34,7 +36,9 @@ from engine.memory.plan import MemoryPlan, config_layout, group_size_of, resolve
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
+from engine.model.native_attention import use_native_attention
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
+from engine.native import library
 from engine.policy.batch_plan import Planned
 from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
@@ -43,6 +47,7 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
+from engine.run.native_linear import use_native_linears
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -55,6 +60,7 @@ DTYPES = {
     "float32": torch.float32,
 }
 
+MANY_TOKENS = 16  # from here on a forward pass multiplies with torch on all cores
 LOGIT_BYTES = 16_000_000  # of the logits of one text that are computed at once
 
 logger = logging.getLogger(__name__)
@@ -133,10 +139,9 @@ class Engine:
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
         config = self.planned.config
         resolved, memory = resolve(config, self.facts)
-        if not resolved.kernel.crossover_tokens:
-            measured = known_crossover(self.cache_folder)
-            resolved = resolved.overlay({"kernel.crossover_tokens": measured})
         self.release()
+        if native.is_available():
+            resolved = resolved.overlay({"cpu.threads": library.use(resolved.cpu.threads)})
         non_expert = NonExpertSettings.of(resolved)
         if non_expert != self._loaded:
             self._drop_weights()
@@ -179,8 +184,9 @@ class Engine:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
                     opened.callback(store.close)
+                crossovers = known_crossovers(self.cache_folder)
                 multipliers = {
-                    bits: multiplier_of(config, store.record, supports[bits])
+                    bits: multiplier_of(config, store.record, supports[bits], crossovers)
                     for bits, store in stores.items()
                 }
                 largest = max(store.record.size_bytes for store in stores.values())
@@ -298,15 +304,20 @@ class Engine:
             if batch.kv is None:
                 batch.kv = self.live.kv.make()
         single = self._is_single_token(batches)
+        many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
         try:
-            with torch.inference_mode(), single_token_products(single):
+            with torch.inference_mode(), single_token_products(single), all_cores(many):
                 return forward_together(self.model.model, batches, runtime, self.clock, consume)
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe
             raise
 
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.torch_device.type == "cpu"
+
     def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
-        reduced = self.device.torch_device.type == "cpu" and self.model.dtype != torch.float32
+        reduced = self._on_cpu and self.model.dtype != torch.float32
         return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
@@ -333,7 +344,10 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
-        if self.device.torch_device.type == "cpu":
+        if self._on_cpu:
+            if non_expert.kernel in ("auto", "native") and native.is_available():
+                use_native_linears(model.model, self._crossover(non_expert, 16))
+                use_native_attention(model.model)
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):
@@ -346,11 +360,18 @@ class Engine:
         matrices = self.facts.non_expert_matrices if non_expert.kernel != "dequantize" else ()
         place, folder = self.device.torch_device, self.cache_folder
         kernels = non_expert_kernels(
-            matrices, non_expert.bits, non_expert.group, dtype, place, folder
+            matrices, non_expert.bits, non_expert.group, dtype, place, folder, non_expert.kernel
         )
         return NonExpertQuantizer(
-            non_expert.bits, non_expert.group, non_expert.kernel, kernels, non_expert.crossover
+            non_expert.bits,
+            non_expert.group,
+            non_expert.kernel,
+            kernels,
+            self._crossover(non_expert, non_expert.bits),
         )
+
+    def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
+        return non_expert.crossover or known_crossovers(self.cache_folder)[bits]
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint
@@ -362,15 +383,19 @@ class Engine:
         """The packed kernels that work on this machine for this config's (or these) bits."""
         bits = bits or config.precision.bits
         prequantized = config.precision.prequantized and bits == config.precision.bits
-        if bits == 16 or prequantized or config.kernel.name == "dequantize":
+        place = self.device.torch_device
+        if config.kernel.name == "dequantize":
             return NO_KERNELS
+        if prequantized:
+            return NO_KERNELS if Native().unavailable(place) else KernelSupport(("native",))
         held = probe_support(
             self.facts.parts,
             bits,
             group_size_of(config, bits),
             DTYPES[config.compute.dtype],
-            self.device.torch_device,
+            place,
             self.cache_folder,
+            config.kernel.name,
         )
         shared = config.placement.name != "device" and self.device.torch_device.type != "cpu"
         return held.readable_by_host() if shared else held

@@ -21,12 +21,14 @@ import torch
 
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.multiplier import Product
+from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
 from engine.model.hook import RouterProbabilities
 from engine.model.loader import LoadedModel
 from engine.policy.events import Need, PassStart, Routing
+from engine.policy.steps import Step
 from engine.run.time_split import PhaseClock
 from engine.trace.trace import LOOK_AHEAD_LAYERS
 from engine.types import Bits, Phase
@@ -63,7 +65,8 @@ class RoutingRecorder(Protocol):
 class ExpertsRuntime:
     """Implements ExpertsPort. phase: set by the caller before each forward.
 
-    multipliers: by bits of the record; host: computes experts in the host tier, if used.
+    multipliers: by bits of the record; host: computes experts in the host tier, if used; fused:
+    computes those of a wave together, if the device is the CPU.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ExpertsRuntime:
         gates: GateStack,
         clock: PhaseClock,
         host: HostCompute | None = None,
+        fused: NativeExperts | None = None,
     ) -> None:
         self._model = model
         self._residency = residency
@@ -81,6 +85,7 @@ class ExpertsRuntime:
         self._gates = gates
         self._clock = clock
         self._host = host
+        self._fused = fused
         self._arrived = 0
         self._scoring = False
         self._recorder: RoutingRecorder | None = None
@@ -219,21 +224,47 @@ class ExpertsRuntime:
         else:
             places = _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
         on_host = self._start_host(module, hidden, chosen, row_of, places)
-        for expert, view in self._residency.device_steps():
+        for wave in self._residency.device_waves():
             self._clock.switch("compute")
-            multiply = self._multipliers[view.bits]
-            if single:
-                y = expert_output(module, multiply, view, hidden)  # [1, D]
-                out[row_of[expert.expert]].copy_(y[0])
-            else:
-                place = places[expert.expert]
-                y = expert_output(module, multiply, view, hidden[place // chosen])  # [t, D]
-                out[place] = y.to(out.dtype)
+            for step in self._compute_together(wave, hidden, index, places, out):
+                view, multiply = self._residency.view(step), self._multipliers[step.bits]
+                if single:
+                    y = expert_output(module, multiply, view, hidden)  # [1, D]
+                    out[row_of[step.expert.expert]].copy_(y[0])
+                else:
+                    place = places[step.expert.expert]
+                    y = expert_output(module, multiply, view, hidden[place // chosen])  # [t, D]
+                    out[place] = y.to(out.dtype)
         self._clock.switch("compute")
         for rows, pending in on_host:
             out[rows] = pending.result().to(out.device, out.dtype)  # [t, D]
         out = out.view(tokens, chosen, -1) * weights.unsqueeze(-1).to(out.dtype)  # [T, K, D]
         return out.sum(dim=1).to(hidden.dtype)  # [T, D]
+
+    def _compute_together(
+        self,
+        wave: Sequence[Step],
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        places: Sequence[torch.Tensor],
+        out: torch.Tensor,
+    ) -> list[Step]:
+        """Compute the experts of a wave that a native call takes into `out` [T*K, D]. Returns the
+        others."""
+        if self._fused is None:
+            return list(wave)
+        addresses: dict[Bits, dict[int, int]] = {}
+        others = []
+        for step in wave:
+            expert = step.expert.expert
+            tokens = len(places[expert]) if places else 1
+            if tokens <= self._fused.most_tokens(step.bits):
+                addresses.setdefault(step.bits, {})[expert] = self._residency.address(step)
+            else:
+                others.append(step)
+        for bits, by_expert in addresses.items():
+            self._fused.run(bits, by_expert, hidden.contiguous(), index.contiguous(), out)
+        return others
 
     def _start_host(
         self,

@@ -13,7 +13,7 @@ from engine.types import Bits, EmbeddingsName, KernelName
 
 @dataclass(frozen=True)
 class NonExpertSettings:
-    """Settings that decide how the non-expert weights are loaded; group and kernel only below 16
+    """Settings that decide how the non-expert weights are loaded; group only below 16
     bits."""
 
     dtype: str
@@ -29,7 +29,7 @@ class NonExpertSettings:
         precision, dtype = config.precision, config.compute.dtype
         embeddings = config.placement.embeddings
         if precision.non_expert_bits == 16:
-            return cls(dtype, embeddings=embeddings)
+            return cls(dtype, kernel=config.kernel.name, embeddings=embeddings)
         return cls(
             dtype,
             precision.non_expert_bits,

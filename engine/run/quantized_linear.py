@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels.multiplier import Multiplier, Product
+from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.layout.non_expert import NonExpertMatrix, non_expert_blocks
@@ -25,7 +25,7 @@ from engine.types import Bits, KernelName
 class QuantizedLinear(nn.Module):
     """x [.., K] -> [.., N] through blocks of rows, each a record of one matrix."""
 
-    def __init__(self, linear: nn.Linear, blocks: list[tuple[RecordFormat, Product]]) -> None:
+    def __init__(self, linear: nn.Linear, blocks: list[tuple[RecordFormat, Multiplier]]) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias: nn.Parameter | None
@@ -49,12 +49,12 @@ class QuantizedLinear(nn.Module):
                 matrix_view(buffer, record, record.parts[0])
                 for (record, _), buffer in zip(self._blocks, self.buffers(), strict=True)
             ]
-        flat = x.reshape(-1, self.in_features)  # [T, K]
-        pieces = [
-            multiply(flat, view)
-            for (_, multiply), view in zip(self._blocks, self._views, strict=True)
-        ]
-        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)  # [T, N]
+        flat = x.reshape(-1, self.in_features).contiguous()  # [T, K]
+        out = flat.new_empty(flat.shape[0], self.out_features)  # [T, N]
+        start = 0
+        for (_, multiply), view in zip(self._blocks, self._views, strict=True):
+            multiply.into(flat, view, out[:, start : start + view.part.rows])
+            start += view.part.rows
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -92,7 +92,7 @@ class NonExpertQuantizer:
         made.fill(weight)
         return made
 
-    def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Product]:
+    def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Multiplier]:
         part = block_part(layout, weight.shape[1])
         support = self._kernels.get((layout.bits, part.rows, part.columns), NO_KERNELS)
         code_layout = support.code_layout(self._kernel)
@@ -116,6 +116,7 @@ def non_expert_kernels(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path,
+    wanted: KernelName,
 ) -> dict[tuple[Bits, int, int], KernelSupport]:
     """The packed kernels that work for each shape of a block; each is tested by itself, in a
     child process, once per machine."""
@@ -126,6 +127,6 @@ def non_expert_kernels(
             key = (layout.bits, part.rows, part.columns)
             if key not in found:
                 found[key] = probe_support(
-                    (part,), layout.bits, layout.group_size, dtype, device, folder
+                    (part,), layout.bits, layout.group_size, dtype, device, folder, wanted
                 )
     return found

@@ -18,7 +18,7 @@ from engine.evaluate.evaluate import evaluate
 from engine.evaluate.journal import journal_path
 from engine.evaluate.parity import check_parity
 from engine.evaluate.sensitivity import measure_sensitivities
-from engine.experts.kernels.crossover import keep_crossover
+from engine.experts.kernels.crossover import keep_crossovers
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import KernelSupport
 from engine.experts.tiers.pack import ensure_pack
@@ -41,13 +41,12 @@ from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
 from engine.run.generate import SamplingDefaults, encode_prompt, generate
 from engine.run.sampling import SamplingOptions
-from engine.types import BITS, Bits
+from engine.types import BITS
 from engine.worker.baseline import settle_baseline
 from engine.worker.engine_host import EngineHost
 
 Emit = Callable[[dict[str, Any]], None]
 TEMPERATURE, TOP_P = 0.7, 0.95  # of a text where neither the user nor the checkpoint says
-_CODED_BITS: tuple[Bits, ...] = (8, 4)
 
 
 class Operations:
@@ -266,13 +265,15 @@ class Operations:
         support = KernelSupport(
             tuple(
                 name
-                for bits in _CODED_BITS
+                for bits in BITS
                 for name in probe_support(parts, bits, 64, torch.bfloat16, place, folder).names
             )
         )
         measured = profile_machine(device, self._host.cache_folder, support)
         if measured.crossover_tokens:
-            keep_crossover(self._host.cache_folder, measured.crossover_tokens)
+            tokens = measured.crossover_tokens
+            known = {bits: tokens[str(bits)] for bits in BITS if str(bits) in tokens}
+            keep_crossovers(self._host.cache_folder, known)
         return {
             **measured.to_json(),
             "code_layout": support.code_layout(),

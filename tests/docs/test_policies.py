@@ -45,6 +45,8 @@ def test_every_knob_of_a_preset_is_explained(name: str):
         assert f"`{path}`" in TEXT or f"`{path}:" in TEXT
 
 
-@pytest.mark.parametrize("name", [*MECHANISMS, *DERIVED, "policy_ratio", "overlap_ratio"])
+@pytest.mark.parametrize(
+    "name", [*MECHANISMS, *DERIVED, "policy_ratio", "overlap_ratio", "bandwidth_efficiency"]
+)
 def test_what_the_report_shows_is_explained(name: str):
     assert f"`{name}`" in TEXT

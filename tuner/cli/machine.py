@@ -121,9 +121,12 @@ def profile(
         [f"1024 x 1024 product, {key} (bits/tokens)", f"{spent_ms:.3f} ms"]
         for key, spent_ms in measured.kernel_ms.items()
     ]
-    if measured.crossover_tokens is not None:
-        most = f"up to {measured.crossover_tokens} tokens"
-        rows.append(["packed 4-bit product wins over dequantizing", most])
+    rows += [
+        [f"packed {bits}-bit product wins over a GEMM", f"up to {tokens} tokens"]
+        for bits, tokens in measured.crossover_tokens.items()
+    ]
+    if measured.products:
+        rows.append(["products", measured.products])
     if timed is not None:
         rows += _timing_rows(timed)
     print_table("Measured speeds", ["what", "#speed"], rows)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from engine.experts.encoding.codec import CodeLayout
+from engine.experts.encoding.codec import CodeLayout, MatrixView
 from engine.types import Bits
 
 
@@ -26,13 +26,14 @@ class MatrixShape:
 class Kernel(Protocol):
     """A product with packed codes.
 
-    bits: of the codes as it reads them (codes of 3 and 2 bits are expanded to 4 before);
-    code_layout: required layout of codes of 4 bits.
+    reads: the bits of the records that it multiplies; code_layout: required layout of codes of at
+    most 4 bits; tested: it needs no self-test in a child process.
     """
 
     name: str
-    bits: Bits
+    reads: tuple[Bits, ...]
     code_layout: CodeLayout
+    tested: bool
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why the kernel cannot run on this device; None if it can."""
@@ -41,10 +42,9 @@ class Kernel(Protocol):
         """Why the kernel cannot take this matrix with activations of this dtype; None if it can."""
 
     def product(
-        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+        self, x: torch.Tensor, view: MatrixView, bits: Bits, group_size: int
     ) -> torch.Tensor:
         """x [T, K], contiguous, on the codes' device -> [T, N] in x's dtype.
 
-        codes: uint8 [N, K/2] in the kernel's layout, or int8 [N, K]; scales: bf16 [G, N, 2] (scale
-        and zero of each group), or [N] for 8 bits.
+        view: a matrix of a record of these bits in the kernel's layout.
         """

@@ -1,30 +1,36 @@
-"""Stores up to how many tokens this machine's packed kernels are faster, beside their
+"""Stores up to how many tokens this machine's packed kernels are faster, by bits, beside their
 self-tests."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
 from engine.experts.kernels.probe import layout_key
 from engine.files import write_atomically
+from engine.native.library import products_name
+from engine.types import Bits
+
+Crossovers = Mapping[Bits, int]
+"""The most tokens of one matrix that a packed kernel multiplies, by bits."""
 
 
-def keep_crossover(folder: Path, tokens: int) -> None:
-    """Store the measured crossover of this machine's packed kernels."""
-    write_atomically(_path(folder), json.dumps({"tokens": tokens}))
+def keep_crossovers(folder: Path, tokens: Crossovers) -> None:
+    """Store the measured crossovers of this machine's packed kernels."""
+    write_atomically(_path(folder), json.dumps({"tokens": {str(b): n for b, n in tokens.items()}}))
 
 
-def known_crossover(folder: Path) -> int:
-    """The crossover measured on this machine, else CROSSOVER_TOKENS."""
+def known_crossovers(folder: Path) -> Crossovers:
+    """The crossovers measured on this machine with these kernels and threads, else
+    CROSSOVER_TOKENS."""
     path = _path(folder)
-    return (
-        int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
-        if path.is_file()
-        else CROSSOVER_TOKENS
-    )
+    if not path.is_file():
+        return CROSSOVER_TOKENS
+    kept = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+    return {bits: int(kept.get(str(bits), own)) for bits, own in CROSSOVER_TOKENS.items()}
 
 
 def _path(folder: Path) -> Path:
-    return folder / "kernels" / f"crossover-{layout_key('torch_int4')}.json"
+    return folder / "kernels" / f"crossovers-{layout_key('torch_int4')}-{products_name()}.json"

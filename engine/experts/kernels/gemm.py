@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.native.library import physical_cores
+
 _WIDENED_NUMBERS = 1 << 19  # elements of a weight at a time: 2 MiB in float32
 
 
@@ -99,6 +101,26 @@ def single_token_products(active: bool = True) -> Iterator[None]:
         yield
     finally:
         set_flags(*former)
+
+
+@contextlib.contextmanager
+def all_cores(active: bool = True) -> Iterator[None]:
+    """Inside the block torch multiplies on every physical core if `active`, else as before.
+
+    For long products only: between short ones its threads sleep (docs/adr/0002), and waking them
+    takes longer than they save. The number does not depend on cpu.threads: float32 products differ
+    in their last bits from one number of threads to another.
+    """
+    former = torch.get_num_threads()
+    cores = physical_cores() if active else former
+    if cores == former:
+        yield
+        return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def padded_length(tokens: int) -> int:

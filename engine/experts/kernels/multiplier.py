@@ -1,11 +1,11 @@
-"""Multiplies by one matrix of a record with the fastest kernel that passed its self-test.
+"""Multiplies by one matrix of a record with the fastest kernel that is right on this machine.
 
 Letters: T tokens, N output rows, K input columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,18 +13,20 @@ from engine.experts.encoding.codec import (
     CodeLayout,
     MatrixView,
     can_unpack,
-    expand_codes,
     unpack_codes,
+    unpack_plain,
 )
 from engine.experts.encoding.quantization import Quantized, dequantize
+from engine.experts.kernels.base import Kernel
 from engine.experts.kernels.gemm import gemm
+from engine.experts.kernels.native import Native, linear, matrix_of
 from engine.experts.kernels.registry import KernelSupport
+from engine.experts.kernels.torch_packed import nibbles
 from engine.types import Bits, KernelName
 
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
-# profile says otherwise. Measured on the reference machine: int4 0.40 ms, bf16 GEMM 0.24 ms +
-# dequantization 0.5 ms at 64 tokens.
-CROSSOVER_TOKENS = 128
+# profile says otherwise (docs/lab/2026-11-30-native-products.md).
+CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 12, 4: 40, 3: 40, 2: 40}
 
 Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 """x [T, K] times a matrix in a slot -> [T, N]."""
@@ -34,7 +36,8 @@ class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
     group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle, a kernel's name forces
-    that kernel; crossover: the packed kernels are used up to this number of tokens.
+    that kernel; crossover: the packed kernels are used up to this number of tokens, 0 for the
+    default of these bits.
     """
 
     def __init__(
@@ -44,39 +47,44 @@ class Multiplier:
         code_layout: CodeLayout,
         support: KernelSupport,
         name: KernelName,
-        crossover: int = CROSSOVER_TOKENS,
+        crossover: int = 0,
     ) -> None:
         self._bits = bits
-        self._crossover = crossover
+        self._crossover = crossover or CROSSOVER_TOKENS[bits]
         self._group = group_size
         self._code_layout = code_layout
         kernel = support.kernel_for(bits, name)
         unreadable = kernel is not None and bits <= 4 and kernel.code_layout != code_layout
-        self._kernel = None if unreadable else kernel
+        self._kernel: Kernel | None = None if unreadable else kernel
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], with any strides, in the compute dtype. Returns [T, N] in the same dtype."""
+        kernel = self._kernel
+        if kernel is not None:
+            opaque = self._bits <= 4 and not can_unpack(view.part.rows, self._code_layout)
+            if x.shape[0] <= self._crossover or opaque:
+                return kernel.product(x.contiguous(), view, self._bits, self._group).to(x.dtype)
         if self._bits == 16:
             weight = view.codes.to(x.dtype)
             return gemm(x, weight if view.part.transposed else weight.t())  # [T, N]
-        if self._kernel is not None:
-            opaque = self._bits <= 4 and not can_unpack(view.part.rows, self._code_layout)
-            if x.shape[0] <= self._crossover or opaque:
-                assert view.scales is not None
-                codes = self._codes(view)
-                out = self._kernel.product(x.contiguous(), codes, view.scales, self._group)
-                return out.to(x.dtype)  # [T, N]
+        if isinstance(kernel, Native):
+            return gemm(x, kernel.plain(view, self._bits, self._group, x.dtype).t())  # [T, N]
         return gemm(x, self.dequantized(view).t())  # [T, N]
 
-    def dequantized(self, view: MatrixView) -> torch.Tensor:
-        """The matrix as plain weights, float32 [N, K]."""
-        assert view.scales is not None
-        codes = self._codes(view)
-        if self._bits <= 4:
-            codes = unpack_codes(codes, view.part.columns, self._code_layout)
-        return dequantize(Quantized(codes, view.scales), self._bits, self._group)
+    def into(self, x: torch.Tensor, view: MatrixView, out: torch.Tensor) -> None:
+        """Multiply into `out` [T, N] of x's dtype, whose rows may lie apart. x: contiguous."""
+        if isinstance(self._kernel, Native) and x.shape[0] <= self._crossover:
+            linear(x, view, matrix_of(view, self._bits, self._group), out)
+        else:
+            out.copy_(self(x, view))
 
-    def _codes(self, view: MatrixView) -> torch.Tensor:
-        if self._bits in (8, 4):
-            return view.codes
-        return expand_codes(view.codes, self._bits, view.part.rows, view.part.columns)
+    def dequantized(self, view: MatrixView) -> torch.Tensor:
+        """The matrix as plain weights, float32 [N, K]: in plain torch, the oracle."""
+        assert view.scales is not None
+        if self._bits == 8:
+            codes = view.codes
+        elif self._code_layout == "plain":
+            codes = unpack_plain(view.codes, self._bits)
+        else:
+            codes = unpack_codes(nibbles(view, self._bits), view.part.columns, self._code_layout)
+        return dequantize(Quantized(codes, view.scales), self._bits, self._group)

@@ -1,7 +1,8 @@
 """Records of pre-quantized checkpoints: fp8 and mxfp4 codes as stored, never quantized again.
 
-Letters: N output rows, K input columns. A product dequantizes one matrix and multiplies by it, so
-that it computes exactly what the checkpoint's codes represent.
+Letters: N output rows, K input columns. The native products decode the codes as they read them;
+elsewhere a product dequantizes one matrix and multiplies by it. Both compute what the checkpoint's
+codes represent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, put_field, take_field
+from engine.experts.kernels import native
 from engine.experts.kernels.gemm import gemm
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
@@ -23,12 +25,19 @@ from engine.types import ExpertId
 class PrequantizedMultiplier:
     """x [T, K] times a matrix of a pre-quantized checkpoint's codes -> [T, N]."""
 
-    def __init__(self, prequantized: PrequantizedFormat) -> None:
+    def __init__(self, prequantized: PrequantizedFormat, crossover: int = 0) -> None:
+        """crossover: the most tokens of the native products; 0: there are none."""
         self._format = prequantized
+        self._crossover = crossover
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
-        return gemm(x, matrix_values(view, self._format).t())  # [T, N]
+        matrix = native.published_matrix(view, self._format) if self._crossover else None
+        if matrix is None:
+            return gemm(x, matrix_values(view, self._format).t())  # [T, N]
+        if x.shape[0] <= self._crossover:
+            return native.linear(x.contiguous(), view, matrix)  # [T, N]
+        return gemm(x, native.plain(view, matrix, x.dtype).t())  # [T, N]
 
 
 def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.Tensor:

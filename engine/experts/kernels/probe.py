@@ -24,7 +24,7 @@ from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
 from engine.files import write_atomically
 from engine.layout.record import Part, record_layout
-from engine.types import Bits
+from engine.types import Bits, KernelName
 
 _TOLERANCE = 0.02
 _PATIENCE_S = 120
@@ -38,28 +38,32 @@ def probe_support(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path,
+    wanted: KernelName = "auto",
 ) -> KernelSupport:
     """The kernels that work for all matrices of a record with codes of these bits.
 
     folder: where the results of self-tests are kept. A child that crashes or hangs counts as a
-    failure.
+    failure. wanted: a kernel's name if that one is meant; else what is less preferred than one that
+    works is not tried.
     """
     shapes = sorted({(p.rows, p.columns) for p in parts if p.kind == "matrix"})
-    read = 4 if bits in (3, 2) else bits
     held: list[str] = []
     refusals: dict[str, str] = {}
     tried: list[str] = []
     for name, factory in KERNELS.items():
         kernel = factory()
-        if kernel.bits != read:
-            refusals[name] = f"it reads {kernel.bits}-bit codes, not those of {bits} bits"
+        if bits not in kernel.reads:
+            read = ", ".join(map(str, kernel.reads))
+            refusals[name] = f"it reads codes of {read} bits, not of {bits}"
             continue
         why = kernel.unavailable(device)
-        if why is None:
+        if why is None and held and name != wanted:
+            why = f"it was not tried: {held[0]} is preferred"
+        elif why is None:
             tried.append(name)
-            why = first_refusal(kernel, shapes, group_size, dtype) or _failure(
-                kernel, shapes, group_size, dtype, device, folder
-            )
+            why = first_refusal(kernel, shapes, group_size, dtype)
+            if why is None and not kernel.tested:
+                why = _failure(kernel, shapes, group_size, dtype, device, folder)
         if why is None:
             held.append(name)
         else:
@@ -107,14 +111,15 @@ def self_test(
     support = KernelSupport((kernel.name,))
     for rows, columns in shapes:
         part = Part("weight", (rows, columns))
-        layout = record_layout((part,), kernel.bits, group_size)
+        bits = kernel.reads[0]
+        layout = record_layout((part,), bits, group_size)
         record = RecordFormat((part,), layout, torch.bfloat16, kernel.code_layout)
         weight = torch.randn(rows, columns, generator=generator) / columns**0.5
         data = encode({"weight": weight}, record).to(device)
         view = matrix_view(data, record, part)
-        multiply = Multiplier(kernel.bits, group_size, kernel.code_layout, support, "auto")
-        reference = dequantize(quantize(weight, kernel.bits, group_size), kernel.bits, group_size)
-        readable = kernel.bits == 8 or can_unpack(rows, kernel.code_layout)
+        multiply = Multiplier(bits, group_size, kernel.code_layout, support, "auto")
+        reference = dequantize(quantize(weight, bits, group_size), bits, group_size)
+        readable = bits == 8 or can_unpack(rows, kernel.code_layout)
         if readable and not torch.equal(multiply.dequantized(view).cpu(), reference):
             return f"codes of {rows} x {columns} do not lie as expected"
         for tokens, apart in ((1, 1), (5, 1), (1, 3), (5, 3)):

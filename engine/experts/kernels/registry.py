@@ -28,12 +28,11 @@ class KernelSupport:
         wanted: a kernel's name selects that kernel if it reads these bits, and the preferred one
         for other bits.
         """
-        read: Bits = 4 if bits in (3, 2) else bits
         if wanted == "dequantize":
             return None
-        found = [kernel for name in self.names if (kernel := KERNELS[name]()).bits == read]
+        found = [kernel for name in self.names if bits in (kernel := KERNELS[name]()).reads]
         chosen = [kernel for kernel in found if kernel.name == wanted]
-        if not chosen and wanted in KERNELS and KERNELS[wanted]().bits == read:
+        if not chosen and wanted in KERNELS and bits in KERNELS[wanted]().reads:
             return None  # the requested kernel is not supported
         return next(iter(chosen or found), None)
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from engine.experts.encoding.codec import INNER_TILES, CodeLayout
+from engine.experts.encoding.codec import INNER_TILES, CodeLayout, MatrixView, expand_codes
 from engine.experts.kernels.base import MatrixShape
 from engine.types import Bits
 
@@ -20,8 +20,9 @@ class TorchInt4:
     """`_weight_int4pack_mm_for_cpu`: 4-bit codes in the CPU's own layout."""
 
     name = "torch_int4"
-    bits: Bits = 4
+    reads: tuple[Bits, ...] = (4, 3, 2)
     code_layout: CodeLayout = "torch_int4"
+    tested = False
 
     def unavailable(self, device: torch.device) -> str | None:
         """Available only on the CPU."""
@@ -34,10 +35,11 @@ class TorchInt4:
         return _group_refusal(shape)
 
     def product(
-        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+        self, x: torch.Tensor, view: MatrixView, bits: Bits, group_size: int
     ) -> torch.Tensor:
         """x [T, K] -> [T, N]."""
-        scales = scales.to(x.dtype)
+        assert view.scales is not None
+        codes, scales = nibbles(view, bits), view.scales.to(x.dtype)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, codes, group_size, scales)
         return cast(torch.Tensor, out)  # [T, N]
 
@@ -46,8 +48,9 @@ class CudaInt4:
     """`_weight_int4pack_mm`: 4-bit codes in tiles of tensor cores."""
 
     name = "cuda_int4"
-    bits: Bits = 4
+    reads: tuple[Bits, ...] = (4, 3, 2)
     code_layout: CodeLayout = "cuda_int4"
+    tested = False
 
     def unavailable(self, device: torch.device) -> str | None:
         """Available only on CUDA, from compute capability 8.0 on."""
@@ -69,14 +72,16 @@ class CudaInt4:
         return _group_refusal(shape)
 
     def product(
-        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+        self, x: torch.Tensor, view: MatrixView, bits: Bits, group_size: int
     ) -> torch.Tensor:
         """x [T, K] -> [T, N]."""
+        assert view.scales is not None
+        codes = nibbles(view, bits)
         rows, half = codes.shape
         tiles = codes.view(torch.int32).view(
             rows // 8, half * 2 // (16 * INNER_TILES), 32, INNER_TILES // 2
         )  # [N/8, K/(16 tiles), 32, tiles/2]
-        out = torch.ops.aten._weight_int4pack_mm(x, tiles, group_size, scales)
+        out = torch.ops.aten._weight_int4pack_mm(x, tiles, group_size, view.scales)
         return cast(torch.Tensor, out)  # [T, N]
 
 
@@ -84,8 +89,9 @@ class TorchInt8:
     """`_weight_int8pack_mm`: 8-bit codes, one scale per row."""
 
     name = "torch_int8"
-    bits: Bits = 8
+    reads: tuple[Bits, ...] = (8,)
     code_layout: CodeLayout = "plain"
+    tested = False
 
     def unavailable(self, device: torch.device) -> str | None:
         """Available on the CPU and on CUDA (there only in newer releases of torch: the self-test
@@ -99,10 +105,11 @@ class TorchInt8:
         return f"{shape.columns} columns are no multiple of 16" if shape.columns % 16 else None
 
     def product(
-        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+        self, x: torch.Tensor, view: MatrixView, bits: Bits, group_size: int
     ) -> torch.Tensor:
         """x [T, K] -> [T, N]."""
-        out = torch.ops.aten._weight_int8pack_mm(x, codes, scales.to(x.dtype))
+        assert view.scales is not None
+        out = torch.ops.aten._weight_int8pack_mm(x, view.codes, view.scales.to(x.dtype))
         return cast(torch.Tensor, out)  # [T, N]
 
 
@@ -112,3 +119,10 @@ def _group_refusal(shape: MatrixShape) -> str | None:
     if shape.columns % shape.group_size:
         return f"{shape.columns} columns are no multiple of the group {shape.group_size}"
     return None
+
+
+def nibbles(view: MatrixView, bits: Bits) -> torch.Tensor:
+    """The code bytes of 4 bits of a matrix in torch's layouts, uint8 [N, K/2]."""
+    if bits == 4:
+        return view.codes
+    return expand_codes(view.codes, bits, view.part.rows, view.part.columns)

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.experts.encoding.codec import CodeLayout, RecordFormat, unpack_codes
+from engine.experts.encoding.codec import (
+    CodeLayout,
+    MatrixView,
+    RecordFormat,
+    pack_plain,
+    unpack_codes,
+    unpack_plain,
+)
 from engine.experts.encoding.quantization import Quantized, dequantize
 from engine.experts.kernels.base import MatrixShape
 from engine.layout.record import Part
@@ -35,7 +42,7 @@ class SlotMatrix:
     """The location of a matrix of 4-bit codes in each slot of an arena of equal slots.
 
     codes_offset, scales_offset: bytes from the start of a slot to the codes (uint8 [N, K/2], nibble
-    pairs along K) and to the scales (bf16 [G, N, 2]).
+    pairs along K) and to the scales (bf16 [N, G, 2]).
     """
 
     shape: MatrixShape
@@ -98,7 +105,9 @@ def grouped_reference(
         scales = arena[start + matrix.scales_offset :][: columns // group * rows * 4]
         quantized = Quantized(
             unpack_codes(codes.view(rows, columns // 2), columns, "plain"),  # [N, K]
-            scales.view(torch.bfloat16).view(columns // group, rows, 2),  # [G, N, 2]
+            scales.view(torch.bfloat16)
+            .view(rows, columns // group, 2)
+            .transpose(0, 1),  # [G, N, 2]
         )
         out[first:end] = x[first:end].float() @ dequantize(quantized, 4, group).t()
     return out
@@ -108,8 +117,9 @@ class TritonInt4:
     """`grouped_int4` as a kernel: one expert at a time."""
 
     name = "triton_int4"
-    bits: Bits = 4
+    reads: tuple[Bits, ...] = (4, 3, 2)
     code_layout: CodeLayout = "plain"
+    tested = False
 
     def unavailable(self, device: torch.device) -> str | None:
         """Available with triton on CUDA, from compute capability 8.0 on; interpreted on the CPU
@@ -136,10 +146,13 @@ class TritonInt4:
         return None
 
     def product(
-        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group_size: int
+        self, x: torch.Tensor, view: MatrixView, bits: Bits, group_size: int
     ) -> torch.Tensor:
         """x [T, K] -> [T, N]."""
-        shape = MatrixShape(codes.shape[0], codes.shape[1] * 2, group_size)
+        assert view.scales is not None
+        codes = view.codes if bits == 4 else pack_plain(unpack_plain(view.codes, bits), 4)
+        scales = view.scales.transpose(0, 1)  # [N, G, 2]
+        shape = MatrixShape(view.part.rows, view.part.columns, group_size)
         tokens = x.shape[0]
         row_starts = torch.arange(0, 2 * tokens, max(tokens, 1), device=x.device)  # [0, T]
         slots = row_starts[:1]  # slot 0 and first row 0 share one tensor: one launch less

@@ -63,7 +63,7 @@ def grouped_int4_program(
     pair = tl.arange(0, step_columns // 2)  # [K/2]
     x += token[:, None] * columns  # [T, 1]
     codes += row[:, None] * (columns // 2)  # [N, 1]
-    scales += row * 2  # [N]
+    scales += row * (columns // group_size * 2)  # [N]
 
     total = tl.zeros((tile_tokens, tile_rows), tl.float32)
     for first in range(0, columns, step_columns):
@@ -74,7 +74,7 @@ def grouped_int4_program(
         q = tl.interleave(packed & 0x0F, packed >> 4).to(tl.int8) - 8  # [N, K]
         # q - 8 is exact in every dtype; scale and zero are applied in float32, once per step.
         part = tl.dot(values, tl.trans(q.to(values.dtype)), input_precision="ieee")  # [T, N]
-        place = scales + (first // group_size) * rows * 2
+        place = scales + (first // group_size) * 2
         scale = tl.load(place, mask=row_real, other=0).to(tl.float32)  # [N]
         zero = tl.load(place + 1, mask=row_real, other=0).to(tl.float32)  # [N]
         sums = tl.sum(values.to(tl.float32), 1)  # [T]

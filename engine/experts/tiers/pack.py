@@ -3,7 +3,8 @@
 A pack folder holds `records.bin` and `manifest.json`. The manifest is written last, so a folder
 without one is not a pack. While packing, `records.partial` grows layer by layer and `journal.jsonl`
 names the layers whose records are safely on disk; an incomplete pack is resumed after the last
-layer whose checksums match, or rebuilt, never read. Memory is bounded by one expert.
+layer whose checksums match, or rebuilt, never read. While an expert is encoded, the next ones are
+read and the last ones written; memory is that of a few experts.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
+import logging
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,15 @@ from engine.errors import PackError, StorageError
 from engine.experts.encoding.codec import RecordFormat, encode
 from engine.experts.kernels.prequantized import encode_prequantized
 from engine.experts.kernels.probe import layout_key
+from engine.experts.tiers.packing import RecordWriter, experts_ahead, read_ahead
 from engine.files import write_atomically
 from engine.layout.record import parts_to_json
-from engine.model.loader import LoadedModel
+from engine.model.expert_reader import ExpertReader
+from engine.model.loader import LoadedModel, MoeLayer
 from engine.types import ExpertId, format_bytes
 
-PACK_VERSION = 2
+PACK_VERSION = 3
+_log = logging.getLogger(__name__)
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
 
@@ -109,6 +115,7 @@ def ensure_pack(
             if (pack := open_pack(folder, model, record)) is not None:
                 return pack
             _reclaim_finished(folder)
+            _say_former(folder)
             _check_space(folder, total, disk_budget_bytes)
             _write_pack(folder, model, record, progress)
     pack = open_pack(folder, model, record)
@@ -149,23 +156,47 @@ def _write_pack(
         records.seek(0, os.SEEK_END)
         if done_layers == 0 and not checksums:
             log.write(json.dumps({"identity": identity}) + "\n")
-        for layer in model.layers[done_layers:]:
-            layer_sums = []
-            for index in range(layer.count):
-                data = encode_expert(model, ExpertId(layer.index, index), record).numpy().tobytes()
-                records.write(data)
-                layer_sums.append(zlib.crc32(data))
-                if progress is not None:
-                    progress(len(checksums) + len(layer_sums), total)
-            _sync(records)
-            checksums.extend(layer_sums)
-            log.write(json.dumps({"layer": layer.index, "checksums": layer_sums}) + "\n")
-            _sync(log)
-        os.posix_fadvise(records.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        layers = model.layers[done_layers:]
+        with RecordWriter(records, log) as writer, _encoded(model, layers, record) as encoded:
+            done = len(checksums)
+            for layer in layers:
+                for _ in range(layer.count):
+                    writer.write(next(encoded))
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+                writer.finish_layer(layer.index)
+        checksums.extend(writer.checksums)
     partial.replace(folder / "records.bin")
     manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
     write_atomically(folder / "manifest.json", json.dumps(manifest))
     journal.unlink()
+
+
+@contextlib.contextmanager
+def _encoded(
+    model: LoadedModel, layers: Sequence[MoeLayer], record: RecordFormat
+) -> Iterator[Iterator[torch.Tensor]]:
+    """The records of the layers' experts in order, with the next experts read meanwhile."""
+    experts = [ExpertId(layer.index, index) for layer in layers for index in range(layer.count)]
+    ahead = experts_ahead(_expert_bytes(model))
+    if record.prequantized is not None:
+        copies = (
+            functools.partial(encode_prequantized, model, expert, record) for expert in experts
+        )
+        with read_ahead(copies, ahead) as found:
+            yield found
+        return
+    reader = ExpertReader(model)
+    reads = (functools.partial(reader.read, expert) for expert in experts)
+    with read_ahead(reads, ahead) as tensors:
+        yield map(functools.partial(encode, record=record), tensors)
+
+
+def _expert_bytes(model: LoadedModel) -> int:
+    """Bytes of an expert as it is read. Codes of a pre-quantized checkpoint become float32."""
+    each = 4 if model.checkpoint.prequantized else next(model.expert_entries()).dtype.itemsize
+    return max(sum(part.elements for part in layer.parts) for layer in model.layers) * each
 
 
 def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) -> torch.Tensor:
@@ -173,6 +204,24 @@ def encode_expert(model: LoadedModel, expert: ExpertId, record: RecordFormat) ->
     if record.prequantized is not None:
         return encode_prequantized(model, expert, record)
     return encode(model.read_expert(expert), record)
+
+
+def _say_former(folder: Path) -> None:
+    """Say in one line that packs of a former layout are not read any more."""
+    fingerprint = folder.name.partition("-")[0]
+    former = [
+        other
+        for other in folder.parent.glob(f"{fingerprint}-*")
+        if other.name.rpartition("-v")[2] != str(PACK_VERSION)
+    ]
+    if former:
+        size = sum(file.stat().st_size for other in former for file in other.glob("records.*"))
+        _log.warning(
+            "packing again: %d packs of this model have a former layout (`tune pack --list`); "
+            "removing them frees %s",
+            len(former),
+            format_bytes(size),
+        )
 
 
 def _reclaim_finished(folder: Path) -> None:
@@ -261,11 +310,6 @@ def _storage_errors(folder: Path) -> Iterator[None]:
                 "that can"
             ) from None
         raise
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def record_checksum(data: memoryview) -> int:

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fit.h"
 #include "gate.h"
 #include "matrix.h"
 #include "pool.h"
@@ -44,12 +45,6 @@ std::vector<const Products*> available() {
   return found;
 }
 
-const Products* by_name(const char* name) {
-  for (const Products* one : available()) {
-    if (*name == '\0' || std::string(name) == one->name) return one;
-  }
-  return nullptr;
-}
 
 // Activations in a format's order, written piece by piece.
 class Workspace {
@@ -173,7 +168,7 @@ void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x
 void finish(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t count,
             int64_t tokens, Number number, float* y) {
   for (int64_t i = 0; i < tokens * count; ++i) y[i] = rounded(y[i], number);
-  if (matrix.bias_offset < 0) return;
+  if (matrix.bias_number < 0) return;
   const auto* bias = record + matrix.bias_offset;
   for (int64_t token = 0; token < tokens; ++token) {
     for (int64_t row = 0; row < count; ++row) {
@@ -335,7 +330,7 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
 }
 
 void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, const void* x,
-                Number number, int64_t tokens, int64_t stride, void* out) {
+                Number number, int64_t tokens, int64_t stride, void* out, int64_t out_stride) {
   thread_local Workspace own;
   Workspace& prepared = own;
   fill(context, prepared, matrix, x, number, tokens, stride);
@@ -354,12 +349,49 @@ void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, c
       finish(matrix, record, first, count, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {
         for (int64_t row = 0; row < count; ++row) {
-          put_number(out, number, (start + token) * matrix.rows + first + row,
+          put_number(out, number, (start + token) * out_stride + first + row,
                      y[token * count + row]);
         }
       }
     }
   });
+}
+
+// Whether an instruction set gives the reference's bits on small matrices of every format: how
+// processors add pairs of bf16 products, for one, is not the same by any law.
+bool agrees(const Products& products) {
+  constexpr int64_t kRows = 17, kColumns = 160, kTokens = 3, kScales = 1 << 14;
+  std::vector<uint8_t> record(2 * kScales);
+  std::vector<float> x(kTokens * kColumns);
+  uint32_t state = 1;
+  auto next = [&] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  for (auto& value : x) {
+    value = from_bf16(to_bf16(static_cast<float>(next() % 2001) / 500.0f - 2.0f));
+  }
+  Context mine(1, 0, products), plain(1, 0, reference_products());
+  for (int64_t format = 0; format <= static_cast<int64_t>(Format::kFp16Columns); ++format) {
+    for (auto& byte : record) byte = static_cast<uint8_t>(next() & 0x3b);  // moderate in every format
+    const Matrix matrix = {format, kRows, kColumns, format == 7 ? 64 : 32, 16, 0, kScales, 0, -1};
+    for (Number number : {Number::kBf16, Number::kFloat32}) {
+      std::vector<uint16_t> halves(x.size());
+      for (size_t i = 0; i < x.size(); ++i) halves[i] = to_bf16(x[i]);
+      const void* input = number == Number::kBf16 ? static_cast<const void*>(halves.data()) : x.data();
+      std::vector<float> found(kTokens * kRows), expected(kTokens * kRows);
+      run_linear(mine, matrix, record.data(), input, number, kTokens, kColumns, found.data(), kRows);
+      run_linear(plain, matrix, record.data(), input, number, kTokens, kColumns, expected.data(),
+                 kRows);
+      if (std::memcmp(found.data(), expected.data(), 4 * found.size()) != 0) return false;
+    }
+  }
+  return true;
+}
+
+// The best that runs here and agrees, or the named one; null if that does not.
+const Products* by_name(const char* name) {
+  for (const Products* one : available()) {
+    if ((*name == '\0' || std::string(name) == one->name) && agrees(*one)) return one;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -385,13 +417,19 @@ void* expertune_open(int64_t threads, int64_t spin_us, const char* instruction_s
   return new Context(static_cast<int>(threads), static_cast<int>(spin_us), *products);
 }
 
+// The instruction set that was taken.
+const char* expertune_chosen(void* context) {
+  return static_cast<Context*>(context)->products.name;
+}
+
 void expertune_close(void* context) { delete static_cast<Context*>(context); }
 
-// x [T, K], rows `stride` numbers apart -> out [T, N].
+// x [T, K], rows `stride` numbers apart -> out [T, N], rows `out_stride` numbers apart.
 void expertune_linear(void* context, const Matrix* matrix, const void* record, const void* x,
-                      int64_t number, int64_t tokens, int64_t stride, void* out) {
+                      int64_t number, int64_t tokens, int64_t stride, void* out,
+                      int64_t out_stride) {
   run_linear(*static_cast<Context*>(context), *matrix, static_cast<const uint8_t*>(record), x,
-             static_cast<Number>(number), tokens, stride, out);
+             static_cast<Number>(number), tokens, stride, out, out_stride);
 }
 
 // x [T, D] through the experts in index [T, K] whose records are given (address 0: not now)
@@ -416,10 +454,88 @@ void expertune_plain(void* context, const Matrix* matrix, const void* record, in
   });
 }
 
+// One query of each of B sequences: query [B, Q, key_width], keys and values [B, H, length, width]
+// with the given strides in numbers; mask float32 [B, length] or null -> out [B, Q, value_width].
+struct Attention {
+  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
+  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
+  double scale;
+};
+
+void expertune_attend(void* context, const Attention* a, const void* query, const void* keys,
+                      const void* values, const float* mask, void* out) {
+  auto& own = *static_cast<Context*>(context);
+  const auto number = static_cast<Number>(a->number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2, shared = a->query_heads / a->heads;
+  own.pool.each(a->sequences * a->heads, [&](int64_t item) {
+    const int64_t sequence = item / a->heads, head = item % a->heads;
+    thread_local std::vector<float> own_query, scores, found;
+    own_query.resize(a->key_width);
+    scores.resize(a->length);
+    found.resize(a->value_width);
+    const Attended at = {
+        static_cast<const char*>(keys) + (sequence * a->key_batch + head * a->key_head) * size,
+        static_cast<const char*>(values) + (sequence * a->value_batch + head * a->value_head) * size,
+        a->length, a->key_width, a->value_width, a->key_stride, a->value_stride,
+        mask == nullptr ? nullptr : mask + sequence * a->length};
+    for (int64_t i = 0; i < shared; ++i) {
+      const int64_t row = sequence * a->query_heads + head * shared + i;
+      for (int64_t d = 0; d < a->key_width; ++d) {
+        own_query[d] = from_number(query, number, row * a->key_width + d) *
+                       static_cast<float>(a->scale);
+      }
+      own.products.attend(at, number, own_query.data(), scores.data(), found.data());
+      for (int64_t d = 0; d < a->value_width; ++d) {
+        put_number(out, number, row * a->value_width + d, found[d]);
+      }
+    }
+  });
+}
+
+// x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.
+void expertune_norm(void* context, int64_t number, const void* x, const void* weight, int64_t tokens,
+                    int64_t count, double epsilon, void* out) {
+  auto& own = *static_cast<Context*>(context);
+  const auto kind = static_cast<Number>(number);
+  auto one = [&](int64_t token) {
+    thread_local std::vector<float> row, factors, found;
+    row.resize(count), factors.resize(count), found.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      row[i] = from_number(x, kind, token * count + i);
+      factors[i] = from_number(weight, kind, i);
+    }
+    own.products.norm(kind, row.data(), factors.data(), count, static_cast<float>(epsilon),
+                      found.data());
+    for (int64_t i = 0; i < count; ++i) put_number(out, kind, token * count + i, found[i]);
+  };
+  if (tokens * count < 1 << 15) {
+    for (int64_t token = 0; token < tokens; ++token) one(token);
+  } else {
+    own.pool.each(tokens, one);
+  }
+}
+
 // out[i] = the gate of g[i] and u[i], float32 rounded to `number`.
 void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
                     float* out, int64_t count) {
   static_cast<Context*>(context)->products.gate(*gate, static_cast<Number>(number), g, u, out, count);
+}
+
+// Quantize `count` matrices.
+void expertune_quantize(void* context, const QuantizeJob* jobs, int64_t count) {
+  auto& own = *static_cast<Context*>(context);
+  std::vector<int64_t> starts(count + 1);  // of each job's items, kLanes rows each
+  for (int64_t i = 0; i < count; ++i) {
+    starts[i + 1] = starts[i] + (jobs[i].rows + kLanes - 1) / kLanes;
+  }
+  own.pool.each(starts[count], [&](int64_t item) {
+    const auto after = std::upper_bound(starts.begin(), starts.end(), item);
+    const int64_t number = after - starts.begin() - 1, first = (item - starts[number]) * kLanes;
+    const QuantizeJob& job = jobs[number];
+    thread_local std::vector<float> scratch;
+    scratch.resize(quantize_scratch(job));
+    own.products.quantize(job, first, std::min(first + kLanes, job.rows), scratch.data());
+  });
 }
 
 // Seconds to read `size` bytes once with all threads.

@@ -35,12 +35,22 @@ const char* expertune_instruction_set(int64_t index);
 void* expertune_open(int64_t threads, int64_t spin_us, const char* instruction_set);
 void expertune_close(void* context);
 void expertune_linear(void* context, const Matrix* matrix, const void* record, const void* x,
-                      int64_t number, int64_t tokens, int64_t stride, void* out);
+                      int64_t number, int64_t tokens, int64_t stride, void* out,
+                      int64_t out_stride);
 void expertune_experts(void* context, const Experts* experts, const uint64_t* records,
                        int64_t count, const void* x, int64_t number, int64_t tokens,
                        int64_t chosen, const int64_t* index, void* out);
 void expertune_plain(void* context, const Matrix* matrix, const void* record, int64_t first,
                      int64_t end, void* out, int64_t number);
+struct Attention {
+  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
+  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
+  double scale;
+};
+void expertune_attend(void* context, const Attention* a, const void* query, const void* keys,
+                      const void* values, const float* mask, void* out);
+void expertune_norm(void* context, int64_t number, const void* x, const void* weight, int64_t tokens,
+                    int64_t count, double epsilon, void* out);
 void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
                     float* out, int64_t count);
 double expertune_read_seconds(void* context, const void* memory, int64_t size);
@@ -177,8 +187,7 @@ int64_t lay_out(Matrix& m, int64_t start, int last, int bias) {
     *offsets[part] = end;
     end += sizes[part];
   }
-  if (bias < 0) m.bias_offset = -1;
-  m.bias_number = bias < 0 ? 0 : bias;
+  m.bias_number = bias;
   return end;
 }
 
@@ -220,7 +229,7 @@ void fill_scales(const Matrix& m, uint8_t* scales, bool with_nan) {
 void fill(const Matrix& m, uint8_t* record, bool with_nan) {
   fill_codes(m, record + m.codes_offset, with_nan);
   if (scale_bytes(m) > 0) fill_scales(m, record + m.scales_offset, with_nan);
-  if (m.bias_offset < 0) return;
+  if (m.bias_number < 0) return;
   const auto number = static_cast<Number>(m.bias_number);
   for (int64_t row = 0; row < m.rows; ++row) {
     put_number(record + m.bias_offset, number, row, some_value());
@@ -285,7 +294,7 @@ std::string described(const char* what, const Matrix& m, Number number, int64_t 
                 what, kFormatNames[m.format], static_cast<int>(m.rows), static_cast<int>(m.columns),
                 static_cast<int>(m.group), static_cast<int>(m.block_rows),
                 kNumberNames[static_cast<int>(number)], static_cast<int>(tokens),
-                m.bias_offset < 0 ? -1 : static_cast<int>(m.bias_number));
+                static_cast<int>(m.bias_number));
   return text;
 }
 
@@ -303,10 +312,12 @@ void check_linear(const Sides& sides, Matrix m, Number number, int64_t tokens) {
   const int64_t size = tokens * m.rows * bytes_of(number);
   Block expected(size);
   const auto kind = static_cast<int64_t>(number);
-  expertune_linear(sides.reference, &m, record.at(), x.at(), kind, tokens, stride, expected.at());
+  expertune_linear(sides.reference, &m, record.at(), x.at(), kind, tokens, stride, expected.at(),
+                   m.rows);
   each_side(sides, [&](const Side& side) {
     Block found(size);
-    expertune_linear(side.context, &m, record.at(), x.at(), kind, tokens, stride, found.at());
+    expertune_linear(side.context, &m, record.at(), x.at(), kind, tokens, stride, found.at(),
+                     m.rows);
     int64_t where;
     if (!same(expected, found, number, &where)) {
       differs(side, described("linear", m, number, tokens), where);
@@ -364,6 +375,48 @@ void check_gate(const Sides& sides, int64_t form, Number number, int64_t count) 
   });
 }
 
+void check_attend(const Sides& sides, Number number, int64_t length, int64_t width, bool masked) {
+  const int64_t value_width = width + below(20), heads = 1 + below(3), shared = 1 + below(3);
+  const int64_t size = bytes_of(number), sequences = 1 + below(3);
+  Attention a = {};
+  a.number = static_cast<int64_t>(number);
+  a.sequences = sequences, a.query_heads = heads * shared, a.heads = heads, a.length = length;
+  a.key_width = width, a.value_width = value_width, a.scale = 0.125;
+  a.key_stride = width, a.key_head = length * width, a.key_batch = heads * length * width;
+  a.value_stride = value_width, a.value_head = length * value_width;
+  a.value_batch = heads * length * value_width;
+  const Block query = some_numbers(sequences * heads * shared * width, number);
+  const Block keys = some_numbers(sequences * a.key_batch, number);
+  const Block values = some_numbers(sequences * a.value_batch, number);
+  Block mask = some_numbers(sequences * length, Number::kFloat32);
+  const auto* added = masked ? reinterpret_cast<const float*>(mask.at()) : nullptr;
+  Block expected(sequences * heads * shared * value_width * size);
+  expertune_attend(sides.reference, &a, query.at(), keys.at(), values.at(), added, expected.at());
+  each_side(sides, [&](const Side& side) {
+    Block found(expected.size());
+    expertune_attend(side.context, &a, query.at(), keys.at(), values.at(), added, found.at());
+    int64_t where;
+    if (!same(expected, found, number, &where)) {
+      differs(side, std::string("attention, ") + kNumberNames[a.number], where);
+    }
+  });
+}
+
+void check_norm(const Sides& sides, Number number, int64_t tokens, int64_t count) {
+  const Block x = some_numbers(tokens * count, number), weight = some_numbers(count, number);
+  Block expected(x.size());
+  const auto kind = static_cast<int64_t>(number);
+  expertune_norm(sides.reference, kind, x.at(), weight.at(), tokens, count, 1e-6, expected.at());
+  each_side(sides, [&](const Side& side) {
+    Block found(x.size());
+    expertune_norm(side.context, kind, x.at(), weight.at(), tokens, count, 1e-6, found.at());
+    int64_t where;
+    if (!same(expected, found, number, &where)) {
+      differs(side, std::string("norm, ") + kNumberNames[kind], where);
+    }
+  });
+}
+
 // up [2F, D] or [F, D], down [D, F].
 void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hidden, int64_t width,
                    int64_t form, Number number, int64_t tokens) {
@@ -371,8 +424,8 @@ void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hi
   Experts spec = {};
   spec.gate = some_gate(form);
   const bool gated = form != static_cast<int64_t>(GateForm::kNone);
-  spec.up = {format, gated ? 2 * width : width, hidden, group, 16, 0, 0, -1, 0};
-  spec.down = {format, hidden, width, group, 16, 0, 0, -1, 0};
+  spec.up = {format, gated ? 2 * width : width, hidden, group, 16, 0, 0, 0, -1};
+  spec.down = {format, hidden, width, group, 16, 0, 0, 0, -1};
   const int last = static_cast<int>(below(3));
   const int64_t middle = lay_out(spec.up, 0, static_cast<int>(below(3)), static_cast<int>(below(4)) - 1);
   const int64_t record_size = lay_out(spec.down, middle, last, static_cast<int>(below(4)) - 1);
@@ -463,7 +516,7 @@ void check_all(const Sides& sides) {
     for (int number = 0; number < 3; ++number) {
       const auto own = static_cast<Number>(number);
       for (const Shape& s : shapes_of(static_cast<Format>(format))) {
-        const Matrix m = {format, s.rows, s.columns, s.group, s.block_rows, 0, 0, -1, 0};
+        const Matrix m = {format, s.rows, s.columns, s.group, s.block_rows, 0, 0, 0, -1};
         for (int64_t tokens : token_counts) {
           if (tokens * s.rows * s.columns < 1'000'000 && is_next()) {
             check_linear(sides, m, own, tokens);
@@ -482,6 +535,18 @@ void check_all(const Sides& sides) {
         }
       }
     }
+  }
+  for (int number = 0; number < 3; ++number) {
+    const auto own = static_cast<Number>(number);
+    for (int64_t length = 1; length < 70; length += 3) {
+      for (int64_t width : {1, 15, 16, 64, 70, 130}) {
+        if (is_next()) check_attend(sides, own, length, width, length % 2 == 0);
+      }
+      for (int64_t tokens : {1, 7}) {
+        if (is_next()) check_norm(sides, own, tokens, length);
+      }
+    }
+    check_norm(sides, own, 9, 5000);
   }
   for (int64_t form = 0; form < 6; ++form) {
     for (int number = 0; number < 3; ++number) {
@@ -536,7 +601,7 @@ void stress_callers() {
   const char* best = expertune_instruction_set(0);
   void* context = expertune_open(3, 20, best);
   void* reference = expertune_open(1, 0, "reference");
-  Matrix m = {static_cast<int64_t>(Format::kInt4), 200, 128, 32, 1, 0, 0, -1, 0};
+  Matrix m = {static_cast<int64_t>(Format::kInt4), 200, 128, 32, 1, 0, 0, 0, -1};
   Block record(lay_out(m, 0, 1, 1));
   fill(m, record.at(), false);
   const auto bf16 = static_cast<int64_t>(Number::kBf16);
@@ -546,10 +611,12 @@ void stress_callers() {
   std::atomic<int> wrong{0};
   auto call = [&](const Block& x) {
     Block expected(kTokens * m.rows * 2);
-    expertune_linear(reference, &m, record.at(), x.at(), bf16, kTokens, m.columns, expected.at());
+    expertune_linear(reference, &m, record.at(), x.at(), bf16, kTokens, m.columns, expected.at(),
+                     m.rows);
     for (int i = 0; i < 200; ++i) {
       Block found(kTokens * m.rows * 2);
-      expertune_linear(context, &m, record.at(), x.at(), bf16, kTokens, m.columns, found.at());
+      expertune_linear(context, &m, record.at(), x.at(), bf16, kTokens, m.columns, found.at(),
+                       m.rows);
       int64_t where;
       if (!same(expected, found, Number::kBf16, &where)) wrong.fetch_add(1);
     }

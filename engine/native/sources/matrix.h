@@ -30,8 +30,8 @@ struct Matrix {
   int64_t block_rows;     // rows of a block of kFp8
   int64_t codes_offset;   // bytes from the record's start
   int64_t scales_offset;  // the same; unused at 16 bits
-  int64_t bias_offset;    // the same; -1: none. In `bias_number`.
-  int64_t bias_number;
+  int64_t bias_offset;    // the same
+  int64_t bias_number;    // the type of the bias; -1: there is none
 };
 
 // The order in which products visit the columns, and so the order of `Prepared::values`.
@@ -170,6 +170,19 @@ static inline void put_number(void* at, Number number, int64_t index, float valu
 }
 
 struct Gate;
+struct QuantizeJob;
+
+// The keys and values that one query attends to. Rows lie key_stride and value_stride numbers apart.
+struct Attended {
+  const void* keys;
+  const void* values;
+  int64_t length;
+  int64_t key_width;
+  int64_t value_width;
+  int64_t key_stride;
+  int64_t value_stride;
+  const float* mask;  // added to the scores, [length]; null: none
+};
 
 // The products of one instruction set.
 struct Products {
@@ -185,6 +198,14 @@ struct Products {
   // out[i] = the gate of g[i] and u[i], which are rounded to `number` already.
   void (*gate)(const Gate& gate, Number number, const float* g, const float* u, float* out,
                int64_t count);
+  // out [value_width] = the values, weighted by the softmax of query [key_width] times keys. scores:
+  // scratch [length].
+  void (*attend)(const Attended& at, Number number, const float* query, float* scores, float* out);
+  // out = x / sqrt(mean(x^2) + epsilon), rounded to `number`, times weight, rounded again.
+  void (*norm)(Number number, const float* x, const float* weight, int64_t count, float epsilon,
+               float* out);
+  // Rows first..end of a job. scratch: quantize_scratch(job) floats.
+  void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };
 
 const Products& reference_products();

@@ -9,7 +9,7 @@
 namespace expertune {
 
 struct Processor {
-  bool avx2 = false;         // with FMA and F16C
+  bool avx2 = false;         // with FMA, F16C and BMI2
   bool avx512 = false;       // F, BW, DQ and VL
   bool avx512_bf16 = false;
 };
@@ -26,7 +26,7 @@ inline Processor this_processor() {
   asm volatile("xgetbv" : "=a"(kept), "=d"(upper) : "c"(0));
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   const unsigned subleaves = a;
-  found.avx2 = (kept & 0x06) == 0x06 && has(b, 5);
+  found.avx2 = (kept & 0x06) == 0x06 && has(b, 5) && has(b, 8);
   found.avx512 = found.avx2 && (kept & 0xe6) == 0xe6 && has(b, 16) && has(b, 17) && has(b, 30) &&
                  has(b, 31);
   if (found.avx512 && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {

@@ -421,30 +421,67 @@ inline void plain_bytes(const Matrix& m, const uint8_t* record, int64_t row, voi
   }
 }
 
+// Sixteen codes through a table of 16 results.
+template <int BITS>
+inline void sixteen_halves(const uint8_t* codes, const uint16_t* table, uint16_t* out) {
+  uint64_t word = 0;
+  std::memcpy(&word, codes, 2 * BITS);
+#if defined(EXPERTUNE_AVX512) || defined(EXPERTUNE_AVX2)
+  constexpr uint64_t kSpread = 0x0101010101010101ull * ((1 << BITS) - 1);  // a code to a byte
+  const __m128i bytes = _mm_set_epi64x((long long)_pdep_u64(word >> (8 * BITS), kSpread),
+                                       (long long)_pdep_u64(word, kSpread));
+#if defined(EXPERTUNE_AVX512)
+  const __m256i results = _mm256_loadu_si256((const __m256i*)table);
+  const __m256i found = _mm256_permutexvar_epi16(_mm256_cvtepu8_epi16(bytes), results);
+  _mm256_storeu_si256((__m256i*)out, found);
+#else
+  const __m128i first = _mm_loadu_si128((const __m128i*)table);
+  const __m128i last = _mm_loadu_si128((const __m128i*)(table + 8));
+  const __m128i low_mask = _mm_set1_epi16(0xff);
+  const __m128i low = _mm_packus_epi16(_mm_and_si128(first, low_mask), _mm_and_si128(last, low_mask));
+  const __m128i high = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8));
+  const __m128i a = _mm_shuffle_epi8(low, bytes), b = _mm_shuffle_epi8(high, bytes);
+  _mm_storeu_si128((__m128i*)out, _mm_unpacklo_epi8(a, b));
+  _mm_storeu_si128((__m128i*)(out + 8), _mm_unpackhi_epi8(a, b));
+#endif
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = table[(word >> (BITS * i)) & ((1 << BITS) - 1)];
+#endif
+}
+
+// A group has at most 16 different values: they are scaled once, then looked up.
 template <int BITS, bool E2M1>
 inline void plain_packed(const Matrix& m, const uint8_t* record, int64_t row, void* out,
                          Number number, int64_t place) {
   const uint8_t* codes = row_of(m, record, row);
-  const uint8_t* scales = record + m.scales_offset +
-                          row * (E2M1 ? m.columns / 32 : m.columns / m.group * 4);
   const int64_t group = E2M1 ? 32 : m.group;
-  float codebook[16];
-  for (int i = 0; i < 16; ++i) codebook[i] = (float)(E2M1 ? kTwiceE2m1[i] : i - 8);
-  float lanes[kLanes];
-  for (int64_t column = 0; column < m.columns; column += kLanes) {
-    float scale, zero_point = 0;
+  const uint8_t* scales = record + m.scales_offset + row * (m.columns / group) * (E2M1 ? 1 : 4);
+  float codebook[kLanes];
+  for (int i = 0; i < kLanes; ++i) codebook[i] = (float)(E2M1 ? kTwiceE2m1[i] : i - 8);
+  const V values = load(codebook);
+  alignas(64) float wide[kLanes];
+  alignas(64) uint16_t halves[kLanes];
+  for (int64_t start = 0; start < m.columns; start += group) {
+    V scaled;
     if (E2M1) {
-      scale = half_e8m0(scales[column / group]);
+      scaled = mul(values, all(half_e8m0(scales[start / group])));
     } else {
-      scale = from_bf16(((const uint16_t*)scales)[column / group * 2]);
-      zero_point = from_bf16(((const uint16_t*)scales)[column / group * 2 + 1]);
+      const auto* pair = (const uint16_t*)scales + start / group * 2;
+      scaled = add(mul(values, all(from_bf16(pair[0]))), all(from_bf16(pair[1])));
     }
-    uint64_t word = 0;
-    std::memcpy(&word, codes + column * BITS / 8, 2 * BITS);
-    for (int i = 0; i < kLanes; ++i) lanes[i] = codebook[(word >> (BITS * i)) & ((1 << BITS) - 1)];
-    V value = mul(load(lanes), all(scale));
-    if (!E2M1) value = add(value, all(zero_point));
-    put(out, number, place + column, value);
+    if (number == Number::kFloat32) store(wide, scaled);
+    else put(halves, number, 0, scaled);
+    for (int64_t column = start; column < start + group; column += kLanes) {
+      const uint8_t* at = codes + column * BITS / 8;
+      if (number != Number::kFloat32) {
+        sixteen_halves<BITS>(at, halves, (uint16_t*)out + place + column);
+        continue;
+      }
+      uint64_t word = 0;
+      std::memcpy(&word, at, 2 * BITS);
+      float* into = (float*)out + place + column;
+      for (int i = 0; i < kLanes; ++i) into[i] = wide[(word >> (BITS * i)) & ((1 << BITS) - 1)];
+    }
   }
 }
 
@@ -463,6 +500,113 @@ void plain(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, v
                                           (char*)out + place * (number == Number::kFloat32 ? 4 : 2),
                                           number);
     }
+  }
+}
+
+// ---- attention of one query, and norms ------------------------------------------------------------
+
+template <Number NUMBER>
+inline V load_number(const void* at, int64_t index) {
+  if constexpr (NUMBER == Number::kFloat32) return load((const float*)at + index);
+  else if constexpr (NUMBER == Number::kBf16) return bf16s((const uint8_t*)at + 2 * index);
+  else return halves((const uint8_t*)at + 2 * index);
+}
+
+template <Number NUMBER>
+inline V load_end(const void* at, int64_t index, int64_t count) {  // fewer than 16, then zeros
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from_number(at, NUMBER, index + i);
+  return load(lanes);
+}
+
+template <Number NUMBER>
+inline float score(const Attended& at, const float* query, int64_t key) {
+  V total = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= at.key_width; i += kLanes) {
+    total = fma(load(query + i), load_number<NUMBER>(at.keys, key * at.key_stride + i), total);
+  }
+  if (i < at.key_width) {
+    const int64_t rest = at.key_width - i;
+    const V own = load_end<Number::kFloat32>(query, i, rest);
+    total = fma(own, load_end<NUMBER>(at.keys, key * at.key_stride + i, rest), total);
+  }
+  return tree(total);
+}
+
+// Values columns first.. of C vectors, all keys.
+template <Number NUMBER, int C>
+inline void weigh(const Attended& at, const float* weights, int64_t first, float* out) {
+  V total[C];
+  for (int c = 0; c < C; ++c) total[c] = zero();
+  for (int64_t key = 0; key < at.length; ++key) {
+    const V weight = all(weights[key]);
+    for (int c = 0; c < C; ++c) {
+      const int64_t place = key * at.value_stride + first + c * kLanes;
+      total[c] = fma(weight, load_number<NUMBER>(at.values, place), total[c]);
+    }
+  }
+  for (int c = 0; c < C; ++c) store(out + first + c * kLanes, total[c]);
+}
+
+template <Number NUMBER>
+inline void attend_to(const Attended& at, const float* query, float* scores, float* out) {
+  float most = -__builtin_inff();
+  for (int64_t key = 0; key < at.length; ++key) {
+    scores[key] = score<NUMBER>(at, query, key) + (at.mask == nullptr ? 0.0f : at.mask[key]);
+    most = scores[key] > most ? scores[key] : most;
+  }
+  for (int64_t key = 0; key < at.length; ++key) scores[key] = exp_of(scores[key] - most);
+  V sums = zero();
+  int64_t key = 0;
+  for (; key + kLanes <= at.length; key += kLanes) sums = add(sums, load(scores + key));
+  if (key < at.length) {
+    sums = add(sums, load_end<Number::kFloat32>(scores, key, at.length - key));
+  }
+  const float sum = tree(sums);
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= at.value_width; i += 4 * kLanes) weigh<NUMBER, 4>(at, scores, i, out);
+  for (; i + kLanes <= at.value_width; i += kLanes) weigh<NUMBER, 1>(at, scores, i, out);
+  for (; i < at.value_width; ++i) {
+    float total = 0;
+    for (key = 0; key < at.length; ++key) {
+      const float value = from_number(at.values, NUMBER, key * at.value_stride + i);
+      total = __builtin_fmaf(scores[key], value, total);
+    }
+    out[i] = total;
+  }
+  for (i = 0; i < at.value_width; ++i) out[i] /= sum;
+}
+
+void attend(const Attended& at, Number number, const float* query, float* scores, float* out) {
+  switch (number) {
+    case Number::kFloat32: return attend_to<Number::kFloat32>(at, query, scores, out);
+    case Number::kBf16: return attend_to<Number::kBf16>(at, query, scores, out);
+    case Number::kFp16: return attend_to<Number::kFp16>(at, query, scores, out);
+  }
+}
+
+template <Number NUMBER>
+inline void scale_all(const float* x, const float* weight, int64_t count, float factor, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = round_to<NUMBER>(round_to<NUMBER>(x[i] * factor) * weight[i]);
+  }
+}
+
+void norm(Number number, const float* x, const float* weight, int64_t count, float epsilon,
+          float* out) {
+  V squares = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  if (i < count) {
+    const V rest = load_end<Number::kFloat32>(x, i, count - i);
+    squares = fma(rest, rest, squares);
+  }
+  const float factor = 1.0f / __builtin_sqrtf(tree(squares) / (float)count + epsilon);
+  switch (number) {
+    case Number::kFloat32: return scale_all<Number::kFloat32>(x, weight, count, factor, out);
+    case Number::kBf16: return scale_all<Number::kBf16>(x, weight, count, factor, out);
+    case Number::kFp16: return scale_all<Number::kFp16>(x, weight, count, factor, out);
   }
 }
 

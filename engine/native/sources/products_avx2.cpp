@@ -1,5 +1,6 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define EXPERTUNE_AVX2
+#include "fit_lanes.h"
 #include "products.h"
 #else
 #include "matrix.h"
@@ -9,7 +10,8 @@ namespace expertune {
 
 const Products* avx2_products() {
 #if defined(EXPERTUNE_AVX2)
-  static const Products products = {"avx2", rows, wants_pairs, plain, gate_rows};
+  static const Products products = {"avx2", rows, wants_pairs, plain, gate_rows, attend, norm,
+                                    quantize};
   return &products;
 #else
   return nullptr;

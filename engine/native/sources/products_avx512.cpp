@@ -1,5 +1,6 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define EXPERTUNE_AVX512
+#include "fit_lanes.h"
 #include "products.h"
 #else
 #include "matrix.h"
@@ -9,7 +10,8 @@ namespace expertune {
 
 const Products* avx512_products() {
 #if defined(EXPERTUNE_AVX512)
-  static const Products products = {"avx512", rows, wants_pairs, plain, gate_rows};
+  static const Products products = {"avx512", rows, wants_pairs, plain, gate_rows, attend, norm,
+                                    quantize};
   return &products;
 #else
   return nullptr;

@@ -1,5 +1,6 @@
 #if defined(__aarch64__)
 #define EXPERTUNE_NEON
+#include "fit_lanes.h"
 #include "products.h"
 #else
 #include "matrix.h"
@@ -9,7 +10,8 @@ namespace expertune {
 
 const Products* neon_products() {
 #if defined(EXPERTUNE_NEON)
-  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows};
+  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows, attend, norm,
+                                    quantize};
   return &products;
 #else
   return nullptr;

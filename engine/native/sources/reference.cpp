@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "fit.h"
 #include "gate.h"
 #include "matrix.h"
 
@@ -187,12 +188,50 @@ void plain(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, v
   }
 }
 
+// Scores have 16 lanes along the width, the sum of weights 16 along the keys; values are added key by
+// key.
+void attend(const Attended& at, Number number, const float* query, float* scores, float* out) {
+  float most = -INFINITY;
+  for (int64_t key = 0; key < at.length; ++key) {
+    float lanes[kLanes] = {};
+    for (int64_t i = 0; i < at.key_width; ++i) {
+      const float value = from_number(at.keys, number, key * at.key_stride + i);
+      lanes[i % kLanes] = std::fmaf(query[i], value, lanes[i % kLanes]);
+    }
+    scores[key] = tree(lanes) + (at.mask == nullptr ? 0.0f : at.mask[key]);
+    most = scores[key] > most ? scores[key] : most;
+  }
+  float sums[kLanes] = {};
+  for (int64_t i = 0; i < at.value_width; ++i) out[i] = 0;
+  for (int64_t key = 0; key < at.length; ++key) {
+    const float weight = exp_of(scores[key] - most);
+    sums[key % kLanes] += weight;
+    for (int64_t i = 0; i < at.value_width; ++i) {
+      out[i] = std::fmaf(weight, from_number(at.values, number, key * at.value_stride + i), out[i]);
+    }
+  }
+  const float sum = tree(sums);
+  for (int64_t i = 0; i < at.value_width; ++i) out[i] /= sum;
+}
+
+void norm(Number number, const float* x, const float* weight, int64_t count, float epsilon,
+          float* out) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] = std::fmaf(x[i], x[i], lanes[i % kLanes]);
+  const float factor = 1.0f / std::sqrt(tree(lanes) / static_cast<float>(count) + epsilon);
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = rounded(rounded(x[i] * factor, number) * weight[i], number);
+  }
+}
+
 bool wants_pairs(Format) { return false; }
 
 }  // namespace
 
 const Products& reference_products() {
-  static const Products products = {"reference", rows, wants_pairs, plain, gate_rows};
+  static const Products products = {"reference", rows, wants_pairs, plain,
+                                    gate_rows,   attend, norm,
+                                    quantize_reference};
   return products;
 }
 

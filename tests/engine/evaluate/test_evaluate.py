@@ -230,7 +230,7 @@ def test_the_pass_that_scores_gives_the_divergence_and_the_routing_too(
     monkeypatch.setattr(evaluate_module._PrefillWatch, "open", lambda self, tokens: None)
     ordinary = run(task, limit=4)
     assert "prefill" in phases
-    assert report.prefill_kld_mean == pytest.approx(ordinary.prefill_kld_mean, rel=0.02)
+    assert report.prefill_kld_mean == pytest.approx(ordinary.prefill_kld_mean, rel=0.05)
     assert np.load(kept, mmap_mode="r").shape[1] == engine.facts.vocabulary
 
     trace = load_trace(scored_trace_path(tmp_path, engine.facts.fingerprint))

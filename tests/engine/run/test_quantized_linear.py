@@ -170,7 +170,7 @@ def test_a_kernel_that_cannot_run_here_is_listed_with_the_reason(tmp_path: Path)
     folder = save_tiny("qwen3_moe", tmp_path / "model")
     for name, bits, reason in (
         ("cuda_int4", 4, "it runs on CUDA, not on cpu"),
-        ("torch_int8", 4, "it reads 8-bit codes, not those of 4 bits"),
+        ("torch_int8", 4, "it reads codes of 8 bits, not of 4"),
         ("torch_int4", 16, "nothing here is stored as codes that it reads"),
     ):
         with opened(folder, **{"kernel.name": name, "precision.bits": bits}) as engine:

@@ -18,7 +18,7 @@ Document = Mapping[str, Any]
 MEASURED = (
     "output_tps", "decode_tps", "prefill_tps", "tpot_ms", "ttft_ms", "expert_hit_rate",
     "expert_hit_rate.prefill", "oracle_hit_rate", "resident_fraction", "overlap_ratio",
-    "policy_ratio", "transfer_bytes_per_token", "stall_ms_per_token", "kld_mean", "top1_agreement",
+    "bandwidth_efficiency", "policy_ratio", "transfer_bytes_per_token", "stall_ms_per_token", "kld_mean", "top1_agreement",
 )  # fmt: skip
 DERIVED = ("regret", "policy_fraction")
 PARTS = ("compute", "transfer_wait", "disk_wait", "router", "non_expert", "policy", "other")

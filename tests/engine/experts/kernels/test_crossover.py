@@ -8,7 +8,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels.crossover import keep_crossover, known_crossover
+from engine.experts.kernels.crossover import keep_crossovers, known_crossovers
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.layout.record import Part, record_layout
@@ -18,14 +18,17 @@ from engine.run.engine import Engine
 
 def test_a_config_takes_the_crossover_that_was_measured_here(engine: Engine) -> None:
     quantized = EngineConfig().overlay({"precision.bits": 4})
-    resolved, _ = engine.configure(quantized)
-    assert resolved.kernel.crossover_tokens == known_crossover(engine.cache_folder)
-    assert resolved.kernel.crossover_tokens == CROSSOVER_TOKENS
-    keep_crossover(engine.cache_folder, 7)
-    resolved, _ = engine.configure(quantized)
-    assert resolved.kernel.crossover_tokens == 7
-    resolved, _ = engine.configure(quantized.overlay({"kernel.crossover_tokens": 3}))
-    assert resolved.kernel.crossover_tokens == 3
+
+    def most_tokens(config: EngineConfig) -> int:
+        engine.configure(config)
+        return engine.live.runtime._multipliers[4]._crossover  # type: ignore[attr-defined,no-any-return]
+
+    assert known_crossovers(engine.cache_folder) == CROSSOVER_TOKENS
+    assert most_tokens(quantized) == CROSSOVER_TOKENS[4]
+    keep_crossovers(engine.cache_folder, {4: 7})
+    assert known_crossovers(engine.cache_folder) == {**CROSSOVER_TOKENS, 4: 7}
+    assert most_tokens(quantized) == 7
+    assert most_tokens(quantized.overlay({"kernel.crossover_tokens": 3})) == 3
 
 
 def test_more_tokens_than_the_crossover_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,5 +55,5 @@ def test_the_profile_finds_where_the_faster_product_changes(
 ) -> None:
     times = iter([1.0, 2.0, 1.0, 2.0, 3.0, 2.0])  # packed, plain; at 1, 2 and 4 tokens
     monkeypatch.setattr(machine, "_best", lambda run: next(times))
-    assert machine._crossover(CpuDevice(), KernelSupport(("torch_int4",))) == 2
-    assert machine._crossover(CpuDevice(), NO_KERNELS) is None
+    assert machine._crossovers(CpuDevice(), KernelSupport(("torch_int8",))) == {"8": 2}
+    assert machine._crossovers(CpuDevice(), NO_KERNELS) == {}

@@ -8,16 +8,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.experts.encoding.codec import RecordFormat, encode, matrix_view
+from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels import probe
 from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import first_refusal, probe_support, self_test
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
 from engine.layout.record import Part, record_layout
+from engine.types import Bits
 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Native, "unavailable", lambda self, device: f"it is off, not on {device}")
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
+def test_the_native_kernel_is_preferred_and_spares_the_others_their_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Bits
+) -> None:
+    monkeypatch.setattr(probe, "_test_in_child", lambda *arguments: pytest.fail("a child"))
+    parts = (Part("gate_up", (40, 48)), Part("down", (48, 64)))  # shapes that torch's refuse
+    assert probe_support(parts, bits, 16, torch.bfloat16, CPU, tmp_path).names == ("native",)
+
+
+def test_a_kernel_that_is_asked_for_is_tried_though_another_is_preferred(tmp_path: Path) -> None:
+    part = Part("w", (64, 64))
+    found = probe_support((part,), 4, 32, torch.bfloat16, CPU, tmp_path, "torch_int4")
+    assert found.names == ("native", "torch_int4")
+    chosen = found.kernel_for(4, "torch_int4")
+    assert chosen is not None
+    assert chosen.name == "torch_int4"
+    assert found.code_layout("torch_int4") == "torch_int4"
+
+
+@pytest.mark.usefixtures("without_native")
 def test_the_packed_kernels_of_this_processor_hold(tmp_path: Path) -> None:
     parts = (Part("gate_up", (128, 64)), Part("down", (64, 64)))
     four = probe_support(parts, 4, 32, torch.bfloat16, CPU, tmp_path)
@@ -26,6 +53,7 @@ def test_the_packed_kernels_of_this_processor_hold(tmp_path: Path) -> None:
     assert probe_support(parts, 8, 32, torch.bfloat16, CPU, tmp_path).names == ("torch_int8",)
 
 
+@pytest.mark.usefixtures("without_native")
 @pytest.mark.parametrize(
     ("rows", "columns", "group", "word"),
     [(40, 64, 32, "40 rows"), (64, 48, 16, "groups of 16"), (64, 80, 32, "80 columns")],
@@ -47,6 +75,7 @@ def test_a_shape_that_no_kernel_takes_is_said_in_one_line(
     assert word in caplog.text
 
 
+@pytest.mark.usefixtures("without_native")
 def test_a_self_test_that_fails_or_crashes_is_remembered_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,10 +101,8 @@ def test_a_kernel_that_computes_something_else_fails_its_self_test(
     kernel = KERNELS["torch_int4"]()
     assert self_test(kernel, [(64, 64)], 32, torch.bfloat16, CPU) is None
 
-    def wrong(
-        self: object, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, group: int
-    ) -> torch.Tensor:
-        return torch.zeros(x.shape[0], codes.shape[0], dtype=x.dtype)
+    def wrong(self: object, x: torch.Tensor, view: MatrixView, *rest: object) -> torch.Tensor:
+        return torch.zeros(x.shape[0], view.part.rows, dtype=x.dtype)
 
     monkeypatch.setattr(KERNELS["torch_int4"], "product", wrong)
     failure = self_test(KERNELS["torch_int4"](), [(64, 64)], 32, torch.bfloat16, CPU)
@@ -110,6 +137,7 @@ def test_a_kernel_asked_for_by_name_is_taken_or_dequantized_never_replaced() -> 
     assert held.readable_by_host() == KernelSupport(("torch_int8",))
 
 
+@pytest.mark.usefixtures("without_native")
 @pytest.mark.parametrize(
     ("code", "remembered"),
     [
@@ -145,10 +173,10 @@ def test_rows_that_lie_apart_are_multiplied_as_if_they_lay_together(
     part = Part("weight", (64, 64))
     kernel = KERNELS[name]()
     record = RecordFormat(
-        (part,), record_layout((part,), kernel.bits, 32), torch.bfloat16, kernel.code_layout
+        (part,), record_layout((part,), kernel.reads[0], 32), torch.bfloat16, kernel.code_layout
     )
     view = matrix_view(encode({"weight": torch.randn(64, 64)}, record), record, part)
-    multiply = Multiplier(kernel.bits, 32, kernel.code_layout, KernelSupport((name,)), "auto")
+    multiply = Multiplier(kernel.reads[0], 32, kernel.code_layout, KernelSupport((name,)), "auto")
     x = torch.randn(3, 5, 64).to(dtype)[:, -1]
     assert not x.is_contiguous()
     assert torch.equal(multiply(x, view), multiply(x.contiguous(), view))
@@ -165,8 +193,9 @@ def test_a_product_of_another_dtype_is_converted(monkeypatch: pytest.MonkeyPatch
     assert self_test(KERNELS["torch_int8"](), [(64, 64)], 32, torch.bfloat16, CPU) is None
 
 
+@pytest.mark.usefixtures("without_native")
 def test_refusals_are_kept_with_their_reasons(tmp_path: Path) -> None:
     found = probe_support((Part("w", (40, 64)),), 4, 32, torch.bfloat16, CPU, tmp_path)
     assert found.refusals["cuda_int4"] == "it runs on CUDA, not on cpu"
     assert found.refusals["torch_int4"] == "40 rows are no multiple of 16"
-    assert found.refusals["torch_int8"] == "it reads 8-bit codes, not those of 4 bits"
+    assert found.refusals["torch_int8"] == "it reads codes of 8 bits, not of 4"

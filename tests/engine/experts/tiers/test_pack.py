@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import zlib
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from engine.config.settings import EngineConfig
 from engine.errors import EngineError, PackError, StorageError
 from engine.experts.encoding.codec import encode
 from engine.experts.kernels.registry import NO_KERNELS
+from engine.experts.tiers import pack as pack_module
 from engine.experts.tiers.disk import in_place_extents, open_store
 from engine.experts.tiers.pack import ensure_pack, open_pack, pack_folder
 from engine.memory.plan import resolve
@@ -71,6 +75,52 @@ def test_damage_in_a_torn_pack_is_noticed_and_redone(engine: Engine) -> None:
     partial.write_bytes(bytes(data))
     pack = ensure_pack(root, engine.model, record)
     check_records(engine, pack.records, record)
+
+
+@pytest.mark.parametrize("stage", ["read", "encode", "write"])
+def test_an_error_of_any_stage_reaches_the_caller_and_packing_resumes(
+    engine: Engine, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, root = make_record(engine), engine.cache_folder
+    calls = 0
+
+    def fail_later(original: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 12:
+                raise Interrupted
+            return original(*arguments, **named)
+
+        return run
+
+    where, name = {
+        "read": (pack_module.ExpertReader, "read"),
+        "encode": (pack_module, "encode"),
+        "write": (zlib, "crc32"),
+    }[stage]
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, fail_later(getattr(where, name)))
+        with pytest.raises(Interrupted):
+            ensure_pack(root, engine.model, record)
+    assert set(threading.enumerate()) == before
+    assert calls <= 16, "nothing goes on for long behind an error"
+    done: list[int] = []
+    pack = ensure_pack(root, engine.model, record, progress=lambda number, _: done.append(number))
+    assert done == list(range(9, 25)), "the layer before the error is kept"
+    check_records(engine, pack.records, record)
+
+
+def test_progress_is_told_in_the_calling_thread_in_order(engine: Engine) -> None:
+    told: list[tuple[int, int, int]] = []
+    ensure_pack(
+        engine.cache_folder,
+        engine.model,
+        make_record(engine),
+        progress=lambda done, total: told.append((done, total, threading.get_ident())),
+    )
+    assert told == [(number, 24, threading.get_ident()) for number in range(1, 25)]
 
 
 def check_records(engine: Engine, path: Path, record) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,64 @@
+"""Keys and values that grow in place: transformers' own layer copies all of them for each token.
+
+Letters: B sequences, H heads, S tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+STEP_TOKENS = 64
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A plain layer with room for the next tokens, at most STEP_TOKENS beyond those it holds.
+
+    most_tokens: no more room than for these, unless as many tokens come. Keys and values are
+    views, [B, H, S, D], whose heads lie apart; what is replaced from outside is copied at the next
+    token.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        super().__init__()
+        self._most = most_tokens
+        self._rooms: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [B, H, S, D]; returns all keys and values, [B, H, count, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        held, new = (self.keys, self.values), (key_states, value_states)
+        before = self.keys.shape[2]
+        count = before + key_states.shape[2]
+        if not self._have_room(count, key_states.shape[0]):
+            room = max(count, min(count + STEP_TOKENS, self._most))
+            self._rooms = [_room(states, room) for states in new]
+            for whole, old in zip(self._rooms, held, strict=True):
+                whole[:, :, :before] = old
+        for whole, states in zip(self._rooms, new, strict=True):
+            whole[:, :, before:count] = states
+        self.keys, self.values = (whole[:, :, :count] for whole in self._rooms)
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        """Drop everything."""
+        self._rooms = []
+        super().reset()
+
+    def _have_room(self, count: int, sequences: int) -> bool:
+        return bool(self._rooms) and all(
+            whole.data_ptr() == own.data_ptr()
+            and whole.shape[2] >= count
+            and whole.shape[0] == own.shape[0] == sequences
+            for whole, own in zip(self._rooms, (self.keys, self.values), strict=True)
+        )
+
+
+def _room(states: torch.Tensor, tokens: int) -> torch.Tensor:
+    return states.new_empty(*states.shape[:2], tokens, states.shape[3])

@@ -1,0 +1,73 @@
+"""Linear layers of 16-bit weights through the native products, for few tokens.
+
+Letters: T tokens, N output rows, K input columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.experts.kernels.gemm import multiplies, widened_gemm
+from engine.experts.kernels.native import NUMBERS
+from engine.native import library
+from engine.native.library import NO_BIAS, Format, Matrix
+
+_FORMATS = {torch.bfloat16: Format.BF16, torch.float16: Format.FP16}
+
+
+class NativeLinear(nn.Linear):
+    """A linear layer that reads its weight over all threads, up to `most_tokens` tokens."""
+
+    most_tokens: int
+    _matrix: tuple[int, Matrix] | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [.., K] -> [.., N]."""
+        tokens = x.numel() // self.in_features
+        weight = self.weight
+        if tokens > self.most_tokens or weight.dtype not in _FORMATS or not weight.is_contiguous():
+            return self._by_torch(x)
+        if self._matrix is None or self._matrix[0] != weight.data_ptr():
+            self._matrix = weight.data_ptr(), _matrix(self)
+        flat = x.reshape(-1, self.in_features).contiguous()  # [T, K]
+        out = flat.new_empty(tokens, self.out_features)
+        library.current().linear(
+            self._matrix[1],
+            weight.data_ptr(),
+            flat.data_ptr(),
+            NUMBERS[x.dtype],
+            tokens,
+            self.in_features,
+            out.data_ptr(),
+            self.out_features,
+        )
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if weight.dtype not in _FORMATS or multiplies(weight.dtype):
+            return super().forward(x)
+        flat = x.reshape(-1, self.in_features)  # [T, K]
+        out = widened_gemm(flat, weight.t())  # [T, N]
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def use_native_linears(model: nn.Module, most_tokens: int) -> None:
+    """Make a model's plain linear layers multiply natively up to this many tokens."""
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.dtype in _FORMATS:
+            module.__class__ = NativeLinear
+            module.most_tokens = most_tokens  # type: ignore[assignment]
+            module._matrix = None  # type: ignore[assignment]
+
+
+def _matrix(linear: nn.Linear) -> Matrix:
+    bias, number = 0, NO_BIAS
+    if linear.bias is not None:
+        bias = linear.bias.data_ptr() - linear.weight.data_ptr()
+        number = NUMBERS[linear.bias.dtype]
+    format_ = _FORMATS[linear.weight.dtype]
+    return Matrix(format_, linear.out_features, linear.in_features, 0, 0, 0, 0, bias, number)
