@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from email import message_from_string
@@ -14,7 +16,7 @@ import pytest
 
 from engine import __version__
 from tests.fakes.study import BUDGET_BYTES, ENGINE
-from tests.requirements import require_module
+from tests.requirements import require_cplusplus, require_module
 from tuner.folders import SOURCE
 
 MOST_BYTES = 40_000_000
@@ -119,6 +121,24 @@ def test_it_holds_the_packages_and_the_data_of_commands_and_nothing_else(names: 
         *(f"{package}/py.typed" for package in PACKAGES),
     } <= names
     assert any(name.startswith("tuner/store/migrations/versions/") for name in names)
+
+
+def test_with_a_compiler_it_holds_the_native_library_of_this_platform(wheel: Path, names: set[str]):
+    require_cplusplus()
+    assert "engine/native/libexpertune.so" in names
+    assert {"engine/native/sources/api.cpp", "engine/native/build.py"} <= names
+    assert re.fullmatch(r"expertune-[0-9.]+-py3-none-linux_\w+\.whl", wheel.name)
+
+
+def test_an_sdist_holds_what_builds_the_native_library(tmp_path: Path):
+    require_module("hatchling", "hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory"]
+    subprocess.run([*command, str(tmp_path)], cwd=SOURCE, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"hatch_build.py", "engine/native/build.py", "engine/native/sources/api.cpp"} <= names
+    assert not {name for name in names if name.endswith(".so")}
 
 
 def test_it_is_small(wheel: Path):
