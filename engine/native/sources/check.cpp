@@ -202,8 +202,8 @@ void fill_codes(const Matrix& m, uint8_t* codes, bool with_nan) {
   const bool bf16 = format == Format::kBf16 || format == Format::kBf16Columns;
   if (!bf16 && format != Format::kFp16 && format != Format::kFp16Columns) return;
   for (int64_t i = 0; i < code_bytes(m) / 2; ++i) {
-    // Below the smallest normal. Not in bf16: products of pairs count such weights as zero.
-    const float tiny = bf16 ? 1.0f : 1e-6f;
+    // Some below the smallest normal number.
+    const float tiny = bf16 ? 1e-40f : 1e-6f;
     const float value = some_value() * (below(20) == 0 ? tiny : 1.0f);
     put_half(codes, i, bf16 ? to_bf16(value) : to_fp16(value));
   }
