@@ -5,9 +5,12 @@ Letters: T tokens, N output rows, K input columns.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
+from engine.device.pages import PageSlabs
 from engine.experts.kernels.gemm import multiplies, widened_gemm
 from engine.experts.kernels.native import NUMBERS
 from engine.model.native_attention import use_native_attention
@@ -65,9 +68,20 @@ def use_native_layers(model: nn.Module, most_tokens: int) -> None:
 
 
 def use_native_linears(model: nn.Module, most_tokens: int) -> None:
-    """Make a model's plain linear layers multiply natively up to this many tokens."""
+    """Make a model's plain linear layers multiply natively up to this many tokens. Their weights
+    move to huge pages, unless something else holds them too."""
+    slabs = PageSlabs()
+    shared = Counter(
+        parameter.data_ptr()
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype in _FORMATS:
+            weight = module.weight
+            if shared[weight.data_ptr()] == 1 and weight.device.type == "cpu":
+                moved = slabs.take(weight.nbytes).view(weight.dtype).view(weight.shape)
+                module.weight = nn.Parameter(moved.copy_(weight.detach()), requires_grad=False)
             module.__class__ = NativeLinear
             module.most_tokens = most_tokens  # type: ignore[assignment]
             module._matrix = None  # type: ignore[assignment]

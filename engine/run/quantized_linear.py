@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.device.pages import PageSlabs
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.probe import probe_support
@@ -33,12 +34,13 @@ class QuantizedLinear(nn.Module):
         self._blocks = blocks
         self._views: list[MatrixView] = []
 
-    def fill(self, weight: torch.Tensor) -> None:
-        """Quantize the weight [N, K] into the blocks."""
+    def fill(self, weight: torch.Tensor, slabs: PageSlabs) -> None:
+        """Quantize the weight [N, K] into the blocks, which lie in these slabs."""
         start = 0
         for number, (record, _) in enumerate(self._blocks):
             rows = record.parts[0].rows
-            raw = encode({"weight": weight[start : start + rows]}, record)
+            raw = slabs.take(record.size_bytes)
+            raw.copy_(encode({"weight": weight[start : start + rows]}, record))
             self.register_buffer(f"block_{number}", raw, persistent=False)
             start += rows
 
@@ -84,12 +86,13 @@ class NonExpertQuantizer:
         self._kernel = kernel
         self._kernels = kernels
         self._crossover = crossover
+        self._slabs = PageSlabs()
 
     def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
         """The quantized layer. weight: [N, K], any float dtype."""
         layouts = non_expert_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
         made = QuantizedLinear(linear, [self._block(layout, weight) for layout in layouts])
-        made.fill(weight)
+        made.fill(weight, self._slabs)
         return made
 
     def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Multiplier]:

@@ -140,9 +140,6 @@ int64_t group_of(const Matrix& matrix) {
   return has_zeros(static_cast<Format>(matrix.format)) ? matrix.group : 0;
 }
 
-// Below 2^-126 an activation counts as zero: some instructions take it so, and all must agree.
-inline float flushed(float x) { return (to_bits(x) & 0x7f800000u) == 0 ? 0.0f : x; }
-
 void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x, Number number,
           int64_t tokens, int64_t stride) {
   const auto format = static_cast<Format>(matrix.format);
@@ -151,9 +148,7 @@ void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x
   auto one = [&](int64_t token) {
     thread_local std::vector<float> row;
     row.resize(matrix.columns);
-    for (int64_t i = 0; i < matrix.columns; ++i) {
-      row[i] = flushed(from_number(x, number, token * stride + i));
-    }
+    read_numbers(x, number, token * stride, matrix.columns, row.data());
     into.put(token, 0, matrix.columns, row.data());
     into.sum_groups(token);
   };
@@ -167,7 +162,7 @@ void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x
 // y [T, count] of rows first.. : rounded, with the bias added, as torch would.
 void finish(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t count,
             int64_t tokens, Number number, float* y) {
-  for (int64_t i = 0; i < tokens * count; ++i) y[i] = rounded(y[i], number);
+  round_numbers(y, number, tokens * count);
   if (matrix.bias_number < 0) return;
   const auto* bias = record + matrix.bias_offset;
   for (int64_t token = 0; token < tokens; ++token) {
@@ -295,7 +290,7 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
           gate = up;
         }
         context.products.gate(spec.gate, number, gate, up, h.data(), count);
-        for (int64_t i = 0; i < count; ++i) h[i] = flushed(h[i]);
+        read_numbers(h.data(), Number::kFloat32, 0, count, h.data());
         scratch.hidden.put(expert.first + start + token, first, count, h.data());
       }
     }
@@ -321,9 +316,7 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
       finish(spec.down, expert.record, first, count, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {
         const int64_t place = scratch.places[expert.first + start + token];
-        for (int64_t row = 0; row < count; ++row) {
-          put_number(out, number, place * height + first + row, y[token * count + row]);
-        }
+        write_numbers(out, number, place * height + first, count, y.data() + token * count);
       }
     }
   });
@@ -348,10 +341,8 @@ void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, c
       context.products.rows(matrix, record, first, first + count, part, y.data(), count);
       finish(matrix, record, first, count, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {
-        for (int64_t row = 0; row < count; ++row) {
-          put_number(out, number, (start + token) * out_stride + first + row,
-                     y[token * count + row]);
-        }
+        write_numbers(out, number, (start + token) * out_stride + first, count,
+                      y.data() + token * count);
       }
     }
   });
@@ -497,19 +488,15 @@ void expertune_norm(void* context, int64_t number, const void* x, const void* we
                     int64_t count, double epsilon, void* out) {
   auto& own = *static_cast<Context*>(context);
   const auto kind = static_cast<Number>(number);
+  const int64_t size = count * (kind == Number::kFloat32 ? 4 : 2);
   auto one = [&](int64_t token) {
-    thread_local std::vector<float> row, factors, found;
-    row.resize(count), factors.resize(count), found.resize(count);
-    for (int64_t i = 0; i < count; ++i) {
-      row[i] = from_number(x, kind, token * count + i);
-      factors[i] = from_number(weight, kind, i);
-    }
-    own.products.norm(kind, row.data(), factors.data(), count, static_cast<float>(epsilon),
-                      found.data());
-    for (int64_t i = 0; i < count; ++i) put_number(out, kind, token * count + i, found[i]);
+    own.products.norm(kind, static_cast<const char*>(x) + token * size, weight, count,
+                      static_cast<float>(epsilon), static_cast<char*>(out) + token * size);
   };
   if (tokens * count < 1 << 15) {
-    for (int64_t token = 0; token < tokens; ++token) one(token);
+    own.pool.each(1, [&](int64_t) {
+      for (int64_t token = 0; token < tokens; ++token) one(token);
+    });
   } else {
     own.pool.each(tokens, one);
   }

@@ -184,6 +184,48 @@ struct Attended {
   const float* mask;  // added to the scores, [length]; null: none
 };
 
+// count numbers from `index` on as float32; below 2^-126 they count as zero, as some instructions
+// take them.
+static inline void read_numbers(const void* at, Number number, int64_t index, int64_t count,
+                                float* out) {
+  const auto* halves = static_cast<const uint16_t*>(at) + index;
+  const auto flushed = [](float x) { return (to_bits(x) & 0x7f800000u) == 0 ? 0.0f : x; };
+  switch (number) {
+    case Number::kFloat32: {
+      const auto* floats = static_cast<const float*>(at) + index;
+      for (int64_t i = 0; i < count; ++i) out[i] = flushed(floats[i]);
+      return;
+    }
+    case Number::kBf16:
+      for (int64_t i = 0; i < count; ++i) out[i] = flushed(from_bf16(halves[i]));
+      return;
+    case Number::kFp16:
+      for (int64_t i = 0; i < count; ++i) out[i] = from_fp16(halves[i]);
+  }
+}
+
+// Rounded to `number` where they lie.
+static inline void round_numbers(float* values, Number number, int64_t count) {
+  if (number == Number::kBf16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = from_bf16(to_bf16(values[i]));
+  } else if (number == Number::kFp16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = from_fp16(to_fp16(values[i]));
+  }
+}
+
+// float32 values, rounded to `number`, into places from `index` on.
+static inline void write_numbers(void* at, Number number, int64_t index, int64_t count,
+                                 const float* values) {
+  auto* halves = static_cast<uint16_t*>(at) + index;
+  if (number == Number::kBf16) {
+    for (int64_t i = 0; i < count; ++i) halves[i] = to_bf16(values[i]);
+  } else if (number == Number::kFp16) {
+    for (int64_t i = 0; i < count; ++i) halves[i] = to_fp16(values[i]);
+  } else {
+    std::memcpy(static_cast<float*>(at) + index, values, count * sizeof(float));
+  }
+}
+
 // The products of one instruction set.
 struct Products {
   const char* name;
@@ -202,8 +244,9 @@ struct Products {
   // scratch [length].
   void (*attend)(const Attended& at, Number number, const float* query, float* scores, float* out);
   // out = x / sqrt(mean(x^2) + epsilon), rounded to `number`, times weight, rounded again.
-  void (*norm)(Number number, const float* x, const float* weight, int64_t count, float epsilon,
-               float* out);
+  // All three [count] of `number`.
+  void (*norm)(Number number, const void* x, const void* weight, int64_t count, float epsilon,
+               void* out);
   // Rows first..end of a job. scratch: quantize_scratch(job) floats.
   void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };

@@ -587,26 +587,36 @@ void attend(const Attended& at, Number number, const float* query, float* scores
 }
 
 template <Number NUMBER>
-inline void scale_all(const float* x, const float* weight, int64_t count, float factor, float* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = round_to<NUMBER>(round_to<NUMBER>(x[i] * factor) * weight[i]);
-  }
-}
-
-void norm(Number number, const float* x, const float* weight, int64_t count, float epsilon,
-          float* out) {
+inline void norm_of(const void* x, const void* weight, int64_t count, float epsilon, void* out) {
   V squares = zero();
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  for (; i + kLanes <= count; i += kLanes) {
+    const V value = load_number<NUMBER>(x, i);
+    squares = fma(value, value, squares);
+  }
   if (i < count) {
-    const V rest = load_end<Number::kFloat32>(x, i, count - i);
+    const V rest = load_end<NUMBER>(x, i, count - i);
     squares = fma(rest, rest, squares);
   }
   const float factor = 1.0f / __builtin_sqrtf(tree(squares) / (float)count + epsilon);
+  for (i = 0; i + kLanes <= count; i += kLanes) {
+    float lanes[kLanes];
+    store(lanes, mul(load_number<NUMBER>(x, i), all(factor)));
+    for (float& lane : lanes) lane = round_to<NUMBER>(lane);
+    put(out, NUMBER, i, mul(load(lanes), load_number<NUMBER>(weight, i)));
+  }
+  for (; i < count; ++i) {
+    const float normed = round_to<NUMBER>(from_number(x, NUMBER, i) * factor);
+    put_number(out, NUMBER, i, normed * from_number(weight, NUMBER, i));
+  }
+}
+
+void norm(Number number, const void* x, const void* weight, int64_t count, float epsilon,
+          void* out) {
   switch (number) {
-    case Number::kFloat32: return scale_all<Number::kFloat32>(x, weight, count, factor, out);
-    case Number::kBf16: return scale_all<Number::kBf16>(x, weight, count, factor, out);
-    case Number::kFp16: return scale_all<Number::kFp16>(x, weight, count, factor, out);
+    case Number::kFloat32: return norm_of<Number::kFloat32>(x, weight, count, epsilon, out);
+    case Number::kBf16: return norm_of<Number::kBf16>(x, weight, count, epsilon, out);
+    case Number::kFp16: return norm_of<Number::kFp16>(x, weight, count, epsilon, out);
   }
 }
 

@@ -214,13 +214,17 @@ void attend(const Attended& at, Number number, const float* query, float* scores
   for (int64_t i = 0; i < at.value_width; ++i) out[i] /= sum;
 }
 
-void norm(Number number, const float* x, const float* weight, int64_t count, float epsilon,
-          float* out) {
+void norm(Number number, const void* x, const void* weight, int64_t count, float epsilon,
+          void* out) {
   float lanes[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i % kLanes] = std::fmaf(x[i], x[i], lanes[i % kLanes]);
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = from_number(x, number, i);
+    lanes[i % kLanes] = std::fmaf(value, value, lanes[i % kLanes]);
+  }
   const float factor = 1.0f / std::sqrt(tree(lanes) / static_cast<float>(count) + epsilon);
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = rounded(rounded(x[i] * factor, number) * weight[i], number);
+    const float normed = rounded(from_number(x, number, i) * factor, number);
+    put_number(out, number, i, normed * from_number(weight, number, i));
   }
 }
 
