@@ -49,6 +49,7 @@ def main(
     for name, make in makers.items():
         mine, theirs = context.Pipe()
         context.Process(target=_serve, args=(name, make, theirs), daemon=True).start()
+        theirs.close()  # so that a process that ends is noticed
         mine.recv()
         pipes[name] = mine
     results: dict[str, list[Figures]] = {name: [] for name in pipes}

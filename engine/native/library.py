@@ -25,8 +25,6 @@ INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
 _log = logging.getLogger(__name__)
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
-    os.environ.get("SPIN", 50)
-)  # a waiting thread looks this long for the next call before it sleeps
 
 
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
