@@ -15,6 +15,10 @@ inline const uint8_t* row_of(const Matrix& m, const uint8_t* record, int64_t row
 // prefetching (measured: 13 instead of 24 GB/s a thread with four). Their lanes are added 16 rows at
 // a time. A tile is one row times T tokens.
 
+// Packed codes are asked for this many bytes ahead: 20 instead of 16 GB/s from pages of 4 kB, which
+// the processor's own prefetching does not cross; from huge pages it changes little.
+constexpr int kAhead = 4096;
+
 // ---- codes of 4, 3 and 2 bits, and mxfp4: blocks of 128 columns, eight codes a lane ---------------
 
 // GROUPS: groups a block with a scale and a zero each; 0: mxfp4, four groups without zeros.
@@ -103,6 +107,7 @@ struct PackedTile {
       for (int i = 0; i < end; ++i) {
         V sum[T];
         for (int t = 0; t < T; ++t) sum[t] = zero();
+        __builtin_prefetch(codes + kAhead, 0, 3);
         block<T>(codes, codebook, x, sum);
         const V scale = spread.of(i);
         for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
