@@ -33,23 +33,38 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        held, new = (self.keys, self.values), (key_states, value_states)
+        new = (key_states, value_states)
         before = self.keys.shape[2]
         count = before + key_states.shape[2]
-        if not self._have_room(count, key_states.shape[0]):
-            room = max(count, min(count + STEP_TOKENS, self._most))
-            self._rooms = [_room(states, room) for states in new]
-            for whole, old in zip(self._rooms, held, strict=True):
-                whole[:, :, :before] = old
+        self._make_room(count, new)
         for whole, states in zip(self._rooms, new, strict=True):
             whole[:, :, before:count] = states
         self.keys, self.values = (whole[:, :, :count] for whole in self._rooms)
         return self.keys, self.values
 
+    def make_room(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with room for one more token of each sequence, [B, H, room, D]; call
+        `grown` when it is written."""
+        self._make_room(self.keys.shape[2] + 1, (self.keys, self.values))
+        return self._rooms[0], self._rooms[1]
+
+    def grown(self) -> None:
+        """One more token was written behind the others."""
+        count = self.keys.shape[2] + 1
+        self.keys, self.values = (whole[:, :, :count] for whole in self._rooms)
+
     def reset(self) -> None:
         """Drop everything."""
         self._rooms = []
         super().reset()
+
+    def _make_room(self, count: int, like: tuple[torch.Tensor, torch.Tensor]) -> None:
+        if self._have_room(count, like[0].shape[0]):
+            return
+        before, room = self.keys.shape[2], max(count, min(count + STEP_TOKENS, self._most))
+        self._rooms = [_room(states, room) for states in like]
+        for whole, old in zip(self._rooms, (self.keys, self.values), strict=True):
+            whole[:, :, :before] = old
 
     def _have_room(self, count: int, sequences: int) -> bool:
         return bool(self._rooms) and all(

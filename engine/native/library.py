@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from engine.native import build
-from engine.native.values import Attention, Experts, Gate, Matrix, Number, QuantizeJob
+from engine.native.values import Attention, Experts, Gate, Matrix, Number, QuantizeJob, Step
 
 INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
@@ -41,6 +41,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "plain": (None, (*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG)),
     "attend": (None, tuple([_POINTER] * 7)),
+    "step": (
+        None,
+        (*[_POINTER] * 3, _LONG, *[_POINTER] * 2, _LONG, *[_POINTER] * 2, _LONG, _LONG, _POINTER),
+    ),
     "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "quantize": (None, (_POINTER, _POINTER, _LONG)),
@@ -126,6 +130,7 @@ class Threads:
         self._linear = self._functions["linear"]
         self._attend = self._functions["attend"]
         self._norm = self._functions["norm"]
+        self._step = self._functions["step"]
         self._experts = self._functions["experts"]
 
     def linear(
@@ -197,6 +202,40 @@ class Threads:
         mask: float32 [B, L], added to the scores; 0: none.
         """
         self._attend(self._context, ctypes.byref(attention), query, keys, values, mask or None, out)
+
+    def step(
+        self,
+        step: Step,
+        x: int,
+        tokens: int,
+        cosine: int,
+        sine: int,
+        stride: int,
+        keys: int,
+        values: int,
+        room: int,
+        position: int,
+        out: int,
+    ) -> None:
+        """A whole attention layer for one token of each of T sequences: x [T, D] -> out [T, D].
+
+        cosine, sine: [T, width], `stride` numbers apart, 0: one for all; keys, values: [T, heads,
+        room, width], whose position `position` is written.
+        """
+        self._step(
+            self._context,
+            ctypes.byref(step),
+            x,
+            tokens,
+            cosine,
+            sine,
+            stride,
+            keys,
+            values,
+            room,
+            position,
+            out,
+        )
 
     def norm(
         self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int

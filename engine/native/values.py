@@ -120,6 +120,37 @@ class QuantizeJob(ctypes.Structure):
     ]
 
 
+class Block(ctypes.Structure):
+    """A matrix and the address of its record."""
+
+    _fields_ = [("matrix", Matrix), ("record", ctypes.c_uint64)]
+
+
+MOST_BLOCKS = 8
+"""Of a Linear."""
+
+
+class Linear(ctypes.Structure):
+    """A linear layer as blocks of rows, and all its rows."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("blocks", Block * MOST_BLOCKS),
+    ]
+
+
+class Step(ctypes.Structure):
+    """An attention layer for one token of each sequence; see sources/api.cpp."""
+
+    _fields_ = [
+        *((name, Linear) for name in ("query", "key", "value", "output")),
+        *((n, ctypes.c_int64) for n in ("number", "heads", "key_heads", "width", "norm_width")),
+        *((name, ctypes.c_uint64) for name in ("query_norm", "key_norm")),
+        *((n, ctypes.c_double) for n in ("query_epsilon", "key_epsilon", "scale", "clip")),
+    ]
+
+
 class Attention(ctypes.Structure):
     """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
 

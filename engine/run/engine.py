@@ -46,6 +46,7 @@ from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.native_linear import use_native_layers
+from engine.run.native_step import use_native_steps
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -345,6 +346,7 @@ class Engine:
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native"):
                 use_native_layers(model.model, self._crossover(non_expert, 16))
+                use_native_steps(model.model)
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

@@ -48,6 +48,18 @@ class NativeLinear(nn.Linear):
         )
         return out.view(*x.shape[:-1], self.out_features)
 
+    def matrices(self) -> list[tuple[Matrix, int]]:
+        """The matrix with its bias, and the address of its record."""
+        return [(_matrix(self), self.weight.data_ptr())]
+
+    def first_address(self) -> int:
+        """Another one whenever the weight has moved."""
+        return self.weight.data_ptr()
+
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self.weight.dtype
+
     def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
         if weight.dtype not in _FORMATS or multiplies(weight.dtype):

@@ -6,7 +6,7 @@ experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import nn
 from engine.device.pages import PageSlabs
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier
+from engine.experts.kernels.native import NUMBERS
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.layout.non_expert import NonExpertMatrix, non_expert_blocks
 from engine.layout.record import Part, RecordLayout
+from engine.native.values import Matrix
 from engine.types import Bits, KernelName
 
 
@@ -32,6 +34,7 @@ class QuantizedLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", linear.bias)
         self._blocks = blocks
+        self._dtype = linear.weight.dtype
         self._views: list[MatrixView] = []
 
     def fill(self, weight: torch.Tensor, slabs: PageSlabs) -> None:
@@ -46,20 +49,49 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer as nn.Linear does."""
-        if not self._views:
-            self._views = [
-                matrix_view(buffer, record, record.parts[0])
-                for (record, _), buffer in zip(self._blocks, self.buffers(), strict=True)
-            ]
         flat = x.reshape(-1, self.in_features).contiguous()  # [T, K]
         out = flat.new_empty(flat.shape[0], self.out_features)  # [T, N]
         start = 0
-        for (_, multiply), view in zip(self._blocks, self._views, strict=True):
+        for multiply, view in self._multiplied():
             multiply.into(flat, view, out[:, start : start + view.part.rows])
             start += view.part.rows
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+    def matrices(self) -> list[tuple[Matrix, int]]:
+        """Each block's matrix with its part of the bias, and the address of its record; none if
+        they are not multiplied natively."""
+        found = []
+        start = 0
+        for multiply, view in self._multiplied():
+            matrix = multiply.native_matrix(view)
+            if matrix is None:
+                return []
+            address = view.codes.data_ptr()
+            if self.bias is not None:
+                own = self.bias.data_ptr() + start * self.bias.itemsize
+                matrix.bias_offset, matrix.bias_number = own - address, NUMBERS[self.bias.dtype]
+            found.append((matrix, address))
+            start += view.part.rows
+        return found
+
+    def first_address(self) -> int:
+        """Another one whenever the weight has moved."""
+        return int(self.get_buffer("block_0").data_ptr())
+
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations."""
+        return self._dtype
+
+    def _multiplied(self) -> Iterator[tuple[Multiplier, MatrixView]]:
+        if not self._views:
+            self._views = [
+                matrix_view(buffer, record, record.parts[0])
+                for (record, _), buffer in zip(self._blocks, self.buffers(), strict=True)
+            ]
+        multipliers = (multiply for _, multiply in self._blocks)
+        return zip(multipliers, self._views, strict=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._views = []  # views would keep moved or dropped buffers alive

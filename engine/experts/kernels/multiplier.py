@@ -22,6 +22,7 @@ from engine.experts.kernels.gemm import gemm
 from engine.experts.kernels.native import Native, linear, matrix_of
 from engine.experts.kernels.registry import KernelSupport
 from engine.experts.kernels.torch_packed import nibbles
+from engine.native.values import Matrix
 from engine.types import Bits, KernelName
 
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
@@ -77,6 +78,12 @@ class Multiplier:
             linear(x, view, matrix_of(view, self._bits, self._group), out)
         else:
             out.copy_(self(x, view))
+
+    def native_matrix(self, view: MatrixView) -> Matrix | None:
+        """How the matrix lies for native products; None if it is multiplied otherwise."""
+        if not isinstance(self._kernel, Native):
+            return None
+        return matrix_of(view, self._bits, self._group)
 
     def dequantized(self, view: MatrixView) -> torch.Tensor:
         """The matrix as plain weights, float32 [N, K]: in plain torch, the oracle."""

@@ -322,30 +322,218 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
   });
 }
 
-void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, const void* x,
-                Number number, int64_t tokens, int64_t stride, void* out, int64_t out_stride) {
+// One matrix times the same activations as others.
+struct Target {
+  const Matrix* matrix;
+  const uint8_t* record;
+  void* out;  // [T, N], rows `stride` numbers apart
+  int64_t stride;
+};
+
+bool prepared_alike(const Matrix& a, const Matrix& b) {
+  const auto x = static_cast<Format>(a.format), y = static_cast<Format>(b.format);
+  return a.columns == b.columns && order_of(x) == order_of(y) && group_of(a) == group_of(b);
+}
+
+void run_linears(Context& context, const Target* targets, int64_t count, const void* x,
+                 Number number, int64_t tokens, int64_t stride) {
+  for (int64_t i = 1; i < count; ++i) {
+    if (prepared_alike(*targets[0].matrix, *targets[i].matrix)) continue;
+    for (i = 0; i < count; ++i) run_linears(context, targets + i, 1, x, number, tokens, stride);
+    return;
+  }
   thread_local Workspace own;
+  thread_local std::vector<int64_t> own_ends;
   Workspace& prepared = own;
-  fill(context, prepared, matrix, x, number, tokens, stride);
-  const int64_t step = rows_of_item(matrix, context.pool.threads(), kItemBytes);
-  context.pool.each((matrix.rows + step - 1) / step, [&](int64_t item) {
-    const int64_t first = item * step, count = std::min(step, matrix.rows - first);
+  std::vector<int64_t>& ends = own_ends;
+  fill(context, prepared, *targets[0].matrix, x, number, tokens, stride);
+  ends.clear();
+  int64_t pieces = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t step = rows_of_item(*targets[i].matrix, context.pool.threads(), kItemBytes);
+    pieces += (targets[i].matrix->rows + step - 1) / step;
+    ends.push_back(pieces);
+  }
+  context.pool.each(pieces, [&](int64_t item) {
+    const int64_t which = std::upper_bound(ends.begin(), ends.end(), item) - ends.begin();
+    const Target& target = targets[which];
+    const Matrix& matrix = *target.matrix;
+    const int64_t step = rows_of_item(matrix, context.pool.threads(), kItemBytes);
+    const int64_t first = (item - (which == 0 ? 0 : ends[which - 1])) * step;
+    const int64_t rows = std::min(step, matrix.rows - first);
     thread_local std::vector<float> y;
-    y.resize(kTokensAtOnce * count);
+    y.resize(kTokensAtOnce * rows);
     for (int64_t start = 0; start < tokens; start += kTokensAtOnce) {
       Prepared part = prepared.prepared();
       part.tokens = std::min(kTokensAtOnce, tokens - start);
       part.values += start * part.width;
       if (part.pairs) part.pairs += start * part.width;
       if (part.sums) part.sums += start * part.sums_width;
-      context.products.rows(matrix, record, first, first + count, part, y.data(), count);
-      finish(matrix, record, first, count, part.tokens, number, y.data());
+      context.products.rows(matrix, target.record, first, first + rows, part, y.data(), rows);
+      finish(matrix, target.record, first, rows, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {
-        write_numbers(out, number, (start + token) * out_stride + first, count,
-                      y.data() + token * count);
+        write_numbers(target.out, number, (start + token) * target.stride + first, rows,
+                      y.data() + token * rows);
       }
     }
   });
+}
+
+void run_linear(Context& context, const Matrix& matrix, const uint8_t* record, const void* x,
+                Number number, int64_t tokens, int64_t stride, void* out, int64_t out_stride) {
+  const Target target = {&matrix, record, out, out_stride};
+  run_linears(context, &target, 1, x, number, tokens, stride);
+}
+
+// One query of each of B sequences: query [B, Q, key_width], keys and values [B, H, length, width]
+// with the given strides in numbers; mask float32 [B, length] or null -> out [B, Q, value_width].
+struct Attention {
+  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
+  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
+  double scale;
+};
+
+void run_attention(Context& context, const Attention& a, const void* query, const void* keys,
+                   const void* values, const float* mask, void* out) {
+  const auto number = static_cast<Number>(a.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2, shared = a.query_heads / a.heads;
+  context.pool.each(a.sequences * a.heads, [&](int64_t item) {
+    const int64_t sequence = item / a.heads, head = item % a.heads;
+    thread_local std::vector<float> own_query, scores, found;
+    own_query.resize(a.key_width);
+    scores.resize(a.length);
+    found.resize(a.value_width);
+    const Attended at = {
+        static_cast<const char*>(keys) + (sequence * a.key_batch + head * a.key_head) * size,
+        static_cast<const char*>(values) + (sequence * a.value_batch + head * a.value_head) * size,
+        a.length, a.key_width, a.value_width, a.key_stride, a.value_stride,
+        mask == nullptr ? nullptr : mask + sequence * a.length};
+    for (int64_t i = 0; i < shared; ++i) {
+      const int64_t row = sequence * a.query_heads + head * shared + i;
+      for (int64_t d = 0; d < a.key_width; ++d) {
+        own_query[d] =
+            from_number(query, number, row * a.key_width + d) * static_cast<float>(a.scale);
+      }
+      context.products.attend(at, number, own_query.data(), scores.data(), found.data());
+      write_numbers(out, number, row * a.value_width, a.value_width, found.data());
+    }
+  });
+}
+
+struct Block {
+  Matrix matrix;
+  uint64_t record;
+};
+
+// A linear layer: blocks of rows.
+struct Linear {
+  int64_t count;
+  int64_t rows;
+  Block blocks[8];
+};
+
+// A whole attention layer for one token of each sequence: projections, norms over `norm_width`
+// columns (0: none), clipping, rotation of halves, keys and values appended, attention, output.
+struct Step {
+  Linear query, key, value, output;
+  int64_t number, heads, key_heads, width, norm_width;
+  uint64_t query_norm, key_norm;  // weights
+  double query_epsilon, key_epsilon, scale, clip;  // clip 0: none
+};
+
+// Into `targets`, writing to out [T, rows].
+void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Target>& targets) {
+  int64_t first = 0;
+  for (int64_t i = 0; i < linear.count; ++i) {
+    const Block& block = linear.blocks[i];
+    targets.push_back({&block.matrix, reinterpret_cast<const uint8_t*>(block.record),
+                       out + first * size, linear.rows});
+    first += block.matrix.rows;
+  }
+}
+
+// x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, width].
+void turn(Context& context, const Step& step, uint64_t weight, double epsilon, int64_t heads,
+          int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
+  const auto number = static_cast<Number>(step.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2, row = heads * step.width;
+  const int64_t half = step.width / 2;
+  thread_local std::vector<float> values, c, s, turned;
+  values.resize(step.width), c.resize(step.width), s.resize(step.width), turned.resize(step.width);
+  for (int64_t token = 0; token < tokens; ++token) {
+    char* own = x + token * row * size;
+    for (int64_t first = 0; step.norm_width != 0 && first < row; first += step.norm_width) {
+      context.products.norm(number, own + first * size, reinterpret_cast<const void*>(weight),
+                            step.norm_width, static_cast<float>(epsilon), own + first * size);
+    }
+    read_numbers(cosine, number, token * stride, step.width, c.data());
+    read_numbers(sine, number, token * stride, step.width, s.data());
+    for (int64_t head = 0; head < heads; ++head) {
+      read_numbers(own, number, head * step.width, step.width, values.data());
+      if (step.clip > 0) {
+        const float clip = rounded(static_cast<float>(step.clip), number);
+        for (float& v : values) v = v < -clip ? -clip : v > clip ? clip : v;
+      }
+      for (int64_t i = 0; i < half; ++i) {
+        turned[i] = -values[half + i] * s[i];
+        turned[half + i] = values[i] * s[half + i];
+      }
+      for (int64_t i = 0; i < step.width; ++i) values[i] *= c[i];
+      round_numbers(turned.data(), number, step.width);
+      round_numbers(values.data(), number, step.width);
+      for (int64_t i = 0; i < step.width; ++i) values[i] += turned[i];
+      write_numbers(own, number, head * step.width, step.width, values.data());
+    }
+  }
+}
+
+void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
+              const void* cosine, const void* sine, int64_t stride, char* keys, char* values,
+              int64_t room, int64_t position, void* out) {
+  const auto number = static_cast<Number>(step.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2;
+  const int64_t wide = step.heads * step.width, narrow = step.key_heads * step.width;
+  thread_local std::vector<char> own_buffer;
+  thread_local std::vector<Target> own_targets;
+  std::vector<char>& buffer = own_buffer;
+  std::vector<Target>& targets = own_targets;
+  buffer.resize(tokens * (2 * wide + 2 * narrow) * size);
+  char* query = buffer.data();
+  char* key = query + tokens * wide * size;
+  char* value = key + tokens * narrow * size;
+  char* attended = value + tokens * narrow * size;
+  targets.clear();
+  add_targets(step.query, query, size, targets);
+  add_targets(step.key, key, size, targets);
+  add_targets(step.value, value, size, targets);
+  const int64_t columns = targets[0].matrix->columns;
+  run_linears(context, targets.data(), targets.size(), x, number, tokens, columns);
+  context.pool.each(1, [&](int64_t) {
+    turn(context, step, step.query_norm, step.query_epsilon, step.heads, tokens, cosine, sine,
+         stride, query);
+    turn(context, step, step.key_norm, step.key_epsilon, step.key_heads, tokens, cosine, sine,
+         stride, key);
+    if (step.clip > 0) {
+      const float clip = rounded(static_cast<float>(step.clip), number);
+      for (int64_t i = 0; i < tokens * narrow; ++i) {
+        const float v = from_number(value, number, i);
+        put_number(value, number, i, v < -clip ? -clip : v > clip ? clip : v);
+      }
+    }
+    for (int64_t row = 0; row < tokens * step.key_heads; ++row) {
+      const int64_t to = (row * room + position) * step.width * size, from = row * step.width * size;
+      std::memcpy(keys + to, key + from, step.width * size);
+      std::memcpy(values + to, value + from, step.width * size);
+    }
+  });
+  const int64_t head = room * step.width;
+  const Attention attention = {step.number, tokens, step.heads, step.key_heads, position + 1,
+                               step.width, step.width, step.key_heads * head, head, step.width,
+                               step.key_heads * head, head, step.width, step.scale};
+  run_attention(context, attention, query, keys, values, nullptr, attended);
+  targets.clear();
+  add_targets(step.output, static_cast<char*>(out), size, targets);
+  run_linears(context, targets.data(), targets.size(), attended, number, tokens, wide);
 }
 
 // Whether an instruction set gives the reference's bits on small matrices of every format: how
@@ -445,42 +633,18 @@ void expertune_plain(void* context, const Matrix* matrix, const void* record, in
   });
 }
 
-// One query of each of B sequences: query [B, Q, key_width], keys and values [B, H, length, width]
-// with the given strides in numbers; mask float32 [B, length] or null -> out [B, Q, value_width].
-struct Attention {
-  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
-  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
-  double scale;
-};
+void expertune_attend(void* context, const Attention* attention, const void* query,
+                      const void* keys, const void* values, const float* mask, void* out) {
+  run_attention(*static_cast<Context*>(context), *attention, query, keys, values, mask, out);
+}
 
-void expertune_attend(void* context, const Attention* a, const void* query, const void* keys,
-                      const void* values, const float* mask, void* out) {
-  auto& own = *static_cast<Context*>(context);
-  const auto number = static_cast<Number>(a->number);
-  const int64_t size = number == Number::kFloat32 ? 4 : 2, shared = a->query_heads / a->heads;
-  own.pool.each(a->sequences * a->heads, [&](int64_t item) {
-    const int64_t sequence = item / a->heads, head = item % a->heads;
-    thread_local std::vector<float> own_query, scores, found;
-    own_query.resize(a->key_width);
-    scores.resize(a->length);
-    found.resize(a->value_width);
-    const Attended at = {
-        static_cast<const char*>(keys) + (sequence * a->key_batch + head * a->key_head) * size,
-        static_cast<const char*>(values) + (sequence * a->value_batch + head * a->value_head) * size,
-        a->length, a->key_width, a->value_width, a->key_stride, a->value_stride,
-        mask == nullptr ? nullptr : mask + sequence * a->length};
-    for (int64_t i = 0; i < shared; ++i) {
-      const int64_t row = sequence * a->query_heads + head * shared + i;
-      for (int64_t d = 0; d < a->key_width; ++d) {
-        own_query[d] = from_number(query, number, row * a->key_width + d) *
-                       static_cast<float>(a->scale);
-      }
-      own.products.attend(at, number, own_query.data(), scores.data(), found.data());
-      for (int64_t d = 0; d < a->value_width; ++d) {
-        put_number(out, number, row * a->value_width + d, found[d]);
-      }
-    }
-  });
+// x [T, D] -> out [T, D]; cosine, sine [T, width], `stride` numbers apart (0: one for all); keys,
+// values [T, key_heads, room, width], to which position `position` is written.
+void expertune_step(void* context, const Step* step, const void* x, int64_t tokens,
+                    const void* cosine, const void* sine, int64_t stride, void* keys, void* values,
+                    int64_t room, int64_t position, void* out) {
+  run_step(*static_cast<Context*>(context), *step, x, tokens, cosine, sine, stride,
+           static_cast<char*>(keys), static_cast<char*>(values), room, position, out);
 }
 
 // x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.

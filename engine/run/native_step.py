@@ -1,0 +1,194 @@
+"""A whole attention layer in one native call where one token of each sequence is decoded.
+
+For modules of the usual structure: projections, norms over a head or over all heads, rotation of
+halves, plain keys and values. Whether a module has it is tried, not read from its name: the call
+must give the bits of the module's own forward, which uses the same native products.
+Letters: B sequences, S tokens, D hidden, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from engine.experts.kernels.native import NUMBERS
+from engine.kv_cache.growing_layer import GrowingLayer
+from engine.native import library
+from engine.native.values import MOST_BLOCKS, Block, Linear, Step
+from engine.run.native_linear import NativeLinear
+from engine.run.quantized_linear import QuantizedLinear
+
+_PARAMETERS = ("hidden_states", "position_embeddings", "attention_mask", "cache")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_CONTEXT_TOKENS = 5
+
+
+def use_native_steps(model: nn.Module) -> None:
+    """Make the attention layers of a model that has native linear layers decode in one call."""
+    verdicts: dict[tuple[Any, ...], bool] = {}
+    for module in model.modules():
+        if not _looks_usual(module):
+            continue
+        kind = (type(module), *(type(getattr(module, name)) for name in _PROJECTIONS))
+        if kind not in verdicts:
+            verdicts[kind] = _agrees(module)
+        if verdicts[kind]:
+            object.__setattr__(module, "_whole_forward", module.forward)
+            module.forward = types.MethodType(_forward, module)
+
+
+def _forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    cache: Any = None,
+    **rest: Any,
+) -> Any:
+    """As the module's own forward."""
+    if hidden_states.shape[1] == 1 and attention_mask is None and cache is not None:
+        layer = cache.layers[self.layer_idx]
+        if (
+            type(layer) is GrowingLayer
+            and layer.is_initialized
+            and not rest.get("output_attentions")
+        ):
+            cosine, sine = position_embeddings
+            if cosine.dtype == hidden_states.dtype and layer.keys.shape[0] == len(hidden_states):
+                return _step(self, hidden_states, cosine, sine, layer), None
+    return self._whole_forward(
+        hidden_states, position_embeddings, attention_mask, cache=cache, **rest
+    )
+
+
+def _step(
+    module: Any, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, layer: GrowingLayer
+) -> torch.Tensor:
+    """hidden [B, 1, D], cosine and sine [B or 1, 1, d] -> [B, 1, D]."""
+    place, step = module.__dict__.get("_native_step", (0, None))
+    first = module.q_proj.first_address()
+    if place != first:
+        step = _described(module)
+        object.__setattr__(module, "_native_step", (first, step))
+    position = layer.keys.shape[2]
+    keys, values = layer.make_room()
+    hidden = hidden.contiguous()
+    out = torch.empty_like(hidden)
+    library.current().step(
+        step,
+        hidden.data_ptr(),
+        hidden.shape[0],
+        cosine.data_ptr(),
+        sine.data_ptr(),
+        cosine.stride(0) if cosine.shape[0] > 1 else 0,
+        keys.data_ptr(),
+        values.data_ptr(),
+        keys.shape[2],
+        position,
+        out.data_ptr(),
+    )
+    layer.grown()
+    return out
+
+
+def _looks_usual(module: Any) -> bool:
+    if any(
+        type(getattr(module, n, None)) not in (NativeLinear, QuantizedLinear) for n in _PROJECTIONS
+    ):
+        return False
+    names = ("head_dim", "scaling", "layer_idx", "config")
+    if any(getattr(module, name, None) is None for name in names):
+        return False
+    parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters
+    known = all(name in parameters for name in _PARAMETERS)
+    square = module.o_proj.in_features == module.q_proj.out_features
+    alike = module.k_proj.out_features == module.v_proj.out_features
+    blocks = (len(getattr(module, name).matrices()) for name in _PROJECTIONS)
+    return known and square and alike and all(0 < count <= MOST_BLOCKS for count in blocks)
+
+
+def _described(module: Any) -> Step:
+    """How the module's weights lie. They must not move afterwards."""
+    step = Step()
+    for field, name in zip(("query", "key", "value", "output"), _PROJECTIONS, strict=True):
+        linear = getattr(module, name)
+        matrices = linear.matrices()
+        whole = Linear(len(matrices), linear.out_features)
+        for number, (matrix, address) in enumerate(matrices):
+            whole.blocks[number] = Block(matrix, address)
+        setattr(step, field, whole)
+    step.number = NUMBERS[_dtype(module)]
+    step.width = module.head_dim
+    step.heads = module.q_proj.out_features // module.head_dim
+    step.key_heads = module.k_proj.out_features // module.head_dim
+    step.scale = module.scaling
+    step.clip = getattr(module.config, "clip_qkv", None) or 0.0
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    if all(norm is not None for norm in norms):
+        step.norm_width = norms[0].weight.numel()
+        step.query_norm, step.key_norm = (norm.weight.data_ptr() for norm in norms)
+        step.query_epsilon, step.key_epsilon = (
+            float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))) for norm in norms
+        )
+    return step
+
+
+def _dtype(module: Any) -> torch.dtype:
+    norm = getattr(module, "q_norm", None)
+    found: torch.dtype = module.q_proj.compute_dtype() if norm is None else norm.weight.dtype
+    return found
+
+
+def _agrees(module: Any) -> bool:
+    """Whether the native call gives the bits of the module's own forward, for two sequences and
+    keys and values that it must not touch otherwise."""
+    heads, width = module.k_proj.out_features // module.head_dim, module.head_dim
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    if any(norm is not None for norm in norms):
+        sizes = [getattr(getattr(norm, "weight", None), "numel", int)() for norm in norms]
+        whole = [module.q_proj.out_features, module.k_proj.out_features]
+        plain = all(norm.weight.dtype in NUMBERS for norm in norms) if all(sizes) else False
+        if (
+            not plain
+            or (sizes not in ([width, width], whole))
+            or (sizes == whole != [width] * 2 and whole[0] != whole[1])
+        ):
+            return False
+    generator = torch.Generator().manual_seed(0)
+    dtype = _dtype(module)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    hidden, cosine, sine = (
+        noise(2, 1, module.q_proj.in_features),
+        noise(2, 1, width),
+        noise(2, 1, width),
+    )
+    caches = []
+    states = noise(2, 2, heads, _CONTEXT_TOKENS, width)
+    for _ in range(2):
+        cache = DynamicCache(config=module.config)
+        if module.layer_idx >= len(cache.layers):
+            return False
+        layer = GrowingLayer(4 * _CONTEXT_TOKENS)
+        layer.update(states[0], states[1])
+        cache.layers[module.layer_idx] = layer
+        caches.append(cache)
+    try:
+        with torch.inference_mode():
+            expected = module(hidden, (cosine, sine), None, cache=caches[0])[0]
+            found = _step(module, hidden, cosine, sine, caches[1].layers[module.layer_idx])
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    both = [cache.layers[module.layer_idx] for cache in caches]
+    same = expected.shape == found.shape and torch.equal(expected, found)
+    return same and all(
+        torch.equal(a, b)
+        for a, b in ((both[0].keys, both[1].keys), (both[0].values, both[1].values))
+    )
