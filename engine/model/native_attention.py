@@ -116,13 +116,14 @@ def _norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         weight.data_ptr(),
         hidden.numel() // weight.numel(),
         weight.numel(),
-        _epsilon(self),
+        epsilon_of(self),
         out.data_ptr(),
     )
     return out
 
 
-def _epsilon(module: Any) -> float:
+def epsilon_of(module: Any) -> float:
+    """The epsilon of a norm, as families name it."""
     found = getattr(module, "variance_epsilon", None)
     return float(module.eps if found is None else found)
 

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from engine.experts.kernels.native import NUMBERS
 from engine.kv_cache.growing_layer import GrowingLayer
+from engine.model.native_attention import epsilon_of
 from engine.native import library
 from engine.native.values import MOST_BLOCKS, Block, Linear, Step
 from engine.run.native_linear import NativeLinear
@@ -97,9 +98,8 @@ def _step(
 
 
 def _looks_usual(module: Any) -> bool:
-    if any(
-        type(getattr(module, n, None)) not in (NativeLinear, QuantizedLinear) for n in _PROJECTIONS
-    ):
+    projections = [getattr(module, name, None) for name in _PROJECTIONS]
+    if any(type(one) not in (NativeLinear, QuantizedLinear) for one in projections):
         return False
     names = ("head_dim", "scaling", "layer_idx", "config")
     if any(getattr(module, name, None) is None for name in names):
@@ -108,8 +108,23 @@ def _looks_usual(module: Any) -> bool:
     known = all(name in parameters for name in _PARAMETERS)
     square = module.o_proj.in_features == module.q_proj.out_features
     alike = module.k_proj.out_features == module.v_proj.out_features
-    blocks = (len(getattr(module, name).matrices()) for name in _PROJECTIONS)
-    return known and square and alike and all(0 < count <= MOST_BLOCKS for count in blocks)
+    counts = [len(getattr(module, name).matrices()) for name in _PROJECTIONS]
+    blocks = all(0 < count <= MOST_BLOCKS for count in counts)
+    return known and square and alike and blocks and _has_usual_norms(module)
+
+
+def _has_usual_norms(module: Any) -> bool:
+    """No norms of queries and keys, or both over a head, or both over all heads."""
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    if norms == [None, None]:
+        return True
+    weights = [getattr(norm, "weight", None) for norm in norms]
+    if not all(isinstance(weight, torch.Tensor) for weight in weights):
+        return False
+    sizes = [weight.numel() for weight in weights if weight is not None]
+    whole = [module.q_proj.out_features, module.k_proj.out_features]
+    known = all(weight.dtype in NUMBERS for weight in weights if weight is not None)
+    return known and sizes in ([module.head_dim] * 2, whole)
 
 
 def _described(module: Any) -> Step:
@@ -128,13 +143,13 @@ def _described(module: Any) -> Step:
     step.key_heads = module.k_proj.out_features // module.head_dim
     step.scale = module.scaling
     step.clip = getattr(module.config, "clip_qkv", None) or 0.0
-    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-    if all(norm is not None for norm in norms):
-        step.norm_width = norms[0].weight.numel()
-        step.query_norm, step.key_norm = (norm.weight.data_ptr() for norm in norms)
-        step.query_epsilon, step.key_epsilon = (
-            float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))) for norm in norms
+    if getattr(module, "q_norm", None) is not None:
+        step.query_norm_width = module.q_norm.weight.numel()
+        step.key_norm_width = module.k_norm.weight.numel()
+        step.query_norm, step.key_norm = (
+            norm.weight.data_ptr() for norm in (module.q_norm, module.k_norm)
         )
+        step.query_epsilon, step.key_epsilon = map(epsilon_of, (module.q_norm, module.k_norm))
     return step
 
 
@@ -148,17 +163,6 @@ def _agrees(module: Any) -> bool:
     """Whether the native call gives the bits of the module's own forward, for two sequences and
     keys and values that it must not touch otherwise."""
     heads, width = module.k_proj.out_features // module.head_dim, module.head_dim
-    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-    if any(norm is not None for norm in norms):
-        sizes = [getattr(getattr(norm, "weight", None), "numel", int)() for norm in norms]
-        whole = [module.q_proj.out_features, module.k_proj.out_features]
-        plain = all(norm.weight.dtype in NUMBERS for norm in norms) if all(sizes) else False
-        if (
-            not plain
-            or (sizes not in ([width, width], whole))
-            or (sizes == whole != [width] * 2 and whole[0] != whole[1])
-        ):
-            return False
     generator = torch.Generator().manual_seed(0)
     dtype = _dtype(module)
 
@@ -186,9 +190,6 @@ def _agrees(module: Any) -> bool:
             found = _step(module, hidden, cosine, sine, caches[1].layers[module.layer_idx])
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
-    both = [cache.layers[module.layer_idx] for cache in caches]
-    same = expected.shape == found.shape and torch.equal(expected, found)
-    return same and all(
-        torch.equal(a, b)
-        for a, b in ((both[0].keys, both[1].keys), (both[0].values, both[1].values))
-    )
+    plain, native = (cache.layers[module.layer_idx] for cache in caches)
+    pairs = ((expected, found), (plain.keys, native.keys), (plain.values, native.values))
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

@@ -432,11 +432,11 @@ struct Linear {
   Block blocks[8];
 };
 
-// A whole attention layer for one token of each sequence: projections, norms over `norm_width`
+// A whole attention layer for one token of each sequence: projections, norms over `*_norm_width`
 // columns (0: none), clipping, rotation of halves, keys and values appended, attention, output.
 struct Step {
   Linear query, key, value, output;
-  int64_t number, heads, key_heads, width, norm_width;
+  int64_t number, heads, key_heads, width, query_norm_width, key_norm_width;
   uint64_t query_norm, key_norm;  // weights
   double query_epsilon, key_epsilon, scale, clip;  // clip 0: none
 };
@@ -453,8 +453,8 @@ void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Targ
 }
 
 // x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, width].
-void turn(Context& context, const Step& step, uint64_t weight, double epsilon, int64_t heads,
-          int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
+void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_width, double epsilon,
+          int64_t heads, int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
   const auto number = static_cast<Number>(step.number);
   const int64_t size = number == Number::kFloat32 ? 4 : 2, row = heads * step.width;
   const int64_t half = step.width / 2;
@@ -462,9 +462,9 @@ void turn(Context& context, const Step& step, uint64_t weight, double epsilon, i
   values.resize(step.width), c.resize(step.width), s.resize(step.width), turned.resize(step.width);
   for (int64_t token = 0; token < tokens; ++token) {
     char* own = x + token * row * size;
-    for (int64_t first = 0; step.norm_width != 0 && first < row; first += step.norm_width) {
+    for (int64_t first = 0; norm_width != 0 && first < row; first += norm_width) {
       context.products.norm(number, own + first * size, reinterpret_cast<const void*>(weight),
-                            step.norm_width, static_cast<float>(epsilon), own + first * size);
+                            norm_width, static_cast<float>(epsilon), own + first * size);
     }
     read_numbers(cosine, number, token * stride, step.width, c.data());
     read_numbers(sine, number, token * stride, step.width, s.data());
@@ -509,10 +509,10 @@ void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
   const int64_t columns = targets[0].matrix->columns;
   run_linears(context, targets.data(), targets.size(), x, number, tokens, columns);
   context.pool.each(1, [&](int64_t) {
-    turn(context, step, step.query_norm, step.query_epsilon, step.heads, tokens, cosine, sine,
-         stride, query);
-    turn(context, step, step.key_norm, step.key_epsilon, step.key_heads, tokens, cosine, sine,
-         stride, key);
+    turn(context, step, step.query_norm, step.query_norm_width, step.query_epsilon, step.heads,
+         tokens, cosine, sine, stride, query);
+    turn(context, step, step.key_norm, step.key_norm_width, step.key_epsilon, step.key_heads, tokens,
+         cosine, sine, stride, key);
     if (step.clip > 0) {
       const float clip = rounded(static_cast<float>(step.clip), number);
       for (int64_t i = 0; i < tokens * narrow; ++i) {
