@@ -24,7 +24,7 @@ from engine.experts.tiers.pack import ensure_pack, open_pack, pack_folder
 from engine.memory.plan import resolve
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.types import ExpertId
+from engine.types import ExpertId, format_bytes
 from tuner.engine_client.packs import list_packs
 
 BITS = {"precision.bits": 4, "kernel.name": "dequantize"}
@@ -172,6 +172,38 @@ def test_packs_of_differently_chosen_scales_are_two(engine: Engine) -> None:
     pack = ensure_pack(engine.cache_folder, engine.model, plain)
     with pytest.raises(PackError, match="another model or format"):
         open_pack(pack.folder, engine.model, fitted)
+
+
+def test_packs_of_a_former_layout_are_said_in_one_line(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, root = make_record(engine), engine.cache_folder
+    folder = pack_folder(root, engine.model, record)
+    stem = folder.name.rpartition("-v")[0]
+    version = pack_module.PACK_VERSION
+    fingerprint = folder.name.partition("-")[0]
+    names = (f"{stem}-v{version - 1}", f"{fingerprint}-2b-g64-any-v{version - 2}")
+    for name, kept in zip(names, ("records.bin", "records.partial"), strict=True):
+        (folder.parent / name).mkdir(parents=True)
+        (folder.parent / name / kept).write_bytes(bytes(1_000_000))
+    (folder.parent / f"another-4b-g64-any-v{version - 1}").mkdir()
+    ensure_pack(root, engine.model, record)
+    said = [line.getMessage() for line in caplog.records if line.name == pack_module.__name__]
+    assert len(said) == 1, "both packs of this model are said together"
+    assert "2 packs of this model have a former layout" in said[0]
+    assert said[0].endswith(f"frees {format_bytes(2_000_000)}")
+    ensure_pack(root, engine.model, record)
+    assert sum(line.name == pack_module.__name__ for line in caplog.records) == 1
+    assert all((folder.parent / name).is_dir() for name in names), "the user removes them"
+
+
+def test_packs_of_this_layout_alone_say_nothing(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, root = make_record(engine), engine.cache_folder
+    ensure_pack(root, engine.model, replace(record, optimize="none"))
+    ensure_pack(root, engine.model, record)
+    assert not [line for line in caplog.records if line.name == pack_module.__name__]
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
