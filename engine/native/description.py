@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 
-from engine.native.library import INSTRUCTION_SET, load
+from engine.native.library import chosen_set, load, physical_cores
 
 
 @dataclass(frozen=True)
 class Description:
-    """instruction_set: None without the library; threads: as many as this process may run on.
+    """instruction_set: None without the library; threads: the physical cores that this process may
+    use.
 
     reason: why it is not used, and what to try; None if it is.
     """
@@ -26,17 +26,12 @@ class Description:
     def __str__(self) -> str:
         if self.reason is not None:
             return f"not used, torch multiplies instead (slower): {self.reason}"
-        return f"used, with {self.instruction_set} and up to {self.threads} threads"
+        return f"used, with {self.instruction_set} and {self.threads} threads"
 
 
 def describe() -> Description:
     """Load the library and say what it would do here."""
-    count = len(os.sched_getaffinity(0))
-    library = load()
-    if isinstance(library, str):
-        return Description(None, count, library)
-    sets, asked = library.instruction_sets(), os.environ.get(INSTRUCTION_SET, "")
-    if asked and asked not in sets:
-        allowed = ", ".join(sets)
-        return Description(None, count, f"{INSTRUCTION_SET}={asked} is none of {allowed}")
-    return Description(asked or sets[0], count, None)
+    found = load()
+    if isinstance(found, str):
+        return Description(None, physical_cores(), found)
+    return Description(chosen_set(), physical_cores(), None)

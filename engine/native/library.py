@@ -126,7 +126,7 @@ class Threads:
         if opened is None:
             raise ValueError(f"{instruction_set} differs from the scalar reference here")
         self._context = ctypes.c_void_p(opened)
-        self.instruction_set = self._functions["chosen"](self._context).decode()
+        self.instruction_set: str = self._functions["chosen"](self._context).decode()
         self._linear = self._functions["linear"]
         self._attend = self._functions["attend"]
         self._norm = self._functions["norm"]
@@ -293,12 +293,20 @@ def current() -> Threads:
 
 
 @functools.cache
+def chosen_set() -> str | None:
+    """The instruction set that a pool takes here; None without the library."""
+    library = load()
+    if isinstance(library, str):
+        return None
+    return Threads(library, 1, os.environ.get(INSTRUCTION_SET, "")).instruction_set
+
+
+@functools.cache
 def products_name(count: int = 0) -> str:
     """Names the products, their threads (0: as many as `use` would take) and the library's sources:
     a figure measured with some holds for no others."""
     library = load()
     if isinstance(library, str):
         return "torch"
-    chosen = Threads(library, 1, os.environ.get("EXPERTUNE_INSTRUCTION_SET", "")).instruction_set
     digest = library.functions["digest"]().decode()
-    return f"native-{chosen}-{count or physical_cores()}-{digest[:8]}"
+    return f"native-{chosen_set()}-{count or physical_cores()}-{digest[:8]}"

@@ -168,7 +168,7 @@ def _crossovers(device: Device, support: KernelSupport) -> dict[str, int]:
         copies = [_encoded(bits, support, device)[0] for _ in range(_COPIES)]
         layout = record.code_layout
         packed = Multiplier(bits, _GROUP, layout, support, "auto", _CROSSOVER_TOKENS[-1])
-        plain = Multiplier(bits, _GROUP, layout, support, "auto", -1)
+        plain = Multiplier(bits, _GROUP, layout, support, "auto", 0)
         found[str(bits)] = 0
         for tokens in _CROSSOVER_TOKENS:
             x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)

@@ -23,8 +23,8 @@ def keep_crossovers(folder: Path, tokens: Crossovers) -> None:
 
 
 def known_crossovers(folder: Path) -> Crossovers:
-    """The crossovers measured on this machine with these kernels and threads, else
-    CROSSOVER_TOKENS."""
+    """The crossovers measured on this machine with these kernels, on as many threads as it has
+    cores; else CROSSOVER_TOKENS."""
     path = _path(folder)
     if not path.is_file():
         return CROSSOVER_TOKENS

@@ -37,7 +37,7 @@ class Multiplier:
     """x [T, K] times an expert's matrix -> [T, N], by the fastest correct kernel.
 
     group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle, a kernel's name forces
-    that kernel; crossover: the packed kernels are used up to this number of tokens, 0 for the
+    that kernel; crossover: the packed kernels are used up to this number of tokens, None for the
     default of these bits.
     """
 
@@ -48,10 +48,10 @@ class Multiplier:
         code_layout: CodeLayout,
         support: KernelSupport,
         name: KernelName,
-        crossover: int = 0,
+        crossover: int | None = None,
     ) -> None:
         self._bits = bits
-        self._crossover = crossover or CROSSOVER_TOKENS[bits]
+        self._crossover = CROSSOVER_TOKENS[bits] if crossover is None else crossover
         self._group = group_size
         self._code_layout = code_layout
         kernel = support.kernel_for(bits, name)

@@ -217,7 +217,7 @@ def _say_former(folder: Path) -> None:
     if former:
         size = sum(file.stat().st_size for other in former for file in other.glob("records.*"))
         _log.warning(
-            "packing again: %d packs of this model have a former layout (`tune pack --list`); "
+            "%d packs of this model have a former layout and are not read (`tune pack --list`); "
             "removing them frees %s",
             len(former),
             format_bytes(size),

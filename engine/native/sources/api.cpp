@@ -607,6 +607,7 @@ void expertune_close(void* context) { delete static_cast<Context*>(context); }
 void expertune_linear(void* context, const Matrix* matrix, const void* record, const void* x,
                       int64_t number, int64_t tokens, int64_t stride, void* out,
                       int64_t out_stride) {
+  const Flush flush;
   run_linear(*static_cast<Context*>(context), *matrix, static_cast<const uint8_t*>(record), x,
              static_cast<Number>(number), tokens, stride, out, out_stride);
 }
@@ -616,6 +617,7 @@ void expertune_linear(void* context, const Matrix* matrix, const void* record, c
 void expertune_experts(void* context, const Experts* experts, const uint64_t* records,
                        int64_t count, const void* x, int64_t number, int64_t tokens,
                        int64_t chosen, const int64_t* index, void* out) {
+  const Flush flush;
   run_experts(*static_cast<Context*>(context), *experts, records, count, x,
               static_cast<Number>(number), tokens, chosen, index, out);
 }
@@ -623,6 +625,7 @@ void expertune_experts(void* context, const Experts* experts, const uint64_t* re
 // Plain weights of the rows first..end: out [end - first, K] of `number`. Not for [K, N] formats.
 void expertune_plain(void* context, const Matrix* matrix, const void* record, int64_t first,
                      int64_t end, void* out, int64_t number) {
+  const Flush flush;
   auto& own = *static_cast<Context*>(context);
   const int64_t step = 16, width = matrix->columns * (number == 0 ? 4 : 2);
   own.pool.each((end - first + step - 1) / step, [&](int64_t item) {
@@ -635,6 +638,7 @@ void expertune_plain(void* context, const Matrix* matrix, const void* record, in
 
 void expertune_attend(void* context, const Attention* attention, const void* query,
                       const void* keys, const void* values, const float* mask, void* out) {
+  const Flush flush;
   run_attention(*static_cast<Context*>(context), *attention, query, keys, values, mask, out);
 }
 
@@ -643,6 +647,7 @@ void expertune_attend(void* context, const Attention* attention, const void* que
 void expertune_step(void* context, const Step* step, const void* x, int64_t tokens,
                     const void* cosine, const void* sine, int64_t stride, void* keys, void* values,
                     int64_t room, int64_t position, void* out) {
+  const Flush flush;
   run_step(*static_cast<Context*>(context), *step, x, tokens, cosine, sine, stride,
            static_cast<char*>(keys), static_cast<char*>(values), room, position, out);
 }
@@ -650,6 +655,7 @@ void expertune_step(void* context, const Step* step, const void* x, int64_t toke
 // x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.
 void expertune_norm(void* context, int64_t number, const void* x, const void* weight, int64_t tokens,
                     int64_t count, double epsilon, void* out) {
+  const Flush flush;
   auto& own = *static_cast<Context*>(context);
   const auto kind = static_cast<Number>(number);
   const int64_t size = count * (kind == Number::kFloat32 ? 4 : 2);
@@ -669,11 +675,13 @@ void expertune_norm(void* context, int64_t number, const void* x, const void* we
 // out[i] = the gate of g[i] and u[i], float32 rounded to `number`.
 void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
                     float* out, int64_t count) {
+  const Flush flush;
   static_cast<Context*>(context)->products.gate(*gate, static_cast<Number>(number), g, u, out, count);
 }
 
 // Quantize `count` matrices.
 void expertune_quantize(void* context, const QuantizeJob* jobs, int64_t count) {
+  const Flush flush;
   auto& own = *static_cast<Context*>(context);
   std::vector<int64_t> starts(count + 1);  // of each job's items, kLanes rows each
   for (int64_t i = 0; i < count; ++i) {

@@ -17,28 +17,6 @@ inline void relax() {
 #endif
 }
 
-// Numbers below 2^-126 count as zero while items run, as they do in products of bf16 pairs: every
-// instruction set gives the same bits, and none falls into slow steps.
-class Flush {
- public:
-#if defined(__x86_64__)
-  Flush() : former_(_mm_getcsr()) { _mm_setcsr(former_ | 0x8040u); }
-  ~Flush() { _mm_setcsr(former_); }
-
- private:
-  const unsigned former_;
-#elif defined(__aarch64__)
-  Flush() {
-    asm volatile("mrs %0, fpcr" : "=r"(former_));
-    asm volatile("msr fpcr, %0" ::"r"(former_ | (1ull << 24)));
-  }
-  ~Flush() { asm volatile("msr fpcr, %0" ::"r"(former_)); }
-
- private:
-  uint64_t former_;
-#endif
-};
-
 }  // namespace
 
 Pool::Pool(int threads, int spin_us) : spin_us_(spin_us) {

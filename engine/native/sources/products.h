@@ -525,7 +525,7 @@ inline V load_end(const void* at, int64_t index, int64_t count) {  // fewer than
 }
 
 template <Number NUMBER>
-inline float score(const Attended& at, const float* query, int64_t key) {
+inline V score_lanes(const Attended& at, const float* query, int64_t key) {
   V total = zero();
   int64_t i = 0;
   for (; i + kLanes <= at.key_width; i += kLanes) {
@@ -536,7 +536,7 @@ inline float score(const Attended& at, const float* query, int64_t key) {
     const V own = load_end<Number::kFloat32>(query, i, rest);
     total = fma(own, load_end<NUMBER>(at.keys, key * at.key_stride + i, rest), total);
   }
-  return tree(total);
+  return total;
 }
 
 // Values columns first.. of C vectors, all keys.
@@ -556,14 +556,23 @@ inline void weigh(const Attended& at, const float* weights, int64_t first, float
 
 template <Number NUMBER>
 inline void attend_to(const Attended& at, const float* query, float* scores, float* out) {
-  float most = -__builtin_inff();
-  for (int64_t key = 0; key < at.length; ++key) {
-    scores[key] = score<NUMBER>(at, query, key) + (at.mask == nullptr ? 0.0f : at.mask[key]);
-    most = scores[key] > most ? scores[key] : most;
-  }
-  for (int64_t key = 0; key < at.length; ++key) scores[key] = exp_of(scores[key] - most);
-  V sums = zero();
+  alignas(64) float lanes[kLanes * kLanes];
   int64_t key = 0;
+  for (; key + kLanes <= at.length; key += kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      store(lanes + i * kLanes, score_lanes<NUMBER>(at, query, key + i));
+    }
+    trees(lanes, scores + key);
+  }
+  for (; key < at.length; ++key) scores[key] = tree(score_lanes<NUMBER>(at, query, key));
+  if (at.mask != nullptr) {
+    for (key = 0; key < at.length; ++key) scores[key] += at.mask[key];
+  }
+  float most = -__builtin_inff();
+  for (key = 0; key < at.length; ++key) most = scores[key] > most ? scores[key] : most;
+  for (key = 0; key < at.length; ++key) scores[key] = exp_of(scores[key] - most);
+  V sums = zero();
+  key = 0;
   for (; key + kLanes <= at.length; key += kLanes) sums = add(sums, load(scores + key));
   if (key < at.length) {
     sums = add(sums, load_end<Number::kFloat32>(scores, key, at.length - key));

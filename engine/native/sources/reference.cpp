@@ -198,7 +198,8 @@ void attend(const Attended& at, Number number, const float* query, float* scores
       const float value = from_number(at.keys, number, key * at.key_stride + i);
       lanes[i % kLanes] = std::fmaf(query[i], value, lanes[i % kLanes]);
     }
-    scores[key] = tree(lanes) + (at.mask == nullptr ? 0.0f : at.mask[key]);
+    scores[key] = tree(lanes);
+    if (at.mask != nullptr) scores[key] += at.mask[key];
     most = scores[key] > most ? scores[key] : most;
   }
   float sums[kLanes] = {};

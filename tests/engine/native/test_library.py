@@ -34,9 +34,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(library.INSTRUCTION_SET, raising=False)
     library.load.cache_clear()
     library._say_once.cache_clear()
+    library.chosen_set.cache_clear()
     yield
     library.load.cache_clear()
     library._say_once.cache_clear()
+    library.chosen_set.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,9 @@ def test_the_description_names_the_instruction_set_or_the_reason(
     found = describe()
     assert found.reason is None
     assert found.threads >= 1
-    assert f"used, with {found.instruction_set} and up to" in str(found)
+    assert f"used, with {found.instruction_set} and {found.threads} threads" in str(found)
     monkeypatch.setenv(library.INSTRUCTION_SET, "reference")
+    library.chosen_set.cache_clear()
     assert describe().instruction_set == "reference"
     monkeypatch.setenv(library.INSTRUCTION_SET, "mmx")
     library.load.cache_clear()
