@@ -91,7 +91,7 @@ struct Pages {
 class Block {
  public:
   explicit Block(int64_t size) : size_(size) {
-    static int64_t made = 0;
+    static std::atomic<int64_t> made{0};
     if (++made % 2 == 0) {
       heap_.reset(new uint8_t[size]);
       bytes_ = heap_.get();
