@@ -27,7 +27,7 @@ from engine.types import Bits, KernelName
 
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
 # profile says otherwise (docs/lab/2026-11-30-native-products.md).
-CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 12, 4: 40, 3: 40, 2: 40}
+CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 8, 4: 24, 3: 24, 2: 24}
 
 Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 """x [T, K] times a matrix in a slot -> [T, N]."""
