@@ -1,4 +1,4 @@
-"""expertune beside llama.cpp with everything resident at 4 bits: decode, prefill, many sequences.
+"""expertune beside llama.cpp at 4 bits, resident or within a budget: decode, prefill, many sequences.
 
 In: a checkpoint of any size that both know; needs the extra `baselines`. Each engine lives in a
 process of its own, with its own thread settings, and only one of them works at a time: A B A B.
@@ -34,6 +34,7 @@ def main(
     bits: int = 4,
     cache: Annotated[str, typer.Option(help="cache.expert_bytes")] = "auto",
     threads: Annotated[int, typer.Option(help="of llama.cpp")] = os.cpu_count() or 1,
+    mapped: Annotated[str, typer.Option(help="llama.cpp maps its file within this memory")] = "",
     ours_only: bool = False,
 ) -> None:
     """Compare. A round is a prompt of 512 tokens, 48 tokens of one sequence, then of many."""
@@ -43,7 +44,7 @@ def main(
         "ours": lambda: _ours(model, sequences, bits, cache)
     }
     if not ours_only:
-        makers["llama.cpp"] = lambda: _llama(gguf, sequences, threads)
+        makers["llama.cpp"] = lambda: _llama(gguf, sequences, threads, mapped)
     context = multiprocessing.get_context("fork")  # nothing has loaded torch yet
     pipes = {}
     for name, make in makers.items():
@@ -110,7 +111,8 @@ def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Fi
             "precision.options": {} if bits > 4 else {"optimize": OPTIMIZE},
         }
     )
-    engine.configure(config, lambda *news: None)
+    _, memory = engine.configure(config, lambda *news: None)
+    sys.stderr.write(f"ours: {memory.total_bytes} bytes\n")
     generator = torch.Generator().manual_seed(0)
 
     def tokens(*shape: int) -> torch.Tensor:
@@ -151,16 +153,24 @@ def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Fi
     return run
 
 
-def _llama(gguf: Path, sequences: int, threads: int) -> Callable[[], Figures]:
+def _llama(gguf: Path, sequences: int, threads: int, mapped: str) -> Callable[[], Figures]:
     import random
 
     import xllamacpp
 
+    from engine.baselines.memory_group import bounded_memory, drop_page_cache
+    from engine.types import parse_size_bytes
+
+    if mapped:  # for as long as the process lives
+        drop_page_cache(gguf.parent)
+        bound = bounded_memory(parse_size_bytes(mapped))
+        sys.stderr.write(f"llama.cpp: {bound.__enter__()}\n")
     options = xllamacpp.CommonParams()
     options.model.path = str(gguf)
-    options.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
+    modes = xllamacpp.llama_load_mode
+    options.load_mode = modes.LLAMA_LOAD_MODE_MMAP if mapped else modes.LLAMA_LOAD_MODE_NONE
     options.lazy_mode = xllamacpp.llama_lazy_mode.LLAMA_LAZY_MODE_OFF
-    options.no_extra_bufts = os.environ.get("LLAMA_REPACK") == "0"
+    options.no_extra_bufts = bool(mapped)  # repacked weights are a copy of the whole model
     options.n_ctx = (PROMPT + 2 * DECODED) * max(2, sequences // 4)
     options.n_parallel = sequences
     options.kv_unified = True
