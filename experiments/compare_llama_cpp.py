@@ -1,4 +1,4 @@
-"""expertune beside llama.cpp at 4 bits, resident or within a budget: decode, prefill, many sequences.
+"""expertune beside llama.cpp at 4 bits, resident or in a budget: decode, prefill, many sequences.
 
 In: a checkpoint of any size that both know; needs the extra `baselines`. Each engine lives in a
 process of its own, with its own thread settings, and only one of them works at a time: A B A B.
@@ -7,6 +7,7 @@ Prints each round and the ratios of medians; bandwidth efficiency is ours.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -161,10 +162,11 @@ def _llama(gguf: Path, sequences: int, threads: int, mapped: str) -> Callable[[]
     from engine.baselines.memory_group import bounded_memory, drop_page_cache
     from engine.types import parse_size_bytes
 
-    if mapped:  # for as long as the process lives
+    bound = contextlib.ExitStack()  # held by `run`, so for as long as the process lives
+    if mapped:
         drop_page_cache(gguf.parent)
-        bound = bounded_memory(parse_size_bytes(mapped))
-        sys.stderr.write(f"llama.cpp: {bound.__enter__()}\n")
+        held = bound.enter_context(bounded_memory(parse_size_bytes(mapped)))
+        sys.stderr.write(f"llama.cpp: {held}\n")
     options = xllamacpp.CommonParams()
     options.model.path = str(gguf)
     modes = xllamacpp.llama_load_mode
@@ -194,7 +196,7 @@ def _llama(gguf: Path, sequences: int, threads: int, mapped: str) -> Callable[[]
         timings: dict[str, Any] = answer["timings"]
         return timings
 
-    def run() -> Figures:
+    def run(held: contextlib.ExitStack = bound) -> Figures:
         alone = ask(PROMPT, DECODED)
         found = {
             "prefill_tps": alone["prompt_n"] / alone["prompt_ms"] * 1e3,
