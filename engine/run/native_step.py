@@ -30,15 +30,12 @@ _CONTEXT_TOKENS = 5
 
 
 def use_native_steps(model: nn.Module) -> None:
-    """Make the attention layers of a model that has native linear layers decode in one call."""
-    verdicts: dict[tuple[Any, ...], bool] = {}
+    """Make the attention layers of a model that has native linear layers decode in one call.
+
+    Each layer is tried: some families leave out the rotation in some of their layers.
+    """
     for module in model.modules():
-        if not _looks_usual(module):
-            continue
-        kind = (type(module), *(type(getattr(module, name)) for name in _PROJECTIONS))
-        if kind not in verdicts:
-            verdicts[kind] = _agrees(module)
-        if verdicts[kind]:
+        if _looks_usual(module) and _agrees(module):
             object.__setattr__(module, "_whole_forward", module.forward)
             module.forward = types.MethodType(_forward, module)
 
