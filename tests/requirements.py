@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 
 from engine.native.build import find_compiler
+from engine.native.library import Library, load
 
 PACKAGES = {
     "gcc": "gcc",
@@ -53,7 +54,15 @@ def require_module(name: str, package: str) -> ModuleType:
     return import_module(name)
 
 
+def require_native() -> Library:
+    """The native library; skips the test, or the module that asks at its top."""
+    found = load()
+    if isinstance(found, str):
+        _missing(f"the native library is missing: {found}")
+    return found
+
+
 def _missing(message: str) -> NoReturn:
     if os.environ.get("EXPERTUNE_REQUIRE_TOOLS"):
         pytest.fail(message)
-    pytest.skip(message)
+    pytest.skip(message, allow_module_level=True)

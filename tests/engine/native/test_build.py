@@ -38,6 +38,7 @@ def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path):
 def test_the_command_goes_on_without_a_compiler_and_says_so_in_one_line(
     library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.delenv("EXPERTUNE_NATIVE", raising=False)
     monkeypatch.setattr(module, "_pip", lambda *words, patience_s: None)
     assert module.main(["--fetch"]) == 0
     (line,) = capsys.readouterr().err.splitlines()

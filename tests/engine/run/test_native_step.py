@@ -15,6 +15,9 @@ from engine.run import engine as engine_module
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.engine.families import each_family, save_tiny
+from tests.requirements import require_native
+
+require_native()
 
 # attention of another structure: latent, recurrent, sinks, partial rotation, ...
 USUAL = (

@@ -21,24 +21,22 @@ from engine.experts.kernels.native_experts import NativeExperts, native_gate
 from engine.experts.kernels.registry import KernelSupport
 from engine.layout.record import Part, record_layout
 from engine.model.loader import load_model
-from engine.native import library
-from engine.native.library import Library, Threads
+from engine.native.library import Threads
 from engine.native.values import Experts, Gate, GateForm, Matrix
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.native_linear import NativeLinear, use_native_linears
 from engine.types import Bits
 from tests.engine.families import each_family, save_tiny
+from tests.requirements import require_native
 
-LIBRARY = library.load()
-assert isinstance(LIBRARY, Library), f"these tests need the library: {LIBRARY}"
+LIBRARY = require_native()
 NATIVE = KernelSupport(("native",))
 
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[list[Threads]]:
     """The reference, and every instruction set that runs here on 1, 2, 3 and 5 threads."""
-    assert isinstance(LIBRARY, Library)
     *fast, reference = LIBRARY.instruction_sets()
     opened = [Threads(LIBRARY, 1, reference)]
     opened += [Threads(LIBRARY, count, name) for name in fast for count in (1, 2, 3, 5)]

@@ -16,6 +16,7 @@ from engine.experts.kernels.probe import first_refusal, probe_support, self_test
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
 from engine.layout.record import Part, record_layout
 from engine.types import Bits
+from tests.requirements import require_native
 
 CPU = torch.device("cpu")
 
@@ -29,12 +30,14 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_native_kernel_is_preferred_and_spares_the_others_their_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Bits
 ) -> None:
+    require_native()
     monkeypatch.setattr(probe, "_test_in_child", lambda *arguments: pytest.fail("a child"))
     parts = (Part("gate_up", (40, 48)), Part("down", (48, 64)))  # shapes that torch's refuse
     assert probe_support(parts, bits, 16, torch.bfloat16, CPU, tmp_path).names == ("native",)
 
 
 def test_a_kernel_that_is_asked_for_is_tried_though_another_is_preferred(tmp_path: Path) -> None:
+    require_native()
     part = Part("w", (64, 64))
     found = probe_support((part,), 4, 32, torch.bfloat16, CPU, tmp_path, "torch_int4")
     assert found.names == ("native", "torch_int4")
@@ -112,6 +115,8 @@ def test_a_kernel_that_computes_something_else_fails_its_self_test(
 
 @pytest.mark.parametrize("name", list(KERNELS))
 def test_every_kernel_says_where_it_runs_and_what_it_refuses(name: str) -> None:
+    if name == "native":
+        require_native()
     kernel = KERNELS[name]()
     assert kernel.name == name
     for device in ("cpu", "cuda", "meta"):
