@@ -23,7 +23,7 @@ from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
-from engine.experts.kernels.crossover import Crossovers, known_crossovers
+from engine.experts.kernels.crossover import Crossovers, known_crossovers, native_crossover
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.kernels.prequantized import PrequantizedMultiplier
@@ -328,7 +328,10 @@ def multiplier_of(
 ) -> Product:
     """The product with records of this format under this config."""
     bits, name = record.layout.bits, config.kernel.name
-    crossover = config.kernel.crossover_tokens or crossovers[bits]
+    crossover = crossovers[bits]
+    if "native" in support.names:
+        crossover = native_crossover(crossover, record.parts)
+    crossover = config.kernel.crossover_tokens or crossover
     if record.prequantized is not None:
         native = support.kernel_for(16, name) is not None
         return PrequantizedMultiplier(record.prequantized, crossover if native else 0)

@@ -16,7 +16,7 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.experts.encoding.codec import RecordFormat, matrix_view
-from engine.experts.kernels.crossover import Crossovers
+from engine.experts.kernels.crossover import Crossovers, native_crossover
 from engine.experts.kernels.native import NUMBERS, matrix_of, published_matrix
 from engine.experts.kernels.prequantized import prequantized_view
 from engine.experts.kernels.registry import KernelSupport
@@ -74,7 +74,9 @@ class NativeExperts:
             up_name = "gate_up_proj" if module.has_gate else "up_proj"
             up, down = _matrix(record, up_name), _matrix(record, "down_proj")
             if own.name == "native" and up is not None and down is not None:
-                crossover = config.kernel.crossover_tokens or crossovers[bits]
+                crossover = config.kernel.crossover_tokens or native_crossover(
+                    crossovers[bits], record.parts
+                )
                 fused[bits] = _Fused(Experts(up, down, gate), crossover)
         count = max(layer.count for layer in model.layers)
         return cls(fused, count) if fused else None

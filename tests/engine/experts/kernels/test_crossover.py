@@ -8,7 +8,12 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels.crossover import keep_crossovers, known_crossovers
+from engine.experts.kernels.crossover import (
+    SMALL_PRODUCT,
+    keep_crossovers,
+    known_crossovers,
+    native_crossover,
+)
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.layout.record import Part, record_layout
@@ -24,11 +29,17 @@ def test_a_config_takes_the_crossover_that_was_measured_here(engine: Engine) -> 
         return engine.live.runtime._multipliers[4]._crossover  # type: ignore[attr-defined,no-any-return]
 
     assert known_crossovers(engine.cache_folder) == CROSSOVER_TOKENS
-    assert most_tokens(quantized) == CROSSOVER_TOKENS[4]
-    keep_crossovers(engine.cache_folder, {4: 7})
-    assert known_crossovers(engine.cache_folder) == {**CROSSOVER_TOKENS, 4: 7}
-    assert most_tokens(quantized) == 7
+    large = max(CROSSOVER_TOKENS[4], most_tokens(quantized)) + 1
+    keep_crossovers(engine.cache_folder, {4: large})
+    assert known_crossovers(engine.cache_folder) == {**CROSSOVER_TOKENS, 4: large}
+    assert most_tokens(quantized) == large
     assert most_tokens(quantized.overlay({"kernel.crossover_tokens": 3})) == 3
+
+
+def test_small_matrices_stay_with_the_native_products_for_more_tokens() -> None:
+    small, large = Part("w", (128, 128)), Part("w", (2048, 2048))
+    assert native_crossover(8, (small,)) == SMALL_PRODUCT // (128 * 128)
+    assert native_crossover(8, (small, large, Part("b", (9,)))) == 8
 
 
 def test_more_tokens_than_the_crossover_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
