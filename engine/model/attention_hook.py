@@ -18,6 +18,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from engine.model.native_attention import NAME, attend_native
 
+Attended = tuple[torch.Tensor, torch.Tensor | None]
+
 _PORT = "_expertune_attention"
 _WATCHED = {
     "sdpa": "expertune_sdpa",
@@ -43,9 +45,9 @@ class AttentionPort(Protocol):
 
 def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) -> Callable[[], None]:
     """Notify `port` of the attention of these layers. Returns a function that undoes it."""
-    AttentionInterface.register(_WATCHED["sdpa"], _attend_sdpa)
+    AttentionInterface.register(_WATCHED["sdpa"], _watched(sdpa_attention_forward))
     AttentionInterface.register(_WATCHED["eager"], _attend_eager)
-    AttentionInterface.register(_WATCHED[NAME], _attend_native)
+    AttentionInterface.register(_WATCHED[NAME], _watched(attend_native))
     AttentionMaskInterface.register(_WATCHED["sdpa"], sdpa_mask)
     AttentionMaskInterface.register(_WATCHED[NAME], sdpa_mask)
     AttentionMaskInterface.register(_WATCHED["eager"], eager_mask)
@@ -67,32 +69,22 @@ def watch_attention(model: Any, layers: Collection[int], port: AttentionPort) ->
     return undo
 
 
-def _attend_sdpa(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **named: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    out: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **named
-    )
-    _notify(module, query, key, attention_mask, named, None)
-    return out
+def _watched(attend: Callable[..., Attended]) -> Callable[..., Attended]:
+    """This attention, which computes no weights of its own, with the port notified after it."""
 
+    def run(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **named: Any,
+    ) -> Attended:
+        out = attend(module, query, key, value, attention_mask, **named)
+        _notify(module, query, key, attention_mask, named, None)
+        return out
 
-def _attend_native(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **named: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    out = attend_native(module, query, key, value, attention_mask, **named)
-    _notify(module, query, key, attention_mask, named, None)
-    return out
+    return run
 
 
 def _attend_eager(
