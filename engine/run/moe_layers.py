@@ -262,8 +262,9 @@ class ExpertsRuntime:
                 addresses.setdefault(step.bits, {})[expert] = self._residency.address(step)
             else:
                 others.append(step)
+        hidden, index = hidden.contiguous(), index.to(torch.int64).contiguous()
         for bits, by_expert in addresses.items():
-            self._fused.run(bits, by_expert, hidden.contiguous(), index.contiguous(), out)
+            self._fused.run(bits, by_expert, hidden, index, out)
         return others
 
     def _start_host(
