@@ -93,11 +93,9 @@ class RecordWriter:
     def _run(self, step: Callable[[], None]) -> None:
         if self._failed:
             return
-        try:
-            step()
-        except BaseException:
-            self._failed = True
-            raise
+        self._failed = True  # unless it comes to its end
+        step()
+        self._failed = False
 
     def _write(self, record: torch.Tensor) -> None:
         data = memoryview(record.numpy())  # type: ignore[arg-type]
