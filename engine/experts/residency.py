@@ -91,13 +91,12 @@ class Residency:
             if not wave:
                 continue
             yield wave
-            followers = []
-            for step in wave:
-                self._slots.mark_used(step.slot)
-                if (follower := waiting.pop(step.expert, None)) is not None:
-                    followers.append(follower)
-            self._start(followers)
-            pending.extend(followers)
+            self._slots.mark_used([step.slot for step in wave])
+            if waiting:
+                freed = [step.expert for step in wave if step.expert in waiting]
+                followers = [waiting.pop(expert) for expert in freed]
+                self._start(followers)
+                pending.extend(followers)
         self.policy.computed()
 
     def view(self, step: Step) -> ExpertView:
@@ -111,6 +110,12 @@ class Residency:
     def _take_ready(self, pending: list[Step]) -> list[Step]:
         """Move the steps that come next and are ready out of `pending`; waits for the first."""
         wave: list[Step] = []
+        if all(map(self._is_ready, pending)):  # then their order is nothing to decide
+            wave[:] = pending
+            pending.clear()
+            for ready in wave:
+                self._arrive(ready)
+            return wave
         while pending:
             step = self._order.next(pending, self._is_ready, self.policy.tokens)
             if step is None or not self._is_ready(step):
@@ -181,6 +186,8 @@ class Residency:
             self._on_wait(False)
 
     def _arrive(self, step: Step) -> None:
+        if self._slots.device.is_host_memory:
+            return  # a transfer that was read is there
         for event in self._in_slot[step.slot].events:
             self._slots.device.wait(event)
 

@@ -97,10 +97,10 @@ class Slots:
         """Return the memory of a slot that is empty and will not be used for a while."""
         self.device.give_back(self.bytes_of(slot, 0, self._sizes[slot]))
 
-    def mark_used(self, slot: int) -> None:
-        """Note that compute reading this slot was queued: a later copy into the slot waits for
+    def mark_used(self, slots: Sequence[int]) -> None:
+        """Note that compute reading these slots was queued: a later copy into one of them waits for
         it."""
-        self._free_events[slot] = self.device.record()
+        self._free_events.update(dict.fromkeys(slots, self.device.record()))
 
     def free_event(self, slot: int) -> Event | None:
         """The event after the last queued compute on this slot."""

@@ -51,7 +51,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def grown(self) -> None:
         """One more token was written behind the others."""
         count = self.keys.shape[2] + 1
-        self.keys, self.values = (whole[:, :, :count] for whole in self._rooms)
+        keys, values = self._rooms
+        self.keys, self.values = keys.narrow(2, 0, count), values.narrow(2, 0, count)
 
     def reset(self) -> None:
         """Drop everything."""
@@ -67,12 +68,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             whole[:, :, :before] = old
 
     def _have_room(self, count: int, sequences: int) -> bool:
-        return bool(self._rooms) and all(
-            whole.data_ptr() == own.data_ptr()
-            and whole.shape[2] >= count
-            and whole.shape[0] == own.shape[0] == sequences
-            for whole, own in zip(self._rooms, (self.keys, self.values), strict=True)
-        )
+        if not self._rooms or self.keys.shape[0] != sequences:
+            return False
+        keys, values = self._rooms
+        unreplaced = keys.data_ptr() == self.keys.data_ptr()
+        unreplaced = unreplaced and values.data_ptr() == self.values.data_ptr()
+        return unreplaced and keys.shape[0] == sequences and keys.shape[2] >= count
 
 
 def _room(states: torch.Tensor, tokens: int) -> torch.Tensor:

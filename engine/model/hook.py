@@ -7,7 +7,8 @@ on their real arguments, so that a later router can be called on them to score i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.integrations.moe import ExpertsInterface
 
-from engine.model.loader import EXPERTS_IMPLEMENTATION, LoadedModel
+from engine.model.loader import EXPERTS_IMPLEMENTATION, LoadedModel, MoeLayer
 
 _PORT = "_expertune_port"
 
@@ -43,9 +44,7 @@ def attach(model: LoadedModel, port: ExpertsPort) -> list[RemovableHandle]:
     ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _dispatch)
     handles: list[RemovableHandle] = []
     for layer in model.layers:
-        object.__setattr__(layer.experts, _PORT, (port, layer.index))
-        if layer.router is not None:
-            handles.extend(_watch_router(layer.router, layer.index, port))
+        handles.extend(_attach(layer, port))
     return handles
 
 
@@ -55,6 +54,28 @@ def detach(model: LoadedModel, handles: Sequence[RemovableHandle]) -> None:
         handle.remove()
     for layer in model.layers:
         layer.experts.__dict__.pop(_PORT, None)
+
+
+def port_of(experts: nn.Module) -> tuple[ExpertsPort, int]:
+    """The port of an experts shell, and the layer's number there."""
+    found: tuple[ExpertsPort, int] = experts.__dict__[_PORT]
+    return found
+
+
+@contextmanager
+def answered_by(layer: MoeLayer | None, port: ExpertsPort) -> Iterator[None]:
+    """Inside the block this layer's experts and router are dispatched to `port`. None: no layer."""
+    if layer is None:
+        yield
+        return
+    ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _dispatch)
+    handles = _attach(layer, port)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        del layer.experts.__dict__[_PORT]
 
 
 def router_choice(output: Any, count: int) -> list[list[int]]:
@@ -114,6 +135,11 @@ class RouterProbabilities:
         return scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
+def _attach(layer: MoeLayer, port: ExpertsPort) -> list[RemovableHandle]:
+    object.__setattr__(layer.experts, _PORT, (port, layer.index))
+    return [] if layer.router is None else _watch_router(layer.router, layer.index, port)
+
+
 def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         port.gate_entered(layer, arguments, keywords)
@@ -130,6 +156,6 @@ def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[Remo
 def _dispatch(
     module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    port, layer = module.__dict__[_PORT]
+    port, layer = port_of(module)
     out: torch.Tensor = port.experts(layer, hidden, index, weights)
     return out

@@ -128,6 +128,11 @@ def epsilon_of(module: Any) -> float:
     return float(module.eps if found is None else found)
 
 
+def has_native_norm(module: Any) -> bool:
+    """Whether a module is a norm that runs natively."""
+    return getattr(getattr(module, "forward", None), "__func__", None) is _norm
+
+
 def _is_plain_norm(module: nn.Module) -> bool:
     """Whether a norm computes what _norm does, tried on random numbers."""
     weight = getattr(module, "weight", None)

@@ -19,7 +19,17 @@ from typing import Any
 import psutil
 
 from engine.native import build
-from engine.native.values import Attention, Experts, Gate, Matrix, Number, QuantizeJob, Step
+from engine.native.values import (
+    Attention,
+    Experts,
+    Front,
+    Gate,
+    Matrix,
+    Number,
+    QuantizeJob,
+    Router,
+    Step,
+)
 
 INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
@@ -45,6 +55,21 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (*[_POINTER] * 3, _LONG, *[_POINTER] * 2, _LONG, *[_POINTER] * 2, _LONG, _LONG, _POINTER),
     ),
+    "front": (
+        None,
+        (
+            *[_POINTER] * 3,
+            _LONG,
+            *[_POINTER] * 2,
+            _LONG,
+            *[_POINTER] * 2,
+            _LONG,
+            _LONG,
+            *[_POINTER] * 5,
+        ),
+    ),
+    "route": (None, (*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 3)),
+    "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _POINTER)),
     "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "quantize": (None, (_POINTER, _POINTER, _LONG)),
@@ -132,6 +157,8 @@ class Threads:
         self._norm = self._functions["norm"]
         self._step = self._functions["step"]
         self._experts = self._functions["experts"]
+        self._front = self._functions["front"]
+        self._combine = self._functions["combine"]
 
     def linear(
         self,
@@ -236,6 +263,68 @@ class Threads:
             position,
             out,
         )
+
+    def front(
+        self,
+        front: Front,
+        x: int,
+        tokens: int,
+        cosine: int,
+        sine: int,
+        stride: int,
+        keys: int,
+        values: int,
+        room: int,
+        position: int,
+        residual: int,
+        normed: int,
+        logits: int,
+        weights: int,
+        index: int,
+    ) -> None:
+        """As `step`, with the norm before it, the sum with x after it (residual [T, D]), the norm
+        of that (normed [T, D]) and, if there is a router, what `route` gives for it."""
+        self._front(
+            self._context,
+            ctypes.byref(front),
+            x,
+            tokens,
+            cosine,
+            sine,
+            stride,
+            keys,
+            values,
+            room,
+            position,
+            residual,
+            normed,
+            logits,
+            weights,
+            index,
+        )
+
+    def route(
+        self,
+        router: Router,
+        x: int,
+        number: Number,
+        tokens: int,
+        logits: int,
+        weights: int,
+        index: int,
+    ) -> None:
+        """x [T, D] -> logits [T, E] of x's type, weights [T, k] of the router's, index int64
+        [T, k], best first, equal ones in their order."""
+        self._functions["route"](
+            self._context, ctypes.byref(router), x, number, tokens, logits, weights, index
+        )
+
+    def combine(
+        self, number: Number, y: int, weights: int, tokens: int, chosen: int, columns: int, out: int
+    ) -> None:
+        """y [T * k, D] and weights [T, k], both of `number` -> out [T, D]: each row times its
+        weight, rounded; those of a token are added in order in float32, then rounded."""
+        self._combine(self._context, number, y, weights, tokens, chosen, columns, out)
 
     def norm(
         self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int

@@ -1,6 +1,6 @@
 """The values that the native library takes: formats, matrices, experts, attention, jobs.
 
-They mirror sources/matrix.h, gate.h and api.cpp, number for number.
+They mirror sources/matrix.h, gate.h, experts.h, router.h and layer.h, number for number.
 Letters: T tokens, N output rows, K input columns, D hidden, F expert width.
 """
 
@@ -141,7 +141,7 @@ class Linear(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """An attention layer for one token of each sequence; see sources/api.cpp."""
+    """An attention layer for one token of each sequence; see sources/layer.h."""
 
     _fields_ = [
         *((name, Linear) for name in ("query", "key", "value", "output")),
@@ -152,8 +152,35 @@ class Step(ctypes.Structure):
     ]
 
 
+class RouterForm(IntEnum):
+    """What a router takes the softmax of; see sources/router.h."""
+
+    SOFTMAX = 0
+    SOFTMAX_OF_CHOSEN = 1
+
+
+class Router(ctypes.Structure):
+    """A linear layer [E, D] and how its logits choose; no rows: there is no router."""
+
+    _fields_ = [
+        ("block", Block),
+        *((name, ctypes.c_int64) for name in ("form", "chosen", "normalized", "weights_number")),
+    ]
+
+
+class Front(ctypes.Structure):
+    """What comes before the experts of a decoder layer; see sources/layer.h."""
+
+    _fields_ = [
+        ("step", Step),
+        ("router", Router),
+        *((name, ctypes.c_uint64) for name in ("input_norm", "post_norm")),
+        *((name, ctypes.c_double) for name in ("input_epsilon", "post_epsilon")),
+    ]
+
+
 class Attention(ctypes.Structure):
-    """Shapes and strides (in numbers) of one query a sequence; see sources/api.cpp."""
+    """Shapes and strides (in numbers) of one query a sequence; see sources/layer.h."""
 
     _fields_ = [
         *(

@@ -45,8 +45,9 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
+from engine.run.native_layer import use_native_steps
 from engine.run.native_linear import use_native_layers
-from engine.run.native_step import use_native_steps
+from engine.run.native_router import use_native_routers
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -345,8 +346,11 @@ class Engine:
         )
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native"):
-                use_native_layers(model.model, self._crossover(non_expert, 16))
-                use_native_steps(model.model)
+                crossover = self._crossover(non_expert, 16)
+                use_native_layers(model.model, crossover)
+                if library.is_available():
+                    use_native_routers((layer.router for layer in model.layers), crossover)
+                    use_native_steps(model)
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

@@ -253,7 +253,7 @@ class LayerWise:
             for event in transfer.events:
                 self._device.wait(event)
             yield key, transfer.slot
-            self._slots.mark_used(transfer.slot)
+            self._slots.mark_used([transfer.slot])
             start(transfer.slot)
 
     # The logits --------------------------------------------------------------------------------

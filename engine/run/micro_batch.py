@@ -52,6 +52,10 @@ def forward_together(
     called as soon as each is done, so that the logits of all need not be held together.
     """
     runtime.begin_pass([batch.tokens for batch in batches])
+    if len(batches) == 1 and greenlet.getcurrent().parent is None:  # nothing to share
+        alone = [_forward(model, 0, batches[0], clock, consume)()]
+        runtime.end_pass()
+        return alone
     workers = [
         greenlet.greenlet(_forward(model, number, batch, clock, consume))
         for number, batch in enumerate(batches)

@@ -156,12 +156,17 @@ class ExpertsRuntime:
     def experts(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Route at once, then switch to the hub, which resumes with the output [T, D]."""
+        """Route at once, then switch to the hub, which resumes with the output [T, D]. A forward
+        pass that runs outside of greenlets is alone: its experts run at once."""
         self._clock.switch("policy")
         self._route(layer, index, weights)
-        self._clock.switch("other")
         call = ExpertsCall(layer, hidden, index, weights)
-        out: torch.Tensor = greenlet.getcurrent().parent.switch(call)
+        hub = greenlet.getcurrent().parent
+        if hub is None:
+            (out,) = self.compute([call])
+        else:
+            self._clock.switch("other")
+            out = hub.switch(call)
         self._clock.switch("non_expert")
         return out
 
@@ -194,7 +199,7 @@ class ExpertsRuntime:
         """Notify the policy of the router's choice: index, weights [t, K]."""
         count = self._model.layers[layer].count
         choices: list[list[int]] = index.tolist()
-        if any(expert >= count for choice in choices for expert in choice):
+        if max(map(max, choices), default=0) >= count:
             choices = [[e for e in choice if e < count] for choice in choices]
         routing = Routing(
             choices,
@@ -216,28 +221,24 @@ class ExpertsRuntime:
         tokens, chosen = index.shape
         module = self._model.layers[layer].experts
         out = hidden.new_zeros(tokens * chosen, hidden.shape[1])  # [T*K, D]
-        single = tokens == 1
-        row_of: dict[int, int] = {}
-        places: tuple[torch.Tensor, ...] = ()
-        if single:
-            row_of = {expert: row for row, expert in enumerate(index[0].tolist())}
-        else:
-            places = _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
-        on_host = self._start_host(module, hidden, chosen, row_of, places)
+        places: Mapping[int, Any] = (
+            _rows_by_expert(index)
+            if tokens == 1
+            else _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
+        )
+        on_host = self._start_host(module, hidden, chosen, places)
         for wave in self._residency.device_waves():
             self._clock.switch("compute")
             for step in self._compute_together(wave, hidden, index, places, out):
                 view, multiply = self._residency.view(step), self._multipliers[step.bits]
-                if single:
-                    y = expert_output(module, multiply, view, hidden)  # [1, D]
-                    out[row_of[step.expert.expert]].copy_(y[0])
-                else:
-                    place = places[step.expert.expert]
-                    y = expert_output(module, multiply, view, hidden[place // chosen])  # [t, D]
-                    out[place] = y.to(out.dtype)
+                place = places[step.expert.expert]
+                x = hidden if tokens == 1 else hidden[place // chosen]  # [t, D]
+                out[place] = expert_output(module, multiply, view, x).to(out.dtype)  # [t, D]
         self._clock.switch("compute")
         for rows, pending in on_host:
             out[rows] = pending.result().to(out.device, out.dtype)  # [t, D]
+        if self._fused is not None:
+            return self._fused.combine(out, weights)
         out = out.view(tokens, chosen, -1) * weights.unsqueeze(-1).to(out.dtype)  # [T, K, D]
         return out.sum(dim=1).to(hidden.dtype)  # [T, D]
 
@@ -246,20 +247,24 @@ class ExpertsRuntime:
         wave: Sequence[Step],
         hidden: torch.Tensor,
         index: torch.Tensor,
-        places: Sequence[torch.Tensor],
+        places: Mapping[int, Any],
         out: torch.Tensor,
     ) -> list[Step]:
         """Compute the experts of a wave that a native call takes into `out` [T*K, D]. Returns the
         others."""
         if self._fused is None:
             return list(wave)
+        single, most, address = (
+            index.shape[0] == 1,
+            self._fused.most_tokens,
+            self._residency.address,
+        )
         addresses: dict[Bits, dict[int, int]] = {}
         others = []
         for step in wave:
             expert = step.expert.expert
-            tokens = len(places[expert]) if places else 1
-            if tokens <= self._fused.most_tokens(step.bits):
-                addresses.setdefault(step.bits, {})[expert] = self._residency.address(step)
+            if (1 if single else len(places[expert])) <= most.get(step.bits, 0):
+                addresses.setdefault(step.bits, {})[expert] = address(step)
             else:
                 others.append(step)
         hidden, index = hidden.contiguous(), index.to(torch.int64).contiguous()
@@ -272,20 +277,14 @@ class ExpertsRuntime:
         module: Any,
         hidden: torch.Tensor,
         chosen: int,
-        row_of: Mapping[int, int],
-        places: Sequence[torch.Tensor],
+        places: Mapping[int, Any],
     ) -> list[tuple[Any, Future[torch.Tensor]]]:
         """Submit the host's experts. Returns (rows of the output, pending result) of each."""
         started = []
         for step in self._residency.host_steps():
             assert self._host is not None, "the policy placed an expert on a host that is not used"
-            if row_of:
-                row = row_of[step.expert.expert]
-                rows: Any = slice(row, row + 1)
-                x = hidden  # [1, D]
-            else:
-                rows = places[step.expert.expert]
-                x = hidden[rows // chosen]  # [t, D]
+            rows = places[step.expert.expert]
+            x = hidden if hidden.shape[0] == 1 else hidden[rows // chosen]  # [t, D]
             started.append((rows, self._host.submit(module, step.expert, step.bits, x)))
         return started
 
@@ -316,9 +315,15 @@ def _ends(calls: Iterable[ExpertsCall]) -> list[int]:
     return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
 
 
-def _places_by_expert(flat: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+def _rows_by_expert(index: torch.Tensor) -> dict[int, slice]:
+    """The row in [K] of each expert of a single token, index [1, K]."""
+    chosen: list[int] = index[0].tolist()
+    return {expert: slice(row, row + 1) for row, expert in enumerate(chosen)}
+
+
+def _places_by_expert(flat: torch.Tensor, count: int) -> dict[int, torch.Tensor]:
     """Indices in [T*K] of each expert's tokens, in routing order."""
     order = torch.argsort(flat, stable=True)
     sizes = torch.bincount(flat, minlength=count + 1).tolist()
     ends = list(itertools.accumulate(sizes))
-    return torch.tensor_split(order, ends[:-1])
+    return dict(enumerate(torch.tensor_split(order, ends[:-1])))

@@ -29,7 +29,7 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _CONTEXT_TOKENS = 5
 
 
-def use_native_steps(model: nn.Module) -> None:
+def use_native_attention_steps(model: nn.Module) -> None:
     """Make the attention layers of a model that has native linear layers decode in one call.
 
     Each layer is tried: some families leave out the rotation in some of their layers.
@@ -49,19 +49,33 @@ def _forward(
     **rest: Any,
 ) -> Any:
     """As the module's own forward."""
-    if hidden_states.shape[1] == 1 and attention_mask is None and cache is not None:
-        layer = cache.layers[self.layer_idx]
-        if (
-            type(layer) is GrowingLayer
-            and layer.is_initialized
-            and not rest.get("output_attentions")
-        ):
+    if attention_mask is None and not rest.get("output_attentions"):
+        layer = step_layer(self, hidden_states, position_embeddings, cache)
+        if layer is not None:
             cosine, sine = position_embeddings
-            if cosine.dtype == hidden_states.dtype and layer.keys.shape[0] == len(hidden_states):
-                return _step(self, hidden_states, cosine, sine, layer), None
+            return _step(self, hidden_states, cosine, sine, layer), None
     return self._whole_forward(
         hidden_states, position_embeddings, attention_mask, cache=cache, **rest
     )
+
+
+def has_native_step(module: Any) -> bool:
+    """Whether an attention layer decodes in one call."""
+    return getattr(getattr(module, "forward", None), "__func__", None) is _forward
+
+
+def step_layer(
+    module: Any, hidden: torch.Tensor, embeddings: Any, cache: Any
+) -> GrowingLayer | None:
+    """The layer of keys and values that one call can take a step of, hidden [B, S, D]; None: the
+    module's own forward has to."""
+    if hidden.shape[1] != 1 or cache is None or embeddings is None:
+        return None
+    layer = cache.layers[module.layer_idx]
+    if type(layer) is not GrowingLayer or not layer.is_initialized:
+        return None
+    alike = embeddings[0].dtype == hidden.dtype and layer.keys.shape[0] == hidden.shape[0]
+    return layer if alike else None
 
 
 def _step(
@@ -71,7 +85,7 @@ def _step(
     place, step = module.__dict__.get("_native_step", (0, None))
     first = module.q_proj.first_address()
     if place != first:
-        step = _described(module)
+        step = described_step(module)
         object.__setattr__(module, "_native_step", (first, step))
     position = layer.keys.shape[2]
     keys, values = layer.make_room()
@@ -124,7 +138,7 @@ def _has_usual_norms(module: Any) -> bool:
     return known and sizes in ([module.head_dim] * 2, whole)
 
 
-def _described(module: Any) -> Step:
+def described_step(module: Any) -> Step:
     """How the module's weights lie. They must not move afterwards."""
     step = Step()
     for field, name in zip(("query", "key", "value", "output"), _PROJECTIONS, strict=True):
@@ -159,6 +173,26 @@ def _dtype(module: Any) -> torch.dtype:
 def _agrees(module: Any) -> bool:
     """Whether the native call gives the bits of the module's own forward, for two sequences and
     keys and values that it must not touch otherwise."""
+    hidden, embeddings, caches = tried_caches(module)
+    if caches is None:
+        return False
+    layers = [cache.layers[module.layer_idx] for cache in caches]
+    try:
+        with torch.inference_mode():
+            expected = module(hidden, embeddings, None, cache=caches[0])[0]
+            found = _step(module, hidden, *embeddings, layers[1])
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    plain, native = layers
+    pairs = ((expected, found), (plain.keys, native.keys), (plain.values, native.values))
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+def tried_caches(
+    module: Any,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[DynamicCache] | None]:
+    """What an attention layer is tried on, random numbers for two sequences: hidden [B, 1, D],
+    cosine and sine [B, 1, d], and two equal caches; None: the layer keeps no keys."""
     heads, width = module.k_proj.out_features // module.head_dim, module.head_dim
     generator = torch.Generator().manual_seed(0)
     dtype = _dtype(module)
@@ -176,17 +210,9 @@ def _agrees(module: Any) -> bool:
     for _ in range(2):
         cache = DynamicCache(config=module.config)
         if module.layer_idx >= len(cache.layers):
-            return False
+            return hidden, (cosine, sine), None
         layer = GrowingLayer(4 * _CONTEXT_TOKENS)
         layer.update(states[0], states[1])
         cache.layers[module.layer_idx] = layer
         caches.append(cache)
-    try:
-        with torch.inference_mode():
-            expected = module(hidden, (cosine, sine), None, cache=caches[0])[0]
-            found = _step(module, hidden, cosine, sine, caches[1].layers[module.layer_idx])
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-    plain, native = (cache.layers[module.layer_idx] for cache in caches)
-    pairs = ((expected, found), (plain.keys, native.keys), (plain.values, native.values))
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+    return hidden, (cosine, sine), caches

@@ -78,7 +78,9 @@ class QuantizedLinear(nn.Module):
 
     def first_address(self) -> int:
         """Another one whenever the weight has moved."""
-        return int(self.get_buffer("block_0").data_ptr())
+        first = self._buffers["block_0"]
+        assert first is not None
+        return first.data_ptr()
 
     def compute_dtype(self) -> torch.dtype:
         """Of activations."""

@@ -42,10 +42,14 @@ class _Fused:
 
 
 class NativeExperts:
-    """Runs experts of one model whose records lie in host memory, by bits."""
+    """Runs experts of one model whose records lie in host memory, by bits.
+
+    most_tokens: the most tokens of one expert that are multiplied, by bits; no entry: none are.
+    """
 
     def __init__(self, fused: Mapping[Bits, _Fused], experts: int) -> None:
         self._fused = dict(fused)
+        self.most_tokens = {bits: one.crossover for bits, one in fused.items()}
         self._addresses = (ctypes.c_uint64 * experts)()
 
     @classmethod
@@ -81,11 +85,6 @@ class NativeExperts:
         count = max(layer.count for layer in model.layers)
         return cls(fused, count) if fused else None
 
-    def most_tokens(self, bits: Bits) -> int:
-        """The most tokens of one expert that are multiplied at these bits; 0: none are."""
-        fused = self._fused.get(bits)
-        return 0 if fused is None else fused.crossover
-
     def run(
         self,
         bits: Bits,
@@ -114,6 +113,22 @@ class NativeExperts:
         )
         for expert in addresses:
             records[expert] = 0
+
+    def combine(self, out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """out [T * K, D] of the experts in routing order and their weights [T, K] -> [T, D]."""
+        tokens, chosen = weights.shape
+        weights = weights.to(out.dtype).contiguous()
+        found = out.new_empty(tokens, out.shape[1])
+        library.current().combine(
+            NUMBERS[out.dtype],
+            out.data_ptr(),
+            weights.data_ptr(),
+            tokens,
+            chosen,
+            out.shape[1],
+            found.data_ptr(),
+        )
+        return found
 
 
 def native_gate(module: Any, dtype: torch.dtype) -> Gate | None:

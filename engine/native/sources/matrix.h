@@ -83,7 +83,7 @@ struct Prepared {
   int64_t tokens;
   int64_t blocks;
   int64_t width;         // padded columns
-  const float* values;   // [T, width], in the format's order
+  const float* values;   // [T, width], in the format's order; null if there are pairs
   const uint16_t* pairs; // bf16 [T, width], in the order of bf16 pair products; null: not exact in bf16
   const float* sums;     // [T, sums_width]: of each group of columns; for formats with zeros only
   int64_t sums_width;    // groups, padded to a multiple of 16 with zeros
@@ -247,6 +247,10 @@ struct Products {
   // All three [count] of `number`.
   void (*norm)(Number number, const void* x, const void* weight, int64_t count, float epsilon,
                void* out);
+  // out [columns] = the rows of y [count, columns], each times its weight and rounded to `number`,
+  // added one after the other in float32.
+  void (*combine)(Number number, const void* y, const float* weights, int64_t count,
+                  int64_t columns, void* out);
   // Rows first..end of a job. scratch: quantize_scratch(job) floats.
   void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };

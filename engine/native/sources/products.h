@@ -600,6 +600,45 @@ void attend(const Attended& at, Number number, const float* query, float* scores
   }
 }
 
+// Each lane rounded to the number.
+template <Number NUMBER>
+inline V rounded_lanes(V v) {
+  if constexpr (NUMBER == Number::kFloat32) return v;
+  alignas(64) uint16_t lanes[kLanes];
+  put(lanes, NUMBER, 0, v);
+  return load_number<NUMBER>(lanes, 0);
+}
+
+template <Number NUMBER>
+inline void combine_of(const void* y, const float* weights, int64_t count, int64_t columns,
+                       void* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= columns; i += kLanes) {
+    V total = zero();
+    for (int64_t k = 0; k < count; ++k) {
+      const V own = mul(load_number<NUMBER>(y, k * columns + i), all(weights[k]));
+      total = add(total, rounded_lanes<NUMBER>(own));
+    }
+    put(out, NUMBER, i, total);
+  }
+  for (; i < columns; ++i) {
+    float total = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      total += round_to<NUMBER>(from_number(y, NUMBER, k * columns + i) * weights[k]);
+    }
+    put_number(out, NUMBER, i, total);
+  }
+}
+
+void combine(Number number, const void* y, const float* weights, int64_t count, int64_t columns,
+             void* out) {
+  switch (number) {
+    case Number::kFloat32: return combine_of<Number::kFloat32>(y, weights, count, columns, out);
+    case Number::kBf16: return combine_of<Number::kBf16>(y, weights, count, columns, out);
+    case Number::kFp16: return combine_of<Number::kFp16>(y, weights, count, columns, out);
+  }
+}
+
 template <Number NUMBER>
 inline void norm_of(const void* x, const void* weight, int64_t count, float epsilon, void* out) {
   V squares = zero();
@@ -614,10 +653,8 @@ inline void norm_of(const void* x, const void* weight, int64_t count, float epsi
   }
   const float factor = 1.0f / __builtin_sqrtf(tree(squares) / (float)count + epsilon);
   for (i = 0; i + kLanes <= count; i += kLanes) {
-    float lanes[kLanes];
-    store(lanes, mul(load_number<NUMBER>(x, i), all(factor)));
-    for (float& lane : lanes) lane = round_to<NUMBER>(lane);
-    put(out, NUMBER, i, mul(load(lanes), load_number<NUMBER>(weight, i)));
+    const V normed = rounded_lanes<NUMBER>(mul(load_number<NUMBER>(x, i), all(factor)));
+    put(out, NUMBER, i, mul(normed, load_number<NUMBER>(weight, i)));
   }
   for (; i < count; ++i) {
     const float normed = round_to<NUMBER>(from_number(x, NUMBER, i) * factor);

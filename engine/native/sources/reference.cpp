@@ -229,13 +229,24 @@ void norm(Number number, const void* x, const void* weight, int64_t count, float
   }
 }
 
+void combine(Number number, const void* y, const float* weights, int64_t count, int64_t columns,
+             void* out) {
+  for (int64_t i = 0; i < columns; ++i) {
+    float total = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      total += rounded(from_number(y, number, k * columns + i) * weights[k], number);
+    }
+    put_number(out, number, i, total);
+  }
+}
+
 bool wants_pairs(Format) { return false; }
 
 }  // namespace
 
 const Products& reference_products() {
   static const Products products = {"reference", rows, wants_pairs, plain,
-                                    gate_rows,   attend, norm,
+                                    gate_rows,   attend, norm, combine,
                                     quantize_reference};
   return products;
 }

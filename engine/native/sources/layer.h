@@ -1,0 +1,209 @@
+// Attention of one query, and decoder layers up to their experts for one token of each sequence.
+#pragma once
+#include "router.h"
+
+namespace expertune {
+namespace {
+
+// One query of each of B sequences: query [B, Q, key_width], keys and values [B, H, length, width]
+// with the given strides in numbers; mask float32 [B, length] or null -> out [B, Q, value_width].
+struct Attention {
+  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
+  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
+  double scale;
+};
+
+void run_attention(Context& context, const Attention& a, const void* query, const void* keys,
+                   const void* values, const float* mask, void* out) {
+  const auto number = static_cast<Number>(a.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2, shared = a.query_heads / a.heads;
+  context.pool.each(a.sequences * a.heads, [&](int64_t item) {
+    const int64_t sequence = item / a.heads, head = item % a.heads;
+    thread_local std::vector<float> own_query, scores, found;
+    own_query.resize(a.key_width);
+    scores.resize(a.length);
+    found.resize(a.value_width);
+    const Attended at = {
+        static_cast<const char*>(keys) + (sequence * a.key_batch + head * a.key_head) * size,
+        static_cast<const char*>(values) + (sequence * a.value_batch + head * a.value_head) * size,
+        a.length, a.key_width, a.value_width, a.key_stride, a.value_stride,
+        mask == nullptr ? nullptr : mask + sequence * a.length};
+    for (int64_t i = 0; i < shared; ++i) {
+      const int64_t row = sequence * a.query_heads + head * shared + i;
+      for (int64_t d = 0; d < a.key_width; ++d) {
+        own_query[d] =
+            from_number(query, number, row * a.key_width + d) * static_cast<float>(a.scale);
+      }
+      context.products.attend(at, number, own_query.data(), scores.data(), found.data());
+      write_numbers(out, number, row * a.value_width, a.value_width, found.data());
+    }
+  });
+}
+
+// x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.
+void norm_rows(Context& context, Number number, const void* x, uint64_t weight, int64_t tokens,
+               int64_t count, double epsilon, char* out) {
+  const int64_t size = count * (number == Number::kFloat32 ? 4 : 2);
+  auto one = [&](int64_t token) {
+    context.products.norm(number, static_cast<const char*>(x) + token * size,
+                          reinterpret_cast<const void*>(weight), count,
+                          static_cast<float>(epsilon), out + token * size);
+  };
+  if (tokens * count < 1 << 15) {
+    context.pool.each(1, [&](int64_t) {
+      for (int64_t token = 0; token < tokens; ++token) one(token);
+    });
+  } else {
+    context.pool.each(tokens, one);
+  }
+}
+
+// A linear layer: blocks of rows.
+struct Linear {
+  int64_t count;
+  int64_t rows;
+  Block blocks[8];
+};
+
+// A whole attention layer for one token of each sequence: projections, norms over `*_norm_width`
+// columns (0: none), clipping, rotation of halves, keys and values appended, attention, output.
+struct Step {
+  Linear query, key, value, output;
+  int64_t number, heads, key_heads, width, query_norm_width, key_norm_width;
+  uint64_t query_norm, key_norm;  // weights
+  double query_epsilon, key_epsilon, scale, clip;  // clip 0: none
+};
+
+// Into `targets`, writing to out [T, rows].
+void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Target>& targets) {
+  int64_t first = 0;
+  for (int64_t i = 0; i < linear.count; ++i) {
+    const Block& block = linear.blocks[i];
+    targets.push_back({&block.matrix, reinterpret_cast<const uint8_t*>(block.record),
+                       out + first * size, linear.rows});
+    first += block.matrix.rows;
+  }
+}
+
+// x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, width].
+void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_width, double epsilon,
+          int64_t heads, int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
+  const auto number = static_cast<Number>(step.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2, row = heads * step.width;
+  const int64_t half = step.width / 2;
+  thread_local std::vector<float> values, c, s, turned;
+  values.resize(step.width), c.resize(step.width), s.resize(step.width), turned.resize(step.width);
+  for (int64_t token = 0; token < tokens; ++token) {
+    char* own = x + token * row * size;
+    for (int64_t first = 0; norm_width != 0 && first < row; first += norm_width) {
+      context.products.norm(number, own + first * size, reinterpret_cast<const void*>(weight),
+                            norm_width, static_cast<float>(epsilon), own + first * size);
+    }
+    read_numbers(cosine, number, token * stride, step.width, c.data());
+    read_numbers(sine, number, token * stride, step.width, s.data());
+    for (int64_t head = 0; head < heads; ++head) {
+      read_numbers(own, number, head * step.width, step.width, values.data());
+      if (step.clip > 0) {
+        const float clip = rounded(static_cast<float>(step.clip), number);
+        for (float& v : values) v = v < -clip ? -clip : v > clip ? clip : v;
+      }
+      for (int64_t i = 0; i < half; ++i) {
+        turned[i] = -values[half + i] * s[i];
+        turned[half + i] = values[i] * s[half + i];
+      }
+      for (int64_t i = 0; i < step.width; ++i) values[i] *= c[i];
+      round_numbers(turned.data(), number, step.width);
+      round_numbers(values.data(), number, step.width);
+      for (int64_t i = 0; i < step.width; ++i) values[i] += turned[i];
+      write_numbers(own, number, head * step.width, step.width, values.data());
+    }
+  }
+}
+
+void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
+              const void* cosine, const void* sine, int64_t stride, char* keys, char* values,
+              int64_t room, int64_t position, void* out) {
+  const auto number = static_cast<Number>(step.number);
+  const int64_t size = number == Number::kFloat32 ? 4 : 2;
+  const int64_t wide = step.heads * step.width, narrow = step.key_heads * step.width;
+  thread_local std::vector<char> own_buffer;
+  thread_local std::vector<Target> own_targets;
+  std::vector<char>& buffer = own_buffer;
+  std::vector<Target>& targets = own_targets;
+  buffer.resize(tokens * (2 * wide + 2 * narrow) * size);
+  char* query = buffer.data();
+  char* key = query + tokens * wide * size;
+  char* value = key + tokens * narrow * size;
+  char* attended = value + tokens * narrow * size;
+  targets.clear();
+  add_targets(step.query, query, size, targets);
+  add_targets(step.key, key, size, targets);
+  add_targets(step.value, value, size, targets);
+  const int64_t columns = targets[0].matrix->columns;
+  run_linears(context, targets.data(), targets.size(), x, number, tokens, columns);
+  context.pool.each(1, [&](int64_t) {
+    turn(context, step, step.query_norm, step.query_norm_width, step.query_epsilon, step.heads,
+         tokens, cosine, sine, stride, query);
+    turn(context, step, step.key_norm, step.key_norm_width, step.key_epsilon, step.key_heads, tokens,
+         cosine, sine, stride, key);
+    if (step.clip > 0) {
+      const float clip = rounded(static_cast<float>(step.clip), number);
+      for (int64_t i = 0; i < tokens * narrow; ++i) {
+        const float v = from_number(value, number, i);
+        put_number(value, number, i, v < -clip ? -clip : v > clip ? clip : v);
+      }
+    }
+    for (int64_t row = 0; row < tokens * step.key_heads; ++row) {
+      const int64_t to = (row * room + position) * step.width * size, from = row * step.width * size;
+      std::memcpy(keys + to, key + from, step.width * size);
+      std::memcpy(values + to, value + from, step.width * size);
+    }
+  });
+  const int64_t head = room * step.width;
+  const Attention attention = {step.number, tokens, step.heads, step.key_heads, position + 1,
+                               step.width, step.width, step.key_heads * head, head, step.width,
+                               step.key_heads * head, head, step.width, step.scale};
+  run_attention(context, attention, query, keys, values, nullptr, attended);
+  targets.clear();
+  add_targets(step.output, static_cast<char*>(out), size, targets);
+  run_linears(context, targets.data(), targets.size(), attended, number, tokens, wide);
+}
+
+// What comes before the experts of a decoder layer: norm, attention, its sum with the layer's
+// input, norm, router.
+struct Front {
+  Step step;
+  Router router;
+  uint64_t input_norm, post_norm;  // weights [D]
+  double input_epsilon, post_epsilon;
+};
+
+template <Number NUMBER>
+void add_rows(const void* a, const void* b, int64_t count, void* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    put_number(out, NUMBER, i, from_number(a, NUMBER, i) + from_number(b, NUMBER, i));
+  }
+}
+
+// x [T, D] -> residual [T, D], normed [T, D] and what the router says of it.
+void run_front(Context& context, const Front& front, const void* x, int64_t tokens,
+               const void* cosine, const void* sine, int64_t stride, char* keys, char* values,
+               int64_t room, int64_t position, char* residual, char* normed, const Routed& routed) {
+  const auto number = static_cast<Number>(front.step.number);
+  const int64_t width = front.step.query.blocks[0].matrix.columns;
+  norm_rows(context, number, x, front.input_norm, tokens, width, front.input_epsilon, normed);
+  run_step(context, front.step, normed, tokens, cosine, sine, stride, keys, values, room, position,
+           residual);
+  switch (number) {
+    case Number::kFloat32: add_rows<Number::kFloat32>(x, residual, tokens * width, residual); break;
+    case Number::kBf16: add_rows<Number::kBf16>(x, residual, tokens * width, residual); break;
+    case Number::kFp16: add_rows<Number::kFp16>(x, residual, tokens * width, residual); break;
+  }
+  norm_rows(context, number, residual, front.post_norm, tokens, width, front.post_epsilon, normed);
+  if (front.router.block.matrix.rows != 0) {
+    run_router(context, front.router, normed, number, tokens, routed);
+  }
+}
+
+}  // namespace
+}  // namespace expertune
