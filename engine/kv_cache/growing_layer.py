@@ -22,9 +22,30 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def __init__(self, most_tokens: int) -> None:
-        super().__init__()
         self._most = most_tokens
         self._rooms: list[torch.Tensor] = []
+        self._count = 0  # tokens in the rooms
+        self._replaced: list[torch.Tensor | None] = [None, None]
+        self._addresses = (0, 0)
+        super().__init__()
+
+    @property
+    def keys(self) -> Any:
+        """[B, H, count, D]; None before the first token."""
+        return self._states(0)
+
+    @keys.setter
+    def keys(self, states: torch.Tensor | None) -> None:
+        self._replace(0, states)
+
+    @property
+    def values(self) -> Any:
+        """As keys."""
+        return self._states(1)
+
+    @values.setter
+    def values(self, states: torch.Tensor | None) -> None:
+        self._replace(1, states)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -33,48 +54,59 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        new = (key_states, value_states)
-        before = self.keys.shape[2]
+        before = self.get_seq_length()
         count = before + key_states.shape[2]
-        self._make_room(count, new)
-        for whole, states in zip(self._rooms, new, strict=True):
+        self._make_room(count, (key_states, value_states))
+        for whole, states in zip(self._rooms, (key_states, value_states), strict=True):
             whole[:, :, before:count] = states
-        self.keys, self.values = (whole[:, :, :count] for whole in self._rooms)
+        self._count = count
         return self.keys, self.values
 
-    def make_room(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values with room for one more token of each sequence, [B, H, room, D]; call
-        `grown` when it is written."""
-        self._make_room(self.keys.shape[2] + 1, (self.keys, self.values))
-        return self._rooms[0], self._rooms[1]
+    @property
+    def sequences(self) -> int:
+        """B; 0 before the first token."""
+        states = self._rooms[0] if self._rooms else self._replaced[0]
+        return 0 if states is None else states.shape[0]
+
+    def make_room(self) -> tuple[int, int, int, int]:
+        """Addresses of keys and values [B, H, room, D] with room for one more token of each
+        sequence, `room`, and the tokens there are; call `grown` when it is written."""
+        if not self._rooms or self._rooms[0].shape[2] == self._count:
+            self._make_room(self.get_seq_length() + 1, (self.keys, self.values))
+        return *self._addresses, self._rooms[0].shape[2], self._count
 
     def grown(self) -> None:
         """One more token was written behind the others."""
-        count = self.keys.shape[2] + 1
-        keys, values = self._rooms
-        self.keys, self.values = keys.narrow(2, 0, count), values.narrow(2, 0, count)
+        self._count += 1
+
+    def get_seq_length(self) -> int:
+        """The tokens there are."""
+        states = self._replaced[0]
+        return self._count if states is None else states.shape[2]
 
     def reset(self) -> None:
         """Drop everything."""
         self._rooms = []
         super().reset()
 
-    def _make_room(self, count: int, like: tuple[torch.Tensor, torch.Tensor]) -> None:
-        if self._have_room(count, like[0].shape[0]):
+    def _states(self, which: int) -> torch.Tensor | None:
+        if not self._rooms:
+            return self._replaced[which]
+        return self._rooms[which].narrow(2, 0, self._count)
+
+    def _replace(self, which: int, states: torch.Tensor | None) -> None:
+        if self._rooms:
+            self._replaced = [self._states(0), self._states(1)]
+            self._rooms = []
+        self._replaced[which] = states
+        self._count = 0
+
+    def _make_room(self, count: int, like: tuple[Any, Any]) -> None:
+        if self._rooms and self._rooms[0].shape[2] >= count:
             return
-        before, room = self.keys.shape[2], max(count, min(count + STEP_TOKENS, self._most))
-        self._rooms = [_room(states, room) for states in like]
-        for whole, old in zip(self._rooms, (self.keys, self.values), strict=True):
+        before, room = self.get_seq_length(), max(count, min(count + STEP_TOKENS, self._most))
+        rooms = [states.new_empty(*states.shape[:2], room, states.shape[3]) for states in like]
+        for whole, old in zip(rooms, (self.keys, self.values), strict=True):
             whole[:, :, :before] = old
-
-    def _have_room(self, count: int, sequences: int) -> bool:
-        if not self._rooms or self.keys.shape[0] != sequences:
-            return False
-        keys, values = self._rooms
-        unreplaced = keys.data_ptr() == self.keys.data_ptr()
-        unreplaced = unreplaced and values.data_ptr() == self.values.data_ptr()
-        return unreplaced and keys.shape[0] == sequences and keys.shape[2] >= count
-
-
-def _room(states: torch.Tensor, tokens: int) -> torch.Tensor:
-    return states.new_empty(*states.shape[:2], tokens, states.shape[3])
+        self._rooms, self._count, self._replaced = rooms, before, [None, None]
+        self._addresses = rooms[0].data_ptr(), rooms[1].data_ptr()

@@ -22,7 +22,14 @@ _PORT = "_expertune_port"
 
 
 class ExpertsPort(Protocol):
-    """The interface that the runtime offers to the model's forward."""
+    """The interface that the runtime offers to the model's forward.
+
+    watches_gate: whether the router's input is read after `gate_entered` has returned.
+    """
+
+    @property
+    def watches_gate(self) -> bool:
+        """See above."""
 
     def gate_entered(
         self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]

@@ -11,7 +11,7 @@ results do not depend on the order of arrival.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -132,7 +132,7 @@ class ExpertsRuntime:
         """Let predictors look ahead from this router's input."""
         if self._scoring:
             return
-        if self._watches_gate:
+        if self.watches_gate:
             self._clock.switch("policy")
             self._scoring = True
             try:
@@ -193,7 +193,7 @@ class ExpertsRuntime:
     def _set_needs(self) -> None:
         recorded = self._recorder.needs if self._recorder is not None else frozenset()
         self._needs: frozenset[Need] = self._residency.policy.needs | recorded
-        self._watches_gate = bool(self._needs & {"top_experts", "gate_input"})
+        self.watches_gate = bool(self._needs & {"top_experts", "gate_input"})
 
     def _route(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
         """Notify the policy of the router's choice: index, weights [t, K]."""
@@ -221,11 +221,7 @@ class ExpertsRuntime:
         tokens, chosen = index.shape
         module = self._model.layers[layer].experts
         out = hidden.new_zeros(tokens * chosen, hidden.shape[1])  # [T*K, D]
-        places: Mapping[int, Any] = (
-            _rows_by_expert(index)
-            if tokens == 1
-            else _places_by_expert(index.reshape(-1), self._model.layers[layer].count)
-        )
+        places = _places_by_expert(index, self._model.layers[layer].count)
         on_host = self._start_host(module, hidden, chosen, places)
         for wave in self._residency.device_waves():
             self._clock.switch("compute")
@@ -247,7 +243,7 @@ class ExpertsRuntime:
         wave: Sequence[Step],
         hidden: torch.Tensor,
         index: torch.Tensor,
-        places: Mapping[int, Any],
+        places: Mapping[int, torch.Tensor],
         out: torch.Tensor,
     ) -> list[Step]:
         """Compute the experts of a wave that a native call takes into `out` [T*K, D]. Returns the
@@ -267,7 +263,9 @@ class ExpertsRuntime:
                 addresses.setdefault(step.bits, {})[expert] = address(step)
             else:
                 others.append(step)
-        hidden, index = hidden.contiguous(), index.to(torch.int64).contiguous()
+        if index.dtype != torch.int64:
+            index = index.to(torch.int64)
+        hidden, index = hidden.contiguous(), index.contiguous()
         for bits, by_expert in addresses.items():
             self._fused.run(bits, by_expert, hidden, index, out)
         return others
@@ -277,12 +275,13 @@ class ExpertsRuntime:
         module: Any,
         hidden: torch.Tensor,
         chosen: int,
-        places: Mapping[int, Any],
-    ) -> list[tuple[Any, Future[torch.Tensor]]]:
+        places: Mapping[int, torch.Tensor],
+    ) -> list[tuple[torch.Tensor, Future[torch.Tensor]]]:
         """Submit the host's experts. Returns (rows of the output, pending result) of each."""
-        started = []
+        started: list[tuple[torch.Tensor, Future[torch.Tensor]]] = []
+        if self._host is None:
+            return started
         for step in self._residency.host_steps():
-            assert self._host is not None, "the policy placed an expert on a host that is not used"
             rows = places[step.expert.expert]
             x = hidden if hidden.shape[0] == 1 else hidden[rows // chosen]  # [t, D]
             started.append((rows, self._host.submit(module, step.expert, step.bits, x)))
@@ -315,14 +314,27 @@ def _ends(calls: Iterable[ExpertsCall]) -> list[int]:
     return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
 
 
-def _rows_by_expert(index: torch.Tensor) -> dict[int, slice]:
-    """The row in [K] of each expert of a single token, index [1, K]."""
-    chosen: list[int] = index[0].tolist()
-    return {expert: slice(row, row + 1) for row, expert in enumerate(chosen)}
+class _Rows(Mapping[int, torch.Tensor]):
+    """The row in [K] of each expert of a single token, index [1, K], found when it is asked for."""
+
+    def __init__(self, index: torch.Tensor) -> None:
+        self._index = index[0]
+
+    def __getitem__(self, expert: int) -> torch.Tensor:
+        return (self._index == expert).nonzero()[:, 0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._index.tolist())
+
+    def __len__(self) -> int:
+        return len(self._index)
 
 
-def _places_by_expert(flat: torch.Tensor, count: int) -> dict[int, torch.Tensor]:
-    """Indices in [T*K] of each expert's tokens, in routing order."""
+def _places_by_expert(index: torch.Tensor, count: int) -> Mapping[int, torch.Tensor]:
+    """Indices in [T*K] of each expert's tokens, in routing order. index: [T, K]."""
+    if index.shape[0] == 1:
+        return _Rows(index)
+    flat = index.reshape(-1)
     order = torch.argsort(flat, stable=True)
     sizes = torch.bincount(flat, minlength=count + 1).tolist()
     ends = list(itertools.accumulate(sizes))

@@ -11,7 +11,6 @@ Letters: B sequences, T = B tokens, D hidden, E experts, K chosen ones.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from engine.run.native_step import (
 
 _OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
 _KEPT = ("keys", "values")
+_MOST_BUFFERS = 4  # by number of sequences and kind of layer
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ def _forward(
     """As the module's own forward."""
     parts: _Parts = self._native_parts
     if not positional and attention_mask is None and not any(rest.get(n) for n in _OUTPUTS):
-        layer = step_layer(parts.attention, hidden_states, position_embeddings, cache)
-        if layer is not None:
-            return _run(self, parts, hidden_states, position_embeddings, layer)
+        if step_layer(parts.attention, hidden_states, position_embeddings, cache) is not None:
+            return _run(self, parts, hidden_states, position_embeddings, cache)
     return self._whole_forward(
         hidden_states,
         *positional,
@@ -98,17 +97,16 @@ def _forward(
 
 
 def _run(
-    module: Any, parts: _Parts, hidden: torch.Tensor, embeddings: Any, layer: GrowingLayer
+    module: Any, parts: _Parts, hidden: torch.Tensor, embeddings: Any, cache: Any
 ) -> torch.Tensor:
-    """hidden [B, 1, D] -> [B, 1, D]."""
+    """hidden [B, 1, D] -> [B, 1, D], which lies in the cache's buffers until the layer after the
+    next one."""
     front, router = _front(module, parts)
+    layer: GrowingLayer = cache.layers[parts.attention.layer_idx]
     cosine, sine = embeddings
-    position = layer.keys.shape[2]
-    keys, values = layer.make_room()
     hidden = hidden.contiguous()
-    residual, normed = torch.empty_like(hidden), torch.empty_like(hidden)
-    flat = normed.view(-1, normed.shape[-1])  # [T, D]
-    buffers: Sequence[torch.Tensor] = () if router is None else router.buffers(flat)
+    into = _buffers_of(cache, hidden, router)
+    residual, residual_address = into.residual_beside(hidden)
     library.current().front(
         front,
         hidden.data_ptr(),
@@ -116,24 +114,51 @@ def _run(
         cosine.data_ptr(),
         sine.data_ptr(),
         cosine.stride(0) if cosine.shape[0] > 1 else 0,
-        keys.data_ptr(),
-        values.data_ptr(),
-        keys.shape[2],
-        position,
-        residual.data_ptr(),
-        normed.data_ptr(),
-        *([buffer.data_ptr() for buffer in buffers] or (0, 0, 0)),
+        *layer.make_room(),
+        residual_address,
+        *into.addresses,
     )
     layer.grown()
     if router is None or parts.moe is None:
-        inner: torch.Tensor = parts.block(normed)
-        return residual + inner
+        inner: torch.Tensor = parts.block(into.normed)
+        return residual.add_(inner)
     port, number = port_of(parts.moe.experts)
-    port.gate_entered(number, (flat,), {})
-    logits, weights, index = buffers
+    port.gate_entered(number, (into.flat.clone() if port.watches_gate else into.flat,), {})
+    logits, weights, index = into.routed
     port.gate_left(number, router.output(logits, weights, index))
-    out = port.experts(number, flat, index, weights)  # [T, D]
-    return residual + out.view(residual.shape)
+    out = port.experts(number, into.flat, index, weights)  # [T, D]
+    return residual.add_(out.view(residual.shape))
+
+
+class _Buffers:
+    """Room for what the call of a decoder layer writes, for B sequences; the next layer's call
+    writes there again. residuals: two, since a layer reads what the former one wrote."""
+
+    def __init__(self, hidden: torch.Tensor, router: NativeRouter | None) -> None:
+        residuals = [torch.empty_like(hidden) for _ in range(2)]
+        self._residuals = [(residual, residual.data_ptr()) for residual in residuals]
+        self.normed = torch.empty_like(hidden)
+        self.flat = self.normed.view(-1, hidden.shape[-1])  # [T, D]
+        self.routed = () if router is None else router.buffers(self.flat)
+        places = [buffer.data_ptr() for buffer in self.routed] or [0, 0, 0]
+        self.addresses = (self.normed.data_ptr(), *places)
+
+    def residual_beside(self, hidden: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The one that `hidden` does not lie in, and its address."""
+        first = self._residuals[0]
+        return self._residuals[1] if first[1] == hidden.data_ptr() else first
+
+
+def _buffers_of(cache: Any, hidden: torch.Tensor, router: NativeRouter | None) -> _Buffers:
+    """The buffers of these sequences: each group of sequences has a cache of its own."""
+    kept: dict[Any, _Buffers] = cache.__dict__.setdefault("_native_buffers", {})
+    key = hidden.shape[0], None if router is None else router.sizes
+    found = kept.get(key)
+    if found is None:
+        if len(kept) == _MOST_BUFFERS:
+            kept.clear()
+        found = kept[key] = _Buffers(hidden, router)
+    return found
 
 
 def _front(module: Any, parts: _Parts) -> tuple[Front, NativeRouter | None]:
@@ -156,6 +181,8 @@ def _front(module: Any, parts: _Parts) -> tuple[Front, NativeRouter | None]:
 class _MadeUp:
     """Answers for the experts of a layer, and keeps what it was asked."""
 
+    watches_gate = False
+
     def __init__(self, answer: torch.Tensor) -> None:
         self._answer = answer
         self.asked: list[Any] = []
@@ -174,7 +201,7 @@ class _MadeUp:
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """The answer [T, D]."""
-        self.asked += [layer, hidden, index, weights]
+        self.asked += [layer, hidden.clone(), index, weights]
         return self._answer.clone()
 
 
@@ -202,7 +229,7 @@ def _agrees(module: Any, parts: _Parts, moe: MoeLayer | None) -> bool:
                     use_cache=True,
                 )
             with answered_by(moe, ports[1]):
-                found = _run(module, parts, hidden, embeddings, layers[1])
+                found = _run(module, parts, hidden, embeddings, caches[1])
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
     pairs = [(expected, found), *((getattr(layers[0], n), getattr(layers[1], n)) for n in _KEPT)]

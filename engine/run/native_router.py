@@ -44,13 +44,21 @@ class NativeRouter:
             x.new_empty(tokens, chosen, dtype=torch.int64),
         )
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What buffers depend on beside their tokens: E, K, and the type of weights."""
+        values = self.values
+        return values.block.matrix.rows, values.chosen, values.weights_number
+
     def output(
         self, logits: torch.Tensor, weights: torch.Tensor, index: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """What the module returns, from filled buffers."""
         found = {_LOGITS: logits, _WEIGHTS: weights, _INDEX: index}
         pairs = zip(self.names, self.dtypes, strict=True)
-        return tuple(found[name].to(dtype) for name, dtype in pairs)
+        return tuple(
+            one if (one := found[name]).dtype == dtype else one.to(dtype) for name, dtype in pairs
+        )
 
     def choose(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the module returns for x [T, D]."""

@@ -74,7 +74,7 @@ def step_layer(
     layer = cache.layers[module.layer_idx]
     if type(layer) is not GrowingLayer or not layer.is_initialized:
         return None
-    alike = embeddings[0].dtype == hidden.dtype and layer.keys.shape[0] == hidden.shape[0]
+    alike = embeddings[0].dtype == hidden.dtype and layer.sequences == hidden.shape[0]
     return layer if alike else None
 
 
@@ -87,8 +87,7 @@ def _step(
     if place != first:
         step = described_step(module)
         object.__setattr__(module, "_native_step", (first, step))
-    position = layer.keys.shape[2]
-    keys, values = layer.make_room()
+    keys, values, room, position = layer.make_room()
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
     library.current().step(
@@ -98,9 +97,9 @@ def _step(
         cosine.data_ptr(),
         sine.data_ptr(),
         cosine.stride(0) if cosine.shape[0] > 1 else 0,
-        keys.data_ptr(),
-        values.data_ptr(),
-        keys.shape[2],
+        keys,
+        values,
+        room,
         position,
         out.data_ptr(),
     )

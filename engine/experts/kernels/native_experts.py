@@ -117,7 +117,9 @@ class NativeExperts:
     def combine(self, out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """out [T * K, D] of the experts in routing order and their weights [T, K] -> [T, D]."""
         tokens, chosen = weights.shape
-        weights = weights.to(out.dtype).contiguous()
+        if weights.dtype != out.dtype:
+            weights = weights.to(out.dtype)
+        weights = weights.contiguous()
         found = out.new_empty(tokens, out.shape[1])
         library.current().combine(
             NUMBERS[out.dtype],
