@@ -70,11 +70,8 @@ def port_of(experts: nn.Module) -> tuple[ExpertsPort, int]:
 
 
 @contextmanager
-def answered_by(layer: MoeLayer | None, port: ExpertsPort) -> Iterator[None]:
-    """Inside the block this layer's experts and router are dispatched to `port`. None: no layer."""
-    if layer is None:
-        yield
-        return
+def answered_by(layer: MoeLayer, port: ExpertsPort) -> Iterator[None]:
+    """Inside the block this layer's experts and router are dispatched to `port`."""
     ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _dispatch)
     handles = _attach(layer, port)
     try:

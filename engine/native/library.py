@@ -246,7 +246,7 @@ class Threads:
     ) -> None:
         """A whole attention layer for one token of each of T sequences: x [T, D] -> out [T, D].
 
-        cosine, sine: [T, width], `stride` numbers apart, 0: one for all; keys, values: [T, heads,
+        cosine, sine: [T, rotated], `stride` numbers apart, 0: one for all; keys, values: [T, heads,
         room, width], whose position `position` is written.
         """
         self._step(

@@ -146,7 +146,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, Linear) for name in ("query", "key", "value", "output")),
         *((name, ctypes.c_int64) for name in ("number", "heads", "key_heads", "width")),
-        *((name, ctypes.c_int64) for name in ("query_norm_width", "key_norm_width")),
+        *((name, ctypes.c_int64) for name in ("query_norm_width", "key_norm_width", "rotated")),
         *((name, ctypes.c_uint64) for name in ("query_norm", "key_norm")),
         *((n, ctypes.c_double) for n in ("query_epsilon", "key_epsilon", "scale", "clip")),
     ]

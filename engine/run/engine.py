@@ -45,9 +45,10 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
-from engine.run.native_layer import use_native_steps
 from engine.run.native_linear import use_native_layers
+from engine.run.native_pass import NativePass
 from engine.run.native_router import use_native_routers
+from engine.run.native_step import use_native_steps
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -89,6 +90,7 @@ class Engine:
         self._folder = folder
         self._trust = trust_remote_code
         self._loaded = NonExpertSettings("bfloat16")
+        self._native_pass: NativePass | None = None
         self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
@@ -307,7 +309,9 @@ class Engine:
         many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
         try:
             with torch.inference_mode(), single_token_products(single), all_cores(many):
-                return forward_together(self.model.model, batches, runtime, self.clock, consume)
+                return forward_together(
+                    self.model.model, batches, runtime, self.clock, consume, self._native_pass
+                )
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe
             raise
@@ -344,13 +348,15 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
+        self._native_pass = None
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native"):
                 crossover = self._crossover(non_expert, 16)
                 use_native_layers(model.model, crossover)
                 if library.is_available():
                     use_native_routers((layer.router for layer in model.layers), crossover)
-                    use_native_steps(model)
+                    use_native_steps(model.model)
+                    self._native_pass = NativePass.of(model)
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

@@ -147,6 +147,8 @@ class LayerWise:
 
     # ExpertsPort -------------------------------------------------------------------------------
 
+    watches_gate = False
+
     def gate_entered(
         self, layer: int, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:

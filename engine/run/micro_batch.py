@@ -11,6 +11,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.run.moe_layers import ExpertsCall, ExpertsRuntime
+from engine.run.native_pass import NativePass
 from engine.run.time_split import PhaseClock
 
 
@@ -45,19 +46,21 @@ def forward_together(
     runtime: ExpertsRuntime,
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None = None,
+    native: NativePass | None = None,
 ) -> list[Any]:
     """Run one forward of every micro-batch, sharing each expert load.
 
     Returns the logits [B, keep, V] of each; with `consume`, the result of consume(number, logits),
-    called as soon as each is done, so that the logits of all need not be held together.
+    called as soon as each is done, so that the logits of all need not be held together. native:
+    runs instead of the model's own forward where it can.
     """
     runtime.begin_pass([batch.tokens for batch in batches])
     if len(batches) == 1 and greenlet.getcurrent().parent is None:  # nothing to share
-        alone = [_forward(model, 0, batches[0], clock, consume)()]
+        alone = [_forward(model, 0, batches[0], clock, consume, native)()]
         runtime.end_pass()
         return alone
     workers = [
-        greenlet.greenlet(_forward(model, number, batch, clock, consume))
+        greenlet.greenlet(_forward(model, number, batch, clock, consume, native))
         for number, batch in enumerate(batches)
     ]
     results: list[Any] = [worker.switch() for worker in workers]
@@ -75,17 +78,20 @@ def _forward(
     batch: MicroBatch,
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None,
+    native: NativePass | None,
 ) -> Callable[[], Any]:
     def run() -> Any:
         clock.switch("non_expert")
-        output = model(
-            input_ids=batch.tokens,
-            cache=batch.kv,
-            use_cache=True,
-            logits_to_keep=batch.keep,
-        )
-        batch.kv = output.cache
+        logits = None if native is None else native.logits(batch.tokens, batch.kv)
+        if logits is None:
+            output = model(
+                input_ids=batch.tokens,
+                cache=batch.kv,
+                use_cache=True,
+                logits_to_keep=batch.keep,
+            )
+            logits, batch.kv = output.logits, output.cache
         clock.switch("other")
-        return output.logits if consume is None else consume(number, output.logits)
+        return logits if consume is None else consume(number, logits)
 
     return run

@@ -1,8 +1,9 @@
 """A whole attention layer in one native call where one token of each sequence is decoded.
 
 For modules of the usual structure: projections, norms over a head or over all heads, rotation of
-halves, plain keys and values. Whether a module has it is tried, not read from its name: the call
-must give the bits of the module's own forward, which uses the same native products.
+the halves of a head or of its first columns, plain keys and values. Whether a module has it is
+tried, not read from its name: the call must give the bits of the module's own forward, which uses
+the same native products.
 Letters: B sequences, S tokens, D hidden, H heads, d head width.
 """
 
@@ -29,13 +30,15 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _CONTEXT_TOKENS = 5
 
 
-def use_native_attention_steps(model: nn.Module) -> None:
+def use_native_steps(model: nn.Module) -> None:
     """Make the attention layers of a model that has native linear layers decode in one call.
 
     Each layer is tried: some families leave out the rotation in some of their layers.
     """
-    for module in model.modules():
-        if _looks_usual(module) and _agrees(module):
+    usual: list[Any] = [module for module in model.modules() if _looks_usual(module)]
+    for module in usual:
+        object.__setattr__(module, "_tried_widths", {})
+        if takes_width(module, module.head_dim) or takes_width(module, module.head_dim // 2):
             object.__setattr__(module, "_whole_forward", module.forward)
             module.forward = types.MethodType(_forward, module)
 
@@ -49,14 +52,25 @@ def _forward(
     **rest: Any,
 ) -> Any:
     """As the module's own forward."""
-    if attention_mask is None and not rest.get("output_attentions"):
-        layer = step_layer(self, hidden_states, position_embeddings, cache)
-        if layer is not None:
+    if hidden_states.shape[1] == 1 and attention_mask is None and cache is not None:
+        layer = cache.layers[self.layer_idx]
+        if type(layer) is GrowingLayer and not rest.get("output_attentions"):
             cosine, sine = position_embeddings
-            return _step(self, hidden_states, cosine, sine, layer), None
+            alike = cosine.dtype == hidden_states.dtype and takes_width(self, cosine.shape[-1])
+            if alike and layer.sequences == len(hidden_states):
+                return _step(self, hidden_states, cosine, sine, layer), None
     return self._whole_forward(
         hidden_states, position_embeddings, attention_mask, cache=cache, **rest
     )
+
+
+def takes_width(module: Any, width: int) -> bool:
+    """Whether an attention layer of the usual structure turns this many columns of its heads as the
+    native call does: it is tried once."""
+    tried: dict[int, bool] = module.__dict__["_tried_widths"]
+    if width not in tried:
+        tried[width] = _agrees(module, width)
+    return tried[width]
 
 
 def has_native_step(module: Any) -> bool:
@@ -64,29 +78,15 @@ def has_native_step(module: Any) -> bool:
     return getattr(getattr(module, "forward", None), "__func__", None) is _forward
 
 
-def step_layer(
-    module: Any, hidden: torch.Tensor, embeddings: Any, cache: Any
-) -> GrowingLayer | None:
-    """The layer of keys and values that one call can take a step of, hidden [B, S, D]; None: the
-    module's own forward has to."""
-    if hidden.shape[1] != 1 or cache is None or embeddings is None:
-        return None
-    layer = cache.layers[module.layer_idx]
-    if type(layer) is not GrowingLayer or not layer.is_initialized:
-        return None
-    alike = embeddings[0].dtype == hidden.dtype and layer.sequences == hidden.shape[0]
-    return layer if alike else None
-
-
 def _step(
     module: Any, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, layer: GrowingLayer
 ) -> torch.Tensor:
     """hidden [B, 1, D], cosine and sine [B or 1, 1, d] -> [B, 1, D]."""
-    place, step = module.__dict__.get("_native_step", (0, None))
-    first = module.q_proj.first_address()
-    if place != first:
-        step = described_step(module)
-        object.__setattr__(module, "_native_step", (first, step))
+    made, step = module.__dict__.get("_native_step", (None, None))
+    like = module.q_proj.first_address(), cosine.shape[-1]
+    if made != like:
+        step = described_step(module, cosine.shape[-1])
+        object.__setattr__(module, "_native_step", (like, step))
     keys, values, room, position = layer.make_room()
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
@@ -137,8 +137,9 @@ def _has_usual_norms(module: Any) -> bool:
     return known and sizes in ([module.head_dim] * 2, whole)
 
 
-def described_step(module: Any) -> Step:
-    """How the module's weights lie. They must not move afterwards."""
+def described_step(module: Any, rotated: int) -> Step:
+    """How the module's weights lie, which must not move afterwards, and how many columns of a head
+    are rotated."""
     step = Step()
     for field, name in zip(("query", "key", "value", "output"), _PROJECTIONS, strict=True):
         linear = getattr(module, name)
@@ -148,7 +149,7 @@ def described_step(module: Any) -> Step:
             whole.blocks[number] = Block(matrix, address)
         setattr(step, field, whole)
     step.number = NUMBERS[_dtype(module)]
-    step.width = module.head_dim
+    step.width, step.rotated = module.head_dim, rotated
     step.heads = module.q_proj.out_features // module.head_dim
     step.key_heads = module.k_proj.out_features // module.head_dim
     step.scale = module.scaling
@@ -169,29 +170,9 @@ def _dtype(module: Any) -> torch.dtype:
     return found
 
 
-def _agrees(module: Any) -> bool:
+def _agrees(module: Any, rotated: int) -> bool:
     """Whether the native call gives the bits of the module's own forward, for two sequences and
     keys and values that it must not touch otherwise."""
-    hidden, embeddings, caches = tried_caches(module)
-    if caches is None:
-        return False
-    layers = [cache.layers[module.layer_idx] for cache in caches]
-    try:
-        with torch.inference_mode():
-            expected = module(hidden, embeddings, None, cache=caches[0])[0]
-            found = _step(module, hidden, *embeddings, layers[1])
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-    plain, native = layers
-    pairs = ((expected, found), (plain.keys, native.keys), (plain.values, native.values))
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
-
-
-def tried_caches(
-    module: Any,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], list[DynamicCache] | None]:
-    """What an attention layer is tried on, random numbers for two sequences: hidden [B, 1, D],
-    cosine and sine [B, 1, d], and two equal caches; None: the layer keeps no keys."""
     heads, width = module.k_proj.out_features // module.head_dim, module.head_dim
     generator = torch.Generator().manual_seed(0)
     dtype = _dtype(module)
@@ -201,17 +182,25 @@ def tried_caches(
 
     hidden, cosine, sine = (
         noise(2, 1, module.q_proj.in_features),
-        noise(2, 1, width),
-        noise(2, 1, width),
+        noise(2, 1, rotated),
+        noise(2, 1, rotated),
     )
     caches = []
     states = noise(2, 2, heads, _CONTEXT_TOKENS, width)
     for _ in range(2):
         cache = DynamicCache(config=module.config)
         if module.layer_idx >= len(cache.layers):
-            return hidden, (cosine, sine), None
+            return False
         layer = GrowingLayer(4 * _CONTEXT_TOKENS)
         layer.update(states[0], states[1])
         cache.layers[module.layer_idx] = layer
         caches.append(cache)
-    return hidden, (cosine, sine), caches
+    try:
+        with torch.inference_mode():
+            expected = module(hidden, (cosine, sine), None, cache=caches[0])[0]
+            found = _step(module, hidden, cosine, sine, caches[1].layers[module.layer_idx])
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    plain, native = (cache.layers[module.layer_idx] for cache in caches)
+    pairs = ((expected, found), (plain.keys, native.keys), (plain.values, native.values))
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

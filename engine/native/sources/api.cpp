@@ -143,7 +143,7 @@ void expertune_attend(void* context, const Attention* attention, const void* que
   run_attention(*static_cast<Context*>(context), *attention, query, keys, values, mask, out);
 }
 
-// x [T, D] -> out [T, D]; cosine, sine [T, width], `stride` numbers apart (0: one for all); keys,
+// x [T, D] -> out [T, D]; cosine, sine [T, rotated], `stride` numbers apart (0: one for all); keys,
 // values [T, key_heads, room, width], to which position `position` is written.
 void expertune_step(void* context, const Step* step, const void* x, int64_t tokens,
                     const void* cosine, const void* sine, int64_t stride, void* keys, void* values,

@@ -66,10 +66,11 @@ struct Linear {
 };
 
 // A whole attention layer for one token of each sequence: projections, norms over `*_norm_width`
-// columns (0: none), clipping, rotation of halves, keys and values appended, attention, output.
+// columns (0: none), clipping, rotation of the halves of a head's first `rotated` columns, keys and
+// values appended, attention, output.
 struct Step {
   Linear query, key, value, output;
-  int64_t number, heads, key_heads, width, query_norm_width, key_norm_width;
+  int64_t number, heads, key_heads, width, query_norm_width, key_norm_width, rotated;
   uint64_t query_norm, key_norm;  // weights
   double query_epsilon, key_epsilon, scale, clip;  // clip 0: none
 };
@@ -85,22 +86,23 @@ void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Targ
   }
 }
 
-// x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, width].
+// x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, rotated].
 void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_width, double epsilon,
           int64_t heads, int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
   const auto number = static_cast<Number>(step.number);
   const int64_t size = number == Number::kFloat32 ? 4 : 2, row = heads * step.width;
-  const int64_t half = step.width / 2;
+  const int64_t half = step.rotated / 2;
   thread_local std::vector<float> values, c, s, turned;
-  values.resize(step.width), c.resize(step.width), s.resize(step.width), turned.resize(step.width);
+  values.resize(step.width), c.resize(step.rotated), s.resize(step.rotated);
+  turned.resize(step.rotated);
   for (int64_t token = 0; token < tokens; ++token) {
     char* own = x + token * row * size;
     for (int64_t first = 0; norm_width != 0 && first < row; first += norm_width) {
       context.products.norm(number, own + first * size, reinterpret_cast<const void*>(weight),
                             norm_width, static_cast<float>(epsilon), own + first * size);
     }
-    read_numbers(cosine, number, token * stride, step.width, c.data());
-    read_numbers(sine, number, token * stride, step.width, s.data());
+    read_numbers(cosine, number, token * stride, step.rotated, c.data());
+    read_numbers(sine, number, token * stride, step.rotated, s.data());
     for (int64_t head = 0; head < heads; ++head) {
       read_numbers(own, number, head * step.width, step.width, values.data());
       if (step.clip > 0) {
@@ -111,10 +113,10 @@ void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_widt
         turned[i] = -values[half + i] * s[i];
         turned[half + i] = values[i] * s[half + i];
       }
-      for (int64_t i = 0; i < step.width; ++i) values[i] *= c[i];
-      round_numbers(turned.data(), number, step.width);
-      round_numbers(values.data(), number, step.width);
-      for (int64_t i = 0; i < step.width; ++i) values[i] += turned[i];
+      for (int64_t i = 0; i < step.rotated; ++i) values[i] *= c[i];
+      round_numbers(turned.data(), number, step.rotated);
+      round_numbers(values.data(), number, step.rotated);
+      for (int64_t i = 0; i < step.rotated; ++i) values[i] += turned[i];
       write_numbers(own, number, head * step.width, step.width, values.data());
     }
   }
