@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.experts.ready_records import ReadyRecords
 from engine.experts.slots import ExpertView, Slots
 from engine.experts.transfer import Transfer, TransferEngine
 from engine.policy.compute_order import Order
@@ -30,7 +31,8 @@ class Residency:
     """Keeps the experts that the policy selected in slots and gives compute access to them.
 
     on_wait: called with True before blocking on a transfer and with False after it, so that the
-    caller can attribute the time.
+    caller can attribute the time; ready: kept up to date if given, for a policy that only follows
+    demand.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Residency:
         transfers: TransferEngine,
         order: Order,
         on_wait: Callable[[bool], None],
+        ready: ReadyRecords | None = None,
     ) -> None:
         self.policy = policy
+        self.ready = ready
         self._slots = slots
         self._transfers = transfers
         self._order = order
@@ -99,6 +103,13 @@ class Residency:
                 pending.extend(followers)
         self.policy.computed()
 
+    def computed_ready(self, layer: int, routing: Routing) -> None:
+        """A whole layer pass whose demanded experts were all `ready` and are computed."""
+        steps = self.policy.routed(layer, 0, routing)
+        assert all(step.hit for step in steps), "a record was read that the policy had given up"
+        self.policy.layer_routed()
+        self.policy.computed()
+
     def view(self, step: Step) -> ExpertView:
         """Typed views of the record of a step of the present wave."""
         return self._slots.view(step.slot, step.bits)
@@ -138,6 +149,7 @@ class Residency:
         memory of the other elastic slots is returned at once."""
         self._transfers.drain()  # a transfer may target a slot that closes
         for slot in self.policy.cache.open_elastic(fraction):
+            self._leave(slot)
             self._in_slot.pop(slot, None)
             self._slots.give_back(slot)
 
@@ -163,6 +175,8 @@ class Residency:
 
     def _load(self, wanted: Sequence[Step] | Sequence[Fetch], *, demanded: bool) -> list[Transfer]:
         records = [(one.expert, one.slot, one.bits) for one in wanted]
+        for _, slot, _ in records:
+            self._leave(slot)
         transfers = self._transfers.submit_all(records, demanded=demanded)
         for transfer in transfers:
             self._in_slot[transfer.slot] = transfer
@@ -185,7 +199,14 @@ class Residency:
         finally:
             self._on_wait(False)
 
+    def _leave(self, slot: int) -> None:
+        """What the slot holds is about to be overwritten."""
+        if self.ready is not None and (former := self._in_slot.get(slot)) is not None:
+            self.ready.drop(former.expert)
+
     def _arrive(self, step: Step) -> None:
+        if self.ready is not None and not self.ready.has(step.expert):
+            self.ready.add(step.expert, self._slots.address(step.slot))
         if self._slots.device.is_host_memory:
             return  # a transfer that was read is there
         for event in self._in_slot[step.slot].events:

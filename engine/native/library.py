@@ -24,6 +24,7 @@ from engine.native.values import (
     Experts,
     Front,
     Gate,
+    Layers,
     Matrix,
     Number,
     QuantizeJob,
@@ -69,7 +70,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "route": (None, (*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 3)),
-    "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _POINTER)),
+    "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 4, _POINTER)),
+    "layers": (_LONG, (_POINTER, _POINTER)),
     "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "quantize": (None, (_POINTER, _POINTER, _LONG)),
@@ -320,11 +322,27 @@ class Threads:
         )
 
     def combine(
-        self, number: Number, y: int, weights: int, tokens: int, chosen: int, columns: int, out: int
+        self,
+        number: Number,
+        y: int,
+        weights: int,
+        weights_number: Number,
+        tokens: int,
+        chosen: int,
+        columns: int,
+        out: int,
     ) -> None:
-        """y [T * k, D] and weights [T, k], both of `number` -> out [T, D]: each row times its
-        weight, rounded; those of a token are added in order in float32, then rounded."""
-        self._combine(self._context, number, y, weights, tokens, chosen, columns, out)
+        """y [T * k, D] of `number` and weights [T, k] -> out [T, D]: each row times its weight,
+        both rounded; those of a token are added in order in float32, then rounded."""
+        self._combine(
+            self._context, number, y, weights, weights_number, tokens, chosen, columns, out
+        )
+
+    def layers(self, layers: Layers) -> int:
+        """Run decoder layers from `first` on. Returns the layer that lacks the record of a chosen
+        expert: its router has run, its experts have not; `count` if there is none."""
+        done: int = self._functions["layers"](self._context, ctypes.byref(layers))
+        return done
 
     def norm(
         self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int

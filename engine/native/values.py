@@ -1,6 +1,7 @@
 """The values that the native library takes: formats, matrices, experts, attention, jobs.
 
-They mirror sources/matrix.h, gate.h, experts.h, router.h and layer.h, number for number.
+They mirror sources/matrix.h, gate.h, experts.h, router.h, layer.h and layers.h, number for
+number.
 Letters: T tokens, N output rows, K input columns, D hidden, F expert width.
 """
 
@@ -176,6 +177,30 @@ class Front(ctypes.Structure):
         ("router", Router),
         *((name, ctypes.c_uint64) for name in ("input_norm", "post_norm")),
         *((name, ctypes.c_double) for name in ("input_epsilon", "post_epsilon")),
+    ]
+
+
+class Store(ctypes.Structure):
+    """Addresses of a layer's keys and values [T, heads, room, width], and `room`."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("keys", "values")),
+        ("room", ctypes.c_int64),
+    ]
+
+
+class Layers(ctypes.Structure):
+    """One token of each of T sequences through decoder layers; see sources/layers.h."""
+
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("count", "first", "tokens", "experts_of_layer")),
+        *((n, ctypes.c_uint64) for n in ("fronts", "experts", "records", "stores")),
+        ("position", ctypes.c_int64),
+        *((n, ctypes.c_uint64) for n in ("x", "cosine", "sine")),
+        ("stride", ctypes.c_int64),
+        ("residuals", ctypes.c_uint64 * 2),
+        *((n, ctypes.c_uint64) for n in ("normed", "logits", "weights", "index")),
+        *((n, ctypes.c_double) for n in ("front_s", "experts_s")),
     ]
 
 

@@ -116,6 +116,11 @@ class ExpertCache:
         return all(pool.layer is None for pool in self.pools)
 
     @property
+    def keeps(self) -> bool:
+        """Whether residents stay after the layer that used them."""
+        return all(pool.eviction.keeps for pool in self._pools)
+
+    @property
     def slots_by_pool(self) -> tuple[int, ...]:
         """Number of open slots of each pool."""
         return tuple(pool.capacity for pool in self._pools)

@@ -16,8 +16,9 @@ from engine.policy.events import GateView, Need, PassStart, Routing
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.future import Future
 from engine.policy.placement import Placement
-from engine.policy.precision import PrecisionPolicy
+from engine.policy.precision import PrecisionPolicy, UniformPrecision
 from engine.policy.predict.base import Prediction, Predictor
+from engine.policy.predict.none import NoPredictor
 from engine.policy.steps import ON_HOST, Fetch, LayerPass, Step
 from engine.types import Phase
 
@@ -77,6 +78,17 @@ class ExpertPolicy:
         self.needs: frozenset[Need] = predictor.needs | precision.needs
         self.watches_gate = bool(predictor.needs & {"top_experts", "gate_input"})
         self.counters = PolicyCounters()
+
+    @property
+    def only_follows(self) -> bool:
+        """Whether nothing but demand has an effect, and a resident expert stays one until another
+        takes its slot: then a layer pass of residents may be told after it was computed."""
+        return (
+            isinstance(self._predictor, NoPredictor)
+            and isinstance(self._precision, UniformPrecision)
+            and not self._placement.uses_host
+            and self.cache.keeps
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.kernels.prequantized import PrequantizedMultiplier
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
+from engine.experts.ready_records import ReadyRecords
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.tiers.disk import ExpertStore
@@ -143,6 +144,7 @@ class LiveConfiguration:
             self.transfers,
             ORDERS[config.batch.order](),
             self._on_wait,
+            self._ready_records(),
         )
         if memory.elastic_slots:
             self._release_elastic()
@@ -231,6 +233,13 @@ class LiveConfiguration:
     def close(self) -> None:
         """Stop threads, free slots and tiers, close files."""
         self._opened.close()
+
+    def _ready_records(self) -> ReadyRecords | None:
+        """The table of records that a native pass reads unasked; None if the policy is asked before
+        each layer."""
+        alone = self._device.is_host_memory and len(self.stores) == 1 and self.policy.only_follows
+        layers = self._model.layers
+        return ReadyRecords(len(layers), max(one.count for one in layers)) if alone else None
 
     def _release_elastic(self) -> None:
         """Close all elastic slots; opening them once touches their memory."""

@@ -56,7 +56,7 @@ def forward_together(
     """
     runtime.begin_pass([batch.tokens for batch in batches])
     if len(batches) == 1 and greenlet.getcurrent().parent is None:  # nothing to share
-        alone = [_forward(model, 0, batches[0], clock, consume, native)()]
+        alone = [_forward(model, 0, batches[0], clock, consume, native, runtime)()]
         runtime.end_pass()
         return alone
     workers = [
@@ -79,10 +79,11 @@ def _forward(
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None,
     native: NativePass | None,
+    alone: ExpertsRuntime | None = None,
 ) -> Callable[[], Any]:
     def run() -> Any:
         clock.switch("non_expert")
-        logits = None if native is None else native.logits(batch.tokens, batch.kv)
+        logits = None if native is None else native.logits(batch.tokens, batch.kv, alone)
         if logits is None:
             output = model(
                 input_ids=batch.tokens,

@@ -22,11 +22,13 @@ import torch
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.multiplier import Product
 from engine.experts.kernels.native_experts import NativeExperts
+from engine.experts.ready_records import ReadyRecords
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
 from engine.model.hook import RouterProbabilities
 from engine.model.loader import LoadedModel
+from engine.native.values import Experts
 from engine.policy.events import Need, PassStart, Routing
 from engine.policy.steps import Step
 from engine.run.time_split import PhaseClock
@@ -42,6 +44,14 @@ class ExpertsCall:
     hidden: torch.Tensor
     index: torch.Tensor
     weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What layers are computed with: how their experts lie in records, and where these are."""
+
+    experts: Experts
+    records: ReadyRecords
 
 
 class RoutingRecorder(Protocol):
@@ -169,6 +179,26 @@ class ExpertsRuntime:
             out = hub.switch(call)
         self._clock.switch("non_expert")
         return out
+
+    # The native pass ----------------------------------------------------------------------------
+
+    def ready(self, tokens: int) -> Ready | None:
+        """What layers of this many tokens may be computed with before the policy is told; None: it
+        has to be asked, or another has to be told as well."""
+        records, fused = self._residency.ready, self._fused
+        if records is None or fused is None or self._needs or self._recorder is not None:
+            return None
+        spec = fused.only(tokens)
+        return None if spec is None else Ready(spec, records)
+
+    def computed(self, first: int, index: list[list[list[int]]], seconds: float) -> None:
+        """Layers from `first` on were computed with what was ready: index [L][T][K]. seconds: that
+        their experts took."""
+        self._clock.move(seconds, "non_expert", "compute")
+        self._clock.switch("policy")
+        for layer, choices in enumerate(index, first):
+            self._residency.computed_ready(layer, Routing(choices))
+        self._clock.switch("non_expert")
 
     # The hub -----------------------------------------------------------------------------------
 

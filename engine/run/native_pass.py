@@ -1,6 +1,7 @@
-"""One decoded token of each sequence through all layers with one native call a layer: norm,
-attention, sum, norm and router, then the experts.
+"""One decoded token of each sequence through all layers natively.
 
+A call runs a layer's norm, attention, sum, norm and router; its experts, and the layers after it,
+run in the same call as long as all records are there.
 For models of the usual structure, whose attention decodes in one call (native_step.py). Whether a
 model has it is tried: with made-up experts the pass must give the bits of the model's own forward.
 Where only routers, or what surrounds the experts, are of another structure, the layers' own MoE
@@ -10,6 +11,7 @@ Letters: B sequences, T = B tokens, D hidden, E experts, K chosen ones, V vocabu
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ from engine.model.hook import answered_by, port_of
 from engine.model.loader import LoadedModel, MoeLayer
 from engine.model.native_attention import epsilon_of, has_native_norm
 from engine.native import library
-from engine.native.values import Front
+from engine.native.values import Front, Layers, Store
+from engine.run.moe_layers import ExpertsRuntime, Ready
 from engine.run.native_router import NativeRouter, native_router_of
 from engine.run.native_step import described_step, has_native_step
 
@@ -40,16 +43,6 @@ class _Layer:
     moe: MoeLayer | None
 
 
-@dataclass(frozen=True)
-class _Call:
-    """How a layer's weights lie. They must not move afterwards."""
-
-    front: Front
-    router: NativeRouter | None
-    block: Any
-    experts: Any
-
-
 class NativePass:
     """A model's forward pass for one token of each sequence."""
 
@@ -58,7 +51,10 @@ class NativePass:
         self._embed, self._rotate, self._norm = base.embed_tokens, base.rotary_emb, base.norm
         self._head = model.get_output_embeddings()
         self._layers = layers
-        self._calls: list[_Call] = []
+        self._routers = [
+            None if one.moe is None else native_router_of(one.moe.router) for one in layers
+        ]
+        self._fronts = (Front * len(layers))()
         self._made_for = (0, 0)
 
     @classmethod
@@ -72,17 +68,23 @@ class NativePass:
         if not all(_looks_usual(module) for module in base.layers):
             return None
         of_experts = {id(layer.experts): layer for layer in model.layers}
-        whole = [_Layer(m, _moe_inside(m, of_experts)) for m in base.layers]
+        native = [_Layer(module, _moe_inside(module, of_experts)) for module in base.layers]
         own_blocks = [_Layer(module, None) for module in base.layers]
-        for layers in (whole, own_blocks):
+        for layers in (native, own_blocks):
             found = cls(model.model, layers)
-            if found._agrees(model):
+            if found._sizes() is not None and found._agrees(model):
                 return found
         return None
 
-    def logits(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor | None:
+    def logits(
+        self, tokens: torch.Tensor, cache: Any, alone: ExpertsRuntime | None = None
+    ) -> torch.Tensor | None:
         """tokens [B, 1] -> logits [B, 1, V], and their keys and values appended. None: the model's
-        own forward has to; nothing has changed."""
+        own forward has to; nothing has changed.
+
+        alone: the experts' runtime if no other sequences wait for it: layers follow one another
+        without asking it as long as all that they demand is ready.
+        """
         if tokens.shape[1] != 1 or cache is None or not self._is_room_for(tokens.shape[0], cache):
             return None
         hidden: torch.Tensor = self._embed(tokens).contiguous()
@@ -90,22 +92,37 @@ class NativePass:
         cosine, sine = self._rotate(hidden, position)
         if cosine.dtype != hidden.dtype or not cosine.is_contiguous():
             return None
-        calls = self._prepared(cosine.shape[-1])
-        front = library.current().front
-        turns = (cosine.data_ptr(), sine.data_ptr(), cosine.stride(0) if len(cosine) > 1 else 0)
-        place, count = hidden.data_ptr(), len(hidden)
-        for call, layer in zip(calls, cache.layers, strict=True):
-            into = _buffers_of(cache, hidden, call.router)
-            residual, after = into.residual_beside(place)
-            keys, values, room, held = layer.make_room()
-            front(
-                call.front, place, count, *turns, keys, values, room, held, after, *into.addresses
-            )
-            layer.grown()
-            residual.add_(_experts(call, into))
-            hidden, place = residual, after
-        found: torch.Tensor = self._head(self._norm(hidden))
+        self._describe(cosine.shape[-1])
+        into = self._buffers(cache, hidden)
+        into.begin(hidden, cosine, sine, cache.layers)
+        ready = None
+        if alone is not None and None not in self._routers:
+            ready = alone.ready(into.values.tokens)
+        number, count = 0, len(self._layers)
+        while number < count:
+            if ready is None or alone is None:
+                into.front(number, self._fronts[number])
+            else:
+                first, number = number, into.run_ready(number, ready)
+                alone.computed(first, into.index[first:number].tolist(), into.values.experts_s)
+                if number == count:
+                    break
+            into.residuals[number % 2].add_(self._experts(number, into))
+            number += 1
+        found: torch.Tensor = self._head(self._norm(into.residuals[(count - 1) % 2]))
         return found
+
+    def _experts(self, number: int, into: _Buffers) -> torch.Tensor:
+        """What a layer's MoE block gives for its input, [B, 1, D]."""
+        layer, router = self._layers[number], self._routers[number]
+        if layer.moe is None or router is None:
+            out: torch.Tensor = layer.module.mlp(into.normed)
+            return out
+        port, own_number = port_of(layer.moe.experts)
+        hidden, index = into.flat, into.index[number]
+        port.gate_entered(own_number, (hidden.clone() if port.watches_gate else hidden,), {})
+        port.gate_left(own_number, router.output(into.logits, into.weights, index))
+        return port.experts(own_number, hidden, index, into.weights).view(into.normed.shape)
 
     def _is_room_for(self, sequences: int, cache: Any) -> bool:
         layers = cache.layers
@@ -113,12 +130,35 @@ class NativePass:
             type(layer) is GrowingLayer and layer.sequences == sequences for layer in layers
         )
 
-    def _prepared(self, rotated: int) -> list[_Call]:
+    def _describe(self, rotated: int) -> None:
+        """Describe how all weights lie, if they have moved since."""
         like = self._layers[0].module.self_attn.q_proj.first_address(), rotated
-        if like != self._made_for:
-            self._calls = [_call_of(layer, rotated) for layer in self._layers]
-            self._made_for = like
-        return self._calls
+        if like == self._made_for:
+            return
+        for number, layer in enumerate(self._layers):
+            module, front = layer.module, self._fronts[number]
+            front.step = described_step(module.self_attn, rotated)
+            norms = (module.input_layernorm, module.post_attention_layernorm)
+            front.input_norm, front.post_norm = (norm.weight.data_ptr() for norm in norms)
+            front.input_epsilon, front.post_epsilon = map(epsilon_of, norms)
+            router = self._routers[number]
+            if router is not None:
+                front.router = router.values
+        self._made_for = like
+
+    def _sizes(self) -> tuple[int, int, int] | None:
+        """E, K and the type of weights of all native routers, zeros if there are none; None if they
+        differ."""
+        sizes = {router.sizes for router in self._routers if router is not None} or {(0, 0, 0)}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def _buffers(self, cache: Any, hidden: torch.Tensor) -> _Buffers:
+        """Those of these sequences: each group of sequences has a cache of its own."""
+        kept: _Buffers | None = cache.__dict__.get("_native_buffers")
+        if kept is None or kept.owner is not self or kept.values.tokens != len(hidden):
+            router = next((one for one in self._routers if one is not None), None)
+            kept = cache.__dict__["_native_buffers"] = _Buffers(self, self._fronts, hidden, router)
+        return kept
 
     def _agrees(self, model: LoadedModel) -> bool:
         """Whether the pass gives the bits of the model's own forward, and asks routers and experts
@@ -154,49 +194,95 @@ class NativePass:
         return cache
 
 
-def _experts(call: _Call, into: _Buffers) -> torch.Tensor:
-    """What a layer's MoE block gives for its input, [B, 1, D]."""
-    if call.router is None or into.routed is None:
-        out: torch.Tensor = call.block(into.normed)
-        return out
-    port, number = port_of(call.experts)
-    port.gate_entered(number, (into.flat.clone() if port.watches_gate else into.flat,), {})
-    logits, weights, index = into.routed
-    port.gate_left(number, call.router.output(logits, weights, index))
-    return port.experts(number, into.flat, index, weights).view(into.normed.shape)
-
-
 class _Buffers:
-    """Room for what the call of a decoder layer writes, for B sequences; the next layer's call
-    writes there again. residuals: two, since a layer reads what the former one wrote."""
+    """Room for what the calls of layers write, for B sequences.
 
-    def __init__(self, hidden: torch.Tensor, router: NativeRouter | None) -> None:
-        residuals = [torch.empty_like(hidden) for _ in range(2)]
-        self._residuals = [(residual, residual.data_ptr()) for residual in residuals]
+    residuals: of layers with even and with odd numbers, [B, 1, D], since a layer reads what the
+    former one wrote; normed, flat: what the router and the experts of the present layer read,
+    [B, 1, D] and [T, D]; logits [T, E] and weights [T, K]: of its router; index: of all layers,
+    [L, T, K].
+    """
+
+    def __init__(
+        self,
+        owner: NativePass,
+        fronts: ctypes.Array[Front],
+        hidden: torch.Tensor,
+        router: NativeRouter | None,
+    ) -> None:
+        self.owner = owner
+        count = len(fronts)
+        self.residuals = torch.empty_like(hidden), torch.empty_like(hidden)
         self.normed = torch.empty_like(hidden)
-        self.flat = self.normed.view(-1, hidden.shape[-1])  # [T, D]
-        self.routed = None if router is None else router.buffers(self.flat)
-        logits, weights, index = (
-            (one.data_ptr() for one in self.routed) if self.routed else (0, 0, 0)
+        self.flat = self.normed.view(-1, hidden.shape[-1])
+        nothing = hidden.new_empty(0)
+        buffers = (nothing, nothing, nothing) if router is None else router.buffers(self.flat)
+        self.logits, self.weights, index = buffers
+        self.index = index.new_empty(count, *index.shape)
+        self._stores = (Store * count)()
+        self.values = Layers(
+            count=count,
+            tokens=len(hidden),
+            fronts=ctypes.addressof(fronts),
+            stores=ctypes.addressof(self._stores),
+            normed=self.normed.data_ptr(),
+            logits=self.logits.data_ptr(),
+            weights=self.weights.data_ptr(),
+            index=self.index.data_ptr(),
         )
-        self.addresses = (self.normed.data_ptr(), logits, weights, index)
+        self.values.residuals[:] = [residual.data_ptr() for residual in self.residuals]
+        self._held: tuple[Any, ...] = ()
+        self._layers: Sequence[GrowingLayer] = ()
 
-    def residual_beside(self, place: int) -> tuple[torch.Tensor, int]:
-        """The one that does not lie at this address, and its own."""
-        first, second = self._residuals
-        return second if first[1] == place else first
+    def begin(
+        self,
+        hidden: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        layers: Sequence[GrowingLayer],
+    ) -> None:
+        """A pass begins: hidden [B, 1, D], cosine and sine [B or 1, 1, d]."""
+        self._held, self._layers = (hidden, cosine, sine), layers
+        values = self.values
+        values.x, values.cosine, values.sine = (held.data_ptr() for held in self._held)
+        values.stride = cosine.stride(0) if len(cosine) > 1 else 0
+        for store, layer in zip(self._stores, layers, strict=True):
+            store.keys, store.values, store.room, values.position = layer.make_room()
 
+    def front(self, number: int, front: Front) -> None:
+        """Run a layer up to its router."""
+        values, store = self.values, self._stores[number]
+        library.current().front(
+            front,
+            values.x if number == 0 else values.residuals[(number - 1) % 2],
+            values.tokens,
+            values.cosine,
+            values.sine,
+            values.stride,
+            store.keys,
+            store.values,
+            store.room,
+            values.position,
+            values.residuals[number % 2],
+            values.normed,
+            values.logits,
+            values.weights,
+            values.index + number * self.index[0].nbytes,
+        )
+        self._layers[number].grown()
 
-def _buffers_of(cache: Any, hidden: torch.Tensor, router: NativeRouter | None) -> _Buffers:
-    """The buffers of these sequences: each group of sequences has a cache of its own."""
-    key = len(hidden), None if router is None else router.sizes
-    kept: dict[Any, _Buffers] = cache.__dict__.setdefault("_native_buffers", {})
-    found = kept.get(key)
-    if found is None:
-        kept = {own: one for own, one in kept.items() if own[0] == key[0]}  # of as many sequences
-        found = kept[key] = _Buffers(hidden, router)
-        cache.__dict__["_native_buffers"] = kept
-    return found
+    def run_ready(self, first: int, ready: Ready) -> int:
+        """Run layers from `first` on. Returns the layer that lacks a record; its router has run."""
+        values = self.values
+        values.first, values.experts_s = first, 0.0
+        if first != 0:
+            values.x = values.residuals[(first - 1) % 2]
+        values.experts = ctypes.addressof(ready.experts)
+        values.records, values.experts_of_layer = ready.records.place, ready.records.experts
+        reached = library.current().layers(values)
+        for layer in self._layers[first : reached + 1]:
+            layer.grown()
+        return reached
 
 
 def _looks_usual(module: Any) -> bool:
@@ -213,18 +299,6 @@ def _moe_inside(module: Any, of_experts: dict[int, MoeLayer]) -> MoeLayer | None
     inside = [of_experts[id(m)] for m in module.mlp.modules() if id(m) in of_experts]
     known = len(inside) == 1 and native_router_of(inside[0].router) is not None
     return inside[0] if known else None
-
-
-def _call_of(layer: _Layer, rotated: int) -> _Call:
-    module = layer.module
-    front = Front(step=described_step(module.self_attn, rotated))
-    norms = (module.input_layernorm, module.post_attention_layernorm)
-    front.input_norm, front.post_norm = (norm.weight.data_ptr() for norm in norms)
-    front.input_epsilon, front.post_epsilon = map(epsilon_of, norms)
-    router = None if layer.moe is None else native_router_of(layer.moe.router)
-    if router is not None:
-        front.router = router.values
-    return _Call(front, router, module.mlp, None if layer.moe is None else layer.moe.experts)
 
 
 class _MadeUp:

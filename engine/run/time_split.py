@@ -39,3 +39,8 @@ class PhaseClock:
         self._since = now
         self._activity = activity
         return ended
+
+    def move(self, seconds: float, source: Activity, target: Activity) -> None:
+        """Charge seconds of one activity to another, where a call did both."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds

@@ -85,6 +85,13 @@ class NativeExperts:
         count = max(layer.count for layer in model.layers)
         return cls(fused, count) if fused else None
 
+    def only(self, tokens: int) -> Experts | None:
+        """How experts lie if all have one precision and this many tokens are multiplied at it."""
+        if len(self._fused) != 1:
+            return None
+        (one,) = self._fused.values()
+        return one.experts if tokens <= one.crossover else None
+
     def run(
         self,
         bits: Bits,
@@ -117,7 +124,7 @@ class NativeExperts:
     def combine(self, out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """out [T * K, D] of the experts in routing order and their weights [T, K] -> [T, D]."""
         tokens, chosen = weights.shape
-        if weights.dtype != out.dtype:
+        if weights.dtype not in NUMBERS:
             weights = weights.to(out.dtype)
         weights = weights.contiguous()
         found = out.new_empty(tokens, out.shape[1])
@@ -125,6 +132,7 @@ class NativeExperts:
             NUMBERS[out.dtype],
             out.data_ptr(),
             weights.data_ptr(),
+            NUMBERS[weights.dtype],
             tokens,
             chosen,
             out.shape[1],

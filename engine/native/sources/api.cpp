@@ -4,9 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "experts.h"
 #include "fit.h"
-#include "layer.h"
+#include "layers.h"
 #include "processor.h"
 
 #ifndef EXPERTUNE_DIGEST
@@ -182,13 +181,21 @@ void expertune_front(void* context, const Front* front, const void* x, int64_t t
             {static_cast<char*>(logits), static_cast<char*>(weights), index});
 }
 
-// y [T * K, D] and weights [T, K] of the same number -> out [T, D]: each row times its weight,
-// rounded, then the K of a token added in their order in float32.
+// y [T * K, D] of `number` and weights [T, K] -> out [T, D]: each row times its weight, both rounded,
+// then the K of a token added in their order in float32.
 void expertune_combine(void* context, int64_t number, const void* y, const void* weights,
-                       int64_t tokens, int64_t chosen, int64_t columns, void* out) {
+                       int64_t weights_number, int64_t tokens, int64_t chosen, int64_t columns,
+                       void* out) {
   const Flush flush;
-  run_combine(*static_cast<Context*>(context), static_cast<Number>(number), y, weights, tokens,
-              chosen, columns, static_cast<char*>(out));
+  run_combine(*static_cast<Context*>(context), static_cast<Number>(number), y, weights,
+              static_cast<Number>(weights_number), tokens, chosen, columns,
+              static_cast<char*>(out));
+}
+
+// See run_layers.
+int64_t expertune_layers(void* context, Layers* layers) {
+  const Flush flush;
+  return run_layers(*static_cast<Context*>(context), *layers);
 }
 
 // out[i] = the gate of g[i] and u[i], float32 rounded to `number`.

@@ -139,12 +139,13 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
 
 // y [T * K, D], weights [T, K] -> out [T, D].
 void run_combine(Context& context, Number number, const void* y, const void* weights,
-                 int64_t tokens, int64_t chosen, int64_t columns, char* out) {
+                 Number weights_number, int64_t tokens, int64_t chosen, int64_t columns, char* out) {
   const int64_t size = columns * (number == Number::kFloat32 ? 4 : 2);
   auto one = [&](int64_t token) {
     thread_local std::vector<float> own;
     own.resize(chosen);
-    read_numbers(weights, number, token * chosen, chosen, own.data());
+    read_numbers(weights, weights_number, token * chosen, chosen, own.data());
+    round_numbers(own.data(), number, chosen);
     context.products.combine(number, static_cast<const char*>(y) + token * chosen * size,
                              own.data(), chosen, columns, out + token * size);
   };

@@ -181,9 +181,17 @@ struct Front {
 };
 
 template <Number NUMBER>
-void add_rows(const void* a, const void* b, int64_t count, void* out) {
+void add_numbers(const void* a, const void* b, int64_t count, void* out) {
   for (int64_t i = 0; i < count; ++i) {
     put_number(out, NUMBER, i, from_number(a, NUMBER, i) + from_number(b, NUMBER, i));
+  }
+}
+
+void add_rows(Number number, const void* a, const void* b, int64_t count, void* out) {
+  switch (number) {
+    case Number::kFloat32: return add_numbers<Number::kFloat32>(a, b, count, out);
+    case Number::kBf16: return add_numbers<Number::kBf16>(a, b, count, out);
+    case Number::kFp16: return add_numbers<Number::kFp16>(a, b, count, out);
   }
 }
 
@@ -196,11 +204,7 @@ void run_front(Context& context, const Front& front, const void* x, int64_t toke
   norm_rows(context, number, x, front.input_norm, tokens, width, front.input_epsilon, normed);
   run_step(context, front.step, normed, tokens, cosine, sine, stride, keys, values, room, position,
            residual);
-  switch (number) {
-    case Number::kFloat32: add_rows<Number::kFloat32>(x, residual, tokens * width, residual); break;
-    case Number::kBf16: add_rows<Number::kBf16>(x, residual, tokens * width, residual); break;
-    case Number::kFp16: add_rows<Number::kFp16>(x, residual, tokens * width, residual); break;
-  }
+  add_rows(number, x, residual, tokens * width, residual);
   norm_rows(context, number, residual, front.post_norm, tokens, width, front.post_epsilon, normed);
   if (front.router.block.matrix.rows != 0) {
     run_router(context, front.router, normed, number, tokens, routed);
