@@ -45,7 +45,7 @@ struct PackedTile {
   template <int T>
   static inline void block(const uint8_t* codes, Table codebook, const float* const (&x)[T],
                            V (&sum)[T]) {
-    const W words = packed<BITS>(codes);
+    const W words = kept(packed<BITS>(codes));
     step<0, T>(words, codebook, x, sum);
     step<1, T>(words, codebook, x, sum);
     step<2, T>(words, codebook, x, sum);
@@ -73,7 +73,7 @@ struct PackedTile {
   template <int T>
   static inline void block(const uint8_t* codes, __m512i codebook, const uint16_t* const (&x)[T],
                            V (&sum)[T]) {
-    __m512i words = packed<BITS>(codes).a;
+    __m512i words = kept(packed<BITS>(codes)).a;
     if constexpr (BITS != 4) {
       words = _mm512_mask_blend_epi16(0xaaaaaaaa, words, _mm512_slli_epi32(words, 16 - 4 * BITS));
     }
@@ -230,6 +230,7 @@ struct NaturalTile {
       }
       V sum[T];
       for (int t = 0; t < T; ++t) sum[t] = kBlocked ? zero() : total[t];
+      __builtin_prefetch(at + kAhead, 0, 3);
       for (int step = 0; step < 4; ++step) {
         const V weight = sixteen<FORMAT>(at + step * kLanes * kBytes);
         for (int t = 0; t < T; ++t) {

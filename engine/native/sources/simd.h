@@ -384,6 +384,16 @@ inline V fp8s(const uint8_t* p) {
 
 #endif
 
+#if defined(EXPERTUNE_AVX512)
+// In a register from here on: shifts that read memory would load the same words again and again.
+inline W kept(W w) {
+  asm("" : "+v"(w.a));
+  return w;
+}
+#else
+inline W kept(W w) { return w; }
+#endif
+
 #if !defined(EXPERTUNE_AVX512)
 inline void trees(const float* lanes, float* out) {
   for (int i = 0; i < kLanes; ++i) out[i] = tree(load(lanes + kLanes * i));
