@@ -25,8 +25,8 @@ from engine.native.library import Threads
 from engine.native.values import Experts, Gate, GateForm, Matrix
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.run.native_pass import NativePass
 from engine.run.native_linear import NativeLinear, use_native_linears
+from engine.run.native_pass import NativePass
 from engine.types import Bits
 from tests.engine.families import each_family, save_tiny
 from tests.requirements import require_native
