@@ -1,7 +1,6 @@
 """The values that the native library takes: formats, matrices, experts, attention, jobs.
 
-They mirror sources/matrix.h, gate.h, experts.h, router.h, layer.h and layers.h, number for
-number.
+They mirror sources/structures.h, matrix.h and gate.h, number for number.
 Letters: T tokens, N output rows, K input columns, D hidden, F expert width.
 """
 
@@ -142,7 +141,7 @@ class Linear(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """An attention layer for one token of each sequence; see sources/layer.h."""
+    """An attention layer for one token of each sequence; see sources/structures.h."""
 
     _fields_ = [
         *((name, Linear) for name in ("query", "key", "value", "output")),
@@ -154,7 +153,7 @@ class Step(ctypes.Structure):
 
 
 class RouterForm(IntEnum):
-    """What a router takes the softmax of; see sources/router.h."""
+    """What a router takes the softmax of; see sources/structures.h."""
 
     SOFTMAX = 0
     SOFTMAX_OF_CHOSEN = 1
@@ -170,7 +169,7 @@ class Router(ctypes.Structure):
 
 
 class Front(ctypes.Structure):
-    """What comes before the experts of a decoder layer; see sources/layer.h."""
+    """What comes before the experts of a decoder layer; see sources/structures.h."""
 
     _fields_ = [
         ("step", Step),
@@ -190,7 +189,7 @@ class Store(ctypes.Structure):
 
 
 class Layers(ctypes.Structure):
-    """One token of each of T sequences through decoder layers; see sources/layers.h."""
+    """One token of each of T sequences through decoder layers; see sources/structures.h."""
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("count", "first", "tokens", "experts_of_layer")),
@@ -205,7 +204,7 @@ class Layers(ctypes.Structure):
 
 
 class Attention(ctypes.Structure):
-    """Shapes and strides (in numbers) of one query a sequence; see sources/layer.h."""
+    """Shapes and strides (in numbers) of one query a sequence; see sources/structures.h."""
 
     _fields_ = [
         *(

@@ -19,16 +19,10 @@
 #include <thread>
 #include <vector>
 
-#include "gate.h"
-#include "matrix.h"
 #include "pool.h"
+#include "structures.h"
 
 using namespace expertune;  // NOLINT: a program of this library
-
-struct Experts {
-  Matrix up, down;
-  Gate gate;
-};
 
 extern "C" {
 const char* expertune_instruction_set(int64_t index);
@@ -42,15 +36,16 @@ void expertune_experts(void* context, const Experts* experts, const uint64_t* re
                        int64_t chosen, const int64_t* index, void* out);
 void expertune_plain(void* context, const Matrix* matrix, const void* record, int64_t first,
                      int64_t end, void* out, int64_t number);
-struct Attention {
-  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
-  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
-  double scale;
-};
 void expertune_attend(void* context, const Attention* a, const void* query, const void* keys,
                       const void* values, const float* mask, void* out);
 void expertune_norm(void* context, int64_t number, const void* x, const void* weight, int64_t tokens,
                     int64_t count, double epsilon, void* out);
+void expertune_route(void* context, const Router* router, const void* x, int64_t number,
+                     int64_t tokens, void* logits, void* weights, int64_t* index);
+void expertune_combine(void* context, int64_t number, const void* y, const void* weights,
+                       int64_t weights_number, int64_t tokens, int64_t chosen, int64_t columns,
+                       void* out);
+int64_t expertune_layers(void* context, Layers* layers);
 void expertune_gate(void* context, const Gate* gate, int64_t number, const float* g, const float* u,
                     float* out, int64_t count);
 double expertune_read_seconds(void* context, const void* memory, int64_t size);
@@ -88,9 +83,9 @@ struct Pages {
 };
 
 // By turns in a heap of its own size, and at the end of pages.
-class Block {
+class Memory {
  public:
-  explicit Block(int64_t size) : size_(size) {
+  explicit Memory(int64_t size) : size_(size) {
     static std::atomic<int64_t> made{0};
     if (++made % 2 == 0) {
       heap_.reset(new uint8_t[size]);
@@ -128,8 +123,8 @@ void touched_outside(int) {
 int64_t bytes_of(Number number) { return number == Number::kFloat32 ? 4 : 2; }
 
 // count numbers; a few are zero, below the smallest normal, or large.
-Block some_numbers(int64_t count, Number number) {
-  Block block(count * bytes_of(number));
+Memory some_numbers(int64_t count, Number number) {
+  Memory block(count * bytes_of(number));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t kind = below(40);
     const float value = kind == 0 ? 0.0f : kind == 1 ? 1e-40f : kind == 2 ? 100.0f : 1.0f;
@@ -139,7 +134,7 @@ Block some_numbers(int64_t count, Number number) {
 }
 
 // Equal bits, or both not a number.
-bool same(const Block& a, const Block& b, Number number, int64_t* where) {
+bool same(const Memory& a, const Memory& b, Number number, int64_t* where) {
   for (int64_t i = 0; i < a.size() / bytes_of(number); ++i) {
     if (std::memcmp(a.at(i * bytes_of(number)), b.at(i * bytes_of(number)), bytes_of(number)) == 0) {
       continue;
@@ -302,20 +297,20 @@ std::string described(const char* what, const Matrix& m, Number number, int64_t 
 
 void check_linear(const Sides& sides, Matrix m, Number number, int64_t tokens) {
   const int bias = static_cast<int>(below(4)) - 1;
-  const Block record = [&] {
-    Block made(lay_out(m, 0, static_cast<int>(below(3)), bias));
+  const Memory record = [&] {
+    Memory made(lay_out(m, 0, static_cast<int>(below(3)), bias));
     fill(m, made.at(), false);
     return made;
   }();
   const int64_t stride = m.columns + below(3);
-  const Block x = some_numbers((tokens - 1) * stride + m.columns, number);
+  const Memory x = some_numbers((tokens - 1) * stride + m.columns, number);
   const int64_t size = tokens * m.rows * bytes_of(number);
-  Block expected(size);
+  Memory expected(size);
   const auto kind = static_cast<int64_t>(number);
   expertune_linear(sides.reference, &m, record.at(), x.at(), kind, tokens, stride, expected.at(),
                    m.rows);
   each_side(sides, [&](const Side& side) {
-    Block found(size);
+    Memory found(size);
     expertune_linear(side.context, &m, record.at(), x.at(), kind, tokens, stride, found.at(),
                      m.rows);
     int64_t where;
@@ -326,15 +321,15 @@ void check_linear(const Sides& sides, Matrix m, Number number, int64_t tokens) {
 }
 
 void check_plain(const Sides& sides, Matrix m, Number number) {
-  Block record(lay_out(m, 0, static_cast<int>(below(3)), -1));
+  Memory record(lay_out(m, 0, static_cast<int>(below(3)), -1));
   fill(m, record.at(), true);
   const int64_t first = below(m.rows), end = first + 1 + below(m.rows - first);
   const int64_t size = (end - first) * m.columns * bytes_of(number);
-  Block expected(size);
+  Memory expected(size);
   const auto kind = static_cast<int64_t>(number);
   expertune_plain(sides.reference, &m, record.at(), first, end, expected.at(), kind);
   each_side(sides, [&](const Side& side) {
-    Block found(size);
+    Memory found(size);
     expertune_plain(side.context, &m, record.at(), first, end, found.at(), kind);
     int64_t where;
     if (!same(expected, found, number, &where)) {
@@ -349,7 +344,7 @@ Gate some_gate(int64_t form) {
 
 void check_gate(const Sides& sides, int64_t form, Number number, int64_t count) {
   const Gate gate = some_gate(form);
-  Block g(count * 4), u(count * 4), expected(count * 4);
+  Memory g(count * 4), u(count * 4), expected(count * 4);
   const float special[] = {0.0f, -0.0f, 1e-40f, 100.0f, -100.0f, 1e30f, -1e30f, HUGE_VALF, -HUGE_VALF,
                            NAN};
   for (int64_t i = 0; i < count; ++i) {
@@ -359,12 +354,12 @@ void check_gate(const Sides& sides, int64_t form, Number number, int64_t count) 
     put_number(u.at(), Number::kFloat32, i,
                rounded(kind >= 20 ? special[kind - 20] : 9 * some_value(), number));
   }
-  const auto floats = [](const Block& block) { return reinterpret_cast<const float*>(block.at()); };
+  const auto floats = [](const Memory& block) { return reinterpret_cast<const float*>(block.at()); };
   const auto kind = static_cast<int64_t>(number);
   expertune_gate(sides.reference, &gate, kind, floats(g), floats(u),
                  reinterpret_cast<float*>(expected.at()), count);
   each_side(sides, [&](const Side& side) {
-    Block found(count * 4);
+    Memory found(count * 4);
     expertune_gate(side.context, &gate, kind, floats(g), floats(u),
                    reinterpret_cast<float*>(found.at()), count);
     int64_t where;
@@ -385,15 +380,15 @@ void check_attend(const Sides& sides, Number number, int64_t length, int64_t wid
   a.key_stride = width, a.key_head = length * width, a.key_batch = heads * length * width;
   a.value_stride = value_width, a.value_head = length * value_width;
   a.value_batch = heads * length * value_width;
-  const Block query = some_numbers(sequences * heads * shared * width, number);
-  const Block keys = some_numbers(sequences * a.key_batch, number);
-  const Block values = some_numbers(sequences * a.value_batch, number);
-  Block mask = some_numbers(sequences * length, Number::kFloat32);
+  const Memory query = some_numbers(sequences * heads * shared * width, number);
+  const Memory keys = some_numbers(sequences * a.key_batch, number);
+  const Memory values = some_numbers(sequences * a.value_batch, number);
+  Memory mask = some_numbers(sequences * length, Number::kFloat32);
   const auto* added = masked ? reinterpret_cast<const float*>(mask.at()) : nullptr;
-  Block expected(sequences * heads * shared * value_width * size);
+  Memory expected(sequences * heads * shared * value_width * size);
   expertune_attend(sides.reference, &a, query.at(), keys.at(), values.at(), added, expected.at());
   each_side(sides, [&](const Side& side) {
-    Block found(expected.size());
+    Memory found(expected.size());
     expertune_attend(side.context, &a, query.at(), keys.at(), values.at(), added, found.at());
     int64_t where;
     if (!same(expected, found, number, &where)) {
@@ -403,12 +398,12 @@ void check_attend(const Sides& sides, Number number, int64_t length, int64_t wid
 }
 
 void check_norm(const Sides& sides, Number number, int64_t tokens, int64_t count) {
-  const Block x = some_numbers(tokens * count, number), weight = some_numbers(count, number);
-  Block expected(x.size());
+  const Memory x = some_numbers(tokens * count, number), weight = some_numbers(count, number);
+  Memory expected(x.size());
   const auto kind = static_cast<int64_t>(number);
   expertune_norm(sides.reference, kind, x.at(), weight.at(), tokens, count, 1e-6, expected.at());
   each_side(sides, [&](const Side& side) {
-    Block found(x.size());
+    Memory found(x.size());
     expertune_norm(side.context, kind, x.at(), weight.at(), tokens, count, 1e-6, found.at());
     int64_t where;
     if (!same(expected, found, number, &where)) {
@@ -429,8 +424,8 @@ void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hi
   const int last = static_cast<int>(below(3));
   const int64_t middle = lay_out(spec.up, 0, static_cast<int>(below(3)), static_cast<int>(below(4)) - 1);
   const int64_t record_size = lay_out(spec.down, middle, last, static_cast<int>(below(4)) - 1);
-  std::vector<Block> records;
-  Block addresses(kExperts * 8);
+  std::vector<Memory> records;
+  Memory addresses(kExperts * 8);
   for (int64_t expert = 0; expert < kExperts; ++expert) {
     records.emplace_back(record_size);
     fill(spec.up, records.back().at(), false);
@@ -439,22 +434,22 @@ void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hi
     std::memcpy(addresses.at(expert * 8), &address, 8);
   }
   const int64_t chosen = 1 + below(4);
-  Block index(tokens * chosen * 8);
+  Memory index(tokens * chosen * 8);
   for (int64_t i = 0; i < tokens * chosen; ++i) {
     const int64_t expert = below(kExperts + 2) - 1;  // -1 and kExperts are no experts
     std::memcpy(index.at(i * 8), &expert, 8);
   }
-  const Block x = some_numbers(tokens * hidden, number);
+  const Memory x = some_numbers(tokens * hidden, number);
   const int64_t size = tokens * chosen * hidden * bytes_of(number);
-  const auto run = [&](void* context, Block& out) {
+  const auto run = [&](void* context, Memory& out) {
     expertune_experts(context, &spec, reinterpret_cast<const uint64_t*>(addresses.at()), kExperts,
                       x.at(), static_cast<int64_t>(number), tokens, chosen,
                       reinterpret_cast<const int64_t*>(index.at()), out.at());
   };
-  Block expected(size);
+  Memory expected(size);
   run(sides.reference, expected);
   each_side(sides, [&](const Side& side) {
-    Block found(size);
+    Memory found(size);
     run(side.context, found);
     int64_t where;
     if (same(expected, found, number, &where)) return;
@@ -474,6 +469,186 @@ void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hi
       std::exit(1);
     }
   }
+}
+
+void check_combine(const Sides& sides, Number number, int64_t tokens, int64_t columns) {
+  const int64_t chosen = 1 + below(9);
+  const auto weights_number = static_cast<Number>(below(3));
+  const Memory y = some_numbers(tokens * chosen * columns, number);
+  const Memory weights = some_numbers(tokens * chosen, weights_number);
+  const auto run = [&](void* context, Memory& out) {
+    expertune_combine(context, static_cast<int64_t>(number), y.at(), weights.at(),
+                      static_cast<int64_t>(weights_number), tokens, chosen, columns, out.at());
+  };
+  Memory expected(tokens * columns * bytes_of(number));
+  run(sides.reference, expected);
+  each_side(sides, [&](const Side& side) {
+    Memory found(expected.size());
+    run(side.context, found);
+    int64_t where;
+    if (!same(expected, found, number, &where)) {
+      differs(side, std::string("sums of experts, ") + kNumberNames[static_cast<int>(number)], where);
+    }
+  });
+}
+
+void check_route(const Sides& sides, Number number, int64_t tokens, int64_t columns) {
+  const int64_t experts = 1 + below(70), chosen = 1 + below(std::min<int64_t>(experts, 9));
+  const auto weights_number = below(2) ? number : Number::kFloat32;
+  Router router = {};
+  router.block.matrix = {static_cast<int64_t>(below(2) ? Format::kBf16 : Format::kFp16), experts,
+                         columns, 0, 0, 0, 0, 0, -1};
+  Memory record(lay_out(router.block.matrix, 0, 1, static_cast<int>(below(4)) - 1));
+  fill(router.block.matrix, record.at(), false);
+  router.block.record = reinterpret_cast<uint64_t>(record.at());
+  router.form = below(2), router.chosen = chosen, router.normalized = below(2);
+  router.weights_number = static_cast<int64_t>(weights_number);
+  const Memory x = some_numbers(tokens * columns, number);
+  struct Found {
+    Memory logits, weights, index;
+  };
+  const auto run = [&](void* context) {
+    Found found = {Memory(tokens * experts * bytes_of(number)),
+                   Memory(tokens * chosen * bytes_of(weights_number)), Memory(tokens * chosen * 8)};
+    expertune_route(context, &router, x.at(), static_cast<int64_t>(number), tokens,
+                    found.logits.at(), found.weights.at(),
+                    reinterpret_cast<int64_t*>(found.index.at()));
+    return found;
+  };
+  const Found expected = run(sides.reference);
+  each_side(sides, [&](const Side& side) {
+    const Found found = run(side.context);
+    int64_t where = 0;
+    if (!same(expected.logits, found.logits, number, &where) ||
+        !same(expected.weights, found.weights, weights_number, &where) ||
+        std::memcmp(expected.index.at(), found.index.at(), found.index.size()) != 0) {
+      differs(side, described("router", router.block.matrix, number, tokens), where);
+    }
+  });
+}
+
+int64_t group_for(int64_t format) {
+  const auto own = static_cast<Format>(format);
+  return has_zeros(own) ? 16 : own == Format::kMxfp4 ? 32 : 64;
+}
+
+// Smaller scales, so that nothing overflows from layer to layer.
+void calm(const Matrix& m, uint8_t* record) {
+  uint8_t* scales = record + m.scales_offset;
+  const auto format = static_cast<Format>(m.format);
+  for (int64_t i = 0; i < scale_bytes(m); ++i) {
+    if (format == Format::kMxfp4) scales[i] = static_cast<uint8_t>(116 + below(4));
+  }
+  for (int64_t i = 0; format == Format::kFp8 && i < scale_bytes(m) / 4; ++i) {
+    const float scale = some_value() / 512;
+    std::memcpy(scales + 4 * i, &scale, 4);
+  }
+}
+
+// A matrix without a bias and its record, kept in `records`.
+expertune::Block some_block(int64_t format, int64_t rows, int64_t columns, std::vector<Memory>& records) {
+  Matrix m = {format, rows, columns, group_for(format), 16, 0, 0, 0, -1};
+  records.emplace_back(lay_out(m, 0, 1, -1));
+  fill(m, records.back().at(), false);
+  calm(m, records.back().at());
+  return {m, reinterpret_cast<uint64_t>(records.back().at())};
+}
+
+uint64_t norm_weight(int64_t count, Number number, std::vector<Memory>& records) {
+  records.push_back(some_numbers(count, number));
+  return reinterpret_cast<uint64_t>(records.back().at());
+}
+
+// Three decoder layers with keys and values of three tokens; the last one may lack a record.
+void check_layers(const Sides& sides, int64_t format, Number number, int64_t tokens) {
+  constexpr int64_t kLayers = 3, kExperts = 6, kRoom = 5, kHeld = 3;
+  const int64_t key_heads = 1 + below(2), heads = key_heads * (1 + below(2)), width = 32;
+  const int64_t hidden = 32 + 32 * below(2), inner = 32, chosen = 1 + below(4);
+  const int64_t rotated = below(2) ? width : width / 2, size = bytes_of(number);
+  const int64_t sixteen = static_cast<int64_t>(number == Number::kFp16 ? Format::kFp16 : Format::kBf16);
+  std::vector<Memory> records;
+  records.reserve(200);  // addresses stay
+  Experts spec = {};
+  spec.gate = some_gate(static_cast<int64_t>(GateForm::kProduct));
+  const int64_t group = group_for(format);
+  spec.up = {format, 2 * inner, hidden, group, 16, 0, 0, 0, -1};
+  spec.down = {format, hidden, inner, group, 16, 0, 0, 0, -1};
+  const int64_t record_size = lay_out(spec.down, lay_out(spec.up, 0, 1, -1), 1, -1);
+  std::vector<Front> fronts(kLayers);
+  Memory addresses(kLayers * kExperts * 8);
+  for (int64_t layer = 0; layer < kLayers; ++layer) {
+    Front& front = fronts[layer];
+    Step& step = front.step;
+    const auto whole = [&](int64_t rows, int64_t columns) {
+      Linear linear = {};
+      linear.count = 1, linear.rows = rows;
+      linear.blocks[0] = some_block(format, rows, columns, records);
+      return linear;
+    };
+    step.query = whole(heads * width, hidden), step.key = whole(key_heads * width, hidden);
+    step.value = whole(key_heads * width, hidden), step.output = whole(hidden, heads * width);
+    step.number = static_cast<int64_t>(number), step.width = width, step.rotated = rotated;
+    step.heads = heads, step.key_heads = key_heads, step.scale = 0.25;
+    step.clip = below(2) ? 0.0 : 1.0;
+    step.query_norm_width = below(2) ? width : 0, step.key_norm_width = step.query_norm_width;
+    step.query_norm = norm_weight(width, number, records);
+    step.key_norm = norm_weight(width, number, records);
+    step.query_epsilon = step.key_epsilon = front.input_epsilon = front.post_epsilon = 1e-6;
+    front.input_norm = norm_weight(hidden, number, records);
+    front.post_norm = norm_weight(hidden, number, records);
+    front.router = {some_block(sixteen, kExperts, hidden, records), below(2), chosen, below(2),
+                    below(2) ? static_cast<int64_t>(number) : 0};
+    for (int64_t expert = 0; expert < kExperts; ++expert) {
+      records.emplace_back(record_size);
+      fill(spec.up, records.back().at(), false);
+      fill(spec.down, records.back().at(), false);
+      calm(spec.up, records.back().at());
+      calm(spec.down, records.back().at());
+      const bool missing = layer == kLayers - 1 && below(4) == 0;
+      const uint64_t address = missing ? 0 : reinterpret_cast<uint64_t>(records.back().at());
+      std::memcpy(addresses.at((layer * kExperts + expert) * 8), &address, 8);
+    }
+  }
+  const Memory x = some_numbers(tokens * hidden, number);
+  const Memory cosine = some_numbers(tokens * rotated, number);
+  const Memory sine = some_numbers(tokens * rotated, number);
+  const Memory held = some_numbers(kLayers * 2 * tokens * key_heads * kRoom * width, number);
+  const int64_t one = tokens * key_heads * kRoom * width * size;
+  struct Found {
+    int64_t reached;
+    Memory states, first, second, index;
+  };
+  const auto run = [&](void* context) {
+    Found found = {0, Memory(held.size()), Memory(x.size()), Memory(x.size()),
+                   Memory(kLayers * tokens * chosen * 8)};
+    std::memcpy(found.states.at(), held.at(), held.size());
+    Memory normed(x.size()), logits(tokens * kExperts * size), weights(tokens * chosen * 4);
+    std::vector<Store> stores;
+    for (int64_t layer = 0; layer < kLayers; ++layer) {
+      const auto keys = reinterpret_cast<uint64_t>(found.states.at(2 * layer * one));
+      stores.push_back({keys, keys + one, kRoom});
+    }
+    const auto place = [](const auto* at) { return reinterpret_cast<uint64_t>(at); };
+    Layers layers = {kLayers, 0, tokens, kExperts, place(fronts.data()), place(&spec),
+                     place(addresses.at()), place(stores.data()), kHeld, place(x.at()),
+                     place(cosine.at()), place(sine.at()), tokens == 1 ? 0 : rotated,
+                     {place(found.first.at()), place(found.second.at())}, place(normed.at()),
+                     place(logits.at()), place(weights.at()), place(found.index.at()), 0, 0};
+    found.reached = expertune_layers(context, &layers);
+    return found;
+  };
+  const Found expected = run(sides.reference);
+  each_side(sides, [&](const Side& side) {
+    const Found found = run(side.context);
+    int64_t where = found.reached;
+    if (found.reached == expected.reached && same(expected.states, found.states, number, &where) &&
+        same(expected.first, found.first, number, &where) &&
+        same(expected.second, found.second, number, &where) &&
+        std::memcmp(expected.index.at(), found.index.at(), found.index.size()) == 0) {
+      return;
+    }
+    differs(side, described("decoder layers", spec.down, number, tokens), where);
+  });
 }
 
 // ---- which shapes ---------------------------------------------------------------------------------
@@ -544,9 +719,18 @@ void check_all(const Sides& sides) {
       }
       for (int64_t tokens : {1, 7}) {
         if (is_next()) check_norm(sides, own, tokens, length);
+        if (is_next()) check_combine(sides, own, tokens, length);
+        if (is_next()) check_route(sides, own, tokens, length);
       }
     }
     check_norm(sides, own, 9, 5000);
+    check_combine(sides, own, 9, 5000);
+    for (int64_t format = 0; format < kFormats; ++format) {
+      if (order_of(static_cast<Format>(format)) == Order::kPlain) continue;
+      for (int64_t tokens : {1, 2, 5}) {
+        if (is_next()) check_layers(sides, format, own, tokens);
+      }
+    }
   }
   for (int64_t form = 0; form < 6; ++form) {
     for (int number = 0; number < 3; ++number) {
@@ -602,19 +786,19 @@ void stress_callers() {
   void* context = expertune_open(3, 20, best);
   void* reference = expertune_open(1, 0, "reference");
   Matrix m = {static_cast<int64_t>(Format::kInt4), 200, 128, 32, 1, 0, 0, 0, -1};
-  Block record(lay_out(m, 0, 1, 1));
+  Memory record(lay_out(m, 0, 1, 1));
   fill(m, record.at(), false);
   const auto bf16 = static_cast<int64_t>(Number::kBf16);
   constexpr int64_t kTokens = 6;
-  const Block xs[2] = {some_numbers(kTokens * m.columns, Number::kBf16),
+  const Memory xs[2] = {some_numbers(kTokens * m.columns, Number::kBf16),
                        some_numbers(kTokens * m.columns, Number::kBf16)};
   std::atomic<int> wrong{0};
-  auto call = [&](const Block& x) {
-    Block expected(kTokens * m.rows * 2);
+  auto call = [&](const Memory& x) {
+    Memory expected(kTokens * m.rows * 2);
     expertune_linear(reference, &m, record.at(), x.at(), bf16, kTokens, m.columns, expected.at(),
                      m.rows);
     for (int i = 0; i < 200; ++i) {
-      Block found(kTokens * m.rows * 2);
+      Memory found(kTokens * m.rows * 2);
       expertune_linear(context, &m, record.at(), x.at(), bf16, kTokens, m.columns, found.at(),
                        m.rows);
       int64_t where;

@@ -1,16 +1,10 @@
 // The experts of a layer: gate, up, activation and down of every expert that is ready.
 #pragma once
-#include "gate.h"
+#include "structures.h"
 #include "workspace.h"
 
 namespace expertune {
 namespace {
-
-struct Experts {
-  Matrix up;    // gate and up together: [2F, D], or [F, D] without a gate
-  Matrix down;  // [D, F]
-  Gate gate;
-};
 
 struct Chosen {  // the tokens of one expert that is computed
   const uint8_t* record;

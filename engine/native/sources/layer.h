@@ -5,14 +5,6 @@
 namespace expertune {
 namespace {
 
-// One query of each of B sequences: query [B, Q, key_width], keys and values [B, H, length, width]
-// with the given strides in numbers; mask float32 [B, length] or null -> out [B, Q, value_width].
-struct Attention {
-  int64_t number, sequences, query_heads, heads, length, key_width, value_width;
-  int64_t key_batch, key_head, key_stride, value_batch, value_head, value_stride;
-  double scale;
-};
-
 void run_attention(Context& context, const Attention& a, const void* query, const void* keys,
                    const void* values, const float* mask, void* out) {
   const auto number = static_cast<Number>(a.number);
@@ -57,23 +49,6 @@ void norm_rows(Context& context, Number number, const void* x, uint64_t weight, 
     context.pool.each(tokens, one);
   }
 }
-
-// A linear layer: blocks of rows.
-struct Linear {
-  int64_t count;
-  int64_t rows;
-  Block blocks[8];
-};
-
-// A whole attention layer for one token of each sequence: projections, norms over `*_norm_width`
-// columns (0: none), clipping, rotation of the halves of a head's first `rotated` columns, keys and
-// values appended, attention, output.
-struct Step {
-  Linear query, key, value, output;
-  int64_t number, heads, key_heads, width, query_norm_width, key_norm_width, rotated;
-  uint64_t query_norm, key_norm;  // weights
-  double query_epsilon, key_epsilon, scale, clip;  // clip 0: none
-};
 
 // Into `targets`, writing to out [T, rows].
 void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Target>& targets) {
@@ -170,15 +145,6 @@ void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
   add_targets(step.output, static_cast<char*>(out), size, targets);
   run_linears(context, targets.data(), targets.size(), attended, number, tokens, wide);
 }
-
-// What comes before the experts of a decoder layer: norm, attention, its sum with the layer's
-// input, norm, router.
-struct Front {
-  Step step;
-  Router router;
-  uint64_t input_norm, post_norm;  // weights [D]
-  double input_epsilon, post_epsilon;
-};
 
 template <Number NUMBER>
 void add_numbers(const void* a, const void* b, int64_t count, void* out) {

@@ -8,28 +8,6 @@
 namespace expertune {
 namespace {
 
-struct Store {  // keys and values of a layer, [T, key_heads, room, width]
-  uint64_t keys, values;
-  int64_t room;
-};
-
-// One token of each of T sequences through layers first..count. Passed from Python.
-struct Layers {
-  int64_t count, first, tokens, experts_of_layer;
-  uint64_t fronts;   // of each layer
-  uint64_t experts;  // of every layer
-  uint64_t records;  // [count, experts_of_layer]: addresses; 0: not there
-  uint64_t stores;   // of each layer
-  int64_t position;  // of the token in every store
-  uint64_t x;        // [T, D]
-  uint64_t cosine, sine;
-  int64_t stride;
-  uint64_t residuals[2];            // [T, D]; a layer's result lies in that of its number
-  uint64_t normed, logits, weights; // of the last layer
-  uint64_t index;                   // [count, T, K]
-  double front_s, experts_s;        // seconds that were spent, added
-};
-
 template <class T>
 T* at_address(uint64_t address) {
   return reinterpret_cast<T*>(address);

@@ -1,26 +1,10 @@
 // Routers: a linear layer, then a softmax and the best experts of each token.
 #pragma once
-#include "gate.h"
 #include "linears.h"
+#include "structures.h"
 
 namespace expertune {
 namespace {
-
-// The numbers are part of the interface with engine/native/library.py.
-enum class RouterForm : int64_t {
-  kSoftmax = 0,          // over all experts, then the best
-  kSoftmaxOfChosen = 1,  // the best, then over those
-};
-
-struct Block {
-  Matrix matrix;
-  uint64_t record;
-};
-
-struct Router {
-  Block block;  // [E, D]; no rows: there is no router
-  int64_t form, chosen, normalized, weights_number;
-};
 
 // Where a router writes: logits [T, E] of the activations' number, weights [T, K], index [T, K].
 struct Routed {
