@@ -11,9 +11,9 @@ inline const uint8_t* row_of(const Matrix& m, const uint8_t* record, int64_t row
   return record + m.codes_offset + row * row_bytes((Format)m.format, m.columns);
 }
 
-// Rows are read one after the other, as one stream: several at once defeat the processor's own
-// prefetching (measured: 13 instead of 24 GB/s a thread with four). Their lanes are added 16 rows at
-// a time. A tile is one row times T tokens.
+// One token's rows are read one after the other, as one stream: several at once defeat the
+// processor's own prefetching (measured: 13 instead of 24 GB/s a thread with four). Their lanes are
+// added 16 rows at a time. A tile is R rows times T tokens.
 
 // Packed codes are asked for this many bytes ahead: 20 instead of 16 GB/s from pages of 4 kB, which
 // the processor's own prefetching does not cross; from huge pages it changes little.
@@ -35,52 +35,66 @@ struct PackedTile {
     else return pair_scales(p + 4 * group, count);
   }
 
-  template <int STEP, int T>
-  static inline void step(W words, Table codebook, const float* const (&x)[T], V (&sum)[T]) {
+  template <int STEP, int R, int T>
+  static inline void step(const W (&words)[R], Table codebook, const float* const (&x)[T],
+                          V (&sum)[R][T]) {
     constexpr int kNumber = STEP % 2 == 0 ? 4 + STEP / 2 : STEP / 2;
-    const V weight = code<BITS, kE2m1, kNumber>(words, codebook);
-    for (int t = 0; t < T; ++t) sum[t] = fma(weight, load(x[t] + STEP * kLanes), sum[t]);
+    V weight[R];
+    for (int r = 0; r < R; ++r) weight[r] = code<BITS, kE2m1, kNumber>(words[r], codebook);
+    for (int t = 0; t < T; ++t) {
+      const V value = load(x[t] + STEP * kLanes);
+      for (int r = 0; r < R; ++r) sum[r][t] = fma(weight[r], value, sum[r][t]);
+    }
   }
 
-  template <int T>
-  static inline void block(const uint8_t* codes, Table codebook, const float* const (&x)[T],
-                           V (&sum)[T]) {
-    const W words = kept(packed<BITS>(codes));
-    step<0, T>(words, codebook, x, sum);
-    step<1, T>(words, codebook, x, sum);
-    step<2, T>(words, codebook, x, sum);
-    step<3, T>(words, codebook, x, sum);
-    step<4, T>(words, codebook, x, sum);
-    step<5, T>(words, codebook, x, sum);
-    step<6, T>(words, codebook, x, sum);
-    step<7, T>(words, codebook, x, sum);
+  template <int R, int T>
+  static inline void block(const uint8_t* const (&codes)[R], Table codebook,
+                           const float* const (&x)[T], V (&sum)[R][T]) {
+    W words[R];
+    for (int r = 0; r < R; ++r) words[r] = kept(packed<BITS>(codes[r]));
+    step<0, R, T>(words, codebook, x, sum);
+    step<1, R, T>(words, codebook, x, sum);
+    step<2, R, T>(words, codebook, x, sum);
+    step<3, R, T>(words, codebook, x, sum);
+    step<4, R, T>(words, codebook, x, sum);
+    step<5, R, T>(words, codebook, x, sum);
+    step<6, R, T>(words, codebook, x, sum);
+    step<7, R, T>(words, codebook, x, sum);
   }
 
 #if defined(EXPERTUNE_BF16)
   // Two codes of a lane at once: these products add the upper of a pair first, then the lower, each
   // in one fused step. Codes 0 to 3 lie in the lower half of a lane.
-  template <int STEP, int T>
-  static inline void pair_step(__m512i words, __m512i codebook, const uint16_t* const (&x)[T],
-                               V (&sum)[T]) {
-    const __m512i weight =
-        _mm512_permutexvar_epi16(_mm512_srli_epi16(words, BITS * STEP), codebook);
+  template <int STEP, int R, int T>
+  static inline void pair_step(const W (&words)[R], __m512i codebook, const uint16_t* const (&x)[T],
+                               V (&sum)[R][T]) {
+    __m512i weight[R];
+    for (int r = 0; r < R; ++r) {
+      weight[r] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[r].a, BITS * STEP), codebook);
+    }
     for (int t = 0; t < T; ++t) {
       const __m512i value = _mm512_loadu_si512(x[t] + STEP * 2 * kLanes);
-      sum[t].a = _mm512_dpbf16_ps(sum[t].a, (__m512bh)weight, (__m512bh)value);
+      for (int r = 0; r < R; ++r) {
+        sum[r][t].a = _mm512_dpbf16_ps(sum[r][t].a, (__m512bh)weight[r], (__m512bh)value);
+      }
     }
   }
 
-  template <int T>
-  static inline void block(const uint8_t* codes, __m512i codebook, const uint16_t* const (&x)[T],
-                           V (&sum)[T]) {
-    __m512i words = kept(packed<BITS>(codes)).a;
-    if constexpr (BITS != 4) {
-      words = _mm512_mask_blend_epi16(0xaaaaaaaa, words, _mm512_slli_epi32(words, 16 - 4 * BITS));
+  template <int R, int T>
+  static inline void block(const uint8_t* const (&codes)[R], __m512i codebook,
+                           const uint16_t* const (&x)[T], V (&sum)[R][T]) {
+    W words[R];
+    for (int r = 0; r < R; ++r) {
+      words[r] = kept(packed<BITS>(codes[r]));
+      if constexpr (BITS != 4) {
+        const __m512i upper = _mm512_slli_epi32(words[r].a, 16 - 4 * BITS);
+        words[r].a = _mm512_mask_blend_epi16(0xaaaaaaaa, words[r].a, upper);
+      }
     }
-    pair_step<0, T>(words, codebook, x, sum);
-    pair_step<1, T>(words, codebook, x, sum);
-    pair_step<2, T>(words, codebook, x, sum);
-    pair_step<3, T>(words, codebook, x, sum);
+    pair_step<0, R, T>(words, codebook, x, sum);
+    pair_step<1, R, T>(words, codebook, x, sum);
+    pair_step<2, R, T>(words, codebook, x, sum);
+    pair_step<3, R, T>(words, codebook, x, sum);
   }
 
   static inline __m512i pair_table() {
@@ -93,70 +107,91 @@ struct PackedTile {
   }
 #endif
 
+  // total[r][t] += scale of row r times what a block of its codes gives for token t.
+  template <int R, int T, class X, class Codebook>
+  static inline void add_block(const uint8_t* const (&codes)[R], Codebook codebook,
+                               const X* const (&x)[T], const Spread<kGroups> (&spread)[R], int number,
+                               V (&total)[R][T]) {
+    V sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = zero();
+    }
+    block<R, T>(codes, codebook, x, sum);
+    for (int r = 0; r < R; ++r) {
+      const V scale = spread[r].of(number);
+      for (int t = 0; t < T; ++t) total[r][t] = fma(scale, sum[r][t], total[r][t]);
+    }
+  }
+
   // X: float, or uint16_t for pairs of bf16.
-  template <int T, class X, class Codebook>
-  static inline void sum_blocks(const Matrix& m, const uint8_t* codes, const uint8_t* own_scales,
-                                Codebook codebook, const X* (&x)[T], V (&total)[T]) {
+  template <int R, int T, class X, class Codebook>
+  static inline void sum_blocks(const Matrix& m, const uint8_t* (&codes)[R],
+                                const uint8_t* const (&own_scales)[R], Codebook codebook,
+                                const X* (&x)[T], V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
     const int64_t whole = m.columns / kPackedColumns;
     int64_t number = 0;
     for (int64_t group = 0; group < groups; group += kLanes) {
-      const Spread<kGroups> spread(scales(own_scales, group, groups));
+      Spread<kGroups> spread[R];
+      for (int r = 0; r < R; ++r) {
+        spread[r] = Spread<kGroups>(scales(own_scales[r], group, groups));
+      }
       const int64_t left = whole - number;
       const int end = (int)(left < kBlocksOfScales ? left : kBlocksOfScales);
       for (int i = 0; i < end; ++i) {
-        V sum[T];
-        for (int t = 0; t < T; ++t) sum[t] = zero();
-        __builtin_prefetch(codes + kAhead, 0, 3);
-        block<T>(codes, codebook, x, sum);
-        const V scale = spread.of(i);
-        for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
-        codes += kCodeBytes;
+        for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + kAhead, 0, 3);
+        add_block<R, T>(codes, codebook, x, spread, i, total);
+        for (int r = 0; r < R; ++r) codes[r] += kCodeBytes;
         for (int t = 0; t < T; ++t) x[t] += kPackedColumns;
       }
       number += end;
       if (end == kBlocksOfScales || m.columns % kPackedColumns == 0) continue;
-      alignas(64) uint8_t rest[64] = {};  // the columns after the last whole block
-      std::memcpy(rest, codes, m.columns % kPackedColumns * BITS / 8);
-      V sum[T];
-      for (int t = 0; t < T; ++t) sum[t] = zero();
-      block<T>(rest, codebook, x, sum);
-      const V scale = spread.of(end);
-      for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
+      alignas(64) uint8_t rest[R][64] = {};  // the columns after the last whole block
+      const uint8_t* ends[R];
+      for (int r = 0; r < R; ++r) {
+        std::memcpy(rest[r], codes[r], m.columns % kPackedColumns * BITS / 8);
+        ends[r] = rest[r];
+      }
+      add_block<R, T>(ends, codebook, x, spread, end, total);
     }
   }
 
-  // The lanes of one row times T tokens.
-  template <int T>
+  // The lanes of R rows times T tokens.
+  template <int R, int T>
   static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[T]) {
+                           int64_t token, V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
-    const uint8_t* codes = record + m.codes_offset + row * (m.columns * BITS / 8);
-    const uint8_t* own_scales = record + m.scales_offset + row * groups * (kE2m1 ? 1 : 4);
-    for (int t = 0; t < T; ++t) total[t] = zero();
+    const uint8_t *codes[R], *own_scales[R];
+    for (int r = 0; r < R; ++r) {
+      codes[r] = record + m.codes_offset + (row + r) * (m.columns * BITS / 8);
+      own_scales[r] = record + m.scales_offset + (row + r) * groups * (kE2m1 ? 1 : 4);
+      for (int t = 0; t < T; ++t) total[r][t] = zero();
+    }
 #if defined(EXPERTUNE_BF16)
     if (x.pairs != nullptr) {
       const uint16_t* values[T];
       for (int t = 0; t < T; ++t) values[t] = x.pairs + x.at(token + t) * x.width;
-      sum_blocks<T>(m, codes, own_scales, pair_table(), values, total);
+      sum_blocks<R, T>(m, codes, own_scales, pair_table(), values, total);
     } else
 #endif
     {
       const float* values[T];
       for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
-      sum_blocks<T>(m, codes, own_scales, table<BITS, kE2m1>(), values, total);
+      sum_blocks<R, T>(m, codes, own_scales, table<BITS, kE2m1>(), values, total);
     }
     if constexpr (!kE2m1) {
-      V zeros[T];
-      for (int t = 0; t < T; ++t) zeros[t] = zero();
-      for (int64_t group = 0; group < groups; group += kLanes) {
-        const V zero_points = zeros_of(scales(own_scales, group, groups));
-        for (int t = 0; t < T; ++t) {
-          const float* sums = x.sums + x.at(token + t) * x.sums_width + group;
-          zeros[t] = fma(zero_points, load(sums), zeros[t]);
+      for (int r = 0; r < R; ++r) {
+        V zeros[T];
+        for (int t = 0; t < T; ++t) zeros[t] = zero();
+        for (int64_t group = 0; group < groups; group += kLanes) {
+          const V zero_points = zeros_of(scales(own_scales[r], group, groups));
+          for (int t = 0; t < T; ++t) {
+            const float* sums = x.sums + x.at(token + t) * x.sums_width + group;
+            zeros[t] = fma(zero_points, load(sums), zeros[t]);
+          }
         }
+        for (int t = 0; t < T; ++t) total[r][t] = add(total[r][t], zeros[t]);
       }
-      for (int t = 0; t < T; ++t) total[t] = add(total[t], zeros[t]);
     }
   }
 
@@ -166,30 +201,43 @@ struct PackedTile {
 // ---- weights of 16 and 8 bits ---------------------------------------------------------------------
 
 struct PairsTile {
-  template <int T>
+  template <int R, int T>
   static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[T]) {
-    const uint8_t* at = record + m.codes_offset + row * m.columns * 2;
-    for (int t = 0; t < T; ++t) total[t] = zero();
+                           int64_t token, V (&total)[R][T]) {
+    const uint8_t* at[R];
+    for (int r = 0; r < R; ++r) {
+      at[r] = record + m.codes_offset + (row + r) * m.columns * 2;
+      for (int t = 0; t < T; ++t) total[r][t] = zero();
+    }
     const int64_t whole = m.columns / 32;
-    alignas(64) uint8_t end[64] = {};
-    for (int64_t block = 0; block < x.blocks; ++block, at += 64) {
-      if (block == whole) {
-        std::memcpy(end, at, (m.columns - whole * 32) * 2);
-        at = end;
+    alignas(64) uint8_t end[R][64] = {};
+    for (int64_t block = 0; block < x.blocks; ++block) {
+      W words[R];
+      for (int r = 0; r < R; ++r) {
+        if (block == whole) {
+          std::memcpy(end[r], at[r], (m.columns - whole * 32) * 2);
+          at[r] = end[r];
+        }
+        words[r] = load_words(at[r]);
+        at[r] += 64;
       }
-      const W words = load_words(at);
       for (int t = 0; t < T; ++t) {
+        const int64_t place = x.at(token + t) * x.width + block * 32;
 #if defined(EXPERTUNE_BF16)
         if (x.pairs != nullptr) {
-          const __m512i value = _mm512_loadu_si512(x.pairs + x.at(token + t) * x.width + block * 32);
-          total[t].a = _mm512_dpbf16_ps(total[t].a, (__m512bh)words.a, (__m512bh)value);
+          const __m512i value = _mm512_loadu_si512(x.pairs + place);
+          for (int r = 0; r < R; ++r) {
+            total[r][t].a =
+                _mm512_dpbf16_ps(total[r][t].a, (__m512bh)words[r].a, (__m512bh)value);
+          }
           continue;
         }
 #endif
-        const float* values = x.values + x.at(token + t) * x.width + block * 32;
-        total[t] = fma(as_floats(bf16_pairs_upper(words)), load(values), total[t]);
-        total[t] = fma(as_floats(bf16_pairs_lower(words)), load(values + kLanes), total[t]);
+        const V first = load(x.values + place), second = load(x.values + place + kLanes);
+        for (int r = 0; r < R; ++r) {
+          total[r][t] = fma(as_floats(bf16_pairs_upper(words[r])), first, total[r][t]);
+          total[r][t] = fma(as_floats(bf16_pairs_lower(words[r])), second, total[r][t]);
+        }
       }
     }
   }
@@ -209,39 +257,49 @@ struct NaturalTile {
   static constexpr bool kBlocked = FORMAT == Format::kFp8;
   static constexpr int kBytes = FORMAT == Format::kFp16 ? 2 : 1;
 
-  template <int T>
+  template <int R, int T>
   static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[T]) {
-    const uint8_t* at = record + m.codes_offset + row * m.columns * kBytes;
-    const float* scales = nullptr;
-    if constexpr (kBlocked) {
-      const int64_t across = (m.columns + m.group - 1) / m.group;
-      scales = (const float*)(record + m.scales_offset) + row / m.block_rows * across;
+                           int64_t token, V (&total)[R][T]) {
+    const uint8_t* at[R];
+    const float* scales[R] = {};
+    for (int r = 0; r < R; ++r) {
+      at[r] = record + m.codes_offset + (row + r) * m.columns * kBytes;
+      if constexpr (kBlocked) {
+        const int64_t across = (m.columns + m.group - 1) / m.group;
+        scales[r] = (const float*)(record + m.scales_offset) + (row + r) / m.block_rows * across;
+      }
+      for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
-    for (int t = 0; t < T; ++t) total[t] = zero();
     const int64_t whole = m.columns / 64;
-    alignas(64) uint8_t end[64 * kBytes] = {};
+    alignas(64) uint8_t end[R][64 * kBytes] = {};
     const float* values[T];
     for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
-    for (int64_t block = 0; block < x.blocks; ++block, at += 64 * kBytes) {
-      if (block == whole) {
-        std::memcpy(end, at, (m.columns - whole * 64) * kBytes);
-        at = end;
+    for (int64_t block = 0; block < x.blocks; ++block) {
+      V sum[R][T];
+      for (int r = 0; r < R; ++r) {
+        if (block == whole) {
+          std::memcpy(end[r], at[r], (m.columns - whole * 64) * kBytes);
+          at[r] = end[r];
+        }
+        __builtin_prefetch(at[r] + kAhead, 0, 3);
+        for (int t = 0; t < T; ++t) sum[r][t] = kBlocked ? zero() : total[r][t];
       }
-      V sum[T];
-      for (int t = 0; t < T; ++t) sum[t] = kBlocked ? zero() : total[t];
-      __builtin_prefetch(at + kAhead, 0, 3);
       for (int step = 0; step < 4; ++step) {
-        const V weight = sixteen<FORMAT>(at + step * kLanes * kBytes);
+        V weight[R];
+        for (int r = 0; r < R; ++r) weight[r] = sixteen<FORMAT>(at[r] + step * kLanes * kBytes);
         for (int t = 0; t < T; ++t) {
-          sum[t] = fma(weight, load(values[t] + block * 64 + step * kLanes), sum[t]);
+          const V value = load(values[t] + block * 64 + step * kLanes);
+          for (int r = 0; r < R; ++r) sum[r][t] = fma(weight[r], value, sum[r][t]);
         }
       }
-      if constexpr (kBlocked) {
-        const V scale = all(scales[block * 64 / m.group]);
-        for (int t = 0; t < T; ++t) total[t] = fma(scale, sum[t], total[t]);
-      } else {
-        for (int t = 0; t < T; ++t) total[t] = sum[t];
+      for (int r = 0; r < R; ++r) {
+        at[r] += 64 * kBytes;
+        if constexpr (kBlocked) {
+          const V scale = all(scales[r][block * 64 / m.group]);
+          for (int t = 0; t < T; ++t) total[r][t] = fma(scale, sum[r][t], total[r][t]);
+        } else {
+          for (int t = 0; t < T; ++t) total[r][t] = sum[r][t];
+        }
       }
     }
   }
@@ -304,20 +362,34 @@ inline void columns_rows(const Matrix& m, const uint8_t* record, int64_t first, 
 // ---- rows and tokens in tiles ---------------------------------------------------------------------
 
 #if defined(EXPERTUNE_AVX512)
-constexpr int kTileTokens = 4;
+constexpr int kTileTokens = 4, kRowsAtOnce = 2;
 #else
-constexpr int kTileTokens = 2;
+constexpr int kTileTokens = 2, kRowsAtOnce = 1;  // half the registers
 #endif
 
-// Up to 16 rows times T tokens, from token `token` on.
+// R rows times T tokens: their lanes.
+template <class Tile, int R, int T>
+inline void lanes_of_rows(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                          int64_t token, float (&lanes)[T][kLanes * kLanes], int64_t place) {
+  V total[R][T];
+  Tile::template lanes<R, T>(m, record, row, x, token, total);
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) store(lanes[t] + (place + r) * kLanes, total[r][t]);
+  }
+}
+
+// Up to 16 rows times T tokens, from token `token` on. Several tokens read two rows at once: what is
+// loaded of a token then serves both.
 template <class Tile, int T>
 inline void rows_of_tokens(const Matrix& m, const uint8_t* record, int64_t first, int64_t count,
                            const Prepared& x, int64_t token, float* y, int64_t stride) {
   alignas(64) float lanes[T][kLanes * kLanes];
-  for (int64_t row = 0; row < count; ++row) {
-    V total[T];
-    Tile::template lanes<T>(m, record, first + row, x, token, total);
-    for (int t = 0; t < T; ++t) store(lanes[t] + row * kLanes, total[t]);
+  int64_t row = 0;
+  for (; kRowsAtOnce > 1 && T > 1 && row + kRowsAtOnce <= count; row += kRowsAtOnce) {
+    lanes_of_rows<Tile, kRowsAtOnce, T>(m, record, first + row, x, token, lanes, row);
+  }
+  for (; row < count; ++row) {
+    lanes_of_rows<Tile, 1, T>(m, record, first + row, x, token, lanes, row);
   }
   for (int t = 0; t < T; ++t) {
     float* out = y + (token + t) * stride;

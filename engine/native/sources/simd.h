@@ -137,6 +137,7 @@ inline V zeros_of(Scales s) { return {s.zero_point}; }
 template <int GROUPS>
 struct Spread {
   __m512 scale;
+  Spread() = default;
   inline explicit Spread(Scales s) : scale(s.scale) {}
   inline V of(int block) const {
     static constexpr SpreadTable<GROUPS> kTable = {};
@@ -415,6 +416,7 @@ inline Scales e8m0_scales(const uint8_t* p, int64_t count) {
 template <int GROUPS>
 struct Spread {
   float scale[kLanes];
+  Spread() = default;
   inline explicit Spread(Scales s) { store(scale, s.scale); }
   inline V of(int block) const {
     const float* own = scale + block * GROUPS;
