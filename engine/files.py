@@ -35,6 +35,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(stream.name, 0o644)
         os.replace(stream.name, path)
         undo.pop_all()
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder safely on disk: a file that was moved there stays after a crash.
+
+    Raises OSError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
