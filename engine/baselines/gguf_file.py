@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from engine.derived.file import DerivedKind, is_whole, seal
+from engine.derived.scratch import scratch_folder
 from engine.errors import ModelError, RemoteCodeError, StorageError
 from engine.model.checkpoint import Checkpoint
 from engine.types import format_bytes
@@ -75,7 +76,6 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
         entry.size_bytes * 9 // 32 if "expert" in entry.name else entry.size_bytes
         for entry in checkpoint.tensors.values()
     )
-    partial = target.with_name(f"q4_0.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -84,12 +84,12 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
                 f"a GGUF of this model may take {format_bytes(total)} in {target.parent}, "
                 f"{format_bytes(free)} are free: make room or set XDG_CACHE_HOME to a larger disk"
             )
-        _convert(folder, partial, lambda done: progress("convert", done, expected))
-        seal(partial, target, GGUF)
+        with scratch_folder(cache_folder) as scratch:
+            partial = scratch / target.name
+            _convert(folder, partial, lambda done: progress("convert", done, expected))
+            seal(partial, target, GGUF)
     except OSError as error:
         raise StorageError(f"{target.parent} cannot be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
