@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.derived.file import DerivedKind, drop, has_seal, load, read_named, writing
+from engine.derived.file import DerivedKind, drop, is_sealed, load, read_named, writing
 from engine.errors import UnreadableError
 
 T = TypeVar("T")
@@ -83,6 +83,6 @@ def adopt_arrays(path: Path, kind: DerivedKind) -> Arrays | None:
         drop(path, kind, error.reason)
         return None
     with contextlib.suppress(OSError):  # in a folder that cannot be written it stays as it is
-        if not has_seal(path, kind):
+        if not is_sealed(path, kind):
             save_arrays(path, kind, found)
     return found

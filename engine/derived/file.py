@@ -89,7 +89,7 @@ def read(path: Path, kind: DerivedKind) -> bytes:
         return stream.read(content_bytes)
 
 
-def has_seal(path: Path, kind: DerivedKind) -> bool:
+def is_sealed(path: Path, kind: DerivedKind) -> bool:
     """Whether a file is one of this kind with its checksum."""
     try:
         verify(path, kind)

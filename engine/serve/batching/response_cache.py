@@ -176,9 +176,10 @@ def _connected(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(
                 f"it is of version {version}, this release reads {ANSWERS.version}"
             )
+        # first, so that another process that opens it now finds no table without a version
+        file.execute(f"PRAGMA user_version={ANSWERS.version}")
         file.execute(_TABLE)
         file.execute("CREATE INDEX IF NOT EXISTS answer_used ON answer (used)")
-        file.execute(f"PRAGMA user_version={ANSWERS.version}")
         undo.pop_all()
     return file
 

@@ -34,6 +34,14 @@ SILENT = {
     ("evaluation journal", "bit 5 at 1.0"),
     ("answers", "empty"),
 }
+WITH_LIST = {"manifest", "pack journal"}
+CASES = [
+    (name, way)
+    for name in SUBJECTS
+    for way in DAMAGES
+    if (way != "list cut short" or name in WITH_LIST)
+    and (name != "described file" or way not in ("earlier release", "other version"))
+]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -48,9 +56,12 @@ def damage(subject: Subject, name: str, way: str) -> bool:
     before = subject.path.read_bytes()
     if way == "other version" and name in LINES:
         rewrite_header(subject.path, subject.kind)
-    elif way == "other version" and name == "answers":
+    elif way == "earlier release" and name in LINES:
+        lines = (line.partition(b" ")[2] for line in before.splitlines(keepends=True)[1:])
+        subject.path.write_bytes(b"".join(lines))
+    elif way in ("other version", "earlier release") and name == "answers":
         with sqlite3.connect(subject.path) as file:
-            file.execute("PRAGMA user_version=98765")
+            file.execute(f"PRAGMA user_version={98765 if way == 'other version' else 0}")
         file.close()
     else:
         subject.path.write_bytes(DAMAGES[way](before))
@@ -67,8 +78,7 @@ def is_right_or_absent(found: Any, right: Any) -> bool:
 def survive(subject: Subject, name: str, way: str, caplog: pytest.LogCaptureFixture) -> None:
     """Write, damage, read, make again."""
     subject.write()
-    if not damage(subject, name, way):
-        return
+    assert damage(subject, name, way), "it must change something"
     caplog.clear()
     found = subject.read()
     said = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
@@ -83,8 +93,7 @@ def survive(subject: Subject, name: str, way: str, caplog: pytest.LogCaptureFixt
     assert subject.read() == subject.right
 
 
-@pytest.mark.parametrize("way", DAMAGES)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize(("name", "way"), CASES)
 def test_no_damage_is_taken_for_a_value(
     name: str,
     way: str,
@@ -147,8 +156,9 @@ def test_arrays_are_read_and_written_in_one_place() -> None:
     assert found == {"engine/derived/arrays.py", "engine/evaluate/divergence.py"}
 
 
-@pytest.mark.parametrize("way", DAMAGES)
-@pytest.mark.parametrize("name", ["trace", "timings", "learned"])
+@pytest.mark.parametrize(
+    ("name", "way"), [case for case in CASES if case[0] in ("trace", "timings", "learned")]
+)
 def test_a_file_that_the_user_named_is_refused_and_stays(
     name: str, way: str, folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
