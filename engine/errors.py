@@ -15,6 +15,7 @@ EngineError
 │   └── UnreachableTaskError its data cannot be reached (exit 1)
 ├── EvaluationError       an evaluation gave unusable values, such as NaN
 ├── StorageError          disk full, read-only, unwritable
+│   └── UnreadableError   a file that expertune wrote is damaged or of another release
 ├── PackError             an expert pack is incomplete or belongs to something else
 └── ProtocolError         a message between the tuner and the worker cannot be read
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 from engine.types import FailureClass
@@ -113,6 +115,18 @@ class StorageError(EngineError):
     """A folder or file cannot be written or read."""
 
     failure = "storage"
+
+
+class UnreadableError(StorageError):
+    """A file that expertune wrote is damaged, or of another release.
+
+    reason: why, without the file's name; has_seal: it ends with a checksum, whatever that says.
+    """
+
+    def __init__(self, name: str, path: Path, reason: str, *, has_seal: bool = False) -> None:
+        super().__init__(f"the {name} {path} cannot be used: {reason}")
+        self.reason = reason
+        self.has_seal = has_seal
 
 
 class PackError(EngineError):

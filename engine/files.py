@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(stream.name, 0o644)
         os.replace(stream.name, path)
         undo.pop_all()
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder safely on disk: a file that was moved there stays after a crash.
+
+    Does nothing where the folder may not be read, or its file system cannot. Raises OSError.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def write_atomically(path: Path, text: str) -> None:

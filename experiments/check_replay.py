@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
-from engine.facts.timings import ModelTimings, load_timings, save_timings
+from engine.facts.timings import ModelTimings, read_timings, save_timings
 from engine.replay.simulate import replay
 from engine.trace.trace import Trace, load_trace
 from tuner.cli.options import open_session
@@ -114,7 +114,7 @@ def frozen_timings(
 ) -> ModelTimings:
     """Returns the timings, measured once before any of the drawn configs runs."""
     path = output.with_suffix(".timings.json")
-    found = load_timings(path)
+    found = read_timings(path) if path.is_file() else None
     if found is None:
         text = load_workload(default_workload())
         capacity = base.overlay({"kv.max_tokens": 256})

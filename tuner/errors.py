@@ -6,6 +6,7 @@ TunerError               anything that a user or a machine can cause (exit 1)
 │   └── DeploymentError  a deployment YAML
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
+│   └── StoreLostError    its file was removed or replaced while it was open
 ├── StudyError           a study is missing, taken or belongs to something else
 │   ├── MissingStudyError there is none of this name (exit 2)
 │   ├── BusyStudyError    it is queued or running already, or its definition differs
@@ -59,6 +60,10 @@ class InfeasibleStudyError(TunerError):
 
 class StoreError(TunerError):
     """The database cannot be opened, read or written."""
+
+
+class StoreLostError(StoreError):
+    """The database's file was removed or replaced while it was open."""
 
 
 class StudyError(TunerError):

@@ -41,15 +41,16 @@ def main() -> int:
 
 
 def _make_baseline(name: BaselineName, emit: Emit) -> Runner:
-    if name in LLAMA_CPP_BASELINES:
-        import platformdirs
+    import platformdirs
 
+    cache_folder = Path(platformdirs.user_cache_dir("expertune"))
+    if name in LLAMA_CPP_BASELINES:
         from engine.baselines.llama_cpp_baseline import LlamaCppBaseline
 
-        return LlamaCppBaseline(name, Path(platformdirs.user_cache_dir("expertune")), emit)
+        return LlamaCppBaseline(name, cache_folder, emit)
     from engine.baselines.transformers_baseline import TransformersBaseline
 
-    return TransformersBaseline(name)
+    return TransformersBaseline(name, cache_folder)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from engine.derived.file import DerivedKind, is_whole, seal
+from engine.derived.scratch import scratch_folder
 from engine.errors import ModelError, RemoteCodeError, StorageError
 from engine.model.checkpoint import Checkpoint
 from engine.types import format_bytes
 
 QUANTIZATION = "q4_0 experts, f16 dense"
+GGUF = DerivedKind("GGUF file", 1, "the checkpoint is converted again")
 Progress = Callable[[str, int, int], None]
 
 # llama.cpp's graphs of these families normalise the chosen experts' weights always, or never,
@@ -58,14 +61,14 @@ def check_comparable(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
-    """The path of the GGUF file; converts the checkpoint first if the file is missing.
+    """The path of the GGUF file; converts the checkpoint first if the file is missing or damaged.
 
     progress: called with the bytes written so far and the expected total. Raises StorageError if
     there is not enough disk space, ModelError if the converter fails.
     """
     checkpoint = Checkpoint(folder)
     target = cache_folder / "gguf" / checkpoint.fingerprint / "q4_0.gguf"
-    if target.is_file():
+    if is_whole(target, GGUF):
         return target
     # 4 bits and a scale for each 32 weights, from 16 bits; the non-expert weights keep their size
     total = sum(entry.size_bytes for entry in checkpoint.tensors.values())
@@ -73,7 +76,6 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
         entry.size_bytes * 9 // 32 if "expert" in entry.name else entry.size_bytes
         for entry in checkpoint.tensors.values()
     )
-    partial = target.with_name(f"q4_0.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -82,12 +84,12 @@ def ensure_gguf(folder: Path, cache_folder: Path, progress: Progress) -> Path:
                 f"a GGUF of this model may take {format_bytes(total)} in {target.parent}, "
                 f"{format_bytes(free)} are free: make room or set XDG_CACHE_HOME to a larger disk"
             )
-        _convert(folder, partial, lambda done: progress("convert", done, expected))
-        partial.replace(target)
+        with scratch_folder(cache_folder) as scratch:
+            partial = scratch / target.name
+            _convert(folder, partial, lambda done: progress("convert", done, expected))
+            seal(partial, target, GGUF)
     except OSError as error:
         raise StorageError(f"{target.parent} cannot be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -6,8 +6,8 @@ Both run the 16-bit checkpoint with transformers' own experts and KV cache, one 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from engine.baselines.measurement import BaselineMeasurement, SequenceTiming
 from engine.baselines.memory_group import bounded_memory, drop_page_cache
 from engine.config.settings import EngineConfig
 from engine.contract.messages import BaselineName
+from engine.derived.scratch import scratch_folder
 from engine.device import process_memory
-from engine.errors import EngineError, InfeasibleError, UsageError
+from engine.errors import EngineError, InfeasibleError, StorageError, UsageError
 from engine.measure.pass_through import Sequenced
 from engine.model.checkpoint import Checkpoint, read_description
 from engine.model.hub import locate
@@ -30,10 +31,14 @@ from engine.worker.baseline import settle_baseline
 
 
 class TransformersBaseline:
-    """Implements the worker's open, configure, measure and close."""
+    """Implements the worker's open, configure, measure and close.
 
-    def __init__(self, name: BaselineName) -> None:
+    cache_folder: where accelerate's offloaded weights lie meanwhile.
+    """
+
+    def __init__(self, name: BaselineName, cache_folder: Path) -> None:
         self._name = name
+        self._cache_folder = cache_folder
         self._folder = Path()
         self._runtime_bytes = 0
         self._model: Any = None
@@ -66,21 +71,22 @@ class TransformersBaseline:
         if self._model is not None:
             return {"config": config.to_dict(), "memory": {"bound": self._bound}}
         options: dict[str, Any] = {"dtype": torch.bfloat16}
-        offload = self._cleanup.enter_context(tempfile.TemporaryDirectory())
+        offload = self._folder
         if self._name == "accelerate disk":
             self._budget_bytes = config.budget.vram_bytes
             if not self._budget_bytes:
                 raise UsageError("the baseline 'accelerate disk' needs a budget: give --vram")
+            offload = self._cleanup.enter_context(self._scratch())
             options |= {
                 "device_map": "auto",
                 "max_memory": {"cpu": self._resident_bytes()},
-                "offload_folder": offload,
+                "offload_folder": str(offload),
             }
         self._model = AutoModelForCausalLM.from_pretrained(self._folder, **options).eval()
         process_memory.trim()
         if self._budget_bytes:
             drop_page_cache(self._folder)
-            drop_page_cache(Path(offload))
+            drop_page_cache(offload)
             held_bytes = process_memory.resident_bytes() - self._runtime_bytes
             if held_bytes >= self._budget_bytes:
                 raise InfeasibleError(
@@ -91,6 +97,18 @@ class TransformersBaseline:
             self._bound = self._cleanup.enter_context(bound)
         process_memory.reset_peak()
         return {"config": config.to_dict(), "memory": {"bound": self._bound}}
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(scratch_folder(self._cache_folder))
+            except OSError as error:
+                raise StorageError(
+                    f"{self._cache_folder} cannot hold accelerate's weights ({error.strerror}): "
+                    "set XDG_CACHE_HOME to a folder that can be written"
+                ) from None
+            yield folder
 
     def _resident_bytes(self) -> int:
         """Bytes that accelerate may keep loaded: the budget less the layer that it streams in."""

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from engine.derived.file import DerivedKind, is_whole, seal
 from engine.evaluate.scoring import scored_chunk
 from engine.experts.kernels.gemm import padded_length
 from engine.files import short_digest
@@ -26,6 +27,9 @@ from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import Phase
 
+REFERENCE = DerivedKind(
+    "reference of 16 bits", 1, "divergences from it wait until 16 bits are evaluated again"
+)
 TOKENS = 128
 _Read = Callable[[int, torch.Tensor], None]
 
@@ -87,7 +91,7 @@ def open_reader(
     path = reference_path(engine, tokens, folder, phase)
     if reference:
         return _Keeping(path, len(tokens), engine.facts.vocabulary)
-    return _Comparing(path, len(tokens) - unread) if path.is_file() else None
+    return _Comparing(path, len(tokens) - unread) if is_whole(path, REFERENCE) else None
 
 
 class _Keeping:
@@ -111,7 +115,7 @@ class _Keeping:
             self._partial.unlink()
             return None
         self._kept.flush()
-        self._partial.replace(self._path)
+        seal(self._partial, self._path, REFERENCE)
         return Divergence(0.0, 1.0)
 
 

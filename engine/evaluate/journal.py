@@ -1,8 +1,8 @@
 """The results of an evaluation so far, on disk, so that a killed evaluation can resume.
 
 One file for everything that can change a score besides the request itself: the model, the lossy
-settings, the versions. One line of JSON per finished group: request -> result. A last line cut
-short by a kill is dropped. The file is deleted when the evaluation is stored elsewhere.
+settings, the versions. One line per finished group: request -> result. The file is deleted when the
+evaluation is stored elsewhere.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
+from engine.derived.file import DerivedKind
+from engine.derived.lines import LineFile
 from engine.errors import StorageError
 from engine.facts.model import ModelFacts
 from engine.files import short_digest
 
+JOURNAL = DerivedKind("journal of an evaluation", 1, "those requests are evaluated again")
 PACKAGES = ("expertune", "torch", "transformers", "tokenizers")
 
 
@@ -29,11 +32,12 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._lines = LineFile(path, JOURNAL)
         self._known: dict[str, Any] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._read()
+            for results in self._lines.read():
+                self._known.update(results)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -50,32 +54,15 @@ class Journal:
             return
         self._known.update(results)
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(results) + "\n")
+            self._lines.append(dict(results))
         except OSError as error:
             raise self._unusable(error) from None
 
-    def _read(self) -> None:
-        if not self._path.exists():
-            return
-        whole = 0
-        with self._path.open("rb") as file:
-            for line in file:
-                try:
-                    results = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    results = None
-                if not isinstance(results, dict):
-                    break
-                self._known.update(results)
-                whole += len(line)
-        with self._path.open("r+b") as file:
-            file.truncate(whole)
-
     def _unusable(self, error: OSError) -> StorageError:
         return StorageError(
-            f"the journal {self._path} of this evaluation cannot be kept ({error.strerror}): free "
-            "some space there, or set XDG_CACHE_HOME to a folder that you may write"
+            f"the journal {self._lines.path} of this evaluation cannot be kept "
+            f"({error.strerror}): free some space there, or set XDG_CACHE_HOME to a folder "
+            "that you may write"
         )
 
 

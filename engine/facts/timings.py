@@ -15,9 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.errors import StorageError
-from engine.files import write_atomically
+from engine.derived.file import (
+    CONTENT_ERRORS,
+    DerivedKind,
+    load_json,
+    read_named,
+    save_json,
+)
+from engine.errors import StorageError, UnreadableError, UsageError
 from engine.native.library import products_name
+
+TIMINGS = DerivedKind(
+    "file of timings",
+    1,
+    "`tune profile --model` measures them again, else they are estimated",
+)
 
 Curve = Mapping[int, float]
 """Seconds by number of tokens, measured at some numbers."""
@@ -119,23 +131,30 @@ def timings_path(folder: Path, machine: str, model: str, device: str, threads: i
 def save_timings(timings: ModelTimings, path: Path) -> None:
     """Write atomically. Raises StorageError."""
     try:
-        write_atomically(path, json.dumps(timings.to_json(), indent=1))
+        save_json(path, TIMINGS, timings.to_json())
     except OSError as error:
         raise StorageError(f"timings cannot be kept in {path}: {error.strerror}") from None
 
 
 def load_timings(path: Path) -> ModelTimings | None:
-    """Stored timings, None if there are none. Raises StorageError if the file does not hold
-    timings."""
-    if not path.is_file():
-        return None
+    """Stored timings, None if there are none or after damaged ones were dropped."""
+    return load_json(path, TIMINGS, ModelTimings.from_json)
+
+
+def read_timings(path: Path) -> ModelTimings:
+    """Timings in a file that the user names, which is never removed. Raises UsageError if it is
+    missing, StorageError if it holds none."""
     try:
-        return ModelTimings.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise StorageError(
-            f"{path} holds no timings of this release ({type(error).__name__}): measure them "
-            "again with `tune profile`"
-        ) from None
+        return ModelTimings.from_json(json.loads(read_named(path, TIMINGS)))
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}: measure with `tune profile --model`") from None
+    except UnreadableError as error:
+        why = error.reason
+    except CONTENT_ERRORS as error:
+        why = f"{type(error).__name__}: {error}"
+    raise StorageError(
+        f"{path} holds no timings of this release ({why}): measure them again with `tune profile`"
+    )
 
 
 def at(curve: Curve, tokens: int) -> float:
@@ -181,5 +200,6 @@ def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimin
 
 def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
     found = {int(key): float(value) for key, value in data.items()}
-    assert all(math.isfinite(value) for value in found.values())
+    if not all(math.isfinite(value) for value in found.values()):
+        raise ValueError("a time is not finite")
     return found

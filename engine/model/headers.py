@@ -6,6 +6,7 @@ that code that reads only headers works on such a folder as on the real one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from huggingface_hub.utils._safetensors import TensorInfo
 
+from engine.derived.file import DerivedKind, drop, load_json, save_json
 from engine.errors import CheckpointError
 from engine.model.hub import Check, Hub, Location, Snapshot, answered, locate
+
+DESCRIPTION = DerivedKind("description of a model", 1, "it is asked of the hub again")
 
 
 def locate_headers(
@@ -48,7 +52,8 @@ def _describe(snapshot: Snapshot, hub: Hub, cache_folder: Path, check: Check | N
         return Location(whole, snapshot.commit)
     name = snapshot.model.replace("/", "--")
     folder = cache_folder / "descriptions" / name / snapshot.commit
-    if (folder / "config.json").is_file():
+    contents = folder.with_name(f"{snapshot.commit}.json")
+    if _is_described(folder, contents):
         return Location(folder, snapshot.commit)
     described = snapshot.fetch_description(check)
     partial = folder.with_name(f"{snapshot.commit}.partial")
@@ -69,8 +74,35 @@ def _describe(snapshot: Snapshot, hub: Hub, cache_folder: Path, check: Check | N
         if file.is_file() and file.suffix != ".safetensors":
             shutil.copyfile(file, partial / file.name)
     shutil.rmtree(folder, ignore_errors=True)
+    save_json(contents, DESCRIPTION, _digests(partial))
     partial.replace(folder)
     return Location(folder, snapshot.commit)
+
+
+def _is_described(folder: Path, contents: Path) -> bool:
+    """Whether the folder holds what was written there; if not, its list of contents is dropped."""
+    kept = load_json(contents, DESCRIPTION, dict)
+    if kept is None or not folder.is_dir():
+        return False
+    if kept != _digests(folder):
+        drop(contents, DESCRIPTION, f"{folder} does not hold what it lists")
+        return False
+    return True
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Size and SHA-256 of every file; of the header alone where the tensors have no data."""
+    return {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        hollow = file.suffix == ".safetensors"
+        length = int.from_bytes(stream.read(8), "little") + 8 if hollow else -1
+        stream.seek(0)
+        size_bytes = file.stat().st_size
+        held = stream.read(min(length, size_bytes))
+    return f"{size_bytes} {hashlib.sha256(held).hexdigest()}"
 
 
 def _write_hollow(path: Path, tensors: dict[str, TensorInfo]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from engine.config.settings import EngineConfig
-from engine.errors import ConfigError
+from engine.derived.arrays import adopt_arrays, read_arrays
+from engine.derived.file import DerivedKind
+from engine.errors import ConfigError, UnreadableError
 from engine.facts.model import ModelFacts
 from engine.policy.events import Floats
 from engine.trace.trace import Trace, load_trace
+
+LEARNED = DerivedKind(
+    "file of trained predictors", 1, "train them again with `tune train`", kept_aside=True
+)
 
 
 def load_history(config: EngineConfig) -> Trace | None:
@@ -26,15 +30,15 @@ def load_learned(config: EngineConfig, facts: ModelFacts, cache_folder: Path) ->
     Raises ConfigError if the named file cannot be read.
     """
     named = config.prefetch.options.get("weights")
-    path = Path(str(named)) if named else learned_path(facts, cache_folder)
-    if not named and not path.is_file():
-        return {}
+    if not named:
+        return adopt_arrays(learned_path(facts, cache_folder), LEARNED) or {}
+    path = Path(str(named))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+        return read_arrays(path, LEARNED)
+    except (FileNotFoundError, UnreadableError) as error:
+        why = "there is none" if isinstance(error, FileNotFoundError) else error.reason
         raise ConfigError(
-            f"prefetch.options.weights = {path} cannot be read ({error}): train them with "
+            f"prefetch.options.weights = {path} cannot be read ({why}): train them with "
             "`tune train predictor`"
         ) from None
 

@@ -6,7 +6,6 @@ of every unit's loss curve, which is optimal up to the last step that fits. Valu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from engine.config.settings import EngineConfig, optimize_name
+from engine.derived.file import DerivedKind, load_json, save_json
 from engine.errors import ConfigError, StorageError
 from engine.facts.model import ModelFacts
-from engine.files import write_atomically
 from engine.precision.table import PLANNED, Table, write_table
-from engine.trace.trace import Trace, load_trace, scored_trace_path
+from engine.trace.trace import Trace, load_kept_trace, load_trace, scored_trace_path
 from engine.types import BITS, Bits
+
+SENSITIVITIES = DerivedKind(
+    "file of sensitivities", 1, "`tune profile --sensitivity` measures them again"
+)
 
 Losses = Mapping[Bits, float]
 """Loss of one unit (a layer or an expert) at each allowed precision."""
@@ -52,14 +55,15 @@ def with_table(config: EngineConfig, facts: ModelFacts, cache_folder: Path) -> E
             )
         table = spread_by_sensitivity(found, average, facts.experts)
     else:
+        named = precision.options.get("trace")
         kept = scored_trace_path(cache_folder, facts.fingerprint)
-        trace = Path(str(precision.options.get("trace") or kept))
-        if "trace" not in precision.options and not trace.is_file():
+        trace = load_trace(Path(str(named))) if named else load_kept_trace(kept)
+        if trace is None:
             raise ConfigError(
                 "precision.scheme = by_popularity needs precision.options.trace: record one with "
                 "`tune trace` (a study that judges quality keeps one too)"
             )
-        table = spread_by_popularity(load_trace(trace), average, facts)
+        table = spread_by_popularity(trace, average, facts)
     options = {**precision.options, "table": write_table(table)}
     return config.overlay({f"precision.options.{name}": value for name, value in options.items()})
 
@@ -130,23 +134,19 @@ def save_sensitivities(path: Path, losses: Sequence[Losses], **facts: Any) -> No
     """Write atomically. facts: how they were measured. Raises StorageError."""
     rows = [{str(bits): loss for bits, loss in curve.items()} for curve in losses]
     try:
-        write_atomically(path, json.dumps({"layers": rows, **facts}, indent=1))
+        save_json(path, SENSITIVITIES, {"layers": rows, **facts})
     except OSError as error:
         raise StorageError(f"sensitivities cannot be kept in {path}: {error.strerror}") from None
 
 
 def load_sensitivities(path: Path) -> list[Losses] | None:
-    """Stored sensitivities, None if there are none. Raises StorageError if the file is invalid."""
-    if not path.is_file():
-        return None
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
+    """Stored sensitivities, None if there are none or after damaged ones were dropped."""
+
+    def parse(kept: Mapping[str, Any]) -> list[Losses]:
+        rows = kept["layers"]
         return [{bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} holds no sensitivities ({type(error).__name__}): measure them again with "
-            "`tune profile --sensitivity`"
-        ) from None
+
+    return load_json(path, SENSITIVITIES, parse)
 
 
 def _hull(curve: Losses) -> list[tuple[float, Bits]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from engine.derived.scratch import scratch_folder
 from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
@@ -62,8 +62,8 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
 def _test_file(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, suffix=".profile"))
+            scratch = stack.enter_context(scratch_folder(folder))
+            file = stack.enter_context((scratch / "profile").open("wb"))
             block = os.urandom(1 << 20)
             for _ in range(_FILE_BYTES >> 20):
                 file.write(block)

@@ -10,7 +10,6 @@ compressed .npz; no torch.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import StorageError, UsageError
-from engine.files import replacing
+from engine.derived.arrays import Arrays, load_arrays, read_arrays, save_arrays
+from engine.derived.file import CONTENT_ERRORS, DerivedKind
+from engine.errors import StorageError, UnreadableError, UsageError
 from engine.types import Phase
 
 TRACE_VERSION = 1
+TRACE = DerivedKind("routing trace", TRACE_VERSION, "a study or `tune trace` records it again")
 LOOK_AHEAD_LAYERS = 4  # how many layers ahead a trace keeps the gate look-ahead
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
@@ -90,8 +91,7 @@ class Trace:
         table = [[p.group, p.phase, list(p.tokens), p.first] for p in self.passes]
         header = json.dumps({"version": TRACE_VERSION, "passes": table, "facts": self.facts})
         try:
-            with replacing(path) as stream:
-                np.savez_compressed(stream, header=np.array(header), **arrays)
+            save_arrays(path, TRACE, {"header": np.array(header), **arrays}, compressed=True)
         except OSError as error:
             raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from None
 
@@ -102,29 +102,43 @@ def scored_trace_path(cache_folder: Path, fingerprint: str) -> Path:
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a trace. Raises UsageError if it is missing, StorageError if it is not a trace or of
-    another version."""
+    """Read a trace that the user names, which is never removed.
+
+    Raises UsageError if it is missing, StorageError if it is not a trace, damaged or of another
+    version.
+    """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            version = header["version"]
-            arrays = {name: file.get(name) for name in _ARRAYS}
+        arrays = read_arrays(path, TRACE)
     except FileNotFoundError:
         raise UsageError(f"there is no trace {path}: record one with `tune trace`") from None
-    except OSError as caught:
+    except UnreadableError as error:
         raise StorageError(
-            f"{path} cannot be read ({caught.strerror}): record a trace with `tune trace`"
+            f"{path} is not a routing trace ({error.reason}): record one with `tune trace`"
         ) from None
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        raise StorageError(f"{path} is not a routing trace: record one with `tune trace`") from None
-    if version != TRACE_VERSION:
+    try:
+        return _from_arrays(arrays)
+    except CONTENT_ERRORS as error:
         raise StorageError(
-            f"{path} is a trace of version {version}, this release reads "
-            f"{TRACE_VERSION}: record it again with `tune trace`"
-        )
+            f"{path} is not a routing trace of this release ({error}): record one with `tune trace`"
+        ) from None
+
+
+def load_kept_trace(path: Path) -> Trace | None:
+    """Read a trace of the cache folder; None if there is none or after a damaged one was
+    dropped."""
+    return load_arrays(path, TRACE, _from_arrays)
+
+
+def _from_arrays(arrays: Arrays) -> Trace:
+    """Raises one of CONTENT_ERRORS."""
+    header = json.loads(str(arrays["header"]))
+    if header["version"] != TRACE_VERSION:
+        raise ValueError(f"it is of version {header['version']}, not {TRACE_VERSION}")
     passes = tuple(
         TracePass(group, phase, tuple(tokens), first)
         for group, phase, tokens, first in header["passes"]
     )
-    assert arrays["experts"] is not None
-    return Trace(passes=passes, facts=header["facts"], **arrays)
+    named: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+    if named["experts"] is None:
+        raise ValueError("it has no experts")
+    return Trace(passes=passes, facts=header["facts"], **named)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.derived.arrays import adopt_arrays, save_arrays
 from engine.errors import EngineError, StorageError
-from engine.files import replacing
+from engine.policy.learned import LEARNED
 from engine.trace.trace import load_trace
 
 
@@ -35,22 +36,19 @@ def run(what: str, trace: str, output: str | None = None, **options: Any) -> dic
         found = distill_pregates(recorded, **options)
     assert output is not None
     path = Path(output)
-    save_arrays(path, found.arrays)
+    add_arrays(path, found.arrays)
     return {"output": str(path), "arrays": len(found.arrays), "accuracies": found.accuracies}
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write learned arrays; arrays of another predictor in the same file stay. Raises
-    StorageError."""
+def add_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write learned arrays; arrays of another predictor in the same file stay, a damaged file is
+    moved aside. Raises StorageError."""
     own = {name.split(".")[0] for name in arrays}
-    kept: dict[str, np.ndarray] = {}
     try:
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as file:
-                kept = {n: file[n] for n in file.files if n.split(".")[0] not in own}
-        with replacing(path) as stream:
-            np.savez(stream, **kept, **arrays)  # type: ignore[arg-type]
-    except (OSError, ValueError) as error:
+        former = adopt_arrays(path, LEARNED) or {}
+        kept = {name: array for name, array in former.items() if name.split(".")[0] not in own}
+        save_arrays(path, LEARNED, {**kept, **arrays})
+    except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from None
 
 

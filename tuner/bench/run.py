@@ -1,11 +1,13 @@
 """Measures configs, policies, settings and baseline engines side by side, in interleaved rounds.
 
 In: rows to measure, a workload. Out: a RowResult each, with every metric pooled over the rounds and
-its ratio to the first row, round by round. A row that fails reports why and does not affect others.
+its ratio to the first row, round by round. A row that fails reports why and does not affect others;
+an interrupt ends the bench, and what was measured until then is its result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections import defaultdict
@@ -102,29 +104,59 @@ class RowResult:
         }
 
 
+@dataclass(frozen=True)
+class BenchOutcome:
+    """What was measured. interrupted: before it was all."""
+
+    results: list[RowResult]
+    interrupted: bool = False
+
+
 def run_bench(
     rows: Sequence[BenchRow],
     workload: Workload,
     rounds: int,
     seed: int,
     notify: Callable[[str], None],
-) -> list[RowResult]:
-    """Measures every row once a round: A B C, A B C, ..."""
+    interrupted: Callable[[], bool] = lambda: False,
+) -> BenchOutcome:
+    """Measures every row once a round: A B C, A B C, ...; then divergences, where they differ.
+
+    interrupted: whether a stop was requested, checked before each row. Then, and on
+    KeyboardInterrupt, it returns at once what it has. Engines end in every case.
+    """
     results = [_unmeasured(row) for row in rows]
-    for number in range(rounds):
-        for row, result in zip(rows, results, strict=True):
-            if result.error is not None:
-                continue
-            notify(f"round {number + 1}/{rounds}: {row.name}")
-            try:
-                _measure(row, result, workload, seed + number)
-            except WorkerError as error:
-                result.error, result.failure = str(error), error.failure
-                result.smallest_bytes = error.smallest_bytes
-            finally:
-                if row.own_process:
-                    row.session.close()
-    return results
+    with contextlib.ExitStack() as undo:
+        for row in rows:
+            undo.callback(row.session.kill)
+        try:
+            for number in range(rounds):
+                for row, result in zip(rows, results, strict=True):
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    if result.error is None:
+                        notify(f"round {number + 1}/{rounds}: {row.name}")
+                        _take_turn(row, result, workload, seed + number)
+            add_divergence(rows, results, workload, notify)
+            for row in rows:
+                row.session.close()
+        except KeyboardInterrupt:
+            for result in results:
+                if result.error is None and not result.sentinels:
+                    result.error = "the bench was interrupted before it"
+            return BenchOutcome(results, interrupted=True)
+    return BenchOutcome(results)
+
+
+def _take_turn(row: BenchRow, result: RowResult, workload: Workload, seed: int) -> None:
+    """Measures a row once; a failure is kept in its result."""
+    try:
+        _measure(row, result, workload, seed)
+    except WorkerError as error:
+        result.error, result.failure = str(error), error.failure
+        result.smallest_bytes = error.smallest_bytes
+    if row.own_process:
+        row.session.close()
 
 
 def add_divergence(

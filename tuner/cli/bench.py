@@ -12,11 +12,12 @@ import typer
 from engine.config.settings import EngineConfig, base_config
 from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
+from engine.derived.scratch import sweep_scratch
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
 from tuner.bench.report.tables import Table, ablation_table, published_table
 from tuner.bench.report.write import SUFFIXES, write_report
-from tuner.bench.run import BenchRow, RowResult, add_divergence, grid_rows, run_bench
+from tuner.bench.run import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table
@@ -28,7 +29,7 @@ from tuner.deployment.document import Deployment, load_deployment
 from tuner.deployment.export import check_writable
 from tuner.engine_client.session import EngineSession
 from tuner.errors import InfeasibleStudyError, StudyError, UsageError
-from tuner.folders import resolve_model
+from tuner.folders import cache_folder, resolve_model
 from tuner.formatting import format_metric
 
 BASELINES_EXTRA = ("xllamacpp", "gguf", "conversion")  # import names of the extra's packages
@@ -124,14 +125,16 @@ def bench(
             rows += _own_rows(base, own, presets, grid, ablating)
         if baselines:
             rows += _baseline_rows(base, resolve_model(model), trust_remote_code, pinned)
+    sweep_scratch(cache_folder())
     try:
-        results = run_bench(rows, work, repeats, seed, print_note)
-        add_divergence(rows, results, work, print_note)
+        with options.terminate_interrupts() as interrupted:
+            outcome = run_bench(rows, work, repeats, seed, print_note, interrupted)
     finally:
-        for row in rows:
-            row.session.close()
-    _check_measured(results)
-    document = bench_document(results, presets, work, repeats, seed)
+        sweep_scratch(cache_folder())  # what an engine that was killed has left
+    results = outcome.results
+    if not outcome.interrupted:
+        _check_measured(results)
+    document = bench_document(outcome, presets, work, repeats, seed)
     if report is not None:
         write_report(report, document)
     if as_json:
@@ -140,6 +143,9 @@ def bench(
         _print_rows(results)
         for table in (ablation_table(document), published_table(document)):
             _print_extra(table)
+    if outcome.interrupted:
+        print_note(f"interrupted: {_rounds_words(results, repeats)} are shown")
+        raise typer.Exit(130)
 
 
 def _names(text: str | None) -> list[str]:
@@ -257,6 +263,13 @@ def _print_rows(results: list[RowResult]) -> None:
 def _print_extra(table: Table) -> None:
     if table.rows:
         print_table(f"{table.title}. {table.note}", table.columns, table.rows)
+
+
+def _rounds_words(results: list[RowResult], repeats: int) -> str:
+    counts = [len(result.sentinels) for result in results]
+    few, many = min(counts), max(counts)
+    done = str(many) if few == many else f"{few} to {many}"
+    return f"{done} of {repeats} rounds of each row"
 
 
 def _check_measured(results: list[RowResult]) -> None:

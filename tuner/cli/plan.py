@@ -14,14 +14,14 @@ from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, load_timings, timings_path
 from engine.memory import plan as memory
 from engine.policy.batch_plan import IoComputePlan
-from engine.trace.trace import load_trace
+from engine.trace.trace import Trace, load_kept_trace, load_trace
 from engine.types import format_at_least, format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.errors import InfeasibleStudyError, UsageError
 from tuner.folders import cache_folder
 from tuner.replay.predict import longest, timings_for
-from tuner.replay.required_memory import ERROR_RATIO, BudgetAnswer, budget_for, find_trace
+from tuner.replay.required_memory import ERROR_RATIO, BudgetAnswer, budget_for, kept_traces
 
 
 def plan(
@@ -95,13 +95,7 @@ def _budgets(
     trace: Path | None,
 ) -> list[BudgetAnswer]:
     """One answer for each precision that was timed."""
-    path = trace or find_trace(cache_folder(), facts.fingerprint)
-    if path is None:
-        raise UsageError(
-            f"--target-tps replays a trace, and there is none of {facts.id}: record one with `tune "
-            f"trace --model {facts.id}`, or name one with --trace"
-        )
-    recorded = load_trace(path)
+    path, recorded = (trace, load_trace(trace)) if trace else _newest_trace(facts)
     warm = [number for number, item in enumerate(recorded.passes) if item.group == 0]
     free = base.overlay({"budget.vram_bytes": 0, "kv.max_tokens": longest(recorded)})
     answers = []
@@ -109,6 +103,16 @@ def _budgets(
         print_note(f"replaying {path.name} at {bits} bits")
         answers.append(budget_for(target_tps, bits, free, facts, recorded, timings, warm))
     return answers
+
+
+def _newest_trace(facts: ModelFacts) -> tuple[Path, Trace]:
+    for path in kept_traces(cache_folder(), facts.fingerprint):
+        if (recorded := load_kept_trace(path)) is not None:
+            return path, recorded
+    raise UsageError(
+        f"--target-tps replays a trace, and there is none of {facts.id}: record one with `tune "
+        f"trace --model {facts.id}`, or name one with --trace"
+    )
 
 
 def _precisions(facts: ModelFacts) -> list[int | str]:

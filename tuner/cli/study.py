@@ -18,7 +18,7 @@ from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.study import StudyDefinition, load_definition
 from tuner.definition.text import split_words
 from tuner.deployment.export import check_writable
-from tuner.errors import InfeasibleStudyError, StoreError, StudyError, UsageError
+from tuner.errors import InfeasibleStudyError, StoreError, StoreLostError, StudyError, UsageError
 from tuner.folders import cache_folder, default_storage, resolve_model
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
@@ -245,10 +245,12 @@ def _run(
                     "same command continues it"
                 )
                 raise typer.Exit(130) from None
-    if as_json:
+    if as_json and result.lost is None:
         print_json(_document(result))
-    else:
+    elif not as_json:
         _print_result(result)
+    if result.lost is not None:
+        raise StoreLostError(result.lost)
     _check_found(result)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from pathlib import Path
+from typing import Any
 
+from engine.derived.file import DerivedKind, load_json, save_json
 from engine.facts.machine import Hardware, MachineProfile
-from engine.files import write_atomically
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
+PROFILE = DerivedKind("machine profile", 1, "it is measured again")
 KEPT_S = 30 * 24 * 3600.0  # disks fill up and age
 
 
@@ -33,18 +34,22 @@ def profile_path(hardware: Hardware) -> Path:
 
 
 def load_profile(path: Path) -> MachineProfile | None:
-    """Reads a profile; None if it is missing, older than KEPT_S, or of another release."""
-    try:
+    """Reads a profile; None if it is missing, older than KEPT_S, or of another release; one that is
+    damaged is dropped."""
+    with contextlib.suppress(OSError):
         if time.time() - path.stat().st_mtime > KEPT_S:
             return None
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    names = {field.name for field in dataclasses.fields(MachineProfile)}
-    return MachineProfile(**data) if isinstance(data, dict) and set(data) == names else None
+    return load_json(path, PROFILE, _from_json)
 
 
 def keep_profile(path: Path, profile: MachineProfile) -> None:
     """Writes the profile; if the folder cannot be written, the next study measures again."""
     with contextlib.suppress(OSError):
-        write_atomically(path, json.dumps(profile.to_json(), indent=1))
+        save_json(path, PROFILE, profile.to_json())
+
+
+def _from_json(data: dict[str, Any]) -> MachineProfile:
+    names = {field.name for field in dataclasses.fields(MachineProfile)}
+    if set(data) != names:
+        raise ValueError("it has other figures")
+    return MachineProfile(**data)

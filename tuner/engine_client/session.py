@@ -66,13 +66,18 @@ class EngineSession:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self._worker is not None:
-            self._worker.kill()
+        else:
+            self.kill()
 
     def close(self) -> None:
         """Ends the worker; the next request would start another."""
         if self._worker is not None:
             self._worker.close()
+
+    def kill(self) -> None:
+        """Ends the worker at once, in the middle of whatever it does."""
+        if self._worker is not None:
+            self._worker.kill()
 
     @property
     def fresh(self) -> bool:

@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.facts.emulated_machine import PREFIX, load_machine, predicted_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, load_timings, timings_path
+from engine.facts.timings import ModelTimings, load_timings, read_timings, timings_path
 from engine.precision.allocate import with_table
 from engine.precision.table import run_bits
 from engine.replay.bound import best_hits
@@ -62,10 +62,7 @@ def timings_for(facts: ModelFacts, device: str, file: Path | None = None) -> Mod
     UsageError if nothing was measured.
     """
     if file is not None:
-        found = load_timings(file)
-        if found is None:
-            raise UsageError(f"there is no file {file}")
-        return found
+        return read_timings(file)
     if device.startswith("predicted:"):
         return predicted_timings(load_machine(device.removeprefix("predicted:")), facts)
     machine = probe(cache_folder()).fingerprint

@@ -50,14 +50,14 @@ class BudgetAnswer:
         return asdict(self)
 
 
-def find_trace(cache_folder: Path, fingerprint: str) -> Path | None:
-    """The newest trace of a model that `tune trace` recorded; None if there is none."""
+def kept_traces(cache_folder: Path, fingerprint: str) -> list[Path]:
+    """The traces of a model's generation in the cache folder, the newest first."""
     found = [
         path
         for path in (cache_folder / "traces").glob(f"{fingerprint}-*.npz")
         if not path.stem.endswith("-scored")  # prompts only, nothing is decoded
     ]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def budget_for(

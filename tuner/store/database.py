@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from tuner.errors import StoreError, UsageError
+from tuner.errors import StoreError, StoreLostError, UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
@@ -33,12 +33,14 @@ _SQLITE = "sqlite:///"
 
 @dataclass(frozen=True)
 class Database:
-    """An open store. url: as the user wrote it; held: the transaction of `read_snapshot`."""
+    """An open store. url: as the user wrote it; held: the transaction of `read_snapshot`; file:
+    which file an SQLite database is, as device and inode."""
 
     url: str
     engine: sa.Engine
     read_only: bool
     held: Session | None = None
+    file: tuple[int, int] | None = None
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -63,6 +65,21 @@ class Database:
         with self.session() as session:
             yield replace(self, held=session)
 
+    def lost(self) -> StoreLostError | None:
+        """The error to raise if the file of an SQLite database was removed or replaced since it was
+        opened: what is written then goes nowhere."""
+        if self.file is None or _file_id(self.url) == self.file:
+            return None
+        return StoreLostError(
+            f"the database {_shown(self.url)} was removed or replaced while it was open, so "
+            "nothing of this run is kept there: run it again, and leave the file alone"
+        )
+
+    def check_present(self) -> None:
+        """Raises StoreLostError if `lost`."""
+        if (error := self.lost()) is not None:
+            raise error
+
     def close(self) -> None:
         """Closes the connections."""
         self.engine.dispose()
@@ -81,7 +98,7 @@ def open_database(url: str) -> Database:
         if version != _head():
             _migrate(engine)
         undo.pop_all()
-    return Database(url, engine, read_only=False)
+    return Database(url, engine, read_only=False, file=_file_id(url))
 
 
 def open_read_only(url: str) -> Database:
@@ -193,6 +210,14 @@ def sqlite_path(url: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UsageError(f"--storage {url}: there is no user {path.partition('/')[0]}") from None
+
+
+def _file_id(url: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        if url.startswith(_SQLITE):
+            found = sqlite_path(url).stat()
+            return found.st_dev, found.st_ino
+    return None
 
 
 def _check_folder(parsed: sa.URL) -> None:

@@ -83,8 +83,7 @@ def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
-        pid = holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
-        raise refusal(f"process {pid}" if pid else "another process") from None
+        raise refusal(_holder_words(holder)) from None
     except OSError as error:
         raise StoreError(f"the lock {path} cannot be made: {error.strerror}") from None
     try:
@@ -92,6 +91,13 @@ def _file_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _holder_words(holder: Path) -> str:
+    """The process that a .pid file names; it is only told, so a damaged one does no harm."""
+    with contextlib.suppress(OSError, ValueError):
+        return f"process {int(holder.read_bytes())}"
+    return "another process"
 
 
 def _lock_path(parsed: sa.URL, name: str) -> Path:

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
+from engine.derived.arrays import Arrays, load_arrays, save_arrays
+from engine.derived.file import DerivedKind
 from engine.errors import EngineError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.timings import ModelTimings, load_timings, timings_path
-from engine.files import json_digest, replacing, short_digest
+from engine.files import json_digest, short_digest
 from engine.policy.learned import load_learned
-from engine.trace.trace import Trace, load_trace
+from engine.trace.trace import Trace, load_kept_trace, load_trace
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import workload_hash
 from tuner.engine_client.machine_profile import machine_profile
@@ -40,6 +40,7 @@ from tuner.study.context import StudyContext
 log = logging.getLogger(__name__)
 
 VERSION = 3  # of replay and interpolation results for the same trace and timings
+PREDICTIONS = DerivedKind("file of predictions", 1, "they are computed again")
 TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
 # Typical seconds of configuring an engine with its sentinel, and passes over the workload before
 # the first repeat (docs/lab/).
@@ -120,7 +121,8 @@ class Preparation:
         facts = self.context.session.facts
         name = f"{facts.fingerprint}-{workload_hash(self.context.workload)}-0-{ROUNDS}-single.npz"
         path = cache_folder() / "traces" / name
-        if not path.is_file():
+        recorded = load_kept_trace(path)
+        if recorded is None:
             self.context.progress.notify("recording a routing trace")
             with self._stage("trace"):
                 self.context.session.configure(self._plain_config())
@@ -132,7 +134,8 @@ class Preparation:
                     seed=0,
                     gate_inputs=False,
                 )
-        return load_trace(path), path
+            recorded = load_trace(path)
+        return recorded, path
 
     def _plain_config(self) -> EngineConfig:
         """The default config with one sequence at a time and no predictor: routing is the same."""
@@ -172,19 +175,17 @@ class Preparation:
 
 
 def _load(path: Path, size: int) -> Predictions | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError):
-        return None
-    replayed = int(arrays.pop("replayed", 0))
-    if not arrays or any(len(values) != size for values in arrays.values()):
-        return None
-    return Predictions(arrays, replayed, 0.0)
+    def parse(arrays: Arrays) -> Predictions:
+        replayed = int(arrays.pop("replayed"))
+        if not arrays or any(len(values) != size for values in arrays.values()):
+            raise ValueError(f"not of {size} configs")
+        return Predictions(arrays, replayed, 0.0)
+
+    return load_arrays(path, PREDICTIONS, parse)
 
 
 def _keep(path: Path, found: Predictions) -> None:
     """Keeps predictions for other workers and the next study; an unwritable folder only costs
     time."""
-    with contextlib.suppress(OSError), replacing(path) as stream:
-        np.savez(stream, replayed=found.replayed, **dict(found.logs))  # type: ignore[arg-type]
+    with contextlib.suppress(OSError):
+        save_arrays(path, PREDICTIONS, {"replayed": found.replayed, **found.logs})

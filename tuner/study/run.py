@@ -18,7 +18,7 @@ from engine.facts.machine import Hardware
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import check_writable, render, write_atomically
 from tuner.engine_client.session import EngineSession
-from tuner.errors import StudyError
+from tuner.errors import StoreError, StudyError
 from tuner.pareto.front import Front
 from tuner.processes.identity import is_gone, own_id
 from tuner.search.searcher import Searcher
@@ -46,13 +46,14 @@ MOST_ROUNDS = 3  # of searching, in case workers die
 class StudyResult:
     """The state of a study when its run ends. output: the recommended config, None without one;
     ended_early: before its trials were spent, since no candidate was expected to improve the
-    front."""
+    front; lost: why the store does not hold it, None if it does."""
 
     study: StudySnapshot
     trials: tuple[TrialSnapshot, ...]
     front: Front
     output: str | None
     ended_early: bool = False
+    lost: str | None = None
 
 
 def run_study(
@@ -89,8 +90,16 @@ def run_study(
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
-            with progress.showing():
-                run.lead(pool)
+            try:
+                with progress.showing():
+                    run.lead(pool)
+                store.database.check_present()
+            except StoreError:
+                lost = store.database.lost()
+                if lost is None:
+                    raise
+                undo.pop_all()
+                return run.known_result(str(lost))
             undo.pop_all()
         store.set_study_state(study.id, "FINISHED")
         return run.result()
@@ -176,6 +185,12 @@ class StudyRun:
         early = self.state.left > 0 and self._exhausted()
         return StudyResult(study, self.state.trials, front, output, early)
 
+    def known_result(self, lost: str) -> StudyResult:
+        """What this process knows of the study, without a store to read it from."""
+        study, front = self.context.study, self.state.front
+        output = str(self.context.definition.output_path) if front.members else None
+        return StudyResult(study, self.state.trials, front, output, lost=lost)
+
     def ends_with_us(self, worker: str | None) -> bool:
         """Whether that worker's trials stop when this process leaves the study."""
         return worker == own_id() or self._is_lost(worker)
@@ -243,6 +258,7 @@ class StudyRun:
 
     def _after_trial(self, trial: TrialSnapshot | None) -> None:
         if self.context.study.parent_pid == os.getpid():
+            self.context.store.database.check_present()
             self._write_best()
         if trial is not None:
             done, planned = len(self.state.finished), self.context.definition.trials

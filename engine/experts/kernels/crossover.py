@@ -3,16 +3,17 @@ self-tests."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.derived.file import DerivedKind, load_json, save_json
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
 from engine.experts.kernels.probe import layout_key
-from engine.files import write_atomically
 from engine.layout.record import Part
 from engine.native.library import products_name
 from engine.types import Bits
+
+CROSSOVERS = DerivedKind("file of crossovers", 1, "`tune profile` measures them again")
 
 Crossovers = Mapping[Bits, int]
 """The most tokens of one matrix that a packed kernel multiplies, by bits."""
@@ -33,16 +34,16 @@ def native_crossover(crossover: int, parts: Sequence[Part]) -> int:
 
 def keep_crossovers(folder: Path, tokens: Crossovers) -> None:
     """Store the measured crossovers of this machine's packed kernels."""
-    write_atomically(_path(folder), json.dumps({"tokens": {str(b): n for b, n in tokens.items()}}))
+    save_json(_path(folder), CROSSOVERS, {str(bits): n for bits, n in tokens.items()})
 
 
 def known_crossovers(folder: Path) -> Crossovers:
     """The crossovers measured on this machine with these kernels, on as many threads as it has
     cores; else CROSSOVER_TOKENS."""
-    path = _path(folder)
-    if not path.is_file():
-        return CROSSOVER_TOKENS
-    kept = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+    return load_json(_path(folder), CROSSOVERS, _from_json) or CROSSOVER_TOKENS
+
+
+def _from_json(kept: Mapping[str, int]) -> Crossovers:
     return {bits: int(kept.get(str(bits), own)) for bits, own in CROSSOVER_TOKENS.items()}
 
 

@@ -12,20 +12,21 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from engine.derived.file import DerivedKind, load_json, save_json
 from engine.experts.encoding.codec import CodeLayout, RecordFormat, can_unpack, encode, matrix_view
 from engine.experts.encoding.quantization import dequantize, quantize
 from engine.experts.kernels.base import Kernel, MatrixShape
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KERNELS, KernelSupport
-from engine.files import write_atomically
 from engine.layout.record import Part, record_layout
 from engine.types import Bits, KernelName
 
+SELF_TEST = DerivedKind("self-test of a kernel", 1, "it is run again")
 _TOLERANCE = 0.02
 _PATIENCE_S = 120
 _log = logging.getLogger(__name__)
@@ -161,13 +162,20 @@ def _failure(
         )
     )
     path = folder / "kernels" / f"{key}.json"
-    if path.is_file():
-        known: str | None = json.loads(path.read_text(encoding="utf-8"))["failure"]
-        return known
+    known = load_json(path, SELF_TEST, _known_outcome)
+    if known is not None:
+        return known[0]
     found, lasting = _test_in_child(kernel.name, shapes, group_size, name, device)
     if lasting:
-        write_atomically(path, json.dumps({"failure": found}))
+        save_json(path, SELF_TEST, {"failure": found})
     return found
+
+
+def _known_outcome(kept: Mapping[str, str | None]) -> tuple[str | None]:
+    failure = kept["failure"]
+    if not isinstance(failure, str | None):
+        raise TypeError("the failure is no sentence")
+    return (failure,)
 
 
 def _test_in_child(

@@ -14,7 +14,13 @@ import torch
 from engine.errors import PackError
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.tiers.direct_io import DiskReader, Extent
-from engine.experts.tiers.pack import Progress, encode_expert, ensure_pack, record_checksum
+from engine.experts.tiers.pack import (
+    Progress,
+    encode_expert,
+    ensure_pack,
+    give_up_pack,
+    record_checksum,
+)
 from engine.model.loader import LoadedModel
 from engine.model.safetensors_file import read_bytes
 from engine.types import DirectName, ExpertId
@@ -77,15 +83,19 @@ class ExpertStore:
     def read(
         self, expert: ExpertId, piece: Extent, target: memoryview, scratch: memoryview
     ) -> None:
-        """Read one piece into target (len = piece.size_bytes). Raises PackError if corrupt."""
+        """Read one piece into target (len = piece.size_bytes).
+
+        Raises PackError if it is corrupt; its pack is then made again when it is opened next.
+        """
         self._reader.read(piece, target, scratch)
         self.bytes_read += piece.size_bytes
         expected = self._unverified.get(expert)
         if expected is not None:
             if record_checksum(target) != expected:
+                give_up_pack(self.files[0], expert)
                 raise PackError(
-                    f"the packed record of layer {expert.layer}, expert {expert.expert} is "
-                    "corrupt: remove the pack with `tune pack --remove` and run again"
+                    f"the packed record of layer {expert.layer}, expert {expert.expert} in "
+                    f"{self.files[0]} is corrupt: run again, which makes the pack again"
                 )
             self._unverified.pop(expert, None)
 

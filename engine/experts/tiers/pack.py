@@ -13,31 +13,34 @@ import contextlib
 import errno
 import fcntl
 import functools
-import json
 import logging
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.derived.file import DerivedKind, drop, load_json, save_json
+from engine.derived.lines import LineFile
 from engine.errors import PackError, StorageError
 from engine.experts.encoding.codec import RecordFormat, encode
 from engine.experts.kernels.prequantized import encode_prequantized
 from engine.experts.kernels.probe import layout_key
 from engine.experts.tiers.packing import RecordWriter, experts_ahead, read_ahead
-from engine.files import write_atomically
+from engine.files import sync_folder
 from engine.layout.record import parts_to_json
 from engine.model.expert_reader import ExpertReader
 from engine.model.loader import LoadedModel, MoeLayer
 from engine.types import ExpertId, format_bytes
 
 PACK_VERSION = 3
+MANIFEST = DerivedKind("manifest of a pack", 1, "the pack is made again")
+PACK_JOURNAL = DerivedKind("journal of packing", 1, "those layers are packed again")
 _log = logging.getLogger(__name__)
 _MARGIN_BYTES = 64_000_000
 Progress = Callable[[int, int], None]
@@ -70,23 +73,19 @@ def pack_folder(root: Path, model: LoadedModel, record: RecordFormat) -> Path:
 
 def open_pack(folder: Path, model: LoadedModel, record: RecordFormat) -> Pack | None:
     """The complete pack in this folder, or None. Raises PackError if it is for something else."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        expected = _identity(model, record)
-        if manifest["identity"] != expected:
+
+    def parse(manifest: Mapping[str, Any]) -> Pack:
+        if manifest["identity"] != _identity(model, record):
             raise PackError(f"{folder} holds a pack of another model or format: remove it")
-        pack = Pack(
-            folder,
-            folder / "records.bin",
-            record.size_bytes,
-            tuple(layer.count for layer in model.layers),
-            tuple(manifest["checksums"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        raise PackError(f"{path} is damaged: remove it with `tune pack --remove`") from None
+        counts = tuple(layer.count for layer in model.layers)
+        checksums = tuple(int(one) for one in manifest["checksums"])
+        if len(checksums) != sum(counts):
+            raise ValueError(f"{len(checksums)} checksums of {sum(counts)} records")
+        return Pack(folder, folder / "records.bin", record.size_bytes, counts, checksums)
+
+    pack = load_json(folder / "manifest.json", MANIFEST, parse)
+    if pack is None:
+        return None
     expected_bytes = len(pack.checksums) * pack.record_bytes
     if not pack.records.is_file() or pack.records.stat().st_size != expected_bytes:
         return None
@@ -124,6 +123,13 @@ def ensure_pack(
     return pack
 
 
+def give_up_pack(records: Path, expert: ExpertId) -> None:
+    """Drop the manifest of a pack in which this expert's record is corrupt, so that the pack is
+    made again when it is opened next."""
+    reason = f"the record of layer {expert.layer}, expert {expert.expert} beside it is corrupt"
+    drop(records.with_name("manifest.json"), MANIFEST, reason)
+
+
 def _identity(model: LoadedModel, record: RecordFormat) -> dict[str, Any]:
     own = {"prequantized": record.prequantized.to_json()} if record.prequantized else {}
     return {
@@ -146,16 +152,14 @@ def _write_pack(
 ) -> None:
     partial, journal = folder / "records.partial", folder / "journal.jsonl"
     identity = _identity(model, record)
-    checksums, done_layers = _resume(partial, journal, identity, model, record)
+    log = LineFile(journal, PACK_JOURNAL)
+    checksums, done_layers = _resume(partial, log, identity, model, record)
     total = sum(layer.count for layer in model.layers)
-    with (
-        partial.open("r+b" if partial.exists() else "w+b") as records,
-        journal.open("a", encoding="utf-8") as log,
-    ):
+    with partial.open("r+b" if partial.exists() else "w+b") as records:
         records.truncate(len(checksums) * record.size_bytes)
         records.seek(0, os.SEEK_END)
         if done_layers == 0 and not checksums:
-            log.write(json.dumps({"identity": identity}) + "\n")
+            log.append({"identity": identity})
         layers = model.layers[done_layers:]
         with RecordWriter(records, log) as writer, _encoded(model, layers, record) as encoded:
             done = len(checksums)
@@ -168,8 +172,9 @@ def _write_pack(
                 writer.finish_layer(layer.index)
         checksums.extend(writer.checksums)
     partial.replace(folder / "records.bin")
+    sync_folder(folder)
     manifest = {"identity": identity, "checksums": checksums, "created": time.time()}
-    write_atomically(folder / "manifest.json", json.dumps(manifest))
+    save_json(folder / "manifest.json", MANIFEST, manifest)
     journal.unlink()
 
 
@@ -225,25 +230,30 @@ def _say_former(folder: Path) -> None:
 
 
 def _reclaim_finished(folder: Path) -> None:
-    """Rename back records that were renamed just before a crash, to resume them as unfinished."""
+    """Rename back records that were renamed just before a crash, to resume them as unfinished;
+    remove those of which neither manifest nor journal is left."""
     partial, records = folder / "records.partial", folder / "records.bin"
-    if records.is_file() and not partial.exists() and (folder / "journal.jsonl").is_file():
+    if not records.is_file() or (folder / "manifest.json").is_file():
+        return
+    if partial.exists() or not (folder / "journal.jsonl").is_file():
+        records.unlink()
+    else:
         records.replace(partial)
 
 
 def _resume(
     partial: Path,
-    journal: Path,
+    journal: LineFile,
     identity: dict[str, Any],
     model: LoadedModel,
     record: RecordFormat,
 ) -> tuple[list[int], int]:
     """Checksums of the layers that are intact on disk, and the number of those layers."""
-    if not (partial.is_file() and journal.is_file()):
-        for path in (partial, journal):
+    if not (partial.is_file() and journal.path.is_file()):
+        for path in (partial, journal.path):
             path.unlink(missing_ok=True)
         return [], 0
-    lines = list(_journal_lines(journal))
+    lines = journal.read()
     checksums: list[int] = []
     layers = 0
     if lines and lines[0].get("identity") == identity:
@@ -258,18 +268,8 @@ def _resume(
                 checksums.extend(sums)
                 layers += 1
     kept = lines[: layers + 1] if layers else []
-    write_atomically(journal, "".join(json.dumps(line) + "\n" for line in kept))
+    journal.rewrite(kept)
     return checksums, layers
-
-
-def _journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    for text in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        if isinstance(line, dict):
-            yield line
 
 
 def _check_space(folder: Path, total: int, disk_budget_bytes: int) -> None:

@@ -6,7 +6,6 @@ in a thread is raised in the caller, and neither outlives its `with` block.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections import deque
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, TypeVar
 
 import torch
+
+from engine.derived.lines import LineFile
 
 Read = TypeVar("Read")
 _AHEAD_BYTES = 256_000_000
@@ -58,7 +59,7 @@ class RecordWriter:
     crc32 of the records of the layers that are safely on disk.
     """
 
-    def __init__(self, records: BinaryIO, journal: IO[str]) -> None:
+    def __init__(self, records: BinaryIO, journal: LineFile) -> None:
         self.checksums: list[int] = []
         self._records, self._journal = records, journal
         self._layer_sums: list[int] = []
@@ -105,9 +106,7 @@ class RecordWriter:
     def _finish(self, index: int) -> None:
         sync(self._records)
         os.posix_fadvise(self._records.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        line = json.dumps({"layer": index, "checksums": self._layer_sums})
-        self._journal.write(line + "\n")
-        sync(self._journal)
+        self._journal.append({"layer": index, "checksums": self._layer_sums})
         self.checksums.extend(self._layer_sums)
         self._layer_sums = []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.config.exactness import lossy_settings
 from engine.config.settings import EngineConfig
-from engine.errors import ConfigError, InfeasibleError, StorageError
+from engine.errors import ConfigError, InfeasibleError
 from engine.memory.plan import resolve
 from engine.precision.allocate import (
     load_sensitivities,
@@ -165,5 +165,5 @@ def test_a_plan_says_what_it_needs(tmp_path: Path) -> None:
     assert load_sensitivities(path) is not None
     assert made(average_bits=2.5).precision.options["table"] == ["2", "2", "2", "4"]
     path.write_text("[]")
-    with pytest.raises(StorageError, match="no sensitivities"):
+    with pytest.raises(ConfigError, match="tune profile --model"):
         made(average_bits=3)

@@ -37,7 +37,7 @@ def _single(path: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x03\x04 cut"), "is not a routing trace"),
         (_single, "is not a routing trace"),
         (_headless, "is not a routing trace"),
-        (_old, "is a trace of version 0"),
+        (_old, "it is of version 0"),
     ],
 )
 def test_what_is_no_trace_is_refused(

@@ -3,6 +3,7 @@
 Failures of engines are in test_cli_study.py, killed processes in test_chaos.py.
 """
 
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -123,6 +124,35 @@ def test_a_locked_database_ends_the_run_and_the_next_one_goes_on(
     before = trials_of(tune)
     assert Counter(trial["state"] for trial in before)["RUNNING"] == 1
     check_continued(tune, before)
+
+
+@pytest.mark.parametrize("call", [1, 3, 6])
+@pytest.mark.parametrize("how", ["removed", "replaced", "folder"])
+def test_a_store_that_is_removed_is_an_error_and_the_front_is_shown(
+    tune: Tune, file: Path, monkeypatch: pytest.MonkeyPatch, call: int, how: str
+):
+    def strike() -> None:
+        for path in file.parent.glob(f"{file.name}*"):
+            path.unlink()
+        if how == "replaced":
+            file.touch()
+        if how == "folder":
+            shutil.rmtree(file.parent)
+
+    strikes_at(monkeypatch, call, strike)
+    done = tune(*STUDY)
+    assert done.code == 1
+    assert "was removed or replaced while it was open" in done.err
+    assert "Pareto front" in done.out
+
+
+def test_a_store_that_is_removed_is_said_in_json(
+    tune: Tune, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    strikes_at(monkeypatch, 3, file.unlink)
+    done = tune(*STUDY, "--json")
+    assert done.code == 1
+    assert "was removed or replaced" in done.document["error"]["message"]
 
 
 def test_a_clock_that_is_set_back_costs_nothing(tune: Tune, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from engine.facts.machine import probe
 from tuner.bench.report.derived import derived_metrics
 from tuner.bench.report.effects import mechanism_effects
 from tuner.bench.report.published import compare_published
-from tuner.bench.run import RowResult
+from tuner.bench.run import BenchOutcome
 from tuner.definition.policies import PolicyFile
 from tuner.definition.workload import workload_hash
 from tuner.deployment.export import source_commit
@@ -22,15 +22,17 @@ from tuner.quality.key import package_versions
 
 
 def bench_document(
-    results: Sequence[RowResult],
+    outcome: BenchOutcome,
     presets: Mapping[str, PolicyFile],
     work: Workload,
     repeats: int,
     seed: int,
 ) -> dict[str, Any]:
     """Builds the JSON-ready document. presets: policies by the name that rows refer to."""
+    results = outcome.results
     derived = derived_metrics(results)
     return {
+        "interrupted": outcome.interrupted,
         "rows": [result.to_json(results[0]) for result in results],
         "derived": [
             {"row": row.name, **{name: asdict(metric) for name, metric in found.items()}}

@@ -170,6 +170,7 @@ def provenance_lines(document: Document) -> list[str]:
     versions = ", ".join(f"{name} {found}" for name, found in provenance["versions"].items())
     return [
         f"Command: {' '.join(provenance['command'])}",
+        *(["Interrupted: not all rounds were measured"] if document["interrupted"] else []),
         f"Workload: {provenance['workload']} ({provenance['workload_hash']}), "
         f"{provenance['sequences']} sequences of {provenance['prompt_tokens']} + "
         f"{provenance['output_tokens']} tokens, {provenance['repeats']} rounds, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import threading
 import zlib
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.derived.lines import LineFile
+from engine.experts.tiers.pack import PACK_JOURNAL
 from engine.experts.tiers.packing import RecordWriter, experts_ahead, read_ahead
 
 
@@ -27,6 +28,10 @@ def _no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) == before
+
+
+def lines(path: Path) -> LineFile:
+    return LineFile(path, PACK_JOURNAL)
 
 
 def record(value: int, size_bytes: int = 4096) -> torch.Tensor:
@@ -93,7 +98,7 @@ def test_fewer_large_experts_are_read_ahead() -> None:
 
 def test_records_and_journal_are_written_in_order(tmp_path: Path) -> None:
     records, journal = tmp_path / "records", tmp_path / "journal"
-    with records.open("wb") as data, journal.open("w") as log, RecordWriter(data, log) as writer:
+    with records.open("wb") as data, RecordWriter(data, lines(journal)) as writer:
         for layer in range(2):
             for number in range(5):
                 writer.write(record(5 * layer + number))
@@ -102,8 +107,7 @@ def test_records_and_journal_are_written_in_order(tmp_path: Path) -> None:
     assert [whole[number * 4096] for number in range(10)] == list(range(10))
     sums = [zlib.crc32(bytes([number]) * 4096) for number in range(10)]
     assert writer.checksums == sums
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert lines == [
+    assert lines(journal).read() == [
         {"layer": 0, "checksums": sums[:5]},
         {"layer": 1, "checksums": sums[5:]},
     ]
@@ -115,8 +119,7 @@ def test_what_was_handed_over_before_an_error_of_the_caller_is_written(tmp_path:
     def stop_early() -> None:
         with (
             records.open("wb") as data,
-            journal.open("w") as log,
-            RecordWriter(data, log) as writer,
+            RecordWriter(data, lines(journal)) as writer,
         ):
             writer.write(record(1))
             writer.finish_layer(0)
@@ -125,7 +128,7 @@ def test_what_was_handed_over_before_an_error_of_the_caller_is_written(tmp_path:
     with pytest.raises(Broken):
         stop_early()
     assert records.read_bytes() == b"\1" * 4096
-    assert len(journal.read_text().splitlines()) == 1
+    assert len(lines(journal).read()) == 1
 
 
 def write_layer(writer: RecordWriter) -> None:
@@ -151,13 +154,15 @@ class FullDisk(io.BytesIO):
 
 
 @pytest.mark.parametrize("room", [0, 3, 7])
-def test_a_full_disk_is_raised_in_the_caller_and_no_layer_is_claimed(room: int) -> None:
-    data, log = FullDisk(room), io.StringIO()
-    writer = RecordWriter(data, log)
+def test_a_full_disk_is_raised_in_the_caller_and_no_layer_is_claimed(
+    room: int, tmp_path: Path
+) -> None:
+    data, journal = FullDisk(room), tmp_path / "journal"
+    writer = RecordWriter(data, lines(journal))
     with pytest.raises(OSError, match="no space left"):
         write_layer(writer)
     assert data.tried == room + 1, "nothing is tried after the first failure"
-    assert log.getvalue() == ""
+    assert not journal.exists()
     assert writer.checksums == []
 
 
@@ -169,8 +174,8 @@ def test_a_failing_fsync_is_raised_in_the_caller(
 
     monkeypatch.setattr(os, "fsync", fail)
     journal = tmp_path / "journal"
-    with (tmp_path / "records").open("wb") as data, journal.open("w") as log:
-        writer = RecordWriter(data, log)
+    with (tmp_path / "records").open("wb") as data:
+        writer = RecordWriter(data, lines(journal))
         with pytest.raises(OSError, match="disk is broken"):
             write_layer(writer)
-    assert journal.read_text() == ""
+    assert not journal.exists()

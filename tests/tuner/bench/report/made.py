@@ -8,7 +8,7 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from tuner.bench.report.document import bench_document
-from tuner.bench.run import RowResult
+from tuner.bench.run import BenchOutcome, RowResult
 from tuner.definition.policies import PolicyFile, load_policy
 
 UNITS = {"_ms": "ms", "_tps": "tokens/s", "bytes_per_s": "bytes/s", "bytes_per_token": "bytes"}
@@ -51,7 +51,7 @@ def make_row(
 def make_document(*rows: RowResult, presets: Mapping[str, PolicyFile] | None = None) -> Any:
     """What `tune bench --json` would print."""
     known = presets or {row.policy: load_policy(row.policy) for row in rows if row.policy}
-    return bench_document(rows, known, Workload("w", ("text",)), 2, 0)
+    return bench_document(BenchOutcome(list(rows)), known, Workload("w", ("text",)), 2, 0)
 
 
 def timed(

@@ -57,7 +57,7 @@ def document():
 
 def test_a_document_has_the_derived_figures(document):
     assert set(document) == {
-        "rows", "derived", "ablation", "published", "machine", "provenance",
+        "interrupted", "rows", "derived", "ablation", "published", "machine", "provenance",
     }  # fmt: skip
     assert [entry["row"] for entry in document["derived"]] == [r["name"] for r in document["rows"]]
     assert document["ablation"][0]["ratios"]["decode_tps"]["value"] == pytest.approx(1.5)
