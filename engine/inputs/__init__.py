@@ -1,0 +1,1 @@
+"""Bounds on files that others wrote: bytes, nesting, aliases; must not know what they describe."""
