@@ -72,7 +72,7 @@ def parse_header(file: Path, header: bytes) -> list[TensorEntry]:
     try:
         described = parse_json(header)
         if not isinstance(described, dict):
-            raise ValueError("it is no object of tensors")
+            raise TypeError("it is no object of tensors")
         found = [
             _entry(file, name, entry, data_start)
             for name, entry in described.items()
@@ -83,7 +83,7 @@ def parse_header(file: Path, header: bytes) -> list[TensorEntry]:
             if one.offset != end:
                 raise ValueError(f"{one.name:.80} begins at byte {one.offset}, not at {end}")
             end += one.size_bytes
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{file} has a corrupt safetensors header ({error}): copy or download it again"
         ) from None
@@ -92,10 +92,10 @@ def parse_header(file: Path, header: bytes) -> list[TensorEntry]:
 
 
 def _entry(file: Path, name: str, described: Any, data_start: int) -> TensorEntry:
-    """One tensor of a header. Raises CheckpointError for a dtype that is not read, and ValueError
-    for what no header holds."""
+    """One tensor of a header. Raises CheckpointError for a dtype that is not read, and ValueError or
+    TypeError for what no header holds."""
     if not isinstance(described, dict) or not isinstance(described.get("dtype"), str):
-        raise ValueError(f"{name:.80}: it needs dtype, shape and data_offsets")
+        raise TypeError(f"{name:.80}: it needs dtype, shape and data_offsets")
     if described["dtype"] not in _DTYPES:
         raise CheckpointError(
             f"{file}: {name} has dtype {described['dtype']}, which this version does not read; "
@@ -116,7 +116,9 @@ def _sizes(name: str, key: str, given: Any, most: int) -> tuple[int, ...]:
         raise ValueError(f"{name:.80}: {key} must be a list of at most {most} whole numbers")
     for size in given:
         if type(size) is not int or not 0 <= size < 1 << 63:
-            raise ValueError(f"{name:.80}: {key} holds {size!r:.40}, no whole number from 0 to 2^63")
+            raise ValueError(
+                f"{name:.80}: {key} holds {size!r:.40}, no whole number from 0 to 2^63"
+            )
     return tuple(given)
 
 

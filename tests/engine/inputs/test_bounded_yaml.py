@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from engine.inputs import bounded_yaml
 from engine.inputs.bounded_yaml import BoundedYaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -35,6 +36,15 @@ def test_aliases_that_repeat_too_much_are_refused(text: str) -> None:
 def test_what_has_no_end_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError, match=r"more than 64 deep|inside its own anchor"):
         load(text)
+
+
+def test_more_keys_and_values_than_any_definition_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounded_yaml, "MOST_NODES", 9)
+    assert load("a: [1, 2, 3, 4, 5, 6]\n")
+    with pytest.raises(yaml.YAMLError, match="more than 9 keys and values"):
+        load("a: [1, 2, 3, 4, 5, 6, 7]\n")
 
 
 def test_aliases_and_nesting_within_the_bounds_are_read() -> None:
