@@ -92,7 +92,7 @@ def parse_header(file: Path, header: bytes) -> list[TensorEntry]:
 
 
 def _entry(file: Path, name: str, described: Any, data_start: int) -> TensorEntry:
-    """One tensor of a header. Raises CheckpointError for a dtype that is not read, and ValueError or
+    """One tensor of a header. Raises CheckpointError for a dtype that is not read, ValueError or
     TypeError for what no header holds."""
     if not isinstance(described, dict) or not isinstance(described.get("dtype"), str):
         raise TypeError(f"{name:.80}: it needs dtype, shape and data_offsets")

@@ -15,6 +15,8 @@ FILES = (
 )  # fmt: skip
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.json"  # where processors kept it
+CHARACTERS_PER_TOKEN = 16  # more than texts have; languages have 1 to 6
+_MARGIN = 1024
 _BESIDE = (
     CONFIG, TEMPLATE, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "merges.txt",
@@ -31,6 +33,20 @@ def brings_code(folder: Path) -> bool:
     path = folder / CONFIG
     found = read_json(path) if path.is_file() else {}
     return isinstance(found, dict) and "AutoTokenizer" in (found.get("auto_map") or {})
+
+
+def encode_enough(tokenizer: Any, text: str, tokens: int, **options: Any) -> list[int]:
+    """Token ids of a text; of one far longer than so many tokens the ids of a beginning that has
+    more. options: of the tokenizer.
+
+    Time and memory follow the tokens that are wanted, not the text that was sent.
+    """
+    characters = tokens * CHARACTERS_PER_TOKEN + _MARGIN
+    while True:
+        ids = list(tokenizer(text[:characters], **options)["input_ids"])
+        if len(ids) > tokens or characters >= len(text):
+            return ids
+        characters *= 2  # long tokens, such as runs of spaces
 
 
 def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
