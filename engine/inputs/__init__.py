@@ -1,1 +1,1 @@
-"""Bounds on files that others wrote: bytes, nesting, aliases; must not know what they describe."""
+"""Bounds on what others send: files, YAML, JSON, connections; must not know what it describes."""

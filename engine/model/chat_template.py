@@ -39,9 +39,10 @@ class TemplateRenderer:
         self._lock = threading.Lock()
 
     def render(self, tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The text of a conversation. options: as of apply_chat_template. Raises TemplateFailedError.
+        """The text of a conversation; raises TemplateFailedError.
 
-        The text holds the template's special tokens: tokenize it with add_special_tokens=False.
+        options: as of apply_chat_template. The text holds the template's special tokens: tokenize
+        it with add_special_tokens=False.
         """
         if getattr(type(tokenizer), "apply_chat_template", None) != _RENDERED_HERE:
             try:
