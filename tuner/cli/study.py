@@ -240,11 +240,10 @@ def _run(
                         interrupted,
                     )
             except KeyboardInterrupt:
-                print_note(
+                raise KeyboardInterrupt(
                     f"interrupted: finished trials of study '{wanted.study_name}' are kept; the "
                     "same command continues it"
-                )
-                raise typer.Exit(130) from None
+                ) from None
     if as_json:
         print_json(_document(result))
     else:
