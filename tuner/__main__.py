@@ -44,13 +44,15 @@ def run(arguments: Sequence[str]) -> int:
     give_home(os.environ)
     try:
         _check_text(arguments)
-        return _invoke(list(arguments))
+        code = _invoke(list(arguments))
+        # typer turns an interrupt into its exit code
+        return _fail(arguments, "interrupted", code) if code == 130 else code
     except (TunerError, EngineError) as error:
         return _fail(arguments, str(error), _exit_code(error), _smallest(error))
     except typer.TyperException as error:
         return _fail(arguments, _usage_text(error), 2)
-    except KeyboardInterrupt as error:
-        return _fail(arguments, str(error) or "interrupted", 130)
+    except KeyboardInterrupt:
+        return _fail(arguments, "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

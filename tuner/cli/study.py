@@ -240,10 +240,11 @@ def _run(
                         interrupted,
                     )
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(
+                print_note(
                     f"interrupted: finished trials of study '{wanted.study_name}' are kept; the "
                     "same command continues it"
-                ) from None
+                )
+                raise typer.Exit(130) from None
     if as_json:
         print_json(_document(result))
     else:

@@ -45,6 +45,6 @@ def join(
                     found, definition, session, store, probe(cache_folder()), choose_progress()
                 )
             except KeyboardInterrupt:
-                says = "interrupted: the study goes on without this worker"
-                raise KeyboardInterrupt(says) from None
+                print_note("interrupted: the study goes on without this worker")
+                raise typer.Exit(130) from None
     print_text(f"study '{study}': {format_count(done, 'trial')} ran here")

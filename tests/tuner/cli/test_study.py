@@ -530,7 +530,7 @@ def test_an_interrupted_study_leaves_one_document(
     )
     done = tune("--definition", "study.yaml", "--json")
     assert done.code == done.document["error"]["exit_code"] == 130
-    assert "the same command continues it" in done.document["error"]["message"]
+    assert "the same command continues it" in done.err
 
 
 def test_an_interrupt_that_got_lost_ends_the_study_before_its_next_trial(
