@@ -27,7 +27,7 @@ class BoundedYaml(UniqueKeys):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node, counted."""
         alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         before = self._seen
         self._depth += 1
         if self._depth > MOST_DEPTH:
