@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, RemoteCodeError
+from engine.inputs.bounds import MOST_JSON_BYTES
 from engine.model.weight_files import lfs_pointer, read_json, starts_as_pointer
 
 # What transformers makes a tokenizer from without code of the checkpoint's own.
@@ -72,6 +73,11 @@ def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
     for file in files:
         if starts_as_pointer(file):
             raise lfs_pointer(file)
+        if file.stat().st_size > MOST_JSON_BYTES:
+            raise ModelError(
+                f"{file} is larger than {MOST_JSON_BYTES >> 20} MiB, as no tokenizer's file is: "
+                "copy it again"
+            )
     try:
         found = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

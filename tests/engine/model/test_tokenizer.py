@@ -120,3 +120,10 @@ def test_of_a_long_text_only_a_beginning_with_enough_tokens_is_tokenized(width: 
     assert len(ids) > 100
     assert counted.characters < 4 * 100 * max(width, 16) + 10_000
     assert len(encode_enough(counted, "x" * 100 * width, 100)) == 100
+
+
+def test_a_file_larger_than_any_tokenizer_is_not_read(copied: Path) -> None:
+    with (copied / "tokenizer.json").open("ab") as file:
+        file.truncate((64 << 20) + 1)  # sparse
+    with pytest.raises(ModelError, match=r"tokenizer\.json is larger than 64 MiB"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
