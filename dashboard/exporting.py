@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from dashboard.plain import plain
 from tuner.deployment.export import render_format
 from tuner.deployment.formats.registry import FORMATS
 from tuner.errors import TunerError
@@ -24,7 +25,7 @@ def draw_exports(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> No
     try:
         text = render_format(name, study, front, trial)
     except TunerError as error:
-        st.warning(str(error))
+        st.warning(plain(str(error)))
         return
     st.download_button(
         f"Export as {name}",

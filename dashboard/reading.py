@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from dashboard.plain import plain
 from engine.errors import EngineError
 from tuner.errors import TunerError
 from tuner.folders import default_storage
@@ -28,7 +29,7 @@ def read(draw: Callable[[Database], None]) -> None:
         with contextlib.closing(database), database.read_snapshot() as snapshot:
             draw(snapshot)
     except (TunerError, EngineError) as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
 
 
 def read_study(draw: Callable[[Database, StudySnapshot], None]) -> None:

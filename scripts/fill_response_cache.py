@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 
 from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
+from engine.model.chat_template import TemplateRenderer
 from engine.run.engine import Engine
 from engine.run.generate import generate
 from engine.run.micro_batch import MicroBatch
@@ -151,7 +152,7 @@ def frame_of(tokenizer: Any, begin: str | None, until: str | None) -> Frame:
     """Builds the frame from the chat template, or from the options."""
     if begin is None and tokenizer.chat_template:
         message = [{"role": "user", "content": USER}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = TemplateRenderer().render(tokenizer, message, add_generation_prompt=True)
         begin, after = text.split(USER)
     else:
         begin, after = begin or "", ""

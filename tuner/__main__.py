@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,13 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """The console command."""
+    """The console command. SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit code. Errors go to stderr, with --json to stdout as a
-    document."""
+    """Runs one command; returns the exit code. Errors go to stderr, with --json also to stdout,
+    unless the command's one document is there already."""
     if sys.platform == "win32":
         sys.stderr.write("tune: native Windows is not supported; run it inside WSL2\n")
         return 1
@@ -42,7 +44,9 @@ def run(arguments: Sequence[str]) -> int:
     give_home(os.environ)
     try:
         _check_text(arguments)
-        return _invoke(list(arguments))
+        code = _invoke(list(arguments))
+        # typer turns an interrupt into its exit code
+        return _fail(arguments, "interrupted", code) if code == 130 else code
     except (TunerError, EngineError) as error:
         return _fail(arguments, str(error), _exit_code(error), _smallest(error))
     except typer.TyperException as error:
@@ -88,16 +92,18 @@ def _check_text(arguments: Sequence[str]) -> None:
 
 def _invoke(arguments: list[str]) -> int:
     from tuner.cli.app import app  # here, so that `import tuner.__main__` costs nothing
+    from tuner.cli.output import PRINTED
 
+    PRINTED.set(False)
     command = typer.main.get_command(app)
     result = command.main(args=arguments, prog_name="tune", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 
 def _fail(arguments: Sequence[str], text: str, code: int, smallest_bytes: int | None = None) -> int:
-    if "--json" in arguments:
-        from tuner.cli.output import print_json
+    from tuner.cli.output import PRINTED, print_json
 
+    if "--json" in arguments and not PRINTED.get():
         error = {"message": text, "exit_code": code, "smallest_bytes": smallest_bytes}
         print_json({"error": error})
     shown = "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from engine.inputs.bounded_yaml import BoundedYaml
 from engine.types import format_bytes
 from tuner.store.overview import WrittenExport
 from tuner.store.snapshots import StudySnapshot
@@ -84,7 +85,7 @@ def _export_row(one: WrittenExport) -> dict[str, Any]:
 def _provenance(content: str) -> dict[str, Any]:
     """Reads the provenance of a deployment YAML; {} for other formats, which state none."""
     try:
-        data = yaml.safe_load(content)
+        data = yaml.load(content, Loader=BoundedYaml)
     except yaml.YAMLError:
         return {}
     found = data.get("provenance", {}) if isinstance(data, dict) else {}

@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard.charts.compare import ratios_figure
 from dashboard.frames.compare import DIFFERS, UNKNOWN, figures_frame, settings_frame
 from dashboard.measured import measured_front
+from dashboard.plain import plain
 from dashboard.reading import CHOSEN, NO_STUDIES, read
 from tuner.deployment.compare import Comparison, compare
 from tuner.deployment.document import Deployment
@@ -63,7 +64,7 @@ def _choose(
 
 def _draw_comparison(found: Comparison) -> None:
     for note in found.notes:
-        st.warning(note)
+        st.warning(plain(note))
     st.subheader("Settings that differ")
     settings = settings_frame(found)
     if len(settings):

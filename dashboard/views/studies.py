@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard.charts.studies import spent_figure
 from dashboard.frames.studies import running_frame, spent_frame, studies_frame
+from dashboard.plain import plain
 from dashboard.reading import EVERY_S, read_study
 from tuner.store.database import Database
 from tuner.store.overview import Overview
@@ -22,9 +23,9 @@ def main() -> None:
 def _draw(snapshot: Database, study: StudySnapshot) -> None:
     st.dataframe(studies_frame(Store(snapshot).studies()), hide_index=True, width="stretch")
     st.caption("Choose one at the left; the other pages are about it.")
-    st.subheader(study.name)
+    st.subheader(plain(study.name))
     again = f" · looked at again every {EVERY_S:.0f} s" if study.state == "RUNNING" else ""
-    st.caption(f"{study.model} · {study.state.lower()}{again}")
+    st.caption(f"{plain(study.model)} · {study.state.lower()}{again}")
     overview = Overview(snapshot)
     with st.container(horizontal=True):
         st.metric("trials", study.trials, border=True)

@@ -6,7 +6,6 @@ compute differently are refused.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from engine.derived.file import DerivedKind, is_whole, seal
 from engine.derived.scratch import scratch_folder
 from engine.errors import ModelError, RemoteCodeError, StorageError
 from engine.model.checkpoint import Checkpoint
+from engine.model.weight_files import read_json
 from engine.types import format_bytes
 
 QUANTIZATION = "q4_0 experts, f16 dense"
@@ -117,7 +117,5 @@ def _convert(folder: Path, file: Path, on_bytes: Callable[[int], None]) -> None:
 
 
 def _has_own_code(file: Path) -> bool:
-    try:
-        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
+    found = read_json(file)
+    return isinstance(found, dict) and "auto_map" in found

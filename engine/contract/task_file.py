@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from engine.errors import TaskError
-from engine.files import UniqueKeys
+from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
+from engine.inputs.bounds import read_bounded
 
 SUFFIXES = (".yaml", ".yml")
 _MADE_OF = ("dataset_path", "output_type", "doc_to_text", "doc_to_target")
@@ -227,7 +228,7 @@ def _read(
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    class Loader(UniqueKeys):
+    class Loader(BoundedYaml):
         """Safe YAML in which `!function` is a name."""
 
     def name_of(loader: yaml.SafeLoader, node: yaml.Node) -> FunctionName:
@@ -235,7 +236,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
     Loader.add_constructor("!function", name_of)
     try:
-        body = yaml.load(path.read_bytes(), Loader)
+        body = yaml.load(read_bounded(path, MOST_YAML_BYTES), Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise TaskError(f"the task file {path} cannot be read: {reason}") from None

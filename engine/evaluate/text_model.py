@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jinja2
 from lm_eval.api.model import TemplateLM
 
 from engine.errors import TaskError
+from engine.model.chat_template import TemplateFailedError, TemplateRenderer
 
 
 class TextModel(TemplateLM):  # type: ignore[misc]
@@ -25,6 +25,7 @@ class TextModel(TemplateLM):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self._model = model
         self._ends = ends
+        self._renderer = TemplateRenderer()
         prefix = (
             tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         )
@@ -59,15 +60,20 @@ class TextModel(TemplateLM):  # type: ignore[misc]
         """Render with the model's own template; without the system's turn if the template
         refuses one."""
         options = {
-            "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
         }
         try:
-            return str(self.tokenizer.apply_chat_template(chat_history, **options))
-        except jinja2.exceptions.TemplateError:
+            return self._renderer.render(self.tokenizer, chat_history, **options)
+        except TemplateFailedError:
             turns = [turn for turn in chat_history if turn["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(turns, **options))
+        try:
+            return self._renderer.render(self.tokenizer, turns, **options)
+        except TemplateFailedError as error:
+            raise TaskError(
+                f"the chat template of {self._model} cannot be used ({error}): leave out "
+                "quality.apply_chat_template, or mend chat_template.jinja beside its config.json"
+            ) from None
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

@@ -18,7 +18,9 @@ import yaml
 from engine.errors import UsageError, nearest_hint
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, RecordSource
-from engine.files import UniqueKeys, studies_folder
+from engine.files import studies_folder
+from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
+from engine.inputs.bounds import read_bounded
 from engine.types import parse_size_bytes
 
 PREFIX = "emulated:"
@@ -134,8 +136,8 @@ def load_machine(name: str) -> EmulatedMachine:
         hint = nearest_hint(name, names)
         raise UsageError(f"there is no machine '{name}'{hint} (there are: {', '.join(names)})")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
-    except (OSError, yaml.YAMLError) as error:
+        data = yaml.load(read_bounded(path, MOST_YAML_BYTES), Loader=BoundedYaml)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {error}") from None
     fields = {field.name: field.type for field in dataclasses.fields(EmulatedMachine)}
     given = dict(data) if isinstance(data, dict) else {}

@@ -18,6 +18,7 @@ from engine.errors import (
     RemoteCodeError,
 )
 from engine.model.checkpoint import Checkpoint, read_description
+from engine.model.config_numbers import check_numbers
 from engine.model.quantized import check_method
 
 _EXPERTS_ATTRIBUTES = ("has_gate", "has_bias", "is_transposed", "_is_expert_parallel")
@@ -55,6 +56,7 @@ def _read_config(folder: Path, described: dict[str, Any], *, trust_remote_code: 
             "pass --trust-remote-code"
         )
     check_method(folder, described)
+    check_numbers(folder / "config.json", described)
     try:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

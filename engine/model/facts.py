@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.errors import FamilyError
+from engine.errors import CheckpointError, FamilyError
 from engine.facts.model import ModelFacts
 from engine.layout.prequantized import prequantized_layout
 from engine.layout.record import record_bytes_table
+from engine.model.config_numbers import CHOSEN
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
 from engine.model.tokenizer import has_tokenizer
-
-_CHOSEN_COUNTS = (
-    "num_experts_per_tok",
-    "moe_k",
-    "moe_topk",
-    "top_k_experts",
-    "num_experts_per_token",
-)
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
@@ -32,6 +25,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
                 f"({layer.name}): this version needs equal ones"
             )
     text = model.config.get_text_config()
+    experts = max(layer.count for layer in model.layers)
     table = record_bytes_table(parts)
     sizes = {str(bits): size for bits, size in table.items()}
     if model.prequantized is not None:
@@ -45,8 +39,8 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         family=model.config.model_type,
         layers=text.num_hidden_layers,
         moe_layers=len(model.layers),
-        experts=max(layer.count for layer in model.layers),
-        experts_per_token=_experts_per_token(text),
+        experts=experts,
+        experts_per_token=_experts_per_token(model, text, experts),
         hidden_size=text.hidden_size,
         vocabulary=text.vocab_size,
         max_positions=int(getattr(text, "max_position_embeddings", 0) or 0),
@@ -104,12 +98,18 @@ def _kv_bytes_per_token(text: Any) -> int:
     return int(text.num_hidden_layers * heads * head * 2 * 2)
 
 
-def _experts_per_token(text: Any) -> int:
-    for name in _CHOSEN_COUNTS:
+def _experts_per_token(model: LoadedModel, text: Any, experts: int) -> int:
+    """The most that a layer chooses; raises CheckpointError if it has fewer."""
+    for name in CHOSEN:
         value = getattr(text, name, None)
         if isinstance(value, list) and value:
-            return int(max(value))
+            value = max(value)
         if isinstance(value, int):
+            if value > experts:
+                raise CheckpointError(
+                    f"{model.folder / 'config.json'}: {name} is {value}, but a layer has {experts} "
+                    "experts to choose from: mend it, or copy config.json again"
+                )
             return value
     return 1
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, RemoteCodeError
+from engine.inputs.bounds import MOST_JSON_BYTES
 from engine.model.weight_files import lfs_pointer, read_json, starts_as_pointer
 
 # What transformers makes a tokenizer from without code of the checkpoint's own.
@@ -15,6 +16,8 @@ FILES = (
 )  # fmt: skip
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.json"  # where processors kept it
+CHARACTERS_PER_TOKEN = 16  # more than texts have; languages have 1 to 6
+_MARGIN = 1024
 _BESIDE = (
     CONFIG, TEMPLATE, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "merges.txt",
@@ -31,6 +34,20 @@ def brings_code(folder: Path) -> bool:
     path = folder / CONFIG
     found = read_json(path) if path.is_file() else {}
     return isinstance(found, dict) and "AutoTokenizer" in (found.get("auto_map") or {})
+
+
+def encode_enough(tokenizer: Any, text: str, tokens: int, **options: Any) -> list[int]:
+    """Token ids of a text; of one far longer than so many tokens the ids of a beginning that has
+    more. options: of the tokenizer.
+
+    Time and memory follow the tokens that are wanted, not the text that was sent.
+    """
+    characters = tokens * CHARACTERS_PER_TOKEN + _MARGIN
+    while True:
+        ids = list(tokenizer(text[:characters], **options)["input_ids"])
+        if len(ids) > tokens or characters >= len(text):
+            return ids
+        characters *= 2  # long tokens, such as runs of spaces
 
 
 def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
@@ -56,6 +73,11 @@ def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
     for file in files:
         if starts_as_pointer(file):
             raise lfs_pointer(file)
+        if file.stat().st_size > MOST_JSON_BYTES:
+            raise ModelError(
+                f"{file} is larger than {MOST_JSON_BYTES >> 20} MiB, as no tokenizer's file is: "
+                "copy it again"
+            )
     try:
         found = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

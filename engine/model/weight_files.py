@@ -7,7 +7,6 @@ could be meant, the folder is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
+from engine.inputs.bounds import MOST_JSON_BYTES, parse_json, read_bounded
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class WeightMap(dict[str, str]):
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises CheckpointError that says what is wrong with it."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_JSON_BYTES)
         if data.startswith(LFS_POINTER):
             raise lfs_pointer(path)
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
+        return parse_json(data.decode("utf-8-sig"))
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): copy it again") from None
 
 

@@ -7,21 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import torch
 
 from engine.errors import InfeasibleError, UsageError
+from engine.model.chat_template import TemplateFailedError, TemplateRenderer
 from engine.run.detokenize import TextPieces
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import Sampler, SamplingOptions, check_logits
 
-# What code in a template that the checkpoint brings can raise.
-TEMPLATE_FAILURES = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
-    ValueError,
-)  # fmt: skip
 _SAMPLING_BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 2), "top_p": (1e-6, 1), "top_k": (0, 1 << 31), "min_p": (0, 1),
     "repetition_penalty": (0.01, 2),
@@ -39,23 +34,28 @@ class Generation:
     total_s: float
 
 
-def encode_prompt(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
-    """Token ids of a raw prompt, or of a user message in the model's own chat template."""
+def encode_prompt(
+    tokenizer: Any, prompt: str, *, chat: bool, renderer: TemplateRenderer | None = None
+) -> list[int]:
+    """Token ids of a raw prompt, or of a user message in the model's own chat template.
+
+    renderer: of templates, kept by who encodes many prompts.
+    """
     if not chat:
         return list(tokenizer(prompt)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("this model has no chat template: use --raw")
     messages = [{"role": "user", "content": prompt}]
     try:
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        text = (renderer or TemplateRenderer()).render(
+            tokenizer, messages, add_generation_prompt=True
         )
-    except TEMPLATE_FAILURES as error:
+    except TemplateFailedError as error:
         raise UsageError(
             f"the model's chat template cannot be used ({error}): use --raw, or mend "
             "chat_template.jinja beside its config.json"
         ) from None
-    return list(encoded["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def generate(

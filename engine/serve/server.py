@@ -20,6 +20,8 @@ from typing import Any
 import uvicorn
 
 from engine.errors import EngineError
+from engine.inputs.host_name import is_loopback
+from engine.inputs.patient_http import PatientProtocol
 from engine.run.engine import Engine
 from engine.run.generate import SamplingDefaults
 from engine.serve.batching.metrics import Meters
@@ -39,7 +41,8 @@ class ServeOptions:
 
     name: of the model, as clients call it; port 0: any free port; queue: maximum number of waiting
     sequences; telemetry_s: a window of telemetry; drain_s: time that requests in progress may take
-    at the end before they are cut off; cors_origins: of pages that may read answers, "*": all.
+    at the end before they are cut off; cors_origins: of pages that may read answers, "*": all;
+    key_digest: SHA-256 of the API key, "": none.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ServeOptions:
     telemetry_s: float = 60.0
     drain_s: int = 60
     cors_origins: Sequence[str] = ()
+    key_digest: str = ""
 
 
 def serve_http(engine: Engine, tokenizer: Any, options: ServeOptions, emit: Emit) -> dict[str, Any]:
@@ -91,10 +95,20 @@ async def _serve(
     meters.watch(work.gauges())
     # the engine's thread uses the other one
     reader = PromptReader(served, copy.deepcopy(tokenizer), SamplingDefaults.of(engine))
-    app = create_app(Serving(served, reader, work, meters))
+    app = create_app(
+        Serving(
+            served,
+            reader,
+            work,
+            meters,
+            local_only=is_loopback(options.host),
+            key_digest=options.key_digest,
+        )
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             let_browsers_in(app, options.cors_origins),
+            http=PatientProtocol,
             log_config=None,
             access_log=False,
             lifespan="off",

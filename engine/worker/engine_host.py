@@ -17,6 +17,7 @@ from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
 from engine.memory.plan import Resolved
+from engine.model.chat_template import TemplateRenderer
 from engine.model.tokenizer import load_tokenizer
 from engine.run.engine import Engine
 from engine.trace.trace import Trace
@@ -40,6 +41,7 @@ class EngineHost:
         self._engine: Engine | None = None
         self._tokenizer: Any = None
         self._trusted = False
+        self._renderer = TemplateRenderer()
 
     @property
     def is_open(self) -> bool:
@@ -101,7 +103,7 @@ class EngineHost:
         task = Workload.from_json(workload)
         return measure(
             self.engine,
-            tokenize(task, self.tokenizer),
+            tokenize(task, self.tokenizer, self._renderer),
             output_tokens=task.output_tokens,
             sequences_per_repeat=task.sequences,
             repeats=repeats,

@@ -35,7 +35,7 @@ from engine.model.facts import describe
 from engine.model.headers import locate_headers
 from engine.model.hub import Location
 from engine.model.loader import load_model
-from engine.model.tokenizer import load_tokenizer
+from engine.model.tokenizer import encode_enough, load_tokenizer
 from engine.precision.allocate import save_sensitivities, sensitivities_path
 from engine.profile.machine import profile_machine
 from engine.profile.model import calibrate
@@ -287,7 +287,7 @@ class Operations:
         if no reference was kept.
         """
         engine = self._host.engine
-        ids = list(self._host.tokenizer(text)["input_ids"])[:tokens]
+        ids = encode_enough(self._host.tokenizer, text, tokens)[:tokens]
         found = diverge(engine, ids, self._host.cache_folder, "decode", reference=reference)
         if found is None:
             raise EngineError("no reference was kept of this text: run it at 16 bits first")

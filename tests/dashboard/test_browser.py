@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from dashboard.app import PAGES
+from tests.dashboard.test_plain import rename
 from tests.requirements import require_program
 from tuner.pareto.front import Front
 from tuner.store.database import open_database
@@ -237,3 +238,33 @@ def test_no_page_scrolls_sideways_or_asks_another_host(browser: Any, address: st
     hosts = {urlsplit(url).netloc for url in asked if urlsplit(url).scheme not in ("data", "blob")}
     assert len(asked) > 20
     assert hosts == {own}
+
+
+def test_a_name_fetches_nothing_from_elsewhere(browser: Any, own_storage: str):
+    # it was Markdown: a picture in it was fetched
+    name = "![x](http://127.0.0.1:9/x.png) <img src=http://127.0.0.1:9/y.png>"
+    rename(own_storage, name)
+    with serving(own_storage) as url:
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        settle(page)
+        page.locator("h3", has_text=name).first.wait_for(timeout=20_000)
+        assert asked
+        assert not [one for one in asked if ":9/" in one]
+        page.close()
+
+
+def test_a_page_elsewhere_cannot_let_its_name_mean_the_dashboard(address: str):
+    # DNS rebinding: the browser sends the page's own host name
+    port = urlsplit(address).port
+    handshake = (
+        "GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        "Sec-WebSocket-Version: 13\r\nOrigin: http://{host}:{port}\r\n\r\n"
+    )
+    for host, status in (("localhost", b"101"), ("127.0.0.1", b"101"), ("evil.example", b"403")):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(handshake.format(host=host, port=port).encode())
+            assert client.recv(20).split()[1] == status

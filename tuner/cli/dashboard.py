@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from engine.inputs.host_name import is_loopback
 from tuner.cli import options
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
@@ -15,6 +16,8 @@ from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
 from tuner.processes.start import start_module
 from tuner.store.database import open_read_only
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def dashboard(
@@ -38,6 +41,8 @@ def dashboard(
     command += ["--server.address", host, "--server.port", str(port), "--server.headless", "true"]
     command += ["--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none"]
     command += ["--client.toolbarMode", "viewer"]
+    if is_loopback(host):  # else a page elsewhere reaches it under a name of its own
+        command += [part for name in LOCAL_NAMES for part in ("--server.allowedHosts", name)]
     command += ["--", "--storage", url]
     code = start_module("streamlit", *command, stdin=None, stdout=sys.stderr).wait()
     if code:

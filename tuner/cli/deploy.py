@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,18 +14,24 @@ from typing import Annotated, Any
 import typer
 
 from engine.facts.machine import probe
+from engine.inputs.host_name import is_loopback
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_text
 from tuner.cli.port import check_free
 from tuner.cli.run import open_deployed
 from tuner.deployment.canary import Canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import Policy, ServerOptions, check_origins, choose, serve
+from tuner.deployment.serve import (
+    Policy,
+    ServerOptions,
+    check_origins,
+    choose,
+    read_api_key,
+    serve,
+)
 from tuner.engine_client.session import EngineSession
 from tuner.errors import UsageError
 from tuner.folders import cache_folder
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def deploy(
@@ -60,6 +67,13 @@ def deploy(
             "http://localhost:3000; may be repeated; '*': any page. None by default.",
         ),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            help="A file with the key that requests have to send; or set EXPERTUNE_API_KEY.",
+        ),
+    ] = None,
     model: options.Model = None,
     storage: options.Storage = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -74,15 +88,16 @@ def deploy(
     """
     policy, command = _policy(strict, walk), options.serve_command()
     origins = check_origins(cors_origin or ())
+    key_digest = read_api_key(api_key_file, os.environ)
     deployment = load_deployment(file)
     check_free(host, port)  # before a canary of a minute
     machine = probe(cache_folder())
     if deployment.machine.get("fingerprint") not in (None, machine.fingerprint):
         print_note(f"{file} was measured on another machine: {deployment.machine.get('cpu', '?')}")
-    if host not in LOOPBACK:
-        print_note(f"anyone who reaches {host} can use this server: use an authenticating proxy")
+    if not key_digest and not is_loopback(host):
+        print_note(f"anyone who reaches {host} can use this server: give it an --api-key-file")
     served = ServerOptions(
-        name or deployment.model.id, host, port, queue, drain, telemetry, origins
+        name or deployment.model.id, host, port, queue, drain, telemetry, origins, key_digest
     )
     with (
         options.open_store(storage) as store,

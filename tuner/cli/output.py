@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from tuner.formatting import format_cell
 
+# Whether this command has printed its document, behind which no error may stand.
+PRINTED: ContextVar[bool] = ContextVar("PRINTED", default=False)
 JSON_SCHEMA = "expertune-json/v1"  # a new number when a key goes or changes its meaning
 
 
@@ -21,8 +25,14 @@ def print_json(document: dict[str, Any]) -> None:
     (docs/json.md); numbers that JSON lacks become null."""
     document = {"schema": JSON_SCHEMA, **document}
     # at once: in pieces, a study of thousands of trials takes a second more
-    sys.stdout.write(json.dumps(_plain(document), indent=2, default=str, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    text = json.dumps(_plain(document), indent=2, default=str, allow_nan=False) + "\n"
+    PRINTED.set(True)
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:  # whole: half a document is none
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def print_text(text: str = "") -> None:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from engine.errors import nearest_hint
-from engine.files import UniqueKeys
+from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
 from tuner.definition.text import join_surrogates, read_text
 from tuner.errors import DefinitionError, UsageError
 
@@ -44,8 +44,8 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=Strict)
 
 
-class _Loader(UniqueKeys):
-    """Safe YAML with unique keys, whose texts have no halves of surrogate pairs. 1:30, 010 and
+class _Loader(BoundedYaml):
+    """Safe YAML within bounds, whose texts have no halves of surrogate pairs. 1:30, 010 and
     2026-11-29 stay texts, which YAML 1.1 reads as 90, 8 and a date."""
 
     def construct_whole(self, node: yaml.ScalarNode) -> int | str:
@@ -82,12 +82,12 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:
     """Loads safe YAML from a file; raises `error` with one sentence if it cannot be read."""
-    return parse_yaml(read_text(path, error), str(path), error)
+    return parse_yaml(read_text(path, error, MOST_YAML_BYTES), str(path), error)
 
 
 def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError) -> Any:
-    """Parses safe YAML from text; tags that would build objects and keys that stand twice in one
-    mapping are refused."""
+    """Parses safe YAML from text; tags that would build objects, keys that stand twice in one
+    mapping, and what BoundedYaml bounds are refused."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as problem:
@@ -98,7 +98,7 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
         raise error(f"{source}{where} is not safe YAML: {what}") from None
     except UsageError as problem:
         raise error(f"{source}: {problem}") from None
-    except (ValueError, RecursionError) as problem:  # ten thousand brackets
+    except ValueError as problem:  # integers of thousands of digits
         raise error(f"{source} is not readable YAML: {problem}") from None
 
 

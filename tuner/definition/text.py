@@ -9,6 +9,7 @@ import codecs
 import re
 from pathlib import Path
 
+from engine.inputs.bounds import read_bounded
 from tuner.errors import DefinitionError, UsageError
 
 # UTF-32's mark begins with UTF-16's, so it comes first.
@@ -26,17 +27,21 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "is packed by zstd: unpack it first (unzstd)"),
     (b"version https://git-lfs.github.com/spec/", "is a pointer of git-lfs: run `git lfs pull`"),
 )
+MOST_TEXT_BYTES = 1 << 30  # downloaded conversations have hundreds of megabytes
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def read_text(path: Path, error: type[UsageError] = DefinitionError) -> str:
+def read_text(
+    path: Path, error: type[UsageError] = DefinitionError, most_bytes: int = MOST_TEXT_BYTES
+) -> str:
     """The text of a file without its byte order mark.
 
-    Raises `error` with one sentence if it cannot be read or is not text; it names the line.
+    Raises `error` with one sentence if it cannot be read, is larger than most_bytes or is not text;
+    it names the line.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, most_bytes)
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         raise error(f"{path} cannot be read: {why}") from None

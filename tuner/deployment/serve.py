@@ -11,14 +11,17 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.facts.cards import cuda_order
 from engine.facts.model import ModelFacts
+from engine.files import short_digest
 from engine.memory.plan import context_bytes, resolve
 from engine.types import FailureClass, format_bytes
+from tuner.definition.text import read_text
 from tuner.deployment.canary import Canary, Point, points_of, run_canary
 from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.deployment.drift import Reference, find_drift
@@ -28,6 +31,8 @@ from tuner.errors import CanaryError, StoreError, UsageError, WorkerError
 from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
+KEY_VARIABLE = "EXPERTUNE_API_KEY"
+_KEY = re.compile(r"[!-~]{16,512}")
 Policy = Literal["warn", "strict", "walk"]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")  # browsers send it in small letters
 Notify = Callable[[str], None]
@@ -46,6 +51,27 @@ class ServerOptions:
     drain_s: int
     telemetry_s: float
     cors_origins: tuple[str, ...] = ()
+    key_digest: str = ""
+
+
+def read_api_key(file: Path | None, environment: Mapping[str, str]) -> str:
+    """The SHA-256 of the API key in a file, else in EXPERTUNE_API_KEY; "" if there is none. Only
+    the digest goes on from here.
+
+    Raises UsageError for a key that can be guessed, or that no header can carry.
+    """
+    source = KEY_VARIABLE if file is None else str(file)
+    key = (
+        environment.get(KEY_VARIABLE, "") if file is None else read_text(file, UsageError)
+    ).strip()
+    if not key and file is None:
+        return ""
+    if not _KEY.fullmatch(key):
+        raise UsageError(
+            f"{source}: an API key is 16 to 512 letters, digits and signs without spaces, such as "
+            "`openssl rand -hex 32` prints"
+        )
+    return short_digest(key, 64)
 
 
 def check_origins(origins: Sequence[str]) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.inputs.host_name import names_this_machine
 from tuner.service.problems import problem
 from tuner.service.rate import RateLimit, client_of
-from tuner.service.settings import is_loopback
 
 Layer = Callable[[ASGIApp], ASGIApp]
 
@@ -94,9 +94,7 @@ class LocalHost:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it."""
-        host = Headers(scope=scope).get("host", "")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if is_loopback(name.strip("[]")):
+        if names_this_machine(Headers(scope=scope).get("host", "")):
             await self.app(scope, receive, send)
             return
         sentence = (

@@ -11,6 +11,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from engine.inputs.patient_http import PatientProtocol
+
 log = logging.getLogger(__name__)
 
 GRACE_S = 10
@@ -22,6 +24,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, closing: threading.Event) -> None:
         config = uvicorn.Config(
             app,
+            http=PatientProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,

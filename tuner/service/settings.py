@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+
+from engine.inputs.host_name import is_loopback
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,3 @@ class ServiceSettings:
     def burst(self) -> float:
         """Requests that a client may send at once after a quiet time."""
         return max(1.0, 2 * self.requests_per_s)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address; a name other than localhost may not be
-    so."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

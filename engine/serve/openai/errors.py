@@ -18,8 +18,14 @@ from engine.serve.openai.requests import SEVERAL
 from engine.serve.openai.responses import ErrorAnswer, Problem
 
 log = logging.getLogger(__name__)
-_TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
 
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 _LONGEST_NAME = 200  # of a field or a route in a message
 
 
@@ -48,8 +54,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return _answer(error.status, error.problem, headers)
+        return error_response(error)
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -73,6 +78,11 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_unexpected)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer to a request that cannot be answered."""
+    return _answer(error.status, error.problem, _HEADERS.get(error.status))
 
 
 def _answer(status: int, found: Problem, headers: dict[str, str] | None = None) -> JSONResponse:

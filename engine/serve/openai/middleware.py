@@ -11,17 +11,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.serve.batching.metrics import Meters
 
 MOST_BODY_BYTES = 8 << 20
+_LEAST_BODY_BYTES = 64 << 10
+_BYTES_PER_TOKEN = 128  # of 8 prompts that fill the context, each token of up to 16 characters
+
+
+def body_limit(max_model_len: int) -> int:
+    """The bytes of a body that can hold what the model takes: what is longer is not even parsed."""
+    return min(MOST_BODY_BYTES, _LEAST_BODY_BYTES + max_model_len * _BYTES_PER_TOKEN)
 
 
 class CountedRequests:
-    """ASGI wrapper that counts requests and limits their bodies. meters: the counters."""
+    """ASGI wrapper that counts requests in `meters`, and limits their bodies to most_bytes."""
 
-    def __init__(self, app: ASGIApp, meters: Meters) -> None:
+    def __init__(self, app: ASGIApp, meters: Meters, most_bytes: int) -> None:
         self._app = app
         self._meters = meters
+        self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on; a body beyond MOST_BODY_BYTES is answered with 413."""
+        """Pass one request on; a body beyond most_bytes is answered with 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -36,8 +44,8 @@ class CountedRequests:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MOST_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MOST_BODY_BYTES} bytes")
+            if received > self._most_bytes:
+                raise HTTPException(413, f"the body is larger than {self._most_bytes} bytes")
             return message
 
         await self._app(scope, bounded, counted)

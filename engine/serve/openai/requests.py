@@ -77,17 +77,20 @@ Scalar = str | bool | int | float | None
 TemplateVariables = Annotated[
     dict[str, Scalar],
     AfterValidator(_check_variables),
-    Field(json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED)}}}),
+    Field(max_length=64, json_schema_extra={"propertyNames": {"not": {"enum": list(RESERVED)}}}),
 ]
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
-Stop = Annotated[str, Field(max_length=256)] | Annotated[list[StopWord], Field(max_length=4)]
+Stop = (
+    Annotated[str, Field(max_length=256)]
+    | Annotated[list[StopWord], Field(max_length=4, fail_fast=True)]
+)
 # -1, as llama.cpp's clients send it: as many as fit
 Limit = Literal[-1] | Annotated[int, Field(ge=1), AS_WHOLE]
 TokenId = Annotated[int, Field(ge=0), AS_WHOLE]
 MOST_BIASES = 1024
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 # What may be sent in fields of several types, said whole where none of them fits.
@@ -146,8 +149,8 @@ class CompletionRequest(Generation):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     )
     logprobs: Literal[False] | Annotated[int, Field(ge=0, le=5), AS_WHOLE] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), AS_WHOLE] | None = None
@@ -198,7 +201,7 @@ def _kind_of_turn(value: Any) -> str | None:
 
 
 # Tags in <> are left out where an error names its place.
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 AnswerPart = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")],
     Discriminator(
@@ -217,7 +220,8 @@ Content = Annotated[
     _EITHER,
 ]
 AnswerContent = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[AnswerPart], Tag("<parts>")],
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[AnswerPart], Field(fail_fast=True), Tag("<parts>")],
     _EITHER,
 ]
 
@@ -256,7 +260,7 @@ class ChatRequest(Generation):
     such as enable_thinking. max_completion_tokens takes precedence over max_tokens."""
 
     accepted = neutral.CHAT
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Limit | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = None

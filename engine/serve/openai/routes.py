@@ -24,10 +24,11 @@ from engine import __version__
 from engine.serve.batching.metrics import Meters
 from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import SequenceRequest
+from engine.serve.openai.access import Access
 from engine.serve.openai.errors import ApiError, add_handlers
 from engine.serve.openai.formats import ChatFormat, Choice, CompletionFormat, Format
 from engine.serve.openai.json_body import JsonRoute
-from engine.serve.openai.middleware import CountedRequests, HeadLikeGet
+from engine.serve.openai.middleware import CountedRequests, HeadLikeGet, body_limit
 from engine.serve.openai.openapi import describe_api
 from engine.serve.openai.request_stream import RequestStream
 from engine.serve.openai.requests import ChatRequest, CompletionRequest, Generation
@@ -49,6 +50,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in (
         (400, "The request is not valid, or does not fit"),
+        (401, "The API key is missing or wrong, where one is needed"),
         (404, "Another model is served"),
         (413, "The body is too large"),
         (429, "The queue is full"),
@@ -61,20 +63,24 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Serving:
     """The objects that the routes use. Only one thread at a time uses the reader. clock: seconds
-    since 1970."""
+    since 1970; local_only, key_digest: as of Access."""
 
     served: ServedModel
     reader: PromptReader
     engine: EngineLoop
     meters: Meters
     clock: Callable[[], float] = field(default=time.time)
+    local_only: bool = False
+    key_digest: str = ""
 
 
 def create_app(serving: Serving) -> FastAPI:
     """Create the application of one server."""
     app = FastAPI(title="expertune deployment", docs_url=None, redoc_url=None)
     add_handlers(app)
-    app.add_middleware(CountedRequests, meters=serving.meters)
+    app.add_middleware(Access, local_only=serving.local_only, key_digest=serving.key_digest)
+    most_bytes = body_limit(serving.served.max_model_len)
+    app.add_middleware(CountedRequests, meters=serving.meters, most_bytes=most_bytes)
     app.add_middleware(HeadLikeGet)
     app.include_router(_generation(serving))
     _add_models(app, serving.served)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from engine.run.generate import TEMPLATE_FAILURES, SamplingDefaults
+from engine.model.chat_template import TemplateFailedError, TemplateRenderer
+from engine.model.tokenizer import encode_enough
+from engine.run.generate import SamplingDefaults
 from engine.run.penalties import PenaltyOptions
 from engine.run.sampling import SamplingOptions
 from engine.serve.batching.sequence import SequenceRequest
@@ -25,7 +27,6 @@ from engine.serve.openai.requests import (
 
 ALL = -1  # as many tokens as fit
 COMPLETION_TOKENS = 16  # default of a completion; a chat defaults to the whole capacity
-# What templates raise, on purpose or where they compute with what a client has set.
 _LEAST_TOP_P = 1e-6  # 0 would leave no token at all
 
 
@@ -53,6 +54,7 @@ class PromptReader:
         self._served = served
         self._tokenizer = tokenizer
         self._defaults = defaults or SamplingDefaults()
+        self._renderer = TemplateRenderer()
 
     def completion(self, request: CompletionRequest) -> list[SequenceRequest]:
         """One sequence for each prompt and choice, a prompt's choices next to each other."""
@@ -79,7 +81,7 @@ class PromptReader:
     ) -> list[SequenceRequest]:
         capacity, longest = self._served.max_model_len, max(map(len, prompts))
         if longest >= capacity:
-            raise _too_long(f"the prompt has {longest} tokens", capacity, "prompt")
+            raise _too_long(f"the prompt has at least {longest} tokens", capacity, "prompt")
         self._check_ids("logit_bias", [int(token) for token in request.logit_bias or ()])
         self._check_least(request, limit, capacity - longest)
         sampling = _sampling_of(request, self._defaults)
@@ -136,7 +138,7 @@ class PromptReader:
         if isinstance(prompt, list):
             self._check_ids("prompt", prompt)
             return prompt
-        ids = list(self._tokenizer(prompt)["input_ids"])
+        ids = encode_enough(self._tokenizer, prompt, self._served.max_model_len)
         begin = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         ids = ids or [token for token in begin if token is not None][:1]
         if not ids:
@@ -151,18 +153,18 @@ class PromptReader:
                 400, "this model has no chat template: use /v1/completions", param="messages"
             )
         try:
-            encoded = self._tokenizer.apply_chat_template(
+            text = self._renderer.render(
+                self._tokenizer,
                 [_plain(message) for message in request.messages],
                 add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
                 **(request.chat_template_kwargs or {}),
             )
-        except TEMPLATE_FAILURES as error:
+        except TemplateFailedError as error:
             raise ApiError(
                 400, f"the model's chat template refuses this: {error}", param="messages"
             ) from None
-        ids = list(encoded["input_ids"])
+        capacity = self._served.max_model_len
+        ids = encode_enough(self._tokenizer, text, capacity, add_special_tokens=False)
         if not ids:
             raise ApiError(400, "the conversation is empty: write a message", param="messages")
         self._check_ids("messages", ids)

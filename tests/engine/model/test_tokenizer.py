@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import CheckpointError, ModelError, RemoteCodeError
-from engine.model.tokenizer import has_tokenizer, load_tokenizer
+from engine.model.tokenizer import encode_enough, has_tokenizer, load_tokenizer
 
 CODE = """
 from tokenizers import Tokenizer
@@ -99,3 +99,31 @@ def test_a_template_in_chat_template_json_is_used(copied: Path) -> None:
     (copied / "chat_template.jinja").unlink()
     (copied / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert load_tokenizer(copied, "m", trust_remote_code=False).chat_template == template
+
+
+class _Counted:
+    """A tokenizer of single characters that counts them."""
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+        self.characters = 0
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        self.characters += len(text)
+        return {"input_ids": [1] * (len(text) // self.width)}
+
+
+@pytest.mark.parametrize("width", [1, 100])
+def test_of_a_long_text_only_a_beginning_with_enough_tokens_is_tokenized(width: int) -> None:
+    counted = _Counted(width)
+    ids = encode_enough(counted, "x" * 10_000_000, 100)
+    assert len(ids) > 100
+    assert counted.characters < 4 * 100 * max(width, 16) + 10_000
+    assert len(encode_enough(counted, "x" * 100 * width, 100)) == 100
+
+
+def test_a_file_larger_than_any_tokenizer_is_not_read(copied: Path) -> None:
+    with (copied / "tokenizer.json").open("ab") as file:
+        file.truncate((64 << 20) + 1)  # sparse
+    with pytest.raises(ModelError, match=r"tokenizer\.json is larger than 64 MiB"):
+        load_tokenizer(copied, "m", trust_remote_code=False)

@@ -522,6 +522,17 @@ def test_ctrl_c_leaves_a_study_that_continues(tune: Tune, folder: Path):
     assert tune(*RANDOM).code == 0
 
 
+def test_an_interrupted_study_leaves_one_document(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        options, "terminate_interrupts", lambda: contextlib.nullcontext(lambda: True)
+    )
+    done = tune("--definition", "study.yaml", "--json")
+    assert done.code == done.document["error"]["exit_code"] == 130
+    assert "the same command continues it" in done.err
+
+
 def test_an_interrupt_that_got_lost_ends_the_study_before_its_next_trial(
     tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

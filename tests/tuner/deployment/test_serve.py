@@ -1,5 +1,6 @@
 """`tune deploy` with the fake engine: canary, refusal, neighbours, telemetry with drift."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
 from tuner.deployment import canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import check_memory, check_origins
+from tuner.deployment.serve import KEY_VARIABLE, check_memory, check_origins, read_api_key
+from tuner.errors import UsageError
 from tuner.folders import default_storage
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
@@ -58,6 +60,28 @@ def test_a_config_that_holds_is_served_and_said_in_one_document(tune: Tune, stud
     assert len(done.document["canary"]["verdicts"]) == 2
     assert "2 finished, 600 tokens" in done.err
     assert "serving 'mine' (trial" in tune("deploy", FILE, "--name", "mine").out
+
+
+def test_a_key_goes_on_as_its_digest_only(tune: Tune, study: Path):
+    key = "k" * 16
+    (study / "key").write_text(f"{key}\n")
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    assert read_api_key(study / "key", {}) == digest
+    assert read_api_key(None, {KEY_VARIABLE: key}) == digest
+    assert read_api_key(None, {}) == read_api_key(None, {KEY_VARIABLE: ""}) == ""
+    done = tune("deploy", FILE, "--api-key-file", "key", "--host", "0.0.0.0")
+    assert done.code == 0, done.err
+    assert "anyone who reaches" not in done.err
+    assert key not in done.out + done.err
+    assert "anyone who reaches 0.0.0.0 can use" in tune("deploy", FILE, "--host", "0.0.0.0").err
+
+
+@pytest.mark.parametrize("key", ["", "short", "k" * 513, "sixteen letters !", "k" * 15 + "\xe9"])
+def test_a_key_that_can_be_guessed_or_sent_by_no_header_is_refused(tmp_path: Path, key: str):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    with pytest.raises(UsageError, match="key: an API key is 16 to 512 letters") as raised:
+        read_api_key(tmp_path / "key", {KEY_VARIABLE: "k" * 16})
+    assert not key or key not in str(raised.value)
 
 
 def test_telemetry_is_kept_with_its_drift_and_quiet_windows_are_not(tune: Tune, study: Path):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from engine.inputs.host_name import is_loopback
 from tests.tuner.conftest import Tune
 from tests.tuner.service.made import REQUEST, MadeChild
 from tuner.service.service import Service, open_service
-from tuner.service.settings import ServiceSettings, is_loopback
+from tuner.service.settings import ServiceSettings
 
 PRIVATE = ["/v1/studies", "/v1/studies/a", "/v1/studies/a/events", "/metrics"]
 PRIVATE += ["/v1/configs/best?model=demo"]

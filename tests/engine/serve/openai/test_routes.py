@@ -22,7 +22,7 @@ from engine import __version__ as engine_version
 from engine.run.engine import Engine
 from engine.run.generate import encode_prompt, generate
 from engine.run.sampling import SamplingOptions
-from engine.serve.openai.middleware import MOST_BODY_BYTES, let_browsers_in
+from engine.serve.openai.middleware import MOST_BODY_BYTES, body_limit, let_browsers_in
 from engine.serve.openai.routes import Serving, create_app
 from engine.serve.openai.tokenization import PromptReader, ServedModel
 from tests.engine.serve.made import MODEL, ROOM, Running, eventually, serving
@@ -282,6 +282,12 @@ def test_head_is_get_without_a_body(web: httpx.Client) -> None:
     assert web.head("/v1/completions").status_code == 405
 
 
+def test_a_body_may_hold_what_the_context_takes_and_little_more() -> None:
+    eight_prompts = 8 * 4096 * 16
+    assert eight_prompts < body_limit(4096) < 2 * eight_prompts
+    assert body_limit(1 << 20) == MOST_BODY_BYTES
+
+
 def test_models_names_the_model_and_its_room(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == MODEL
@@ -328,7 +334,7 @@ def test_what_is_no_json_and_what_is_too_large_is_refused(web: httpx.Client) -> 
     torn = web.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
     assert torn.status_code == 400
     assert torn.json()["error"]["message"] == "the body is not valid JSON"
-    large = post(web, prompt="a" * MOST_BODY_BYTES)
+    large = post(web, prompt="a" * body_limit(ROOM))
     assert (large.status_code, large.json()["error"]["type"]) == (413, "invalid_request_error")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from engine.run.generate import SamplingDefaults
 from engine.run.penalties import PenaltyOptions
@@ -112,6 +113,48 @@ def test_what_is_beyond_the_room_is_refused_with_openais_code(reader: PromptRead
             reader.completion(request)
         assert raised.value.status == 400
         assert raised.value.problem.code == "context_length_exceeded"
+
+
+class _Letters:
+    """A tokenizer of single characters that counts them."""
+
+    bos_token_id = eos_token_id = 0
+    chat_template = "{{ messages[0].content }}"
+    special_tokens_map: ClassVar[dict[str, str]] = {}
+    apply_chat_template = PreTrainedTokenizerBase.apply_chat_template
+    characters = 0
+
+    def get_chat_template(self) -> str:
+        return self.chat_template
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        self.characters += len(text)
+        return {"input_ids": [1] * len(text)}
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_no_more_of_a_prompt_is_tokenized_than_the_context_takes(kind: str) -> None:
+    # 7 MB took 30 s before they were refused, and all other requests waited
+    letters, long = _Letters(), "a" * 7_000_000
+    reader = PromptReader(SERVED, letters)
+    with pytest.raises(ApiError, match=r"the prompt has at least \d+ tokens"):
+        reader.chat(chat(long)) if kind == "chat" else reader.completion(completion(prompt=long))
+    assert letters.characters < 2000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": [[5.5]] * 9}, {"prompt": [{}] * 9}, {"prompt": [5] * 9 + ["x"] * 9},
+     {"prompt": "a", "stop": [{}] * 4}],
+)  # fmt: skip
+def test_the_first_error_of_a_list_ends_its_reading(fields: dict[str, Any]) -> None:
+    # eight megabytes of them took seconds and gigabytes
+    with pytest.raises(ValidationError) as raised:
+        completion(**fields)
+    assert raised.value.error_count() <= 4  # one for each type that a prompt may have
+    with pytest.raises(ValidationError) as raised:
+        ChatRequest.model_validate({"messages": [{}] * 9})
+    assert raised.value.error_count() == 1
 
 
 def test_an_answer_gets_the_room_that_the_prompt_leaves(reader: PromptReader) -> None:
