@@ -61,38 +61,34 @@ void add_targets(const Linear& linear, char* out, int64_t size, std::vector<Targ
   }
 }
 
+// Between -most and most, rounded, where they lie.
+void clip_numbers(void* x, Number number, int64_t count, float most) {
+  const float clip = rounded(most, number);
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = from_number(x, number, i);
+    put_number(x, number, i, v < -clip ? -clip : v > clip ? clip : v);
+  }
+}
+
 // x [T, heads * width]: norm, clip, rotate, in place. cosine, sine [T or 1, rotated].
 void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_width, double epsilon,
           int64_t heads, int64_t tokens, const void* cosine, const void* sine, int64_t stride, char* x) {
   const auto number = static_cast<Number>(step.number);
   const int64_t size = number == Number::kFloat32 ? 4 : 2, row = heads * step.width;
-  const int64_t half = step.rotated / 2;
-  thread_local std::vector<float> values, c, s, turned;
-  values.resize(step.width), c.resize(step.rotated), s.resize(step.rotated);
-  turned.resize(step.rotated);
+  thread_local std::vector<float> c, s;
+  c.resize(step.rotated), s.resize(step.rotated);
   for (int64_t token = 0; token < tokens; ++token) {
     char* own = x + token * row * size;
     for (int64_t first = 0; norm_width != 0 && first < row; first += norm_width) {
       context.products.norm(number, own + first * size, reinterpret_cast<const void*>(weight),
                             norm_width, static_cast<float>(epsilon), own + first * size);
     }
+    if (step.clip > 0) clip_numbers(own, number, row, static_cast<float>(step.clip));
     read_numbers(cosine, number, token * stride, step.rotated, c.data());
     read_numbers(sine, number, token * stride, step.rotated, s.data());
     for (int64_t head = 0; head < heads; ++head) {
-      read_numbers(own, number, head * step.width, step.width, values.data());
-      if (step.clip > 0) {
-        const float clip = rounded(static_cast<float>(step.clip), number);
-        for (float& v : values) v = v < -clip ? -clip : v > clip ? clip : v;
-      }
-      for (int64_t i = 0; i < half; ++i) {
-        turned[i] = -values[half + i] * s[i];
-        turned[half + i] = values[i] * s[half + i];
-      }
-      for (int64_t i = 0; i < step.rotated; ++i) values[i] *= c[i];
-      round_numbers(turned.data(), number, step.rotated);
-      round_numbers(values.data(), number, step.rotated);
-      for (int64_t i = 0; i < step.rotated; ++i) values[i] += turned[i];
-      write_numbers(own, number, head * step.width, step.width, values.data());
+      context.products.rotate(number, own + head * step.width * size, c.data(), s.data(),
+                              step.rotated / 2);
     }
   }
 }
@@ -123,13 +119,7 @@ void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
          tokens, cosine, sine, stride, query);
     turn(context, step, step.key_norm, step.key_norm_width, step.key_epsilon, step.key_heads, tokens,
          cosine, sine, stride, key);
-    if (step.clip > 0) {
-      const float clip = rounded(static_cast<float>(step.clip), number);
-      for (int64_t i = 0; i < tokens * narrow; ++i) {
-        const float v = from_number(value, number, i);
-        put_number(value, number, i, v < -clip ? -clip : v > clip ? clip : v);
-      }
-    }
+    if (step.clip > 0) clip_numbers(value, number, tokens * narrow, static_cast<float>(step.clip));
     for (int64_t row = 0; row < tokens * step.key_heads; ++row) {
       const int64_t to = (row * room + position) * step.width * size, from = row * step.width * size;
       std::memcpy(keys + to, key + from, step.width * size);

@@ -247,6 +247,9 @@ struct Products {
   // All three [count] of `number`.
   void (*norm)(Number number, const void* x, const void* weight, int64_t count, float epsilon,
                void* out);
+  // head [2 * half] in place: halves a, b -> a * cosine - b * sine, b * cosine + a * sine, each product
+  // rounded to `number`. cosine, sine: [2 * half].
+  void (*rotate)(Number number, void* head, const float* cosine, const float* sine, int64_t half);
   // out [columns] = the rows of y [count, columns], each times its weight and rounded to `number`,
   // added one after the other in float32.
   void (*combine)(Number number, const void* y, const float* weights, int64_t count,

@@ -627,42 +627,57 @@ inline void weigh(const Attended& at, const float* weights, int64_t first, float
   for (int c = 0; c < C; ++c) store(out + first + c * kLanes, total[c]);
 }
 
+// The largest of `count` numbers, those that are none left out.
+inline float largest(const float* x, int64_t count) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = -__builtin_inff();
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
+    }
+  }
+  float most = -__builtin_inff();
+  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
+  for (float lane : lanes) most = lane > most ? lane : most;
+  return most;
+}
+
 template <Number NUMBER>
 inline void attend_to(const Attended& at, const float* query, float* scores, float* out) {
+  const int64_t length = at.length, width = at.value_width;  // compilers see that they stay
   alignas(64) float lanes[kLanes * kLanes];
   int64_t key = 0;
-  for (; key + kLanes <= at.length; key += kLanes) {
+  for (; key + kLanes <= length; key += kLanes) {
     for (int i = 0; i < kLanes; ++i) {
       store(lanes + i * kLanes, score_lanes<NUMBER>(at, query, key + i));
     }
     trees(lanes, scores + key);
   }
-  for (; key < at.length; ++key) scores[key] = tree(score_lanes<NUMBER>(at, query, key));
+  for (; key < length; ++key) scores[key] = tree(score_lanes<NUMBER>(at, query, key));
   if (at.mask != nullptr) {
-    for (key = 0; key < at.length; ++key) scores[key] += at.mask[key];
+    for (key = 0; key < length; ++key) scores[key] += at.mask[key];
   }
-  float most = -__builtin_inff();
-  for (key = 0; key < at.length; ++key) most = scores[key] > most ? scores[key] : most;
-  for (key = 0; key < at.length; ++key) scores[key] = exp_of(scores[key] - most);
+  const float most = largest(scores, length);
+  for (key = 0; key < length; ++key) scores[key] = exp_of(scores[key] - most);
   V sums = zero();
   key = 0;
-  for (; key + kLanes <= at.length; key += kLanes) sums = add(sums, load(scores + key));
-  if (key < at.length) {
-    sums = add(sums, load_end<Number::kFloat32>(scores, key, at.length - key));
-  }
+  for (; key + kLanes <= length; key += kLanes) sums = add(sums, load(scores + key));
+  if (key < length) sums = add(sums, load_end<Number::kFloat32>(scores, key, length - key));
   const float sum = tree(sums);
   int64_t i = 0;
-  for (; i + 4 * kLanes <= at.value_width; i += 4 * kLanes) weigh<NUMBER, 4>(at, scores, i, out);
-  for (; i + kLanes <= at.value_width; i += kLanes) weigh<NUMBER, 1>(at, scores, i, out);
-  for (; i < at.value_width; ++i) {
+  for (; i + 8 * kLanes <= width; i += 8 * kLanes) weigh<NUMBER, 8>(at, scores, i, out);
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) weigh<NUMBER, 4>(at, scores, i, out);
+  for (; i + kLanes <= width; i += kLanes) weigh<NUMBER, 1>(at, scores, i, out);
+  for (; i < width; ++i) {
     float total = 0;
-    for (key = 0; key < at.length; ++key) {
+    for (key = 0; key < length; ++key) {
       const float value = from_number(at.values, NUMBER, key * at.value_stride + i);
       total = __builtin_fmaf(scores[key], value, total);
     }
     out[i] = total;
   }
-  for (i = 0; i < at.value_width; ++i) out[i] /= sum;
+  for (i = 0; i < width; ++i) out[i] /= sum;
 }
 
 void attend(const Attended& at, Number number, const float* query, float* scores, float* out) {
@@ -680,6 +695,34 @@ inline V rounded_lanes(V v) {
   alignas(64) uint16_t lanes[kLanes];
   put(lanes, NUMBER, 0, v);
   return load_number<NUMBER>(lanes, 0);
+}
+
+template <Number NUMBER>
+inline void rotate_of(void* head, const float* cosine, const float* sine, int64_t half) {
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const V a = load_number<NUMBER>(head, i), b = load_number<NUMBER>(head, half + i);
+    const V less = mul(mul(b, all(-1.0f)), load(sine + i));
+    const V more = mul(a, load(sine + half + i));
+    const V first = rounded_lanes<NUMBER>(mul(a, load(cosine + i)));
+    const V second = rounded_lanes<NUMBER>(mul(b, load(cosine + half + i)));
+    put(head, NUMBER, i, add(first, rounded_lanes<NUMBER>(less)));
+    put(head, NUMBER, half + i, add(second, rounded_lanes<NUMBER>(more)));
+  }
+  for (; i < half; ++i) {
+    const float a = from_number(head, NUMBER, i), b = from_number(head, NUMBER, half + i);
+    const float less = round_to<NUMBER>(-b * sine[i]), more = round_to<NUMBER>(a * sine[half + i]);
+    put_number(head, NUMBER, i, round_to<NUMBER>(a * cosine[i]) + less);
+    put_number(head, NUMBER, half + i, round_to<NUMBER>(b * cosine[half + i]) + more);
+  }
+}
+
+void rotate(Number number, void* head, const float* cosine, const float* sine, int64_t half) {
+  switch (number) {
+    case Number::kFloat32: return rotate_of<Number::kFloat32>(head, cosine, sine, half);
+    case Number::kBf16: return rotate_of<Number::kBf16>(head, cosine, sine, half);
+    case Number::kFp16: return rotate_of<Number::kFp16>(head, cosine, sine, half);
+  }
 }
 
 template <Number NUMBER>

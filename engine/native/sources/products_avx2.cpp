@@ -11,7 +11,7 @@ namespace expertune {
 const Products* avx2_products() {
 #if defined(EXPERTUNE_AVX2)
   static const Products products = {"avx2", rows, wants_pairs, plain, gate_rows, attend, norm,
-                                    combine, quantize};
+                                    rotate, combine, quantize};
   return &products;
 #else
   return nullptr;

@@ -11,7 +11,7 @@ namespace expertune {
 const Products* avx512_products() {
 #if defined(EXPERTUNE_AVX512)
   static const Products products = {"avx512", rows, wants_pairs, plain, gate_rows, attend, norm,
-                                    combine, quantize};
+                                    rotate, combine, quantize};
   return &products;
 #else
   return nullptr;

@@ -11,7 +11,7 @@ namespace expertune {
 const Products* neon_products() {
 #if defined(EXPERTUNE_NEON)
   static const Products products = {"neon", rows, wants_pairs, plain, gate_rows, attend, norm,
-                                    combine, quantize};
+                                    rotate, combine, quantize};
   return &products;
 #else
   return nullptr;

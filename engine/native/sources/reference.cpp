@@ -229,6 +229,16 @@ void norm(Number number, const void* x, const void* weight, int64_t count, float
   }
 }
 
+void rotate(Number number, void* head, const float* cosine, const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = from_number(head, number, i), b = from_number(head, number, half + i);
+    const float first = rounded(a * cosine[i], number) + rounded(-b * sine[i], number);
+    const float second = rounded(b * cosine[half + i], number) + rounded(a * sine[half + i], number);
+    put_number(head, number, i, first);
+    put_number(head, number, half + i, second);
+  }
+}
+
 void combine(Number number, const void* y, const float* weights, int64_t count, int64_t columns,
              void* out) {
   for (int64_t i = 0; i < columns; ++i) {
@@ -246,7 +256,7 @@ bool wants_pairs(Format) { return false; }
 
 const Products& reference_products() {
   static const Products products = {"reference", rows, wants_pairs, plain,
-                                    gate_rows,   attend, norm, combine,
+                                    gate_rows,   attend, norm, rotate, combine,
                                     quantize_reference};
   return products;
 }
