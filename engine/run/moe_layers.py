@@ -183,10 +183,10 @@ class ExpertsRuntime:
     # The native pass ----------------------------------------------------------------------------
 
     def ready(self, tokens: int) -> Ready | None:
-        """What layers of this many tokens may be computed with before the policy is told; None: it
-        has to be asked, or another has to be told as well."""
+        """What layers of this many tokens may be computed with before policy and recorder are told;
+        None: they have to be asked, or need more than the chosen experts."""
         records, fused = self._residency.ready, self._fused
-        if records is None or fused is None or self._needs or self._recorder is not None:
+        if records is None or fused is None or self._needs:
             return None
         spec = fused.only(tokens)
         return None if spec is None else Ready(spec, records)
@@ -197,7 +197,10 @@ class ExpertsRuntime:
         self._clock.move(seconds, "non_expert", "compute")
         self._clock.switch("policy")
         for layer, choices in enumerate(index, first):
-            self._residency.computed_ready(layer, Routing(choices))
+            routing = Routing(choices)
+            if self._recorder is not None:
+                self._recorder.routed(layer, 0, routing)
+            self._residency.computed_ready(layer, routing)
         self._clock.switch("non_expert")
 
     # The hub -----------------------------------------------------------------------------------
