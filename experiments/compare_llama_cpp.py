@@ -39,14 +39,18 @@ def main(
     ours_only: bool = False,
 ) -> None:
     """Compare. A round is a prompt of 512 tokens, 48 tokens of one sequence, then of many."""
-    if not gguf.is_file() and not ours_only:
-        _convert(model, gguf)
     makers: dict[str, Callable[[], Callable[[], Figures]]] = {
         "ours": lambda: _ours(model, sequences, bits, cache)
     }
     if not ours_only:
         makers["llama.cpp"] = lambda: _llama(gguf, sequences, threads, mapped)
-    context = multiprocessing.get_context("fork")  # nothing has loaded torch yet
+    context = multiprocessing.get_context("fork")  # this process never loads torch
+    if not gguf.is_file() and not ours_only:
+        converting = context.Process(target=_convert, args=(model, gguf))
+        converting.start()
+        converting.join()
+        if converting.exitcode != 0:
+            raise typer.Exit(1)
     pipes = {}
     for name, make in makers.items():
         mine, theirs = context.Pipe()
@@ -63,8 +67,8 @@ def main(
             print(f"{number} {name:9s} {shown}", flush=True)
             if number:  # the first round warms caches
                 results[name].append(found)
-    for key in results["ours"][0]:
-        ours = statistics.median(r[key] for r in results["ours"])
+    for key in dict.fromkeys(key for found in results["ours"] for key in found):
+        ours = statistics.median(r.get(key, 0.0) for r in results["ours"])
         line = f"{key}: ours {ours:.4g}"
         if not ours_only and key in results["llama.cpp"][0]:
             theirs = statistics.median(r[key] for r in results["llama.cpp"])

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from engine.native import build
+from engine.native.signatures import SIGNATURES
 from engine.native.values import (
     Attention,
     Experts,
@@ -36,47 +37,6 @@ INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
 
 _log = logging.getLogger(__name__)
 _SPIN_US = 50  # a waiting thread looks this long for the next call before it sleeps
-
-
-_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "digest": (ctypes.c_char_p, ()),
-    "instruction_set": (ctypes.c_char_p, (_LONG,)),
-    "open": (_POINTER, (_LONG, _LONG, ctypes.c_char_p)),
-    "chosen": (ctypes.c_char_p, (_POINTER,)),
-    "close": (None, (_POINTER,)),
-    "linear": (None, (*[_POINTER] * 4, *[_LONG] * 3, _POINTER, _LONG)),
-    "experts": (
-        None,
-        (*[_POINTER] * 3, _LONG, _POINTER, *[_LONG] * 3, _POINTER, _POINTER),
-    ),
-    "plain": (None, (*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG)),
-    "attend": (None, tuple([_POINTER] * 7)),
-    "step": (
-        None,
-        (*[_POINTER] * 3, _LONG, *[_POINTER] * 2, _LONG, *[_POINTER] * 2, _LONG, _LONG, _POINTER),
-    ),
-    "front": (
-        None,
-        (
-            *[_POINTER] * 3,
-            _LONG,
-            *[_POINTER] * 2,
-            _LONG,
-            *[_POINTER] * 2,
-            _LONG,
-            _LONG,
-            *[_POINTER] * 5,
-        ),
-    ),
-    "route": (None, (*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 3)),
-    "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 4, _POINTER)),
-    "layers": (_LONG, (_POINTER, _POINTER)),
-    "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
-    "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
-    "quantize": (None, (_POINTER, _POINTER, _LONG)),
-    "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +66,7 @@ def load() -> Library | str:
         )
     try:
         loaded = ctypes.CDLL(str(build.LIBRARY))
-        functions = {name: _function(loaded, name) for name in _SIGNATURES}
+        functions = {name: _function(loaded, name) for name in SIGNATURES}
     except (OSError, AttributeError) as error:
         return f"{build.LIBRARY} cannot be loaded ({error}): run `python -m engine.native.build`"
     if build.SOURCES.is_dir() and functions["digest"]().decode() != build.digest():
@@ -133,7 +93,7 @@ def _say_once(why: str) -> None:
 
 def _function(loaded: ctypes.CDLL, name: str) -> Any:
     found = loaded[f"expertune_{name}"]
-    found.restype, found.argtypes = _SIGNATURES[name]
+    found.restype, found.argtypes = SIGNATURES[name]
     return found
 
 

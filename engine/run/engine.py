@@ -45,21 +45,14 @@ from engine.run.configuration import LiveConfiguration, multiplier_of
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
-from engine.run.native_linear import use_native_layers
-from engine.run.native_pass import NativePass
-from engine.run.native_router import use_native_routers
-from engine.run.native_step import use_native_steps
+from engine.run.native_pass import NativePass, use_native
 from engine.run.non_expert import NonExpertSettings, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, Phase
 
 Progress = Callable[[str, int, int], None]
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 MANY_TOKENS = 16  # from here on a forward pass multiplies with torch on all cores
 LOGIT_BYTES = 16_000_000  # of the logits of one text that are computed at once
@@ -351,12 +344,7 @@ class Engine:
         self._native_pass = None
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native"):
-                crossover = self._crossover(non_expert, 16)
-                use_native_layers(model.model, crossover)
-                if library.is_available():
-                    use_native_routers((layer.router for layer in model.layers), crossover)
-                    use_native_steps(model.model)
-                    self._native_pass = NativePass.of(model)
+                self._native_pass = use_native(model, self._crossover(non_expert, 16))
             widen_linears(model.model)
         else:
             if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):

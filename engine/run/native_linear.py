@@ -72,11 +72,10 @@ class NativeLinear(nn.Linear):
 
 
 def use_native_layers(model: nn.Module, most_tokens: int) -> None:
-    """Make a model on the CPU use the native library, if there is one: its linear layers up to this
-    many tokens, its attention where one token is decoded, its norms."""
-    if library.is_available():
-        use_native_linears(model, most_tokens)
-        use_native_attention(model)
+    """Make a model on the CPU use the native library for its linear layers up to this many tokens,
+    its attention where one token is decoded, and its norms."""
+    use_native_linears(model, most_tokens)
+    use_native_attention(model)
 
 
 def use_native_linears(model: nn.Module, most_tokens: int) -> None:

@@ -28,8 +28,9 @@ from engine.model.native_attention import epsilon_of, has_native_norm
 from engine.native import library
 from engine.native.values import Front, Layers, Store
 from engine.run.moe_layers import ExpertsRuntime, Ready
-from engine.run.native_router import NativeRouter, native_router_of
-from engine.run.native_step import described_step, has_native_step
+from engine.run.native_linear import use_native_layers
+from engine.run.native_router import NativeRouter, native_router_of, use_native_routers
+from engine.run.native_step import described_step, has_native_step, use_native_steps
 
 _SEQUENCES, _CONTEXT_TOKENS = 2, 5  # of the trial
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -41,6 +42,18 @@ class _Layer:
 
     module: Any
     moe: MoeLayer | None
+
+
+def use_native(model: LoadedModel, most_tokens: int) -> NativePass | None:
+    """Make a model on the CPU use the native library, if there is one: linear layers and routers up
+    to this many tokens, norms, attention where one token is decoded. Returns its pass if it has
+    one."""
+    if not library.is_available():
+        return None
+    use_native_layers(model.model, most_tokens)
+    use_native_routers((layer.router for layer in model.layers), most_tokens)
+    use_native_steps(model.model)
+    return NativePass.of(model)
 
 
 class NativePass:

@@ -11,7 +11,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.native.library import Threads
-from engine.run import engine as engine_module
+from engine.run import native_pass
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.native_pass import NativePass
@@ -62,7 +62,7 @@ def test_every_family_decodes_the_same_bits_with_and_without_it(
     found = decoded(folder, tmp_path / "a", **values)
     tried = 6  # at most, two widths of three layers
     assert (len(calls) > tried) == (family in USUAL), f"{family}: {len(calls)} calls"
-    monkeypatch.setattr(engine_module, "use_native_steps", lambda model: None)
+    monkeypatch.setattr(native_pass, "use_native_steps", lambda model: None)
     expected = decoded(folder, tmp_path / "a", **values)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
