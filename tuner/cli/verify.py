@@ -80,4 +80,7 @@ def _print(file: Path, found: Verification) -> None:
     print_text(f"load: {found.load.sentence}")
     if found.over_budget:
         print_text(found.over_budget)
-    print_text(_WORDS[found.outcome])
+    if found.outcome == "busy" and not found.load.busy:
+        print_text("the repeats scatter too much for a verdict: run again")
+    else:
+        print_text(_WORDS[found.outcome])

@@ -76,9 +76,9 @@ class _Dumper(yaml.SafeDumper):
 class _CompactDumper(_Dumper):
     """Writes innermost mappings in a line."""
 
-    def represent_dict(self, data: dict[Any, Any]) -> yaml.MappingNode:
+    def represent_compact(self, data: dict[Any, Any]) -> yaml.MappingNode:
         """A mapping, in braces if all of its values are scalars or empty."""
-        node = super().represent_dict(data)
+        node = self.represent_dict(data)
         if node.value and not any(
             value and isinstance(value, dict | list) for value in data.values()
         ):
@@ -92,7 +92,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_fraction)
 _Dumper.add_representer(str, _Dumper.represent_text)
 _CompactDumper.add_representer(str, _Dumper.represent_text)
-_CompactDumper.add_representer(dict, _CompactDumper.represent_dict)
+_CompactDumper.add_representer(dict, _CompactDumper.represent_compact)
 
 
 def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:

@@ -134,7 +134,7 @@ class Verification:
     def sentence(self) -> str:
         """What decides the outcome, and how fast it is."""
         told = [one.sentence for one in self.verdicts]
-        if self.outcome == "busy":
+        if self.outcome == "busy" and self.load.busy:
             told.insert(0, f"busy machine: {self.load.sentence}")
         if self.over_budget:
             told.insert(0, self.over_budget)

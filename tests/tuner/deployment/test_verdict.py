@@ -78,6 +78,8 @@ def test_repeats_that_scatter_are_no_verdict_and_no_excuse():
     scattered = judged(60, 85, 110)
     assert {one.state for one in scattered.verdicts} == {"unsteady"}
     assert (scattered.outcome, scattered.holds) == ("busy", False)
+    assert "unsteady" in scattered.sentence
+    assert "busy machine" not in scattered.sentence
     assert judged(30, 40, 50).outcome == "slower"
     assert judged(80, 100, 120).outcome == "holds"
 
