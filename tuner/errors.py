@@ -12,6 +12,7 @@ TunerError               anything that a user or a machine can cause (exit 1)
 │   ├── BusyStudyError    it is queued or running already, or its definition differs
 │   └── FullQueueError    the queue is full
 ├── CanaryError          a config does not reproduce its file's figures here and is not served
+├── BusyMachineError     other programs keep a measurement from telling (exit 4): run it again
 ├── ExportError          a format cannot express a config
 ├── QualityError         quality cannot be evaluated or compared; carries the failure class
 └── WorkerError          an engine worker failed; carries the failure class
@@ -72,6 +73,12 @@ class StudyError(TunerError):
 
 class CanaryError(TunerError):
     """A config does not reproduce its file's figures on this machine."""
+
+
+class BusyMachineError(TunerError):
+    """Figures are too slow while other programs use the machine, which says nothing of a config."""
+
+    exit_code = 4
 
 
 class ExportError(TunerError):

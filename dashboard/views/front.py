@@ -17,6 +17,7 @@ from dashboard.limits import choose_limits
 from dashboard.measured import MeasuredFront, measured_front
 from dashboard.reading import read_study
 from tuner.definition.strict_yaml import dump_yaml
+from tuner.deployment.defaults import changed_settings
 from tuner.pareto.explain import explain
 from tuner.pareto.front import Front
 from tuner.pareto.limits import own_limits
@@ -117,8 +118,9 @@ def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Non
         st.markdown("**Where the figures come from**")
         st.dataframe(origin_frame(trial), hide_index=True, width="stretch")
     with right:
-        st.markdown("**Config**")
-        st.code(dump_yaml(dict(trial.config or {})), language="yaml", height=560)
+        st.markdown("**Config, where it differs from the defaults**")
+        changed = changed_settings(trial.config or {})
+        st.code(dump_yaml(changed, compact=True), language="yaml", height=560)
     draw_exports(study, front, trial)
 
 

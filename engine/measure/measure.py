@@ -18,6 +18,7 @@ from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.efficiency import memory_bytes_per_s, touched_bytes
 from engine.measure.energy import EnergyMeter
 from engine.measure.expert_use import expert_use
+from engine.measure.other_load import others_cpu_fraction, read_load
 from engine.measure.pass_through import GroupTiming, Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.measure.sentinel import measure_sentinel
@@ -70,6 +71,7 @@ def measure(
     timings: list[GroupTiming] = []
     counted: list[PolicyCounters] = []
     first_pass = recorder.passes
+    load = read_load()
     for repeat in range(first_repeat, first_repeat + repeats):
         sentinels.append(measure_sentinel(engine.store.files[0]))
         texts = pick(sequences, sequences_per_repeat, repeat)
@@ -81,6 +83,7 @@ def measure(
         counted.append(engine.residency.counters)
         if progress is not None:
             progress("measure", repeat - first_repeat + 1, repeats)
+    others = others_cpu_fraction(load, read_load())
     engine.record(None)
     if on_trace is not None:
         on_trace(recorder.trace())
@@ -102,6 +105,7 @@ def measure(
     )
     environment = {
         "warm_up_passes": warm_ups,
+        "others_cpu_fraction": others,
         "energy_source": meter.source if meter else None,
         "forced_text": all(sequence.forced for sequence in sequences),
         **_environment(engine),

@@ -7,7 +7,7 @@ it misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "
 KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
 reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
 external reading passes the budget), task (an lm-eval task cannot be run), nan (logits are NaN),
-full (the disk of the packs is).
+full (the disk of the packs is), busy (other programs use the processor).
 `at` counts this op from 1, over all processes when `counter` names a file; without it the fault
 happens every time.
 """
@@ -382,7 +382,7 @@ def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) ->
     return [
         fault["kind"]
         for fault in knobs.get("faults", [])
-        if fault["op"] == operation and fault.get("at", counts[operation]) == counts[operation]
+        if fault["op"] == operation and fault.get("at") in (None, counts[operation])
     ]
 
 
@@ -430,6 +430,8 @@ def answer(
         result = getattr(engine, operation)(**arguments)
         if "bad_output" in faults:
             result["metrics"]["output_tps"]["value"] = 0.0
+        if "busy" in faults:
+            result["environment"]["others_cpu_fraction"] = 0.4
         if operation == "generate":
             for word in result["text"].split(" ")[1:]:
                 yield {"event": "token", "text": f" {word}"}

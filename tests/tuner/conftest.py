@@ -84,7 +84,7 @@ def tune(folder: Path, capsys: pytest.CaptureFixture[str]) -> Tune:
 def misbehave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Notify the fake engine what to do wrong: faults as (kind, op, at)."""
 
-    def arrange(*faults: tuple[str, str, int], **knobs: object) -> None:
+    def arrange(*faults: tuple[str, str, int | None], **knobs: object) -> None:
         listed = [{"kind": kind, "op": op, "at": at} for kind, op, at in faults]
         text = json.dumps({"faults": listed, "counter": str(folder / "counts.json"), **knobs})
         monkeypatch.setenv("EXPERTUNE_FAKE", text)

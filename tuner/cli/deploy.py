@@ -41,7 +41,7 @@ def deploy(
         int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")
     ] = 8000,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a config that is outside its band here.")
+        bool, typer.Option("--strict", help="Refuse a config that is slower here than its file.")
     ] = False,
     walk: Annotated[
         bool, typer.Option("--walk", help="Take a neighbour on the front that holds instead.")

@@ -8,6 +8,7 @@ import plotext
 
 from engine.types import format_bytes
 from tuner.cli.output import print_table, print_text
+from tuner.deployment.defaults import changed_paths
 from tuner.formatting import format_metric
 from tuner.pareto.budget_curve import CurvePoint, fastest_tps
 from tuner.pareto.front import Front
@@ -17,11 +18,13 @@ PLOT_COLUMNS, PLOT_ROWS = 72, 18
 
 
 def print_front(front: Front) -> None:
-    """Prints the front as a table with the recommended trial marked; nothing for an empty front."""
+    """Prints the front as a table with the recommended trial marked, and the settings in which
+    a member differs from the defaults; nothing for an empty front."""
     if not front.members:
         return
     knee = front.knee
-    names = list(knee.params)
+    changed = {name for member in front.members for name in changed_paths(member.params)}
+    names = [name for name in knee.params if name in changed]
     probability = on_front(front)
     rows = []
     for trial in front.members:

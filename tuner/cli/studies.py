@@ -9,6 +9,7 @@ import typer
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.deployment.defaults import changed_paths
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
 from tuner.pareto.explain import Explanation, explain
@@ -170,11 +171,17 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
             trial.number,
             trial.state if trial.feasible or trial.state != "COMPLETE" else "OUTSIDE LIMITS",
             *(trial.scores.get(name) for name in objectives),
-            " ".join(f"{key}={value}" for key, value in trial.params.items()),
+            " ".join(f"{key}={value}" for key, value in changed_paths(trial.params).items())
+            or "defaults",
         ]
         for trial in trials
     ]
-    columns = ["#trial", "state", *(f"#{name}" for name in objectives), "settings"]
+    columns = [
+        "#trial",
+        "state",
+        *(f"#{name}" for name in objectives),
+        "settings that differ from the defaults",
+    ]
     print_table("Trials", columns, rows)
 
 

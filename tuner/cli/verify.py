@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,18 @@ from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.cli.run import open_deployed
 from tuner.definition.study import Repeats
 from tuner.deployment.document import load_deployment
-from tuner.deployment.verify import Verification, verify
+from tuner.deployment.verdict import Outcome, Verification
+from tuner.deployment.verify import verify
+from tuner.errors import BusyMachineError
 from tuner.folders import cache_folder
+
+_WORDS: dict[Outcome, str] = {
+    "holds": "as recorded",
+    "faster": "faster than recorded, which is no fault",
+    "slower": "slower than recorded: tune again on this machine",
+    "over_budget": "more memory than its budget: tune again on this machine",
+    "busy": "busy machine: this is no verdict on the config, run again when nothing else runs here",
+}
 
 
 def verify_file(
@@ -29,8 +38,9 @@ def verify_file(
 ) -> None:
     """Measure an exported config afresh and compare it with the figures in its file.
 
-    Exits with 1 if a speed lies outside its band: at most 10 % on each side, after the file's
-    figures are scaled by a fixed kernel and a fixed read that were timed beside both.
+    Exits with 1 if it is slower, or takes more memory than its budget, and with 4 if it is slower
+    while other programs use the machine. The file's figures are scaled by a fixed kernel and a
+    fixed read that were timed beside both.
 
     Example: tune verify expertune-demo.yaml
     """
@@ -42,21 +52,11 @@ def verify_file(
     with open_deployed(file, deployment, model, trust_remote_code) as session:
         found = verify(deployment, session, rule, print_note)
     if as_json:
-        print_json(
-            {
-                "file": str(file),
-                "inside": found.inside,
-                "verdicts": [verdict.to_json() for verdict in found.verdicts],
-                "sentinel": {
-                    "recorded": found.recorded.model_dump(mode="json"),
-                    "found": asdict(found.found),
-                },
-            }
-        )
+        print_json({"file": str(file), **found.to_json()})
     else:
         _print(file, found)
-    if not found.inside:
-        raise typer.Exit(1)
+    if not found.holds:
+        raise typer.Exit(BusyMachineError.exit_code if found.outcome == "busy" else 1)
 
 
 def _print(file: Path, found: Verification) -> None:
@@ -67,15 +67,20 @@ def _print(file: Path, found: Verification) -> None:
             f"{one.expected:.4g}",
             f"{one.low:.4g} to {one.high:.4g}",
             f"{one.found.value:.4g} [{one.found.low:.4g}, {one.found.high:.4g}]",
-            "inside" if one.inside else "OUTSIDE",
+            one.rated,
         ]
         for one in found.verdicts
     ]
-    columns = ["", "#recorded", "#expected here now", "#band", "#measured", ""]
+    columns = ["", "#recorded", "#expected here now", "#band", "#measured", "verdict"]
     print_table(str(file), columns, rows)
     print_text(
         f"sentinel: compute {found.recorded.compute_ms:.3g} ms then, {found.found.compute_ms:.3g} "
         f"now; read {found.recorded.read_ms:.3g} then, {found.found.read_ms:.3g} now"
     )
-    if not found.inside:
-        print_text("outside its band: tune again on this machine, or look for what else runs here")
+    print_text(f"load: {found.load.sentence}")
+    if found.over_budget:
+        print_text(found.over_budget)
+    if found.outcome == "busy" and not found.load.busy:
+        print_text("the repeats scatter too much for a verdict: run again")
+    else:
+        print_text(_WORDS[found.outcome])

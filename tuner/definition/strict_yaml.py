@@ -73,11 +73,26 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
+class _CompactDumper(_Dumper):
+    """Writes innermost mappings in a line."""
+
+    def represent_compact(self, data: dict[Any, Any]) -> yaml.MappingNode:
+        """A mapping, in braces if all of its values are scalars or empty."""
+        node = self.represent_dict(data)
+        if node.value and not any(
+            value and isinstance(value, dict | list) for value in data.values()
+        ):
+            node.flow_style = True
+        return node
+
+
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_fraction)
 _Dumper.add_representer(str, _Dumper.represent_text)
+_CompactDumper.add_representer(str, _Dumper.represent_text)
+_CompactDumper.add_representer(dict, _CompactDumper.represent_compact)
 
 
 def load_yaml(path: Path, error: type[UsageError] = DefinitionError) -> Any:
@@ -102,9 +117,11 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
         raise error(f"{source} is not readable YAML: {problem}") from None
 
 
-def dump_yaml(data: Any) -> str:
-    """Dumps plain data in its order; non-ASCII text is written as it is where YAML keeps it."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+def dump_yaml(data: Any, *, compact: bool = False) -> str:
+    """Dumps plain data in its order; non-ASCII text is written as it is where YAML keeps it.
+    compact: mappings that hold no further ones, and no lists, are written in a line."""
+    dumper, width = (_CompactDumper, 120) if compact else (_Dumper, 100)
+    return yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 def read_strict(

@@ -1,7 +1,7 @@
 """The canary: a short measurement before a config is served, in the process that will serve it.
 
 In: a point (a config and its recorded figures), its workload, a session. Out: a Canary that tells
-whether the figures hold here, within the band of verify.py. Never longer than LIMIT_S, not counting
+whether the figures hold here, as verdict.py judges them. Never longer than LIMIT_S, not counting
 the time to configure: the work is cut according to the recorded figures, and a repeat that takes
 longer nevertheless ends its process.
 """
@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config.settings import EngineConfig
-from engine.contract.report import Report, Sentinel
+from engine.contract.report import Report
 from engine.contract.requests import Workload
 from engine.trace.fingerprint import Fingerprint
-from engine.types import format_bytes
 from tuner.deployment.document import Deployment, Measured, MeasuredMetric
-from tuner.deployment.verify import VERIFIED, Verification, judge
+from tuner.deployment.verdict import VERIFIED, Verification, judge
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 
@@ -55,6 +54,11 @@ class Canary:
         """Whether it reproduces its file's figures here."""
         return self.problem is None
 
+    @property
+    def busy(self) -> bool:
+        """Whether it was too slow beside other programs, which says nothing of the config."""
+        return self.verification is not None and self.verification.outcome == "busy"
+
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-ready dict, without the routing."""
         found = self.verification
@@ -62,8 +66,10 @@ class Canary:
         return {
             "trial": self.point.trial,
             "holds": self.holds,
+            "outcome": None if found is None else found.outcome,
             "problem": self.problem,
             "verdicts": verdicts,
+            "load": None if found is None else found.load.to_json(),
         }
 
 
@@ -136,13 +142,8 @@ def run_canary(
             f"a canary that should take {_PLANNED_S:.0f} s at most was not "
             f"done after {LIMIT_S:.0f} s",
         )
-    values = {
-        name: [sample.value for one in reports for sample in one.samples if sample.metric == name]
-        for name in plan.speeds
-    }
-    sentinels: list[Sentinel] = [report.sentinel for report in reports]
-    found = judge(point.measured, values, sentinels)
-    problem = _over_budget(point, reports) or _outside(found)
+    found = judge(point.measured, reports, point.config.budget.vram_bytes, plan.speeds)
+    problem = None if found.holds else found.sentence
     return Canary(point, found, problem, reports[-1].environment.get("routing"))
 
 
@@ -184,24 +185,3 @@ def _seconds(point: Point, workload: Workload, repeats: int) -> float:
 def _recorded(measured: Mapping[str, Any], name: str) -> float:
     found = measured.get(name)
     return found.value if isinstance(found, MeasuredMetric) else 0.0
-
-
-def _over_budget(point: Point, reports: list[Report]) -> str | None:
-    budget = point.config.budget.vram_bytes
-    peak = max(report.memory.external_peak_bytes for report in reports)
-    if not budget or peak <= budget:
-        return None
-    return (
-        f"measured from outside ({reports[-1].memory.external_source}) it took "
-        f"{format_bytes(peak)}, the budget is {format_bytes(budget)}"
-    )
-
-
-def _outside(found: Verification) -> str | None:
-    outside = [
-        f"{one.metric} is {one.found.value:.4g} {one.found.unit}, outside {one.low:.4g} to "
-        f"{one.high:.4g}"
-        for one in found.verdicts
-        if not one.inside
-    ]
-    return "; ".join(outside) or None

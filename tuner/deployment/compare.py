@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.contract.report import Metric
 from tuner.deployment.document import Deployment, MeasuredMetric, MeasuredSentinel
+from tuner.deployment.verdict import log_half_width
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,8 @@ def _ratio(first: MeasuredMetric, second: MeasuredMetric) -> Metric | None:
     if first.value <= 0 or second.value <= 0 or min(first.n, second.n) < 2:
         return None
     ratio = second.value / first.value
-    factor = math.exp(math.hypot(*(_log_half(one) for one in (first, second))))
+    factor = math.exp(math.hypot(*(log_half_width(one) for one in (first, second))))
     return Metric(ratio, ratio / factor, ratio * factor, min(first.n, second.n), "ratio")
-
-
-def _log_half(metric: MeasuredMetric) -> float:
-    """Half of the interval's width on the logarithm; of one that reaches 0, its upper half."""
-    if metric.low > 0:
-        return math.log(metric.high / metric.low) / 2
-    return math.log(metric.high / metric.value)
 
 
 def _notes(first: Deployment, second: Deployment) -> list[str]:

@@ -1,7 +1,8 @@
 """The deployment YAML, read strictly: `tune export` writes it and deployments run it.
 
-Top level in this order: schema, model, budget, engine, workload, measured, quality, neighbours,
-machine, provenance. An unknown key or version is an error.
+Top level in this order: schema, model, budget, engine, measured, quality, neighbours, machine,
+provenance, workload; the workload's prompts, most of the file, stand last. Settings that equal the
+defaults of this version are left out (defaults.py). An unknown key or version is an error.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ from engine.contract.requests import Workload
 from engine.errors import ConfigError
 from tuner.definition.strict_yaml import Strict, dump_yaml, load_yaml, parse_yaml, read_strict
 from tuner.definition.workload import workload_hash
+from tuner.deployment.defaults import changed_settings, complete_settings, missing_settings
 from tuner.errors import DeploymentError
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
+ENGINE = (
+    "Settings by section, resolved. What is left out has its default of this version, listed in "
+    "defaults.v1.json; cache.expert_bytes and device.name are never left out."
+)
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
 
 
@@ -122,7 +128,7 @@ class Neighbour(Strict):
     """Another point of the front, to fall back to."""
 
     trial: int
-    engine: dict[str, dict[str, Any]]
+    engine: dict[str, dict[str, Any]] = Field(description=ENGINE)
     measured: Measured
 
     @field_validator("engine")
@@ -148,13 +154,13 @@ class Deployment(Strict):
     version: Literal["expertune/v1"] = Field(alias="schema")
     model: DeployedModel
     budget: DeployedBudget
-    engine: dict[str, dict[str, Any]]
-    workload: DeployedWorkload
+    engine: dict[str, dict[str, Any]] = Field(description=ENGINE)
     measured: Measured
     quality: DeployedQuality | None
     neighbours: list[Neighbour] = Field(max_length=3)
     machine: dict[str, Any]
     provenance: Provenance
+    workload: DeployedWorkload
 
     @field_validator("engine")
     @classmethod
@@ -182,9 +188,14 @@ class Deployment(Strict):
 
 
 def dump_deployment(deployment: Deployment) -> str:
-    """Dumps YAML in the contract's order."""
+    """Dumps YAML in the contract's order, without settings that equal the defaults."""
     data = json.loads(deployment.model_dump_json(by_alias=True))
-    return dump_yaml(data)
+    for point in (data, *data["neighbours"]):
+        point["engine"] = changed_settings(point["engine"])
+        for entry in point["measured"].values():
+            if entry.get("estimate") is False:
+                del entry["estimate"]
+    return dump_yaml(data, compact=True)
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -226,28 +237,18 @@ def _read(data: Any, source: str) -> Deployment:
 
 def _complete(engine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     try:
-        config = EngineConfig.from_dict(engine).to_dict()
+        config = EngineConfig.from_dict(complete_settings(engine)).to_dict()
     except ConfigError as error:
         raise ValueError(
             f"{error}; a file from before settings got their present names (CHANGELOG.md) has to "
             "be made again by a study"
         ) from None
-    missing = {
-        f"{section}.{name}"
-        for section, values in config.items()
-        for name in values
-        if name not in engine.get(section, {})
-    }
     given = {
-        section: {name: values[name] for name in values if f"{section}.{name}" not in missing}
-        for section, values in config.items()
-        if section in engine
+        section: {name: config[section][name] for name in values}
+        for section, values in engine.items()
     }
-    if missing or engine != given:
-        raise ValueError(
-            "settings must be complete and resolved; missing: "
-            f"{', '.join(sorted(missing)) or 'none'}"
-        )
+    if (missing := missing_settings(engine)) or engine != given:
+        raise ValueError(f"settings must be resolved; missing: {', '.join(missing) or 'none'}")
     return config
 
 

@@ -27,7 +27,7 @@ from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.deployment.drift import Reference, find_drift
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
-from tuner.errors import CanaryError, StoreError, UsageError, WorkerError
+from tuner.errors import BusyMachineError, CanaryError, StoreError, UsageError, WorkerError
 from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,9 @@ def choose(
     """Checks budget and speed, and leaves the session configured with the point to serve.
 
     warn: the file's own config, whatever the canary finds; strict: only if it holds; walk: else the
-    first neighbour that holds. Raises CanaryError if none may be served, InfeasibleError or
-    WorkerError if the file's config cannot run here and there is no neighbour to fall back to.
+    first neighbour that holds. Raises CanaryError if none may be served, BusyMachineError if other
+    programs keep the canary from telling, InfeasibleError or WorkerError if the file's config
+    cannot run here and there is no neighbour to fall back to.
     """
     workload, seed = deployment.workload.to_workload(), deployment.provenance.seed
     points = points_of(deployment) if policy == "walk" else points_of(deployment)[:1]
@@ -106,7 +107,14 @@ def choose(
                 raise
             found = Canary(point, None, str(error))
         if found.holds:
+            if found.verification is not None and found.verification.outcome == "faster":
+                notify(found.verification.sentence)
             return found
+        if found.busy and policy != "warn":
+            raise BusyMachineError(
+                f"{found.problem}: run again when nothing else runs here, or serve it all the same "
+                "without --strict and --walk"
+            )
         problems.append(f"trial {point.trial}: {found.problem}")
         notify(f"does not hold here: {problems[-1]}")
         if policy == "warn":

@@ -3,6 +3,7 @@
 import yaml
 
 from tests.dashboard.conftest import Opened
+from tuner.deployment.defaults import complete_settings
 from tuner.deployment.formats.registry import FORMATS
 from tuner.pareto.front import Front
 
@@ -25,7 +26,10 @@ def test_choosing_a_trial_shows_its_config(opened: Opened):
     app.selectbox(key="trial-small").set_value(0).run()
     assert not app.exception
     assert app.subheader[0].value.startswith("Trial 0")
-    assert yaml.safe_load(app.code[0].value)["precision"]["bits"] == 16
+    shown = yaml.safe_load(app.code[0].value)
+    assert shown["cache"]["expert_bytes"] > 0
+    assert "transfer" not in shown  # as by default
+    assert complete_settings(shown)["precision"]["bits"] == 16
 
 
 def test_two_and_three_objectives_can_be_drawn(opened: Opened):

@@ -542,3 +542,11 @@ def test_a_log_level_that_does_not_exist_is_said_and_nothing_fails():
     )
     assert made.returncode == 0, made.stderr
     assert "EXPERTUNE_LOG=NONSENSE is no level" in made.stderr
+
+
+def test_show_names_the_settings_that_differ_from_the_defaults(tune: Tune, study: Path):
+    shown = tune("show", "small").out
+    trials = tune("show", "small", "--json").document["trials"]
+    assert any(trial["params"]["prefetch.depth"] == 0 for trial in trials)
+    assert "cache.expert_bytes=" in shown
+    assert "prefetch.depth=0" not in shown

@@ -7,8 +7,10 @@ import jsonschema
 import pytest
 import yaml
 
+from tuner.definition.strict_yaml import dump_yaml
 from tuner.deployment.document import (
     SCHEMA_FILE,
+    Deployment,
     deployment_schema,
     dump_deployment,
     load_deployment,
@@ -17,8 +19,8 @@ from tuner.deployment.document import (
 from tuner.errors import DeploymentError
 
 ORDER = [
-    "schema", "model", "budget", "engine", "workload", "measured", "quality", "neighbours",
-    "machine", "provenance",
+    "schema", "model", "budget", "engine", "measured", "quality", "neighbours", "machine",
+    "provenance", "workload",
 ]  # fmt: skip
 
 
@@ -41,6 +43,31 @@ def test_a_round_trip_changes_nothing(exported: Path):
     assert dump_deployment(parse_deployment(text)) == text
 
 
+def test_prompts_stand_last_and_the_rest_is_short(exported: Path):
+    lines = exported.read_text(encoding="utf-8").splitlines()
+    assert lines[[*lines].index("workload:") :][-1].startswith("  continuations:")
+    engine = lines[lines.index("engine:") + 1 : lines.index("measured:")]
+    assert len(engine) < 10
+    assert max(map(len, lines)) <= 150
+
+
+def former_order(deployment: Deployment) -> str:
+    """The file as it was written before: every setting, prompts in the middle."""
+    data = json.loads(deployment.model_dump_json(by_alias=True))
+    data["workload"] = data.pop("workload")
+    order = ["schema", "model", "budget", "engine", "workload"]
+    return dump_yaml({**{key: data[key] for key in order}, **data})
+
+
+def test_files_of_the_former_order_with_every_setting_are_read(exported: Path):
+    deployment = load_deployment(exported)
+    text = former_order(deployment)
+    assert parse_deployment(text) == deployment
+    assert list(yaml.safe_load(text))[4] == "workload"
+    assert "predictor: " in text
+    jsonschema.validate(yaml.safe_load(text), json.loads(SCHEMA_FILE.read_text()))
+
+
 def test_a_file_without_prefill_figures_is_read(exported: Path):
     data = yaml.safe_load(exported.read_text(encoding="utf-8"))
     del data["quality"]["prefill_kld_mean"], data["quality"]["prefill_top1_agreement"]
@@ -52,7 +79,7 @@ def test_a_file_without_prefill_figures_is_read(exported: Path):
 
 def test_a_file_of_before_the_names_says_what_to_do(exported: Path):
     data = yaml.safe_load(exported.read_text(encoding="utf-8"))
-    data["engine"]["precision"]["dense_bits"] = data["engine"]["precision"].pop("non_expert_bits")
+    data["engine"]["precision"]["dense_bits"] = 16
     with pytest.raises(DeploymentError, match="has to be made again by a study"):
         parse_deployment(yaml.safe_dump(data, sort_keys=False))
 
@@ -83,6 +110,8 @@ def test_the_engine_section_is_a_complete_config(exported: Path):
         (lambda d: d["model"].update(fingerprnt="x"), "nearest is 'fingerprint'"),
         (lambda d: d["engine"]["cache"].update(expert_byte=1), "nearest is 'cache.expert_bytes'"),
         (lambda d: d["engine"]["cache"].pop("expert_bytes"), "missing: cache.expert_bytes"),
+        (lambda d: d["engine"].pop("device"), "missing: device.name"),
+        (lambda d: d["engine"].update(batch={"count": "4"}), "must be resolved"),
         (lambda d: d["engine"]["precision"].update(bits=5), "allowed are 16"),
         (lambda d: d["workload"].update(sequences=9), "hash does not match"),
         (lambda d: d["measured"].update(sentinel=d["measured"]["tpot_ms"]), "sentinel"),

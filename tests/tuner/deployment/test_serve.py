@@ -113,6 +113,29 @@ def test_strict_refuses_what_is_outside_its_band(tune: Tune, study: Path):
     assert "tune again on this machine" in done.err
 
 
+@pytest.mark.parametrize("policy", ["--strict", "--walk"])
+def test_a_busy_machine_refuses_to_tell_and_is_no_reason_for_a_neighbour(
+    policy: str, tune: Tune, study: Path, misbehave
+):
+    misbehave(("busy", "measure", None))
+    rewrite(study / FILE, flatter_own)
+    done = tune("deploy", FILE, policy)
+    assert (done.code, "serving" in done.out, kept()) == (4, False, ())
+    assert "busy machine" in done.err
+    served = tune("deploy", FILE, "--json")
+    assert served.code == 0
+    assert "busy machine" in served.err
+    assert served.document["canary"]["outcome"] == "busy"
+
+
+def test_strict_serves_what_is_faster_and_says_so(tune: Tune, study: Path):
+    rewrite(study / FILE, lambda data: scale(data["measured"], 0.5))
+    done = tune("deploy", FILE, "--strict", "--json")
+    assert done.code == 0, done.err
+    assert "% faster" in done.err
+    assert done.document["canary"]["outcome"] == "faster"
+
+
 def test_walk_takes_the_neighbour_that_holds(tune: Tune, study: Path):
     deployment = load_deployment(rewrite(study / FILE, flatter_own))
     assert deployment.neighbours

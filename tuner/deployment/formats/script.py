@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.contract.report import Metric
 from engine.types import format_bytes
+from tuner.deployment.defaults import changed_paths
 from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.formatting import format_metric
 
@@ -82,14 +83,15 @@ def figures(deployment: Deployment) -> list[str]:
 def left_out(
     deployment: Deployment, carried: Mapping[str, str], reasons: Mapping[str, str]
 ) -> list[str]:
-    """A comment for each group of settings that the other engine cannot express.
+    """A comment for each group of settings that differ from the defaults and that the other engine
+    cannot express.
 
     carried: path -> option that expresses it; reasons: path prefix -> why it is left out. The
     longest matching prefix decides.
     """
     groups: dict[str, list[str]] = {}
-    for path, value in deployment.config().flat().items():
-        if path not in carried and value != {}:
+    for path, value in changed_paths(deployment.config().flat()).items():
+        if path not in carried:
             groups.setdefault(reason(path, reasons), []).append(f"{path} = {_shown(value)}")
     return [
         line
