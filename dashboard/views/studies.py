@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard.charts.studies import spent_figure
 from dashboard.frames.studies import running_frame, spent_frame, studies_frame
+from dashboard.measured import read_points
 from dashboard.plain import plain
 from dashboard.reading import EVERY_S, read_study
 from tuner.store.database import Database
@@ -31,12 +32,12 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
         st.metric("trials", study.trials, border=True)
         for state, count in sorted(study.trials_by_state.items()):
             st.metric(state.lower(), count, border=True)
-    best = overview.best(study)
+    objectives = tuple(study.definition["objectives"])
+    points = read_points(snapshot, study, objectives)
     with st.container(horizontal=True):
-        for name, value in best.items():
-            st.metric(f"best {name}", f"{value:.4g}", border=True)
-    if best:
-        st.caption("Within the limits, as each trial ended; the front pools later repeats too.")
+        for name in objectives:
+            if (value := points.best(name)) is not None:
+                st.metric(f"best {name}", f"{value:.4g}", border=True)
     _draw_running(overview, study)
     spent = spent_frame(study)
     if len(spent):

@@ -12,6 +12,7 @@ from tuner.cli.output import print_json, print_table, print_text
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
 from tuner.pareto.explain import Explanation, explain
+from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
 from tuner.pareto.importance import importances
 from tuner.pareto.probability import front_of, on_front
@@ -169,12 +170,13 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
         [
             trial.number,
             trial.state if trial.feasible or trial.state != "COMPLETE" else "OUTSIDE LIMITS",
-            *(trial.scores.get(name) for name in objectives),
+            *(format_figure(trial, name) for name in objectives),
+            trial.source if trial.scores else "-",
             " ".join(f"{key}={value}" for key, value in trial.params.items()),
         ]
         for trial in trials
     ]
-    columns = ["#trial", "state", *(f"#{name}" for name in objectives), "settings"]
+    columns = ["#trial", "state", *(f"#{name}" for name in objectives), "figures", "settings"]
     print_table("Trials", columns, rows)
 
 

@@ -19,6 +19,7 @@ from engine.errors import ConfigError
 from tuner.definition.strict_yaml import Strict, dump_yaml, load_yaml, parse_yaml, read_strict
 from tuner.definition.workload import workload_hash
 from tuner.errors import DeploymentError
+from tuner.store.snapshots import FigureSource
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
 SCHEMA_FILE = Path(__file__).parent / "deployment.schema.json"
@@ -124,6 +125,7 @@ class Neighbour(Strict):
     trial: int
     engine: dict[str, dict[str, Any]]
     measured: Measured
+    source: FigureSource | None = None
 
     @field_validator("engine")
     @classmethod
@@ -132,10 +134,11 @@ class Neighbour(Strict):
 
 
 class Provenance(Strict):
-    """Where the figures come from."""
+    """Where the figures come from. source: None in files of before it was stated."""
 
     study: str
     trial: int
+    source: FigureSource | None = None
     seed: int
     created: str
     versions: dict[str, str]

@@ -12,6 +12,7 @@ from engine.contract.report import Metric, QualityReport
 TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "PRUNED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
 Role = Literal["search", "confirm", "verify"]
+FigureSource = Literal["searched", "confirmed"]
 MEASURED_STATES: tuple[TrialState, ...] = ("COMPLETE", "PRUNED")
 FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "PRUNED", "FAILED")
 
@@ -71,10 +72,11 @@ class TrialSnapshot:
     """A trial with the measurements of its configuration, pooled over all samples.
 
     metrics are pooled over every repeat of the configuration on the study's machine; confirmed over
-    those in fresh processes alone, {} if there are none; scores hold the objectives computed from
-    the pooled ones; bounds those that a PRUNED trial got as an optimistic bound, without an
-    evaluation; violations hold relative excesses over limits, feasible at <= 0; predicted: speeds
-    by replay before it ran; engine_s: seconds that the engine was busy.
+    those in fresh processes alone, {} if there are none; `figures` chooses between them, and is
+    what every output states; scores hold the objectives' figures; bounds those that a PRUNED trial
+    got as an optimistic bound, without an evaluation; violations hold relative excesses over
+    limits, feasible at <= 0; predicted: speeds by replay before it ran; engine_s: seconds that the
+    engine was busy.
     """
 
     id: int
@@ -107,6 +109,16 @@ class TrialSnapshot:
         """Measured to the end and within every limit."""
         return self.state == "COMPLETE" and all(v <= 0 for v in self.violations.values())
 
+    @property
+    def figures(self) -> Mapping[str, Metric]:
+        """The figure of each metric: confirmed if it was, else searched."""
+        return figures_of(self.metrics, self.confirmed)
+
+    @property
+    def source(self) -> FigureSource:
+        """Where the figures come from: fresh processes after the search, or the search."""
+        return "confirmed" if self.confirmed else "searched"
+
     def to_json(self) -> dict[str, Any]:
         """The keys of one trial in `tune show --json`."""
         return {
@@ -118,7 +130,8 @@ class TrialSnapshot:
             "params": dict(self.params),
             "scores": dict(self.scores),
             "violations": dict(self.violations),
-            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "source": self.source,
+            "metrics": {name: asdict(metric) for name, metric in self.figures.items()},
             "confirmed": {name: asdict(metric) for name, metric in self.confirmed.items()},
             "bounds": dict(self.bounds),
             "predicted": dict(self.predicted),
@@ -132,6 +145,14 @@ class TrialSnapshot:
             "started": self.started.isoformat(),
             "finished": self.finished.isoformat() if self.finished else None,
         }
+
+
+def figures_of(
+    metrics: Mapping[str, Metric], confirmed: Mapping[str, Metric]
+) -> Mapping[str, Metric]:
+    """The one figure of each metric of a trial: the confirmed one if there is one, since the best
+    of many searched ones overstates."""
+    return {**metrics, **confirmed}
 
 
 @dataclass(frozen=True)
