@@ -35,3 +35,10 @@ def format_metric(metric: Metric | None) -> str:
 def has_interval(repeats: int) -> bool:
     """Whether an interval of so many repeats is worth stating: two give one that says nothing."""
     return repeats >= INTERVAL_REPEATS
+
+
+def format_duration(seconds: float) -> str:
+    """Formats seconds for users: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -80,6 +80,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         parent_pid=row.parent_pid,
         spent=row.spent or {},
         estimate_s=row.estimate_s,
+        progress=row.progress,
         created=row.created,
         updated=row.updated,
     )

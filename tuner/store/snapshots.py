@@ -19,7 +19,7 @@ FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "PRUNED", "
 
 @dataclass(frozen=True)
 class StudySnapshot:
-    """A study."""
+    """A study. progress: what it does now (tuner.study.stages), None when it does not run."""
 
     id: int
     name: str
@@ -41,6 +41,7 @@ class StudySnapshot:
     updated: datetime
     spent: Mapping[str, float] = field(default_factory=dict)
     estimate_s: float | None = None
+    progress: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `tune studies --json`."""
@@ -53,6 +54,7 @@ class StudySnapshot:
             "state": self.state,
             "spent_s": dict(self.spent),
             "estimate_s": self.estimate_s,
+            "progress": None if self.progress is None else dict(self.progress),
             "created": self.created.isoformat(),
             "updated": self.updated.isoformat(),
         }
