@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard.charts.studies import spent_figure
-from dashboard.frames.studies import running_frame, spent_frame, studies_frame
+from dashboard.frames.studies import progress_line, running_frame, spent_frame, studies_frame
 from dashboard.measured import read_points
 from dashboard.plain import plain
 from dashboard.reading import EVERY_S, read_study
@@ -27,6 +27,8 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
     st.subheader(plain(study.name))
     again = f" · looked at again every {EVERY_S:.0f} s" if study.state == "RUNNING" else ""
     st.caption(f"{plain(study.model)} · {study.state.lower()}{again}")
+    if now := progress_line(study):
+        st.markdown(f"**Now** {now}")
     overview = Overview(snapshot)
     with st.container(horizontal=True):
         st.metric("trials", study.trials, border=True)

@@ -139,12 +139,9 @@ class Store:
 
     def keep_progress(self, study_id: int, activity: Mapping[str, Any]) -> None:
         """Stores what a running study does now."""
+        running = StudyRow.id == study_id, StudyRow.state == "RUNNING"
         with self.database.session() as session:
-            session.execute(
-                update(StudyRow)
-                .where(StudyRow.id == study_id, StudyRow.state == "RUNNING")
-                .values(progress=dict(activity))
-            )
+            session.execute(update(StudyRow).where(*running).values(progress=dict(activity)))
 
     def interrupt_trial(self, study_id: int, number: int, reason: str) -> None:
         """Marks a RUNNING trial whose worker is gone as INTERRUPTED."""

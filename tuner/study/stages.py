@@ -7,7 +7,7 @@ know who shows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from tuner.formatting import format_duration
@@ -70,6 +70,14 @@ class Activity:
         """How many trials have ended, of how many."""
         return "" if self.trials_planned is None else f"{self.trials_done}/{self.trials_planned}"
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Activity:
+        """Reads what `to_json` wrote, among other keys."""
+        return cls(**{one.name: data[one.name] for one in fields(cls)})
+
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-ready dict."""
-        return asdict(self)
+        """Returns a JSON-ready dict; seconds to the millisecond."""
+        return {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
