@@ -10,9 +10,9 @@ import streamlit as st
 
 from dashboard.thinning import thinned
 from tuner.definition.study import Constraints
-from tuner.pareto.front import Front, build_front
+from tuner.pareto.front import Front
 from tuner.pareto.limits import MEASURES, inside, judged, own_limits
-from tuner.pareto.probability import on_front
+from tuner.pareto.probability import likely_front, on_front
 from tuner.store.database import Database
 from tuner.store.overview import Overview
 from tuner.store.points import Points
@@ -58,7 +58,7 @@ def measured_front(
     points = read_points(snapshot, study, tuple(dict.fromkeys((*objectives, *moved))))
     kept = inside(points, own, wanted)
     trials = Store(snapshot).trials(study, thinned(points, objectives, kept))
-    front = build_front(judged(trials, own, wanted), objectives, wanted.min_quality)
+    front = likely_front(judged(trials, own, wanted), objectives, wanted.min_quality)
     return MeasuredFront(front, on_front(front), len(points), int(kept.sum()))
 
 

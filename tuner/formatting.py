@@ -6,6 +6,8 @@ from typing import Any
 
 from engine.contract.report import Metric
 
+INTERVAL_REPEATS = 3  # the fewest whose interval is printed
+
 
 def format_count(count: int, noun: str) -> str:
     """`1 trial`, `3 trials`."""
@@ -22,9 +24,21 @@ def format_cell(cell: Any) -> str:
 
 
 def format_metric(metric: Metric | None) -> str:
-    """Formats as value ± half of the 95 % interval."""
+    """Formats as value ± half of the 95 % interval, if there are repeats enough for one."""
     if metric is None:
         return "-"
-    if metric.n < 2:
+    if not has_interval(metric.n):
         return f"{metric.value:.4g}"
     return f"{metric.value:.4g} ± {(metric.high - metric.low) / 2:.2g}"
+
+
+def has_interval(repeats: int) -> bool:
+    """Whether an interval of so many repeats is worth stating: two give one that says nothing."""
+    return repeats >= INTERVAL_REPEATS
+
+
+def format_duration(seconds: float) -> str:
+    """Formats seconds for users: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from tuner.formatting import has_interval
 from tuner.pareto.budget_curve import CurvePoint, fastest_tps
 
 
@@ -19,9 +20,11 @@ def curve_frame(points: Sequence[CurvePoint]) -> pd.DataFrame:
 def _row(point: CurvePoint) -> dict[str, object]:
     fastest = fastest_tps(point.front)
     metrics = [
-        member.metrics["output_tps"]
+        figure
         for member in point.front.members
-        if member.scores.get("output_tps") == fastest and "output_tps" in member.metrics
+        if member.scores.get("output_tps") == fastest
+        and (figure := member.figures.get("output_tps")) is not None
+        and has_interval(figure.n)
     ]
     return {
         "budget (GB)": point.budget_bytes / 1e9,

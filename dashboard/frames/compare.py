@@ -6,6 +6,7 @@ import pandas as pd
 
 from tuner.deployment.compare import Comparison, Figure
 from tuner.deployment.document import MeasuredMetric
+from tuner.formatting import has_interval
 
 DIFFERS, ALIKE, UNKNOWN = "differs", "not told apart", "no interval"
 
@@ -42,6 +43,6 @@ def _verdict(figure: Figure) -> str:
 
 
 def _band(metric: MeasuredMetric) -> str:
-    if metric.n < 2:
+    if not has_interval(metric.n):
         return f"{metric.value:.4g}"
     return f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"

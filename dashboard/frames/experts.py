@@ -50,7 +50,7 @@ def layers_frame(use: ExpertUse) -> pd.DataFrame:
 
 def rates_frame(trial: TrialSnapshot) -> pd.DataFrame:
     """A trial's expert metrics with intervals: columns metric, value."""
-    rows = [(name, format_metric(trial.metrics[name])) for name in FIGURES if name in trial.metrics]
+    rows = [(name, format_metric(trial.figures[name])) for name in FIGURES if name in trial.figures]
     return pd.DataFrame(rows, columns=["metric", "value"])
 
 

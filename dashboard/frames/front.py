@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from tuner.deployment.export import reported
-from tuner.formatting import format_metric
+from tuner.formatting import has_interval
+from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
 from tuner.pareto.probability import near_front
 from tuner.store.snapshots import TrialSnapshot
@@ -30,15 +30,17 @@ def points_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFrame
         row: dict[str, object] = {
             "number": trial.number,
             "kind": _kind(trial, on_front, near, knee),
+            "figures": trial.source,
             "probability": probability.get(trial.number, 0.0),
             "settings": "<br>".join(f"{name} = {value}" for name, value in trial.params.items()),
         }
         for name in front.objectives:
             value = trial.scores[name]
-            metric = trial.metrics.get(name)
+            metric = trial.figures.get(name)
+            stated = metric if metric and has_interval(metric.n) else None
             row[name] = value
-            row[f"{name}_low"] = metric.low if metric else value
-            row[f"{name}_high"] = metric.high if metric else value
+            row[f"{name}_low"] = stated.low if stated else value
+            row[f"{name}_high"] = stated.high if stated else value
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -51,12 +53,8 @@ def members_frame(front: Front, probability: Mapping[int, float]) -> pd.DataFram
             {
                 "trial": member.number,
                 "": "★ recommended" if member.id == knee else "",
-                **{
-                    name: format_metric(member.metrics[name])
-                    if name in member.metrics
-                    else f"{member.scores[name]:.4g}"
-                    for name in front.objectives
-                },
+                **{name: format_figure(member, name) for name in front.objectives},
+                "figures": member.source,
                 "on the front with": f"{probability.get(member.number, 0.0):.0%}",
                 **{name: str(value) for name, value in member.params.items()},
             }
@@ -72,13 +70,13 @@ def metrics_frame(trial: TrialSnapshot) -> pd.DataFrame:
             {
                 "metric": name,
                 "value": metric.value,
-                "low": metric.low,
-                "high": metric.high,
+                "low": metric.low if has_interval(metric.n) else None,
+                "high": metric.high if has_interval(metric.n) else None,
                 "n": metric.n,
                 "unit": metric.unit,
-                "measured": "in fresh processes" if name in trial.confirmed else "in the search",
+                "figures": "confirmed" if name in trial.confirmed else "searched",
             }
-            for name, metric in reported(trial).items()
+            for name, metric in trial.figures.items()
         ]
     )
 
@@ -87,7 +85,7 @@ def split_frame(trial: TrialSnapshot) -> pd.DataFrame:
     """The time per token by part: columns part, ms."""
     rows = [
         (name.removeprefix(SPLIT_PREFIX), metric.value)
-        for name, metric in trial.metrics.items()
+        for name, metric in trial.figures.items()
         if name.startswith(SPLIT_PREFIX)
     ]
     return pd.DataFrame(rows, columns=["part", "ms"])

@@ -8,6 +8,7 @@ import pandas as pd
 
 from tuner.store.overview import RunningTrial
 from tuner.store.snapshots import StudySnapshot, TelemetrySnapshot
+from tuner.study.stages import Activity
 
 MINUTES = "%Y-%m-%d %H:%M"
 
@@ -33,6 +34,14 @@ def studies_frame(studies: Sequence[StudySnapshot]) -> pd.DataFrame:
 def spent_frame(study: StudySnapshot) -> pd.DataFrame:
     """Seconds by stage: columns stage, seconds."""
     return pd.DataFrame(list(study.spent.items()), columns=["stage", "seconds"])
+
+
+def progress_line(study: StudySnapshot) -> str:
+    """What a running study does now, and how long is left; empty when nothing is known of it."""
+    if study.progress is None:
+        return ""
+    activity = Activity.from_json(study.progress)
+    return f"{activity.what} · {activity.left}"
 
 
 def running_frame(trials: Sequence[RunningTrial]) -> pd.DataFrame:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tuner.formatting import format_metric
+from engine.contract.report import Metric
+from tuner.formatting import has_interval
+from tuner.pareto.figures import format_figure
 from tuner.store.snapshots import TrialSnapshot
 
 PREDICTED, MEASURED = "predicted", "measured"
@@ -20,7 +22,8 @@ def trials_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> 
                 "trial": trial.number,
                 "state": _state(trial),
                 "failure": trial.failure or "",
-                **{name: _figure(trial, name) for name in objectives},
+                **{name: format_figure(trial, name) for name in objectives},
+                "figures": trial.source if trial.scores else "-",
                 **{name: str(value) for name, value in trial.params.items()},
                 "reason": trial.reason or "",
                 "engine s": trial.engine_s,
@@ -63,23 +66,21 @@ def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFram
 def predicted_frame(trials: Sequence[TrialSnapshot], metric: str) -> pd.DataFrame:
     """Columns number, predicted and measured with its interval, for trials that have both."""
     rows = [
-        (trial.number, trial.predicted[metric], found.value, found.low, found.high)
+        (trial.number, trial.predicted[metric], found.value, *_stated(found))
         for trial in trials
-        if metric in trial.predicted and (found := trial.metrics.get(metric)) is not None
+        if metric in trial.predicted and (found := trial.figures.get(metric)) is not None
     ]
     columns = ["number", PREDICTED, MEASURED, f"{MEASURED}_low", f"{MEASURED}_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
+def _stated(figure: Metric) -> tuple[float, float]:
+    """Low and high; the value itself where there are too few repeats for an interval."""
+    if has_interval(figure.n):
+        return figure.low, figure.high
+    return figure.value, figure.value
+
+
 def _state(trial: TrialSnapshot) -> str:
     outside = trial.state == "COMPLETE" and not trial.feasible
     return "OUTSIDE LIMITS" if outside else trial.state
-
-
-def _figure(trial: TrialSnapshot, name: str) -> str:
-    """Formats a metric with its interval; a bound is marked as one."""
-    if name in trial.bounds:
-        return f"at most {trial.bounds[name]:.4g}"
-    if name in trial.metrics:
-        return format_metric(trial.metrics[name])
-    return f"{trial.scores[name]:.4g}" if name in trial.scores else "-"

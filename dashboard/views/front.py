@@ -25,6 +25,10 @@ from tuner.store.database import Database
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
 TWO, THREE = "two objectives", "three objectives"
+SOURCES = {
+    "searched": "Its figures are searched: of the repeats during the search.",
+    "confirmed": "Its figures are confirmed: of fresh processes after the search.",
+}
 
 
 def main() -> None:
@@ -98,6 +102,7 @@ def _choose_trial(study: StudySnapshot, front: Front, clicked: int | None) -> in
 def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> None:
     recommended = " (recommended)" if trial.id == front.knee.id else ""
     st.subheader(f"Trial {trial.number}{recommended}")
+    st.caption(SOURCES[trial.source])
     with st.container(horizontal=True):
         for name in front.objectives:
             st.metric(name, f"{trial.scores[name]:.4g}", border=True)
@@ -110,11 +115,6 @@ def _draw_trial(study: StudySnapshot, front: Front, trial: TrialSnapshot) -> Non
     with left:
         st.markdown("**Measured, with 95 % intervals**")
         st.dataframe(metrics_frame(trial), hide_index=True, width="stretch")
-        if trial.confirmed:
-            st.caption(
-                "A file states what fresh processes measured after the search; the chart pools "
-                "those repeats with the search's."
-            )
         st.markdown("**Where the figures come from**")
         st.dataframe(origin_frame(trial), hide_index=True, width="stretch")
     with right:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard.charts.studies import spent_figure
-from dashboard.frames.studies import running_frame, spent_frame, studies_frame
+from dashboard.frames.studies import progress_line, running_frame, spent_frame, studies_frame
+from dashboard.measured import read_points
 from dashboard.plain import plain
 from dashboard.reading import EVERY_S, read_study
 from tuner.store.database import Database
@@ -26,17 +27,19 @@ def _draw(snapshot: Database, study: StudySnapshot) -> None:
     st.subheader(plain(study.name))
     again = f" · looked at again every {EVERY_S:.0f} s" if study.state == "RUNNING" else ""
     st.caption(f"{plain(study.model)} · {study.state.lower()}{again}")
+    if now := progress_line(study):
+        st.markdown(f"**Now** {now}")
     overview = Overview(snapshot)
     with st.container(horizontal=True):
         st.metric("trials", study.trials, border=True)
         for state, count in sorted(study.trials_by_state.items()):
             st.metric(state.lower(), count, border=True)
-    best = overview.best(study)
+    objectives = tuple(study.definition["objectives"])
+    points = read_points(snapshot, study, objectives)
     with st.container(horizontal=True):
-        for name, value in best.items():
-            st.metric(f"best {name}", f"{value:.4g}", border=True)
-    if best:
-        st.caption("Within the limits, as each trial ended; the front pools later repeats too.")
+        for name in objectives:
+            if (value := points.best(name)) is not None:
+                st.metric(f"best {name}", f"{value:.4g}", border=True)
     _draw_running(overview, study)
     spent = spent_frame(study)
     if len(spent):

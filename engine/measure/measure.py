@@ -64,6 +64,8 @@ def measure(
     recorder = TraceRecorder(engine.facts, lean=True)
     engine.record(recorder)
     warm_ups = _warm_up(engine, sequences, output_tokens, sequences_per_repeat) if warm_up else 0
+    if progress is not None and warm_up:
+        progress("measure", 0, repeats)
     bandwidth = _bandwidth(engine)
     memory_rate = memory_bytes_per_s(engine)
     sentinels: list[Sentinel] = []

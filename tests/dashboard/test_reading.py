@@ -6,7 +6,6 @@ import sqlalchemy as sa
 from tuner.store.database import open_read_only
 from tuner.store.overview import Overview, TrialFilter
 from tuner.store.repository import Store
-from tuner.store.tables import TrialRow
 
 
 def test_a_reader_is_refused_to_write(any_storage: str):
@@ -35,15 +34,17 @@ def test_trials_are_found_by_the_value_of_a_setting(any_storage: str):
     database.close()
 
 
-def test_the_best_of_each_objective_is_what_trials_ended_with(any_storage: str):
+def test_the_best_of_each_objective_is_a_figure_of_a_trial(any_storage: str):
     database = open_read_only(any_storage)
-    study = Store(database).study("small")
-    with database.engine.connect() as connection:
-        query = sa.select(TrialRow.scores).where(TrialRow.state == "COMPLETE")
-        scores = connection.execute(query).scalars().all()
-    assert Overview(database).best(study) == {
-        "output_tps": pytest.approx(max(one["output_tps"] for one in scores)),
-        "tpot_ms": pytest.approx(min(one["tpot_ms"] for one in scores)),
-        "quality": pytest.approx(max(one["quality"] for one in scores)),
+    store = Store(database)
+    study = store.study("small")
+    names = ("output_tps", "tpot_ms", "quality")
+    points = Overview(database).points(study, names)
+    trials = [trial for trial in store.trials(study) if trial.feasible]
+    assert {trial.source for trial in trials} == {"searched", "confirmed"}
+    assert {name: points.best(name) for name in names} == {
+        "output_tps": pytest.approx(max(trial.scores["output_tps"] for trial in trials)),
+        "tpot_ms": pytest.approx(min(trial.scores["tpot_ms"] for trial in trials)),
+        "quality": pytest.approx(max(trial.scores["quality"] for trial in trials)),
     }
     database.close()

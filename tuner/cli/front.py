@@ -9,8 +9,8 @@ import plotext
 from engine.types import format_bytes
 from tuner.cli.output import print_table, print_text
 from tuner.deployment.defaults import changed_paths
-from tuner.formatting import format_metric
 from tuner.pareto.budget_curve import CurvePoint, fastest_tps
+from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
 from tuner.pareto.probability import near_front, on_front
 
@@ -29,24 +29,18 @@ def print_front(front: Front) -> None:
     rows = []
     for trial in front.members:
         mark = " *" if trial.id == knee.id else ""
-        figures = [
-            format_metric(trial.metrics[name]) if name in trial.metrics else trial.scores[name]
-            for name in front.objectives
-        ]
+        figures = [format_figure(trial, name) for name in front.objectives]
         certainty = f"{probability[trial.number]:.0%}"
         settings = (trial.params.get(n) for n in names)
-        rows.append([f"{trial.number}{mark}", *figures, certainty, *settings])
-    columns = ["#trial", *(f"#{name}" for name in front.objectives), "#probability", *names]
+        rows.append([f"{trial.number}{mark}", *figures, trial.source, certainty, *settings])
+    objectives = [f"#{name}" for name in front.objectives]
+    columns = ["#trial", *objectives, "figures", "#probability", *names]
     print_table("Pareto front (95 % intervals; * recommended)", columns, rows)
     near = [
         f"trial {number} ({fraction:.0%})" for number, fraction in near_front(front, probability)
     ]
     if near:
         print_text(f"within noise of the front: {', '.join(near)}")
-    if any(trial.confirmed for trial in front.members):
-        print_text(
-            "figures are of all repeats; an exported file states those of the confirming ones alone"
-        )
 
 
 def print_curve(points: Sequence[CurvePoint]) -> None:

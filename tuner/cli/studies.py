@@ -13,6 +13,7 @@ from tuner.deployment.defaults import changed_paths
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
 from tuner.pareto.explain import Explanation, explain
+from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
 from tuner.pareto.importance import importances
 from tuner.pareto.probability import front_of, on_front
@@ -170,7 +171,8 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
         [
             trial.number,
             trial.state if trial.feasible or trial.state != "COMPLETE" else "OUTSIDE LIMITS",
-            *(trial.scores.get(name) for name in objectives),
+            *(format_figure(trial, name) for name in objectives),
+            trial.source if trial.scores else "-",
             " ".join(f"{key}={value}" for key, value in changed_paths(trial.params).items())
             or "defaults",
         ]
@@ -180,6 +182,7 @@ def _print_trials(trials: tuple[TrialSnapshot, ...], objectives: tuple[str, ...]
         "#trial",
         "state",
         *(f"#{name}" for name in objectives),
+        "figures",
         "settings that differ from the defaults",
     ]
     print_table("Trials", columns, rows)

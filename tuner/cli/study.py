@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,23 +13,20 @@ from engine import __version__
 from engine.facts.machine import Hardware, probe
 from engine.types import format_bytes
 from tuner.cli import options
-from tuner.cli.front import plot_front, print_curve, print_front
-from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.cli.output import print_json, print_text
+from tuner.cli.study_output import check_found, plan_line, print_plan, print_result, result_document
 from tuner.definition.study import StudyDefinition, load_definition
 from tuner.definition.text import split_words
 from tuner.deployment.export import check_writable
-from tuner.errors import InfeasibleStudyError, StoreError, StoreLostError, StudyError, UsageError
+from tuner.errors import StoreError, StoreLostError, UsageError
 from tuner.folders import cache_folder, default_storage, resolve_model
-from tuner.formatting import format_count
-from tuner.pareto.budget_curve import fronts_by_budget
-from tuner.search.acquisition import MIN_IMPROVEMENT
 from tuner.search.samplers import check_sampler
 from tuner.store.database import parse_url
 from tuner.store.identity import asks_otherwise
 from tuner.store.repository import Store
-from tuner.store.snapshots import FINISHED_STATES
-from tuner.study.estimate import StudyPlan, check, plan_study
-from tuner.study.progress import choose_progress, format_duration
+from tuner.study.displays import choose_display
+from tuner.study.estimate import StudyPlan, plan_study
+from tuner.study.progress import Display, StudyProgress
 from tuner.study.run import StudyResult, run_study
 from tuner.study.tasks import check_tasks, with_default_tasks
 from tuner.workers.local import WorkerPool
@@ -143,6 +140,10 @@ def study(
         Path | None, typer.Option("--output", "-o", help="Where the recommended config goes.")
     ] = None,
     as_json: options.Json = False,
+    json_progress: Annotated[
+        bool,
+        typer.Option("--json-progress", help="Progress on stderr as JSON lines (docs/json.md)."),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -188,7 +189,8 @@ def study(
             "output": str(output) if output else None,
         },
     )
-    _run(wanted, storage, resume, dry_run, as_json, WorkerPool(workers, ray))
+    pool, display = WorkerPool(workers, ray), choose_display(json_progress)
+    _run(wanted, storage, resume, dry_run, as_json, pool, display)
 
 
 def _run(
@@ -198,6 +200,7 @@ def _run(
     dry_run: bool,
     as_json: bool,
     pool: WorkerPool,
+    display: Display,
 ) -> None:
     if not wanted.budget.vram_bytes:
         raise UsageError("no budget was given: add --vram, such as --vram 8GB")
@@ -205,53 +208,70 @@ def _run(
     check_writable(wanted.output_path)
     parse_url(storage or default_storage())
     wanted = with_default_tasks(wanted)
-    model = resolve_model(wanted.model)
+    progress = StudyProgress([display])
+    try:
+        with options.terminate_interrupts() as interrupted, progress.showing():
+            done = _plan_and_run(wanted, storage, resume, dry_run, pool, progress, interrupted)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if isinstance(done, StudyPlan):
+        print_plan(done, as_json)
+        return
+    if as_json and done.lost is None:
+        print_json(result_document(done))
+    elif not as_json:
+        print_result(done)
+    if done.lost is not None:
+        raise StoreLostError(done.lost)
+    check_found(done)
+
+
+def _plan_and_run(
+    wanted: StudyDefinition,
+    storage: str | None,
+    resume: bool,
+    dry_run: bool,
+    pool: WorkerPool,
+    progress: StudyProgress,
+    interrupted: Callable[[], bool],
+) -> StudyPlan | StudyResult:
+    """The plan alone for a dry run, else the result of the study."""
     pinned = _studied_revision(wanted, storage) if resume else None
     session = options.open_session(
-        model, wanted.device, wanted.trust_remote_code, wanted.stall_s, revision=pinned
+        resolve_model(wanted.model),
+        wanted.device,
+        wanted.trust_remote_code,
+        wanted.stall_s,
+        revision=pinned,
     )
+    session.watch = progress.engine_said
     with session:
-        print_note(f"opening {wanted.model}")
+        progress.note(f"opening {wanted.model}")
         checked = check_tasks(wanted, session)
         wanted = checked.definition
         for note in checked.notes:
-            print_note(note)
+            progress.note(note)
+        progress.began("planning")
         plan = plan_study(wanted, session)
         if dry_run:
             _check_unchanged(wanted, storage)
-            _print_plan(plan, as_json)
-            return
-        print_note(_plan_line(plan))
+            return plan
+        progress.note(plan_line(plan))
         hardware = probe(cache_folder())
         if lacking := _beyond_memory(wanted, session.opened_device, hardware):
-            print_note(lacking)
+            progress.note(lacking)
         with options.open_store(storage) as store:
             wanted = wanted.model_copy(update={"name": _free_name(wanted, store)})
             try:
-                with options.terminate_interrupts() as interrupted:
-                    result = run_study(
-                        wanted,
-                        session,
-                        store,
-                        hardware,
-                        choose_progress(),
-                        pool,
-                        plan.estimate_s,
-                        interrupted,
-                    )
+                return run_study(
+                    wanted, session, store, hardware, progress, pool, plan.estimate, interrupted
+                )
             except KeyboardInterrupt:
-                print_note(
+                progress.note(
                     f"interrupted: finished trials of study '{wanted.study_name}' are kept; the "
                     "same command continues it"
                 )
-                raise typer.Exit(130) from None
-    if as_json and result.lost is None:
-        print_json(_document(result))
-    elif not as_json:
-        _print_result(result)
-    if result.lost is not None:
-        raise StoreLostError(result.lost)
-    _check_found(result)
+                raise
 
 
 def _beyond_memory(wanted: StudyDefinition, device: str, hardware: Hardware) -> str | None:
@@ -299,67 +319,6 @@ def _free_name(wanted: StudyDefinition, store: Store) -> str:
     digests = {study.name: study.search_digest for study in store.studies()}
     names = (f"{wanted.study_name}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
     return next(n for n in names if digests.get(n, "") in ("", wanted.search_digest()))
-
-
-def _check_found(result: StudyResult) -> None:
-    """Exits with 1 or 3 when nothing can be recommended."""
-    if result.front.members:
-        return
-    states = result.study.trials_by_state
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    hint = f"see `tune show {result.study.name}`"
-    if set(states) <= {"INFEASIBLE"}:
-        needed = [t.memory.get("total_bytes") for t in result.trials if t.memory]
-        smallest = min((int(n) for n in needed if n), default=None)
-        raise InfeasibleStudyError(f"no trial fitted the budget ({counts}); {hint}", smallest)
-    raise StudyError(f"no trial ran to its end within the limits ({counts}); {hint}")
-
-
-def _print_result(result: StudyResult) -> None:
-    print_front(result.front)
-    plot_front(result.front)
-    print_curve(fronts_by_budget(result.study, result.trials))
-    finished = sum(trial.state in FINISHED_STATES for trial in result.trials)
-    if result.ended_early:
-        print_text(
-            f"ended after {format_count(finished, 'trial')}: no other config is expected to add "
-            f"more than {MIN_IMPROVEMENT:.1%} to the hypervolume"
-        )
-    if took := check(result.study):
-        print_text(took)
-    if result.output:
-        print_text(f"recommended: trial {result.front.knee.number}, written to {result.output}")
-        file = shlex.quote(str(result.output))
-        print_text(f"try it: tune run {file} --prompt 'Once upon a time'")
-
-
-def _document(result: StudyResult) -> dict[str, Any]:
-    front = result.front
-    return {
-        "study": result.study.to_json(),
-        "trials": [trial.to_json() for trial in result.trials],
-        "front": [trial.to_json() for trial in front.members],
-        "recommended": front.knee.number if front.members else None,
-        "output": result.output,
-        "curve": [p.to_json() for p in fronts_by_budget(result.study, result.trials)],
-    }
-
-
-def _print_plan(plan: StudyPlan, as_json: bool) -> None:
-    if as_json:
-        print_json(plan.to_json())
-        return
-    rows = [[p.name, ", ".join(map(str, p.choices))] for p in plan.space.parameters]
-    print_table(f"Search space: {plan.space.size} points", ["setting", "choices"], rows)
-    print_text(_plan_line(plan))
-
-
-def _plan_line(plan: StudyPlan) -> str:
-    estimate = "unknown" if plan.estimate_s is None else format_duration(plan.estimate_s)
-    return (
-        f"{plan.model}: {plan.space.size} points, {plan.fitting} of {plan.checked} memory "
-        f"layouts fit; {format_count(plan.trials, 'trial')}, about {estimate}"
-    )
 
 
 def _absolute(path: Path | None) -> str | None:

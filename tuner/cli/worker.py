@@ -12,7 +12,8 @@ from tuner.cli.output import print_note, print_text
 from tuner.definition.study import StudyDefinition
 from tuner.folders import cache_folder, resolve_model
 from tuner.formatting import format_count
-from tuner.study.progress import choose_progress
+from tuner.study.displays import choose_display
+from tuner.study.progress import StudyProgress
 from tuner.study.run import join_study
 
 
@@ -38,12 +39,15 @@ def join(
             definition.stall_s,
             revision=str(found.facts["revision"]),
         )
+        progress = StudyProgress([choose_display()])
+        session.watch = progress.engine_said
         with session, options.terminate_interrupts():
             print_note(f"joining study '{study}'")
             try:
-                done = join_study(
-                    found, definition, session, store, probe(cache_folder()), choose_progress()
-                )
+                with progress.showing():
+                    done = join_study(
+                        found, definition, session, store, probe(cache_folder()), progress
+                    )
             except KeyboardInterrupt:
                 print_note("interrupted: the study goes on without this worker")
                 raise typer.Exit(130) from None

@@ -21,6 +21,7 @@ from tuner.definition.strict_yaml import Strict, dump_yaml, load_yaml, parse_yam
 from tuner.definition.workload import workload_hash
 from tuner.deployment.defaults import changed_settings, complete_settings, missing_settings
 from tuner.errors import DeploymentError
+from tuner.store.snapshots import FigureSource
 
 VERSION: Literal["expertune/v1"] = "expertune/v1"
 ENGINE = (
@@ -130,6 +131,7 @@ class Neighbour(Strict):
     trial: int
     engine: dict[str, dict[str, Any]] = Field(description=ENGINE)
     measured: Measured
+    source: FigureSource | None = None
 
     @field_validator("engine")
     @classmethod
@@ -138,10 +140,11 @@ class Neighbour(Strict):
 
 
 class Provenance(Strict):
-    """Where the figures come from."""
+    """Where the figures come from. source: None in files of before it was stated."""
 
     study: str
     trial: int
+    source: FigureSource | None = None
     seed: int
     created: str
     versions: dict[str, str]

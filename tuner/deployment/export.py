@@ -12,7 +12,6 @@ from typing import Any
 
 from engine import files
 from engine.config.settings import EngineConfig
-from engine.contract.report import Metric
 from engine.contract.requests import Workload
 from engine.facts.model import ModelFacts
 from tuner.deployment.document import (
@@ -55,13 +54,14 @@ def build_deployment(study: StudySnapshot, front: Front, trial: TrialSnapshot) -
             "measured": _measured(trial),
             "quality": _quality(trial),
             "neighbours": [
-                Neighbour(trial=m.number, engine=_whole(m), measured=_measured(m))
+                Neighbour(trial=m.number, engine=_whole(m), measured=_measured(m), source=m.source)
                 for m in _nearest(others, trial)
             ],
             "machine": dict(study.machine),
             "provenance": {
                 "study": study.name,
                 "trial": trial.number,
+                "source": trial.source,
                 "seed": study.definition["seed"],
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": package_versions(),
@@ -141,15 +141,9 @@ def _whole(trial: TrialSnapshot) -> dict[str, Any]:
     return EngineConfig.from_dict(trial.config or {}).to_dict()
 
 
-def reported(trial: TrialSnapshot) -> Mapping[str, Metric]:
-    """The trial's metrics: those confirmed in fresh processes after the search, else the pooled
-    ones."""
-    return {**trial.metrics, **trial.confirmed}
-
-
 def _measured(trial: TrialSnapshot) -> dict[str, MeasuredMetric | MeasuredSentinel]:
     measured: dict[str, MeasuredMetric | MeasuredSentinel] = {
-        name: MeasuredMetric(**asdict(metric)) for name, metric in reported(trial).items()
+        name: MeasuredMetric(**asdict(metric)) for name, metric in trial.figures.items()
     }
     measured["sentinel"] = MeasuredSentinel(
         **(trial.sentinel or {"compute_ms": 0.0, "read_ms": 0.0})

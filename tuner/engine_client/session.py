@@ -24,7 +24,7 @@ from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
 from engine.memory.plan import MemoryPlan, Resolved
-from tuner.engine_client.process import EngineWorker, OnEvent, WorkerLimits
+from tuner.engine_client.process import EngineWorker, Event, OnEvent, WorkerLimits
 from tuner.engine_client.timing_lock import timed_section
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder, data_folder
@@ -32,6 +32,8 @@ from tuner.folders import cache_folder, data_folder
 log = logging.getLogger(__name__)
 
 StartWorker = Callable[[], EngineWorker]
+# operation or stage of one, steps done, steps in all if they are counted
+Watch = Callable[[str, int, int | None], None]
 T = TypeVar("T")
 
 
@@ -42,7 +44,8 @@ class EngineSession:
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker that
     is not started yet; busy_s: seconds that engines worked, without waiting for the timing lock;
     revision: of a hub id, None for its latest, which the first opening pins, so that a new worker
-    never runs another. A context manager: leaving it ends the worker.
+    never runs another; watch: is told what the engine begins, and each step of it. A context
+    manager: leaving it ends the worker.
     """
 
     model: str
@@ -50,6 +53,7 @@ class EngineSession:
     trust_remote_code: bool = False
     start_worker: StartWorker = field(default_factory=lambda: worker_factory())
     revision: str | None = None
+    watch: Watch = field(default=lambda *_: None)
     _worker: EngineWorker | None = field(default=None, init=False)
     _facts: ModelFacts | None = field(default=None, init=False)
     _configurations: int = field(default=0, init=False)
@@ -114,8 +118,11 @@ class EngineSession:
         """Reconfigures in place; WorkerError with does_not_fit when the budget is too small."""
         worker = self._open()
         self._configurations += 1
+        self.watch("configure", 0, None)
         with self._busy():
-            result = worker.request("configure", config=config.to_dict())
+            result = worker.request(
+                "configure", on_event=self._watched(None), config=config.to_dict()
+            )
         return self._checked(lambda: _read_configured(result))
 
     def measure(
@@ -132,10 +139,11 @@ class EngineSession:
 
         limit_s: a repeat that takes longer is a timeout, and ends the worker.
         """
+        self.watch("warm_up" if warm_up else "measure", 0, None if warm_up else repeats)
         with self._turn(), self._busy():
             result = self._live().request(
                 "measure",
-                on_event=on_event,
+                on_event=self._watched(on_event),
                 limit_s=limit_s,
                 workload=workload.to_json(),
                 repeats=repeats,
@@ -171,10 +179,11 @@ class EngineSession:
     ) -> QualityReport:
         """Runs lm-eval tasks on the current config."""
         self._tainted = True
+        self.watch("evaluate", 0, None)
         with self._busy():
             result = self._live().request(
                 "evaluate",
-                on_event=on_event,
+                on_event=self._watched(on_event),
                 tasks=list(tasks),
                 reference=reference,
                 **options.to_json(),
@@ -189,6 +198,7 @@ class EngineSession:
     def profile(self) -> MachineProfile:
         """Measures this machine's speeds."""
         worker = self._ready()
+        self.watch("profile", 0, None)
         with self._turn(), self._busy():
             result = worker.request("profile")
         self._tainted = True
@@ -220,8 +230,20 @@ class EngineSession:
     ) -> dict[str, Any]:
         """Runs any other operation on the open model."""
         worker = self._open()
+        self.watch(operation, 0, None)
         with self._busy():
-            return worker.request(operation, on_event=on_event, **arguments)
+            return worker.request(operation, on_event=self._watched(on_event), **arguments)
+
+    def _watched(self, on_event: OnEvent | None) -> OnEvent:
+        """Also tells `watch` of progress."""
+
+        def hear(event: Event) -> None:
+            if event.get("event") == "progress":
+                self.watch(str(event["stage"]), int(event["done"]), int(event["total"]))
+            if on_event is not None:
+                on_event(event)
+
+        return hear
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
@@ -267,6 +289,7 @@ class EngineSession:
     def _ask_first(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Runs an operation that needs no earlier state, such as opening the model, so that a
         worker that dies is replaced once."""
+        self.watch(operation, 0, None)
         worker = self._ready()
         try:
             return worker.request(operation, **self._named(), **arguments)

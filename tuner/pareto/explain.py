@@ -101,7 +101,7 @@ def bottleneck_of(trial: TrialSnapshot) -> Bottleneck | None:
     parts = {
         name: metric.value
         for name in PARTS
-        if (metric := trial.metrics.get(f"time_ms_per_token.{name}")) is not None
+        if (metric := trial.figures.get(f"time_ms_per_token.{name}")) is not None
     }
     total = sum(parts.values())
     if total <= 0:
@@ -114,9 +114,9 @@ def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> T
     """Relative error of the predictions made before measurements corrected them. Their common
     factor is reported apart, since the search corrects it at once. None without predictions."""
     ratios = [
-        trial.predicted[metric] / trial.metrics[metric].value
+        trial.predicted[metric] / trial.figures[metric].value
         for trial in trials
-        if metric in trial.predicted and metric in trial.metrics
+        if metric in trial.predicted and metric in trial.figures
     ]
     if not ratios:
         return None

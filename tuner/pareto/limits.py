@@ -1,18 +1,16 @@
 """Applies other limits than a study's own to its measurements; nothing is run or written.
 
-An unchanged limit keeps the study's own verdict; a changed one is evaluated again from pooled
-means.
+An unchanged limit keeps the study's own verdict; a changed one is evaluated again from figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.contract.report import Metric
 from tuner.definition.objectives import LIMITED, violations
 from tuner.definition.study import Constraints
 from tuner.store.points import Floats, Points
@@ -52,8 +50,7 @@ def _moved(own: Constraints, wanted: Constraints) -> frozenset[str]:
 
 
 def _judged(trial: TrialSnapshot, wanted: Constraints, moved: frozenset[str]) -> TrialSnapshot:
-    metrics: Mapping[str, Metric] = trial.metrics
-    anew = violations(metrics, trial.scores.get("quality"), wanted)
+    anew = violations(trial.figures, trial.scores.get("quality"), wanted)
     kept = {
         name: anew[name] if name in moved else excess for name, excess in trial.violations.items()
     }

@@ -39,12 +39,13 @@ def pooled_deviation(trials: Sequence[TrialSnapshot], metric: str) -> float:
 
 
 def mean_error_of(trial: TrialSnapshot, metric: str, deviation: float) -> float:
-    """Relative standard error of a configuration's mean, including its confirming repeats.
+    """Relative standard error of a trial's figure. Each confirming repeat had a start of its own,
+    those of the search shared one.
 
     deviation: of repeats within one start, relative.
     """
-    confirmed = trial.confirmed.get(metric)
-    return mean_error(deviation, trial.metrics[metric].n, confirmed.n if confirmed else 0)
+    count = trial.figures[metric].n
+    return mean_error(deviation, count, count if metric in trial.confirmed else 0)
 
 
 def _deviation(metric: Metric) -> float:

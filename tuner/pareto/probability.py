@@ -109,8 +109,8 @@ def _errors(front: Front, trials: Sequence[TrialSnapshot]) -> Floats:
     for name in front.objectives:
         deviation = pooled_deviation(front.trials, name)
         columns.append([
-            abs(trial.metrics[name].value) * mean_error_of(trial, name, deviation)
-            if name in trial.metrics else 0.0
+            abs(trial.figures[name].value) * mean_error_of(trial, name, deviation)
+            if name in trial.figures else 0.0
             for trial in trials
         ])  # fmt: skip
     return np.array(columns, dtype=float).T

@@ -15,7 +15,6 @@ from engine.errors import InfeasibleError
 from engine.memory import plan
 from engine.types import FailureClass
 from tuner.definition.study import QualityTasks
-from tuner.engine_client.process import OnEvent
 from tuner.engine_client.session import EngineSession
 from tuner.errors import QualityError, StudyError, UsageError, WorkerError
 from tuner.quality.key import canonical_config, quality_dependencies, quality_key
@@ -49,7 +48,7 @@ class QualityJudge:
     _references: list[QualityResult] = field(default_factory=list, init=False)
     _refusals: list[QualityError] = field(default_factory=list, init=False)
 
-    def reference(self, on_event: OnEvent | None = None) -> QualityResult:
+    def reference(self) -> QualityResult:
         """Returns the result of the 16-bit model, evaluated once for each model and tasks.
 
         It may take more than the study's budget if 16 bits do not fit at all. Raises QualityError
@@ -63,7 +62,7 @@ class QualityJudge:
             raise self._refusals[0]
         try:
             if not self._references:
-                self._references.append(_telling(self._evaluated_reference(on_event)))
+                self._references.append(_telling(self._evaluated_reference()))
             return self._references[0]
         except WorkerError as error:
             refusal = QualityError(
@@ -78,10 +77,10 @@ class QualityJudge:
                 self._refusals.append(refusal)
             raise refusal from None
 
-    def judge(self, config: EngineConfig, on_event: OnEvent | None = None) -> QualityResult:
+    def judge(self, config: EngineConfig) -> QualityResult:
         """Evaluates a resolved config, with canonical values for settings that cannot change
         quality."""
-        return self._result(canonical_config(config), on_event, reference=False)
+        return self._result(canonical_config(config), reference=False)
 
     def known_ratio(self, config: EngineConfig) -> float | None:
         """The quality of a resolved config if it was evaluated already, else None; calls no
@@ -96,19 +95,17 @@ class QualityJudge:
         except QualityError:
             return None
 
-    def _evaluated_reference(self, on_event: OnEvent | None) -> QualityResult:
+    def _evaluated_reference(self) -> QualityResult:
         config = _within_reach(canonical_config(self.base.overlay(SIXTEEN_BITS)), self.session)
         for _ in range(1, REFERENCE_ATTEMPTS):
             try:
-                return self._result(config, on_event, reference=True)
+                return self._result(config, reference=True)
             except WorkerError as error:
                 if error.failure not in PASSING:
                     raise
-        return self._result(config, on_event, reference=True)
+        return self._result(config, reference=True)
 
-    def _result(
-        self, config: EngineConfig, on_event: OnEvent | None, reference: bool
-    ) -> QualityResult:
+    def _result(self, config: EngineConfig, reference: bool) -> QualityResult:
         depends_on = quality_dependencies(config, self.tasks, self.seed)
         key = quality_key(depends_on)
         known = self.store.quality(self.model_id, key)
@@ -116,7 +113,7 @@ class QualityJudge:
             return known
         self.session.configure(config)
         report = self.session.evaluate(
-            tuple(self.tasks.tasks), self.tasks.options(self.seed), reference, on_event
+            tuple(self.tasks.tasks), self.tasks.options(self.seed), reference
         )
         result = self.store.keep_quality(self.model_id, key, depends_on, report)
         self.session.discard_journal()

@@ -65,7 +65,7 @@ class Searcher:
 
 
 def _measured(index: int, trial: TrialSnapshot, spread: Mapping[str, float]) -> Measured:
-    speeds = {name: trial.metrics[name] for name in SPEEDS if name in trial.metrics}
+    speeds = {name: trial.figures[name] for name in SPEEDS if name in trial.figures}
     return Measured(
         index,
         {name: metric.value for name, metric in speeds.items()},

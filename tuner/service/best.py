@@ -149,5 +149,5 @@ def _objectives(choices: Iterable[Choice], goal: Goal) -> tuple[str, ...]:
 def _scores(trial: TrialSnapshot, objectives: Sequence[str]) -> dict[str, float]:
     """A trial's values of these objectives; speeds are measured even if they were not its
     objectives."""
-    measured = {name: metric.value for name, metric in trial.metrics.items()} | dict(trial.scores)
+    measured = {name: metric.value for name, metric in trial.figures.items()} | dict(trial.scores)
     return {name: measured[name] for name in objectives if name in measured}

@@ -43,9 +43,27 @@ class JobDocument(BaseModel):
         )
 
 
+class ProgressDocument(BaseModel):
+    """What a study does now: a stage with its steps, of the trial of this number, and estimates of
+    the seconds left; time: when it was written. null: not counted, or nothing to go by."""
+
+    stage: str
+    done: int
+    total: int | None
+    stage_s: float
+    elapsed_s: float
+    trial: int | None
+    trials_done: int
+    trials_planned: int | None
+    trial_left_s: float | None
+    study_left_s: float | None
+    time: datetime
+
+
 class StudyDocument(BaseModel):
-    """A study. state: its job's until it has begun, then its own; spent_s: seconds by stage; job:
-    None if the study was not requested through a service."""
+    """A study. state: its job's until it has begun, then its own; spent_s: seconds by stage;
+    progress: what it does now, None when it does not run; job: None if the study was not requested
+    through a service."""
 
     name: str
     model: str
@@ -54,6 +72,7 @@ class StudyDocument(BaseModel):
     trials: int
     trials_by_state: dict[str, int]
     spent_s: dict[str, float]
+    progress: ProgressDocument | None
     created: UtcDatetime
     updated: UtcDatetime
     job: JobDocument | None
@@ -74,6 +93,7 @@ class StudyDocument(BaseModel):
             trials=0,
             trials_by_state={},
             spent_s={},
+            progress=None,
             created=job.created,
             updated=job.updated,
             job=JobDocument.of(job),

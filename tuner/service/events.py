@@ -23,6 +23,9 @@ from tuner.store.snapshots import TrialSnapshot
 
 END = "end"
 RETRY_MS = 2000
+TRIAL_KEYS = (
+    "number", "state", "failure", "reason", "feasible", "params", "scores", "source", "finished"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,8 @@ def _without_time(document: dict[str, Any]) -> dict[str, Any]:
 
 def _trial(trial: TrialSnapshot) -> dict[str, Any]:
     """The fields for a live view; GET .../trials has the rest."""
-    names = ("number", "state", "failure", "reason", "feasible", "params", "scores", "finished")
     whole = trial.to_json()
-    return {name: whole[name] for name in names}
+    return {name: whole[name] for name in TRIAL_KEYS}
 
 
 def _event(kind: str, event_id: str, data: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, cast, func, select
 
 from engine.contract.report import ExpertUse
-from tuner.definition.objectives import CONSTRAINTS, OBJECTIVES
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
 from tuner.store.snapshots import StudySnapshot
@@ -113,23 +112,6 @@ class Overview:
                 RunningTrial(row.number, row.params, row.worker, row.started)
                 for row in session.scalars(query.order_by(TrialRow.number))
             )
-
-    def best(self, study: StudySnapshot) -> dict[str, float]:
-        """The best value of each objective among trials within the limits, as recorded at their
-        end."""
-        objectives = study.definition["objectives"]
-        bests = [
-            (func.max if OBJECTIVES[name].sign > 0 else func.min)(TrialRow.scores[name].as_float())
-            for name in objectives
-        ]
-        within = [func.coalesce(TrialRow.violations[n].as_float(), 0.0) <= 0 for n in CONSTRAINTS]
-        query = select(*bests).where(
-            TrialRow.study_id == study.id, TrialRow.state == "COMPLETE", *within
-        )
-        with self.database.session() as session:
-            row = session.execute(query).one()
-        found = zip(objectives, row, strict=True)
-        return {name: float(value) for name, value in found if value is not None}
 
     def expert_use(self, configuration_id: int, machine_id: int) -> ExpertUse | None:
         """The expert use of all measurements of a configuration; None if none was recorded, as in

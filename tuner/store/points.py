@@ -1,6 +1,6 @@
 """All measured trials of a study as columns, so that very many can be processed at once.
 
-In: a study and the metrics needed. Out: Points, whose means are pooled as in TrialSnapshot. No
+In: a study and the metrics needed. Out: Points, whose means are the figures of TrialSnapshot. No
 config and no trial's JSON is read in full.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from tuner.definition.objectives import CONSTRAINTS
+from tuner.definition.objectives import CONSTRAINTS, SIGNS
 from tuner.store.snapshots import StudySnapshot
 from tuner.store.tables import ConfigurationRow, SampleRow, TrialRow
 
@@ -28,8 +28,9 @@ Integers = NDArray[np.int64]
 class Points:
     """Every COMPLETE trial, by number; all columns are [N], NaN where nothing was measured.
 
-    means: pooled, by metric or objective; counts: repeats behind each mean, 0 where there is no
-    mean; deviations: relative standard deviation of one repeat, NaN below two repeats; violations:
+    means: confirmed if there is such a repeat, else of all, by metric or objective; counts: repeats
+    behind each mean, 0 where there is no mean; deviations: relative standard deviation of one
+    repeat among all, NaN below two; violations:
     as the study evaluated them; budgets: device bytes that each config was resolved under, if
     requested.
     """
@@ -44,6 +45,16 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def best(self, name: str) -> float | None:
+        """The best mean of an objective within the study's limits; None without any."""
+        within = np.isfinite(self.means[name])
+        for excess in self.violations.values():
+            within &= excess <= 0
+        if not within.any():
+            return None
+        sign = SIGNS[name]
+        return float(sign * (sign * self.means[name][within]).max())
 
 
 def study_points(
@@ -89,15 +100,23 @@ def _trials(
 
 
 def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integers) -> Floats:
-    """Count, mean and relative deviation of one metric, [N, 3], for each of these configurations;
-    one pass over an index, however many there are."""
+    """Count and mean of a figure, and the relative deviation of all repeats, [N, 3], for each of
+    these configurations; one pass over an index, however many there are."""
     found = np.full((len(wanted), 3), (0.0, np.nan, np.nan))
     if metric == "quality":  # evaluated, not sampled
         return found
     ours = select(TrialRow.configuration_id).where(TrialRow.study_id == study.id)
     value = SampleRow.value
+    confirming = case((SampleRow.role == "confirm", value))  # else NULL, which no sum counts
     query = (
-        select(SampleRow.configuration_id, func.count(), func.avg(value), func.sum(value * value))
+        select(
+            SampleRow.configuration_id,
+            func.count(),
+            func.avg(value),
+            func.sum(value * value),
+            func.count(confirming),
+            func.avg(confirming),
+        )
         .where(
             SampleRow.machine_id == study.machine_id,
             SampleRow.metric == metric,
@@ -106,7 +125,7 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
         .group_by(SampleRow.configuration_id)
         .order_by(SampleRow.configuration_id)
     )
-    table = _table(session, query, 4)
+    table = _table(session, query, 6)
     if not len(table) or not len(wanted):
         return found
     places = np.minimum(np.searchsorted(table[:, 0], wanted), len(table) - 1)
@@ -116,7 +135,10 @@ def _pooled(session: Session, study: StudySnapshot, metric: str, wanted: Integer
     several = (count > 1) & (mean != 0)
     relative = np.divide(np.sqrt(spread), np.abs(mean), out=np.full(len(wanted), np.nan),
                          where=several)  # fmt: skip
-    found[known] = np.column_stack([count, mean, relative])[known]
+    confirmed = table[places, 4] > 0
+    figure = np.where(confirmed, table[places, 5], mean)
+    behind = np.where(confirmed, table[places, 4], count)
+    found[known] = np.column_stack([behind, figure, relative])[known]
     return found
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from engine.contract.report import Metric, QualityReport, TaskItems
 from engine.contract.statistics import mean_metric
 from tuner.statistics import confirmed_interval
-from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot, figures_of
 from tuner.store.tables import (
     MachineRow,
     ModelRow,
@@ -80,6 +80,7 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
         parent_pid=row.parent_pid,
         spent=row.spent or {},
         estimate_s=row.estimate_s,
+        progress=row.progress,
         created=row.created,
         updated=row.updated,
     )
@@ -165,8 +166,10 @@ def trial_snapshot(
     """Builds the snapshot of a trial with its configuration's pooled metrics."""
     pool = pools.get(row.configuration_id or 0)
     metrics = pool.metrics() if pool else {}
+    confirmed = pool.confirmed() if pool else {}
+    figures = figures_of(metrics, confirmed)
     scores = dict(row.scores)
-    scores.update({name: metrics[name].value for name in scores if name in metrics})
+    scores.update({name: figures[name].value for name in scores if name in figures})
     return TrialSnapshot(
         id=row.id,
         number=row.number,
@@ -184,7 +187,7 @@ def trial_snapshot(
         quality=quality.get(row.quality_id or 0),
         quality_id=row.quality_id,
         reference_id=row.reference_id,
-        confirmed=pool.confirmed() if pool else {},
+        confirmed=confirmed,
         bounds=row.bounds or {},
         predicted=row.predicted or {},
         engine_s=row.engine_s,

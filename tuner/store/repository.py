@@ -94,7 +94,7 @@ class Store:
             else:
                 check_same_question(session, row, model_id, machine_id, digest, workload)
             row.definition = definition_json(definition)
-            row.state = "RUNNING"
+            row.state, row.progress = "RUNNING", None
             row.parent_pid, row.parent_host = os.getpid(), socket.gethostname()
             row.updated = now()
         return self.study(name)
@@ -105,7 +105,9 @@ class Store:
             session.execute(
                 update(StudyRow)
                 .where(StudyRow.id == study_id)
-                .values(state=state, updated=now(), parent_pid=None, parent_host=None)
+                .values(
+                    state=state, updated=now(), parent_pid=None, parent_host=None, progress=None
+                )
             )
 
     def interrupt_running(
@@ -134,6 +136,12 @@ class Store:
         with self.database.session() as session:
             row = session.get_one(StudyRow, study_id)
             row.estimate_s = seconds if row.estimate_s is None else row.estimate_s
+
+    def keep_progress(self, study_id: int, activity: Mapping[str, Any]) -> None:
+        """Stores what a running study does now."""
+        running = StudyRow.id == study_id, StudyRow.state == "RUNNING"
+        with self.database.session() as session:
+            session.execute(update(StudyRow).where(*running).values(progress=dict(activity)))
 
     def interrupt_trial(self, study_id: int, number: int, reason: str) -> None:
         """Marks a RUNNING trial whose worker is gone as INTERRUPTED."""

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from tuner.errors import BusyStudyError, FullQueueError, UsageError
 from tuner.store.database import Database
-from tuner.store.reading import trial_snapshot
+from tuner.store.reading import pools, trial_snapshot
 from tuner.store.snapshots import TrialSnapshot
 from tuner.store.tables import JobRow, SampleRow, StudyRow, TokenRow, TrialRow, now
 
@@ -191,8 +191,8 @@ class Tokens:
 
 
 def ended_trials(database: Database, study_id: int, after: int) -> tuple[TrialSnapshot, ...]:
-    """Trials in the order in which they ended, skipping the first `after`; without their
-    metrics."""
+    """Trials in the order in which they ended, skipping the first `after`; without config and
+    quality."""
     query = (
         select(TrialRow)
         .where(TrialRow.study_id == study_id, TrialRow.finished.is_not(None))
@@ -200,7 +200,12 @@ def ended_trials(database: Database, study_id: int, after: int) -> tuple[TrialSn
         .offset(after)
     )
     with database.session() as session:
-        return tuple(trial_snapshot(row, {}, {}, {}) for row in session.scalars(query))
+        rows = session.scalars(query).all()
+        if not rows:
+            return ()
+        ids = {row.configuration_id for row in rows if row.configuration_id is not None}
+        pooled = pools(session, ids, session.get_one(StudyRow, study_id).machine_id)
+        return tuple(trial_snapshot(row, pooled, {}, {}) for row in rows)
 
 
 def trials_by_study(database: Database) -> dict[tuple[str, str], int]:

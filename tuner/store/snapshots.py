@@ -12,13 +12,14 @@ from engine.contract.report import Metric, QualityReport
 TrialState = Literal["RUNNING", "COMPLETE", "INFEASIBLE", "PRUNED", "FAILED", "INTERRUPTED"]
 StudyState = Literal["RUNNING", "FINISHED", "INTERRUPTED"]
 Role = Literal["search", "confirm", "verify"]
+FigureSource = Literal["searched", "confirmed"]
 MEASURED_STATES: tuple[TrialState, ...] = ("COMPLETE", "PRUNED")
 FINISHED_STATES: tuple[TrialState, ...] = ("COMPLETE", "INFEASIBLE", "PRUNED", "FAILED")
 
 
 @dataclass(frozen=True)
 class StudySnapshot:
-    """A study."""
+    """A study. progress: what it does now (tuner.study.stages), None when it does not run."""
 
     id: int
     name: str
@@ -40,6 +41,7 @@ class StudySnapshot:
     updated: datetime
     spent: Mapping[str, float] = field(default_factory=dict)
     estimate_s: float | None = None
+    progress: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `tune studies --json`."""
@@ -52,6 +54,7 @@ class StudySnapshot:
             "state": self.state,
             "spent_s": dict(self.spent),
             "estimate_s": self.estimate_s,
+            "progress": None if self.progress is None else dict(self.progress),
             "created": self.created.isoformat(),
             "updated": self.updated.isoformat(),
         }
@@ -71,10 +74,11 @@ class TrialSnapshot:
     """A trial with the measurements of its configuration, pooled over all samples.
 
     metrics are pooled over every repeat of the configuration on the study's machine; confirmed over
-    those in fresh processes alone, {} if there are none; scores hold the objectives computed from
-    the pooled ones; bounds those that a PRUNED trial got as an optimistic bound, without an
-    evaluation; violations hold relative excesses over limits, feasible at <= 0; predicted: speeds
-    by replay before it ran; engine_s: seconds that the engine was busy.
+    those in fresh processes alone, {} if there are none; `figures` chooses between them, and is
+    what every output states; scores hold the objectives' figures; bounds those that a PRUNED trial
+    got as an optimistic bound, without an evaluation; violations hold relative excesses over
+    limits, feasible at <= 0; predicted: speeds by replay before it ran; engine_s: seconds that the
+    engine was busy.
     """
 
     id: int
@@ -107,6 +111,16 @@ class TrialSnapshot:
         """Measured to the end and within every limit."""
         return self.state == "COMPLETE" and all(v <= 0 for v in self.violations.values())
 
+    @property
+    def figures(self) -> Mapping[str, Metric]:
+        """The figure of each metric: confirmed if it was, else searched."""
+        return figures_of(self.metrics, self.confirmed)
+
+    @property
+    def source(self) -> FigureSource:
+        """Where the figures come from: fresh processes after the search, or the search."""
+        return "confirmed" if self.confirmed else "searched"
+
     def to_json(self) -> dict[str, Any]:
         """The keys of one trial in `tune show --json`."""
         return {
@@ -118,7 +132,8 @@ class TrialSnapshot:
             "params": dict(self.params),
             "scores": dict(self.scores),
             "violations": dict(self.violations),
-            "metrics": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "source": self.source,
+            "metrics": {name: asdict(metric) for name, metric in self.figures.items()},
             "confirmed": {name: asdict(metric) for name, metric in self.confirmed.items()},
             "bounds": dict(self.bounds),
             "predicted": dict(self.predicted),
@@ -132,6 +147,14 @@ class TrialSnapshot:
             "started": self.started.isoformat(),
             "finished": self.finished.isoformat() if self.finished else None,
         }
+
+
+def figures_of(
+    metrics: Mapping[str, Metric], confirmed: Mapping[str, Metric]
+) -> Mapping[str, Metric]:
+    """The one figure of each metric of a trial: the confirmed one if there is one, since the best
+    of many searched ones overstates."""
+    return {**metrics, **confirmed}
 
 
 @dataclass(frozen=True)

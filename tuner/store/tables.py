@@ -67,7 +67,7 @@ class MachineRow(Base):
 
 class StudyRow(Base):
     """A study; parent_* identify the process that runs it, for users (the lock file decides);
-    spent: seconds by stage."""
+    spent: seconds by stage; progress: what runs now, NULL when nothing does."""
 
     __tablename__ = "study"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -83,6 +83,7 @@ class StudyRow(Base):
     parent_host: Mapped[str | None] = mapped_column(String(200))
     spent: Mapped[dict[str, Any] | None]
     estimate_s: Mapped[float | None]
+    progress: Mapped[dict[str, Any] | None]
     created: Mapped[datetime] = mapped_column(default=now)
     updated: Mapped[datetime] = mapped_column(default=now)
 
@@ -175,7 +176,7 @@ class SampleRow(Base):
     __tablename__ = "sample"
     # covers reads of one metric over very many configurations
     __table_args__ = (
-        Index("ix_sample_pooled", "configuration_id", "machine_id", "metric", "value"),
+        Index("ix_sample_pooled", "configuration_id", "machine_id", "metric", "role", "value"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     configuration_id: Mapped[int] = mapped_column(ForeignKey("configuration.id"))

@@ -56,7 +56,8 @@ class Confirmation:
         until_s: of time.monotonic(), after which no repeat starts. A member that fails here keeps
         its earlier measurements.
         """
-        kept = 0
+        kept = done = 0
+        total = sum(max(0, rounds - self._confirmed(member)) for member in members)
         for number in range(rounds):
             due = [m for m in members if self._confirmed(m) <= number]
             if not due:
@@ -65,9 +66,9 @@ class Confirmation:
             for member in due[:: -1 if number % 2 else 1]:
                 if until_s is not None and time.monotonic() > until_s:
                     return kept
-                words = f"confirming trial {member.number}, round {number + 1} of {rounds}"
-                self.context.progress.notify(words)
+                self.context.progress.confirming(member.number, done, total)
                 kept += self._repeat(member)
+                done += 1
         return kept
 
     def _repeat(self, member: TrialSnapshot) -> bool:
@@ -103,7 +104,7 @@ class Confirmation:
             if self.context.interrupted():
                 raise KeyboardInterrupt
             tried.add(trial.id)
-            self.context.progress.notify(f"trial {trial.number} again: it is competitive now")
+            self.context.progress.trial_began(trial.number)
             outcome = self.runner.run(trial.id, trial.params)
             if outcome.state == "FAILED":  # its measurements are kept
                 log.warning("trial %d could not be finished: %s", trial.number, outcome.reason)

@@ -17,7 +17,7 @@ from tuner.pareto.front import Front
 from tuner.search.space import SearchSpace
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES, StudySnapshot, TrialSnapshot
-from tuner.study.progress import Progress
+from tuner.study.progress import StudyProgress
 from tuner.study.pruning import Incumbents, incumbents_of
 
 
@@ -30,7 +30,7 @@ class StudyContext:
     session: EngineSession
     store: Store
     hardware: Hardware
-    progress: Progress
+    progress: StudyProgress
     workload: Workload
     space: SearchSpace
     study: StudySnapshot

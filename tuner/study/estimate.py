@@ -23,12 +23,12 @@ from tuner.engine_client.machine_profile import machine_profile
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
 from tuner.folders import cache_folder
+from tuner.formatting import format_duration
 from tuner.quality.key import quality_group
 from tuner.search.space import SearchSpace, build_space
 from tuner.search.twin import ROUNDS
 from tuner.store.snapshots import StudySnapshot
 from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
-from tuner.study.progress import format_duration
 
 # Typical seconds beside computing (docs/lab/): starting an engine; lm-eval's own start; replaying
 # one config.

@@ -119,6 +119,7 @@ class TrialLoop:
         trial_id = context.store.start_trial(
             context.study.id, trial.number, point, own_id(), origin_of(trial)
         )
+        context.progress.trial_began(trial.number)
         try:
             outcome = self.runner.run(trial_id, point)
         except BaseException as error:

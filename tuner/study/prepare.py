@@ -85,7 +85,7 @@ class Preparation:
         kept = self._kept_path(candidates, path, timings, learned)
         found = _load(kept, len(candidates))
         if found is None:
-            self.context.progress.notify(f"predicting {len(candidates)} configs by replay")
+            self.context.progress.began("predicting")
             with self._stage("twin"):
                 facts = self.context.session.facts
                 twin = Twin(facts, trace, timings, self.context.workload.sequences, learned)
@@ -123,7 +123,6 @@ class Preparation:
         path = cache_folder() / "traces" / name
         recorded = load_kept_trace(path)
         if recorded is None:
-            self.context.progress.notify("recording a routing trace")
             with self._stage("trace"):
                 self.context.session.configure(self._plain_config())
                 self.context.session.request(

@@ -1,147 +1,274 @@
-"""The progress display of a running study, on stderr: one live line on a terminal, else plain
-lines."""
+"""StudyProgress: keeps what a study does now and how long the rest will take, for its displays.
+
+In: stages as the study and its engine session report them. Out: calls to displays, at each change
+and once a second. It must not know what a display looks like.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
-
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from tuner.pareto.front import Front
 from tuner.store.snapshots import TrialSnapshot
+from tuner.study.pace import MEMBERS, Pace
+from tuner.study.stages import Activity, Stage
+
+# The stage of each operation of an engine, and of its progress events.
+STAGES: Mapping[str, Stage] = {
+    "open": "opening",
+    "describe": "opening",
+    "check_tasks": "checking",
+    "profile": "profiling",
+    "trace": "tracing",
+    "configure": "configuring",
+    "pack": "packing",
+    "warm_up": "warming_up",
+    "measure": "measuring",
+    "evaluate": "evaluating",
+}
 
 
-class Progress(Protocol):
-    """Is called with a study's progress."""
+class Display(Protocol):
+    """Shows a study's progress. Calls never overlap."""
 
-    def notify(self, words: str) -> None:
-        """Reports the current activity."""
+    def opened(self) -> None:
+        """Begins to show."""
 
-    def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """Reports that a trial ended."""
+    def stage(self, activity: Activity) -> None:
+        """A stage began, or one of its steps ended."""
 
-    def showing(self) -> contextlib.AbstractContextManager[None]:
-        """Shows the progress while the block runs."""
+    def tick(self, activity: Activity) -> None:
+        """A second has passed."""
+
+    def trial_done(self, trial: TrialSnapshot, front: Front, activity: Activity) -> None:
+        """A trial ended; the front includes it."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def closed(self) -> None:
+        """Nothing more will come."""
 
 
-@dataclass
-class LineProgress:
-    """Prints one line per trial; for logs, pipes and scripts."""
+Ticker = Callable[[Callable[[], None]], contextlib.AbstractContextManager[None]]
 
-    console: Console
-    _clock: _Clock = field(default_factory=lambda: _Clock())
 
-    def notify(self, words: str) -> None:
-        """Does nothing: a log needs no heartbeat."""
+@contextlib.contextmanager
+def every_second(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls `tick` once a second while the block runs, in a thread."""
+    over = threading.Event()
 
-    def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """Prints the trial, the front and the time left."""
-        self._clock.done(trial)
-        self.console.print(_trial_line(trial), highlight=False, markup=False, soft_wrap=True)
-        state = _study_line(front, done, planned, self._clock)
-        self.console.print(f"  {state}", highlight=False, markup=False, soft_wrap=True)
+    def run() -> None:
+        while not over.wait(1.0):
+            tick()
 
-    @contextlib.contextmanager
-    def showing(self) -> Iterator[None]:
-        """Does nothing: lines need no frame."""
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        over.set()
+        thread.join()
 
 
-@dataclass
-class LiveProgress:
-    """Scrolls finished trials and keeps the study's state below them."""
+class StudyProgress:
+    """The progress of one study in this process. clock: in seconds; ticker: calls a function once a
+    second while its block runs."""
 
-    console: Console
-    _clock: _Clock = field(default_factory=lambda: _Clock())
-    _live: Live | None = field(default=None, init=False)
-    _doing: str = field(default="", init=False)
-    _state: str = field(default="first trial", init=False)
+    def __init__(
+        self,
+        displays: Sequence[Display],
+        clock: Callable[[], float] = time.monotonic,
+        ticker: Ticker = every_second,
+    ) -> None:
+        self.pace = Pace()
+        self._displays = list(displays)
+        self._clock, self._ticker = clock, ticker
+        self._lock = threading.RLock()
+        self._begun_s = clock()
+        self._stage: Stage | None = None
+        self._stage_begun_s = self._begun_s
+        self._done = self._first = 0
+        self._total: int | None = None
+        self._spent: dict[Stage, float] = defaultdict(float)
+        self._trial: int | None = None
+        self._trials_done = 0
+        self._repeats: tuple[int, int] | None = None
+        self._evaluating: Stage = "evaluating"
+        self._members = 0
+        self._until_s: float | None = None
 
-    def notify(self, words: str) -> None:
-        """Shows the activity beside the state."""
-        self._doing = words
-        self._refresh()
+    def expect(
+        self,
+        trials: int,
+        done: int,
+        planned: Mapping[str, float],
+        confirm_rounds: int = 0,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Says how much there is to do, when the study begins. done: trials of earlier runs;
+        planned: the plan's seconds by stage."""
+        with self._lock:
+            self.pace.trials, self.pace.confirm_rounds = trials, confirm_rounds
+            self.pace.planned = planned
+            self._trials_done = done
+            self._until_s = self._clock() + timeout_s if timeout_s else None
+            self._spent.clear()
 
-    def trial_done(self, trial: TrialSnapshot, front: Front, done: int, planned: int) -> None:
-        """Prints the trial and updates the state."""
-        self._clock.done(trial)
-        self._state = _study_line(front, done, planned, self._clock)
-        self.console.print(_trial_line(trial), highlight=False, markup=False)
-        self._refresh()
+    def began(self, stage: Stage, done: int = 0, total: int | None = None) -> None:
+        """A stage begins, or goes on with so many of its steps done."""
+        with self._lock:
+            if stage != self._stage:
+                self._end_stage()
+                self._stage, self._stage_begun_s, self._first = stage, self._clock(), done
+            elif (done, total) == (self._done, self._total):
+                return
+            self._done, self._total = done, total
+            self._show(lambda display, activity: display.stage(activity))
+
+    def engine_said(self, operation: str, done: int, total: int | None) -> None:
+        """An engine began an operation, or told of a step of it. While the front is confirmed, the
+        repeats of that are the steps."""
+        stage = STAGES.get(operation)
+        with self._lock:
+            if stage is None or self._stage == "confirming":
+                return
+            if stage == "measuring" and self._repeats is not None:
+                done, total = done + self._repeats[0], self._repeats[1]
+            self.began(self._evaluating if stage == "evaluating" else stage, done, total)
+
+    def repeats(self, done: int, total: int) -> None:
+        """The next measurement follows `done` repeats, of about `total`."""
+        self._repeats = (done, total)
+
+    @contextlib.contextmanager
+    def evaluating_reference(self) -> Iterator[None]:
+        """What is evaluated in this block is the 16-bit reference."""
+        self._evaluating = "reference"
+        try:
+            yield
+        finally:
+            self._evaluating = "evaluating"
+
+    def trial_began(self, number: int) -> None:
+        """A trial begins."""
+        with self._lock:
+            self._trial = number
+            if self._stage == "confirming":
+                self.began("searching")
+
+    def confirming(self, number: int, done: int, total: int) -> None:
+        """A trial is confirmed, after `done` repeats of `total`."""
+        with self._lock:
+            self._end_stage()
+            self._trial, self._stage = number, None
+            self.began("confirming", done, total)
+
+    def trial_done(self, trial: TrialSnapshot, front: Front, done: int) -> None:
+        """A trial ended. One that never ran says nothing of the others' duration."""
+        with self._lock:
+            self._end_stage()
+            if trial.configuration_id is not None:
+                self.pace.trial_ended(self._spent)
+            self._spent.clear()
+            self._stage, self._trial, self._repeats = None, None, None
+            self._trials_done, self._members = done, len(front.members)
+            self.began("searching")
+            self._show(lambda display, activity: display.trial_done(trial, front, activity))
+
+    def note(self, text: str) -> None:
+        """Shows a sentence that the user should know."""
+        with self._lock:
+            for display in self._displays:
+                display.note(text)
+
+    def tick(self) -> None:
+        """Shows that time has passed."""
+        with self._lock:
+            self._show(lambda display, activity: display.tick(activity))
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
-        """Keeps the last line live."""
-        with Live(Text(self._state), console=self.console, transient=True) as live:
-            self._live = live
-            try:
-                yield
-            finally:
-                self._live = None
+        """Shows the progress while the block runs."""
+        with contextlib.ExitStack() as undo:
+            for display in self._displays:
+                display.opened()
+                undo.callback(display.closed)
+            undo.enter_context(self._ticker(self.tick))
+            yield
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(Text(f"{self._state} · {self._doing}"))
+    @contextlib.contextmanager
+    def also_to(self, display: Display) -> Iterator[None]:
+        """Shows it there as well while the block runs."""
+        with self._lock:
+            self._displays.append(display)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._displays.remove(display)
 
+    def now(self) -> Activity | None:
+        """What the study does at this moment; None before its first stage."""
+        with self._lock:
+            if self._stage is None:
+                return None
+            now_s = self._clock()
+            stage_s = now_s - self._stage_begun_s
+            trial_left_s, study_left_s = self._left(stage_s)
+            return Activity(
+                self._stage,
+                self._done,
+                self._total,
+                stage_s,
+                now_s - self._begun_s,
+                self._trial,
+                self._trials_done,
+                self.pace.trials,
+                trial_left_s,
+                study_left_s,
+            )
 
-def choose_progress(quiet: bool = False) -> Progress:
-    """Chooses the live display on a terminal, plain lines elsewhere."""
-    console = Console(stderr=True, quiet=quiet)
-    if sys.stderr.isatty() and not quiet:
-        return LiveProgress(console)
-    return LineProgress(console)
+    def _left(self, stage_s: float) -> tuple[float | None, float | None]:
+        """Seconds left of the trial and of the study."""
+        pace, stage = self.pace, self._stage
+        if stage is None or pace.trials is None:
+            return None, None
+        if stage == "confirming":
+            left_s = pace.repeats_left_s((self._total or 0) - self._done, self._members)
+            return None, None if left_s is None else self._within(max(0.0, left_s - stage_s))
+        spent = {**self._spent, stage: self._spent[stage] + stage_s}
+        running = self._trial is not None
+        trial_left_s = pace.trial_left_s(spent, stage) if running else None
+        trial_s = pace.trial_s
+        if trial_s is None:
+            return trial_left_s, None
+        waiting = max(0, pace.trials - self._trials_done - running)
+        members = self._members or MEMBERS
+        confirming_s = pace.repeats_left_s(pace.confirm_rounds * members, members)
+        left_s = waiting * trial_s + (trial_left_s or 0.0) + (confirming_s or 0.0)
+        return trial_left_s, self._within(left_s + pace.preparing_left_s())
 
+    def _within(self, left_s: float) -> float:
+        """No more than --timeout leaves."""
+        if self._until_s is None:
+            return left_s
+        return min(left_s, max(0.0, self._until_s - self._clock()))
 
-@dataclass
-class _Clock:
-    """Estimates the time left from the trials so far."""
+    def _end_stage(self) -> None:
+        if self._stage is None:
+            return
+        seconds = self._clock() - self._stage_begun_s
+        self._spent[self._stage] += seconds
+        self.pace.stage_ended(self._stage, seconds, self._done - self._first)
 
-    spent_s: list[float] = field(default_factory=list)
-
-    def done(self, trial: TrialSnapshot) -> None:
-        """Records an ended trial; one that never ran, or during which the clock was set back, is
-        ignored."""
-        if trial.configuration_id is not None and trial.finished is not None:
-            seconds = (trial.finished - trial.started).total_seconds()
-            self.spent_s += [seconds] if seconds >= 0 else []
-
-    def left(self, trials: int) -> str:
-        """The rough time left, in words."""
-        if not self.spent_s or trials <= 0:
-            return "unknown" if trials > 0 else "none"
-        seconds = trials * sum(self.spent_s) / len(self.spent_s)
-        return format_duration(seconds)
-
-
-def format_duration(seconds: float) -> str:
-    """Formats seconds for users: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _trial_line(trial: TrialSnapshot) -> str:
-    params = " ".join(f"{name.split('.')[-1]}={value}" for name, value in trial.params.items())
-    if trial.state == "COMPLETE":
-        figures = " ".join(f"{name} {value:.4g}" for name, value in trial.scores.items())
-        limits = "" if trial.feasible else " (outside the limits)"
-        return f"trial {trial.number}: {figures}{limits} [{params}]"
-    why = f" ({trial.failure})" if trial.failure else ""
-    return f"trial {trial.number}: {trial.state}{why} {trial.reason} [{params}]"
-
-
-def _study_line(front: Front, done: int, planned: int, clock: _Clock) -> str:
-    best = "none yet"
-    if front.members:
-        knee = front.knee
-        best = ", ".join(f"{name} {value:.4g}" for name, value in knee.scores.items())
-    return (
-        f"{done}/{planned} trials · front {len(front.members)} · recommended: {best} "
-        f"· left: {clock.left(planned - done)}"
-    )
+    def _show(self, call: Callable[[Display, Activity], None]) -> None:
+        activity = self.now()
+        if activity is not None:
+            for display in self._displays:
+                call(display, activity)

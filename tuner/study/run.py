@@ -29,10 +29,11 @@ from tuner.store.repository import Store
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 from tuner.study.confirm import Confirmation
 from tuner.study.context import StudyContext, StudyState
+from tuner.study.displays import Kept
 from tuner.study.loop import TrialLoop
 from tuner.study.optuna_storage import keep_deadline, open_memory, open_storage
 from tuner.study.prepare import Preparation
-from tuner.study.progress import Progress
+from tuner.study.progress import StudyProgress
 from tuner.study.trial import TrialRunner
 from tuner.workers.local import ALONE, WorkerPool, devices_for, joined_workers
 from tuner.workers.ray_cluster import placed_workers
@@ -61,16 +62,16 @@ def run_study(
     session: EngineSession,
     store: Store,
     hardware: Hardware,
-    progress: Progress,
+    progress: StudyProgress,
     pool: WorkerPool = ALONE,
-    estimate_s: float | None = None,
+    estimate: Mapping[str, float] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
     """Runs, or continues, a study until its trials or its time are spent, or no candidate is
     expected to improve the front.
 
-    pool: the workers that run trials beside this process; estimate_s: its expected duration;
-    interrupted: whether a stop was requested, checked before each trial.
+    pool: the workers that run trials beside this process; estimate: its expected seconds by
+    stage, if known; interrupted: whether a stop was requested, checked before each trial.
 
     definition: its tasks have been checked (tuner.study.tasks). Raises InfeasibleStudyError when
     nothing fits, StudyError when the name is taken or a cluster cannot be used. On
@@ -81,8 +82,8 @@ def run_study(
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload, session.opened_device)
         study = store.begin_study(definition, session.facts, hardware, workload)
-        if estimate_s is not None:
-            store.keep_estimate(study.id, estimate_s)
+        if estimate:
+            store.keep_estimate(study.id, sum(estimate.values()))
         context = StudyContext(
             definition, session, store, hardware, progress, workload, space, study, interrupted
         )
@@ -91,7 +92,8 @@ def run_study(
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
             try:
-                with progress.showing():
+                run.expect(estimate or {})
+                with progress.also_to(Kept(store, study.id)):
                     run.lead(pool)
                 store.database.check_present()
             except StoreError:
@@ -111,7 +113,7 @@ def join_study(
     session: EngineSession,
     store: Store,
     hardware: Hardware,
-    progress: Progress,
+    progress: StudyProgress,
 ) -> int:
     """Runs trials of a study that another process leads, until it needs no more; returns how many
     ran here.
@@ -131,8 +133,7 @@ def join_study(
     workload = definition.load_workload()
     space = build_space(definition, session.facts, workload, session.opened_device)
     context = StudyContext(definition, session, store, hardware, progress, workload, space, study)
-    with progress.showing():
-        return StudyRun(context).join()
+    return StudyRun(context).join()
 
 
 @dataclass
@@ -146,6 +147,17 @@ class StudyRun:
     def __post_init__(self) -> None:
         self.state = StudyState(self.context)
         self.runner = TrialRunner(self.context, self.state, self._predict)
+
+    def expect(self, estimate: Mapping[str, float]) -> None:
+        """Tells the display how much there is to do."""
+        definition = self.context.definition
+        self.context.progress.expect(
+            min(definition.trials, self.context.space.size),
+            len(self.state.finished),
+            estimate,
+            definition.confirm_rounds,
+            definition.timeout_s,
+        )
 
     def lead(self, pool: WorkerPool) -> None:
         """Runs all stages as the study's leading process."""
@@ -170,6 +182,9 @@ class StudyRun:
 
     def join(self) -> int:
         """Runs only the search, beside the leading process; returns how many trials ran here."""
+        self.context.progress.expect(
+            self.context.definition.trials, len(self.state.finished), planned={}
+        )
         if self.context.definition.sampler == "auto":
             self._prepare_searcher()
         if self.state.unclaimed > 0:
@@ -261,8 +276,8 @@ class StudyRun:
             self.context.store.database.check_present()
             self._write_best()
         if trial is not None:
-            done, planned = len(self.state.finished), self.context.definition.trials
-            self.context.progress.trial_done(trial, self.state.front, done, planned)
+            done = len(self.state.finished)
+            self.context.progress.trial_done(trial, self.state.front, done)
 
     def _write_best(self) -> None:
         """Writes the recommended config, and one for each smaller budget of a curve."""

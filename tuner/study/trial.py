@@ -67,7 +67,6 @@ class TrialRunner:
         try:
             resolved = context.space.resolve(point)
             reference = self._reference()
-            self._notify("configuring")
             context.session.refresh()
             configured = context.session.configure(resolved.config)
             plan = configured.memory.to_json()
@@ -129,7 +128,6 @@ class TrialRunner:
         except OverBudgetError:
             if self._context.session.fresh:
                 raise
-        self._notify("measuring again in a fresh process")
         self._context.session.close()
         self._context.session.configure(config)
         return self._measure(configuration_id, config, trial_id)
@@ -148,7 +146,8 @@ class TrialRunner:
             count = len(pool.values.get("output_tps", ()))
             if done and count >= rule.min and (count >= rule.max or self._steady(pool)):
                 break
-            self._notify(f"measuring, repeat {count + 1}")
+            most = rule.min if count < rule.min else rule.max
+            context.progress.repeats(count, most)
             report = context.session.measure(
                 context.workload, repeats=1, warm_up=done == 0, seed=context.definition.seed + count
             )
@@ -175,22 +174,14 @@ class TrialRunner:
     def _reference(self) -> QualityResult | None:
         if self._judge is None:
             return None
-        self._notify("evaluating the 16-bit reference")
-        return self._judge.reference(self._on_event)
+        with self._context.progress.evaluating_reference():
+            return self._judge.reference()
 
     def _evaluate(self, config: EngineConfig, reference: QualityResult | None) -> _Quality | None:
         if self._judge is None or reference is None:
             return None
-        self._notify("evaluating quality")
-        result = self._judge.judge(config, self._on_event)
+        result = self._judge.judge(config)
         return _Quality(result, reference, quality_ratio(reference.report, result.report))
-
-    def _notify(self, words: str) -> None:
-        self._context.progress.notify(words)
-
-    def _on_event(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "progress":
-            self._notify(f"{event.get('stage')} {event.get('done')}/{event.get('total')}")
 
     def _pruned(
         self, pruned: _PrunedError, plan: Mapping[str, Any], configuration_id: int | None

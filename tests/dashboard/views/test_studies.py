@@ -1,9 +1,5 @@
 """Studies and live progress."""
 
-import json
-import sqlite3
-from pathlib import Path
-
 from streamlit.testing.v1 import AppTest
 
 from tests.dashboard.conftest import Opened
@@ -11,6 +7,9 @@ from tuner.pareto.front import Front
 from tuner.store.database import open_database
 from tuner.store.outcome import TrialOutcome
 from tuner.store.repository import Store
+from tuner.study.stages import Activity
+
+NOW = Activity("evaluating", 3, 40, 12.0, 90.0, 5, 5, 10, 30.0, 660.0)
 
 
 def metrics_of(app: AppTest) -> dict[str, str]:
@@ -28,15 +27,10 @@ def test_every_study_is_listed_with_its_counts(opened: Opened, front: Front):
     assert row["failed"] == failed_of(front) > 0
 
 
-def test_the_chosen_study_shows_states_and_the_best_so_far(
-    opened: Opened, front: Front, made: Path
-):
+def test_the_chosen_study_shows_states_and_the_best_so_far(opened: Opened, front: Front):
     shown = metrics_of(opened("studies"))
     assert (shown["trials"], shown["failed"]) == ("5", str(failed_of(front)))
-    with sqlite3.connect(made) as connection:
-        rows = connection.execute("SELECT scores FROM trial WHERE state = 'COMPLETE'").fetchall()
-    connection.close()
-    scores = [json.loads(text) for (text,) in rows]
+    scores = [trial.scores for trial in front.trials if trial.feasible]
     assert shown["best output_tps"] == f"{max(one['output_tps'] for one in scores):.4g}"
     assert shown["best tpot_ms"] == f"{min(one['tpot_ms'] for one in scores):.4g}"
 
@@ -48,8 +42,11 @@ def test_a_running_study_says_what_runs_and_that_it_looks_again(
     study = store.study("small")
     store.set_study_state(study.id, "RUNNING")
     trial = store.start_trial(study.id, 5, {"precision.bits": 4}, worker="w1")
+    store.keep_progress(study.id, {**NOW.to_json(), "time": "2026-11-30T00:00:00+00:00"})
     app = opened("studies", own_storage)
     assert metrics_of(app)["running"] == "1"
+    said = "trial 5: evaluating quality 3/40 (12 s) · left: trial 30 s, study 11 min"
+    assert any(said in one.value for one in app.markdown)
     assert app.dataframe[1].value["trial"].tolist() == [5]
     assert any("looked at again every" in one.value for one in app.caption)
     store.finish_trial(trial, TrialOutcome("FAILED", "crash", "it fell"))
@@ -59,6 +56,7 @@ def test_a_running_study_says_what_runs_and_that_it_looks_again(
     assert not app.exception
     assert metrics_of(app)["failed"] == str(failed_of(front) + 1)
     assert not any("looked at again" in one.value for one in app.caption)
+    assert not any("evaluating" in one.value for one in app.markdown)
 
 
 def test_new_trials_do_not_move_what_was_chosen(opened: Opened, own_storage: str):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +18,9 @@ from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings
 from tuner.store.outcome import TrialOutcome
 from tuner.store.repository import Store
+from tuner.study.stages import Activity, Stage
+
+WRITTEN = "2026-11-30T00:00:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Event:
 
     kind: str
     id: str
-    data: dict[str, object]
+    data: dict[str, Any]
 
 
 def read(text: str) -> list[Event]:
@@ -56,6 +60,10 @@ class Running:
     store: Store
     study_id: int
 
+    def keep_progress(self, stage: Stage) -> None:
+        activity = Activity(stage, 1, 4, 12.0, 90.0, 0, 0, 10, 30.0, 660.0)
+        self.store.keep_progress(self.study_id, {**activity.to_json(), "time": WRITTEN})
+
     def end_trial(self, number: int) -> None:
         trial = self.store.start_trial(self.study_id, number, {"precision.bits": 8})
         self.store.finish_trial(trial, TrialOutcome("COMPLETE", scores={"output_tps": 1.0}))
@@ -85,6 +93,26 @@ def test_a_stream_tells_the_state_then_each_trial(service: Service, running: Run
     ]  # fmt: skip
     assert [e.data["number"] for e in events if e.kind == "trial"] == [0, 1]
     assert events[-1].data["trials"] == 2
+
+
+def test_status_and_stream_tell_what_the_study_does(
+    service: Service, client: TestClient, running: Running
+):
+    assert client.get("/v1/studies/first").json()["progress"] is None
+
+    async def follow() -> list[Event]:
+        stream = EventStream(service, "first")
+        await take(stream, 1)
+        running.keep_progress("packing")
+        return await take(stream, 1)
+
+    told = anyio.run(follow)[0].data["progress"]
+    assert told == client.get("/v1/studies/first").json()["progress"]
+    found = [told[name] for name in ("stage", "done", "total", "trial_left_s", "study_left_s")]
+    assert found == ["packing", 1, 4, 30.0, 660.0]
+    running.store.set_study_state(running.study_id, "FINISHED")
+    running.keep_progress("packing")  # too late: it does not run any more
+    assert client.get("/v1/studies/first").json()["progress"] is None
 
 
 def test_a_client_that_comes_back_misses_nothing(client: TestClient, running: Running, children):

@@ -75,7 +75,7 @@ def test_a_mean_is_surer_by_repeats_and_surer_still_by_starts():
     confirmed = replace(
         trial(0, (20.0,) * 5), confirmed={"output_tps": mean_metric((20.0,) * 3, "")}
     )
-    assert mean_error_of(confirmed, "output_tps", 0.0) == mean_error(0.0, 5, fresh=3)
+    assert mean_error_of(confirmed, "output_tps", 0.0) == mean_error(0.0, 3, fresh=3)
 
 
 def test_a_quality_that_is_not_known_is_hoped_for():

@@ -69,7 +69,8 @@ def heading(deployment: Deployment, engine: str) -> list[str]:
 
 def figures(deployment: Deployment) -> list[str]:
     """The measured speeds and quality with their intervals, as comments."""
-    found = []
+    source = deployment.provenance.source
+    found = [comment(f"figures: {source}", "  ")] if source else []
     for name in _FIGURES:
         metric = deployment.measured.get(name)
         if isinstance(metric, MeasuredMetric):
