@@ -105,10 +105,7 @@ class Residency:
 
     def computed_ready(self, layer: int, routing: Routing) -> None:
         """A whole layer pass whose demanded experts were all `ready` and are computed."""
-        steps = self.policy.routed(layer, 0, routing)
-        assert all(step.hit for step in steps), "a record was read that the policy had given up"
-        self.policy.layer_routed()
-        self.policy.computed()
+        self.policy.followed(layer, routing)
 
     def view(self, step: Step) -> ExpertView:
         """Typed views of the record of a step of the present wave."""

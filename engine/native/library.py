@@ -338,7 +338,12 @@ _count = 0
 def physical_cores() -> int:
     """The physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    return max(1, min(allowed, _cores_there() or allowed))
+
+
+@functools.cache
+def _cores_there() -> int | None:
+    return psutil.cpu_count(logical=False)
 
 
 def use(count: int) -> int:

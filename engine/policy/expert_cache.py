@@ -214,6 +214,20 @@ class ExpertCache:
         current.steps.extend(steps)
         return steps
 
+    def use_residents(self, layer: int, indices: Iterable[int]) -> None:
+        """A whole layer pass of these experts, all of them residents at the wanted bits: what
+        begin, demand, finish and end come to then."""
+        assert self.current is None, "the former layer pass was not ended"
+        pools, ids = self._of_layer[layer], self._ids[layer]
+        experts = [ids[index] for index in indices]
+        for pool in pools:
+            pool.eviction.begin_layer(layer)
+        for expert in experts:
+            pool = next(pool for pool in pools if expert in pool.residents)
+            pool.eviction.use(expert)
+        self._last_demand[layer] = frozenset(experts)
+        self._predicted.pop(layer, None)
+
     def finish(self) -> list[Step]:
         """All micro-batches are routed: place the deferred experts, first into slots of experts
         that were not demanded, then, in waves, into slots that earlier steps of this pass free."""

@@ -84,8 +84,8 @@ class ExpertPolicy:
         """Whether nothing but demand has an effect, and a resident expert stays one until another
         takes its slot: then a layer pass of residents may be told after it was computed."""
         return (
-            isinstance(self._predictor, NoPredictor)
-            and isinstance(self._precision, UniformPrecision)
+            type(self._predictor) is NoPredictor  # others inherit from it
+            and type(self._precision) is UniformPrecision
             and not self._placement.uses_host
             and self.cache.keeps
         )
@@ -146,6 +146,17 @@ class ExpertPolicy:
         self._count(self.cache.current)
         fetches = self._follow(self._predictor.layer_routed(self.cache.current.layer))
         return steps, fetches
+
+    def followed(self, layer: int, routing: Routing) -> None:
+        """A whole layer pass in which all demanded experts were residents, of a policy that only
+        follows: what routed, layer_routed and computed come to then."""
+        self.future.begin_layer(layer)
+        self.tokens = dict(_tokens_by_expert(routing))
+        self.cache.use_residents(layer, self.tokens)
+        counters, count = self.counters, len(self.tokens)
+        counters.hits[self._phase] += count
+        if self._phase == "decode":
+            counters.hits_by_layer[layer] += count
 
     def computed(self) -> LayerPass:
         """The layer's experts are computed. Returns the ended pass."""

@@ -33,6 +33,7 @@ from engine.run.native_router import NativeRouter, native_router_of, use_native_
 from engine.run.native_step import described_step, has_native_step, use_native_steps
 
 _SEQUENCES, _CONTEXT_TOKENS = 2, 5  # of the trial
+_ANGLES = 64  # of positions that are computed at once
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
@@ -69,6 +70,8 @@ class NativePass:
         ]
         self._fronts = (Front * len(layers))()
         self._made_for = (0, 0)
+        nothing = torch.empty(1, 0, 0)
+        self._kept_angles = 0, nothing, nothing  # position of the first, [1, n, d]
 
     @classmethod
     def of(cls, model: LoadedModel) -> NativePass | None:
@@ -101,9 +104,8 @@ class NativePass:
         if tokens.shape[1] != 1 or cache is None or not self._is_room_for(tokens.shape[0], cache):
             return None
         hidden: torch.Tensor = self._embed(tokens).contiguous()
-        position = torch.tensor([[cache.layers[0].get_seq_length()]])
-        cosine, sine = self._rotate(hidden, position)
-        if cosine.dtype != hidden.dtype or not cosine.is_contiguous():
+        cosine, sine = self._angles(hidden, cache.layers[0].get_seq_length())
+        if cosine.dtype != hidden.dtype or cosine.stride(-1) != 1:
             return None
         self._describe(cosine.shape[-1])
         into = self._buffers(cache, hidden)
@@ -124,6 +126,22 @@ class NativePass:
             number += 1
         found: torch.Tensor = self._head(self._norm(into.residuals[(count - 1) % 2]))
         return found
+
+    def _angles(self, hidden: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine [1, 1, d] of a position. Where they depend on nothing else, those of the
+        next positions are kept with them."""
+        if getattr(self._rotate, "rope_type", None) != "default":
+            found: tuple[torch.Tensor, torch.Tensor] = self._rotate(
+                hidden, torch.tensor([[position]])
+            )
+            return found
+        first, cosines, sines = self._kept_angles
+        if not first <= position < first + cosines.shape[1] or cosines.dtype != hidden.dtype:
+            positions = torch.arange(position, position + _ANGLES)[None]
+            cosines, sines = self._rotate(hidden, positions)
+            self._kept_angles, first = (position, cosines, sines), position
+        at = position - first
+        return cosines.narrow(1, at, 1), sines.narrow(1, at, 1)
 
     def _experts(self, number: int, into: _Buffers) -> torch.Tensor:
         """What a layer's MoE block gives for its input, [B, 1, D]."""

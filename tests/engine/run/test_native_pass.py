@@ -124,10 +124,10 @@ def test_every_cache_size_gives_the_same_bits_and_decisions(
 @pytest.mark.parametrize(
     "values",
     [
-        {"prefetch.predictor": "repeat_last", "prefetch.depth": 1},
+        *({"prefetch.predictor": n, "prefetch.depth": 1} for n in ("repeat_last", "next_gate")),
         {"precision.low_bits": 4, "precision.low_bits_threshold": 0.5},
-        {"cpu.threads": 1},
         {"kv.bits": 8},
+        {"cpu.threads": 1},
     ],
     ids=str,
 )
@@ -135,7 +135,9 @@ def test_other_settings_give_the_same_bits_and_decisions(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny("olmoe", tmp_path / "model")
-    both(monkeypatch, folder, tmp_path / "a", **{"precision.bits": 8, **values})
+    _, calls = both(monkeypatch, folder, tmp_path / "a", **{"precision.bits": 8, **values})
+    # a policy that predicts or chooses bits is asked before each layer
+    assert (calls > 0) == ("cpu.threads" in values)
 
 
 def test_several_micro_batches_share_the_layers(
