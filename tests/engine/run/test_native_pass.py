@@ -125,7 +125,7 @@ def test_every_cache_size_gives_the_same_bits_and_decisions(
     "values",
     [
         *({"prefetch.predictor": n, "prefetch.depth": 1} for n in ("repeat_last", "next_gate")),
-        {"precision.low_bits": 4, "precision.low_bits_threshold": 0.5},
+        {"precision.scheme": "gate_threshold", "precision.low_bits": 4},
         {"kv.bits": 8},
         {"cpu.threads": 1},
     ],
