@@ -23,7 +23,6 @@ from engine.native.signatures import SIGNATURES
 from engine.native.values import (
     Attention,
     Experts,
-    Front,
     Gate,
     Layers,
     Matrix,
@@ -119,8 +118,8 @@ class Threads:
         self._norm = self._functions["norm"]
         self._step = self._functions["step"]
         self._experts = self._functions["experts"]
-        self._front = self._functions["front"]
         self._combine = self._functions["combine"]
+        self._layers = self._functions["layers"]
 
     def linear(
         self,
@@ -226,45 +225,6 @@ class Threads:
             out,
         )
 
-    def front(
-        self,
-        front: Front,
-        x: int,
-        tokens: int,
-        cosine: int,
-        sine: int,
-        stride: int,
-        keys: int,
-        values: int,
-        room: int,
-        position: int,
-        residual: int,
-        normed: int,
-        logits: int,
-        weights: int,
-        index: int,
-    ) -> None:
-        """As `step`, with the norm before it, the sum with x after it (residual [T, D]), the norm
-        of that (normed [T, D]) and, if there is a router, what `route` gives for it."""
-        self._front(
-            self._context,
-            ctypes.byref(front),
-            x,
-            tokens,
-            cosine,
-            sine,
-            stride,
-            keys,
-            values,
-            room,
-            position,
-            residual,
-            normed,
-            logits,
-            weights,
-            index,
-        )
-
     def route(
         self,
         router: Router,
@@ -300,9 +260,10 @@ class Threads:
 
     def layers(self, layers: Layers) -> int:
         """Run decoder layers from `first` on. Returns the layer that lacks the record of a chosen
-        expert: its router has run, its experts have not; `count` if there is none."""
-        done: int = self._functions["layers"](self._context, ctypes.byref(layers))
-        return done
+        expert: its router has run, its experts have not; `count` if there is none. Without records
+        that is the first layer."""
+        reached: int = self._layers(self._context, ctypes.byref(layers))
+        return reached
 
     def norm(
         self, number: Number, x: int, weight: int, tokens: int, count: int, epsilon: float, out: int

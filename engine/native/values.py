@@ -199,7 +199,7 @@ class Layers(ctypes.Structure):
         ("stride", ctypes.c_int64),
         ("residuals", ctypes.c_uint64 * 2),
         *((n, ctypes.c_uint64) for n in ("normed", "logits", "weights", "index")),
-        *((n, ctypes.c_double) for n in ("front_s", "experts_s")),
+        ("experts_s", ctypes.c_double),
     ]
 
 

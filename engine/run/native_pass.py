@@ -116,7 +116,7 @@ class NativePass:
         number, count = 0, len(self._layers)
         while number < count:
             if ready is None or alone is None:
-                into.front(number, self._fronts[number])
+                into.run_front(number)
             else:
                 first, number = number, into.run_ready(number, ready)
                 alone.computed(first, into.index[first:number].tolist(), into.values.experts_s)
@@ -280,36 +280,23 @@ class _Buffers:
         for store, layer in zip(self._stores, layers, strict=True):
             store.keys, store.values, store.room, values.position = layer.make_room()
 
-    def front(self, number: int, front: Front) -> None:
+    def run_front(self, number: int) -> None:
         """Run a layer up to its router."""
-        values, store = self.values, self._stores[number]
-        library.current().front(
-            front,
-            values.x if number == 0 else values.residuals[(number - 1) % 2],
-            values.tokens,
-            values.cosine,
-            values.sine,
-            values.stride,
-            store.keys,
-            store.values,
-            store.room,
-            values.position,
-            values.residuals[number % 2],
-            values.normed,
-            values.logits,
-            values.weights,
-            values.index + number * self.index[0].nbytes,
-        )
-        self._layers[number].grown()
+        self.values.records = 0
+        self._run(number)
 
     def run_ready(self, first: int, ready: Ready) -> int:
         """Run layers from `first` on. Returns the layer that lacks a record; its router has run."""
         values = self.values
-        values.first, values.experts_s = first, 0.0
+        values.experts, values.experts_s = ctypes.addressof(ready.experts), 0.0
+        values.records, values.experts_of_layer = ready.records.place, ready.records.experts
+        return self._run(first)
+
+    def _run(self, first: int) -> int:
+        values = self.values
+        values.first = first
         if first != 0:
             values.x = values.residuals[(first - 1) % 2]
-        values.experts = ctypes.addressof(ready.experts)
-        values.records, values.experts_of_layer = ready.records.place, ready.records.experts
         reached = library.current().layers(values)
         for layer in self._layers[first : reached + 1]:
             layer.grown()

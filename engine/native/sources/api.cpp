@@ -168,19 +168,6 @@ void expertune_route(void* context, const Router* router, const void* x, int64_t
              {static_cast<char*>(logits), static_cast<char*>(weights), index});
 }
 
-// As expertune_step, with the norm before it, the sum after it, the norm of that and its router:
-// x [T, D] -> residual [T, D], normed [T, D], and as expertune_route if there is a router.
-void expertune_front(void* context, const Front* front, const void* x, int64_t tokens,
-                     const void* cosine, const void* sine, int64_t stride, void* keys, void* values,
-                     int64_t room, int64_t position, void* residual, void* normed, void* logits,
-                     void* weights, int64_t* index) {
-  const Flush flush;
-  run_front(*static_cast<Context*>(context), *front, x, tokens, cosine, sine, stride,
-            static_cast<char*>(keys), static_cast<char*>(values), room, position,
-            static_cast<char*>(residual), static_cast<char*>(normed),
-            {static_cast<char*>(logits), static_cast<char*>(weights), index});
-}
-
 // y [T * K, D] of `number` and weights [T, K] -> out [T, D]: each row times its weight, both rounded,
 // then the K of a token added in their order in float32.
 void expertune_combine(void* context, int64_t number, const void* y, const void* weights,

@@ -633,7 +633,7 @@ void check_layers(const Sides& sides, int64_t format, Number number, int64_t tok
                      place(addresses.at()), place(stores.data()), kHeld, place(x.at()),
                      place(cosine.at()), place(sine.at()), tokens == 1 ? 0 : rotated,
                      {place(found.first.at()), place(found.second.at())}, place(normed.at()),
-                     place(logits.at()), place(weights.at()), place(found.index.at()), 0, 0};
+                     place(logits.at()), place(weights.at()), place(found.index.at()), 0};
     found.reached = expertune_layers(context, &layers);
     return found;
   };

@@ -13,19 +13,14 @@ T* at_address(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Returns the layer that lacks a record, up to whose router all is done; `count`: there is none.
+// Returns the layer that lacks a record, up to whose router all is done; `count`: there is none. Without
+// records that is the first.
 int64_t run_layers(Context& context, Layers& all) {
   using Clock = std::chrono::steady_clock;
   const auto* fronts = at_address<const Front>(all.fronts);
   const auto* stores = at_address<const Store>(all.stores);
   const auto& spec = *at_address<const Experts>(all.experts);
   thread_local std::vector<char> each, summed;
-  auto since = Clock::now();
-  const auto lap = [&since](double& into) {
-    const auto now = Clock::now();
-    into += std::chrono::duration<double>(now - since).count();
-    since = now;
-  };
   const void* x = at_address<const void>(all.x);
   for (int64_t number = all.first; number < all.count; ++number) {
     const Front& front = fronts[number];
@@ -42,7 +37,8 @@ int64_t run_layers(Context& context, Layers& all) {
               at_address<const void>(all.sine), all.stride, at_address<char>(store.keys),
               at_address<char>(store.values), store.room, all.position, residual, normed,
               {at_address<char>(all.logits), weights, index});
-    lap(all.front_s);
+    if (all.records == 0) return number;
+    const auto since = Clock::now();
     const auto* records = at_address<const uint64_t>(all.records) + number * all.experts_of_layer;
     for (int64_t i = 0; i < places; ++i) {
       if (records[index[i]] == 0) return number;
@@ -53,7 +49,7 @@ int64_t run_layers(Context& context, Layers& all) {
     run_combine(context, kind, each.data(), weights, static_cast<Number>(front.router.weights_number),
                 all.tokens, chosen, width, summed.data());
     add_rows(kind, residual, summed.data(), all.tokens * width, residual);
-    lap(all.experts_s);
+    all.experts_s += std::chrono::duration<double>(Clock::now() - since).count();
     x = residual;
   }
   return all.count;

@@ -71,7 +71,7 @@ struct Layers {
   int64_t count, first, tokens, experts_of_layer;
   uint64_t fronts;   // of each layer
   uint64_t experts;  // of every layer
-  uint64_t records;  // [count, experts_of_layer]: addresses; 0: not there
+  uint64_t records;  // [count, experts_of_layer]: addresses; 0: not there. No array: none is
   uint64_t stores;   // of each layer
   int64_t position;  // of the token in every store
   uint64_t x;        // [T, D]
@@ -80,7 +80,7 @@ struct Layers {
   uint64_t residuals[2];            // [T, D]; a layer's result lies in that of its number
   uint64_t normed, logits, weights; // of the last layer
   uint64_t index;                   // [count, T, K]
-  double front_s, experts_s;        // seconds that were spent, added
+  double experts_s;                 // seconds that experts took, added
 };
 
 }  // namespace expertune

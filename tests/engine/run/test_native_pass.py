@@ -13,6 +13,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.native.library import Threads
+from engine.native.values import Layers
 from engine.policy.events import Need, PassStart, Routing
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
@@ -82,11 +83,17 @@ def both(
     monkeypatch: pytest.MonkeyPatch, folder: Path, cache: Path, **values: Any
 ) -> tuple[list[torch.Tensor], int]:
     """Check that logits and counters are the same without native passes. Returns the logits, and
-    the number of calls that ran through layers."""
+    the number of calls that ran experts too."""
     calls: list[int] = []
     layers = Threads.layers
     with monkeypatch.context() as patch:
-        patch.setattr(Threads, "layers", lambda self, x: calls.append(1) or layers(self, x))
+
+        def note(self: Threads, given: Layers) -> int:
+            if given.records:  # else it stops before the experts
+                calls.append(1)
+            return layers(self, given)
+
+        patch.setattr(Threads, "layers", note)
         found, counted = run(folder, cache, **values)
     with monkeypatch.context() as patch:
         patch.setattr(NativePass, "of", lambda model: None)
