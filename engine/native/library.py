@@ -90,6 +90,13 @@ def _say_once(why: str) -> None:
     _log.warning("the native library is not used, torch multiplies instead (slower): %s", why)
 
 
+def function(name: str) -> Any:
+    """A function of the library, by its name without prefix. Call only if it is available."""
+    found = load()
+    assert isinstance(found, Library), found
+    return found.functions[name]
+
+
 def _function(loaded: ctypes.CDLL, name: str) -> Any:
     found = loaded[f"expertune_{name}"]
     found.restype, found.argtypes = SIGNATURES[name]

@@ -30,4 +30,5 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "quantize": (None, (_POINTER, _POINTER, _LONG)),
     "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),
+    "replay": (_LONG, (_POINTER, _POINTER, _LONG, _POINTER, _POINTER)),
 }

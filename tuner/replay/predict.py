@@ -20,6 +20,7 @@ from engine.facts.timings import ModelTimings, load_timings, read_timings, timin
 from engine.precision.allocate import with_table
 from engine.precision.table import run_bits
 from engine.replay.bound import best_hits
+from engine.replay.decisions import Decisions
 from engine.replay.simulate import replay
 from engine.trace.trace import Trace
 from tuner.errors import StudyError, UsageError
@@ -90,6 +91,7 @@ def replay_configs(
     warm_groups: how many of the trace's groups of sequences come first and are not counted."""
     warm = [n for n, item in enumerate(trace.passes) if item.group < warm_groups]
     rows = []
+    known: dict[str, Decisions] = {}
     for name, config in configs.items():
         started = time.perf_counter()
         row = ReplayRow(name, config.to_dict())
@@ -102,6 +104,7 @@ def replay_configs(
                 history=history,
                 learned=dict(learned or {}),
                 warm=warm,
+                known=known,
             )
         except EngineError as error:
             row.error = str(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,9 @@ from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, corrected
+from engine.memory.plan import resolve
 from engine.precision.allocate import with_table
+from engine.replay.decisions import Decisions, decision_key
 from engine.replay.regroup import regroup
 from engine.replay.simulate import replay
 from engine.trace.trace import Trace
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
+Batches = tuple[int, int, int]
+"""Micro-batches, sequences of each, tokens of a prefill chunk: how a trace is regrouped."""
 FEWEST = 8  # predictions needed to interpolate the others
 
 
@@ -48,7 +53,10 @@ class Twin:
     timings: ModelTimings
     sequences: int
     learned: Mapping[str, Any] = field(default_factory=dict)
-    _seen_as: dict[tuple[int, int, int], Trace] = field(default_factory=dict, init=False)
+    _seen_as: dict[Batches, Trace] = field(default_factory=dict, init=False)
+    _decided: dict[Batches, dict[str, Decisions]] = field(
+        default_factory=lambda: defaultdict(dict), init=False
+    )
 
     def predict(self, config: EngineConfig) -> dict[str, float] | None:
         """The predicted speeds; None if this config cannot be replayed."""
@@ -56,6 +64,15 @@ class Twin:
         if metrics is None or not set(SPEEDS) <= set(metrics):
             return None
         return {name: metrics[name] for name in SPEEDS}
+
+    def has_decided(self, config: EngineConfig) -> bool:
+        """Whether a config was predicted whose decisions are the same: then only its time is to be
+        found, a hundredth of the work."""
+        try:
+            resolved = resolve(with_table(config, self.facts, cache_folder()), self.facts)
+        except EngineError:
+            return False
+        return decision_key(resolved) in self._decided[_batches(resolved.config)]
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
         """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
@@ -72,29 +89,39 @@ class Twin:
     def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
         try:
             planned = with_table(config, self.facts, cache_folder())
-            trace = self._as_run(planned)
+            batches = _batches(planned)
+            trace = self._as_run(batches)
             warm = [
                 number
                 for number, item in enumerate(trace.passes)
                 if item.group < self._warm_groups(planned)
             ]
             found = replay(
-                planned, self.facts, trace, self.timings, learned=dict(self.learned), warm=warm
+                planned,
+                self.facts,
+                trace,
+                self.timings,
+                learned=dict(self.learned),
+                warm=warm,
+                known=self._decided[batches],
             )
             return found.metrics(set(range(len(trace.passes))) - set(warm))
         except (EngineError, KeyError) as error:  # a precision that was not timed
             log.debug("no prediction: %s", error)
             return None
 
-    def _as_run(self, config: EngineConfig) -> Trace:
-        key = config.batch.count, config.batch.size, config.prefill.chunk_tokens
-        if key not in self._seen_as:
-            self._seen_as[key] = regroup(self.trace, *key, together=self.sequences)
-        return self._seen_as[key]
+    def _as_run(self, batches: Batches) -> Trace:
+        if batches not in self._seen_as:
+            self._seen_as[batches] = regroup(self.trace, *batches, together=self.sequences)
+        return self._seen_as[batches]
 
     def _warm_groups(self, config: EngineConfig) -> int:
         together = config.batch.count * config.batch.size
         return (ROUNDS - 1) * -(-self.sequences // together)
+
+
+def _batches(config: EngineConfig) -> Batches:
+    return config.batch.count, config.batch.size, config.prefill.chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -112,13 +139,16 @@ class Predictions:
 
 
 def predict_all(twin: Twin, candidates: Candidates, within_s: float) -> Predictions:
-    """Replays candidates, spread over the space, for within_s seconds; interpolates the rest."""
+    """Replays candidates, spread over the space, for within_s seconds, then only those whose
+    decisions others have made already; interpolates the rest."""
     started = time.monotonic()
     found: dict[int, dict[str, float]] = {}
     for index in _spread(candidates):
-        if len(found) >= FEWEST and time.monotonic() - started > within_s:
-            break
-        predicted = twin.predict(candidates.items[index].config)
+        config = candidates.items[index].config
+        is_late = len(found) >= FEWEST and time.monotonic() - started > within_s
+        if is_late and not twin.has_decided(config):
+            continue
+        predicted = twin.predict(config)
         if predicted is not None:
             found[index] = predicted
     logs: dict[str, Floats] = {}

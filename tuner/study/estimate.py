@@ -32,7 +32,7 @@ from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
 
 # Typical seconds beside computing (docs/lab/): starting an engine; lm-eval's own start; replaying
 # one config.
-START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.2
+START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.1
 CONFIRMED = 3  # typical number of front members
 ITEM_TOKENS = 120
 ITEMS = 100  # of a task without --limit; few tasks are this short

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 3  # of replay and interpolation results for the same trace and timings
 PREDICTIONS = DerivedKind("file of predictions", 1, "they are computed again")
-TWIN_S = 60.0  # for replays: a small part of the minutes that trials take
+TWIN_S = 10.0  # for replays: less than a trial takes
 # Typical seconds of configuring an engine with its sentinel, and passes over the workload before
 # the first repeat (docs/lab/).
 CONFIGURE_S, WARM_UPS = 1.0, 2.0

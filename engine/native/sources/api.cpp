@@ -7,6 +7,7 @@
 #include "fit.h"
 #include "layers.h"
 #include "processor.h"
+#include "replay.h"
 
 #ifndef EXPERTUNE_DIGEST
 #define EXPERTUNE_DIGEST "unknown"
@@ -233,6 +234,11 @@ double expertune_read_seconds(void* context, const void* memory, int64_t size) {
   volatile uint64_t kept = 0;
   for (uint64_t sum : sums) kept = kept ^ sum;
   return spent.count();
+}
+
+int64_t expertune_replay(const ReplayTimings* timings, const int32_t* events, int64_t count,
+                         double* rows, int64_t* arrivals) {
+  return replay(*timings, events, count, rows, arrivals);
 }
 
 }  // extern "C"
