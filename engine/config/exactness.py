@@ -28,6 +28,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "placement.embeddings": "exact",
     "kernel.": "lossy_static",
     "device.": "lossy_static",
+    "device.correction_bytes": "exact",
     "compute.": "lossy_static",
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",

@@ -203,9 +203,11 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """auto, cpu, cuda:0 or any device type that torch knows."""
+    """name: auto, cpu, cuda:0 or any device type that torch knows; correction_bytes: what runs of
+    this model took there beyond the memory equation (negative: less), which counts with it."""
 
     name: str = "auto"
+    correction_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -307,14 +309,13 @@ def base_config(
 ) -> EngineConfig:
     """The default config with these budgets on this device. capacity: tokens of one sequence
     (kv.max_tokens), None for the default."""
-    values: dict[str, Any] = {
+    values = {
         "device.name": device,
         "budget.vram_bytes": vram_bytes,
         "budget.ram_bytes": ram_bytes,
         "budget.disk_bytes": disk_bytes,
+        "kv.max_tokens": KvConfig().max_tokens if capacity is None else capacity,
     }
-    if capacity is not None:
-        values["kv.max_tokens"] = capacity
     return EngineConfig().overlay(values)
 
 
@@ -386,9 +387,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "serve.prefix_cache_tokens": (0, 1 << 24),
     "serve.response_cache_entries": (0, 1 << 24),
     "io.threads": (1, 32),
-    "budget.vram_bytes": (0, 1 << 62),
-    "budget.ram_bytes": (0, 1 << 62),
-    "budget.disk_bytes": (0, 1 << 62),
+    **dict.fromkeys(("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, 1 << 62)),
+    "device.correction_bytes": (-(1 << 40), 1 << 40),
 }
 
 

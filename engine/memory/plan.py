@@ -41,8 +41,6 @@ from engine.types import Bits, format_at_least, format_bytes
 FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and locations of an expert's tensors, as Python objects
-
-
 # Memory of a driver's context on an accelerator before any tensor: a typical CUDA value, not
 # measured here.
 CONTEXT_BYTES = 500_000_000
@@ -53,7 +51,7 @@ class MemoryPlan:
     """The memory equation of one configuration, in bytes; the budget bounds the sum.
 
     slots: of all sizes; slots_by_bits: if records of different precisions have separate slots;
-    elastic_slots: additional slots in unreserved KV memory (kv.elastic).
+    elastic_slots: more of them, in unreserved KV memory; correction_bytes: device.correction_bytes.
     """
 
     slots: int
@@ -64,6 +62,7 @@ class MemoryPlan:
     staging_bytes: int
     slots_by_bits: dict[Bits, int] = field(default_factory=dict)
     elastic_slots: int = 0
+    correction_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -74,11 +73,11 @@ class MemoryPlan:
             + self.kv_bytes
             + self.workspace_bytes
             + self.staging_bytes
+            + self.correction_bytes
         )
 
     def resident_fraction(self, experts: int) -> float:
-        """Fraction of this many experts that the slots can hold (an expert may lie in two
-        pools)."""
+        """Fraction of this many experts that the slots can hold (one may lie in two pools)."""
         return min(1.0, self.slots / experts)
 
     def to_json(self) -> dict[str, Any]:
@@ -366,6 +365,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
             + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),
+        correction_bytes=config.device.correction_bytes,
     )
 
 

@@ -2,7 +2,8 @@
 
 Run as `python fake_engine.py --fd N [--baseline NAME]`. More cache is faster, fewer bits are faster
 and worse, more micro-batches give throughput and cost latency. EXPERTUNE_FAKE holds JSON that makes
-it misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slow_s": s}.
+it misbehave: {"faults": [{"kind": KIND, "op": OP, "at": n}], "counter": FILE, "slow_s": s,
+"beyond_bytes": n}, the last: what it takes beyond the memory equation.
 
 KIND: crash, kill (SIGKILL), hang (heartbeats go on), freeze (they stop), error (an out_of_memory
 reply), bad_output (impossible figures), garbage (a line that is no message), over_budget (the
@@ -114,6 +115,7 @@ class FakeEngine:
         self.config = EngineConfig()
         self.plan: MemoryPlan | None = None
         self.over_budget = False
+        self.beyond_bytes = 0
         self.repeats = 0
 
     def describe(
@@ -138,6 +140,20 @@ class FakeEngine:
             return {"config": config, "memory": {"bound": "fake"}}
         return {"config": self.config.to_dict(), "memory": self.plan.to_json()}
 
+    def seen_bytes(self, work: Workload) -> int:
+        """What an outside reading says: by default so much less than the equation that nothing is
+        corrected."""
+        if self.over_budget:
+            return self.config.budget.vram_bytes * 2
+        used = {
+            "kv.max_tokens": work.prompt_tokens + work.output_tokens,
+            "budget.vram_bytes": 0,
+            "device.correction_bytes": 0,
+        }
+        assert self.facts is not None
+        plan = memory.resolve(self.config.overlay(used), self.facts).memory
+        return plan.total_bytes - 4_000_000 + self.beyond_bytes
+
     def measure(
         self, workload: dict[str, Any], repeats: int, warm_up: bool, seed: int
     ) -> dict[str, Any]:
@@ -149,11 +165,10 @@ class FakeEngine:
             for (name, unit), value in self.figures(work, seed).items():
                 samples.append(Sample(name, seed + repeat, value, unit))
         last = {s.metric: s for s in samples}
-        total = self.plan.total_bytes
-        peak = total + 10_000_000 if not self.over_budget else self.config.budget.vram_bytes * 2
+        total, seen = self.plan.total_bytes, self.seen_bytes(work)
         reading = MemoryReading(
-            self.plan.slots_bytes, self.plan.non_expert_bytes, self.plan.kv_bytes, total,
-            min(peak, total) if not self.over_budget else peak, "fake", 300_000_000, peak,
+            self.plan.slots_bytes, self.plan.non_expert_bytes, self.plan.kv_bytes, total, seen,
+            "fake", 300_000_000, seen + 10_000_000,
         )  # fmt: skip
         return Report(
             metrics={n: Metric(s.value, s.value, s.value, 1, s.unit) for n, s in last.items()},
@@ -390,6 +405,7 @@ def serve(connection: socket.socket, baseline: str | None) -> None:
     """Answer requests until the socket closes."""
     knobs = json.loads(os.environ.get("EXPERTUNE_FAKE", "{}"))
     engine, counts, beating = FakeEngine(baseline), {}, threading.Event()
+    engine.beyond_bytes = knobs.get("beyond_bytes", 0)
     sending = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class InProcessWorker:
         self._knobs = json.loads(self._environment.get("EXPERTUNE_FAKE", "{}"))
         self._counts: dict[str, int] = {}
         self._engine = FakeEngine(self._baseline, f"{os.getpid()}-{next(_NUMBERS)}")
+        self._engine.beyond_bytes = self._knobs.get("beyond_bytes", 0)
 
     def request(
         self,

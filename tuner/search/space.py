@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.config.settings import EngineConfig, base_config
 from engine.contract.requests import Workload
@@ -28,7 +28,7 @@ CACHE_CHOICES: tuple[Choice, ...] = ("12.5%", "25%", "37.5%", "50%", "75%", "100
 DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
-BUDGET = "budget.vram_bytes"
+BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR = "prefetch.predictor"
 _MEMORY_SECTIONS = (
@@ -53,11 +53,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The product of the parameters over a base config."""
+    """The product of the parameters over a base config, whose correction of the memory equation
+    follows what was measured (`correct`)."""
 
     parameters: tuple[Parameter, ...]
     base: EngineConfig
     facts: ModelFacts
+    _correction: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def size(self) -> int:
@@ -67,9 +69,18 @@ class SearchSpace:
             total *= len(parameter.choices)
         return total
 
+    def correct(self, correction_bytes: int) -> None:
+        """From now on, points resolve with this correction of the memory equation."""
+        self._correction[CORRECTION] = correction_bytes
+
+    @property
+    def correction_bytes(self) -> int | None:
+        """The correction; None before there is one."""
+        return self._correction.get(CORRECTION)
+
     def config(self, point: Point) -> EngineConfig:
         """Overlays the point on the base; depth and predictor are one decision."""
-        values = dict(point)
+        values = {**self._correction, **point}
         names = {parameter.name for parameter in self.parameters}
         if DEPTH in values and PREDICTOR not in names:
             values[PREDICTOR] = "next_gate" if values[DEPTH] else "none"
@@ -132,7 +143,10 @@ class SearchSpace:
         best = max(
             (point for point in self.memory_points() if self.fits(point)),
             key=lambda point: sum(point[name] == value for name, value in wanted.items()),
+            default=None,
         )
+        if best is None:  # since memory was corrected
+            return wanted
         found = {**best, **{name: wanted[name] for name in free}}
         return self._with_most_capacity(found) if sized else found
 
@@ -177,7 +191,10 @@ def study_base(
 
 
 def build_space(
-    definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str | None = None
+    definition: StudyDefinition,
+    facts: ModelFacts,
+    workload: Workload,
+    device: str | None = None,
 ) -> SearchSpace:
     """Builds the default four parameters, changed by the definition, without choices that never
     fit.
@@ -233,4 +250,4 @@ def _without_hopeless(space: SearchSpace) -> SearchSpace:
         Parameter(p.name, tuple(choice for choice in p.choices if choice in fitting[p.name]))
         for p in space.parameters
     )
-    return SearchSpace(kept, space.base, space.facts)
+    return replace(space, parameters=kept)

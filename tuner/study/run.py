@@ -22,7 +22,7 @@ from tuner.errors import StoreError, StudyError
 from tuner.pareto.front import Front
 from tuner.processes.identity import is_gone, own_id
 from tuner.search.searcher import Searcher
-from tuner.search.space import Point, build_space
+from tuner.search.space import Point, SearchSpace, build_space
 from tuner.store.database import explained
 from tuner.store.lock import study_lock
 from tuner.store.repository import Store
@@ -31,6 +31,7 @@ from tuner.study.confirm import Confirmation
 from tuner.study.context import StudyContext, StudyState
 from tuner.study.displays import Kept
 from tuner.study.loop import TrialLoop
+from tuner.study.memory import kept_correction, seen_path
 from tuner.study.optuna_storage import keep_deadline, open_memory, open_storage
 from tuner.study.prepare import Preparation
 from tuner.study.progress import StudyProgress
@@ -82,6 +83,7 @@ def run_study(
         workload = definition.load_workload()
         space = build_space(definition, session.facts, workload, session.opened_device)
         study = store.begin_study(definition, session.facts, hardware, workload)
+        _correct(space, study, store, hardware, session.opened_device)
         if estimate:
             store.keep_estimate(study.id, sum(estimate.values()))
         context = StudyContext(
@@ -132,8 +134,20 @@ def join_study(
         )
     workload = definition.load_workload()
     space = build_space(definition, session.facts, workload, session.opened_device)
+    _correct(space, study, store, hardware, session.opened_device)
     context = StudyContext(definition, session, store, hardware, progress, workload, space, study)
     return StudyRun(context).join()
+
+
+def _correct(
+    space: SearchSpace, study: StudySnapshot, store: Store, hardware: Hardware, device: str
+) -> None:
+    """Lets points resolve with what is known of the model's memory on this machine. The choices
+    stay those of the equation, since a study's must not change."""
+    path = seen_path(hardware, space.facts, device)
+    known = kept_correction(store.trials(study), path, space.base.budget.vram_bytes)
+    if known is not None:
+        space.correct(known)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from tuner.store.outcome import TrialOutcome
 from tuner.store.reading import Pool
 from tuner.store.snapshots import QualityResult
 from tuner.study.context import StudyContext, StudyState
+from tuner.study.memory import MemoryBook, seen_path
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,12 @@ class TrialRunner:
         self._state = state
         self._predict = predict
         self._judge = _judge_of(context)
+        workload, session = context.workload, context.session
+        self._memory = MemoryBook(
+            context.space,
+            workload.prompt_tokens + workload.output_tokens,
+            seen_path(context.hardware, context.space.facts, session.opened_device),
+        )
 
     def run(self, trial_id: int, point: Point) -> TrialOutcome:
         """Measures a point, evaluates its quality, scores it."""
@@ -74,7 +81,13 @@ class TrialRunner:
             known = context.store.known_infeasible(context.study.id, configuration_id)
             if known is not None:
                 return known
-            pool, peak_bytes = self._measure_fairly(configuration_id, configured.config, trial_id)
+            try:
+                pool, peak_bytes = self._measure_fairly(configuration_id, configured, trial_id)
+            except OverBudgetError as error:
+                configured = self._configure_smaller(configured, error)
+                plan = configured.memory.to_json()
+                configuration_id = self._keep(configured)
+                pool, peak_bytes = self._measure(configuration_id, configured, trial_id)
             plan = {**plan, "external_peak_bytes": peak_bytes}
             quality = self._evaluate(configured.config, reference)
         except _PrunedError as pruned:
@@ -120,24 +133,42 @@ class TrialRunner:
         )
 
     def _measure_fairly(
-        self, configuration_id: int, config: EngineConfig, trial_id: int
+        self, configuration_id: int, configured: Resolved, trial_id: int
     ) -> tuple[Pool, int]:
         """Measures; if a used process exceeded the budget, tries again in a new one."""
         try:
-            return self._measure(configuration_id, config, trial_id)
+            return self._measure(configuration_id, configured, trial_id)
         except OverBudgetError:
             if self._context.session.fresh:
                 raise
         self._context.session.close()
-        self._context.session.configure(config)
-        return self._measure(configuration_id, config, trial_id)
+        self._context.session.configure(configured.config)
+        return self._measure(configuration_id, configured, trial_id)
+
+    def _configure_smaller(self, configured: Resolved, error: OverBudgetError) -> Resolved:
+        """Configures as much smaller a cache as the run exceeded the budget by; raises the error
+        again if there is none."""
+        context = self._context
+        assert error.smallest_bytes is not None
+        smaller = self._memory.shrunk(configured.config, error.smallest_bytes)
+        if smaller is None:
+            raise error
+        over_bytes = error.smallest_bytes - configured.config.budget.vram_bytes
+        fewer_bytes = configured.memory.slots_bytes - int(smaller.cache.expert_bytes)
+        context.progress.note(
+            f"this run took {format_bytes(over_bytes)} more than the budget: it is measured again "
+            f"with {format_bytes(fewer_bytes)} less for experts, and the next configs leave as much"
+        )
+        context.session.close()
+        return context.session.configure(smaller)
 
     def _measure(
-        self, configuration_id: int, config: EngineConfig, trial_id: int
+        self, configuration_id: int, configured: Resolved, trial_id: int
     ) -> tuple[Pool, int]:
         """Measures at least one repeat, and more until the interval is narrow; pools earlier
         samples."""
         context, machine_id = self._context, self._context.study.machine_id
+        config = configured.config
         rule = context.definition.repeats
         on_front = configuration_id in self._state.incumbents.configurations
         pool = context.store.pool(configuration_id, machine_id)
@@ -157,6 +188,8 @@ class TrialRunner:
             pool = context.store.pool(configuration_id, machine_id)
             if not on_front and count + 1 < rule.min:
                 self._check_competitive(pool, config, peak_bytes)
+        if peak_bytes:
+            self._memory.learn(config, peak_bytes)
         return pool, peak_bytes
 
     def _check_competitive(self, pool: Pool, config: EngineConfig, peak_bytes: int) -> None:
