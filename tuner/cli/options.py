@@ -14,10 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from engine.config.settings import EngineConfig
+from engine.contract.requests import Workload
 from engine.types import BITS, parse_size_bytes
 from tuner.cli.extras import require_extra
+from tuner.cli.output import print_note
 from tuner.definition.duration import parse_duration_s
 from tuner.definition.text import split_words
+from tuner.definition.workload import FittedWorkload, describe_default
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
@@ -34,6 +37,10 @@ Vram = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda:0 or any device of torch.")
+]
+WorkloadSource = Annotated[
+    str | None,
+    typer.Option("--workload", help="chat, code, summary, demo or a workload YAML."),
 ]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Own prompts: .jsonl, .json, .csv or .txt.")
@@ -99,6 +106,19 @@ def read_duration(option: str, text: str | None) -> float | None:
         return None if text is None else parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+
+
+def note_default(named: object) -> None:
+    """Says on stderr which text figures speak for, if the user chose none."""
+    if not named:
+        print_note(describe_default())
+
+
+def noted(fitted: FittedWorkload) -> Workload:
+    """The workload that runs; says on stderr what was changed for the model."""
+    for note in fitted.notes:
+        print_note(note)
+    return fitted.workload
 
 
 def require_model(model: str | None) -> str:
