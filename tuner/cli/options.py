@@ -18,13 +18,14 @@ from engine.contract.requests import Workload
 from engine.types import BITS, parse_size_bytes
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
-from tuner.definition.duration import parse_duration_s
+from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.text import split_words
 from tuner.definition.workload import FittedWorkload, describe_default
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
 from tuner.folders import default_storage, resolve_model
+from tuner.formatting import format_duration
 from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
 
@@ -102,10 +103,23 @@ def read_budgets(text: str | None) -> dict[str, Any]:
 
 def read_duration(option: str, text: str | None) -> float | None:
     """Parses a duration in seconds; None if none was given; UsageError with one sentence."""
+    return None if text is None else read_duration_between(option, text)
+
+
+def read_duration_between(
+    option: str, text: str, least_s: float = 0.0, most_s: float = MOST_S
+) -> float:
+    """Parses a duration between two limits in seconds; UsageError with one sentence."""
     try:
-        return None if text is None else parse_duration_s(text)
+        found_s = parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if not least_s <= found_s <= most_s:
+        raise UsageError(
+            f"{option} {text}: write at least {format_duration(least_s)} and at most "
+            f"{format_duration(most_s)}"
+        )
+    return found_s
 
 
 def note_default(named: object) -> None:

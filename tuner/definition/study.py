@@ -18,7 +18,7 @@ from engine.errors import ConfigError
 from engine.facts.model import ModelFacts
 from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
-from tuner.definition.duration import parse_duration_s
+from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.objectives import objective_names
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.definition.text import split_words
@@ -146,12 +146,12 @@ class StudyDefinition(Strict):
     quality: QualityTasks = QualityTasks()
     task_tokens: int = Field(default=0, ge=0)
     trials: int = Field(default=24, ge=1)
-    timeout_s: float = Field(default=0.0, ge=0)
+    timeout_s: float = Field(default=0.0, ge=0, le=MOST_S)
     sampler: SamplerName = "auto"
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     repeats: Repeats = Repeats()
     confirm_rounds: int = Field(default=3, ge=0)
-    stall_s: float = Field(default=0.0, ge=0)
+    stall_s: float = Field(default=0.0, ge=0, le=MOST_S)
     output: str = ""
 
     @field_validator("objectives", mode="before")
