@@ -26,7 +26,6 @@ from tuner.definition.policies import PolicyFile, load_policy
 from tuner.definition.study import MOST_SEED
 from tuner.definition.text import split_words
 from tuner.definition.workload import (
-    choose_workload,
     describe_workload,
     fit_workload,
     needed_capacity,
@@ -173,7 +172,7 @@ def _workload(
         given = {key: value for key, value in changes.items() if value is not None}
         found = deployments[0].workload.to_workload()
         return Workload.from_json({**found.to_json(), **given})
-    return choose_workload(workload or "", str(prompts or ""), **changes)
+    return options.chosen_workload(workload, prompts, **changes)
 
 
 def _base(

@@ -20,7 +20,7 @@ from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
 from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.text import split_words
-from tuner.definition.workload import FittedWorkload, describe_default
+from tuner.definition.workload import FittedWorkload, choose_workload, describe_default
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
@@ -126,6 +126,18 @@ def note_default(named: object) -> None:
     """Says on stderr which text figures speak for, if the user chose none."""
     if not named:
         print_note(describe_default())
+
+
+def chosen_workload(workload: str | None, prompts: Path | None, **changes: Any) -> Workload:
+    """The text to run, as the two options choose it; changes: fields given beside them."""
+    check_one_text(workload, prompts)
+    return choose_workload(workload or "", str(prompts or ""), **changes)
+
+
+def check_one_text(workload: str | None, prompts: Path | None) -> None:
+    """Raises UsageError if both options are given."""
+    if workload is not None and prompts is not None:
+        raise UsageError("--workload and --prompts both name the text to run: leave one out")
 
 
 def noted(fitted: FittedWorkload) -> Workload:

@@ -19,7 +19,6 @@ from engine.types import format_at_least, format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.workload import (
-    choose_workload,
     describe_workload,
     fit_workload,
     needed_capacity,
@@ -65,7 +64,7 @@ def plan(
     with options.open_session(source, device, trust_remote_code) as session:
         facts, opened = session.describe(), session.opened_device
     options.note_default(workload or prompts or tokens)
-    work = options.noted(fit_workload(choose_workload(workload or "", str(prompts or "")), facts))
+    work = options.noted(fit_workload(options.chosen_workload(workload, prompts), facts))
     capacity = tokens or needed_capacity(work, facts)
     # on the opened device: a driver's context counts too
     base = base_config(opened, capacity, budget_bytes).overlay({"batch.count": count})

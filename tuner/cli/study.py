@@ -175,7 +175,7 @@ def study(
                 "disk_bytes": options.read_size("--disk", disk),
             },
             "workload": None if workload is None else locate_workload(workload, Path()),
-            "prompts": None if prompts is None else str(prompts.resolve()),
+            "prompts": _prompts(prompts, workload),
             "chat": chat,
             "objectives": None if objectives is None else split_words(objectives),
             "constraints": {
@@ -323,6 +323,14 @@ def _free_name(wanted: StudyDefinition, store: Store) -> str:
     digests = {study.name: study.search_digest for study in store.studies()}
     names = (f"{wanted.study_name}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
     return next(n for n in names if digests.get(n, "") in ("", wanted.search_digest()))
+
+
+def _prompts(prompts: Path | None, workload: str | None) -> str | None:
+    """The file of prompts; a workload takes the place of those in the definition."""
+    options.check_one_text(workload, prompts)
+    if prompts is None:
+        return None if workload is None else ""
+    return str(prompts.resolve())
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -17,7 +17,7 @@ from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
 from tuner.definition.study import MOST_SEED
 from tuner.definition.text import split_words
-from tuner.definition.workload import choose_workload, fit_workload, workload_hash
+from tuner.definition.workload import fit_workload, workload_hash
 from tuner.folders import cache_folder
 from tuner.replay.predict import ReplayRow, facts_of, longest, replay_configs, timings_for
 
@@ -56,7 +56,7 @@ def trace(
         "output_tokens": output_tokens,
         "sequences": sequences,
     }
-    task = choose_workload(workload or "", str(prompts or ""), **changes)
+    task = options.chosen_workload(workload, prompts, **changes)
     with options.open_session(source, device, trust_remote_code) as session:
         facts = session.facts
         task = options.noted(fit_workload(task, facts))

@@ -129,6 +129,9 @@ class NewStudy(Body):
     min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: Milliseconds | None = None
     max_tpot_ms: Milliseconds | None = None
+    workload: Literal["chat", "code", "demo", "summary"] | None = Field(
+        default=None, description="The text to run, in place of prompts; default: demo."
+    )
     prompts: list[Prompt] | None = Field(default=None, min_length=1, max_length=1000)
     chat: bool | None = None
     prompt_tokens: Tokens | None = None

@@ -34,6 +34,22 @@ def test_an_unknown_workload_is_answered_with_the_nearest(tune: Tune, words: tup
     assert "(there are: chat, code, demo, summary; or name a YAML file)" in done.err
 
 
+@pytest.mark.parametrize("words", [(), ("plan",), ("bench",), ("trace",)])
+def test_two_texts_are_one_too_many(tune: Tune, words: tuple[str, ...]):
+    done = tune(*words, *BUDGET, "--workload", "chat", "--prompts", "p.txt")
+    assert (done.code, "leave one out" in done.err) == (2, True)
+
+
+def test_an_option_takes_the_place_of_the_definitions_prompts(tune: Tune, folder: Path):
+    (folder / "p.txt").write_text("one\ntwo\n")
+    text = (folder / "study.yaml").read_text().replace("workload: workload.yaml", "prompts: p.txt")
+    (folder / "study.yaml").write_text(text)
+    plan = tune("--definition", "study.yaml", "--dry-run", "--json").document["plan"]
+    assert plan["workload"]["name"] == "p"
+    plan = tune("--definition", "study.yaml", "--workload", "code", "--dry-run", "--json")
+    assert plan.document["plan"]["workload"]["name"] == "code"
+
+
 def test_a_study_of_a_named_workload_says_so_in_every_report(tune: Tune, folder: Path):
     done = tune(*BUDGET, *SPEED, "--workload", "chat", "-o", "out.yaml")
     assert done.code == 0, done.err

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 
 from tests.tuner.service.made import REQUEST
 from tuner.definition.duration import MOST_S, parse_duration_s
-from tuner.definition.workload import load_prompts
+from tuner.definition.workload import load_prompts, workload_names
+from tuner.errors import DefinitionError
 from tuner.service.child import _without_password
 from tuner.service.define import ForbiddenModelError, allowed_model, define_study, write_prompts
 from tuner.service.requests import DURATION, STUDY_NAME, NewStudy
@@ -69,6 +71,18 @@ def test_durations_are_read_as_everywhere(
 @given(st.from_regex(DURATION, fullmatch=True))
 def test_every_duration_that_is_allowed_is_one(text: str):
     assert 0 <= parse_duration_s(text) < MOST_S
+
+
+def test_a_workload_is_named_in_place_of_prompts(settings: ServiceSettings):
+    request = NewStudy(model="demo", vram="1GB", workload="chat")
+    assert define_study(request, settings).load_workload().name == "chat"
+    with pytest.raises(DefinitionError, match="leave one out"):
+        define_study(request.model_copy(update={"prompts": ["one"]}), settings)
+
+
+def test_the_workloads_of_a_request_are_those_that_are_installed():
+    (names, _) = get_args(NewStudy.model_fields["workload"].annotation)
+    assert get_args(names) == workload_names()
 
 
 def test_sizes_are_read_as_everywhere(settings: ServiceSettings):
