@@ -23,6 +23,7 @@ from engine.trace.trace import Trace, load_trace
 from tuner.replay.predict import facts_of, longest, replay_configs, timings_for
 
 SPLITS = 20  # into random halves
+PAIRS = 100  # of prompts
 EVICTIONS, DEPTHS = ("lru", "lfu", "arc", "p_freq"), (0, 1)
 Floats = NDArray[np.float64]
 
@@ -99,6 +100,24 @@ def between(
     return float(np.mean(found)), float(np.std(found))
 
 
+def between_prompts(one: Trace, other: Trace, tokens: int) -> tuple[float, float]:
+    """Mean and standard deviation of the divergence of single prompts, two different ones."""
+    random, found = np.random.default_rng(0), []
+    count = facts_of(one).experts
+    sequences = [list(token_rows(trace).values()) for trace in (one, other)]
+    for _ in range(PAIRS):
+        left = int(random.integers(len(sequences[0])))
+        right = int(random.integers(len(sequences[1])))
+        if one is other and left == right:
+            continue
+        sides = [
+            popularity(trace.experts[random.choice(rows, tokens, replace=False)], count)
+            for trace, rows in ((one, sequences[0][left]), (other, sequences[1][right]))
+        ]
+        found.append(divergence(sides[0], sides[1]))
+    return float(np.mean(found)), float(np.std(found))
+
+
 def replayed(traces: Mapping[str, Trace], machine: str, share: str) -> dict[str, dict[str, float]]:
     """Predicted tokens/s of each config on each workload, at 16 bits with this cache."""
     speeds: dict[str, dict[str, float]] = {}
@@ -141,6 +160,12 @@ def main(
     ):
         table = [[between(traces[a], traces[b], tokens, measure) for b in names] for a in names]
         _print(title, names, [[f"{mean:.3f} ({std:.3f})" for mean, std in row] for row in table])
+    few = min(rows.size for trace in traces.values() for rows in token_rows(trace).values())
+    pairs = [[between_prompts(traces[a], traces[b], few) for b in names] for a in names]
+    _print(
+        f"Jensen-Shannon divergence of one prompt and another, {few} tokens of each, bits", names,
+        [[f"{mean:.3f} ({std:.3f})" for mean, std in row] for row in pairs],
+    )  # fmt: skip
     print("\n| decoding | passes | median reuse distance | LRU hit rate, 1/4 | 1/2 |")
     print("| --- | --- | --- | --- | --- |")
     for name, trace in traces.items():

@@ -8,6 +8,7 @@ import pytest
 from engine.trace.trace import Trace, TracePass
 from experiments.compare_workloads import (
     between,
+    between_prompts,
     common,
     divergence,
     held,
@@ -64,6 +65,8 @@ def test_a_workload_differs_less_from_itself_than_from_another():
     low, high = made(0), made(2)
     own, other = (between(low, with_, 60, divergence)[0] for with_ in (low, high))
     assert own < 0.1 < other
+    own, other = (between_prompts(low, with_, 20)[0] for with_ in (low, high))
+    assert own < other
 
 
 def test_a_loss_is_against_the_best_config_of_each_workload():
