@@ -24,6 +24,7 @@ from tuner.replay.predict import facts_of, longest, replay_configs, timings_for
 
 SPLITS = 20  # into random halves
 PAIRS = 100  # of prompts
+SHARE = "25%"  # of the experts in the cache that is replayed
 EVICTIONS, DEPTHS = ("lru", "lfu", "arc", "p_freq"), (0, 1)
 Floats = NDArray[np.float64]
 
@@ -173,14 +174,13 @@ def main(
         passes = sum(item.phase == "decode" for item in trace.passes)
         rates = " | ".join(f"{np.mean(far < count // part):.3f}" for part in (4, 2))
         print(f"| {name} | {passes} | {np.median(far):.0f} | {rates} |")
-    for share in ("25%", "50%"):
-        speeds = replayed(traces, machine, share)
-        _print(
-            f"Decode tokens/s at {share}, predicted", names,
-            [[f"{row[name]:.1f}" for name in names] for row in speeds.values()], list(speeds),
-        )  # fmt: skip
-        lost = [[f"{loss:.1%}" for loss in row] for row in losses(speeds, names)]
-        _print(f"Loss of the config that is best for the row's workload, {share}", names, lost)
+    speeds = replayed(traces, machine, SHARE)
+    _print(
+        f"Decode tokens/s at {SHARE}, predicted", names,
+        [[f"{row[name]:.1f}" for name in names] for row in speeds.values()], list(speeds),
+    )  # fmt: skip
+    lost = [[f"{loss:.1%}" for loss in row] for row in losses(speeds, names)]
+    _print(f"Loss of the config that is best for the row's workload, {SHARE}", names, lost)
 
 
 def _configs(base: EngineConfig) -> dict[str, EngineConfig]:

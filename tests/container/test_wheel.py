@@ -178,7 +178,7 @@ def test_it_runs_a_study_of_the_demo_model(unpacked: Path, tmp_path: Path):
 @pytest.mark.timeout(1200)
 def test_it_runs_a_study_with_the_true_engine(unpacked: Path, tmp_path: Path):
     words = ["-m", "tuner", "--model", "demo", "--vram", "60MB", "--trials", "1", "--limit", "4"]
-    told = run_installed(unpacked, tmp_path, [*words, "--json"])
+    told = run_installed(unpacked, tmp_path, [*words, "--workload", "chat", "--json"])
     assert [trial["state"] for trial in told["trials"]] == ["COMPLETE"]
     run = ["-m", "tuner", "run", told["output"], "--prompt", "The module", "--max-tokens", "4"]
     assert len(run_installed(unpacked, tmp_path, [*run, "--json"])["tokens"]) == 4
