@@ -23,8 +23,7 @@ from engine.facts.timings import ModelTimings, read_timings, save_timings
 from engine.replay.simulate import replay
 from engine.trace.trace import Trace, load_trace
 from tuner.cli.options import open_session
-from tuner.definition.study import default_workload
-from tuner.definition.workload import load_workload
+from tuner.definition.workload import DEFAULT, load_workload
 from tuner.engine_client.session import EngineSession
 from tuner.folders import resolve_model
 
@@ -69,7 +68,7 @@ def main() -> int:
     parser.add_argument("--output-tokens", type=int, default=16)
     arguments = parser.parse_args()
     work = load_workload(
-        default_workload(),
+        DEFAULT,
         prompt_tokens=arguments.prompt_tokens,
         output_tokens=arguments.output_tokens,
         sequences=4,
@@ -116,7 +115,7 @@ def frozen_timings(
     path = output.with_suffix(".timings.json")
     found = read_timings(path) if path.is_file() else None
     if found is None:
-        text = load_workload(default_workload())
+        text = load_workload(DEFAULT)
         capacity = base.overlay({"kv.max_tokens": 256})
         found = session.calibrate(capacity, text, BITS)
         save_timings(found, path)

@@ -29,8 +29,7 @@ from engine.memory.plan import resolve
 from engine.run.engine import Engine
 from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch
-from tuner.definition.study import default_workload
-from tuner.definition.workload import load_workload
+from tuner.definition.workload import DEFAULT, load_workload
 from tuner.folders import cache_folder, resolve_model
 
 
@@ -100,7 +99,7 @@ def budgeted(engine: Engine, arguments: argparse.Namespace) -> EngineConfig:
 
 def texts(folder: Path, count: int, tokens: int) -> list[Continuation]:
     """Returns windows of the default workload's texts; the last half of each is scored."""
-    work = load_workload(default_workload())
+    work = load_workload(DEFAULT)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     text = "\n".join((*work.prompts, *work.continuations))
     ids = list(tokenizer(text)["input_ids"])

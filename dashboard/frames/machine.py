@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from engine.contract.requests import Workload
 from engine.inputs.bounded_yaml import BoundedYaml
 from engine.types import format_bytes
+from tuner.definition.workload import describe_workload
 from tuner.store.overview import WrittenExport
 from tuner.store.snapshots import StudySnapshot
 
@@ -33,6 +35,7 @@ def machine_frame(machine: Mapping[str, Any]) -> pd.DataFrame:
 def model_frame(study: StudySnapshot) -> pd.DataFrame:
     """The tuned model: columns "what" and "is"."""
     facts = study.facts
+    text = describe_workload(Workload.from_json(dict(study.workload)))
     rows = {
         "model": study.model,
         "revision": facts.get("revision"),
@@ -43,7 +46,7 @@ def model_frame(study: StudySnapshot) -> pd.DataFrame:
         "experts a token": facts.get("experts_per_token"),
         "experts at 16 bits": format_bytes(int(facts.get("expert_bytes", {}).get("16", 0))),
         "all else at 16 bits": format_bytes(int(facts.get("non_expert_bytes", 0))),
-        "workload": f"{study.workload.get('name')} ({study.workload_hash})",
+        "workload": f"{text} ({study.workload_hash})",
         "device": study.definition.get("device"),
         "seed": study.definition.get("seed"),
     }

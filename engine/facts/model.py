@@ -22,7 +22,8 @@ class ModelFacts:
     non_expert_matrices: shapes of the non-expert weights that non_expert_bits quantizes;
     embedding_bytes: at 16 bits, 0 if the head is the same tensor; kv_plain_layers: those to whose
     keys and values kv.bits, kv.keep_fraction and kv.placement apply; pieces_16: number of pieces of
-    a 16-bit record in the checkpoint, each a separate read.
+    a 16-bit record in the checkpoint, each a separate read; has_chat_template: False only if it is
+    known to have none.
     """
 
     id: str
@@ -50,6 +51,7 @@ class ModelFacts:
     embedding_bytes: int = 0
     kv_plain_layers: int = 0
     pieces_16: int = 1
+    has_chat_template: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

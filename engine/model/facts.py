@@ -12,7 +12,7 @@ from engine.model.config_numbers import CHOSEN
 from engine.model.kv_layers import plain_kv_layers
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
-from engine.model.tokenizer import has_tokenizer
+from engine.model.tokenizer import has_chat_template, has_tokenizer
 
 
 def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
@@ -51,6 +51,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
         has_tokenizer=has_tokenizer(model.folder),
+        has_chat_template=has_chat_template(model.folder),
         in_place_16=_stored_at_16_bits(model),
         prequantized=model.prequantized,
         non_expert_matrices=non_expert_matrices(model.linears),

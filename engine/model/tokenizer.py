@@ -29,6 +29,15 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES) or brings_code(folder)
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer has a chat template, in a file of its own or in its config."""
+    if any((folder / name).is_file() for name in (TEMPLATE, "chat_template.jinja")):
+        return True
+    path = folder / CONFIG
+    found = read_json(path) if path.is_file() else {}
+    return isinstance(found, dict) and bool(found.get("chat_template"))
+
+
 def brings_code(folder: Path) -> bool:
     """Whether the tokenizer is code that the checkpoint brings (as Kimi's and Moonlight's is)."""
     path = folder / CONFIG

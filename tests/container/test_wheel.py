@@ -27,6 +27,7 @@ FOUND = """
 import json, sys
 from importlib.util import find_spec
 import engine.facts.emulated_machine as machine, tuner.definition.policies as policies
+import tuner.definition.workload as workload
 from tuner.folders import SOURCE, studies_folder
 modules = [module.__file__ for name, module in sys.modules.items()
            if name.partition(".")[0] in ("engine", "tuner") and module.__file__]
@@ -34,6 +35,8 @@ print(json.dumps({
     "files": [*modules, find_spec("dashboard.app").origin, str(SOURCE), str(studies_folder())],
     "machines": machine.machine_names(),
     "policies": policies.policy_names(),
+    "prompts": {name: len(workload.load_workload(name).prompts)
+                for name in workload.workload_names()},
 }))
 """
 
@@ -160,6 +163,7 @@ def test_nothing_is_taken_from_a_source_tree(unpacked: Path, tmp_path: Path):
     assert all(Path(file).is_relative_to(unpacked) for file in found["files"])
     assert "laptop_8gb" in found["machines"]
     assert "lru" in found["policies"]
+    assert found["prompts"] == {"chat": 12, "code": 11, "demo": 72, "summary": 10}
 
 
 def test_it_runs_a_study_of_the_demo_model(unpacked: Path, tmp_path: Path):
@@ -174,7 +178,7 @@ def test_it_runs_a_study_of_the_demo_model(unpacked: Path, tmp_path: Path):
 @pytest.mark.timeout(1200)
 def test_it_runs_a_study_with_the_true_engine(unpacked: Path, tmp_path: Path):
     words = ["-m", "tuner", "--model", "demo", "--vram", "60MB", "--trials", "1", "--limit", "4"]
-    told = run_installed(unpacked, tmp_path, [*words, "--json"])
+    told = run_installed(unpacked, tmp_path, [*words, "--workload", "chat", "--json"])
     assert [trial["state"] for trial in told["trials"]] == ["COMPLETE"]
     run = ["-m", "tuner", "run", told["output"], "--prompt", "The module", "--max-tokens", "4"]
     assert len(run_installed(unpacked, tmp_path, [*run, "--json"])["tokens"]) == 4

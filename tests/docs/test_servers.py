@@ -45,8 +45,8 @@ def test_every_metric_is_one_of_the_servers_and_the_other_way_round():
 def test_defaults_of_a_deployment_are_the_commands():
     values = parse(("deploy", "file.yaml"))
     assert f"`--queue` sequences may wait ({values['queue']})" in DEPLOY
-    assert f"at most `--drain` seconds ({values['drain']})" in DEPLOY
-    assert f"`--telemetry` seconds ({values['telemetry']:.0f})" in DEPLOY
+    assert f"at most `--drain` ({values['drain']} s)" in DEPLOY
+    assert f"Every `--telemetry` ({values['telemetry']} s)" in DEPLOY
 
 
 def test_limits_of_drift_and_canary_are_the_codes():

@@ -13,6 +13,7 @@ from engine.config.settings import EngineConfig, base_config
 from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
 from engine.derived.scratch import sweep_scratch
+from engine.facts.model import ModelFacts
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
 from tuner.bench.report.tables import Table, ablation_table, published_table
@@ -20,11 +21,16 @@ from tuner.bench.report.write import SUFFIXES, write_report
 from tuner.bench.run import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
 from tuner.cli.extras import require_extra
-from tuner.cli.output import print_json, print_note, print_table
+from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import PolicyFile, load_policy
-from tuner.definition.study import MOST_SEED, default_workload
+from tuner.definition.study import MOST_SEED
 from tuner.definition.text import split_words
-from tuner.definition.workload import load_workload, workload_from_prompts
+from tuner.definition.workload import (
+    describe_workload,
+    fit_workload,
+    needed_capacity,
+    shorten_prompts,
+)
 from tuner.deployment.document import Deployment, load_deployment
 from tuner.deployment.export import check_writable
 from tuner.engine_client.session import EngineSession
@@ -55,10 +61,8 @@ def bench(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Add other engines as rows.")
     ] = False,
-    workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Own prompts: .jsonl, .json, .csv or .txt.")
-    ] = None,
+    workload: options.WorkloadSource = None,
+    prompts: options.Prompts = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
@@ -99,6 +103,7 @@ def bench(
         "sequences": sequences,
     }
     work = _workload(workload, prompts, deployments, changes)
+    options.note_default(workload or prompts or deployments)
     sessions: dict[tuple[str, str, str | None], EngineSession] = {}
 
     def session_of(source: str, where: str, revision: str | None = None) -> EngineSession:
@@ -118,9 +123,13 @@ def bench(
         )
         for path, found in zip(files or (), deployments, strict=True)
     ]
+    for path, found in zip(files or (), deployments, strict=True):
+        capacity = found.config().kv.max_tokens
+        work = options.noted(shorten_prompts(work, capacity, path.name))
     if model is not None:
-        base = _base(options.read_size("--vram", vram), device, work, deployments)
-        own = session_of(model, base.device.name, pinned)
+        own = session_of(model, device or "auto", pinned)
+        work = options.noted(fit_workload(work, own.describe()))
+        base = _base(options.read_size("--vram", vram), device, work, deployments, own.describe())
         if presets or settings or not rows:
             rows += _own_rows(base, own, presets, grid, ablating)
         if baselines:
@@ -140,6 +149,7 @@ def bench(
     if as_json:
         print_json(document)
     else:
+        print_text(f"measured with {describe_workload(work)}")
         _print_rows(results)
         for table in (ablation_table(document), published_table(document)):
             _print_extra(table)
@@ -153,18 +163,16 @@ def _names(text: str | None) -> list[str]:
 
 
 def _workload(
-    workload: Path | None,
+    workload: str | None,
     prompts: Path | None,
     deployments: Sequence[Deployment],
     changes: dict[str, Any],
 ) -> Workload:
-    if prompts is not None:
-        return workload_from_prompts(prompts, **changes)
-    if workload is None and deployments:
+    if workload is None and prompts is None and deployments:
         given = {key: value for key, value in changes.items() if value is not None}
         found = deployments[0].workload.to_workload()
         return Workload.from_json({**found.to_json(), **given})
-    return load_workload(workload or default_workload(), **changes)
+    return options.chosen_workload(workload, prompts, **changes)
 
 
 def _base(
@@ -172,11 +180,11 @@ def _base(
     device: str | None,
     work: Workload,
     deployments: Sequence[Deployment],
+    facts: ModelFacts,
 ) -> EngineConfig:
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
-    capacity = max(EngineConfig().kv.max_tokens, work.prompt_tokens + work.output_tokens)
-    return base_config(device or "auto", capacity, budget_bytes or 0)
+    return base_config(device or "auto", needed_capacity(work, facts), budget_bytes or 0)
 
 
 def _own_rows(

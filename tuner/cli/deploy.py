@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -53,11 +54,11 @@ def deploy(
         int, typer.Option("--queue", min=1, help="Sequences that may wait; beyond them 429.")
     ] = 64,
     drain: Annotated[
-        int, typer.Option("--drain", min=0, help="Seconds that requests may take at the end.")
-    ] = 60,
+        str, typer.Option("--drain", help="What requests may take at the end: 60, 5m, 1h.")
+    ] = "60",
     telemetry: Annotated[
-        float, typer.Option("--telemetry", min=1, max=300, help="Seconds between two records.")
-    ] = 60.0,
+        str, typer.Option("--telemetry", help="Time between two records, 1s to 5m.")
+    ] = "60",
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,6 +88,8 @@ def deploy(
     Example: tune deploy expertune-demo.yaml --port 8000
     """
     policy, command = _policy(strict, walk), options.serve_command()
+    drain_s = math.ceil(options.read_duration_between("--drain", drain))
+    telemetry_s = options.read_duration_between("--telemetry", telemetry, 1, 300)
     origins = check_origins(cors_origin or ())
     key_digest = read_api_key(api_key_file, os.environ)
     deployment = load_deployment(file)
@@ -97,7 +100,7 @@ def deploy(
     if not key_digest and not is_loopback(host):
         print_note(f"anyone who reaches {host} can use this server: give it an --api-key-file")
     served = ServerOptions(
-        name or deployment.model.id, host, port, queue, drain, telemetry, origins, key_digest
+        name or deployment.model.id, host, port, queue, drain_s, telemetry_s, origins, key_digest
     )
     with (
         options.open_store(storage) as store,

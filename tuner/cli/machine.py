@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +14,7 @@ from engine.native.description import Description, describe
 from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
-from tuner.definition.study import default_workload
-from tuner.definition.workload import load_workload
+from tuner.definition.workload import choose_workload, fit_workload
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
@@ -68,7 +66,7 @@ def profile(
             "--sensitivity", help="Measure how much each layer minds fewer bits, for plans."
         ),
     ] = False,
-    workload: Annotated[Path | None, typer.Option(help="A workload YAML: real text.")] = None,
+    workload: options.WorkloadSource = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
@@ -83,7 +81,7 @@ def profile(
         print_note("measuring reads, copies and kernels")
         measured = session.profile()
         timed = minded = None
-        work = load_workload(workload or default_workload())
+        work = fit_workload(choose_workload(workload or "", ""), session.describe()).workload
         if timings:
             print_note("timing this model's passes: about a minute a precision")
             timed = _calibrate(session, vram, work, widths)

@@ -14,14 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from engine.config.settings import EngineConfig
+from engine.contract.requests import Workload
 from engine.types import BITS, parse_size_bytes
 from tuner.cli.extras import require_extra
-from tuner.definition.duration import parse_duration_s
+from tuner.cli.output import print_note
+from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.text import split_words
+from tuner.definition.workload import FittedWorkload, choose_workload, describe_default
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
 from tuner.folders import default_storage, resolve_model
+from tuner.formatting import format_duration
 from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
 
@@ -34,6 +38,10 @@ Vram = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda:0 or any device of torch.")
+]
+WorkloadSource = Annotated[
+    str | None,
+    typer.Option("--workload", help="chat, code, summary, demo or a workload YAML."),
 ]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Own prompts: .jsonl, .json, .csv or .txt.")
@@ -95,10 +103,48 @@ def read_budgets(text: str | None) -> dict[str, Any]:
 
 def read_duration(option: str, text: str | None) -> float | None:
     """Parses a duration in seconds; None if none was given; UsageError with one sentence."""
+    return None if text is None else read_duration_between(option, text)
+
+
+def read_duration_between(
+    option: str, text: str, least_s: float = 0.0, most_s: float = MOST_S
+) -> float:
+    """Parses a duration between two limits in seconds; UsageError with one sentence."""
     try:
-        return None if text is None else parse_duration_s(text)
+        found_s = parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if not least_s <= found_s <= most_s:
+        raise UsageError(
+            f"{option} {text}: write at least {format_duration(least_s)} and at most "
+            f"{format_duration(most_s)}"
+        )
+    return found_s
+
+
+def note_default(named: object) -> None:
+    """Says on stderr which text figures speak for, if the user chose none."""
+    if not named:
+        print_note(describe_default())
+
+
+def chosen_workload(workload: str | None, prompts: Path | None, **changes: Any) -> Workload:
+    """The text to run, as the two options choose it; changes: fields given beside them."""
+    check_one_text(workload, prompts)
+    return choose_workload(workload or "", str(prompts or ""), **changes)
+
+
+def check_one_text(workload: str | None, prompts: Path | None) -> None:
+    """Raises UsageError if both options are given."""
+    if workload is not None and prompts is not None:
+        raise UsageError("--workload and --prompts both name the text to run: leave one out")
+
+
+def noted(fitted: FittedWorkload) -> Workload:
+    """The workload that runs; says on stderr what was changed for the model."""
+    for note in fitted.notes:
+        print_note(note)
+    return fitted.workload
 
 
 def require_model(model: str | None) -> str:

@@ -18,6 +18,12 @@ from engine.trace.trace import Trace, load_kept_trace, load_trace
 from engine.types import format_at_least, format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
+from tuner.definition.workload import (
+    describe_workload,
+    fit_workload,
+    needed_capacity,
+    summarize_workload,
+)
 from tuner.errors import InfeasibleStudyError, UsageError
 from tuner.folders import cache_folder
 from tuner.replay.predict import longest, timings_for
@@ -29,8 +35,11 @@ def plan(
     vram: options.Vram = None,
     device: options.Device = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Capacity of a sequence, in tokens (default 1024).")
+        int | None,
+        typer.Option(min=2, help="Capacity of a sequence; default: the workload's, at least 1024."),
     ] = None,
+    workload: options.WorkloadSource = None,
+    prompts: options.Prompts = None,
     count: Annotated[int, typer.Option(min=1, help="Micro-batches.")] = 1,
     target_tps: Annotated[
         float | None,
@@ -54,7 +63,9 @@ def plan(
     budget_bytes = options.read_size("--vram", vram) or 0
     with options.open_session(source, device, trust_remote_code) as session:
         facts, opened = session.describe(), session.opened_device
-    capacity = tokens or min(EngineConfig().kv.max_tokens, facts.max_positions)
+    options.note_default(workload or prompts or tokens)
+    work = options.noted(fit_workload(options.chosen_workload(workload, prompts), facts))
+    capacity = tokens or needed_capacity(work, facts)
     # on the opened device: a driver's context counts too
     base = base_config(opened, capacity, budget_bytes).overlay({"batch.count": count})
     machine = probe(cache_folder()).fingerprint
@@ -68,7 +79,13 @@ def plan(
             f"{facts.id} does not fit {format_bytes(budget_bytes)} at any precision; {hint}{shown}",
             smallest,
         )
-    document = {"model": facts.id, "budget_bytes": budget_bytes, "rows": rows}
+    document = {
+        "model": facts.id,
+        "budget_bytes": budget_bytes,
+        "kv_max_tokens": capacity,
+        "workload": summarize_workload(work),
+        "rows": rows,
+    }
     answers = []
     if target_tps is not None:
         found = timings_for(facts, opened)
@@ -83,6 +100,7 @@ def plan(
         print_json(document)
         return
     _print_rows(facts, budget_bytes, rows)
+    print_text(f"keys and values of {capacity} tokens a sequence: {describe_workload(work)}")
     if answers:
         _print_budgets(facts, target_tps or 0.0, answers)
 

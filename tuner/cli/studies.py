@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.contract.requests import Workload
 from tuner.cli import options
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.definition.workload import describe_workload, summarize_workload
 from tuner.deployment.defaults import changed_paths
 from tuner.formatting import format_count
 from tuner.pareto.budget_curve import fronts_by_budget
@@ -66,6 +68,7 @@ def show(
         f"{study.name}: {study.model}, {study.state}, {format_count(study.trials, 'trial')}, "
         f"{_counts(study)}"
     )
+    print_text(describe_workload(Workload.from_json(dict(study.workload))))
     if took := check(study):
         print_text(took)
     print_front(front)
@@ -102,6 +105,7 @@ def _document(
             **study.to_json(),
             "definition": dict(study.definition),
             "machine": dict(study.machine),
+            "workload": summarize_workload(Workload.from_json(dict(study.workload))),
             "workload_hash": study.workload_hash,
         },
         "trials": [document(trial) for trial in trials],

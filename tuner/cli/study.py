@@ -17,6 +17,7 @@ from tuner.cli.output import print_json, print_text
 from tuner.cli.study_output import check_found, plan_line, print_plan, print_result, result_document
 from tuner.definition.study import StudyDefinition, load_definition
 from tuner.definition.text import split_words
+from tuner.definition.workload import describe_default, locate_workload
 from tuner.deployment.export import check_writable
 from tuner.errors import StoreError, StoreLostError, UsageError
 from tuner.folders import cache_folder, default_storage, resolve_model
@@ -113,7 +114,8 @@ def study(
         ),
     ] = None,
     workload: Annotated[
-        Path | None, typer.Option(help="A workload YAML.", rich_help_panel=TEXT)
+        str | None,
+        typer.Option(help="chat, code, summary, demo or a workload YAML.", rich_help_panel=TEXT),
     ] = None,
     chat: Annotated[
         bool | None,
@@ -172,8 +174,8 @@ def study(
                 "ram_bytes": options.read_size("--ram", ram),
                 "disk_bytes": options.read_size("--disk", disk),
             },
-            "workload": _absolute(workload),
-            "prompts": _absolute(prompts),
+            "workload": None if workload is None else locate_workload(workload, Path()),
+            "prompts": _prompts(prompts, workload),
             "chat": chat,
             "objectives": None if objectives is None else split_words(objectives),
             "constraints": {
@@ -246,10 +248,12 @@ def _plan_and_run(
     )
     session.watch = progress.engine_said
     with session:
+        if not wanted.workload and not wanted.prompts:
+            progress.note(describe_default())
         progress.note(f"opening {wanted.model}")
         checked = check_tasks(wanted, session)
         wanted = checked.definition
-        for note in checked.notes:
+        for note in (*wanted.fitted_workload(session.describe()).notes, *checked.notes):
             progress.note(note)
         progress.began("planning")
         plan = plan_study(wanted, session)
@@ -321,8 +325,12 @@ def _free_name(wanted: StudyDefinition, store: Store) -> str:
     return next(n for n in names if digests.get(n, "") in ("", wanted.search_digest()))
 
 
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())
+def _prompts(prompts: Path | None, workload: str | None) -> str | None:
+    """The file of prompts; a workload takes the place of those in the definition."""
+    options.check_one_text(workload, prompts)
+    if prompts is None:
+        return None if workload is None else ""
+    return str(prompts.resolve())
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from engine.contract.requests import Workload
 from tuner.cli.front import plot_front, print_curve, print_front
 from tuner.cli.output import print_json, print_table, print_text
+from tuner.definition.workload import describe_workload
 from tuner.errors import InfeasibleStudyError, StudyError
 from tuner.formatting import format_count, format_duration
 from tuner.pareto.budget_curve import fronts_by_budget
@@ -35,6 +37,8 @@ def print_result(result: StudyResult) -> None:
     print_front(result.front)
     plot_front(result.front)
     print_curve(fronts_by_budget(result.study, result.trials))
+    workload = Workload.from_json(dict(result.study.workload))
+    print_text(f"figures speak for {describe_workload(workload)}")
     finished = sum(trial.state in FINISHED_STATES for trial in result.trials)
     if result.ended_early:
         print_text(
@@ -70,6 +74,7 @@ def print_plan(plan: StudyPlan, as_json: bool) -> None:
     rows = [[p.name, ", ".join(map(str, p.choices))] for p in plan.space.parameters]
     print_table(f"Search space: {plan.space.size} points", ["setting", "choices"], rows)
     print_text(plan_line(plan))
+    print_text(describe_workload(plan.workload))
 
 
 def plan_line(plan: StudyPlan) -> str:

@@ -15,9 +15,9 @@ from tuner.bench.run import grid_rows
 from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
-from tuner.definition.study import MOST_SEED, default_workload
+from tuner.definition.study import MOST_SEED
 from tuner.definition.text import split_words
-from tuner.definition.workload import load_workload, workload_from_prompts, workload_hash
+from tuner.definition.workload import fit_workload, workload_hash
 from tuner.folders import cache_folder
 from tuner.replay.predict import ReplayRow, facts_of, longest, replay_configs, timings_for
 
@@ -29,10 +29,8 @@ def trace(
     model: options.Model = None,
     vram: options.Vram = None,
     device: options.Device = None,
-    workload: Annotated[Path | None, typer.Option(help="A workload YAML.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Own prompts: .jsonl, .json, .csv or .txt.")
-    ] = None,
+    workload: options.WorkloadSource = None,
+    prompts: options.Prompts = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     sequences: Annotated[int | None, typer.Option(min=1)] = None,
@@ -58,13 +56,10 @@ def trace(
         "output_tokens": output_tokens,
         "sequences": sequences,
     }
-    task = (
-        workload_from_prompts(prompts, **changes)
-        if prompts is not None
-        else load_workload(workload or default_workload(), **changes)
-    )
+    task = options.chosen_workload(workload, prompts, **changes)
     with options.open_session(source, device, trust_remote_code) as session:
         facts = session.facts
+        task = options.noted(fit_workload(task, facts))
         capacity = max(task.prompt_tokens + task.output_tokens, 64)
         base = base_config(capacity=capacity, vram_bytes=options.read_size("--vram", vram) or 0)
         (point,) = [point for _, point in grid_rows(options.read_settings(settings or []))][:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+MOST_S = 1e9  # thirty years; more is a slip, and no clock can add it
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _WORDS = {
     word: unit
@@ -23,13 +24,15 @@ _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2})")
 def parse_duration_s(text: str | float) -> float:
     """Read a duration in seconds; a number without a unit is seconds, `1:30:00` hours first.
 
-    Raises ValueError with one sentence that says what is allowed.
+    Raises ValueError with one sentence that says what is allowed, also for more than MOST_S.
     """
     word = str(text).strip().lower()
     try:
         found = float(word)
     except ValueError:
         found = _clock_s(word) if ":" in word else _parts_s(word)
+    if found > MOST_S and found != float("inf"):
+        raise ValueError(f"'{str(text)[:40]}' is more than thirty years: write a shorter duration")
     if not 0 <= found < float("inf"):
         raise ValueError(_allowed(text))
     return found
@@ -55,4 +58,5 @@ def _clock_s(word: str) -> float:
 
 
 def _allowed(text: object) -> str:
-    return f"'{text}' is no duration: write 25m, 1h30m, 90s or 1:30:00 (plain numbers are seconds)"
+    given = str(text)[:40]
+    return f"'{given}' is no duration: write 25m, 1h30m, 90s or 1:30:00 (plain numbers are seconds)"

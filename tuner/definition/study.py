@@ -15,15 +15,20 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from engine.config.settings import EngineConfig
 from engine.contract.requests import TaskOptions, Workload
 from engine.errors import ConfigError
+from engine.facts.model import ModelFacts
 from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
-from tuner.definition.duration import parse_duration_s
+from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.objectives import objective_names
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.definition.text import split_words
-from tuner.definition.workload import load_workload, workload_from_prompts
+from tuner.definition.workload import (
+    FittedWorkload,
+    choose_workload,
+    fit_workload,
+    locate_workload,
+)
 from tuner.errors import DefinitionError
-from tuner.folders import studies_folder
 
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
 SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
@@ -118,8 +123,8 @@ class StudyDefinition(Strict):
     engine: settings (paths) fixed for every trial; space: paths and the values to search, over the
     default four; confirm_rounds: how often the front is measured again, each time in a fresh
     process; stall_s: an engine that makes no progress for so long is stopped (0: by operation).
-    task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: a
-    workload YAML; prompts: a file of the user's own prompts instead.
+    task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: the
+    name of an installed one or a YAML file; prompts: a file of the user's own prompts instead.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -141,12 +146,12 @@ class StudyDefinition(Strict):
     quality: QualityTasks = QualityTasks()
     task_tokens: int = Field(default=0, ge=0)
     trials: int = Field(default=24, ge=1)
-    timeout_s: float = Field(default=0.0, ge=0)
+    timeout_s: float = Field(default=0.0, ge=0, le=MOST_S)
     sampler: SamplerName = "auto"
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     repeats: Repeats = Repeats()
     confirm_rounds: int = Field(default=3, ge=0)
-    stall_s: float = Field(default=0.0, ge=0)
+    stall_s: float = Field(default=0.0, ge=0, le=MOST_S)
     output: str = ""
 
     @field_validator("objectives", mode="before")
@@ -237,17 +242,18 @@ class StudyDefinition(Strict):
         return short_digest(text)
 
     def load_workload(self) -> Workload:
-        """Loads the workload that trials run."""
+        """Loads the workload as it was asked for."""
         changes = {
             "chat": self.chat,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "sequences": self.sequences,
         }
-        if self.prompts:
-            return workload_from_prompts(Path(self.prompts), **changes)
-        path = Path(self.workload) if self.workload else default_workload()
-        return load_workload(path, **changes)
+        return choose_workload(self.workload, self.prompts, **changes)
+
+    def fitted_workload(self, facts: ModelFacts) -> FittedWorkload:
+        """The workload as this model can run it, which is what trials run."""
+        return fit_workload(self.load_workload(), facts, self.chat)
 
 
 def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefinition:
@@ -273,11 +279,6 @@ def load_definition(path: Path | None, options: dict[str, Any]) -> StudyDefiniti
     found = read_strict(StudyDefinition, merged, source)
     _check_name(found.name)
     return found
-
-
-def default_workload() -> Path:
-    """The workload of a study that names none."""
-    return studies_folder() / "workloads" / "demo.yaml"
 
 
 def definition_json(definition: StudyDefinition) -> dict[str, Any]:
@@ -311,9 +312,10 @@ def _lay_over(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Makes the paths in a definition file independent of the working folder."""
     data = dict(data)
-    for key in ("workload", "prompts"):
-        if isinstance(data.get(key), str):
-            data[key] = _beside(data[key], folder)
+    if isinstance(data.get("workload"), str) and data["workload"]:
+        data["workload"] = locate_workload(data["workload"], folder)
+    if isinstance(data.get("prompts"), str) and data["prompts"]:
+        data["prompts"] = _beside(data["prompts"], folder)
     if isinstance(data.get("model"), str) and data["model"].startswith("."):
         data["model"] = _beside(data["model"], folder)
     quality = data.get("quality")

@@ -178,7 +178,7 @@ def study_base(
     if needed > capacity:
         raise DefinitionError(
             f"the workload needs {needed} tokens a sequence, {facts.id} takes {capacity}: "
-            "lower prompt_tokens or output_tokens of the study or of its workload"
+            "lower output_tokens of the study or of its workload"
         )
     base = base_config(
         device,
@@ -244,7 +244,9 @@ def _without_hopeless(space: SearchSpace) -> SearchSpace:
             fitting[name].add(choice)
     if not anything:
         raise InfeasibleStudyError(
-            f"nothing fits: at the least, {reason or 'no point of the space is possible'}", smallest
+            f"nothing fits: at the least, {reason or 'no point of the space is possible'}"
+            f" (sequences have {space.base.kv.max_tokens} tokens: kv.max_tokens)",
+            smallest,
         )
     kept = tuple(
         Parameter(p.name, tuple(choice for choice in p.choices if choice in fitting[p.name]))

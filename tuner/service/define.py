@@ -12,7 +12,7 @@ from engine.types import parse_size_bytes
 from tuner.definition.strict_yaml import read_strict
 from tuner.definition.study import Budget, Constraints, QualityTasks, StudyDefinition
 from tuner.deployment.export import write_atomically
-from tuner.errors import TunerError
+from tuner.errors import DefinitionError, TunerError
 from tuner.service.requests import NewStudy, Size
 from tuner.service.settings import ServiceSettings
 from tuner.study.tasks import with_default_tasks
@@ -37,6 +37,7 @@ def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinitio
             ram_bytes=_size_bytes(request.ram),
             disk_bytes=_size_bytes(request.disk),
         ),
+        "workload": _workload(request),
         "prompts": str(prompts),
         "chat": request.chat,
         "prompt_tokens": request.prompt_tokens,
@@ -58,6 +59,12 @@ def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinitio
     definition = read_strict(StudyDefinition, asked, "the request")
     definition = with_default_tasks(definition)
     return definition.model_copy(update={"name": request.name or _default_name(definition)})
+
+
+def _workload(request: NewStudy) -> str:
+    if request.workload and request.prompts:
+        raise DefinitionError("workload and prompts both name the text to run: leave one out")
+    return request.workload or ""
 
 
 def write_prompts(request: NewStudy, folder: Path) -> None:

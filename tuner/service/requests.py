@@ -28,6 +28,7 @@ SIZE = (
     r"^([1-9][0-9]{0,17}|[1-9][0-9]{0,4}(\.[0-9]{1,3})? ?[kKmMgGtT]?i?[bB]"
     r"|0\.[1-9][0-9]{0,2} ?[kKmMgGtT]i?[bB])$"
 )
+DURATION = r"^([0-9]{1,7}s?|[0-9]{1,4}m|[0-9]{1,4}h([0-9]{1,2}m)?)$"
 SHARE = r"^(auto|(100|[1-9][0-9]?(\.[0-9]{1,3})?)%)$"
 TASK = r"^[A-Za-z0-9_+-]{1,100}$"
 NO_CONTROLS = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
@@ -61,6 +62,7 @@ def _whole(value: object) -> object:
 UNIQUE: JsonDict = {"uniqueItems": True}
 WHOLE = BeforeValidator(_whole)  # after the bounds, so that the schema shows them
 Size = Annotated[str, Field(pattern=SIZE)] | Annotated[int, Field(ge=1, le=10**18), WHOLE]
+Duration = Annotated[str, Field(pattern=DURATION)] | Annotated[float, Field(ge=0, le=1e7)]
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000, pattern=NO_CONTROLS)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20), WHOLE]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -113,7 +115,9 @@ class NewStudy(Body):
     )
     device: str = Field(default="auto", pattern=DEVICE)
     trials: Annotated[int, Field(ge=1, le=10_000), WHOLE] = 24
-    timeout_s: float = Field(default=0.0, ge=0, le=1e7, description="0: none.")
+    timeout_s: Duration = Field(
+        default=0.0, description="0: none; `25m`, `1h30m` or seconds.", examples=["1h30m"]
+    )
     objectives: list[ObjectiveName] = Field(
         default=["output_tps", "tpot_ms", "quality"],
         min_length=1,
@@ -125,6 +129,9 @@ class NewStudy(Body):
     min_quality: float | None = Field(default=None, gt=0, le=1)
     max_ttft_ms: Milliseconds | None = None
     max_tpot_ms: Milliseconds | None = None
+    workload: Literal["chat", "code", "demo", "summary"] | None = Field(
+        default=None, description="The text to run, in place of prompts; default: demo."
+    )
     prompts: list[Prompt] | None = Field(default=None, min_length=1, max_length=1000)
     chat: bool | None = None
     prompt_tokens: Tokens | None = None

@@ -19,6 +19,7 @@ from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, at
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
+from tuner.definition.workload import summarize_workload
 from tuner.engine_client.machine_profile import machine_profile
 from tuner.engine_client.session import EngineSession
 from tuner.errors import WorkerError
@@ -45,6 +46,7 @@ class StudyPlan:
 
     model: str
     space: SearchSpace
+    workload: Workload
     trials: int
     checked: int
     fitting: int
@@ -65,6 +67,7 @@ class StudyPlan:
                 "layouts": self.checked,
                 "layouts_that_fit": self.fitting,
                 "default": self.space.default(),
+                "workload": summarize_workload(self.workload),
                 "trials": self.trials,
                 "estimate_s": self.estimate_s,
                 "estimate_by_stage_s": dict(self.estimate),
@@ -77,8 +80,9 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
 
     Raises InfeasibleStudyError with the smallest budget when nothing fits.
     """
-    workload = definition.load_workload()
-    space = build_space(definition, session.describe(), workload)
+    facts = session.describe()
+    workload = definition.fitted_workload(facts).workload
+    space = build_space(definition, facts, workload)
     checked = fitting = 0
     for point in space.memory_points():
         checked += 1
@@ -91,7 +95,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     else:
         timings = profiled_timings(profile, space.facts, session.opened_device)
         estimate = _estimate(definition, space, workload, timings, trials)
-    return StudyPlan(space.facts.id, space, trials, checked, fitting, estimate)
+    return StudyPlan(space.facts.id, space, workload, trials, checked, fitting, estimate)
 
 
 def check(study: StudySnapshot) -> str:

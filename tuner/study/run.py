@@ -80,7 +80,7 @@ def run_study(
     """
     check_writable(definition.output_path)
     with study_lock(store.database.url, definition.study_name):
-        workload = definition.load_workload()
+        workload = definition.fitted_workload(session.facts).workload
         space = build_space(definition, session.facts, workload, session.opened_device)
         study = store.begin_study(definition, session.facts, hardware, workload)
         _correct(space, study, store, hardware, session.opened_device)
@@ -132,7 +132,7 @@ def join_study(
             f"study '{study.name}' was begun on another kind of machine "
             f"({study.machine.get('cpu', '?')}): speeds measured here would not compare"
         )
-    workload = definition.load_workload()
+    workload = definition.fitted_workload(session.facts).workload
     space = build_space(definition, session.facts, workload, session.opened_device)
     _correct(space, study, store, hardware, session.opened_device)
     context = StudyContext(definition, session, store, hardware, progress, workload, space, study)

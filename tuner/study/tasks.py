@@ -81,7 +81,8 @@ def with_capacity(
     A prompt is never cut, nor is a continuation. The context of a continuation is, as lm-eval does
     where it exceeds the model itself; notes say so. Raises UsageError with both numbers.
     """
-    base = study_base(definition, facts, definition.load_workload(), definition.device)
+    workload = definition.fitted_workload(facts).workload
+    base = study_base(definition, facts, workload, definition.device)
     choices = definition.space.get(CAPACITY, [])
     fixed = CAPACITY in definition.engine or bool(choices)
     capacity = min((int(choice) for choice in choices), default=base.kv.max_tokens)

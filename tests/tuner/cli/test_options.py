@@ -2,7 +2,15 @@
 
 import pytest
 
-from tuner.cli.options import read_bits, read_budgets, read_duration, read_settings, read_size
+from tests.tuner.conftest import Tune
+from tuner.cli.options import (
+    read_bits,
+    read_budgets,
+    read_duration,
+    read_duration_between,
+    read_settings,
+    read_size,
+)
 from tuner.errors import UsageError
 
 GB = 10**9
@@ -56,3 +64,29 @@ def test_what_names_nothing_or_stands_twice_is_refused():
         read_bits("")
     with pytest.raises(UsageError, match=r"--set precision\.bits stands twice"):
         read_settings(["precision.bits=4", "precision.bits=8"])
+
+
+def test_a_duration_lies_between_its_limits():
+    assert read_duration_between("--telemetry", "1m", 1, 300) == 60
+    for text in ("0", "6m", "0.5s"):
+        with pytest.raises(UsageError, match="write at least 1 s and at most 5 min"):
+            read_duration_between("--telemetry", text, 1, 300)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--model", "m", "--vram", "1GB", "--timeout", "5x"),
+        ("--model", "m", "--vram", "1GB", "--timeout=-5"),
+        ("--model", "m", "--vram", "1GB", "--timeout", "1e300"),
+        ("deploy", "x.yaml", "--drain", "5 parsecs"),
+        ("deploy", "x.yaml", "--drain=-1"),
+        ("deploy", "x.yaml", "--telemetry", "0"),
+        ("deploy", "x.yaml", "--telemetry", "1h"),
+    ],
+)
+def test_a_wrong_duration_ends_a_command_with_one_sentence(tune: Tune, words: tuple[str, ...]):
+    done = tune(*words)
+    option = words[-1].partition("=")[0] if "=" in words[-1] else words[-2]
+    assert (done.code, done.err.count("\n"), option in done.err) == (2, 1, True)
+    assert "write " in done.err

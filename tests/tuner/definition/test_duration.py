@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuner.definition.duration import parse_duration_s
+from tuner.definition.duration import MOST_S, parse_duration_s
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,10 @@ def test_every_spelling_is_read(text: str, seconds: float):
 )
 def test_others_are_one_sentence_that_shows_how(text: str):
     with pytest.raises(ValueError, match="write 25m, 1h30m, 90s"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize("text", ["1e300", 2 * MOST_S, "99999999h", "12000 days"])
+def test_what_no_clock_can_add_is_refused(text: str | float):
+    with pytest.raises(ValueError, match="more than thirty years"):
         parse_duration_s(text)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.tuner.service.made import REQUEST
-from tuner.definition.workload import load_prompts
+from tuner.definition.duration import MOST_S, parse_duration_s
+from tuner.definition.workload import load_prompts, workload_names
+from tuner.errors import DefinitionError
 from tuner.service.child import _without_password
 from tuner.service.define import ForbiddenModelError, allowed_model, define_study, write_prompts
-from tuner.service.requests import STUDY_NAME, NewStudy
+from tuner.service.requests import DURATION, STUDY_NAME, NewStudy
 from tuner.service.settings import ServiceSettings
 
 WRONG = [
@@ -31,6 +34,8 @@ WRONG = [
     {"space": {"precision.options.trace": ["/etc/passwd"]}}, {"space": {"batch.count": [0]}},
     {"space": {"cache.expert_bytes": ["101%"]}}, {"space": {"precision.bits": [5]}},
     {"trials": 0}, {"trials": 10**6}, {"timeout_s": float("nan")}, {"timeout_s": float("inf")},
+    {"timeout_s": -1}, {"timeout_s": 1e8}, {"timeout_s": "5x"}, {"timeout_s": "-5m"},
+    {"timeout_s": "1:30"}, {"timeout_s": ""}, {"timeout_s": True},
     {"trust_remote_code": True}, {"workload": "/etc/passwd"}, {"output": "/etc/cron.d/x"},
     {"engine": {"device.name": "cpu"}}, {"storage": "sqlite:///x"},
 ]  # fmt: skip
@@ -51,6 +56,33 @@ def test_what_is_not_allowed_starts_nothing(
 def test_no_name_that_is_allowed_leaves_its_folder(name: str):
     NewStudy(model="demo", vram=1, name=name)
     assert (Path("/folder") / name).resolve().parent == Path("/folder")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("25m", 1500), ("1h30m", 5400), ("90s", 90), ("90", 90), (90, 90)]
+)
+def test_durations_are_read_as_everywhere(
+    settings: ServiceSettings, given: str | float, seconds: float
+):
+    request = NewStudy(model="demo", vram="1GB", timeout_s=given)
+    assert define_study(request, settings).timeout_s == seconds
+
+
+@given(st.from_regex(DURATION, fullmatch=True))
+def test_every_duration_that_is_allowed_is_one(text: str):
+    assert 0 <= parse_duration_s(text) < MOST_S
+
+
+def test_a_workload_is_named_in_place_of_prompts(settings: ServiceSettings):
+    request = NewStudy(model="demo", vram="1GB", workload="chat")
+    assert define_study(request, settings).load_workload().name == "chat"
+    with pytest.raises(DefinitionError, match="leave one out"):
+        define_study(request.model_copy(update={"prompts": ["one"]}), settings)
+
+
+def test_the_workloads_of_a_request_are_those_that_are_installed():
+    (names, _) = get_args(NewStudy.model_fields["workload"].annotation)
+    assert get_args(names) == workload_names()
 
 
 def test_sizes_are_read_as_everywhere(settings: ServiceSettings):

@@ -51,6 +51,8 @@ def _provenance(work: Workload, repeats: int, seed: int) -> dict[str, Any]:
         "command": ["tune", *sys.argv[1:]],
         "workload": work.name,
         "workload_hash": workload_hash(work),
+        "prompts": len(work.prompts),
+        "chat": work.chat,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
         "sequences": work.sequences,

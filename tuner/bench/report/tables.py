@@ -172,6 +172,7 @@ def provenance_lines(document: Document) -> list[str]:
         f"Command: {' '.join(provenance['command'])}",
         *(["Interrupted: not all rounds were measured"] if document["interrupted"] else []),
         f"Workload: {provenance['workload']} ({provenance['workload_hash']}), "
+        f"{provenance['prompts']} prompts, "
         f"{provenance['sequences']} sequences of {provenance['prompt_tokens']} + "
         f"{provenance['output_tokens']} tokens, {provenance['repeats']} rounds, "
         f"seed {provenance['seed']}",

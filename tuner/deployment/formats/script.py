@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.contract.report import Metric
 from engine.types import format_bytes
+from tuner.definition.workload import describe_workload
 from tuner.deployment.defaults import changed_paths
 from tuner.deployment.document import Deployment, MeasuredMetric
 from tuner.formatting import format_metric
@@ -70,7 +71,8 @@ def heading(deployment: Deployment, engine: str) -> list[str]:
 def figures(deployment: Deployment) -> list[str]:
     """The measured speeds and quality with their intervals, as comments."""
     source = deployment.provenance.source
-    found = [comment(f"figures: {source}", "  ")] if source else []
+    found = [comment(describe_workload(deployment.workload.to_workload()), "  ")]
+    found += [comment(f"figures: {source}", "  ")] if source else []
     for name in _FIGURES:
         metric = deployment.measured.get(name)
         if isinstance(metric, MeasuredMetric):
