@@ -45,8 +45,9 @@ NEAREST: dict[int, GgufType] = {
 def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
     """The experts' type: the nearest that these shapes allow, 16 bits if none does."""
     plain = PLAIN[config.compute.dtype]
-    if config.precision.prequantized and facts.prequantized is not None:
-        return PUBLISHED_4 if facts.prequantized.name == "mxfp4" else BYTE_WIDE
+    published = facts.prequantized.name if facts.prequantized is not None else None
+    if config.precision.prequantized and published in ("fp8", "mxfp4"):
+        return PUBLISHED_4 if published == "mxfp4" else BYTE_WIDE
     bits = _average_bits(config, facts)
     if bits == 16:
         return plain
