@@ -91,9 +91,10 @@ class Checkpoint:
     def _check_order(self) -> None:
         """Refuse int4 codes whose columns lie in an order of their own, by the first of them; the
         others are looked at when they are read."""
-        first = next(iter(self.prequantized.values()), None)
-        if isinstance(first, Int4Tensor):
-            first.check_first_columns(self._read_entry)
+        for own in self.prequantized.values():
+            if isinstance(own, Int4Tensor) and own.names_groups:
+                own.check_first(self._read_entry)
+                return
 
     def _read_entry(self, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
         start, stop = (0, entry.shape[0]) if rows is None and entry.shape else (0, 1)

@@ -95,13 +95,18 @@ class Int4Tensor:
         assert codes.zeros is not None
         return int4_values(codes.codes, codes.scales, codes.zeros)
 
-    def check_first_columns(self, read: ReadEntry) -> None:
+    @property
+    def names_groups(self) -> bool:
+        """Whether a tensor names the group of each column, of several."""
+        return self.order is not None and self.groups > 1
+
+    def check_first(self, read: ReadEntry) -> None:
         """Refuse columns in an order of their own before anything else is read. Zeros alone say
         nothing: descriptions of a model hold no data."""
-        if self.order is not None and self.groups > 1:
-            order = read(self.order, None)
-            if bool(order.any()):
-                self._check_order(order)
+        assert self.order is not None
+        order = read(self.order, None)
+        if bool(order.any()):
+            self._check_order(order)
 
     def _check_order(self, order: torch.Tensor) -> None:
         """Raise CheckpointError unless each column lies in the group of its place."""

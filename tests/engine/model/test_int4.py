@@ -83,10 +83,8 @@ def test_records_hold_every_code_scale_and_zero_point(case: str, tmp_path: Path)
         record, published = engine.store.record, engine.facts.prequantized
         assert published is not None
         for expert in (ExpertId(0, 0), ExpertId(1, 7)):
-            raw, own = (
-                encode_expert(engine.model, expert, record),
-                engine.model.read_expert(expert),
-            )
+            raw = encode_expert(engine.model, expert, record)
+            own = engine.model.read_expert(expert)
             for part in record.parts:
                 found = matrix_values(prequantized_view(raw, record, part), published)
                 assert torch.equal(found, own[part.name])
