@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,23 @@ from typing import Any
 import pytest
 import torch
 
+from engine.experts.kernels import native
 from engine.experts.kernels.prequantized import matrix_values, prequantized_view
 from engine.experts.tiers.pack import encode_expert
 from engine.model.checkpoint import Checkpoint
-from engine.native import library
 from engine.types import ExpertId
 from tests.engine.families import save_tiny
 from tests.engine.layout.test_prequantized import reference, rounded
-from tests.engine.model.int4_layouts import publish_awq, publish_compressed, publish_gptq
-from tests.engine.model.layouts import Tensors
+from tests.engine.model.int4_layouts import (
+    Int4,
+    publish_awq,
+    publish_compressed,
+    publish_gptq,
+    words,
+)
+from tests.engine.model.layouts import Tensors, write_tensors
 from tests.engine.model.test_layouts import agrees, opened
+from tests.requirements import require_native
 
 Publish = Callable[[Path], Tensors]
 WIDE = {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 128}
@@ -124,10 +132,41 @@ def test_scales_of_float32_are_read_but_not_kept(tmp_path: Path) -> None:
             assert torch.equal(engine.model.checkpoint.read(name), values[name])
 
 
-def test_the_native_products_multiply_by_the_published_values(tmp_path: Path) -> None:
-    if not library.is_available():
-        pytest.skip("the native library is not built")
-    folder, _ = written("gptq on qwen3_moe", tmp_path / "model")
+@pytest.mark.parametrize("case", ["gptq on qwen3_moe", "compressed symmetric"])
+def test_the_native_products_multiply_by_exactly_the_published_values(
+    case: str, tmp_path: Path
+) -> None:
+    require_native()
+    folder, _ = written(case, tmp_path / "model")
     with opened(folder, **PUBLISHED) as engine:
-        assert engine.live.runtime is not None
         assert engine.kernel_support(engine.live.config).names == ("native",)
+        record, published = engine.store.record, engine.facts.prequantized
+        assert published is not None
+        raw = encode_expert(engine.model, ExpertId(0, 3), record)
+        for part in record.parts:
+            view = prequantized_view(raw, record, part)
+            matrix = native.published_matrix(view, published)
+            assert matrix is not None
+            found = native.plain(view, matrix, torch.float32)
+            assert torch.equal(found, matrix_values(view, published))
+
+
+def test_zero_points_less_one_borrow_from_their_neighbours(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own = Int4(
+        torch.randint(0, 16, (16, 64), generator=generator),
+        torch.rand(16, 2, generator=generator).half(),
+        torch.randint(0, 3, (16, 2), generator=generator),
+    )
+    assert bool((own.zeros == 0).any())
+    stored = {
+        "m.qweight": words(own.codes.t(), 0),
+        "m.qzeros": words(own.zeros.t(), 1) - 0x11111111,
+        "m.scales": own.scales.t(),
+    }
+    write_tensors(tmp_path, stored)
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mixtral", "quantization_config": quantization})
+    )
+    assert torch.equal(Checkpoint(tmp_path).read("m.weight"), own.values())
