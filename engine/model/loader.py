@@ -25,9 +25,7 @@ from engine.errors import CheckpointError
 from engine.layout.prequantized import PrequantizedFormat, PrequantizedName
 from engine.layout.record import GROUP_CHOICES, Part
 from engine.model.checkpoint import Checkpoint
-from engine.model.codes import Codes
 from engine.model.description import build_meta_model, find_experts, read_config
-from engine.model.int4 import int4_words
 from engine.model.non_expert import quantizable_linears
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
@@ -90,43 +88,6 @@ class LoadedModel:
                 f"{tuple(tensor.shape)}, the model expects {part.shape}"
             )
         return tensor
-
-    def read_expert_codes(self, expert: ExpertId) -> dict[str, Codes]:
-        """One expert's matrices as in the pre-quantized checkpoint: codes as bytes [R, C]
-        (mxfp4, int4: [N, K/2]), and scales (int4: words that hold zero points too)."""
-        layer = self.layers[expert.layer]
-        prequantized = self.prequantized
-        assert prequantized is not None, "the checkpoint is not published quantized"
-        found = {}
-        for part in layer.parts:
-            if part.kind == "matrix":
-                codes, scales = (
-                    layer.sources[part.name].convert_expert(
-                        expert.expert, layer.count, read, self.model
-                    )
-                    for read in (self._read_code_bytes, self._read_scale_rows)
-                )
-                found[part.name] = Codes(codes, scales[:: prequantized.block_rows].contiguous())
-        return found
-
-    def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Code bytes, uint8 [.., R, C], or [E, N, K/2], or [N, K/2]."""
-        codes = self.checkpoint.read_codes(name, rows).codes
-        mxfp4 = self.checkpoint.prequantized[name].format == "mxfp4"
-        return codes.flatten(-2) if mxfp4 else codes.view(torch.uint8)
-
-    def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One row of scales per row of codes, so that both are joined in the same way: [.., R,
-        c]."""
-        own = self.checkpoint.prequantized[name]
-        _, scales, zeros = self.checkpoint.read_codes(name, rows)
-        if zeros is not None:
-            assert self.prequantized is not None
-            times = own.block[1] // self.prequantized.block_columns
-            return int4_words(scales, zeros).repeat_interleave(times, -1)
-        if own.format == "mxfp4":
-            return scales
-        return scales.float().repeat_interleave(own.block[0], -2)[..., : own.codes.shape[-2], :]
 
     def expert_entries(self) -> Iterator[TensorEntry]:
         """Every checkpoint tensor that holds experts' parameters."""

@@ -17,6 +17,7 @@ from engine.experts.kernels import native
 from engine.experts.kernels.gemm import gemm
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
+from engine.model.expert_codes import read_expert_codes
 from engine.model.int4 import int4_values, split_words
 from engine.model.loader import LoadedModel
 from engine.model.quantized import fp8_values, mxfp4_values
@@ -60,11 +61,17 @@ def encode_prequantized(model: LoadedModel, expert: ExpertId, record: RecordForm
     Raises CheckpointError if the model's own conversion of the codes does not give its weights.
     """
     out = torch.zeros(record.size_bytes, dtype=torch.uint8)
-    codes = model.read_expert_codes(expert)
+    codes = read_expert_codes(model, expert)
     for part in record.parts:
         if part.kind == "matrix":
-            put_field(out, record, part.name, codes[part.name].codes)
-            put_field(out, record, f"{part.name}.scales", codes[part.name].scales)
+            own = {
+                part.name: codes[part.name].codes,
+                f"{part.name}.scales": codes[part.name].scales,
+            }
+            for name, tensor in own.items():
+                if tensor.nbytes != record.layout.field(name).size_bytes:
+                    raise _not_kept(expert, part)
+                put_field(out, record, name, tensor)
         else:
             put_field(out, record, part.name, model.read_part(expert, part).to(record.sixteen))
     if expert.expert == 0:
@@ -97,7 +104,11 @@ def _check(
         values = matrix_values(prequantized_view(out, record, part), record.prequantized)
         wanted = tensors[part.name].t() if part.transposed else tensors[part.name]
         if not torch.equal(values, wanted):
-            raise CheckpointError(
-                f"layer {expert.layer}: the codes of {part.name} cannot be kept as they "
-                "are in this family: set precision.bits to 16, 8 or 4"
-            )
+            raise _not_kept(expert, part)
+
+
+def _not_kept(expert: ExpertId, part: Part) -> CheckpointError:
+    return CheckpointError(
+        f"layer {expert.layer}: the codes of {part.name} cannot be kept as they are in this "
+        "family: set precision.bits to 16, 8 or 4"
+    )
