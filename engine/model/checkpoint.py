@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from engine.errors import CheckpointError, NotAModelError
-from engine.model.quantized import Codes, PrequantizedTensor, find_prequantized
+from engine.model.codes import Codes
+from engine.model.int4 import Int4Tensor
+from engine.model.quantized import Prequantized, find_prequantized
 from engine.model.safetensors_file import TensorEntry, parse_header, read_bytes, read_header
 from engine.model.weight_files import (
     WeightMap,
@@ -51,11 +53,13 @@ class Checkpoint:
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors: its safetensors files are empty")
         self.fingerprint = self._fingerprint()
-        self.prequantized: dict[str, PrequantizedTensor] = {}
+        self.prequantized: dict[str, Prequantized] = {}
         for own in list(find_prequantized(folder, self.config, self.tensors)):
             self.prequantized[own.name] = own
-            del self.tensors[own.codes.name], self.tensors[own.scales.name]
+            for entry in own.stored:
+                del self.tensors[entry.name]
             self.tensors[own.name] = own.entry
+        self._check_order()
 
     def _add(self, entry: TensorEntry, index: WeightMap | None) -> None:
         """Keep a tensor; of two of the same name the one in the file that the index names."""
@@ -81,10 +85,16 @@ class Checkpoint:
         return self._read_entry(self.tensors[name], rows)
 
     def read_codes(self, name: str, rows: slice | None = None) -> Codes:
-        """The codes and scales of a pre-quantized tensor, as they are stored."""
-        own = self.prequantized[name]
-        sliced = rows if len(own.codes.shape) > 2 else None  # otherwise the rows share scales
-        return Codes(self._read_entry(own.codes, sliced), self._read_entry(own.scales, sliced))
+        """The codes and scales of a pre-quantized tensor."""
+        return self.prequantized[name].read(self._read_entry, rows)
+
+    def _check_order(self) -> None:
+        """Refuse int4 codes whose columns lie in an order of their own, by the first of them; the
+        others are looked at when they are read."""
+        for own in self.prequantized.values():
+            if isinstance(own, Int4Tensor) and own.names_groups:
+                own.check_first(self._read_entry)
+                return
 
     def _read_entry(self, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
         start, stop = (0, entry.shape[0]) if rows is None and entry.shape else (0, 1)

@@ -23,11 +23,10 @@ from transformers import initialization as transformers_initialization
 
 from engine.errors import CheckpointError
 from engine.layout.prequantized import PrequantizedFormat, PrequantizedName
-from engine.layout.record import Part
+from engine.layout.record import GROUP_CHOICES, Part
 from engine.model.checkpoint import Checkpoint
 from engine.model.description import build_meta_model, find_experts, read_config
 from engine.model.non_expert import quantizable_linears
-from engine.model.quantized import Codes
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
 from engine.model.weight_files import read_json
@@ -89,38 +88,6 @@ class LoadedModel:
                 f"{tuple(tensor.shape)}, the model expects {part.shape}"
             )
         return tensor
-
-    def read_expert_codes(self, expert: ExpertId) -> dict[str, Codes]:
-        """One expert's matrices as in the pre-quantized checkpoint: codes as bytes [R, C]
-        (mxfp4: [N, K/2]), and scales."""
-        layer = self.layers[expert.layer]
-        prequantized = self.prequantized
-        assert prequantized is not None, "the checkpoint is not published quantized"
-        found = {}
-        for part in layer.parts:
-            if part.kind == "matrix":
-                codes, scales = (
-                    layer.sources[part.name].convert_expert(
-                        expert.expert, layer.count, read, self.model
-                    )
-                    for read in (self._read_code_bytes, self._read_scale_rows)
-                )
-                found[part.name] = Codes(codes, scales[:: prequantized.block_rows].contiguous())
-        return found
-
-    def _read_code_bytes(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Code bytes, uint8 [.., R, C], or [E, N, K/2]."""
-        codes = self.checkpoint.read_codes(name, rows).codes
-        return codes.view(torch.uint8) if codes.dtype != torch.uint8 else codes.flatten(-2)
-
-    def _read_scale_rows(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One row of scales per row of codes, so that both are joined in the same way: [.., R,
-        c]."""
-        own = self.checkpoint.prequantized[name]
-        scales = self.checkpoint.read_codes(name, rows).scales
-        if own.format == "mxfp4":
-            return scales
-        return scales.float().repeat_interleave(own.block[0], -2)[..., : own.codes.shape[-2], :]
 
     def expert_entries(self) -> Iterator[TensorEntry]:
         """Every checkpoint tensor that holds experts' parameters."""
@@ -248,10 +215,11 @@ def _prequantized_format(
 ) -> PrequantizedFormat | None:
     """The format of all expert matrices, None if they are not pre-quantized, or not all alike.
 
-    A block's rows are reduced to a number that divides each of the matrices that are joined.
+    A block's rows are reduced to a number that divides each of the matrices that are joined, and
+    groups of int4 to one that divides all: their scales are then repeated.
     """
     found: set[tuple[PrequantizedName, int]] = set()
-    rows = 0
+    rows = columns = 0
     for layer in layers:
         for part in layer.parts:
             if part.kind == "vector":
@@ -260,11 +228,23 @@ def _prequantized_format(
                 own = checkpoint.prequantized.get(key)
                 if own is None:
                     return None
-                found.add((own.format, own.block[1]))
-                rows = math.gcd(rows, own.block[0], own.codes.shape[-2])
+                if own.format == "int4" and not is_sixteen_bit(own.scales.dtype):
+                    logger.warning(
+                        "%s: scales of int4 codes in %s are not kept as published: precision.bits "
+                        "can be 16, 8, 4, 3 or 2",
+                        checkpoint.folder,
+                        own.scales.dtype,
+                    )
+                    return None
+                found.add((own.format, 0 if own.format == "int4" else own.block[1]))
+                rows = math.gcd(rows, own.block[0], own.entry.shape[-2])
+                columns = math.gcd(columns, own.block[1])
     if len(found) != 1:
         return None
-    name, columns = found.pop()
+    name, _ = found.pop()
+    if name == "int4":
+        group = next((group for group in GROUP_CHOICES if columns % group == 0), columns)
+        return PrequantizedFormat(name, 1, group)
     return PrequantizedFormat(name, rows if name == "fp8" else 1, columns)
 
 

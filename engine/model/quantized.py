@@ -5,7 +5,7 @@ Letters: E experts, N output rows, K input columns, R x C a matrix as it is stor
 fp8: `X` float8_e4m3fn [.., R, C] with `X_scale_inv` [.., R/128, C/128], one scale per block (the
 last block of a row or column may be partial). mxfp4: `X_blocks` uint8 [E, N, K/32, 16] (two e2m1
 codes per byte, the lower half first) with `X_scales` uint8 [E, N, K/32]; the parameter is X, [E, K,
-N]. Every other method is refused by its name.
+N]. int4: see engine.model.int4. Every other method is refused by its name.
 """
 
 from __future__ import annotations
@@ -14,28 +14,24 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from engine.errors import CheckpointError
 from engine.layout.prequantized import MXFP4_GROUP, PrequantizedName
+from engine.model.codes import Codes, ReadEntry
+from engine.model.int4 import Int4Tensor, find_int4
+from engine.model.int4_config import INT4_METHODS, READ, int4_scheme, not_read
 from engine.model.safetensors_file import TensorEntry
 
 _FP8_SCALES = "_scale_inv"
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _SCALE = re.compile(
-    r"[._](W_q|qweight|qzeros|weight_packed|weight_scale|weight_scale_2|scale_inv|SCB|absmax|quant_map)$"
+    r"[._](W_q|qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_2|weight_zero_point|scale_inv"
+    r"|SCB|absmax|quant_map)$"
 )
 _SIDE_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
-_READ = "fp8 with scales by block, and mxfp4"
-
-
-class Codes(NamedTuple):
-    """codes and scales as stored: see the module's docstring."""
-
-    codes: torch.Tensor
-    scales: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,24 @@ class PrequantizedTensor:
     entry: TensorEntry
     block: tuple[int, int]
 
+    @property
+    def stored(self) -> tuple[TensorEntry, ...]:
+        """The checkpoint's tensors that this one is made of."""
+        return self.codes, self.scales
+
+    def read(self, read: ReadEntry, rows: slice | None = None) -> Codes:
+        """The codes and scales as they are stored. rows: of the first dimension of three."""
+        sliced = rows if len(self.codes.shape) > 2 else None  # otherwise the rows share scales
+        return Codes(read(self.codes, sliced), read(self.scales, sliced))
+
     def values(self, codes: Codes) -> torch.Tensor:
         """The values, float32, in the shape that the model knows."""
         if self.format == "fp8":
             return fp8_values(codes.codes, codes.scales, self.block)
         return mxfp4_values(codes.codes.flatten(-2), codes.scales).transpose(-1, -2)
+
+
+Prequantized = PrequantizedTensor | Int4Tensor
 
 
 def check_method(folder: Path, config: Mapping[str, Any]) -> None:
@@ -71,13 +80,10 @@ def check_method(folder: Path, config: Mapping[str, Any]) -> None:
             "object with quant_method: mend it, or copy it again"
         )
     method = str(quantization.get("quant_method", "an unnamed method"))
-    if method == "mxfp4" or (method == "fp8" and quantization.get("weight_block_size")):
-        return
-    found = f"{method} without weight_block_size" if method == "fp8" else method
-    raise CheckpointError(
-        f"{folder} is quantized with {found}, which this version does not read ({_READ} are): give "
-        "the bf16 checkpoint it was made from and let precision.bits choose the bits"
-    )
+    if method in INT4_METHODS:
+        int4_scheme(folder, quantization)
+    elif method != "mxfp4" and not (method == "fp8" and quantization.get("weight_block_size")):
+        raise not_read(folder, f"{method} without weight_block_size" if method == "fp8" else method)
 
 
 def refuse_scale(folder: Path, name: str) -> None:
@@ -92,14 +98,14 @@ def refuse_scale(folder: Path, name: str) -> None:
     where = f" (see {side[0]})" if side else ""
     raise CheckpointError(
         f"{folder} holds {name}, a part of quantized weights{where}, but its config.json has no "
-        f"quantization_config that is read here ({_READ} are): give the bf16 checkpoint it was "
+        f"quantization_config that is read here ({READ} are): give the bf16 checkpoint it was "
         "made from and let precision.bits choose the bits"
     )
 
 
 def find_prequantized(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
-) -> Iterator[PrequantizedTensor]:
+) -> Iterator[Prequantized]:
     """Every tensor of this checkpoint that is stored as codes and scales.
 
     Raises CheckpointError for an unsupported method, or codes without matching scales.
@@ -107,6 +113,9 @@ def find_prequantized(
     check_method(folder, config)
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
+    if method in INT4_METHODS:
+        yield from find_int4(folder, int4_scheme(folder, quantization), tensors)
+        return
     for name, entry in tensors.items():
         if method == "fp8" and entry.dtype == torch.float8_e4m3fn:
             yield _fp8_tensor(entry, tensors, tuple(quantization["weight_block_size"]))
@@ -151,7 +160,7 @@ def _fp8_tensor(
 ) -> PrequantizedTensor:
     scales = tensors.get(entry.name + _FP8_SCALES)
     if len(block) != 2 or len(entry.shape) < 2:
-        raise CheckpointError(f"{entry.name}: fp8 in blocks of {block} is not read: {_READ} are")
+        raise CheckpointError(f"{entry.name}: fp8 in blocks of {block} is not read: {READ} are")
     sides = zip(entry.shape[-2:], block, strict=True)
     wanted = (*entry.shape[:-2], *(-(-size // side) for size, side in sides))
     if scales is None or not scales.dtype.is_floating_point or scales.shape != wanted:

@@ -23,6 +23,7 @@ class Format(IntEnum):
     FP8 = 7
     BF16_COLUMNS = 8
     FP16_COLUMNS = 9
+    UINT4 = 10
 
 
 class Number(IntEnum):

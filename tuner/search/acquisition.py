@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config.settings import PrecisionConfig
 from tuner.definition.objectives import SIGNS, SPEEDS, TABLE
 from tuner.definition.study import Constraints
 from tuner.pareto import dominance
@@ -82,10 +83,7 @@ class Acquisition:
         self._budgets = np.array(budgets, dtype=np.int64)
         self._groups = [item.group for item in self.candidates.items]
         self._optimistic = np.array(
-            [
-                OPTIMISTIC_QUALITY.get(item.config.precision.bits, 1.0)
-                for item in self.candidates.items
-            ]
+            [optimistic_quality(item.config.precision) for item in self.candidates.items]
         )
 
     def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
@@ -211,6 +209,11 @@ class Acquisition:
         once = self.costs.tokens / np.exp(speed.mean[rows])
         seconds: Floats = self.costs.overhead_s + self.costs.passes * once
         return seconds
+
+
+def optimistic_quality(precision: PrecisionConfig) -> float:
+    """Published codes are compared with their own values at 16 bits."""
+    return 1.0 if precision.prequantized else OPTIMISTIC_QUALITY.get(precision.bits, 1.0)
 
 
 def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:

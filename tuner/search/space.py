@@ -27,6 +27,7 @@ Point = Mapping[str, Choice]
 CACHE_CHOICES: tuple[Choice, ...] = ("12.5%", "25%", "37.5%", "50%", "75%", "100%", "auto")
 DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
+PUBLISHED = "prequantized"  # of precision.bits: the codes of a pre-quantized checkpoint
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
 BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
@@ -127,13 +128,15 @@ class SearchSpace:
         return True
 
     def default(self) -> dict[str, Choice]:
-        """The point that a user would choose without tuning: the largest cache at the most bits
-        that fit."""
+        """The point that a user would choose without tuning: the largest cache, at the published
+        precision of a pre-quantized checkpoint, else at the most bits that fit."""
         flat = self.base.flat()
         wanted = {
             p.name: flat[p.name] if flat[p.name] in p.choices else p.choices[0]
             for p in self.parameters
         }
+        if PUBLISHED in next((p.choices for p in self.parameters if p.name == BITS), ()):
+            wanted[BITS] = PUBLISHED
         sized = CACHE in wanted and wanted[CACHE] != flat[CACHE]
         if sized:
             wanted = self._with_most_capacity(wanted)
@@ -217,7 +220,7 @@ def build_space(
 
 def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[Choice, ...]]:
     bits = tuple(bits for bits in BITS_CHOICES if str(bits) in facts.record_bytes)
-    bits = ("prequantized", *bits) if facts.prequantized else bits
+    bits = (PUBLISHED, *bits) if facts.prequantized else bits
     counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
     depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
     return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}

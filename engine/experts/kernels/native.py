@@ -87,6 +87,11 @@ def published_matrix(view: MatrixView, published: PrequantizedFormat) -> Matrix 
     rows, columns = view.part.rows, view.part.columns
     if published.name == "mxfp4":
         return Matrix(Format.MXFP4, rows, columns, 32, 0, 0, offset, 0, NO_BIAS)
+    if published.name == "int4":
+        group = published.block_columns
+        if group not in GROUPS:
+            return None
+        return Matrix(Format.UINT4, rows, columns, group, 0, 0, offset, 0, NO_BIAS)
     if view.part.transposed or published.block_columns % 64:
         return None
     blocks = published.block_columns, published.block_rows

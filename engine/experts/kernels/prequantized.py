@@ -1,4 +1,4 @@
-"""Records of pre-quantized checkpoints: fp8 and mxfp4 codes as stored, never quantized again.
+"""Records of pre-quantized checkpoints: fp8, mxfp4 and int4 codes, never quantized again.
 
 Letters: N output rows, K input columns. The native products decode the codes as they read them;
 elsewhere a product dequantizes one matrix and multiplies by it. Both compute what the checkpoint's
@@ -17,6 +17,8 @@ from engine.experts.kernels import native
 from engine.experts.kernels.gemm import gemm
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
+from engine.model.expert_codes import read_expert_codes
+from engine.model.int4 import int4_values, split_words
 from engine.model.loader import LoadedModel
 from engine.model.quantized import fp8_values, mxfp4_values
 from engine.types import ExpertId
@@ -45,6 +47,8 @@ def matrix_values(view: MatrixView, prequantized: PrequantizedFormat) -> torch.T
     assert view.scales is not None
     if prequantized.name == "mxfp4":
         return mxfp4_values(view.codes, view.scales)
+    if prequantized.name == "int4":
+        return int4_values(view.codes, *split_words(view.scales))
     values = fp8_values(
         view.codes, view.scales, (prequantized.block_rows, prequantized.block_columns)
     )
@@ -57,11 +61,17 @@ def encode_prequantized(model: LoadedModel, expert: ExpertId, record: RecordForm
     Raises CheckpointError if the model's own conversion of the codes does not give its weights.
     """
     out = torch.zeros(record.size_bytes, dtype=torch.uint8)
-    codes = model.read_expert_codes(expert)
+    codes = read_expert_codes(model, expert)
     for part in record.parts:
         if part.kind == "matrix":
-            put_field(out, record, part.name, codes[part.name].codes)
-            put_field(out, record, f"{part.name}.scales", codes[part.name].scales)
+            own = {
+                part.name: codes[part.name].codes,
+                f"{part.name}.scales": codes[part.name].scales,
+            }
+            for name, tensor in own.items():
+                if tensor.nbytes != record.layout.field(name).size_bytes:
+                    raise _not_kept(expert, part)
+                put_field(out, record, name, tensor)
         else:
             put_field(out, record, part.name, model.read_part(expert, part).to(record.sixteen))
     if expert.expert == 0:
@@ -75,7 +85,8 @@ def prequantized_view(raw: torch.Tensor, record: RecordFormat, part: Part) -> Ma
     codes = take_field(raw, record, part.name)
     scales = take_field(raw, record, f"{part.name}.scales")
     shape = record.prequantized.scales_shape(part)
-    if record.prequantized.name == "mxfp4":
+    if record.prequantized.name != "fp8":
+        scales = scales.view(torch.uint8 if record.prequantized.name == "mxfp4" else torch.int32)
         return MatrixView(part, codes.view(part.rows, part.columns // 2), scales.view(shape))
     whole = codes.view(torch.float8_e4m3fn).view(part.shape)
     return MatrixView(part, whole, scales.view(torch.float32).view(shape))
@@ -93,7 +104,11 @@ def _check(
         values = matrix_values(prequantized_view(out, record, part), record.prequantized)
         wanted = tensors[part.name].t() if part.transposed else tensors[part.name]
         if not torch.equal(values, wanted):
-            raise CheckpointError(
-                f"layer {expert.layer}: the codes of {part.name} cannot be kept as they "
-                "are in this family: set precision.bits to 16, 8 or 4"
-            )
+            raise _not_kept(expert, part)
+
+
+def _not_kept(expert: ExpertId, part: Part) -> CheckpointError:
+    return CheckpointError(
+        f"layer {expert.layer}: the codes of {part.name} cannot be kept as they are in this "
+        "family: set precision.bits to 16, 8 or 4"
+    )

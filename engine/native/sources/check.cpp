@@ -54,9 +54,10 @@ double expertune_read_seconds(void* context, const void* memory, int64_t size);
 namespace {
 
 constexpr int kThreads[] = {1, 2, 3, 5};
-constexpr int kFormats = 10;
+constexpr int kFormats = 11;
 constexpr const char* kFormatNames[] = {"bf16", "fp16", "int8", "int4",         "int3",
-                                        "int2", "mxfp4", "fp8", "bf16_columns", "fp16_columns"};
+                                        "int2", "mxfp4", "fp8", "bf16_columns", "fp16_columns",
+                                        "uint4"};
 constexpr const char* kNumberNames[] = {"float32", "bf16", "fp16"};
 
 // ---- chance ---------------------------------------------------------------------------------------
@@ -159,6 +160,7 @@ int64_t scale_bytes(const Matrix& m) {
   switch (static_cast<Format>(m.format)) {
     case Format::kInt8: return m.rows * 2;
     case Format::kInt4:
+    case Format::kUint4:
     case Format::kInt3:
     case Format::kInt2: return m.rows * (m.columns / m.group) * 4;
     case Format::kMxfp4: return m.rows * (m.columns / 32);
@@ -215,6 +217,12 @@ void fill_scales(const Matrix& m, uint8_t* scales, bool with_nan) {
     for (int64_t i = 0; i < scale_bytes(m) / 4; ++i) {
       const float scale = some_value();
       std::memcpy(scales + 4 * i, &scale, 4);
+    }
+  } else if (format == Format::kUint4) {
+    for (int64_t i = 0; i < scale_bytes(m) / 4; ++i) {
+      const uint32_t scale = expertune::to_bits(some_value()) & expertune::kScaleBits;
+      const uint32_t word = scale | static_cast<uint32_t>(below(17));
+      std::memcpy(scales + 4 * i, &word, 4);
     }
   } else {
     for (int64_t i = 0; i < scale_bytes(m) / 2; ++i) put_half(scales, i, to_bf16(some_value()));
@@ -660,6 +668,7 @@ struct Shape {
 std::vector<Shape> shapes_of(Format format) {
   switch (format) {
     case Format::kInt4:
+    case Format::kUint4:
     case Format::kInt3:
     case Format::kInt2:
       return {{1, 16, 16, 1},   {17, 272, 16, 1},  {50, 560, 16, 1},   {3, 32, 32, 1},

@@ -17,6 +17,7 @@ enum class Format : int32_t {
   kFp8 = 7,         // e4m3 codes [N, K], float32 scales by block of rows and columns
   kBf16Columns = 8, // [K, N]: stored transposed
   kFp16Columns = 9, // [K, N]
+  kUint4 = 10,      // codes of 4 bits along K less a zero point; one word a group: [N, G]
 };
 
 enum class Number : int32_t { kFloat32 = 0, kBf16 = 1, kFp16 = 2 };
@@ -26,7 +27,7 @@ struct Matrix {
   int64_t format;
   int64_t rows;
   int64_t columns;
-  int64_t group;          // of kInt4..kInt2; columns of a block of kFp8
+  int64_t group;          // of kInt4..kInt2 and kUint4; columns of a block of kFp8
   int64_t block_rows;     // rows of a block of kFp8
   int64_t codes_offset;   // bytes from the record's start
   int64_t scales_offset;  // the same; unused at 16 bits
@@ -75,7 +76,8 @@ static inline int64_t row_bytes(Format format, int64_t columns) {
 }
 
 static inline bool has_zeros(Format format) {
-  return format == Format::kInt4 || format == Format::kInt3 || format == Format::kInt2;
+  return format == Format::kInt4 || format == Format::kInt3 || format == Format::kInt2 ||
+         format == Format::kUint4;
 }
 
 // Activations in the order of a format, padded with zeros to whole blocks.
@@ -148,6 +150,17 @@ static inline float from_fp8(uint8_t code) {
 static inline float half_e8m0(uint8_t exponent) {
   if (exponent == 255) return from_bits(0x7fc00000u);
   return exponent < 2 ? 0.0f : from_bits(static_cast<uint32_t>(exponent - 1) << 23);
+}
+
+// The word of a group of kUint4: the upper 19 bits of its scale as float32, which hold every bf16 and
+// fp16 number, and in the lowest 5 its zero point, 0 to 16.
+constexpr uint32_t kScaleBits = 0xffffe000u, kPointBits = 31u;
+
+static inline float word_scale(uint32_t word) { return from_bits(word & kScaleBits); }
+
+// What is added to (code - 8) * scale: exact, as it has at most 15 bits.
+static inline float word_zero(uint32_t word) {
+  return word_scale(word) * static_cast<float>(8 - static_cast<int32_t>(word & kPointBits));
 }
 
 constexpr int8_t kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};

@@ -21,8 +21,9 @@ constexpr int kAhead = 4096;
 
 // ---- codes of 4, 3 and 2 bits, and mxfp4: blocks of 128 columns, eight codes a lane ---------------
 
-// GROUPS: groups a block with a scale and a zero each; 0: mxfp4, four groups without zeros.
-template <int BITS, int GROUPS>
+// GROUPS: groups a block with a scale and a zero each; 0: mxfp4, four groups without zeros. WORDS: they
+// lie in one word a group.
+template <int BITS, int GROUPS, bool WORDS = false>
 struct PackedTile {
   static constexpr bool kE2m1 = GROUPS == 0;
   static constexpr int kGroups = kE2m1 ? 4 : GROUPS;
@@ -32,6 +33,7 @@ struct PackedTile {
   static Scales scales(const uint8_t* p, int64_t group, int64_t groups) {
     const int64_t count = groups - group < kLanes ? groups - group : kLanes;
     if constexpr (kE2m1) return e8m0_scales(p + group, count);
+    else if constexpr (WORDS) return word_scales(p + 4 * group, count);
     else return pair_scales(p + 4 * group, count);
   }
 
@@ -424,14 +426,14 @@ inline void tiled(const Matrix& m, const uint8_t* record, int64_t first, int64_t
   }
 }
 
-template <int BITS>
+template <int BITS, bool WORDS = false>
 inline void by_groups(const Matrix& m, const uint8_t* record, int64_t first, int64_t end,
                       const Prepared& x, float* y, int64_t stride) {
   switch (m.group) {
-    case 128: return tiled<PackedTile<BITS, 1>>(m, record, first, end, x, y, stride);
-    case 64: return tiled<PackedTile<BITS, 2>>(m, record, first, end, x, y, stride);
-    case 32: return tiled<PackedTile<BITS, 4>>(m, record, first, end, x, y, stride);
-    default: return tiled<PackedTile<BITS, 8>>(m, record, first, end, x, y, stride);
+    case 128: return tiled<PackedTile<BITS, 1, WORDS>>(m, record, first, end, x, y, stride);
+    case 64: return tiled<PackedTile<BITS, 2, WORDS>>(m, record, first, end, x, y, stride);
+    case 32: return tiled<PackedTile<BITS, 4, WORDS>>(m, record, first, end, x, y, stride);
+    default: return tiled<PackedTile<BITS, 8, WORDS>>(m, record, first, end, x, y, stride);
   }
 }
 
@@ -446,6 +448,7 @@ void rows(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, co
     case Format::kFp8:
       return tiled<NaturalTile<Format::kFp8>>(m, record, first, end, x, y, stride);
     case Format::kInt4: return by_groups<4>(m, record, first, end, x, y, stride);
+    case Format::kUint4: return by_groups<4, true>(m, record, first, end, x, y, stride);
     case Format::kInt3: return by_groups<3>(m, record, first, end, x, y, stride);
     case Format::kInt2: return by_groups<2>(m, record, first, end, x, y, stride);
     case Format::kMxfp4:
@@ -543,6 +546,9 @@ inline void plain_packed(const Matrix& m, const uint8_t* record, int64_t row, vo
     V scaled;
     if (E2M1) {
       scaled = mul(values, all(half_e8m0(scales[start / group])));
+    } else if ((Format)m.format == Format::kUint4) {
+      const uint32_t word = ((const uint32_t*)scales)[start / group];
+      scaled = add(mul(values, all(word_scale(word))), all(word_zero(word)));
     } else {
       const auto* pair = (const uint16_t*)scales + start / group * 2;
       scaled = add(mul(values, all(from_bf16(pair[0]))), all(from_bf16(pair[1])));
@@ -568,7 +574,8 @@ void plain(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, v
   for (int64_t row = first; row < end; ++row) {
     const int64_t place = (row - first) * m.columns;
     switch ((Format)m.format) {
-      case Format::kInt4: plain_packed<4, false>(m, record, row, out, number, place); break;
+      case Format::kInt4:
+      case Format::kUint4: plain_packed<4, false>(m, record, row, out, number, place); break;
       case Format::kInt3: plain_packed<3, false>(m, record, row, out, number, place); break;
       case Format::kInt2: plain_packed<2, false>(m, record, row, out, number, place); break;
       case Format::kMxfp4: plain_packed<4, true>(m, record, row, out, number, place); break;

@@ -37,6 +37,11 @@ float packed_value(Format format, const uint8_t* row, int64_t column) {
   return static_cast<float>(format == Format::kMxfp4 ? kTwiceE2m1[code] : code - 8);
 }
 
+uint32_t word_of(const Matrix& m, const uint8_t* record, int64_t row, int64_t column) {
+  const auto* words = reinterpret_cast<const uint32_t*>(record + m.scales_offset);
+  return words[row * (m.columns / m.group) + column / m.group];
+}
+
 float scale_of(const Matrix& m, const uint8_t* record, int64_t row, int64_t column) {
   const uint8_t* scales = record + m.scales_offset;
   switch (static_cast<Format>(m.format)) {
@@ -46,6 +51,7 @@ float scale_of(const Matrix& m, const uint8_t* record, int64_t row, int64_t colu
       return reinterpret_cast<const float*>(scales)[row / m.block_rows * across + column / m.group];
     }
     case Format::kInt8: return from_bf16(reinterpret_cast<const uint16_t*>(scales)[row]);
+    case Format::kUint4: return word_scale(word_of(m, record, row, column));
     default:
       return from_bf16(reinterpret_cast<const uint16_t*>(
           scales)[2 * (row * (m.columns / m.group) + column / m.group)]);
@@ -53,6 +59,9 @@ float scale_of(const Matrix& m, const uint8_t* record, int64_t row, int64_t colu
 }
 
 float zero_of(const Matrix& m, const uint8_t* record, int64_t row, int64_t column) {
+  if (static_cast<Format>(m.format) == Format::kUint4) {
+    return word_zero(word_of(m, record, row, column));
+  }
   const auto* scales = reinterpret_cast<const uint16_t*>(record + m.scales_offset);
   return from_bf16(scales[2 * (row * (m.columns / m.group) + column / m.group) + 1]);
 }

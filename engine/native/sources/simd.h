@@ -122,6 +122,15 @@ inline Scales pair_scales(const uint8_t* p, int64_t count) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
 }
+inline Scales word_scales(const uint8_t* p, int64_t count) {
+  const __mmask16 there = (__mmask16)((1u << count) - 1);
+  const __m512i words = _mm512_maskz_loadu_epi32(there, p);
+  const __m512 scale =
+      _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)kScaleBits)));
+  const __m512i point = _mm512_and_si512(words, _mm512_set1_epi32(kPointBits));
+  const __m512i less = _mm512_sub_epi32(_mm512_set1_epi32(8), point);
+  return {scale, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(less))};
+}
 inline Scales e8m0_scales(const uint8_t* p, int64_t count) {
   const __mmask16 there = (__mmask16)((1u << count) - 1);
   const __m512i exponents = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, p));
@@ -407,6 +416,14 @@ inline Scales pair_scales(const uint8_t* p, int64_t count) {
   }
   const W pairs = load_words(p);
   return {as_floats(bf16_pairs_lower(pairs)), as_floats(bf16_pairs_upper(pairs))};
+}
+inline Scales word_scales(const uint8_t* p, int64_t count) {
+  uint32_t words[kLanes] = {};
+  std::memcpy(words, p, 4 * count);
+  float scale[kLanes], zero_point[kLanes];
+  for (int i = 0; i < kLanes; ++i) scale[i] = word_scale(words[i]);
+  for (int i = 0; i < kLanes; ++i) zero_point[i] = word_zero(words[i]);
+  return {load(scale), load(zero_point)};
 }
 inline Scales e8m0_scales(const uint8_t* p, int64_t count) {
   float lanes[kLanes] = {};

@@ -5,12 +5,20 @@ import math
 import numpy as np
 import pytest
 
+from engine.config.settings import PrecisionConfig
 from engine.contract.requests import Workload
 from tests.fakes.fake_engine import BITS_PER_BYTE, facts_of
 from tests.fakes.study import BUDGET_BYTES
 from tuner.definition.study import Constraints, StudyDefinition
 from tuner.pareto import dominance
-from tuner.search.acquisition import MIN_IMPROVEMENT, Acquisition, Measured, Proposal
+from tuner.search.acquisition import (
+    MIN_IMPROVEMENT,
+    OPTIMISTIC_QUALITY,
+    Acquisition,
+    Measured,
+    Proposal,
+    optimistic_quality,
+)
 from tuner.search.candidates import Candidates
 from tuner.search.space import build_space
 
@@ -125,3 +133,9 @@ def test_what_is_worth_a_trial_is_not_hidden_by_what_is_cheaper(candidates: Cand
     cheap, dear = Proposal(0, 0.9 * MIN_IMPROVEMENT, 2.0), Proposal(1, 5 * MIN_IMPROVEMENT, 20.0)
     acquisition.rank = lambda measured, taken=(), most=1: [cheap, dear][:most]  # type: ignore[method-assign]
     assert acquisition.propose([]) == dear
+
+
+def test_published_codes_are_thought_to_lose_nothing():
+    kept = PrecisionConfig(bits=4, prequantized=True)
+    assert optimistic_quality(kept) == 1.0
+    assert optimistic_quality(PrecisionConfig(bits=4)) == OPTIMISTIC_QUALITY[4]

@@ -44,11 +44,11 @@ def test_searches_the_four_settings_by_default():
     assert "auto" in found["cache.expert_bytes"]
 
 
-def test_a_quantized_checkpoint_is_searched_as_published_too():
+def test_a_quantized_checkpoint_is_searched_from_as_it_was_published():
     facts = replace(facts_of("m"), prequantized=PrequantizedFormat("fp8", 128, 128))
     space = space_of(facts)
     assert choices(space)["precision.bits"] == ("prequantized", 16, 8, 4, 2)
-    config, _ = space.resolve({**space.default(), "precision.bits": "prequantized"})
+    config, _ = space.resolve(space.default())
     assert (config.precision.bits, config.precision.prequantized) == (8, True)
 
 

@@ -45,9 +45,11 @@ NEAREST: dict[int, GgufType] = {
 def expert_type(config: EngineConfig, facts: ModelFacts) -> GgufType:
     """The experts' type: the nearest that these shapes allow, 16 bits if none does."""
     plain = PLAIN[config.compute.dtype]
-    if config.precision.prequantized and facts.prequantized is not None:
-        return PUBLISHED_4 if facts.prequantized.name == "mxfp4" else BYTE_WIDE
     bits = _average_bits(config, facts)
+    if config.precision.prequantized and facts.prequantized is not None:
+        if facts.prequantized.name != "int4":
+            return PUBLISHED_4 if facts.prequantized.name == "mxfp4" else BYTE_WIDE
+        bits = facts.prequantized.bits
     if bits == 16:
         return plain
     return next((t for t in (NEAREST[bits], NARROW) if _divides(t, facts)), plain)

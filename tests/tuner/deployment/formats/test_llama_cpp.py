@@ -122,6 +122,12 @@ def test_published_4_bit_experts_are_kept_by_the_converter(tmp_path: Path):
     assert [call[0] for call in calls] == ["hf", "python3", "llama-server"]
 
 
+def test_published_int4_experts_become_the_nearest_type():
+    shapes = facts(prequantized=PrequantizedFormat("int4", 1, 32), expert_bytes={"prequantized": 9})
+    made = deployment({"precision.bits": "prequantized", "cache.expert_bytes": 9})
+    assert "GGUF=some-moe-q4_k.gguf" in render_llama_cpp(made, shapes)
+
+
 def test_a_plan_of_bits_becomes_its_average():
     table = ["8", "4", "4", "4", "4", "2", "2"]
     settings = {"precision.scheme": "by_layer", "precision.options.table": table}
