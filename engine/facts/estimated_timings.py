@@ -43,8 +43,10 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
     expert_s = {
         int(bits): _products(profile, int(bits), matrices, _EXPERT_S) for bits in facts.record_bytes
     }
-    non_expert_weights = facts.non_expert_bytes // 2 // max(1, facts.moe_layers)
-    non_expert = _products(profile, 16, [non_expert_weights], _NON_EXPERT_S)
+    non_expert_weights = _non_expert_weights(facts) // max(1, facts.moe_layers)
+    non_expert = {
+        bits: _products(profile, bits, [non_expert_weights], _NON_EXPERT_S) for bits in (16, 8, 4)
+    }
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
     sources, contention = {}, {}
     for name, size in facts.record_bytes.items():
@@ -67,7 +69,8 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         model=facts.fingerprint,
         device=device,
         sources=sources,
-        non_expert_s=non_expert,
+        non_expert_s=non_expert.pop(16),
+        coarser_non_expert_s=non_expert,
         router_s=_ROUTER_S,
         layer_s=dict.fromkeys(expert_s, _LAYER_S),
         expert_s=expert_s,
@@ -80,6 +83,13 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         contention=contention,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
+
+
+def _non_expert_weights(facts: ModelFacts) -> int:
+    """Weights outside the experts that a token is multiplied with: embeddings are only looked up,
+    unless they are the head too."""
+    linear = sum(m.rows * m.columns * m.occurrences for m in facts.non_expert_matrices)
+    return linear or facts.non_expert_bytes // 2
 
 
 def _products(profile: MachineProfile, bits: int, matrices: Sequence[int], beside: Curve) -> Curve:

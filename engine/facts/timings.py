@@ -31,6 +31,8 @@ TIMINGS = DerivedKind(
     "`tune profile --model` measures them again, else they are estimated",
 )
 
+_FEW_TOKENS = 4  # up to which products wait for weights
+
 Curve = Mapping[int, float]
 """Seconds by number of tokens, measured at some numbers."""
 
@@ -67,7 +69,8 @@ class ModelTimings:
     """Times of one model on one device, in seconds.
 
     sources: record sources, by bits; non_expert_s, router_s: of one layer and micro-batch, by its
-    tokens; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
+    tokens, the former with weights of 16 bits; coarser_non_expert_s: with fewer, by bits, if
+    timed; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
     micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of one layer and
     micro-batch without a predictor, by its tokens; submit_s: of starting one transfer;
     gate_lookahead_s: of the gate look-ahead at one gate; pass_s: of a whole pass except its layers,
@@ -97,6 +100,7 @@ class ModelTimings:
     host_expert_s: Mapping[int, Curve] = field(default_factory=dict)
     host_start_s: Mapping[int, float] = field(default_factory=dict)
     host_contention: Mapping[int, float] = field(default_factory=dict)
+    coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,8 +119,10 @@ class ModelTimings:
             values[name] = _curve(values[name])
         for name in ("wake_s", "restart_s", "contention", "host_start_s", "host_contention"):
             values[name] = _curve(values[name])
-        for name in ("expert_s", "layer_s", "host_expert_s"):
-            values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
+        for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
+            values[name] = {
+                int(bits): _curve(curve) for bits, curve in values.get(name, {}).items()
+            }
         return cls(**values)
 
 
@@ -174,6 +180,18 @@ def at(curve: Curve, tokens: int) -> float:
     return max(found, curve[high]) if tokens > high else found
 
 
+def at_non_expert_bits(timings: ModelTimings, bits: int) -> ModelTimings:
+    """Timings of a run whose layers outside the experts have these bits. Where they were not timed,
+    a few tokens take what their weights' bytes take, many what they take at 16 bits."""
+    if bits == 16:
+        return timings
+    curve = timings.coarser_non_expert_s.get(bits) or {
+        tokens: seconds * (bits / 16 if tokens <= _FEW_TOKENS else 1.0)
+        for tokens, seconds in timings.non_expert_s.items()
+    }
+    return dataclasses.replace(timings, non_expert_s=curve)
+
+
 def scaled(curve: Curve, factor: float) -> dict[int, float]:
     return {tokens: seconds * factor for tokens, seconds in curve.items()}
 
@@ -188,6 +206,9 @@ def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimin
     return dataclasses.replace(
         timings,
         non_expert_s=scaled(timings.non_expert_s, of("non_expert")),
+        coarser_non_expert_s={
+            b: scaled(curve, of("non_expert")) for b, curve in timings.coarser_non_expert_s.items()
+        },
         router_s=scaled(timings.router_s, of("router")),
         policy_s=scaled(timings.policy_s, of("policy")),
         pass_s=scaled(timings.pass_s, of("other")),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings
+from engine.facts.timings import ModelTimings, at_non_expert_bits
 from engine.memory.plan import Resolved, resolve
 from engine.policy.batch_plan import host_fraction
 from engine.policy.context import PolicyContext
@@ -106,6 +106,7 @@ def replay(
             f"these timings lack {', '.join(map(str, untimed))} bits: time them too, with `tune "
             f"profile --bits {','.join(map(str, sorted({*profile.expert_s, *untimed})[::-1]))}`"
         )
+    profile = at_non_expert_bits(profile, resolved.config.precision.non_expert_bits)
     run = _Run(resolved, facts, trace, profile, history, learned or {}, sorted(warm))
     if not native_clock.is_available():
         return run.timed()

@@ -205,6 +205,11 @@ def _print_explanation(found: Explanation | None) -> None:
             f"{format_count(found.twin.n, 'trial')}, at most {found.twin.largest:.0%}) beside a "
             f"common factor of {found.twin.factor:.2f}"
         )
+        if found.twin.intervals:
+            print_text(
+                f"{found.twin.inside} of {format_count(found.twin.intervals, 'trial')} lay within "
+                "the interval that the search expected nine of ten to be in"
+            )
 
 
 def _print_importances(weights: dict[str, dict[str, float]], trials: int) -> None:

@@ -45,6 +45,9 @@ def print_result(result: StudyResult) -> None:
             f"ended after {format_count(finished, 'trial')}: no other config is expected to add "
             f"more than {MIN_IMPROVEMENT:.1%} to the hypervolume"
         )
+    if result.not_tried:
+        left = (f"{name} {', '.join(map(str, own))}" for name, own in result.not_tried.items())
+        print_text(f"measured by no trial: {'; '.join(left)}")
     if took := check(result.study):
         print_text(took)
     if result.output:

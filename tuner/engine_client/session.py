@@ -43,6 +43,7 @@ class EngineSession:
 
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker that
     is not started yet; busy_s: seconds that engines worked, without waiting for the timing lock;
+    evaluated_s: of the latest evaluation;
     revision: of a hub id, None for its latest, which the first opening pins, so that a new worker
     never runs another; watch: is told what the engine begins, and each step of it. A context
     manager: leaving it ends the worker.
@@ -63,6 +64,7 @@ class EngineSession:
     runtime_bytes: int = field(default=0, init=False)
     opened_device: str = field(default="cpu", init=False)
     busy_s: float = field(default=0.0, init=False)
+    evaluated_s: float = field(default=0.0, init=False)
 
     def __enter__(self) -> EngineSession:
         return self
@@ -180,6 +182,7 @@ class EngineSession:
         """Runs lm-eval tasks on the current config."""
         self._tainted = True
         self.watch("evaluate", 0, None)
+        before_s = self.busy_s
         with self._busy():
             result = self._live().request(
                 "evaluate",
@@ -188,6 +191,7 @@ class EngineSession:
                 reference=reference,
                 **options.to_json(),
             )
+        self.evaluated_s = self.busy_s - before_s
         return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
 
     def discard_journal(self) -> None:

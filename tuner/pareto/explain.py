@@ -60,12 +60,15 @@ class TradeOff:
 @dataclass(frozen=True)
 class TwinError:
     """Relative error of the predictions of n measured trials. factor: the median ratio of predicted
-    to measured, which is divided out before median and largest are taken."""
+    to measured, which is divided out before median and largest are taken; inside: how many figures
+    lay within the interval that the search expected nine of ten to be in, of `intervals`."""
 
     median: float
     largest: float
     factor: float
     n: int
+    inside: int = 0
+    intervals: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,19 @@ def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> T
         return None
     common = statistics.median(ratios)
     errors = [abs(ratio / common - 1) for ratio in ratios]
-    return TwinError(statistics.median(errors), max(errors), common, len(errors))
+    return TwinError(
+        statistics.median(errors), max(errors), common, len(errors), *_covered(trials, metric)
+    )
+
+
+def _covered(trials: Sequence[TrialSnapshot], metric: str) -> tuple[int, int]:
+    """How many figures lie within the interval that the search expected, of how many with one."""
+    inside = [
+        trial.predicted[f"{metric}_low"] <= found.value <= trial.predicted[f"{metric}_high"]
+        for trial in trials
+        if f"{metric}_low" in trial.predicted and (found := trial.figures.get(metric)) is not None
+    ]
+    return sum(inside), len(inside)
 
 
 def _trade_off(knee: TrialSnapshot, other: TrialSnapshot, objectives: Sequence[str]) -> TradeOff:

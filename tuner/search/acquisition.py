@@ -25,6 +25,7 @@ from tuner.search.posterior import Posterior, Regression
 Floats = NDArray[np.float64]
 # Optimistic prior of quality by bits, until the first config of a precision is evaluated.
 OPTIMISTIC_QUALITY: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99, 3: 0.96, 2: 0.9}
+OPTIMISTIC_NON_EXPERT: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99}
 # Standard normal quantiles: the speeds of a candidate rise and fall together.
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
 MIN_IMPROVEMENT = 0.001  # of the hypervolume; a smaller expected improvement ends a study
@@ -59,11 +60,12 @@ class Proposal:
 @dataclass(frozen=True)
 class Costs:
     """The cost of a trial: seconds beside running, passes over the workload, generated tokens per
-    pass."""
+    pass; seconds of evaluating a quality that no other trial evaluated."""
 
     overhead_s: float = 1.0
     passes: float = 5.0
     tokens: int = 128
+    quality_s: float = 0.0
 
 
 @dataclass
@@ -82,17 +84,48 @@ class Acquisition:
         budgets = [item.config.budget.vram_bytes for item in self.candidates.items]
         self._budgets = np.array(budgets, dtype=np.int64)
         self._groups = [item.group for item in self.candidates.items]
+        self._precisions = [
+            (item.config.precision.bits, item.config.precision.prequantized)
+            for item in self.candidates.items
+        ]
         self._optimistic = np.array(
             [optimistic_quality(item.config.precision) for item in self.candidates.items]
         )
 
-    def propose(self, measured: Sequence[Measured], taken: Sequence[int] = ()) -> Proposal | None:
-        """The best candidate that is neither measured nor taken; None if none improves enough.
+    def propose(
+        self,
+        measured: Sequence[Measured],
+        taken: Sequence[int] = (),
+        within_s: float | None = None,
+    ) -> Proposal | None:
+        """The best candidate that is neither measured nor taken and improves enough; else the
+        predicted best of a precision, if it was not run and could still improve; else None.
 
-        taken: candidates that run now, failed or do not fit.
+        taken: candidates that run now, failed or do not fit; within_s: what a trial may cost.
         """
         ranked = self.rank(measured, taken, len(self.candidates))
-        return next((one for one in ranked if one.improvement >= MIN_IMPROVEMENT), None)
+        if within_s is not None:
+            ranked = [one for one in ranked if one.seconds <= within_s]
+        found = next((one for one in ranked if one.improvement >= MIN_IMPROVEMENT), None)
+        if found is not None:
+            return found
+        owed = self._best_of_precisions(measured)
+        return next((one for one in ranked if one.index in owed and one.improvement > 0), None)
+
+    def _best_of_precisions(self, measured: Sequence[Measured]) -> set[int]:
+        """The candidates of each precision with the best predicted speeds: a study that has not run
+        them knows a precision only from its worse configs. Without predictions, of those that no
+        trial ran."""
+        if not self.predictions:
+            ran = {self._precisions[one.index] for one in measured}
+            rows = [i for i, own in enumerate(self._precisions) if own not in ran]
+            return set(rows)
+        best: set[int] = set()
+        for precision in set(self._precisions):
+            rows = [i for i, own in enumerate(self._precisions) if own == precision]
+            for name in SPEEDS:
+                best.add(max(rows, key=lambda i: SIGNS[name] * self.predictions[name][i]))
+        return best
 
     def rank(
         self, measured: Sequence[Measured], taken: Sequence[int] = (), most: int = 1
@@ -105,7 +138,7 @@ class Acquisition:
         posteriors = {name: self.posterior(name, measured) for name in SPEEDS}
         quality = self._quality(measured)
         gains, whole = self._gains(open_, posteriors, quality, measured)
-        seconds = self._seconds(open_, posteriors["output_tps"])
+        seconds = self._seconds(open_, posteriors["output_tps"], measured)
         order = np.argsort(-gains / seconds, kind="stable")[:most]
         return [
             Proposal(int(open_[i]), float(gains[i] / whole) if whole else 1.0, float(seconds[i]))
@@ -113,14 +146,15 @@ class Acquisition:
         ]
 
     def posterior(self, name: str, measured: Sequence[Measured]) -> Posterior:
-        """The posterior of log(metric) for all candidates."""
+        """The calibrated posterior of log(metric) for all candidates."""
         rows = [one for one in measured if one.values.get(name, 0.0) > 0]
         values = np.log([one.values[name] for one in rows])
         noise = np.array([one.deviations.get(name, START_DEVIATION) for one in rows])
         prior = self.predictions.get(name)
         if prior is None:
             prior = np.full(len(self.candidates), values.mean() if rows else 0.0)
-        return self._regression.posterior(prior, [one.index for one in rows], values, noise)
+        known = [one.index for one in rows]
+        return self._regression.posterior(prior, known, values, noise).calibrated
 
     def _quality(self, measured: Sequence[Measured]) -> Floats:
         """The quality of all candidates: evaluated for their group, or the optimistic prior."""
@@ -205,15 +239,20 @@ class Acquisition:
             if TABLE[name].limit
         ]
 
-    def _seconds(self, rows: NDArray[np.int_], speed: Posterior) -> Floats:
+    def _seconds(
+        self, rows: NDArray[np.int_], speed: Posterior, measured: Sequence[Measured]
+    ) -> Floats:
         once = self.costs.tokens / np.exp(speed.mean[rows])
+        evaluated = {self._groups[one.index] for one in measured if one.quality is not None}
+        new = np.array([self._groups[row] not in evaluated for row in rows], dtype=float)
         seconds: Floats = self.costs.overhead_s + self.costs.passes * once
-        return seconds
+        return seconds + self.costs.quality_s * new
 
 
 def optimistic_quality(precision: PrecisionConfig) -> float:
     """Published codes are compared with their own values at 16 bits."""
-    return 1.0 if precision.prequantized else OPTIMISTIC_QUALITY.get(precision.bits, 1.0)
+    experts = 1.0 if precision.prequantized else OPTIMISTIC_QUALITY.get(precision.bits, 1.0)
+    return experts * OPTIMISTIC_NON_EXPERT[precision.non_expert_bits]
 
 
 def _improvement(draws: Floats, allowed: Floats, front: Floats) -> tuple[Floats, float]:

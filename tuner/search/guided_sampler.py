@@ -31,14 +31,20 @@ def _others(study: Any, trial: Any) -> dict[int, dict[str, Any]]:
 class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optuna is not followed
     """Proposes the searcher's points; once it has none left, those of `fallback`.
 
-    trials: returns all trials of the study, from our store.
+    trials: returns all trials of the study, from our store; left_s: the seconds that a trial may
+    still take, None for no limit.
     """
 
     def __init__(
-        self, searcher: Searcher, trials: Callable[[], Sequence[TrialSnapshot]], fallback: Any
+        self,
+        searcher: Searcher,
+        trials: Callable[[], Sequence[TrialSnapshot]],
+        fallback: Any,
+        left_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._searcher = searcher
         self._trials = trials
+        self._left_s = left_s
         self._fallback = fallback
         self._chosen: dict[int, dict[str, Any]] = {}
 
@@ -61,7 +67,7 @@ class GuidedSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # optun
             return
         others = _others(study, trial)
         for _ in range(MOST_TIES):
-            point = self._searcher.propose(self._trials(), list(others.values()))
+            point = self._searcher.propose(self._trials(), list(others.values()), self._left_s())
             if point is None:
                 return
             self._chosen[trial.number] = dict(point)

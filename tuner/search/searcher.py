@@ -3,13 +3,15 @@ exhausted."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuner.definition.objectives import SPEEDS
-from tuner.pareto.noise import mean_error_of, pooled_deviation
+from tuner.pareto.noise import START_DEVIATION, mean_error_of, pooled_deviation
 from tuner.search.acquisition import Acquisition, Measured
 from tuner.search.candidates import Candidates
+from tuner.search.posterior import COVERED_DEVIATIONS
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
@@ -25,26 +27,49 @@ class Searcher:
     acquisition: Acquisition
     predictions: Predictions
 
-    def predict(self, point: Point) -> Mapping[str, float]:
-        """The predicted speeds of a point; {} without a prediction."""
+    def predict(self, point: Point, trials: Sequence[TrialSnapshot] = ()) -> Mapping[str, float]:
+        """The predicted speeds of a point, {} without a prediction; and by `<speed>_low` and
+        `_high` the interval which, after these trials, holds nine of ten."""
         index = self.candidates.index_of(point)
-        return {} if index is None else self.predictions.of(index)
+        if index is None:
+            return {}
+        measured, _ = self._known(trials, ())
+        others = [one for one in measured if one.index != index]
+        found = dict(self.predictions.of(index))
+        for name in SPEEDS if found and others else ():
+            posterior = self.acquisition.posterior(name, others)
+            spread = math.hypot(float(posterior.deviation[index]), START_DEVIATION)
+            half = COVERED_DEVIATIONS * spread
+            middle = float(posterior.mean[index])
+            found[f"{name}_low"] = math.exp(middle - half)
+            found[f"{name}_high"] = math.exp(middle + half)
+        return found
 
-    def propose(self, trials: Sequence[TrialSnapshot], running: Sequence[Point]) -> Point | None:
+    def propose(
+        self,
+        trials: Sequence[TrialSnapshot],
+        running: Sequence[Point],
+        within_s: float | None = None,
+    ) -> Point | None:
         """The point with the largest expected improvement per second that is neither measured nor
-        running; None if no point is left."""
+        running; None if no point is left. within_s: what its trial may take, if any does."""
         measured, taken = self._known(trials, running)
-        chosen = self.acquisition.propose(measured, taken)
+        chosen = self.acquisition.propose(measured, taken, within_s)
         if chosen is None:
             chosen = next(iter(self.acquisition.rank(measured, taken)), None)
         return None if chosen is None else dict(self.candidates.items[chosen.index].point)
 
-    def exhausted(self, trials: Sequence[TrialSnapshot]) -> bool:
-        """Whether no candidate is expected to add MIN_IMPROVEMENT to the hypervolume."""
-        if sum(trial.state in FINISHED_STATES for trial in trials) < FEWEST_TRIALS:
-            return False
+    def exhausted(self, trials: Sequence[TrialSnapshot], within_s: float | None = None) -> bool:
+        """Whether no candidate whose trial takes at most within_s seconds is expected to add
+        MIN_IMPROVEMENT to the hypervolume, and none is the best of a precision that could."""
+        finished = sum(trial.state in FINISHED_STATES for trial in trials)
         measured, taken = self._known(trials, ())
-        return self.acquisition.propose(measured, taken) is None
+        if finished >= FEWEST_TRIALS:
+            return self.acquisition.propose(measured, taken, within_s) is None
+        if within_s is None:
+            return False
+        ranked = self.acquisition.rank(measured, taken, len(self.candidates))
+        return all(one.seconds > within_s for one in ranked)
 
     def _known(
         self, trials: Sequence[TrialSnapshot], running: Sequence[Point]

@@ -7,7 +7,7 @@ point resolves to a config or is infeasible; neither needs a run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.config.settings import EngineConfig, base_config
@@ -29,9 +29,10 @@ DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
 PUBLISHED = "prequantized"  # of precision.bits: the codes of a pre-quantized checkpoint
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
+NON_EXPERT_CHOICES: tuple[Choice, ...] = (16, 8, 4)
 BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
-PREDICTOR = "prefetch.predictor"
+PREDICTOR, NON_EXPERT = "prefetch.predictor", "precision.non_expert_bits"
 _MEMORY_SECTIONS = (
     "cache.",
     "precision.",
@@ -107,6 +108,18 @@ class SearchSpace:
             return resolve(config, self.facts)
         except ConfigError as error:
             raise InfeasibleError(str(error)) from None
+
+    def not_tried(self, points: Sequence[Point]) -> dict[str, tuple[Choice, ...]]:
+        """The choices that occur in none of these points, by parameter."""
+        found = {
+            parameter.name: tuple(
+                choice
+                for choice in parameter.choices
+                if not any(point.get(parameter.name) == choice for point in points)
+            )
+            for parameter in self.parameters
+        }
+        return {name: choices for name, choices in found.items() if choices}
 
     def memory_points(self) -> Iterator[dict[str, Choice]]:
         """Every combination of the parameters that affect memory, the others at their first
@@ -199,7 +212,7 @@ def build_space(
     workload: Workload,
     device: str | None = None,
 ) -> SearchSpace:
-    """Builds the default four parameters, changed by the definition, without choices that never
+    """Builds the default parameters, changed by the definition, without choices that never
     fit.
 
     device: the opened one, by default the definition's. Raises InfeasibleStudyError with the
@@ -223,7 +236,10 @@ def _default_choices(facts: ModelFacts, workload: Workload) -> dict[str, tuple[C
     bits = (PUBLISHED, *bits) if facts.prequantized else bits
     counts = tuple(c for c in COUNT_CHOICES if int(c) <= workload.sequences)
     depths = DEPTH_CHOICES if "next_gate" in facts.predictors else DEPTH_CHOICES[:1]
-    return {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}
+    choices = {CACHE: CACHE_CHOICES, DEPTH: depths, BITS: bits, COUNT: counts}
+    if facts.non_expert_matrices:
+        choices[NON_EXPERT] = NON_EXPERT_CHOICES
+    return choices
 
 
 def _without_hopeless(space: SearchSpace) -> SearchSpace:

@@ -7,6 +7,7 @@ stages before and after.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ class TrialLoop:
         definition, store = self.context.definition, self.context.store
         self.state.refresh()
         seed = self._seed(leading)
+        began_s = time.monotonic()
+
+        def left_s() -> float | None:
+            return None if timeout_s is None else timeout_s - (time.monotonic() - began_s)
+
         with (
             explained(store.database.url),
             open_storage(store.database, store, self.context.study) as storage,
@@ -72,7 +78,7 @@ class TrialLoop:
         ):
             sampler = plain
             if self.searcher is not None:
-                sampler = GuidedSampler(self.searcher, lambda: self.state.trials, plain)
+                sampler = GuidedSampler(self.searcher, lambda: self.state.trials, plain, left_s)
             memory = open_memory(storage, sampler, definition)
             if leading:
                 fail_lost(memory, self.state.trials)
@@ -84,7 +90,7 @@ class TrialLoop:
                 n_trials=most,
                 timeout=timeout_s,
                 catch=(FailedTrialError,),
-                callbacks=[self._after],
+                callbacks=[lambda memory, trial: self._after(memory, trial, left_s())],
             )
 
     def _seed(self, leading: bool) -> int:
@@ -144,17 +150,18 @@ class TrialLoop:
             raise optuna.TrialPruned(outcome.reason)
         return [OBJECTIVES[name].worst for name in self.context.definition.objectives]
 
-    def _after(self, memory: Any, trial: Any) -> None:
+    def _after(self, memory: Any, trial: Any, left_s: float | None) -> None:
         self.state.refresh()
         self.done(next((t for t in self.state.trials if t.number == trial.number), None))
         # the leading process has stopped
         over = self.context.store.study(self.context.study.name).state != "RUNNING"
         seen = _distinct(self.state.finished) >= self.context.space.size
-        if over or seen or self.state.unclaimed <= 0 or self._exhausted():
+        if over or seen or self.state.unclaimed <= 0 or self._exhausted(left_s):
             memory.stop()
 
-    def _exhausted(self) -> bool:
-        return self.searcher is not None and self.searcher.exhausted(self.state.trials)
+    def _exhausted(self, left_s: float | None) -> bool:
+        searcher = self.searcher
+        return searcher is not None and searcher.exhausted(self.state.trials, left_s)
 
 
 def _distinct(trials: Sequence[TrialSnapshot]) -> int:

@@ -47,10 +47,10 @@ TWIN_S = 10.0  # for replays: less than a trial takes
 CONFIGURE_S, WARM_UPS = 1.0, 2.0
 
 
-def trial_costs(definition: StudyDefinition, workload: Workload) -> Costs:
-    """The costs of a trial of this study."""
+def trial_costs(definition: StudyDefinition, workload: Workload, quality_s: float = 0.0) -> Costs:
+    """The costs of a trial of this study. quality_s: of an evaluation."""
     tokens = workload.sequences * workload.output_tokens
-    return Costs(CONFIGURE_S, WARM_UPS + definition.repeats.min, tokens)
+    return Costs(CONFIGURE_S, WARM_UPS + definition.repeats.min, tokens, quality_s)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class Preparation:
             self.context.definition.objectives,
             self.context.definition.constraints,
             predictions.logs,
-            trial_costs(self.context.definition, self.context.workload),
+            trial_costs(
+                self.context.definition,
+                self.context.workload,
+                self.context.session.evaluated_s,
+            ),
         )
         return Searcher(candidates, acquisition, predictions)
 

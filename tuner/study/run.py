@@ -22,11 +22,11 @@ from tuner.errors import StoreError, StudyError
 from tuner.pareto.front import Front
 from tuner.processes.identity import is_gone, own_id
 from tuner.search.searcher import Searcher
-from tuner.search.space import Point, SearchSpace, build_space
+from tuner.search.space import Choice, Point, SearchSpace, build_space
 from tuner.store.database import explained
 from tuner.store.lock import study_lock
 from tuner.store.repository import Store
-from tuner.store.snapshots import StudySnapshot, TrialSnapshot
+from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.study.confirm import Confirmation
 from tuner.study.context import StudyContext, StudyState
 from tuner.study.displays import Kept
@@ -48,13 +48,15 @@ MOST_ROUNDS = 3  # of searching, in case workers die
 class StudyResult:
     """The state of a study when its run ends. output: the recommended config, None without one;
     ended_early: before its trials were spent, since no candidate was expected to improve the
-    front; lost: why the store does not hold it, None if it does."""
+    front; not_tried: choices that no trial measured, by setting; lost: why the store does not hold
+    it, None if it does."""
 
     study: StudySnapshot
     trials: tuple[TrialSnapshot, ...]
     front: Front
     output: str | None
     ended_early: bool = False
+    not_tried: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
     lost: str | None = None
 
 
@@ -212,7 +214,10 @@ class StudyRun:
         study = self.context.store.study(self.context.study.name)
         output = str(definition.output_path) if front.members else None
         early = self.state.left > 0 and self._exhausted()
-        return StudyResult(study, self.state.trials, front, output, early)
+        not_tried = self.context.space.not_tried(
+            [trial.params for trial in self.state.trials if trial.state in MEASURED_STATES]
+        )
+        return StudyResult(study, self.state.trials, front, output, early, not_tried)
 
     def known_result(self, lost: str) -> StudyResult:
         """What this process knows of the study, without a store to read it from."""
@@ -251,7 +256,9 @@ class StudyRun:
         self.state.refresh()
 
     def _predict(self, point: Point) -> Mapping[str, float]:
-        return self.searcher.predict(point) if self.searcher is not None else {}
+        if self.searcher is None:
+            return {}
+        return self.searcher.predict(point, self.state.trials)
 
     def _exhausted(self) -> bool:
         return self.searcher is not None and self.searcher.exhausted(self.state.trials)

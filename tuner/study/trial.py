@@ -32,6 +32,9 @@ from tuner.study.memory import MemoryBook, seen_path
 log = logging.getLogger(__name__)
 
 NOT_FITTING = ("does_not_fit", "out_of_memory")
+# A config whose repeats have taken so long has enough of them with so few: the front's members are
+# measured again after the search.
+MOST_MEASURING_S, FEWEST_IF_SLOW = 60.0, 2
 STEADY_METRICS = ("output_tps", "tpot_ms")
 
 
@@ -165,17 +168,19 @@ class TrialRunner:
     def _measure(
         self, configuration_id: int, configured: Resolved, trial_id: int
     ) -> tuple[Pool, int]:
-        """Measures at least one repeat, and more until the interval is narrow; pools earlier
-        samples."""
+        """Measures at least one repeat, and more until the interval is narrow or time has been
+        spent; pools earlier samples."""
         context, machine_id = self._context, self._context.study.machine_id
-        config = configured.config
+        config, began_s = configured.config, context.session.busy_s
         rule = context.definition.repeats
         on_front = configuration_id in self._state.incumbents.configurations
         pool = context.store.pool(configuration_id, machine_id)
         peak_bytes = 0
         for done in range(rule.max):
             count = len(pool.values.get("output_tps", ()))
-            if done and count >= rule.min and (count >= rule.max or self._steady(pool)):
+            is_slow = context.session.busy_s - began_s > MOST_MEASURING_S
+            fewest = min(rule.min, FEWEST_IF_SLOW) if is_slow else rule.min
+            if done and count >= fewest and (is_slow or count >= rule.max or self._steady(pool)):
                 break
             most = rule.min if count < rule.min else rule.max
             context.progress.repeats(count, most)

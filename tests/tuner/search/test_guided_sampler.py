@@ -24,7 +24,9 @@ class FirstFree:
     blind: int = 0
     saw: list[list[Any]] = field(default_factory=list)
 
-    def propose(self, trials: Sequence[Any], running: Sequence[Any]) -> Any:
+    def propose(
+        self, trials: Sequence[Any], running: Sequence[Any], within_s: float | None = None
+    ) -> Any:
         self.saw.append(list(running))
         known = [] if len(self.saw) <= self.blind else self.saw[-1]
         return next((point for point in POINTS if point not in known), None)
