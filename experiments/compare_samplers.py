@@ -80,6 +80,7 @@ class Simulation:
     curve: Curve = field(default_factory=list)
     own_s: float = 0.0
     evaluated: set[str] = field(default_factory=set)
+    enough: float = ENOUGH
 
     def run(
         self, propose: Callable[[], Point | None], notify: Callable[[TrialSnapshot], None]
@@ -99,7 +100,7 @@ class Simulation:
                 continue
             fraction = self.grid.hypervolume(self.found)
             self.curve.append(Step(self.spent_s, fraction, self.own_s))
-            if fraction >= ENOUGH:
+            if fraction >= self.enough:
                 break
 
     @contextlib.contextmanager

@@ -120,7 +120,7 @@ def load_grid(path: Path) -> Grid:
             "measure_grid.py again"
         )
     rows = [
-        Row(tuple(runs[index]), document["quality"][item.group])
+        Row(tuple(runs[index]), document["quality"][str(item.config.precision.bits)])
         for index, item in enumerate(candidates.items)
     ]
     return Grid(definition, candidates, rows, facts, document, path.with_suffix(".npz"))
@@ -130,7 +130,7 @@ def predictions_of(grid: Grid) -> Predictions:
     """Predicts as a study does: profiled timings, corrected by the default config's time split."""
     kept = grid.document["profile"]
     names = {field.name for field in dataclasses.fields(MachineProfile)}
-    if set(kept) != names:
+    if not set(kept) <= names:
         sys.exit(f"{grid.definition.name}: its profile is of another release: measure it anew")
     profile = MachineProfile(**kept)
     timings = profiled_timings(profile, grid.facts, grid.definition.device)

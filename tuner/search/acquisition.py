@@ -30,6 +30,7 @@ OPTIMISTIC_NON_EXPERT: Mapping[int, float] = {16: 1.0, 8: 1.0, 4: 0.99}
 DRAWS: Floats = np.array([-1.65, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.65])
 MIN_IMPROVEMENT = 0.001  # of the hypervolume; a smaller expected improvement ends a study
 BEYOND_NADIR = 0.1
+SURELY = 3.0  # deviations: single starts of an engine are now and then a fifth off
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,20 @@ class Acquisition:
         if found is not None:
             return found
         owed = self._best_of_precisions(measured)
-        return next((one for one in ranked if one.index in owed and one.improvement > 0), None)
+        owed &= self._not_beaten(sorted(owed), measured)
+        return next((one for one in ranked if one.index in owed), None)
+
+    def _not_beaten(self, rows: Sequence[int], measured: Sequence[Measured]) -> set[int]:
+        """Which of these candidates could still improve the front, were they SURELY deviations
+        better than expected."""
+        optimistic = {}
+        for name in SPEEDS:
+            found = self.posterior(name, measured)
+            mean = found.mean + SIGNS[name] * SURELY * found.deviation
+            optimistic[name] = Posterior(mean, np.zeros(len(mean)))
+        own = np.array(rows, dtype=int)
+        gains, _ = self._gains(own, optimistic, self._quality(measured), measured)
+        return {row for row, gain in zip(rows, gains, strict=True) if gain > 0}
 
     def _best_of_precisions(self, measured: Sequence[Measured]) -> set[int]:
         """The candidates of each precision with the best predicted speeds: a study that has not run

@@ -1,11 +1,13 @@
 """Plans a study before it runs: its space, what fits, a rough time.
 
-The time assumes that every trial runs to its end, at the machine's general speeds. `check` compares
-it afterwards with the actual time.
+The time is that of a typical study at the machine's general speeds: it ends when no config promises
+more. `check` compares it afterwards with the actual time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from engine.errors import InfeasibleError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at
+from engine.facts.timings import ModelTimings, at, at_non_expert_bits
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import summarize_workload
@@ -30,12 +32,15 @@ from tuner.search.space import SearchSpace, build_space
 from tuner.search.twin import ROUNDS
 from tuner.store.snapshots import StudySnapshot
 from tuner.study.prepare import CONFIGURE_S, TWIN_S, WARM_UPS
+from tuner.study.trial import FEWEST_IF_SLOW, MOST_MEASURING_S
 
 # Typical seconds beside computing (docs/lab/): starting an engine; lm-eval's own start; replaying
 # one config.
 START_S, TASKS_S, REPLAY_S = 4.0, 5.0, 0.1
 CONFIRMED = 3  # typical number of front members
-ITEM_TOKENS = 120
+TYPICAL_TRIALS = 12  # of studies that end when nothing more is promised
+TYPICAL_GROUPS = 4  # typical number of precisions whose quality is evaluated
+ITEM_TOKENS = 50
 ITEMS = 100  # of a task without --limit; few tasks are this short
 
 
@@ -103,37 +108,59 @@ def check(study: StudySnapshot) -> str:
     took = sum(study.spent.values())
     if study.estimate_s is None or not took:
         return ""
-    return (
-        f"estimated: {format_duration(study.estimate_s)} for all trials run to their end; took: "
-        f"{format_duration(took)}"
-    )
+    return f"estimated: {format_duration(study.estimate_s)}; took: {format_duration(took)}"
 
 
-def token_s(space: SearchSpace, timings: ModelTimings) -> float:
-    """Seconds per decoded token of the default config when every miss waits: an upper estimate."""
-    try:
-        config, plan = space.resolve(space.default())
-    except InfeasibleError:
-        return 0.0
-    return _token_s(config, plan, space.facts, timings)
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a config by the machine's speeds, when every miss waits: an upper estimate."""
+
+    config: EngineConfig
+    plan: MemoryPlan
+    facts: ModelFacts
+    timings: ModelTimings
+
+    def pass_s(self, tokens: int) -> float:
+        """Seconds of one forward pass of so many tokens, which share experts."""
+        facts, bits = self.facts, self._bits
+        timings = at_non_expert_bits(self.timings, self.config.precision.non_expert_bits)
+        source, record = timings.sources[bits], facts.record_bytes[str(bits)]
+        missing = 1 - self.plan.resident_fraction(facts.moe_layers * facts.experts)
+        fetch_s = source.chunk_s * source.extents + record / max(source.bytes_per_s.values())
+        experts = min(facts.experts, tokens * facts.experts_per_token)
+        each = max(1, round(tokens * facts.experts_per_token / experts))
+        layer_s = sum(
+            at(curve, tokens)
+            for curve in (timings.non_expert_s, timings.router_s, timings.policy_s)
+        )
+        layer_s += at(timings.layer_s[bits], tokens)
+        layer_s += experts * (at(timings.expert_s[bits], each) + missing * fetch_s)
+        return at(timings.pass_s, tokens) + facts.moe_layers * layer_s
+
+    def workload_s(self, workload: Workload) -> float:
+        """Seconds of all sequences of a workload, one after the other."""
+        prompt_s = self.tokens_s(workload.prompt_tokens)
+        return workload.sequences * (prompt_s + workload.output_tokens * self.pass_s(1))
+
+    def tokens_s(self, tokens: int) -> float:
+        """Seconds of so many tokens of prompts, in the config's chunks."""
+        chunk = min(tokens, self.config.prefill.chunk_tokens)
+        return tokens / chunk * self.pass_s(chunk)
+
+    @property
+    def _bits(self) -> int:
+        """Of a pre-quantized checkpoint, the most bits timed stand in for its own."""
+        bits = self.config.precision.bits
+        return bits if bits in self.timings.expert_s else max(self.timings.expert_s)
 
 
-def _token_s(
-    config: EngineConfig, plan: MemoryPlan, facts: ModelFacts, timings: ModelTimings
-) -> float:
-    bits = config.precision.bits if config.precision.bits in timings.expert_s else _most(timings)
-    source, record = timings.sources[bits], facts.record_bytes[str(bits)]
-    missing = 1 - plan.resident_fraction(facts.moe_layers * facts.experts)
-    fetch = source.chunk_s * source.extents + record / max(source.bytes_per_s.values())
-    expert = at(timings.expert_s[bits], 1) + missing * fetch
-    layer = sum(at(c, 1) for c in (timings.non_expert_s, timings.router_s, timings.policy_s))
-    layer += at(timings.layer_s[bits], 1)
-    return at(timings.pass_s, 1) + facts.moe_layers * (layer + facts.experts_per_token * expert)
-
-
-def _most(timings: ModelTimings) -> int:
-    """The bits whose timings stand in for a pre-quantized checkpoint: the most bits timed."""
-    return max(timings.expert_s)
+def _paces(space: SearchSpace, timings: ModelTimings) -> list[Pace]:
+    """The default config, then the others that differ from it in precision."""
+    found = []
+    for point in (space.default(), *space.precision_corners()):
+        with contextlib.suppress(InfeasibleError):
+            found.append(Pace(*space.resolve(point), space.facts, timings))
+    return found
 
 
 def _estimate(
@@ -143,23 +170,40 @@ def _estimate(
     timings: ModelTimings,
     trials: int,
 ) -> dict[str, float]:
-    """Seconds by stage. A prompt token costs an eighth of a decoded one, since experts are
-    shared."""
-    token = token_s(space, timings)
-    once = workload.sequences * (workload.output_tokens + workload.prompt_tokens / 8) * token
-    search = trials * (CONFIGURE_S + (WARM_UPS + definition.repeats.min) * once)
+    """Seconds by stage: of the default config, which runs first, and of typical ones."""
+    paces = _paces(space, timings)
+    if not paces:
+        return {}
+    default, typical_s = paces[0], statistics.median(one.workload_s(workload) for one in paces)
+    count = likely_trials(definition, trials)
+    passes = WARM_UPS + definition.repeats.min
+    first_s = _measuring_s(default.workload_s(workload), passes)
+    search = count * CONFIGURE_S + first_s + (count - 1) * _measuring_s(typical_s, passes)
     if "quality" in definition.objectives:
         tasks = definition.quality.tasks
-        items = len(tasks) * (definition.quality.limit or ITEMS)
-        search += min(trials, _groups(space)) * (TASKS_S + items * ITEM_TOKENS / 8 * token)
+        tokens = len(tasks) * (definition.quality.limit or ITEMS) * ITEM_TOKENS
+        groups = min(count, TYPICAL_GROUPS, _groups(space))
+        evaluating_s = statistics.median(one.tokens_s(tokens) for one in paces)
+        search += default.tokens_s(tokens) + groups * (TASKS_S + evaluating_s)
     found = {"search": search}
     if definition.sampler == "auto":
-        found["trace"] = ROUNDS * once
+        found["trace"] = ROUNDS * default.workload_s(workload)
         found["twin"] = min(TWIN_S, REPLAY_S * space.size)
     if definition.confirm_rounds:
-        each = START_S + CONFIRMED * (CONFIGURE_S + (WARM_UPS + 1) * once)
+        each = START_S + CONFIRMED * (CONFIGURE_S + (WARM_UPS + 1) * typical_s)
         found["confirm"] = definition.confirm_rounds * each
     return found
+
+
+def likely_trials(definition: StudyDefinition, most: int) -> int:
+    """The number of trials that a study of at most so many is likely to run."""
+    return min(most, TYPICAL_TRIALS) if definition.sampler == "auto" else most
+
+
+def _measuring_s(once_s: float, passes: float) -> float:
+    """Seconds of so many passes, fewer where MOST_MEASURING_S is over."""
+    least = WARM_UPS + FEWEST_IF_SLOW
+    return max(min(passes * once_s, MOST_MEASURING_S), min(passes, least) * once_s)
 
 
 def _groups(space: SearchSpace) -> int:

@@ -25,7 +25,7 @@ PREPARING: Mapping[Stage, str] = {"profiling": "profile", "tracing": "trace", "p
 @dataclass
 class Pace:
     """planned: the plan's seconds by stage (tuner.study.estimate), {} without one; trials: of the
-    study, None before it is known; confirm_rounds: of the front."""
+    study that are expected, None before it is known; confirm_rounds: of the front."""
 
     planned: Mapping[str, float] = field(default_factory=dict)
     trials: int | None = None

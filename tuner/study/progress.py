@@ -98,6 +98,7 @@ class StudyProgress:
         self._spent: dict[Stage, float] = defaultdict(float)
         self._trial: int | None = None
         self._trials_done = 0
+        self._trials_planned: int | None = None
         self._repeats: tuple[int, int] | None = None
         self._evaluating: Stage = "evaluating"
         self._members = 0
@@ -110,11 +111,13 @@ class StudyProgress:
         planned: Mapping[str, float],
         confirm_rounds: int = 0,
         timeout_s: float | None = None,
+        likely: int | None = None,
     ) -> None:
         """Says how much there is to do, when the study begins. done: trials of earlier runs;
-        planned: the plan's seconds by stage."""
+        planned: the plan's seconds by stage; likely: trials, if they may be fewer."""
         with self._lock:
-            self.pace.trials, self.pace.confirm_rounds = trials, confirm_rounds
+            self.pace.trials = trials if likely is None else max(done, likely)
+            self._trials_planned, self.pace.confirm_rounds = trials, confirm_rounds
             self.pace.planned = planned
             self._trials_done = done
             self._until_s = self._clock() + timeout_s if timeout_s else None
@@ -229,7 +232,7 @@ class StudyProgress:
                 now_s - self._begun_s,
                 self._trial,
                 self._trials_done,
-                self.pace.trials,
+                self._trials_planned,
                 trial_left_s,
                 study_left_s,
             )

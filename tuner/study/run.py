@@ -30,6 +30,7 @@ from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.study.confirm import Confirmation
 from tuner.study.context import StudyContext, StudyState
 from tuner.study.displays import Kept
+from tuner.study.estimate import likely_trials
 from tuner.study.loop import TrialLoop
 from tuner.study.memory import kept_correction, seen_path
 from tuner.study.optuna_storage import keep_deadline, open_memory, open_storage
@@ -173,6 +174,7 @@ class StudyRun:
             estimate,
             definition.confirm_rounds,
             definition.timeout_s,
+            likely_trials(definition, min(definition.trials, self.context.space.size)),
         )
 
     def lead(self, pool: WorkerPool) -> None:
