@@ -72,7 +72,8 @@ def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
         few = sorted(set(values))
         listed = len(few) <= 8 and all(isinstance(value, int) for value in few)
         ticks: dict[str, Any] = {"tickvals": few} if listed else {"tickformat": TICKS}
-        return {"label": short, "values": values, **ticks}
+        shown = [float(f"{value:.4g}") for value in values]  # the ends are written out in full
+        return {"label": short, "values": shown, **ticks}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
     return {
