@@ -17,6 +17,7 @@ from dashboard.charts.style import (
     PATTERNS,
     PINK,
     POINT_SCALE,
+    TICKS,
     axis,
     bars,
     layout,
@@ -121,7 +122,7 @@ def front_figure_3d(points: pd.DataFrame, x: str, y: str, z: str) -> Any:
             )
         )
     axes = {
-        f"{letter}axis": {"title": word(name), "tickformat": "~s"}
+        f"{letter}axis": {"title": word(name), "tickformat": TICKS}
         for letter, name in (("x", x), ("y", y), ("z", z))
     }
     camera = {"eye": {"x": 1.6, "y": 1.6, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}}

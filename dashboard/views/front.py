@@ -115,7 +115,7 @@ def _draw_top(study: StudySnapshot, measured: MeasuredFront, view: str) -> Trial
     within = f" in {format_bytes(budget)}" if budget else ""
     st.caption(
         f"The configs worth choosing from. A point is a config, one way to run the model{within}, "
-        "measured on this machine. Click one to see it."
+        f"measured on this machine. {'' if view == THREE else 'Click one to see it.'}"
     )
     chart, panel = st.columns([3, 2], gap="medium")
     points = points_frame(front, measured.probability)
@@ -124,7 +124,10 @@ def _draw_top(study: StudySnapshot, measured: MeasuredFront, view: str) -> Trial
     with panel:
         draw_panel(study, front, trial)
     kinds = [kind for kind in MEANING if (points["kind"] == kind).any()]
-    st.caption(". ".join(MEANING[kind] for kind in kinds) + ". Bars are 95 % intervals.")
+    meanings = ". ".join(MEANING[kind] for kind in kinds)
+    if view == THREE:
+        meanings = meanings.replace("★", "◆")
+    st.caption(f"{meanings}. Bars are 95 % intervals.")
     return trial
 
 

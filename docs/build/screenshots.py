@@ -145,6 +145,12 @@ def settle(page: Any) -> None:
         timeout=60_000,
     )
     page.wait_for_timeout(2500)
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.stPlotlyChart')]"
+        ".every(chart => chart.querySelector('.main-svg'))",
+        timeout=60_000,
+    )
+    page.wait_for_timeout(500)
 
 
 def wait_until_up(url: str) -> None:

@@ -151,7 +151,7 @@ def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, 
         page = open_page(browser, f"{url}/front?study=small")
         page.get_by_label("Another trial").click()
         page.get_by_role("option", name="trial 0", exact=True).click()
-        page.locator("h3", has_text="Trial 0").wait_for()
+        page.locator("h3", has_text="Trial 0").first.wait_for()
         complete = study.trials_by_state["COMPLETE"]
         trial = store.start_trial(study.id, 99, first.params)
         ended = TrialOutcome(
