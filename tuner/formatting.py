@@ -19,8 +19,14 @@ def format_cell(cell: Any) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
-        return f"{cell:.4g}"
+        return format_number(cell)
     return str(cell)
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """Formats with so many significant digits; never with an exponent for large numbers."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else text
 
 
 def format_metric(metric: Metric | None) -> str:
@@ -28,8 +34,9 @@ def format_metric(metric: Metric | None) -> str:
     if metric is None:
         return "-"
     if not has_interval(metric.n):
-        return f"{metric.value:.4g}"
-    return f"{metric.value:.4g} ± {(metric.high - metric.low) / 2:.2g}"
+        return format_number(metric.value)
+    half = (metric.high - metric.low) / 2
+    return f"{format_number(metric.value)} ± {format_number(half, 2)}"
 
 
 def has_interval(repeats: int) -> bool:

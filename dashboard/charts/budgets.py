@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.charts.style import BLUE, LABEL, layout
+from dashboard.charts.style import BLUE, label, layout
 
 
 def curve_figure(curve: pd.DataFrame) -> Any:
@@ -32,6 +32,6 @@ def curve_figure(curve: pd.DataFrame) -> Any:
         figure,
         height=420,
         xaxis_title="device budget (GB)",
-        yaxis_title=LABEL["output_tps"],
+        yaxis_title=label("output_tps"),
         showlegend=False,
     )

@@ -1,4 +1,4 @@
-"""Charts of trials: failures, settings against objectives, importances, predictions."""
+"""Charts of trials: failures, settings against objectives, importances."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.charts.style import BLUE, GREY, ORANGE, PALETTE, PATTERNS, SCALE, bars, label, layout
-from dashboard.frames.trials import MEASURED, PREDICTED
+from dashboard.charts.style import ORANGE, PALETTE, PATTERNS, SCALE, TICKS, layout
 
 
 def failures_figure(failures: pd.DataFrame) -> Any:
@@ -41,7 +40,7 @@ def parallel_figure(table: pd.DataFrame, colour_by: str) -> Any:
         )
     )
     layout(figure, height=460)
-    return figure.update_layout(margin={"l": 60, "r": 30, "t": 90, "b": 20})
+    return figure.update_layout(margin={"l": 80, "r": 30, "t": 90, "b": 20})
 
 
 def importances_figure(fractions: pd.DataFrame) -> Any:
@@ -65,38 +64,6 @@ def importances_figure(fractions: pd.DataFrame) -> Any:
     )
 
 
-def predicted_figure(pairs: pd.DataFrame, metric: str) -> Any:
-    """Plots predictions against measurements with intervals, and the line of equality."""
-    ends = [
-        float(min(pairs[PREDICTED].min(), pairs[MEASURED].min())),
-        float(max(pairs[PREDICTED].max(), pairs[MEASURED].max())),
-    ]
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=ends, y=ends, mode="lines", name="equal", line={"color": GREY, "dash": "dash"}
-            ),
-            go.Scatter(
-                x=pairs[PREDICTED].tolist(),
-                y=pairs[MEASURED].tolist(),
-                error_y=bars(pairs, MEASURED),
-                mode="markers",
-                name="trials",
-                marker={"color": BLUE, "size": 9},
-                customdata=pairs["number"].tolist(),
-                hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>measured %{y:.4g}"
-                "<extra></extra>",
-            ),
-        ]
-    )
-    return layout(
-        figure,
-        height=420,
-        xaxis_title=f"predicted {metric}",
-        yaxis_title=f"measured {label(metric)}",
-    )
-
-
 def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
     """Returns one axis: numbers as they are, other values as their index in sorted order."""
     values = column.tolist()
@@ -104,8 +71,9 @@ def _dimension(column: pd.Series[Any], name: str) -> dict[str, Any]:
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         few = sorted(set(values))
         listed = len(few) <= 8 and all(isinstance(value, int) for value in few)
-        ticks: dict[str, Any] = {"tickvals": few} if listed else {"tickformat": ".4~g"}
-        return {"label": short, "values": values, **ticks}
+        ticks: dict[str, Any] = {"tickvals": few} if listed else {"tickformat": TICKS}
+        shown = [float(f"{value:.4g}") for value in values]  # the ends are written out in full
+        return {"label": short, "values": shown, **ticks}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
     return {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from dashboard.units import figure, interval
 from tuner.formatting import has_interval
 from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
@@ -74,6 +75,22 @@ def metrics_frame(trial: TrialSnapshot) -> pd.DataFrame:
                 "high": metric.high if has_interval(metric.n) else None,
                 "n": metric.n,
                 "unit": metric.unit,
+                "figures": "confirmed" if name in trial.confirmed else "searched",
+            }
+            for name, metric in trial.figures.items()
+        ]
+    )
+
+
+def shown_metrics_frame(trial: TrialSnapshot) -> pd.DataFrame:
+    """`metrics_frame` as text with units, which is read from its left and loses no digit there."""
+    return pd.DataFrame(
+        [
+            {
+                "metric": name,
+                "value": figure(metric.value, metric.unit),
+                "95 % interval": interval(metric),
+                "repeats": str(metric.n),
                 "figures": "confirmed" if name in trial.confirmed else "searched",
             }
             for name, metric in trial.figures.items()

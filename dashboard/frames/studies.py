@@ -10,6 +10,14 @@ from tuner.store.overview import RunningTrial
 from tuner.store.snapshots import StudySnapshot, TelemetrySnapshot
 from tuner.study.stages import Activity
 
+# Stages whose time the store keeps, in words.
+SPENT = {
+    "search": "trials: choosing and running configs",
+    "confirm": "measuring the front again",
+    "profile": "profiling the machine",
+    "trace": "recording which experts are used",
+    "twin": "predicting configs by replay",
+}
 MINUTES = "%Y-%m-%d %H:%M"
 
 
@@ -32,8 +40,21 @@ def studies_frame(studies: Sequence[StudySnapshot]) -> pd.DataFrame:
 
 
 def spent_frame(study: StudySnapshot) -> pd.DataFrame:
-    """Seconds by stage: columns stage, seconds."""
-    return pd.DataFrame(list(study.spent.items()), columns=["stage", "seconds"])
+    """Seconds by stage, the longest first: columns stage, seconds."""
+    rows = sorted(study.spent.items(), key=lambda item: -item[1])
+    named = [(SPENT.get(stage, stage), seconds) for stage, seconds in rows]
+    return pd.DataFrame(named, columns=["stage", "seconds"])
+
+
+def done_fraction(study: StudySnapshot) -> float | None:
+    """How much of a running study's time has passed, by its own estimate; None without one."""
+    if study.progress is None:
+        return None
+    activity = Activity.from_json(study.progress)
+    if activity.study_left_s is None:
+        return None
+    whole_s = activity.elapsed_s + activity.study_left_s
+    return activity.elapsed_s / whole_s if whole_s > 0 else None
 
 
 def progress_line(study: StudySnapshot) -> str:

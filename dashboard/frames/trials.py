@@ -1,4 +1,4 @@
-"""Frames of trials: the table, failures, settings against objectives, predictions."""
+"""Frames of trials: the table, failures, settings against objectives."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from engine.contract.report import Metric
-from tuner.formatting import has_interval
 from tuner.pareto.figures import format_figure
 from tuner.store.snapshots import TrialSnapshot
-
-PREDICTED, MEASURED = "predicted", "measured"
 
 
 def trials_frame(trials: Sequence[TrialSnapshot], objectives: Sequence[str]) -> pd.DataFrame:
@@ -61,24 +57,6 @@ def importances_frame(weights: Mapping[str, Mapping[str, float]]) -> pd.DataFram
     total = frame.groupby("setting")["fraction"].transform("sum")
     order = frame.assign(total=total).sort_values(["total", "setting"], ascending=False)
     return order.drop(columns="total").reset_index(drop=True)
-
-
-def predicted_frame(trials: Sequence[TrialSnapshot], metric: str) -> pd.DataFrame:
-    """Columns number, predicted and measured with its interval, for trials that have both."""
-    rows = [
-        (trial.number, trial.predicted[metric], found.value, *_stated(found))
-        for trial in trials
-        if metric in trial.predicted and (found := trial.figures.get(metric)) is not None
-    ]
-    columns = ["number", PREDICTED, MEASURED, f"{MEASURED}_low", f"{MEASURED}_high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _stated(figure: Metric) -> tuple[float, float]:
-    """Low and high; the value itself where there are too few repeats for an interval."""
-    if has_interval(figure.n):
-        return figure.low, figure.high
-    return figure.value, figure.value
 
 
 def _state(trial: TrialSnapshot) -> str:

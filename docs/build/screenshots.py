@@ -31,7 +31,7 @@ FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-ne
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture. scroll_to: a text that is brought to its top; click: a text clicked before."""
+    """One picture. scroll_to: a text that is brought to its top; choices: more of the address."""
 
     name: str
     page: str
@@ -39,17 +39,18 @@ class Shot:
     height: int = 900
     dark: bool = False
     scroll_to: str = ""
-    click: str = ""
+    choices: str = ""
 
 
 SHOTS = (
     Shot("studies", ""),
-    Shot("front", "front", height=1000),
-    Shot("front-three-objectives", "front", click="three objectives", height=1000),
+    Shot("front", "front"),
+    Shot("front-three-objectives", "front", choices="&view=three"),
     Shot("front-trial", "front", scroll_to="Where the time of a token goes", height=1000),
-    Shot("front-dark", "front", dark=True, height=1000),
+    Shot("front-dark", "front", dark=True),
     Shot("front-phone", "front", width=390, height=844),
     Shot("trials", "trials"),
+    Shot("predictions", "trials", scroll_to="Predicted against measured"),
     Shot("settings", "trials", scroll_to="Settings and what they gave", height=1000),
     Shot("experts", "experts", height=1100),
     Shot("compare", "compare", height=1000),
@@ -74,7 +75,7 @@ def main() -> None:
             if shot.page == "experts" and arguments.experts_study:
                 study = arguments.experts_study
             path = arguments.folder / f"{shot.name}.png"
-            take(opened, f"{address}/{shot.page}?study={study}", shot, path)
+            take(opened, f"{address}/{shot.page}?study={study}{shot.choices}", shot, path)
             size = path.stat().st_size
             print(f"{path}: {size} bytes")
             if size > MOST_BYTES:
@@ -127,9 +128,6 @@ def take(opened: Any, address: str, shot: Shot, path: Path) -> None:
     )
     page.goto(address)
     settle(page)
-    if shot.click:
-        page.get_by_text(shot.click, exact=True).click()
-        settle(page)
     if shot.scroll_to:
         page.get_by_text(shot.scroll_to, exact=True).first.evaluate(
             "element => element.scrollIntoView()"
@@ -147,6 +145,12 @@ def settle(page: Any) -> None:
         timeout=60_000,
     )
     page.wait_for_timeout(2500)
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.stPlotlyChart')]"
+        ".every(chart => chart.querySelector('.main-svg'))",
+        timeout=60_000,
+    )
+    page.wait_for_timeout(500)
 
 
 def wait_until_up(url: str) -> None:

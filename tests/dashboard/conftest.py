@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.fakes.postgres import serving
 from tests.fakes.study import make_study
+from tests.requirements import require_program
 from tuner.pareto.front import Front
 from tuner.pareto.probability import front_of
 from tuner.store.database import open_database, open_read_only
@@ -18,6 +20,8 @@ from tuner.store.tables import Base
 
 APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
 Opened = Callable[..., AppTest]
+# WebGL without a GPU, which charts of three axes and parallel coordinates need
+FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(made: Path) -> str:
     """Its URL; read it, do not write."""
     return f"sqlite:///{made}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=require_program("chromium"), args=FLAGS)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from tuner.store.outcome import TrialOutcome
 from tuner.store.repository import Store
 
 pytestmark = pytest.mark.chromium
-# WebGL without a GPU, which charts of three axes and parallel coordinates need
-FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
 # Nothing was drawn for 200 ms, or something moves all the time.
 DRAWN = """() => new Promise(done => {
   let quiet = setTimeout(done, 200);
@@ -70,17 +68,6 @@ def serving(storage: str) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=require_program("chromium"), args=FLAGS)
-        yield opened
-        opened.close()
-
-
 def wait_until_up(url: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -103,8 +90,10 @@ def settle(page: Any) -> None:
     page.evaluate(DRAWN)
 
 
-def open_page(browser: Any, url: str, width: int = 1400, **settings: Any) -> Any:
-    page = browser.new_page(viewport={"width": width, "height": 1200}, **settings)
+def open_page(
+    browser: Any, url: str, width: int = 1400, height: int = 1200, **settings: Any
+) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": height}, **settings)
     page.goto(url)
     settle(page)
     return page
@@ -160,9 +149,9 @@ def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, 
     [first] = store.trials(study, [0])
     with serving(own_storage) as url:
         page = open_page(browser, f"{url}/front?study=small")
-        page.get_by_label("Trial (or click").click()
-        page.get_by_role("option", name="0", exact=True).click()
-        page.locator("h3", has_text="Trial 0").wait_for()
+        page.get_by_label("Another trial").click()
+        page.get_by_role("option", name="trial 0", exact=True).click()
+        page.locator("h3", has_text="Trial 0").first.wait_for()
         complete = study.trials_by_state["COMPLETE"]
         trial = store.start_trial(study.id, 99, first.params)
         ended = TrialOutcome(
@@ -180,7 +169,8 @@ def test_a_running_study_is_drawn_again_and_what_was_chosen_stays(browser: Any, 
 
 def test_three_objectives_are_drawn(browser: Any, address: str):
     page = open_page(browser, f"{address}/front?study=small")
-    page.get_by_text("three objectives", exact=True).click()
+    page.get_by_label("What the chart shows").click()
+    page.get_by_role("option", name="three axes").click()
     page.locator(".js-plotly-plot .gl-container canvas").first.wait_for(timeout=30_000)
     assert page.get_by_text("WebGL is not supported").count() == 0
     page.close()

@@ -36,8 +36,8 @@ class Bottleneck:
         """A summary for users."""
         rest = sorted(self.fractions.items(), key=lambda item: -item[1])[1:3]
         others = ", ".join(f"{PARTS[name]} {fraction:.0%}" for name, fraction in rest)
-        largest = f"{PARTS[self.part]} takes {self.fractions[self.part]:.0%}"
-        return f"{largest} of a token's time ({others})"
+        largest = f"{self.fractions[self.part]:.0%} of a token's time goes into {PARTS[self.part]}"
+        return f"{largest} ({others})"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dashboard.charts.trials import (
     failures_figure,
     importances_figure,
     parallel_figure,
-    predicted_figure,
 )
 from dashboard.frames.trials import failures_frame, importances_frame
 
@@ -31,13 +30,3 @@ def test_the_setting_that_matters_most_comes_first():
     figure = importances_figure(fractions)
     assert list(figure.data[0].y) == ["b", "a"]
     assert {trace.name for trace in figure.data} == {"quality", "output_tps"}
-
-
-def test_predictions_stand_beside_the_line_of_equality():
-    pairs = pd.DataFrame(
-        [(0, 10.0, 12.0, 11.0, 13.0), (1, 30.0, 20.0, 19.0, 21.0)],
-        columns=["number", "predicted", "measured", "measured_low", "measured_high"],
-    )
-    line, points = predicted_figure(pairs, "output_tps").data
-    assert list(line.x) == list(line.y) == [10.0, 30.0]
-    assert list(points.error_y.array) == [1.0, 1.0]

@@ -1,8 +1,11 @@
 """The front page: choosing, moving limits, exporting."""
 
+import pytest
 import yaml
+from streamlit.testing.v1 import AppTest
 
-from tests.dashboard.conftest import Opened
+from dashboard.views.front import THREE
+from tests.dashboard.conftest import APP, Opened
 from tuner.deployment.defaults import complete_settings
 from tuner.deployment.formats.registry import FORMATS
 from tuner.pareto.front import Front
@@ -12,7 +15,8 @@ def test_the_recommended_trial_is_shown_first(opened: Opened, front: Front):
     app = opened("front")
     assert app.selectbox(key="trial-small").value == front.knee.number
     assert app.subheader[0].value == f"Trial {front.knee.number} (recommended)"
-    assert [metric.label for metric in app.metric] == ["output_tps", "tpot_ms", "quality"]
+    said = app.columns[1].markdown[0].value
+    assert all(word in said for word in ("tokens/s** throughput", "time per token", "quality"))
 
 
 def test_the_table_holds_the_front_and_how_sure_it_is(opened: Opened, front: Front):
@@ -34,11 +38,54 @@ def test_choosing_a_trial_shows_its_config(opened: Opened):
 
 def test_two_and_three_objectives_can_be_drawn(opened: Opened):
     app = opened("front")
-    app.selectbox(key="y").set_value("tpot_ms").run()
+    view = app.selectbox(key="view")
+    assert view.value == "output_tps,tpot_ms"
+    assert view.options[0] == "throughput and time per token, quality as colour"
+    for wanted in ("tpot_ms,quality", THREE):
+        app.selectbox(key="view").set_value(wanted).run()
+        assert not app.exception
+        assert len(app.get("plotly_chart")) == 2
+
+
+def test_the_address_says_trial_limits_and_view_and_a_link_shows_them_again(
+    opened: Opened, front: Front, storage: str
+):
+    app = opened("front")
+    assert set(app.query_params) == {"study"}
+    highest = max(member.scores["quality"] for member in front.members)
+    app.selectbox(key="view").set_value("output_tps,quality").run()
+    app.slider(key="limit-small-min_quality").set_value(highest).run()
+    kept = app.dataframe[0].value["trial"].tolist()
+    chosen = next(n for n in app.selectbox(key="trial-small").options if "recommended" not in n)
+    app.selectbox(key="trial-small").set_value(int(chosen.split()[1])).run()
+    link = {name: app.query_params[name] for name in app.query_params}
+    assert {"study", "view", "min_quality"} <= set(link)
+
+    again = AppTest.from_file(str(APP), default_timeout=60)
+    again.switch_page("views/front.py")
+    for name, values in link.items():
+        again.query_params[name] = values
+    again.run()
+    assert not again.exception
+    assert again.selectbox(key="view").value == "output_tps,quality"
+    assert again.slider(key="limit-small-min_quality").value == pytest.approx(highest)
+    assert again.dataframe[0].value["trial"].tolist() == kept
+    assert again.selectbox(key="trial-small").value == app.selectbox(key="trial-small").value
+
+
+@pytest.mark.parametrize("trial", ["99", "x", "-1"])
+def test_an_address_that_names_nothing_shows_the_recommended(
+    opened: Opened, front: Front, trial: str
+):
+    opened("front")  # names the store
+    app = AppTest.from_file(str(APP), default_timeout=60)
+    app.switch_page("views/front.py")
+    for name, text in {"trial": trial, "view": "nothing", "max_tpot_ms": "much"}.items():
+        app.query_params[name] = text
+    app.run()
     assert not app.exception
-    app.segmented_control(key="view").set_value("three objectives").run()
-    assert not app.exception
-    assert len(app.get("plotly_chart")) == 2
+    assert app.selectbox(key="trial-small").value == front.knee.number
+    assert app.selectbox(key="view").value == "output_tps,tpot_ms"
 
 
 def test_a_study_says_why_and_what_else(opened: Opened):

@@ -1,7 +1,10 @@
 """The trials page: filters, failures, charts."""
 
-from tests.dashboard.conftest import Opened
+from streamlit.testing.v1 import AppTest
+
+from tests.dashboard.conftest import APP, Opened
 from tests.fakes.crowd import crowd
+from tuner.pareto.front import Front
 
 
 def test_all_trials_are_listed_the_newest_first(opened: Opened):
@@ -35,9 +38,37 @@ def test_a_setting_narrows_the_table(opened: Opened):
 def test_what_failed_and_what_was_predicted_is_drawn(opened: Opened):
     assert [one.value for one in opened("trials").subheader] == [
         "Failures by class",
-        "Settings and what they gave",
         "Predicted against measured",
+        "What was not tried",
+        "Settings and what they gave",
     ]
+
+
+def test_what_was_not_tried_is_named(opened: Opened, front: Front):
+    app = opened("trials")
+    table = next(one.value for one in app.dataframe if "never measured" in one.value)
+    row = table[table["setting"] == "precision.bits"].iloc[0]
+    measured = {str(t.params["precision.bits"]) for t in front.trials if t.scores}
+    assert set(row["measured"].split(", ")) == measured
+    left = row["never measured"].split(", ")
+    assert not measured & set(left)
+    said = next(one.value for one in app.caption if "never measured" in one.value)
+    assert all(f"{bits} bits" in said for bits in left)
+
+
+def test_the_address_says_what_the_table_is_narrowed_to(opened: Opened):
+    app = opened("trials")
+    app.multiselect(key="state-small").set_value(["FAILED"]).run()
+    assert app.query_params["state"] in ("FAILED", ["FAILED"])
+    again = AppTest.from_file(str(APP), default_timeout=60)
+    again.switch_page("views/trials.py")
+    again.query_params["state"] = ["FAILED"]
+    again.query_params["setting"] = "precision.bits"
+    again.query_params["value"] = "16"
+    again.run()
+    assert not again.exception
+    assert again.multiselect(key="state-small").value == ["FAILED"]
+    assert again.selectbox(key="value-small-precision.bits").value == "16"
 
 
 def test_what_mattered_is_drawn_once_enough_ran(opened: Opened, own_storage: str):
