@@ -71,7 +71,7 @@ class Database:
         if self.file is None or _file_id(self.url) == self.file:
             return None
         return StoreLostError(
-            f"the database {_shown(self.url)} was removed or replaced while it was open, so "
+            f"the database {shown_url(self.url)} was removed or replaced while it was open, so "
             "nothing of this run is kept there: run it again, and leave the file alone"
         )
 
@@ -122,8 +122,8 @@ def open_read_only(url: str) -> Database:
         _check_version(version, url)
         if version != _head():
             raise StoreError(
-                f"{_shown(url)} was written by an earlier version ({version or 'none'}): any study "
-                "that is run with this program brings it up to date, and keeps what it holds"
+                f"{shown_url(url)} was written by an earlier version ({version or 'none'}): any "
+                "study that is run with this program brings it up to date, and keeps what it holds"
             )
         undo.pop_all()
     return Database(url, engine, read_only=True)
@@ -153,8 +153,8 @@ def _sentence(url: str, error: Exception) -> str:
     for text in told:
         for sign, sentence in causes.items():
             if sign in text.lower():
-                return f"the database {_shown(url)} {sentence}"
-    return f"the database {_shown(url)} does not answer as it should: {told[0]}"
+                return f"the database {shown_url(url)} {sentence}"
+    return f"the database {shown_url(url)} does not answer as it should: {told[0]}"
 
 
 def _told(error: BaseException) -> list[str]:
@@ -167,7 +167,8 @@ def _told(error: BaseException) -> list[str]:
     return found
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
+    """A storage URL without its password."""
     if url.startswith(_SQLITE):
         return url
     with contextlib.suppress(exc.ArgumentError, ValueError):
@@ -300,7 +301,7 @@ def _version(engine: sa.Engine) -> str | None:
         if VERSION_TABLE not in names:
             if {"study", "trial", "sample"} & names:
                 raise StoreError(
-                    f"the database {_shown(str(engine.url))} holds tables of another program "
+                    f"the database {shown_url(str(engine.url))} holds tables of another program "
                     "under our names: name another with --storage"
                 )
             return None
@@ -312,12 +313,13 @@ def _check_version(version: str | None, url: str) -> None:
     known = {script.revision for script in _scripts().walk_revisions()}
     if version in BEFORE_NAMES:
         raise StoreError(
-            f"the database {_shown(url)} was written before settings and states got their present "
-            "names, and is left as it is: name another with --storage and run the study again"
+            f"the database {shown_url(url)} was written before settings and states got their "
+            "present names, and is left as it is: name another with --storage and run the study "
+            "again"
         )
     if version is not None and version not in known:
         raise StoreError(
-            f"the database {_shown(url)} has version '{version}', which this program does not "
+            f"the database {shown_url(url)} has version '{version}', which this program does not "
             f"know (it knows up to {_head()}): update expertune, or name another with --storage"
         )
 
