@@ -17,7 +17,7 @@ WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class Held:
-    """What this process holds now."""
+    """What this process holds now; a database server that tests started is none of it."""
 
     children: frozenset[int]
     threads: frozenset[str]
@@ -26,8 +26,11 @@ class Held:
     @classmethod
     def now(cls) -> "Held":
         gc.collect()
-        own = psutil.Process()
-        children = frozenset(child.pid for child in own.children(recursive=True))
+        children = frozenset(
+            child.pid
+            for child in psutil.Process().children(recursive=True)
+            if _name_of(child) not in ("postgres", "")
+        )
         threads = frozenset(f"{t.name} {t.ident}" for t in threading.enumerate())
         return cls(children, threads, len(os.listdir("/proc/self/fd")))
 
@@ -53,15 +56,23 @@ def check_nothing_left(before: Held, *folders: Path) -> None:
         assert temporary_files(folder) == []
 
 
-def check_whole(file: Path) -> None:
-    """The store is whole: every invariant holds."""
-    assert check_store(f"sqlite:///{file}").findings == ()
+def check_whole(store: Path | str) -> None:
+    """The store, a file or a URL, is whole: every invariant holds."""
+    url = f"sqlite:///{store}" if isinstance(store, Path) else store
+    assert check_store(url).findings == ()
 
 
 def check_undamaged(file: Path) -> None:
     """No invariant is broken but those that the next start mends."""
     if file.exists() and file.stat().st_size:
         assert check_store(f"sqlite:///{file}").damage == ()
+
+
+def _name_of(child: psutil.Process) -> str:
+    try:
+        return child.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _left(before: Held) -> list[str]:

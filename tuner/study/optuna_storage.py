@@ -130,5 +130,5 @@ def _engine_arguments(driver: str) -> dict[str, Any]:
     return (
         {"connect_args": {"timeout": database.BUSY_TIMEOUT_S}}
         if driver.startswith("sqlite")
-        else {}
+        else {"pool_pre_ping": True}  # a server that was restarted costs nothing
     )
