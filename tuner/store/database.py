@@ -160,8 +160,10 @@ def _sentence(url: str, error: Exception) -> str:
 def _told(error: BaseException) -> list[str]:
     """The message of this error and of those before it: rolling back a failure may fail too."""
     found: list[str] = []
+    seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         found.append(str(getattr(cause, "orig", None) or cause).strip().split("\n")[0])
         cause = cause.__cause__ or cause.__context__
     return found

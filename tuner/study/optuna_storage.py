@@ -49,6 +49,11 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
         )
     try:
         yield storage
+    except optuna.exceptions.StorageInternalError as error:
+        # of a commit: as the database says it, a full disk for one, so that `explained` knows it
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
     finally:
         storage.remove_session()
         storage.engine.dispose()
