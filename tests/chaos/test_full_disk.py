@@ -26,14 +26,20 @@ def writes_of_a_study(tune: Tune, monkeypatch: pytest.MonkeyPatch, name: str) ->
     return disk.writes
 
 
-def survive(tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch, ns: Iterable[int]) -> int:
-    """Full from each of these writes on, then free again. Returns how often it was tried."""
+def survive(
+    tune: Tune,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ns: Iterable[int],
+    lasting: bool = True,
+) -> int:
+    """Full at each of these writes, or from there on, then free. Returns how often it was tried."""
     file = folder / "data" / "expertune" / "expertune.db"
     before, tried = Held.now(), 0
     for n in ns:
         words = (*STUDY, "--study", f"at-{n}", "--output", f"at-{n}.yaml")
         with monkeypatch.context() as patched:
-            FullDisk(patched, full_at=n)
+            FullDisk(patched, n, lasting)
             done = tune(*words)
         assert done.code in (0, 1), (n, done.err)
         assert "Traceback" not in done.err, (n, done.err)
@@ -55,13 +61,15 @@ def test_a_full_disk_at_a_few_writes_loses_nothing(
     tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     count = writes_of_a_study(tune, monkeypatch, "whole")
-    survive(tune, folder, monkeypatch, range(1, count, count // 3 + 1))
+    survive(tune, folder, monkeypatch, range(1, count, count // 2 + 1))
+    survive(tune, folder, monkeypatch, [count // 2], lasting=False)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("lasting", "step"), [(True, 1), (False, 3)])
 def test_a_full_disk_at_every_write_loses_nothing(
-    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch, lasting: bool, step: int
 ):
     count = writes_of_a_study(tune, monkeypatch, "whole")
-    print(survive(tune, folder, monkeypatch, range(1, count + 1)), "writes")
+    print(survive(tune, folder, monkeypatch, range(1, count + 1, step), lasting), "writes")

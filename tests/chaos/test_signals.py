@@ -17,12 +17,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from tests.chaos.leftovers import Held, check_nothing_left, check_undamaged, check_whole
 from tests.tuner.conftest import Tune
 from tests.tuner.deployment.test_serve_real import deployed, file, home
 from tests.tuner.service.made import until
 from tests.tuner.service.test_real import REQUEST, running
+from tuner.store import database
 from tuner.store.snapshots import FINISHED_STATES
 
 __all__ = ["file", "home"]  # a deployment of the tiny model with measured figures
@@ -78,6 +80,27 @@ def survive_study(tune: Tune, folder: Path, number: int, moments: list[float]) -
 def test_a_study_that_is_ended_and_killed_once_goes_on(tune: Tune, folder: Path):
     survive_study(tune, folder, signal.SIGTERM, [2.5])
     survive_study(tune, folder, signal.SIGKILL, [0.4])
+
+
+@pytest.mark.parametrize("at", [20, 41])
+def test_an_interrupt_behind_the_begin_of_a_transaction_locks_nobody_out(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    begin, begun = database._begin_sqlite, [0]
+
+    def interrupted(connection: sa.Connection) -> None:
+        begin(connection)
+        begun[0] += 1
+        if begun[0] == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "BUSY_TIMEOUT_S", 0.5)
+        patched.setattr(database, "_begin_sqlite", interrupted)
+        done = tune(*STUDY)
+    assert done.code == 130, done.err
+    check_whole(folder / "data" / "expertune" / "expertune.db")
+    assert tune(*STUDY).code == 0
 
 
 @pytest.mark.chaos

@@ -1,4 +1,4 @@
-"""A disk that fails from its n-th write on: SQLite's statements and commits, and replaced files."""
+"""A disk that is full at its n-th write, or from there on: in SQLite and in replaced files."""
 
 import errno
 import os
@@ -12,10 +12,14 @@ READS = ("SELECT", "PRAGMA", "BEGIN", "ROLLBACK", "SAVEPOINT", "RELEASE")
 
 
 class FullDisk:
-    """Counts every write of this process; those from number `full_at` on find no space."""
+    """Counts every write of this process; number `full_at`, if lasting those behind it too, finds
+    no space."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, full_at: int | None = None) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, full_at: int | None = None, lasting: bool = True
+    ) -> None:
         self.writes = 0
+        self._lasting = lasting
         self._full_at = full_at
         connect = sqlite3.dbapi2.connect
         disk = self
@@ -58,5 +62,6 @@ class FullDisk:
 
     def _count(self, error: Exception) -> None:
         self.writes += 1
-        if self._full_at is not None and self.writes >= self._full_at:
+        behind = self.writes - (self._full_at or self.writes + 1)
+        if behind == 0 or (self._lasting and behind > 0):
             raise error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ _SQLITE = "sqlite:///"
 @dataclass(frozen=True)
 class Database:
     """An open store. url: as the user wrote it; held: the transaction of `read_snapshot`; file:
-    which file an SQLite database is, as device and inode."""
+    which file an SQLite database is, as device and inode; roll_back: see `rolling_back`."""
 
     url: str
     engine: sa.Engine
     read_only: bool
     held: Session | None = None
     file: tuple[int, int] | None = None
+    roll_back: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -93,12 +94,36 @@ def open_database(url: str) -> Database:
     with explained(url), contextlib.ExitStack() as undo:
         engine = _make_engine(parsed)
         undo.callback(engine.dispose)
+        roll_back = rolling_back(engine)
         version = _version(engine)
         _check_version(version, url)
         if version != _head():
             _migrate(engine)
         undo.pop_all()
-    return Database(url, engine, read_only=False, file=_file_id(url))
+    return Database(url, engine, read_only=False, file=_file_id(url), roll_back=roll_back)
+
+
+def rolling_back(engine: sa.Engine) -> Callable[[], None]:
+    """Returns what ends the transactions of this engine's connections.
+
+    An interrupt between two statements can leave one open that nobody else knows of, and whose lock
+    keeps this process, too, from writing how the study ended.
+    """
+    taken: list[Any] = []  # from the pool
+
+    def give_back(connection: Any, _: Any) -> None:
+        if connection in taken:
+            taken.remove(connection)
+
+    sa.event.listen(engine, "checkout", lambda connection, *_: taken.append(connection))
+    sa.event.listen(engine, "checkin", give_back)
+
+    def roll_back() -> None:
+        for connection in tuple(taken):
+            with contextlib.suppress(engine.dialect.loaded_dbapi.Error):
+                connection.rollback()
+
+    return roll_back
 
 
 def open_read_only(url: str) -> Database:

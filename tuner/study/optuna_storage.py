@@ -47,6 +47,7 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
             grace_period=GRACE_S,
             heartbeat_stale_trial_callback=stale,
         )
+    roll_back = database.rolling_back(storage.engine)
     try:
         yield storage
     except optuna.exceptions.StorageInternalError as error:
@@ -55,6 +56,7 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
             raise
         raise error.__cause__ from None
     finally:
+        roll_back()
         storage.remove_session()
         storage.engine.dispose()
 
