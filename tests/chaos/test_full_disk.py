@@ -54,6 +54,7 @@ def survive(
         check_whole(file)
         check_nothing_left(before, folder)
         tried += 1
+        print(n, end=" ", flush=True)
     return tried
 
 
