@@ -15,9 +15,38 @@ from tests.requirements import require_program
 USER = "expertune"
 
 
+class Server:
+    """A server over a folder of data. url: of its database, the same after a restart."""
+
+    def __init__(self, command: list[str], root: Path, port: int, ready: list[str]) -> None:
+        self.url = f"postgresql://{USER}@127.0.0.1:{port}/postgres"
+        self._command, self._root, self._ready = command, root, ready
+
+    def start(self) -> None:
+        """Returns once it accepts connections."""
+        with (self._root / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._root)
+        for _ in range(100):
+            if subprocess.run(self._ready, capture_output=True, check=False).returncode == 0:
+                return
+            assert self._process.poll() is None, (self._root / "log").read_text()
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """SIGINT: it does not wait for clients to leave; SIGQUIT: as if it had crashed."""
+        self._process.send_signal(number)
+        self._process.wait(timeout=30)
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
     """The URL of an empty database; the server ends with the block."""
+    with server() as running:
+        yield running.url
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Server]:
+    """A running server with an empty database; it ends with the block."""
     initdb = _program("initdb")
     with tempfile.TemporaryDirectory(prefix="expertune-pg-") as folder:
         root = Path(folder)
@@ -34,27 +63,17 @@ def serving() -> Iterator[str]:
             cwd=root,
         )
         port = _free_port()
+        program = [str(Path(initdb).with_name("postgres")), "-D", str(data)]
         listening = ["-h", "127.0.0.1", "-p", str(port), "-k", str(root)]
-        with (root / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [*prefix, str(Path(initdb).with_name("postgres")), "-D", str(data), *listening],
-                stdout=log,
-                stderr=log,
-                cwd=root,
-            )
-            try:
-                ready = [str(Path(initdb).with_name("pg_isready")), "-h", "127.0.0.1"]
-                for _ in range(100):
-                    waited = subprocess.run(
-                        [*ready, "-p", str(port), "-t", "1"], capture_output=True, check=False
-                    )
-                    if waited.returncode == 0:
-                        break
-                    assert server.poll() is None, (root / "log").read_text()
-                yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
-            finally:
-                server.send_signal(signal.SIGINT)  # do not wait for clients to leave
-                server.wait(timeout=30)
+        ready = [str(Path(initdb).with_name("pg_isready")), "-h", "127.0.0.1"]
+        running = Server(
+            [*prefix, *program, *listening], root, port, [*ready, "-p", str(port), "-t", "1"]
+        )
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
 def _program(name: str) -> str:

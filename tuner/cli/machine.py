@@ -16,7 +16,9 @@ from tuner.cli import options
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.workload import choose_workload, fit_workload
 from tuner.engine_client.session import EngineSession
-from tuner.folders import cache_folder
+from tuner.errors import UsageError
+from tuner.folders import cache_folder, default_storage
+from tuner.store.integrity.check import StoreCheck, check_store
 
 SENSITIVITY_TOKENS = 512
 
@@ -28,13 +30,22 @@ def doctor(
         bool, typer.Option("--parity/--no-parity", help="Compare logits with plain transformers.")
     ] = True,
     tokens: Annotated[int, typer.Option(min=1, help="How many for the comparison.")] = 32,
+    store: Annotated[
+        bool, typer.Option("--store", help="Check that the store is whole; exits with 1 if not.")
+    ] = False,
+    storage: options.Storage = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Describe this machine, and check whether a model runs on it.
+    """Describe this machine, and check whether a model runs on it, or whether the store is whole.
 
     Example: tune doctor --model demo
+
+    Example: tune doctor --store
     """
+    if storage is not None and not store:
+        raise UsageError("--storage names what --store checks: add --store")
+    checked = check_store(storage or default_storage()) if store else None
     hardware = probe(cache_folder())
     native = describe()
     document: dict[str, Any] = {"machine": hardware.to_json(), "native": native.to_json()}
@@ -44,12 +55,18 @@ def doctor(
             document["device"] = {"asked": device or "auto", **session.describe_device()}
             if model is not None:
                 document["model"] = _examine(session, parity, tokens)
+    if checked is not None:
+        document["store"] = checked.to_json()
     if as_json:
         print_json(document)
-        return
-    _print_machine(hardware, document.get("device"), native)
-    if "model" in document:
-        _print_model(document["model"])
+    else:
+        _print_machine(hardware, document.get("device"), native)
+        if "model" in document:
+            _print_model(document["model"])
+        if checked is not None:
+            _print_store(checked)
+    if checked is not None and not checked.healthy:
+        raise typer.Exit(1)
 
 
 def profile(
@@ -234,6 +251,15 @@ def _print_machine(
     if native is not None:
         rows.append(["native library", str(native)])
     print_table("This machine", ["what", "found"], rows)
+
+
+def _print_store(checked: StoreCheck) -> None:
+    print_text(f"store {checked.url}")
+    for one in checked.findings:
+        print_text(f"- {one.sentence}: {one.remedy}")
+    if checked.healthy:
+        counts = ", ".join(f"{name} {count}" for name, count in checked.counts.items())
+        print_text(f"whole, nothing counted twice: {counts}")
 
 
 def _print_model(model: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ _SQLITE = "sqlite:///"
 @dataclass(frozen=True)
 class Database:
     """An open store. url: as the user wrote it; held: the transaction of `read_snapshot`; file:
-    which file an SQLite database is, as device and inode."""
+    which file an SQLite database is, as device and inode; roll_back: see `rolling_back`."""
 
     url: str
     engine: sa.Engine
     read_only: bool
     held: Session | None = None
     file: tuple[int, int] | None = None
+    roll_back: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -71,7 +72,7 @@ class Database:
         if self.file is None or _file_id(self.url) == self.file:
             return None
         return StoreLostError(
-            f"the database {_shown(self.url)} was removed or replaced while it was open, so "
+            f"the database {shown_url(self.url)} was removed or replaced while it was open, so "
             "nothing of this run is kept there: run it again, and leave the file alone"
         )
 
@@ -93,12 +94,36 @@ def open_database(url: str) -> Database:
     with explained(url), contextlib.ExitStack() as undo:
         engine = _make_engine(parsed)
         undo.callback(engine.dispose)
+        roll_back = rolling_back(engine)
         version = _version(engine)
         _check_version(version, url)
         if version != _head():
             _migrate(engine)
         undo.pop_all()
-    return Database(url, engine, read_only=False, file=_file_id(url))
+    return Database(url, engine, read_only=False, file=_file_id(url), roll_back=roll_back)
+
+
+def rolling_back(engine: sa.Engine) -> Callable[[], None]:
+    """Returns what ends the transactions of this engine's connections.
+
+    An interrupt between two statements can leave one open that nobody else knows of, and whose lock
+    keeps this process, too, from writing how the study ended.
+    """
+    taken: list[Any] = []  # from the pool
+
+    def give_back(connection: Any, _: Any) -> None:
+        if connection in taken:
+            taken.remove(connection)
+
+    sa.event.listen(engine, "checkout", lambda connection, *_: taken.append(connection))
+    sa.event.listen(engine, "checkin", give_back)
+
+    def roll_back() -> None:
+        for connection in tuple(taken):
+            with contextlib.suppress(engine.dialect.loaded_dbapi.Error):
+                connection.rollback()
+
+    return roll_back
 
 
 def open_read_only(url: str) -> Database:
@@ -122,8 +147,8 @@ def open_read_only(url: str) -> Database:
         _check_version(version, url)
         if version != _head():
             raise StoreError(
-                f"{_shown(url)} was written by an earlier version ({version or 'none'}): any study "
-                "that is run with this program brings it up to date, and keeps what it holds"
+                f"{shown_url(url)} was written by an earlier version ({version or 'none'}): any "
+                "study that is run with this program brings it up to date, and keeps what it holds"
             )
         undo.pop_all()
     return Database(url, engine, read_only=True)
@@ -153,21 +178,24 @@ def _sentence(url: str, error: Exception) -> str:
     for text in told:
         for sign, sentence in causes.items():
             if sign in text.lower():
-                return f"the database {_shown(url)} {sentence}"
-    return f"the database {_shown(url)} does not answer as it should: {told[0]}"
+                return f"the database {shown_url(url)} {sentence}"
+    return f"the database {shown_url(url)} does not answer as it should: {told[0]}"
 
 
 def _told(error: BaseException) -> list[str]:
     """The message of this error and of those before it: rolling back a failure may fail too."""
     found: list[str] = []
+    seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         found.append(str(getattr(cause, "orig", None) or cause).strip().split("\n")[0])
         cause = cause.__cause__ or cause.__context__
     return found
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
+    """A storage URL without its password."""
     if url.startswith(_SQLITE):
         return url
     with contextlib.suppress(exc.ArgumentError, ValueError):
@@ -300,7 +328,7 @@ def _version(engine: sa.Engine) -> str | None:
         if VERSION_TABLE not in names:
             if {"study", "trial", "sample"} & names:
                 raise StoreError(
-                    f"the database {_shown(str(engine.url))} holds tables of another program "
+                    f"the database {shown_url(str(engine.url))} holds tables of another program "
                     "under our names: name another with --storage"
                 )
             return None
@@ -312,12 +340,13 @@ def _check_version(version: str | None, url: str) -> None:
     known = {script.revision for script in _scripts().walk_revisions()}
     if version in BEFORE_NAMES:
         raise StoreError(
-            f"the database {_shown(url)} was written before settings and states got their present "
-            "names, and is left as it is: name another with --storage and run the study again"
+            f"the database {shown_url(url)} was written before settings and states got their "
+            "present names, and is left as it is: name another with --storage and run the study "
+            "again"
         )
     if version is not None and version not in known:
         raise StoreError(
-            f"the database {_shown(url)} has version '{version}', which this program does not "
+            f"the database {shown_url(url)} has version '{version}', which this program does not "
             f"know (it knows up to {_head()}): update expertune, or name another with --storage"
         )
 

@@ -244,6 +244,8 @@ class Store:
         """Adds every sample of a report with its sentinel and expert counts; repeat numbers
         continue."""
         with self.database.session() as session:
+            # in PostgreSQL another worker may be adding samples of it too, and would count alike
+            session.get_one(ConfigurationRow, configuration_id, with_for_update=True)
             sentinel = SentinelRow(
                 machine_id=machine_id,
                 compute_ms=report.sentinel.compute_ms,

@@ -7,9 +7,10 @@ workers, and fails those whose worker's heartbeat stopped; such a trial is retri
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -22,6 +23,8 @@ from tuner.store import database
 from tuner.store.database import Database
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES, RETRY, SEARCH, StudySnapshot, TrialSnapshot
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S, GRACE_S = 20, 90
 MOST_RETRIES = 1
@@ -47,9 +50,17 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
             grace_period=GRACE_S,
             heartbeat_stale_trial_callback=stale,
         )
+    storage.record_heartbeat = _missable(storage.record_heartbeat)
+    roll_back = database.rolling_back(storage.engine)
     try:
         yield storage
+    except optuna.exceptions.StorageInternalError as error:
+        # of a commit: as the database says it, a full disk for one, so that `explained` knows it
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
     finally:
+        roll_back()
         storage.remove_session()
         storage.engine.dispose()
 
@@ -119,6 +130,18 @@ def origin_of(trial: Any) -> str:
     return str(frozen.user_attrs.get(ORIGIN, SEARCH))
 
 
+def _missable(beat: Callable[[int], None]) -> Callable[[int], None]:
+    """A heartbeat whose thread outlives a locked or full database: the next one may succeed."""
+
+    def record(trial_id: int) -> None:
+        try:
+            beat(trial_id)
+        except optuna.exceptions.StorageInternalError as error:
+            log.info("a heartbeat of trial %d was not stored: %s", trial_id, error.__cause__)
+
+    return record
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -130,5 +153,5 @@ def _engine_arguments(driver: str) -> dict[str, Any]:
     return (
         {"connect_args": {"timeout": database.BUSY_TIMEOUT_S}}
         if driver.startswith("sqlite")
-        else {}
+        else {"pool_pre_ping": True}  # a server that was restarted costs nothing
     )

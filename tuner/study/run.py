@@ -95,7 +95,8 @@ def run_study(
         run = StudyRun(context)
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
-            undo.callback(store.interrupt_running, study.id, run.ends_with_us)  # runs first
+            undo.callback(store.interrupt_running, study.id, run.ends_with_us)
+            undo.callback(store.database.roll_back)  # runs first
             try:
                 run.expect(estimate or {})
                 with progress.also_to(Kept(store, study.id)):

@@ -26,6 +26,7 @@ RUN = [
     ("tune bench", ("bench", *SMALL)),
     ("tune plan", ("plan", "--model", "m", "--vram", str(BUDGET_BYTES))),
     ("tune doctor", ("doctor",)),
+    ("tune doctor", ("doctor", "--store")),
     ("tune doctor", ("doctor", "--model", "m", "--device", "cpu")),
     ("tune profile", ("profile", "--model", "m")),
     ("tune profile", ("profile", "--model", "m", "--no-timings")),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.errors import UsageError
+from tuner.errors import StoreError, UsageError
+from tuner.store import database
 from tuner.store.database import open_database, open_read_only, parse_url
 
 
@@ -48,3 +49,20 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_url_that_cannot_be_read_is_shown_without_its_password():
     with pytest.raises(UsageError, match=r"'postgresql://u:\*\*\*@h:port/d' is not a storage URL"):
         parse_url("postgresql://u:secret@h:port/d")
+
+
+def test_a_transaction_that_an_interrupt_left_open_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SIGINT at a random moment: "is locked by another program", which was the study itself
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
+    opened = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+    left = opened.engine.connect()  # as a traceback's frames hold it
+    left.exec_driver_sql("UPDATE study SET state = 'X'")
+    with pytest.raises(StoreError, match="is locked"), opened.session() as session:
+        session.connection()
+    opened.roll_back()
+    with opened.session() as session:
+        session.connection()
+    left.close()
+    opened.close()

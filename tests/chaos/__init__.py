@@ -1,0 +1,1 @@
+"""Faults planted in whole studies, engines and servers: nothing is lost, and nothing is left."""

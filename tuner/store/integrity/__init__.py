@@ -1,0 +1,1 @@
+"""Checks that a store keeps its invariants; reads, never writes."""

@@ -1,0 +1,107 @@
+"""The database itself: its pages, tables, columns, JSON, and references between rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from tuner.store.integrity.finding import Finding, shortened
+from tuner.store.tables import Base
+
+COPY = "restore a copy of the database, or name another with --storage"
+
+
+def findings(session: Session) -> Iterator[Finding]:
+    """What is wrong with pages, tables and JSON; where it is, no row can be read with trust."""
+    yield from [*_pages(session), *_tables(session)] or _json(session)
+
+
+def references(session: Session) -> Iterator[Finding]:
+    """Rows that belong to rows which are not there, and rows that are there twice."""
+    yield from _references(session)
+    yield from _doubled(session)
+
+
+def _pages(session: Session) -> Iterator[Finding]:
+    if session.get_bind().dialect.name != "sqlite":
+        return  # the server checks its own
+    told = [str(row[0]) for row in session.execute(sa.text("PRAGMA integrity_check(5)"))]
+    wrong = [line for line in told if line != "ok"]
+    yield from shortened((f"SQLite finds damage: {line}" for line in wrong), "pages", COPY)
+
+
+def _tables(session: Session) -> Iterator[Finding]:
+    inspected = sa.inspect(session.connection())
+    there = set(inspected.get_table_names())
+    for table in Base.metadata.sorted_tables:
+        if table.name not in there:
+            yield Finding("schema", f"the table '{table.name}' is missing", COPY)
+            continue
+        columns = {column["name"] for column in inspected.get_columns(table.name)}
+        missing = ", ".join(f"'{c.name}'" for c in table.columns if c.name not in columns)
+        if missing:
+            yield Finding("schema", f"the table '{table.name}' lacks {missing}", COPY)
+
+
+def _json(session: Session) -> Iterator[Finding]:
+    if session.get_bind().dialect.name != "sqlite":
+        return  # the column's type admits nothing else
+    for table in Base.metadata.sorted_tables:
+        for column in table.columns:
+            if isinstance(column.type, sa.JSON):
+                name = f'"{column.name}"'
+                query = (
+                    f'SELECT id, {name} FROM "{table.name}" '
+                    f"WHERE {name} IS NOT NULL AND NOT json_valid({name})"
+                )
+                rows = session.execute(sa.text(query))
+                told = (
+                    f"{table.name} {key} holds no JSON in '{column.name}'"
+                    for key, value in rows
+                    if not _is_json(value)
+                )
+                yield from shortened(told, "json", COPY)
+
+
+def _is_json(value: str | bytes) -> bool:
+    """As Python reads it: Infinity too, which SQLite does not take."""
+    try:
+        json.loads(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _references(session: Session) -> Iterator[Finding]:
+    for table in Base.metadata.sorted_tables:
+        for key in table.foreign_keys:
+            other = key.column.table.alias("other")
+            there = sa.exists().where(other.c[key.column.name] == key.parent)
+            lost = session.execute(
+                sa.select(table.c.id, key.parent).where(key.parent.is_not(None), ~there)
+            )
+            told = (
+                f"{table.name} {row_id} belongs to {key.column.table.name} {missing}, which is "
+                "not there"
+                for row_id, missing in lost
+            )
+            yield from shortened(told, "references", COPY)
+
+
+def _doubled(session: Session) -> Iterator[Finding]:
+    """Rows that a unique constraint or index would refuse, in case it is not there."""
+    for table in Base.metadata.sorted_tables:
+        for unique in (c for c in table.constraints if isinstance(c, sa.UniqueConstraint)):
+            columns = list(unique.columns)
+            many = session.execute(
+                sa.select(*columns).group_by(*columns).having(sa.func.count() > 1)
+            )
+            names = ", ".join(column.name for column in columns)
+            told = (
+                f"the table '{table.name}' holds {names} {', '.join(map(str, row))} more than once"
+                for row in many
+            )
+            yield from shortened(told, "doubled", COPY)
