@@ -45,14 +45,14 @@ def untried(
     space: SearchSpace, trials: Sequence[TrialSnapshot]
 ) -> Mapping[str, tuple[tuple[object, ...], tuple[object, ...]]]:
     """Of each setting: the choices that were measured, and those that fit but were not."""
-    measured = [trial.params for trial in trials if trial.state in MEASURED_STATES]
-    found = {}
-    for parameter in space.parameters:
-        seen = {str(params[parameter.name]) for params in measured if parameter.name in params}
-        tried = tuple(choice for choice in parameter.choices if str(choice) in seen)
-        left = tuple(choice for choice in parameter.choices if str(choice) not in seen)
-        found[parameter.name] = (tried, left)
-    return found
+    left = space.not_tried([t.params for t in trials if t.state in MEASURED_STATES])
+    return {
+        one.name: (
+            tuple(choice for choice in one.choices if choice not in left.get(one.name, ())),
+            left.get(one.name, ()),
+        )
+        for one in space.parameters
+    }
 
 
 def untried_frame(

@@ -15,7 +15,8 @@ from engine.types import format_bytes
 from tuner.cli import options
 from tuner.cli.output import print_json, print_text
 from tuner.cli.study_output import check_found, plan_line, print_plan, print_result, result_document
-from tuner.definition.study import StudyDefinition, load_definition
+from tuner.definition.policies import OWN
+from tuner.definition.study import POLICY, StudyDefinition, load_definition
 from tuner.definition.text import split_words
 from tuner.definition.workload import describe_default, locate_workload
 from tuner.deployment.export import check_writable
@@ -70,6 +71,12 @@ def study(
         str | None,
         typer.Option(
             help="After it no trial starts: 25m, 1h30m or seconds.", rich_help_panel=STUDY
+        ),
+    ] = None,
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            help="Presets to search beside its own settings: fate,promoe.", rich_help_panel=STUDY
         ),
     ] = None,
     objectives: Annotated[
@@ -186,6 +193,7 @@ def study(
             "quality": {"tasks": _task_paths(tasks), "limit": limit},
             "trials": trials,
             "timeout_s": options.read_duration("--timeout", timeout),
+            "space": {POLICY: None if policies is None else [OWN, *split_words(policies)]},
             "sampler": _sampler(sampler),
             "seed": seed,
             "output": str(output) if output else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import Field
@@ -43,6 +44,16 @@ class PolicyFile(Strict):
 def policy_names() -> tuple[str, ...]:
     """The names of all installed policies."""
     return tuple(sorted(path.stem for path in (studies_folder() / "policies").glob("[!.]*.yaml")))
+
+
+OWN = "own"  # as the choice of a study: its own settings, without a preset
+
+
+@functools.cache
+def policy_settings(name: str) -> dict[str, Any]:
+    """What a choice of a study's `policy` sets: nothing for OWN. Raises UsageError as load_policy
+    does."""
+    return {} if name == OWN else dict(load_policy(name).engine)
 
 
 def load_policy(name: str) -> PolicyFile:

@@ -20,6 +20,7 @@ from engine.files import short_digest
 from engine.types import format_bytes, parse_size_bytes
 from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.objectives import objective_names
+from tuner.definition.policies import OWN, policy_settings
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.definition.text import split_words
 from tuner.definition.workload import (
@@ -28,12 +29,13 @@ from tuner.definition.workload import (
     fit_workload,
     locate_workload,
 )
-from tuner.errors import DefinitionError
+from tuner.errors import DefinitionError, UsageError
 
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
 SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
 MOST_SEED = 2**31 - 1  # numpy takes 32 bits, and trials add their number
 LONGEST_NAME = 100
+POLICY = "policy"  # in `space`: presets of studies/policies/, and `own` for no preset
 Value = str | int | float | bool
 Setting = Value | list[Value]  # a list: options such as precision.options.table
 
@@ -121,7 +123,7 @@ class StudyDefinition(Strict):
     """A study.
 
     engine: settings (paths) fixed for every trial; space: paths and the values to search, over the
-    default ones; confirm_rounds: how often the front is measured again, each time in a fresh
+    default ones, and `policy` with presets; confirm_rounds: how often the front is measured again, each time in a fresh
     process; stall_s: an engine that makes no progress for so long is stopped (0: by operation).
     task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: the
     name of an installed one or a YAML file; prompts: a file of the user's own prompts instead.
@@ -194,7 +196,10 @@ class StudyDefinition(Strict):
             if len({str(choice) for choice in choices}) < len(choices):
                 raise ValueError(f"'{path}' has a value twice: {choices}")
             for choice in choices:
-                _check_paths({path: choice})
+                if path == POLICY:
+                    _check_policy(choice)
+                else:
+                    _check_paths({path: choice})
         return value
 
     @model_validator(mode="after")
@@ -328,6 +333,13 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(name: Any, folder: Path) -> str:
     return str((folder / str(name)).resolve())
+
+
+def _check_policy(name: Value) -> None:
+    try:
+        policy_settings(str(name))
+    except UsageError as error:
+        raise ValueError(f"{error}, or `{OWN}` for the study's own settings") from None
 
 
 def _check_paths(values: dict[str, Setting]) -> dict[str, Setting]:

@@ -1,4 +1,5 @@
-"""SearchSpace: the settings that a study varies. A parameter's name is the config path it sets.
+"""SearchSpace: the settings that a study varies. A parameter's name is the config path it sets, or
+`policy`, whose choices are presets.
 
 In: a definition, model facts. Out: parameters with their choices, limited to those that can fit. A
 point resolves to a config or is infeasible; neither needs a run.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.config.settings import EngineConfig, base_config
 from engine.contract.requests import Workload
@@ -17,7 +19,8 @@ from engine.facts.model import ModelFacts
 from engine.memory.plan import Resolved, resolve
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
-from tuner.definition.study import StudyDefinition
+from tuner.definition.policies import policy_settings
+from tuner.definition.study import POLICY, StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
 from tuner.folders import cache_folder
 
@@ -34,6 +37,7 @@ BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR, NON_EXPERT = "prefetch.predictor", "precision.non_expert_bits"
 _MEMORY_SECTIONS = (
+    POLICY,
     "cache.",
     "precision.",
     "batch.",
@@ -81,11 +85,15 @@ class SearchSpace:
         return self._correction.get(CORRECTION)
 
     def config(self, point: Point) -> EngineConfig:
-        """Overlays the point on the base; depth and predictor are one decision."""
-        values = {**self._correction, **point}
+        """Overlays the point on the base; depth and predictor are one decision, and what a policy
+        sets takes the place of the point's own."""
+        values: dict[str, Any] = {**self._correction, **point}
+        policy = values.pop(POLICY, None)
         names = {parameter.name for parameter in self.parameters}
         if DEPTH in values and PREDICTOR not in names:
             values[PREDICTOR] = "next_gate" if values[DEPTH] else "none"
+        if policy is not None:
+            values |= policy_settings(str(policy))
         return self._at_least_budget(self.base.overlay(values), BUDGET in names)
 
     def _at_least_budget(self, config: EngineConfig, curved: bool) -> EngineConfig:
@@ -145,7 +153,7 @@ class SearchSpace:
         precision of a pre-quantized checkpoint, else at the most bits that fit."""
         flat = self.base.flat()
         wanted = {
-            p.name: flat[p.name] if flat[p.name] in p.choices else p.choices[0]
+            p.name: flat[p.name] if flat.get(p.name) in p.choices else p.choices[0]
             for p in self.parameters
         }
         if PUBLISHED in next((p.choices for p in self.parameters if p.name == BITS), ()):

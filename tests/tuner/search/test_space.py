@@ -14,9 +14,11 @@ from engine.layout.prequantized import PrequantizedFormat
 from engine.precision.allocate import save_sensitivities, sensitivities_path
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import BUDGET_BYTES, TIGHT_BYTES
+from tuner.definition.policies import load_policy
 from tuner.definition.study import StudyDefinition
 from tuner.errors import DefinitionError, InfeasibleStudyError
 from tuner.folders import cache_folder
+from tuner.search.candidates import Candidates
 from tuner.search.space import SearchSpace, build_space
 
 WORK = Workload("w", ("a", "b"), sequences=4)
@@ -144,3 +146,24 @@ def test_a_planned_precision_gets_its_table_before_anything_runs(
     resolved, _ = space.resolve({})
     half = facts.moe_layers // 2
     assert resolved.precision.options["table"] == ["2"] * half + ["4"] * half
+
+
+def test_a_policy_is_one_choice_among_others():
+    space = space_of(space={"policy": ["own", "fate", "promoe"]})
+    default = space.default()
+    assert default["policy"] == "own"
+    own = {name: value for name, value in default.items() if name != "policy"}
+    assert space.config(default) == space_of().config(own)
+    for name in ("fate", "promoe"):
+        flat = space.config({**default, "policy": name, "prefetch.depth": 2}).flat()
+        for path, value in load_policy(name).engine.items():
+            if not path.startswith(("cache.options", "prefetch.options", "precision.options")):
+                assert flat[path] == value, path
+    deep, shallow = ({**default, "policy": "fate", "prefetch.depth": d} for d in (0, 2))
+    assert space.config(deep) == space.config(shallow), "a preset's own depth holds"
+    assert {c.point["policy"] for c in Candidates(space).items} == {"own", "fate", "promoe"}
+
+
+def test_an_unknown_policy_names_the_nearest():
+    with pytest.raises(ValueError, match="'fait'.*the nearest is 'fate'.*`own`"):
+        StudyDefinition(model="m", space={"policy": ["own", "fait"]})
