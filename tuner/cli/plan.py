@@ -17,6 +17,7 @@ from engine.policy.batch_plan import IoComputePlan
 from engine.trace.trace import Trace, load_kept_trace, load_trace
 from engine.types import format_at_least, format_bytes
 from tuner.cli import options
+from tuner.cli.automatic import automatic_choices
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.workload import (
     describe_workload,
@@ -51,7 +52,7 @@ def plan(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what fits a budget at each precision, by the memory equation.
+    """Show what fits a budget at each precision, and what rules choose, by the memory equation.
 
     For a Hugging Face id, only the description and the headers of its files are fetched. Where
     `tune profile` has timed the model, also shows how many micro-batches hide its transfers; with
@@ -79,12 +80,16 @@ def plan(
             f"{facts.id} does not fit {format_bytes(budget_bytes)} at any precision; {hint}{shown}",
             smallest,
         )
+    best = next(row for row in rows if row["fits"])
+    chosen = memory.resolve(base.overlay({"precision.bits": best["bits"]}), facts)
+    automatic = automatic_choices(*chosen, facts, work)
     document = {
         "model": facts.id,
         "budget_bytes": budget_bytes,
         "kv_max_tokens": capacity,
         "workload": summarize_workload(work),
         "rows": rows,
+        "automatic": [choice.to_json() for choice in automatic],
     }
     answers = []
     if target_tps is not None:
@@ -101,6 +106,11 @@ def plan(
         return
     _print_rows(facts, budget_bytes, rows)
     print_text(f"keys and values of {capacity} tokens a sequence: {describe_workload(work)}")
+    print_table(
+        f"Chosen by rule at {best['bits']} bits",
+        ["setting", "value", "why"],
+        [[choice.setting, choice.value, choice.reason] for choice in automatic],
+    )
     if answers:
         _print_budgets(facts, target_tps or 0.0, answers)
 

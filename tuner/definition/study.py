@@ -123,8 +123,9 @@ class StudyDefinition(Strict):
     """A study.
 
     engine: settings (paths) fixed for every trial; space: paths and the values to search, over the
-    default ones, and `policy` with presets; confirm_rounds: how often the front is measured again, each time in a fresh
-    process; stall_s: an engine that makes no progress for so long is stopped (0: by operation).
+    default ones, and `policy` with presets; confirm_rounds: how often the front is measured again,
+    each time in a fresh process; stall_s: an engine that makes no progress for so long is stopped
+    (0: by operation).
     task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: the
     name of an installed one or a YAML file; prompts: a file of the user's own prompts instead.
     """

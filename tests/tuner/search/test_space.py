@@ -165,5 +165,5 @@ def test_a_policy_is_one_choice_among_others():
 
 
 def test_an_unknown_policy_names_the_nearest():
-    with pytest.raises(ValueError, match="'fait'.*the nearest is 'fate'.*`own`"):
+    with pytest.raises(ValueError, match=r"'fait'.*'fate'.*`own`"):
         StudyDefinition(model="m", space={"policy": ["own", "fait"]})
