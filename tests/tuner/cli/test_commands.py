@@ -550,3 +550,25 @@ def test_show_names_the_settings_that_differ_from_the_defaults(tune: Tune, study
     assert any(trial["params"]["prefetch.depth"] == 0 for trial in trials)
     assert "cache.expert_bytes=" in shown
     assert "prefetch.depth=0" not in shown
+
+
+def test_a_plan_gives_the_reason_of_each_automatic_choice(tune: Tune):
+    words = ("plan", "--model", "some-moe", "--vram", "60MB")
+    document = tune(*words, "--json").document
+    chosen = {one["setting"]: one for one in document["automatic"]}
+    assert {"device.name", "cache.expert_bytes", "kv.max_tokens", "kernel.name"} <= set(chosen)
+    assert all(one["value"] and one["reason"] for one in document["automatic"])
+    assert "precision.non_expert_bits" not in chosen["searched by `tune`"]["value"]  # none there
+    assert "batch.count" in chosen["searched by `tune`"]["value"]
+    shown = tune(*words).out
+    assert "Chosen by rule" in shown
+    assert "cache.expert_bytes" in shown
+
+
+def test_a_study_searches_presets(tune: Tune):
+    words = ("--definition", "study.yaml", "--objectives", "output_tps,tpot_ms")
+    done = tune(*words, "--policies", "fate,klotski", "--trials", "8", "--json")
+    assert done.code == 0, done.err
+    tried = {trial["params"]["policy"] for trial in done.document["trials"]}
+    assert "own" in tried
+    assert tune(*words, "--policies", "fait", "--study", "other").code == 2
