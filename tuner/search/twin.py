@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
+PRODUCTS = ("compute", "non_expert")  # the parts that take as long whoever asks the policy
 Batches = tuple[int, int, int]
 """Micro-batches, sequences of each, tokens of a prefill chunk: how a trace is regrouped."""
 FEWEST = 8  # predictions needed to interpolate the others
@@ -45,7 +46,8 @@ class Twin:
     """Predicts one model on one workload and machine by replay.
 
     trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
-    trained predictors.
+    trained predictors; otherwise: timings of configs that follow demand (True) or do not (False),
+    which `timings` are not for; None: they are for all.
     """
 
     facts: ModelFacts
@@ -53,6 +55,7 @@ class Twin:
     timings: ModelTimings
     sequences: int
     learned: Mapping[str, Any] = field(default_factory=dict)
+    otherwise: tuple[bool, ModelTimings] | None = None
     _seen_as: dict[Batches, Trace] = field(default_factory=dict, init=False)
     _decided: dict[Batches, dict[str, Decisions]] = field(
         default_factory=lambda: defaultdict(dict), init=False
@@ -75,8 +78,9 @@ class Twin:
         return decision_key(resolved) in self._decided[_batches(resolved.config)]
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
-        """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
-        of which the time split is used."""
+        """A copy whose parts take as long as they did in a run of `config`: all of them for configs
+        whose decoding goes through layers as its did, products for the others. measured: its
+        metrics, of which the time split is used."""
         predicted = self._replayed(config) or {}
         factors = {
             part: measured[name] / predicted[name]
@@ -84,7 +88,10 @@ class Twin:
             if measured.get(name := f"time_ms_per_token.{part}", 0.0) > 0
             and predicted.get(name, 0.0) > 0
         }
-        return replace(self, timings=corrected(self.timings, factors))
+        products = {part: factor for part, factor in factors.items() if part in PRODUCTS}
+        others = corrected(self.timings, products)
+        own = corrected(self.timings, factors)
+        return replace(self, timings=own, otherwise=(not _follows(config), others))
 
     def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
         try:
@@ -100,7 +107,7 @@ class Twin:
                 planned,
                 self.facts,
                 trace,
-                self.timings,
+                self._timings_of(planned),
                 learned=dict(self.learned),
                 warm=warm,
                 known=self._decided[batches],
@@ -110,6 +117,11 @@ class Twin:
             log.debug("no prediction: %s", error)
             return None
 
+    def _timings_of(self, config: EngineConfig) -> ModelTimings:
+        if self.otherwise is not None and _follows(config) == self.otherwise[0]:
+            return self.otherwise[1]
+        return self.timings
+
     def _as_run(self, batches: Batches) -> Trace:
         if batches not in self._seen_as:
             self._seen_as[batches] = regroup(self.trace, *batches, together=self.sequences)
@@ -118,6 +130,13 @@ class Twin:
     def _warm_groups(self, config: EngineConfig) -> int:
         together = config.batch.count * config.batch.size
         return (ROUNDS - 1) * -(-self.sequences // together)
+
+
+def _follows(config: EngineConfig) -> bool:
+    """Whether a decoded token may go through several layers before the policy is asked, which takes
+    little time beside products (engine.run.native_pass)."""
+    alone = config.batch.count == 1 and config.placement.name == "device"
+    return alone and config.prefetch.predictor == "none" and config.precision.scheme == "uniform"
 
 
 def _batches(config: EngineConfig) -> Batches:

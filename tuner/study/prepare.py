@@ -39,7 +39,7 @@ from tuner.study.context import StudyContext
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of replay and interpolation results for the same trace and timings
+VERSION = 4  # of replay and interpolation results for the same trace and timings
 PREDICTIONS = DerivedKind("file of predictions", 1, "they are computed again")
 TWIN_S = 10.0  # for replays: less than a trial takes
 # Typical seconds of configuring an engine with its sentinel, and passes over the workload before

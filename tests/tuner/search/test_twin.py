@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.config.settings import EngineConfig
 from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
+from tests.engine.replay import test_native_clock as small
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import tune_in, write_definition
 from tests.tuner.conftest import Tune
 from tuner.deployment.document import MeasuredMetric, load_deployment
+from tuner.search.twin import Twin
 
 TOKENS = (1, 4, 16, 64, 256)
 PROFILE = MachineProfile(
@@ -127,3 +130,21 @@ def test_a_correction_scales_the_parts_it_names():
     assert found.non_expert_s[1] == pytest.approx(3 * timings.non_expert_s[1])
     assert found.router_s == timings.router_s
     assert np.isfinite(list(found.policy_s.values())).all()
+
+
+def test_a_run_corrects_the_products_of_all_and_the_rest_of_those_that_decode_alike():
+    """Beside products, a policy that only follows demand takes less than one that is asked."""
+    timings = small.timings(1, host=False, sharing="shared")
+    twin = Twin(small.FACTS, small.trace(1, 1), timings, sequences=1)
+    follows = EngineConfig().overlay({"cache.expert_bytes": "60%"})
+    asks = follows.overlay({"prefetch.predictor": "next_gate", "prefetch.depth": 1})
+    plain = {name: twin._replayed(config) for name, config in (("f", follows), ("a", asks))}
+    measured = dict(plain["f"])
+    for part in ("compute", "router", "other"):
+        measured[f"time_ms_per_token.{part}"] *= 3
+    found = twin.corrected_by(follows, measured)
+    for name, config, parts in (("f", follows, (3, 3, 3)), ("a", asks, (3, 1, 1))):
+        now = found._replayed(config)
+        for part, factor in zip(("compute", "router", "other"), parts, strict=True):
+            key = f"time_ms_per_token.{part}"
+            assert now[key] == pytest.approx(factor * plain[name][key], rel=0.05), (name, part)
