@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -142,11 +143,10 @@ def _times(decisions: Decisions, rows: Doubles) -> list[PassTime]:
     found = []
     for (number, item), row in zip(decisions.passes, rows.tolist(), strict=True):
         there = int(row[2])
-        activities = {
-            name: seconds
-            for place, (name, seconds) in enumerate(zip(_ACTIVITIES, row[3:], strict=True))
-            if there >> place & 1
-        }
+        activities = defaultdict(float)
+        for place, (name, seconds) in enumerate(zip(_ACTIVITIES, row[3:], strict=True)):
+            if there >> place & 1:
+                activities[name] = seconds
         found.append(
             PassTime(number, item.group, item.phase, sum(item.tokens), row[0], activities, row[1])
         )

@@ -65,7 +65,7 @@ def kept_correction(trials: Sequence[TrialSnapshot], path: Path, budget_bytes: i
     for trial in sorted(trials, key=lambda trial: -trial.number):
         if trial.number > 0 and trial.config:
             return int(trial.config["device"].get("correction_bytes", 0))
-    seen = _load(path)
+    seen = load_seen(path)
     return None if seen is None else seen.correction_bytes(budget_bytes)
 
 
@@ -117,14 +117,20 @@ class MemoryBook:
             "device.correction_bytes": 0,
         }
         error_bytes = peak_bytes - self._bytes(config.overlay(used))
-        seen = _load(self.path) or SeenMemory(0, error_bytes, error_bytes)
+        seen = load_seen(self.path) or SeenMemory(0, error_bytes, error_bytes)
         with contextlib.suppress(OSError):
-            save_json(self.path, SEEN, asdict(seen.with_run(error_bytes)))
+            keep_seen(self.path, seen.with_run(error_bytes))
         return error_bytes
 
     def _bytes(self, config: EngineConfig) -> int:
         return resolve(config, self.space.facts).memory.total_bytes
 
 
-def _load(path: Path) -> SeenMemory | None:
+def keep_seen(path: Path, seen: SeenMemory) -> None:
+    """Write atomically. Raises OSError."""
+    save_json(path, SEEN, asdict(seen))
+
+
+def load_seen(path: Path) -> SeenMemory | None:
+    """What was kept, None if there is nothing or after a damaged file was dropped."""
     return load_json(path, SEEN, lambda data: SeenMemory(**data))

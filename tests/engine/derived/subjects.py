@@ -40,6 +40,7 @@ from tests.engine.serve.made import want
 from tuner.engine_client.machine_profile import PROFILE, keep_profile, load_profile
 from tuner.search.twin import Predictions
 from tuner.study import prepare
+from tuner.study.memory import SEEN, SeenMemory, keep_seen, load_seen
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,12 @@ def machine_profile(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> 
     return Subject(
         PROFILE, path, lambda: keep_profile(path, value), lambda: load_profile(path), value
     )
+
+
+def seen_memory(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
+    value = SeenMemory(3, -9_000_000, 2_500_000)
+    path = folder / "seen.json"
+    return Subject(SEEN, path, lambda: keep_seen(path, value), lambda: load_seen(path), value)
 
 
 def predictions(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
@@ -318,6 +325,7 @@ SUBJECTS: dict[str, Build] = {
     "self-test": self_test,
     "sensitivities": sensitivities,
     "machine profile": machine_profile,
+    "seen memory": seen_memory,
     "predictions": predictions,
     "trace": trace,
     "learned": learned_arrays,
