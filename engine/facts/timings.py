@@ -119,10 +119,9 @@ class ModelTimings:
             values[name] = _curve(values[name])
         for name in ("wake_s", "restart_s", "contention", "host_start_s", "host_contention"):
             values[name] = _curve(values[name])
+        values.setdefault("coarser_non_expert_s", {})  # of an earlier release
         for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
-            values[name] = {
-                int(bits): _curve(curve) for bits, curve in values.get(name, {}).items()
-            }
+            values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
         return cls(**values)
 
 

@@ -95,9 +95,9 @@ def replay(
     """Run a config over a trace.
 
     history: trace for the policies' initial statistics; warm: numbers of passes that come first and
-    whose look-ups are not counted; known: decisions over this very trace and history by
-    decision_key, to which those of this config are added. Raises InfeasibleError if the config does
-    not fit, UsageError if the trace lacks what its policies need.
+    whose look-ups are not counted; known: decisions over this very trace and history, with or
+    without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
+    if the config does not fit, UsageError if the trace lacks what its policies need.
     """
     resolved = _with_host_fraction(resolve(config, facts), facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.expert_s]

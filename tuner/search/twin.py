@@ -46,8 +46,8 @@ class Twin:
     """Predicts one model on one workload and machine by replay.
 
     trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
-    trained predictors; otherwise: timings of configs that follow demand (True) or do not (False),
-    which `timings` are not for; None: they are for all.
+    trained predictors; asking: timings of configs whose policy is asked before each layer (see
+    _follows), None: the same.
     """
 
     facts: ModelFacts
@@ -55,7 +55,7 @@ class Twin:
     timings: ModelTimings
     sequences: int
     learned: Mapping[str, Any] = field(default_factory=dict)
-    otherwise: tuple[bool, ModelTimings] | None = None
+    asking: ModelTimings | None = None
     _seen_as: dict[Batches, Trace] = field(default_factory=dict, init=False)
     _decided: dict[Batches, dict[str, Decisions]] = field(
         default_factory=lambda: defaultdict(dict), init=False
@@ -89,9 +89,12 @@ class Twin:
             and predicted.get(name, 0.0) > 0
         }
         products = {part: factor for part, factor in factors.items() if part in PRODUCTS}
-        others = corrected(self.timings, products)
-        own = corrected(self.timings, factors)
-        return replace(self, timings=own, otherwise=(not _follows(config), others))
+        follows = _follows(config)
+        return replace(
+            self,
+            timings=corrected(self.timings, factors if follows else products),
+            asking=corrected(self.timings, products if follows else factors),
+        )
 
     def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
         try:
@@ -118,9 +121,7 @@ class Twin:
             return None
 
     def _timings_of(self, config: EngineConfig) -> ModelTimings:
-        if self.otherwise is not None and _follows(config) == self.otherwise[0]:
-            return self.otherwise[1]
-        return self.timings
+        return self.timings if _follows(config) or self.asking is None else self.asking
 
     def _as_run(self, batches: Batches) -> Trace:
         if batches not in self._seen_as:

@@ -112,7 +112,7 @@ def check(study: StudySnapshot) -> str:
 
 
 @dataclass(frozen=True)
-class Pace:
+class EstimatedConfig:
     """Seconds of a config by the machine's speeds, when every miss waits: an upper estimate."""
 
     config: EngineConfig
@@ -154,12 +154,12 @@ class Pace:
         return bits if bits in self.timings.expert_s else max(self.timings.expert_s)
 
 
-def _paces(space: SearchSpace, timings: ModelTimings) -> list[Pace]:
+def _configs(space: SearchSpace, timings: ModelTimings) -> list[EstimatedConfig]:
     """The default config, then the others that differ from it in precision."""
     found = []
     for point in (space.default(), *space.precision_corners()):
         with contextlib.suppress(InfeasibleError):
-            found.append(Pace(*space.resolve(point), space.facts, timings))
+            found.append(EstimatedConfig(*space.resolve(point), space.facts, timings))
     return found
 
 
@@ -171,10 +171,10 @@ def _estimate(
     trials: int,
 ) -> dict[str, float]:
     """Seconds by stage: of the default config, which runs first, and of typical ones."""
-    paces = _paces(space, timings)
-    if not paces:
+    configs = _configs(space, timings)
+    if not configs:
         return {}
-    default, typical_s = paces[0], statistics.median(one.workload_s(workload) for one in paces)
+    default, typical_s = configs[0], statistics.median(one.workload_s(workload) for one in configs)
     count = likely_trials(definition, trials)
     passes = WARM_UPS + definition.repeats.min
     first_s = _measuring_s(default.workload_s(workload), passes)
@@ -183,7 +183,7 @@ def _estimate(
         tasks = definition.quality.tasks
         tokens = len(tasks) * (definition.quality.limit or ITEMS) * ITEM_TOKENS
         groups = min(count, TYPICAL_GROUPS, _groups(space))
-        evaluating_s = statistics.median(one.tokens_s(tokens) for one in paces)
+        evaluating_s = statistics.median(one.tokens_s(tokens) for one in configs)
         search += default.tokens_s(tokens) + groups * (TASKS_S + evaluating_s)
     found = {"search": search}
     if definition.sampler == "auto":
