@@ -15,7 +15,8 @@ from tuner.cli import output
 LONG = """
 import os, signal
 from tuner.cli.output import print_json
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs ignore the latter
+    signal.signal(number, signal.default_int_handler)
 os.write(2, b"ready\\n")
 try:
     print_json({"text": "x" * 10_000_000})

@@ -21,7 +21,8 @@ from tuner.processes.identity import is_gone, own_id
 from tuner.workers.local import devices_for
 
 
-def test_two_workers_share_the_trials(tune: Tune, folder: Path):
+def test_two_workers_share_the_trials(tune: Tune, misbehave, folder: Path):
+    misbehave(slow_s=0.1)  # or one has run all before the other has joined
     done = tune("--definition", "study.yaml", "--trials", "10", "--sampler", "random",
                 "--workers", "2", "--json")  # fmt: skip
     assert done.code == 0, done.err
