@@ -14,6 +14,7 @@ happens every time.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -389,16 +390,27 @@ class FakeEngine:
 def faults_now(operation: str, knobs: dict[str, Any], counts: dict[str, int]) -> list[str]:
     """The faults that strike this call."""
     if "counter" in knobs:
-        path = Path(knobs["counter"])
-        counts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    counts[operation] = counts.get(operation, 0) + 1
-    if "counter" in knobs:
-        path.write_text(json.dumps(counts), encoding="utf-8")
+        counts = _counted(Path(knobs["counter"]), operation)
+    else:
+        counts[operation] = counts.get(operation, 0) + 1
     return [
         fault["kind"]
         for fault in knobs.get("faults", [])
         if fault["op"] == operation and fault.get("at") in (None, counts[operation])
     ]
+
+
+def _counted(path: Path, operation: str) -> dict[str, int]:
+    """The counts in a file that several workers share, with this call."""
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        counts: dict[str, int] = json.loads(text) if text else {}
+        counts[operation] = counts.get(operation, 0) + 1
+        file.truncate(0)
+        file.write(json.dumps(counts))
+    return counts
 
 
 def serve(connection: socket.socket, baseline: str | None) -> None:

@@ -43,10 +43,17 @@ def build_sampler(name: str, seed: int, space: SearchSpace, trials: int) -> Any:
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "grid":
         choices = {p.name: list(p.choices) for p in space.parameters}
-        return optuna.samplers.GridSampler(choices, seed=seed)
+        return _Grid(choices, seed=seed)
     if name == "nsga2":
         population = max(4, min(50, trials // 3))
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
     if name == "gp":
         return ChildGpSampler(seed, startup)
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
+
+
+class _Grid(optuna.samplers.GridSampler):  # type: ignore[misc]  # optuna is not followed
+    """Its end is found by who asks for trials: Study.stop is allowed within Study.optimize only."""
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        """Nothing."""

@@ -7,13 +7,14 @@ stages before and after.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
+from optuna.trial import TrialState as OptunaState
 
 from tuner.definition.objectives import CONSTRAINTS, OBJECTIVES
 from tuner.errors import StoreError
@@ -27,6 +28,8 @@ from tuner.store.outcome import TrialOutcome
 from tuner.store.snapshots import CORNER, DEFAULT, MEASURED_STATES, TrialSnapshot
 from tuner.study.context import StudyContext, StudyState
 from tuner.study.optuna_storage import (
+    ask,
+    beating,
     enqueue,
     fail_lost,
     open_memory,
@@ -41,8 +44,12 @@ from tuner.study.warm_start import starting_points
 CORNERS_FROM_TRIALS = 8
 
 
-class FailedTrialError(Exception):
-    """Tells Optuna that a trial failed; the store has the reason."""
+class _TrialEnd(Exception):  # noqa: N818  # a trial without values is no error
+    """A trial that has no values for the sampler; our store has the reason."""
+
+    def __init__(self, state: OptunaState) -> None:
+        super().__init__(state.name)
+        self.state = state
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,12 @@ class TrialLoop:
                 enqueue(memory, self.state.trials, self._first())
             else:
                 timeout_s = seconds_left(memory)
-            memory.optimize(
-                self._objective,
-                n_trials=most,
-                timeout=timeout_s,
-                catch=(FailedTrialError,),
-                callbacks=[lambda memory, trial: self._after(memory, trial, left_s())],
-            )
+            ran = 0
+            while ran != most and (timeout_s is None or time.monotonic() - began_s < timeout_s):
+                number = self._run_one(memory, storage)
+                ran += 1
+                if self._over(number, left_s()):
+                    return
 
     def _seed(self, leading: bool) -> int:
         """A seed that differs for each process and start, so that no draws repeat; the same one for
@@ -115,7 +121,27 @@ class TrialLoop:
             first += [(CORNER, point) for point in space.precision_corners()]
         return first
 
-    def _objective(self, trial: Any) -> list[float]:
+    def _run_one(self, memory: Any, storage: Any) -> int:
+        """Asks for a trial, runs it and tells its outcome; returns its number.
+
+        Not by Study.optimize: an interrupt or a database error while it tells becomes an error of
+        its own there.
+        """
+        trial = ask(memory)
+        try:
+            with beating(storage, trial):
+                values = self._run_trial(trial)
+        except _TrialEnd as end:
+            memory.tell(trial, state=end.state)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what ended the trial matters more
+                memory.tell(trial, state=OptunaState.FAIL)
+            raise
+        else:
+            memory.tell(trial, values)
+        return int(trial.number)
+
+    def _run_trial(self, trial: Any) -> list[float]:
         context = self.context
         if context.interrupted():
             raise KeyboardInterrupt
@@ -139,7 +165,7 @@ class TrialLoop:
     def _values(self, trial: Any, outcome: TrialOutcome) -> list[float]:
         """The values that the sampler receives for an outcome."""
         if outcome.state == "FAILED":
-            raise FailedTrialError(outcome.reason)
+            raise _TrialEnd(OptunaState.FAIL)
         found = outcome.violations or {}
         for name in CONSTRAINTS:
             trial.set_constraint(name, found.get(name, 0.0))
@@ -147,17 +173,17 @@ class TrialLoop:
             scores = outcome.scores or {}
             return [scores[name] for name in self.context.definition.objectives]
         if self.context.definition.sampler in LEARN_FROM_PRUNED:
-            raise optuna.TrialPruned(outcome.reason)
+            raise _TrialEnd(OptunaState.PRUNED)
         return [OBJECTIVES[name].worst for name in self.context.definition.objectives]
 
-    def _after(self, memory: Any, trial: Any, left_s: float | None) -> None:
+    def _over(self, number: int, left_s: float | None) -> bool:
+        """Reports the trial that ended; True if the study needs no more."""
         self.state.refresh()
-        self.done(next((t for t in self.state.trials if t.number == trial.number), None))
+        self.done(next((t for t in self.state.trials if t.number == number), None))
         # the leading process has stopped
         over = self.context.store.study(self.context.study.name).state != "RUNNING"
         seen = _distinct(self.state.finished) >= self.context.space.size
-        if over or seen or self.state.unclaimed <= 0 or self._exhausted(left_s):
-            memory.stop()
+        return over or seen or self.state.unclaimed <= 0 or self._exhausted(left_s)
 
     def _exhausted(self, left_s: float | None) -> bool:
         searcher = self.searcher

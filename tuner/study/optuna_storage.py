@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -50,7 +51,6 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
             grace_period=GRACE_S,
             heartbeat_stale_trial_callback=stale,
         )
-    storage.record_heartbeat = _missable(storage.record_heartbeat)
     roll_back = database.rolling_back(storage.engine)
     try:
         yield storage
@@ -78,6 +78,31 @@ def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:
         )
 
 
+@contextlib.contextmanager
+def beating(storage: Any, trial: Any) -> Iterator[None]:
+    """Records the heartbeat of a trial during the block; one that a locked or full database refuses
+    is missed."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                storage.record_heartbeat(trial._trial_id)
+            except optuna.exceptions.StorageInternalError as error:
+                text = "a heartbeat of trial %d was not stored: %s"
+                log.info(text, trial.number, error.__cause__)
+            if ended.wait(HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
     """Fails trials that Optuna lists as running although our store has them interrupted, or ended
     by a process that is gone.
@@ -93,6 +118,16 @@ def fail_lost(memory: Any, trials: Sequence[TrialSnapshot]) -> None:
     for trial in memory.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
         if trial.number in ended:
             memory.tell(trial.number, state=OptunaState.FAIL, skip_if_finished=True)
+
+
+def ask(memory: Any) -> Any:
+    """The next trial, to be run under `beating`, after trials whose worker's heartbeat stopped were
+    failed and queued again."""
+    with _quietly():
+        optuna.storages.fail_stale_trials(memory)
+        # Optuna records heartbeats in Study.optimize only
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        return memory.ask()
 
 
 def enqueue(
@@ -128,18 +163,6 @@ def origin_of(trial: Any) -> str:
     if "retry_history" in frozen.system_attrs:
         return RETRY
     return str(frozen.user_attrs.get(ORIGIN, SEARCH))
-
-
-def _missable(beat: Callable[[int], None]) -> Callable[[int], None]:
-    """A heartbeat whose thread outlives a locked or full database: the next one may succeed."""
-
-    def record(trial_id: int) -> None:
-        try:
-            beat(trial_id)
-        except optuna.exceptions.StorageInternalError as error:
-            log.info("a heartbeat of trial %d was not stored: %s", trial_id, error.__cause__)
-
-    return record
 
 
 @contextlib.contextmanager

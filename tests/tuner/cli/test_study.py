@@ -544,6 +544,23 @@ def test_an_interrupt_that_got_lost_ends_the_study_before_its_next_trial(
     assert tune("show", "small", "--json").document["study"]["state"] == "INTERRUPTED"
 
 
+def test_an_interrupt_while_optuna_is_told_of_a_trial_is_no_error(
+    tune: Tune, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stored = optuna.storages.RDBStorage.set_trial_state_values
+
+    def interrupted(storage: Any, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        if state.is_finished():
+            raise KeyboardInterrupt
+        return stored(storage, trial_id, state, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.storages.RDBStorage, "set_trial_state_values", interrupted)
+        done = tune(*RANDOM)
+    assert (done.code, "the same command continues it" in done.err) == (130, True), done.err
+    assert tune(*RANDOM).code == 0
+
+
 def test_a_second_parent_is_refused_by_name(tune: Tune, folder: Path):
     parent = start(folder, slow_s=0.3)
     wait_for("trial 0:", parent)
