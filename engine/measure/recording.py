@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.facts.model import ModelFacts
 from engine.model.gates import RANKED_EXTRA, RouterView
 from engine.policy.events import Integers, Need, PassStart, Routing
 from engine.trace.trace import LOOK_AHEAD_LAYERS, Trace, TracePass
+
+_FEW_TOKENS = 8
 
 
 class TraceRecorder:
@@ -67,8 +71,12 @@ class TraceRecorder:
 
     def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
         """Record the router's choice."""
-        # converted to an array when nothing is being timed
-        self._experts[layer].append(routing.experts)
+        # Single tokens are converted when nothing is being timed. Those of a prompt take 120 bytes
+        # each as lists, of memory that a run is measured by: converting 256 takes some 0.1 ms.
+        experts = routing.experts
+        few = len(experts) < _FEW_TOKENS
+        width = self._facts.experts_per_token
+        self._experts[layer].append(experts if few else _table(experts, width))
         if routing.weights is not None:
             self._weights[layer].append(routing.weights.astype(np.float16))
         if routing.probabilities is not None:
@@ -78,10 +86,8 @@ class TraceRecorder:
         """The recorded trace. facts: kept beside the model's."""
         assert all(self._experts), "nothing was recorded"
         chosen = self._facts.experts_per_token
-        experts = np.stack(
-            [_table([row for call in calls for row in call], chosen) for calls in self._experts],
-            axis=1,
-        ).astype(np.int16)
+        joined = [_joined(calls, chosen) for calls in self._experts]
+        experts: NDArray[np.int16] = np.stack(joined, axis=1).astype(np.int16)
         return Trace(
             passes=tuple(self._passes),
             experts=experts,
@@ -106,6 +112,15 @@ class TraceRecorder:
         for ahead in range(min(LOOK_AHEAD_LAYERS, self._facts.moe_layers - layer - 1)):
             block[:, ahead] = _table(view.top_experts(layer + 1 + ahead, count), count)
         return block
+
+
+def _joined(calls: Sequence[Any], width: int) -> Integers:
+    """Calls of lists [t][at most width] or arrays [t, width] -> int16 [T, width]."""
+    parts: list[Integers] = []
+    for is_array, some in itertools.groupby(calls, lambda call: isinstance(call, np.ndarray)):
+        group = list(some)
+        parts += group if is_array else [_table(list(itertools.chain(*group)), width)]
+    return np.concatenate(parts)
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> Integers:

@@ -70,7 +70,9 @@ def study(
     timeout: Annotated[
         str | None,
         typer.Option(
-            help="After it no trial starts: 25m, 1h30m or seconds.", rich_help_panel=STUDY
+            help="After it no trial starts: 25m, 1h30m or seconds; 0: never (default 1h, or 0 with "
+            "--trials).",
+            rich_help_panel=STUDY,
         ),
     ] = None,
     policies: Annotated[

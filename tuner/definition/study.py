@@ -119,6 +119,9 @@ class Repeats(Strict):
         return self
 
 
+DEFAULT_TIMEOUT_S = 3600.0
+
+
 class StudyDefinition(Strict):
     """A study.
 
@@ -126,6 +129,8 @@ class StudyDefinition(Strict):
     default ones, and `policy` with presets; confirm_rounds: how often the front is measured again,
     each time in a fresh process; stall_s: an engine that makes no progress for so long is stopped
     (0: by operation).
+    timeout_s: after it no trial starts (0: never); without it an hour, or as long as it takes if
+    trials are given.
     task_tokens: what the tasks need of kv.max_tokens, found before the first trial; workload: the
     name of an installed one or a YAML file; prompts: a file of the user's own prompts instead.
     """
@@ -149,13 +154,21 @@ class StudyDefinition(Strict):
     quality: QualityTasks = QualityTasks()
     task_tokens: int = Field(default=0, ge=0)
     trials: int = Field(default=24, ge=1)
-    timeout_s: float = Field(default=0.0, ge=0, le=MOST_S)
+    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, ge=0, le=MOST_S)
     sampler: SamplerName = "auto"
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     repeats: Repeats = Repeats()
     confirm_rounds: int = Field(default=3, ge=0)
     stall_s: float = Field(default=0.0, ge=0, le=MOST_S)
     output: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_time(cls, data: Any) -> Any:
+        """Whoever says how many trials means all of them."""
+        if isinstance(data, dict) and "trials" in data and "timeout_s" not in data:
+            return {**data, "timeout_s": 0.0}
+        return data
 
     @field_validator("objectives", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Vector = Sequence[float]
 Floats = NDArray[np.float64]
+LEAST_SPAN = 0.1  # of an objective's best value
 
 
 def dominates(a: Vector, b: Vector, signs: Sequence[int]) -> bool:
@@ -48,7 +49,9 @@ def hypervolume(points: Sequence[Vector], reference: Vector, signs: Sequence[int
 
 
 def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
-    """Index of the knee: the point nearest to the ideal after scaling every objective to 0..1.
+    """Index of the knee: the point nearest to the ideal after scaling every objective to 0..1, by
+    the span of the points, or by LEAST_SPAN of its best value if that is more: a thousandth of
+    quality does not weigh as much as twice the speed because it is all that the points differ by.
 
     points must not be empty. An objective in which all points are equal is ignored.
     """
@@ -58,7 +61,7 @@ def knee(points: Sequence[Vector], signs: Sequence[int]) -> int:
     def distance(point: Vector) -> float:
         total = 0.0
         for k, s in enumerate(signs):
-            span = best[k] - worst[k]
+            span = max(best[k] - worst[k], LEAST_SPAN * abs(best[k]))
             total += ((best[k] - s * point[k]) / span) ** 2 if span > 0 else 0.0
         return total
 

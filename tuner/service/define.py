@@ -17,6 +17,8 @@ from tuner.service.requests import NewStudy, Size
 from tuner.service.settings import ServiceSettings
 from tuner.study.tasks import with_default_tasks
 
+_TIME = ("trials", "timeout_s")  # without both a study takes an hour
+
 
 class ForbiddenModelError(TunerError):
     """A model folder that the operator did not allow."""
@@ -51,8 +53,7 @@ def define_study(request: NewStudy, settings: ServiceSettings) -> StudyDefinitio
             max_tpot_ms=request.max_tpot_ms,
         ),
         "quality": QualityTasks(tasks=request.tasks, limit=request.limit),
-        "trials": request.trials,
-        "timeout_s": request.timeout_s,
+        **{name: getattr(request, name) for name in _TIME if name in request.model_fields_set},
         "sampler": request.sampler,
         "seed": request.seed,
     }

@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from engine.types import Bits
 from tuner.definition.strict_yaml import Strict
-from tuner.definition.study import ObjectiveName, SamplerName
+from tuner.definition.study import DEFAULT_TIMEOUT_S, ObjectiveName, SamplerName
 
 STUDY_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$"
 # `demo`, a Hugging Face id, or an absolute folder, which must lie below an allowed one.
@@ -116,7 +116,10 @@ class NewStudy(Body):
     device: str = Field(default="auto", pattern=DEVICE)
     trials: Annotated[int, Field(ge=1, le=10_000), WHOLE] = 24
     timeout_s: Duration = Field(
-        default=0.0, description="0: none; `25m`, `1h30m` or seconds.", examples=["1h30m"]
+        default=DEFAULT_TIMEOUT_S,
+        description="After it no trial starts; 0: never; `25m`, `1h30m` or seconds. Without it an "
+        "hour, or as long as it takes if `trials` is given.",
+        examples=["1h30m"],
     )
     objectives: list[ObjectiveName] = Field(
         default=["output_tps", "tpot_ms", "quality"],

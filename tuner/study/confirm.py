@@ -53,10 +53,11 @@ class Confirmation:
         """Measures one repeat of every member per round, each in its own process, every other round
         in reverse order. Returns how many repeats were kept.
 
-        until_s: of time.monotonic(), after which no repeat starts. A member that fails here keeps
-        its earlier measurements.
+        until_s: of time.monotonic(), by which what is known to take long has to end, and after
+        which no repeat starts. A member that fails here keeps its earlier measurements.
         """
         kept = done = 0
+        took_s: dict[int, float] = {}  # by trial
         total = sum(max(0, rounds - self._confirmed(member)) for member in members)
         for number in range(rounds):
             due = [m for m in members if self._confirmed(m) <= number]
@@ -64,10 +65,12 @@ class Confirmation:
                 continue
             self.context.session.close()
             for member in due[:: -1 if number % 2 else 1]:
-                if until_s is not None and time.monotonic() > until_s:
+                began_s = time.monotonic()
+                if until_s is not None and began_s + took_s.get(member.id, 0.0) > until_s:
                     return kept
                 self.context.progress.confirming(member.number, done, total)
                 kept += self._repeat(member)
+                took_s[member.id] = time.monotonic() - began_s
                 done += 1
         return kept
 
@@ -99,7 +102,7 @@ class Confirmation:
         every = competitive(self.state.trials, self.state.incumbents, self.context.samples)
         done = 0
         for trial in [trial for trial in every if trial.id not in tried][:MOST_CONFIRMED]:
-            if until_s is not None and time.monotonic() > until_s:
+            if until_s is not None and time.monotonic() + (trial.engine_s or 0.0) > until_s:
                 break
             if self.context.interrupted():
                 raise KeyboardInterrupt

@@ -65,3 +65,11 @@ def test_the_knee_of_a_front_is_on_it(points):
 
 def test_the_knee_is_the_compromise():
     assert knee([(10.0, 0.0), (8.0, 8.0), (0.0, 10.0)], (1, 1)) == 1
+
+
+def test_a_difference_that_nobody_would_notice_does_not_decide_the_knee():
+    slow_and_exact, fast = (7.3, 171.0, 0.9999), (14.8, 36.0, 0.9986)
+    fastest, whole = (16.5, 116.0, 0.9986), (2.9, 211.0, 1.0)
+    assert knee([fastest, fast, slow_and_exact, whole], SIGNS) == 1
+    # a tenth of the quality is worth the whole span of the speeds
+    assert knee([(14.8, 36.0, 0.90), (13.0, 40.0, 0.9999), (2.9, 211.0, 1.0)], SIGNS) == 1
