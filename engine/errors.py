@@ -11,6 +11,7 @@ EngineError
 │   ├── CheckpointError   truncated, corrupt or inconsistent weights, pickle
 │   └── RemoteCodeError   the checkpoint needs its own code
 ├── InfeasibleError       nothing fits the budget (exit 3, with the smallest that would)
+│   └── DeviceMemoryError the device ran out of memory all the same (exit 3)
 ├── TaskError             an lm-eval task is unknown, empty, broken or not for this model (exit 2)
 │   └── UnreachableTaskError its data cannot be reached (exit 1)
 ├── EvaluationError       an evaluation gave unusable values, such as NaN
@@ -85,11 +86,17 @@ class InfeasibleError(EngineError):
     """
 
     exit_code = 3
-    failure = "does_not_fit"
+    failure: ClassVar[FailureClass] = "does_not_fit"
 
     def __init__(self, message: str, smallest_bytes: int | None = None) -> None:
         super().__init__(message)
         self.smallest_bytes = smallest_bytes
+
+
+class DeviceMemoryError(InfeasibleError):
+    """The device gave no more memory to a configuration that was expected to fit."""
+
+    failure = "out_of_memory"
 
 
 class TaskError(EngineError):

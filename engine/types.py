@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 3, 2]
+HOST_DEVICES = ("cpu", "auto")  # names of devices whose memory is the host's
 NonExpertBits = Literal[16, 8, 4]
 EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
@@ -19,7 +20,7 @@ AllocationName = Literal["uniform", "shallow_first", "by_misses", "by_profile"]
 ScopeName = Literal["layer", "shared"]
 QueueName = Literal["fifo", "two_priority"]
 OrderName = Literal["routed", "popularity", "ready_first", "hot_first"]
-PlacementName = Literal["device", "host_below", "host_split"]
+PlacementName = Literal["device", "host_below", "host_split", "earliest"]
 PrecisionName = Literal[
     "uniform", "by_layer", "by_popularity", "by_sensitivity", "popularity_mass", "gate_threshold"
 ]

@@ -22,6 +22,9 @@ PACKAGES = {
     "qemu-aarch64-static": "qemu-user-static libc6-arm64-cross",
 }
 
+EXTRAS = {"gpu": "triton"}
+"""Extras whose package has another name."""
+
 
 def require_program(name: str) -> str:
     """The program's path; skips the test (fails it when EXPERTUNE_REQUIRE_TOOLS is set)."""
@@ -42,8 +45,8 @@ def require_cplusplus(sanitize: str = "") -> list[str]:
 
 
 def require_extra(name: str) -> None:
-    """A package that an extra of the same name installs; it is not imported here."""
-    if find_spec(name) is None:
+    """The package that this extra installs; it is not imported here."""
+    if find_spec(EXTRAS.get(name, name)) is None:
         _missing(f"{name} is missing: pip install -c constraints.txt -e '.[{name}]'")
 
 

@@ -38,8 +38,8 @@ EVICTIONS: dict[str, str] = {
 KERNELS: dict[str, str] = {
     "native": "engine.experts.kernels.native:Native",
     "torch_int4": "engine.experts.kernels.torch_packed:TorchInt4",
-    "cuda_int4": "engine.experts.kernels.torch_packed:CudaInt4",
     "triton_int4": "engine.experts.kernels.triton_int4:TritonInt4",
+    "cuda_int4": "engine.experts.kernels.torch_packed:CudaInt4",
     "torch_int8": "engine.experts.kernels.torch_packed:TorchInt8",
 }
 """Classes of packed kernels (engine.experts.kernels.base.Kernel), in order of preference."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from engine.config.convert import convert
+from engine.config.ranges import check_ranges
 from engine.errors import ConfigError, nearest_hint
 from engine.files import json_digest
 from engine.types import (
+    HOST_DEVICES,
     AllocationName,
     Bits,
     DirectName,
@@ -127,21 +129,29 @@ class PrefillConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where experts are computed. On the host: those of at most host_tokens tokens (host_below), or
-    the fraction host_fraction of the misses (host_split). embeddings: where the embedding table
-    lies. Both have no effect if the device is the CPU."""
+    """Where experts are computed that are not on the device. On the host: those of at most
+    host_tokens tokens (host_below), the fraction host_fraction of them (host_split), or those that
+    the host ends before the link (earliest). embeddings: where the embedding table lies. Both have
+    no effect if the device is the CPU.
+
+    options.host_ratios, for earliest: by tokens of an expert, the seconds that the host takes for
+    it over those that its transfer takes; without it they are measured.
+    """
 
     name: PlacementName = "device"
     host_tokens: int = 1
     host_fraction: float | str = "auto"  # auto: from the rates measured while both run
     embeddings: EmbeddingsName = "device"
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class HostConfig:
-    """The host tier between disk and device (0: none; no effect on the CPU device)."""
+    """The host tier between disk and device. bytes: 0 for none, a fraction of all records such as
+    `50%`, or auto: all of them, at most what budget.ram_bytes leaves, or 70 % of the memory that is
+    free. No effect on the CPU device."""
 
-    bytes: int = 0
+    bytes: int | str = "auto"
 
 
 @dataclass(frozen=True)
@@ -268,7 +278,8 @@ class EngineConfig:
             for section, changes in sections.items()
         }
         config = dataclasses.replace(self, **built)
-        _check_ranges(config)
+        optimize_name(config)
+        check_ranges(config.flat())
         return config
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -308,14 +319,17 @@ def base_config(
     disk_bytes: int = 0,
 ) -> EngineConfig:
     """The default config with these budgets on this device. capacity: tokens of one sequence
-    (kv.max_tokens), None for the default."""
-    values = {
+    (kv.max_tokens), None for the default. Beside a device with memory of its own, misses are
+    computed where that ends first."""
+    values: dict[str, Any] = {
         "device.name": device,
         "budget.vram_bytes": vram_bytes,
         "budget.ram_bytes": ram_bytes,
         "budget.disk_bytes": disk_bytes,
         "kv.max_tokens": KvConfig().max_tokens if capacity is None else capacity,
     }
+    if device not in HOST_DEVICES:
+        values["placement.name"] = "earliest"
     return EngineConfig().overlay(values)
 
 
@@ -360,41 +374,3 @@ def _split_path(path: str) -> tuple[str, str]:
         if name in names or (name.startswith("options.") and "options" in names):
             return section, name
     raise ConfigError(f"there is no setting '{path}'{nearest_hint(path, config_paths())}")
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "cache.shallow_layers": (-1, 10_000),
-    "precision.low_group_size": (16, 128),
-    "cache.low_bits_fraction": (0.0, 0.9),
-    "precision.low_bits_threshold": (0.0, 1.0),
-    "precision.skip_threshold": (0.0, 1.0),
-    "precision.low_mass": (0.0, 1.0),
-    "placement.host_tokens": (0, 1 << 16),
-    "placement.host_fraction": (0.0, 1.0),
-    "prefetch.depth": (0, 8),
-    "prefetch.extra_experts": (0, 64),
-    "transfer.chunk_bytes": (4096, 1 << 30),
-    "transfer.in_flight": (1, 8),
-    "precision.group_size": (16, 128),
-    "kernel.crossover_tokens": (0, 1 << 20),
-    "cpu.threads": (0, 256),
-    "batch.count": (1, 256),
-    "batch.size": (1, 256),
-    "prefill.chunk_tokens": (1, 1 << 16),
-    "host.bytes": (0, 1 << 62),
-    "kv.max_tokens": (2, 1 << 24),
-    "kv.keep_fraction": (0.01, 1.0),
-    "serve.prefix_cache_tokens": (0, 1 << 24),
-    "serve.response_cache_entries": (0, 1 << 24),
-    "io.threads": (1, 32),
-    **dict.fromkeys(("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, 1 << 62)),
-    "device.correction_bytes": (-(1 << 40), 1 << 40),
-}
-
-
-def _check_ranges(config: EngineConfig) -> None:
-    flat = config.flat()
-    optimize_name(config)
-    for path, (low, high) in _RANGES.items():
-        if flat[path] != "auto" and not low <= flat[path] <= high:
-            raise ConfigError(f"{path} = {flat[path]}: allowed is {low} to {high}")

@@ -9,15 +9,18 @@ Worker to tuner, in any order:
   {"schema": 1, "id": n, "event": "telemetry", ...}                      serve: a time window
   {"schema": 1, "id": n, "ok": true, "result": {...}}                    the answer
   {"schema": 1, "id": n, "ok": false, "error": {"class": FailureClass, "type": NAME,
-       "message": s, "exit_code": n, "smallest_bytes": n | null}}        the answer, failed
+       "message": s, "exit_code": n, "smallest_bytes": n | null,
+       "ends_worker": b}}                                              the answer, failed
 
 The worker answers one request before it reads the next. It ends when the socket closes (its parent
-died) or on `close`. This module holds values only; engine.worker imports the engine.
+died), on `close`, and after an answer with `ends_worker`: its accelerator computes no more. This
+module holds values only; engine.worker imports the engine.
 
 Operations, as `op: arguments -> result`:
-  device: device -> name (of what it opens), torch, built_for
-  describe: model, device, trust_remote_code, revision -> facts (ModelFacts), device
-  open: model, device, trust_remote_code, revision -> facts (ModelFacts), hardware, runtime_bytes
+  device: device -> name (of what it opens), card (its UUID, None for the CPU), torch, built_for
+  describe: model, device, trust_remote_code, revision -> facts (ModelFacts), device, card
+  open: model, device, trust_remote_code, revision
+      -> facts (ModelFacts), hardware, runtime_bytes, device, card, context_bytes (None if unknown)
   configure: config (nested, `auto` and percentages allowed)
       -> config (resolved), memory (MemoryPlan)
   measure: workload (Workload), repeats, warm_up, seed -> Report

@@ -46,7 +46,9 @@ class MemoryReading:
 
     arena_bytes: expert slots; non_expert_bytes: weights that are always resident; kv_bytes: KV;
     peak_bytes: the highest total that the engine itself accounts for; external_peak_bytes: what an
-    outside reading saw beyond runtime_bytes (on the CPU: VmHWM since configure minus the baseline);
+    outside reading saw: on the CPU VmHWM since configure beyond runtime_bytes, on an accelerator
+    torch's reserved peak since configure and what this process holds there beside it (the context
+    and libraries' memory), as external_source says;
     runtime_bytes: the baseline, taken after imports and one tiny forward.
     """
 

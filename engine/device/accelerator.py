@@ -6,14 +6,19 @@ the host blocks only when it reuses a staging buffer.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from typing import Any
 
 import torch
 
 from engine.device.base import Event
+from engine.device.memory_error import device_memory_error
+from engine.device.outside_memory import OutsideMemory, card_of, memory_info
 from engine.device.pages import allocate_pages
-from engine.errors import InfeasibleError, UsageError
-from engine.types import format_bytes
+from engine.errors import DeviceMemoryError, UsageError
+
+_PIN_BYTES = 1 << 30  # registered at a time, so that a limit leaves most of it pinned
 
 
 def usable_accelerator() -> torch.device | None:
@@ -25,40 +30,58 @@ def usable_accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
+def find_accelerator(name: str) -> torch.device:
+    """The device of this name, such as `cuda:0` or `xpu`, with its number; makes no context on it.
+
+    Raises UsageError if torch has no such device here.
+    """
+    current = usable_accelerator()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"torch knows no device '{name}': try cpu or cuda:0") from None
+    if current is None or current.type != device.type:
+        raise UsageError(f"this machine has no device '{name}': {_what_is_here(current)}")
+    count, index = torch.accelerator.device_count(), device.index or 0
+    if index >= count:
+        raise UsageError(f"there is no {name}: torch sees {count} such devices")
+    return torch.device(device.type, index)
+
+
 class AcceleratorDevice:
     """Implements Device for torch.device types with streams and events.
 
-    name: such as `cuda:0` or `xpu`. Raises UsageError if torch has no such device here.
+    name: see find_accelerator, whose errors it raises. Opening gives this process a context there.
     """
 
     is_host_memory = False
 
     def __init__(self, name: str) -> None:
-        current = usable_accelerator()
-        try:
-            self.torch_device = torch.device(name)
-        except RuntimeError:
-            raise UsageError(f"torch knows no device '{name}': try cpu or cuda:0") from None
-        if current is None or current.type != self.torch_device.type:
-            raise UsageError(f"this machine has no device '{name}': {_what_is_here(current)}")
-        count = torch.accelerator.device_count()
-        index = self.torch_device.index or 0
-        if index >= count:
-            raise UsageError(f"there is no {name}: torch sees {count} such devices")
-        self.torch_device = torch.device(self.torch_device.type, index)
+        self.torch_device = find_accelerator(name)
         self.name = str(self.torch_device)
-        torch.accelerator.set_device_index(index)
+        self.card: str | None = card_of(self.torch_device)
         self._local = threading.local()
+        self._pinned: dict[int, int] = {}  # bytes, by address
+        self._limit_bytes = 0
+        self._outside = OutsideMemory(self.torch_device, self._make_context)
+        self._beside = "not read"
+        self.context_bytes: int | None = self._outside.context_bytes
+
+    def _make_context(self) -> None:
+        self.bind_thread()
+        torch.zeros(1, device=self.torch_device)
+        self.synchronize()
+
+    def bind_thread(self) -> None:
+        """Make this device the calling thread's own: a thread begins with the first one."""
+        torch.accelerator.set_device_index(self.torch_device.index)
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Device memory, [size_bytes] uint8."""
         try:
             arena = torch.zeros(size_bytes, dtype=torch.uint8, device=self.torch_device)
-        except torch.OutOfMemoryError:
-            raise InfeasibleError(
-                f"{self.name} cannot give {format_bytes(size_bytes)} for expert slots: close other "
-                "programs on it or lower cache.expert_bytes"
-            ) from None
+        except torch.OutOfMemoryError as error:
+            raise self.out_of_memory(error) from None
         self.synchronize()  # copies on other streams must not overtake the zeros
         return arena
 
@@ -83,6 +106,34 @@ class AcceleratorDevice:
         start = -pinned.data_ptr() % 4096
         return pinned[start : start + size_bytes]
 
+    def pin(self, pages: torch.Tensor) -> int:
+        """Register the pages with the driver, piece by piece until it refuses; 0 where torch has no
+        call for it."""
+        runtime = self._registering()
+        pinned = 0
+        while runtime is not None and pinned < pages.numel():
+            size = min(_PIN_BYTES, pages.numel() - pinned)
+            if int(runtime.cudaHostRegister(pages.data_ptr() + pinned, size, 0)) != 0:
+                with contextlib.suppress(RuntimeError):  # the next launch reports the refusal
+                    torch.zeros(1, device=self.torch_device)
+                break
+            pinned += size
+        if pinned:
+            self._pinned[pages.data_ptr()] = pinned
+        return pinned
+
+    def unpin(self, pages: torch.Tensor) -> None:
+        """Unregister what `pin` registered."""
+        runtime = self._registering()
+        for start in range(0, self._pinned.pop(pages.data_ptr(), 0), _PIN_BYTES):
+            runtime.cudaHostUnregister(pages.data_ptr() + start)
+
+    def _registering(self) -> Any:
+        """The calls of the CUDA (or HIP) runtime that register pages, None on other devices."""
+        if self.torch_device.type != "cuda":
+            return None
+        return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
         """Queue the copy on the copy stream after `after`."""
         stream = self._copy_stream()
@@ -95,7 +146,7 @@ class AcceleratorDevice:
     def _copy_stream(self) -> torch.Stream:
         """One stream per thread: a stream as context manager is not shared between threads."""
         if not hasattr(self._local, "stream"):
-            torch.accelerator.set_device_index(self.torch_device.index)
+            self.bind_thread()
             self._local.stream = torch.Stream(self.torch_device)
         stream: torch.Stream = self._local.stream
         return stream
@@ -118,22 +169,37 @@ class AcceleratorDevice:
         torch.accelerator.reset_peak_memory_stats(self.torch_device)
 
     def peak_bytes(self) -> int:
-        """torch's reserved peak plus the memory that the context takes.
+        """torch's reserved peak since reset_peak, plus what this process holds beside it now.
 
-        The context is the device memory in use that torch has not reserved; on a device that other
-        programs use too it includes theirs, so it is an upper bound.
+        The second part is not given back before the process ends, so that the sum is the most that
+        this process held at once; see OutsideMemory for what counts it.
         """
-        reserved = torch.accelerator.memory_reserved(self.torch_device)
-        peak = torch.accelerator.max_memory_reserved(self.torch_device)
-        if not hasattr(torch.accelerator, "get_memory_info"):  # torch 2.9
-            return int(peak)
-        free, total = torch.accelerator.get_memory_info(self.torch_device)
-        return int(peak + max(0, total - free - reserved))
+        beside_bytes, self._beside = self._outside.beside_torch()
+        return int(torch.accelerator.max_memory_reserved(self.torch_device)) + beside_bytes
 
     def peak_source(self) -> str:
-        """How peak_bytes is measured."""
-        has_total = hasattr(torch.accelerator, "get_memory_info")
-        return "torch reserved peak + other memory in use" if has_total else "torch reserved peak"
+        """How the latest peak_bytes was measured."""
+        return f"torch reserved peak + {self._beside}"
+
+    def limit(self, budget_bytes: int) -> None:
+        """torch reserves at most the budget less the context; without effect where torch cannot
+        bound its allocator."""
+        module = torch.get_device_module(self.torch_device)
+        memory = memory_info(self.torch_device)
+        if memory is None or not hasattr(module, "set_per_process_memory_fraction"):
+            return
+        left_bytes = max(0, budget_bytes - self._outside.own_context())
+        fraction = min(1.0, left_bytes / memory[1]) if budget_bytes else 1.0
+        module.set_per_process_memory_fraction(fraction, self.torch_device)
+        self._limit_bytes = budget_bytes
+
+    def out_of_memory(self, error: Exception) -> DeviceMemoryError:
+        """torch's error in a sentence for people."""
+        memory = memory_info(self.torch_device)
+        free_bytes = None if memory is None else memory[0]
+        return device_memory_error(
+            self.name, str(error), budget_bytes=self._limit_bytes, free_bytes=free_bytes
+        )
 
     def compact(self) -> None:
         """Empty torch's caches, including the pinned one if torch can."""

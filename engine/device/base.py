@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from engine.errors import DeviceMemoryError
+
 
 class Event(Protocol):
     """A point in the work queued on a device."""
@@ -27,6 +29,8 @@ class Device(Protocol):
     name: str
     torch_device: torch.device
     is_host_memory: bool
+    context_bytes: int | None  # of the driver's context; None if unknown, 0 if there is none
+    card: str | None  # the UUID of an accelerator, by which commands take turns on it
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Touched device memory, [size_bytes] uint8, page-aligned if it is host memory.
@@ -47,8 +51,20 @@ class Device(Protocol):
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
         """Page-aligned host memory for reads, [size_bytes] uint8, pinned if that helps."""
 
+    def pin(self, pages: torch.Tensor) -> int:
+        """Pin host memory for copies, from its start and without rounding up. pages: page-aligned
+        uint8 that stays until unpin. Returns how many bytes are pinned: less than asked for where
+        the system limits it; all of them on a device that has no use for it."""
+
+    def unpin(self, pages: torch.Tensor) -> None:
+        """Undo `pin`; no copy may be under way."""
+
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
         """Queue a host -> device copy after `after`; the event fires when source may be reused."""
+
+    def bind_thread(self) -> None:
+        """Make this device the calling thread's own, for kernels that are launched on a thread's
+        present device."""
 
     def record(self) -> Event:
         """An event after all compute queued so far."""
@@ -58,6 +74,13 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Block until all queued work is done. Called before each clock read."""
+
+    def limit(self, budget_bytes: int) -> None:
+        """Refuse device memory beyond the budget from now on; 0 lifts the limit. Without effect
+        where nothing enforces one (host memory): there the outside reading alone tells."""
+
+    def out_of_memory(self, error: Exception) -> DeviceMemoryError:
+        """An allocator's error as a sentence for people."""
 
     def reset_peak(self) -> None:
         """Start a new reading of the peak."""

@@ -9,8 +9,9 @@ import torch
 
 from engine.device import process_memory
 from engine.device.base import Event
+from engine.device.memory_error import device_memory_error
 from engine.device.pages import allocate_pages, bytes_view, give_pages_back
-from engine.errors import InfeasibleError
+from engine.errors import DeviceMemoryError, InfeasibleError
 from engine.types import format_bytes
 
 
@@ -29,6 +30,8 @@ class CpuDevice:
     """Implements Device over host memory."""
 
     is_host_memory = True
+    context_bytes: int | None = 0
+    card: str | None = None
 
     def __init__(self) -> None:
         self.name = "cpu"
@@ -60,10 +63,20 @@ class CpuDevice:
         """Touched pages, [size_bytes] uint8."""
         return allocate_pages(size_bytes)
 
+    def pin(self, pages: torch.Tensor) -> int:
+        """Nothing to do: copies read any memory."""
+        return pages.numel()
+
+    def unpin(self, pages: torch.Tensor) -> None:
+        """Nothing to do."""
+
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
         """A plain copy."""
         target.copy_(source)
         return DoneEvent()
+
+    def bind_thread(self) -> None:
+        """Does nothing: host memory is every thread's."""
 
     def record(self) -> Event:
         """An event that is already done: compute is synchronous."""
@@ -74,6 +87,13 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Does nothing: no work is queued."""
+
+    def limit(self, budget_bytes: int) -> None:
+        """Does nothing: the process's memory is read from outside, not bounded."""
+
+    def out_of_memory(self, error: Exception) -> DeviceMemoryError:
+        """The allocator's error in a sentence for people."""
+        return device_memory_error(self.name, str(error))
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""

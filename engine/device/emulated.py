@@ -16,6 +16,7 @@ import torch
 from engine.device import process_memory
 from engine.device.base import Event
 from engine.device.cpu import CpuDevice, DoneEvent
+from engine.errors import DeviceMemoryError
 from engine.facts.emulated_machine import PREFIX, EmulatedMachine
 
 
@@ -54,6 +55,8 @@ class EmulatedDevice:
     """Implements Device: the CPU's memory behind a slow link."""
 
     is_host_memory = False
+    context_bytes: int | None = 0
+    card: str | None = None
 
     def __init__(self, machine: EmulatedMachine) -> None:
         process_memory.sleep_exactly()
@@ -82,10 +85,20 @@ class EmulatedDevice:
         """Touched pages, [size_bytes] uint8."""
         return self._cpu.allocate_staging(size_bytes)
 
+    def pin(self, pages: torch.Tensor) -> int:
+        """Nothing to do: copies read any memory."""
+        return pages.numel()
+
+    def unpin(self, pages: torch.Tensor) -> None:
+        """Nothing to do."""
+
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
         """Copy over the link; complete when it returns."""
         self._link.carry(source.numel(), lambda: target.copy_(source))
         return DoneEvent()
+
+    def bind_thread(self) -> None:
+        """Does nothing: host memory is every thread's."""
 
     def record(self) -> Event:
         """An event that is already done: compute is synchronous."""
@@ -96,6 +109,13 @@ class EmulatedDevice:
 
     def synchronize(self) -> None:
         """Does nothing: no work is queued."""
+
+    def limit(self, budget_bytes: int) -> None:
+        """Does nothing: the process's memory is read from outside, not bounded."""
+
+    def out_of_memory(self, error: Exception) -> DeviceMemoryError:
+        """The allocator's error in a sentence for people."""
+        return self._cpu.out_of_memory(error)
 
     def reset_peak(self) -> None:
         """Reset VmHWM."""

@@ -26,6 +26,12 @@ def allocate_pages(size_bytes: int) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def map_pages(size_bytes: int) -> torch.Tensor:
+    """Newly mapped memory that is not touched yet, [size_bytes] uint8; freed with the last view of
+    it. Raises MemoryError if the system refuses."""
+    return torch.from_numpy(_map_pages(size_bytes))
+
+
 def _map_pages(size_bytes: int) -> np.ndarray[Any, Any]:
     try:
         pages = mmap.mmap(-1, max(PAGE_BYTES, size_bytes), flags=mmap.MAP_PRIVATE)

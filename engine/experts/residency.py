@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.device.base import Device
 from engine.experts.ready_records import ReadyRecords
 from engine.experts.slots import ExpertView, Slots
 from engine.experts.transfer import Transfer, TransferEngine
@@ -59,6 +60,11 @@ class Residency:
         """Look-ups and predictions since the last reset."""
         return self.policy.counters
 
+    @property
+    def device(self) -> Device:
+        """The device whose memory holds the slots."""
+        return self._slots.device
+
     def begin_pass(self, start: PassStart) -> None:
         """Notify the policy that a forward pass begins."""
         self._fetch(self.policy.begin_pass(start))
@@ -80,20 +86,35 @@ class Residency:
         self._demote_stale()
         self._fetch(fetches)
 
+    def computes_all(self, places: int) -> bool:
+        """Whether the steps of this layer pass compute all of these (token, choice) pairs: none was
+        skipped, none means no expert."""
+        tokens = self.policy.tokens
+        computed = {step.expert.expert for step in self._pass().steps}
+        return sum([tokens.get(expert, 0) for expert in computed]) == places
+
     def host_steps(self) -> Sequence[Step]:
         """The steps that the host computes in this layer pass."""
         return [step for step in self._pass().steps if step.slot == ON_HOST]
 
-    def device_waves(self) -> Iterator[list[Step]]:
+    def device_waves(self, most: int | None = None) -> Iterator[list[Step]]:
         """Yield every expert that the device computes once, those that are ready together, in the
-        order of the policy. Ends the pass."""
+        order of the policy. Ends the pass.
+
+        most: the last of so many waves waits for all that is under way; only experts that take over
+        a slot of an earlier one come after it.
+        """
         steps = self._pass().steps
         waiting = {step.after: step for step in steps if step.after is not None}
         pending = [s for s in steps if s.slot != ON_HOST and s.after is None]
+        waves = 0
         while pending:
+            if most is not None and waves + 1 >= most:
+                self._wait_for_all(pending)
             wave = self._take_ready(pending)
             if not wave:
                 continue
+            waves += 1
             yield wave
             self._slots.mark_used([step.slot for step in wave])
             if waiting:
@@ -111,19 +132,18 @@ class Residency:
         """Typed views of the record of a step of the present wave."""
         return self._slots.view(step.slot, step.bits)
 
-    def address(self, step: Step) -> int:
-        """The address of the record of a step of the present wave."""
-        return self._slots.address(step.slot)
+    def addresses(self, wave: Sequence[Step]) -> dict[int, int]:
+        """The addresses of the records of steps of the present wave, by expert."""
+        experts = [step.expert.expert for step in wave]
+        addresses = self._slots.addresses([step.slot for step in wave])
+        return dict(zip(experts, addresses, strict=True))
 
     def _take_ready(self, pending: list[Step]) -> list[Step]:
         """Move the steps that come next and are ready out of `pending`; waits for the first."""
         wave: list[Step] = []
-        if all(map(self._is_ready, pending)):  # then their order is nothing to decide
+        if not self._late(pending):  # then their order is nothing to decide
             wave[:] = pending
             pending.clear()
-            for ready in wave:
-                self._arrive(ready)
-            return wave
         while pending:
             step = self._order.next(pending, self._is_ready, self.policy.tokens)
             if step is None or not self._is_ready(step):
@@ -133,8 +153,8 @@ class Residency:
                 if step is None:
                     break
             pending.remove(step)
-            self._arrive(step)
             wave.append(step)
+        self._arrive(wave)
         return wave
 
     def end_pass(self) -> None:
@@ -180,8 +200,20 @@ class Residency:
         return transfers
 
     def _is_ready(self, step: Step) -> bool:
-        transfer = self._in_slot.get(step.slot)
-        return transfer is not None and transfer.expert == step.expert and transfer.read
+        return not self._late([step])
+
+    def _late(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps whose records have not arrived."""
+        held = self._in_slot
+        return [
+            step
+            for step in steps
+            if (own := held.get(step.slot)) is None or own.expert != step.expert or not own.read
+        ]
+
+    def _wait_for_all(self, steps: Sequence[Step]) -> None:
+        while late := self._late(steps):
+            self._wait(late)
 
     def _wait(self, steps: Sequence[Step]) -> None:
         transfers = [
@@ -201,13 +233,18 @@ class Residency:
         if self.ready is not None and (former := self._in_slot.get(slot)) is not None:
             self.ready.drop(former.expert)
 
-    def _arrive(self, step: Step) -> None:
-        if self.ready is not None and not self.ready.has(step.expert):
-            self.ready.add(step.expert, self._slots.address(step.slot))
+    def _arrive(self, wave: Sequence[Step]) -> None:
+        """Later compute comes after the copies of these steps."""
+        if self.ready is not None:
+            for step in wave:
+                if not self.ready.has(step.expert):
+                    self.ready.add(step.expert, self._slots.address(step.slot))
         if self._slots.device.is_host_memory:
             return  # a transfer that was read is there
-        for event in self._in_slot[step.slot].events:
-            self._slots.device.wait(event)
+        for step in wave:
+            events = self._in_slot[step.slot].events
+            while events:  # once an arrival: what is queued later comes after it too
+                self._slots.device.wait(events.pop())
 
     def _settle_predictions(self, layer: int, steps: Sequence[Step]) -> None:
         """Promote the transfers that turned out demanded, and count those that arrived in time."""

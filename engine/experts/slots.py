@@ -6,7 +6,7 @@ A slot is as large as the largest record that its pool may hold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,17 @@ class Slots:
         """The address of a slot's first byte in the device's memory."""
         assert self._arena is not None
         return self._arena.data_ptr() + self._starts[slot]
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """The memory of all slots, uint8."""
+        assert self._arena is not None
+        return self._arena
+
+    def addresses(self, slots: Iterable[int]) -> list[int]:
+        """The address of each slot's first byte in the device's memory."""
+        base, starts = self.arena.data_ptr(), self._starts
+        return [base + starts[slot] for slot in slots]
 
     def give_back(self, slot: int) -> None:
         """Return the memory of a slot that is empty and will not be used for a while."""

@@ -211,18 +211,13 @@ class TransferEngine:
         self, transfer: Transfer, chunk: Extent, scratch: torch.Tensor, staging: torch.Tensor | None
     ) -> Event | None:
         source = self.sources[transfer.bits]
+        if isinstance(source, HostTier):
+            with source.borrow(transfer.expert, bytes_view(scratch)) as record:
+                return self._copy(transfer, chunk, record)
         target = self._slots.host_bytes_of(transfer.slot, chunk.record_offset, chunk.size_bytes)
         if target is not None:
             source.read(transfer.expert, chunk, target, bytes_view(scratch))
             return None
-        piece = (
-            source.borrow_piece(transfer.expert, chunk) if isinstance(source, HostTier) else None
-        )
-        if piece is not None:
-            try:
-                return self._copy(transfer, chunk, piece)
-            finally:
-                source.give_back(transfer.expert)  # type: ignore[union-attr]
         assert staging is not None
         piece = staging[: chunk.size_bytes]
         source.read(transfer.expert, chunk, bytes_view(piece), bytes_view(scratch))

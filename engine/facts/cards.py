@@ -43,15 +43,15 @@ class Gpu:
 
 def read_cards() -> tuple[str | None, tuple[Gpu, ...]]:
     """The driver's version and all cards; (None, ()) without a driver. Never raises."""
-    if _read(lambda: pynvml.nvmlInit() or True) is None:
+    if ask_driver(lambda: pynvml.nvmlInit() or True) is None:
         return None, ()
     try:
-        count = _whole(_read(pynvml.nvmlDeviceGetCount), most=1024) or 0
+        count = plausible(ask_driver(pynvml.nvmlDeviceGetCount), most=1024) or 0
         cards = [_read_card(index) for index in range(count)]
-        driver = _text(_read(pynvml.nvmlSystemGetDriverVersion))
+        driver = _text(ask_driver(pynvml.nvmlSystemGetDriverVersion))
         return driver, tuple(card for card in cards if card is not None)
     finally:
-        _read(pynvml.nvmlShutdown)
+        ask_driver(pynvml.nvmlShutdown)
 
 
 def cuda_order(
@@ -83,30 +83,30 @@ def cuda_order(
 
 
 def _read_card(index: int) -> Gpu | None:
-    device = _read(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
+    device = ask_driver(lambda: pynvml.nvmlDeviceGetHandleByIndex(index))
     if device is None:
         return None
 
     def read(name: str, *arguments: Any) -> Any:
-        return _read(lambda: getattr(pynvml, name)(device, *arguments))
+        return ask_driver(lambda: getattr(pynvml, name)(device, *arguments))
 
     memory = read("nvmlDeviceGetMemoryInfo")
-    total = _whole(getattr(memory, "total", None))
-    free = _whole(getattr(memory, "free", None))
-    power_mw = _whole(read("nvmlDeviceGetPowerUsage"), most=_CODES - 1)
-    limit_mw = _whole(read("nvmlDeviceGetEnforcedPowerLimit"), most=_CODES - 1)
+    total = plausible(getattr(memory, "total", None))
+    free = plausible(getattr(memory, "free", None))
+    power_mw = plausible(read("nvmlDeviceGetPowerUsage"), most=_CODES - 1)
+    limit_mw = plausible(read("nvmlDeviceGetEnforcedPowerLimit"), most=_CODES - 1)
     return Gpu(
         index=index,
         name=_text(read("nvmlDeviceGetName")) or "unnamed GPU",
         uuid=_text(read("nvmlDeviceGetUUID")),
         total_bytes=total or None,
         free_bytes=None if not total or free is None or free > total else free,
-        pcie_generation=_whole(read("nvmlDeviceGetCurrPcieLinkGeneration"), most=32),
-        pcie_width=_whole(read("nvmlDeviceGetCurrPcieLinkWidth"), most=64),
+        pcie_generation=plausible(read("nvmlDeviceGetCurrPcieLinkGeneration"), most=32),
+        pcie_width=plausible(read("nvmlDeviceGetCurrPcieLinkWidth"), most=64),
         power_w=None if power_mw is None else power_mw / 1000,
         power_limit_w=None if limit_mw is None else limit_mw / 1000,
-        clock_mhz=_whole(read("nvmlDeviceGetClockInfo", _SM_CLOCK), most=_CODES - 1),
-        memory_clock_mhz=_whole(read("nvmlDeviceGetClockInfo", _MEMORY_CLOCK), most=_CODES - 1),
+        clock_mhz=plausible(read("nvmlDeviceGetClockInfo", _SM_CLOCK), most=_CODES - 1),
+        memory_clock_mhz=plausible(read("nvmlDeviceGetClockInfo", _MEMORY_CLOCK), most=_CODES - 1),
         process_bytes=_process_bytes(read("nvmlDeviceGetComputeRunningProcesses")),
     )
 
@@ -117,11 +117,11 @@ def _process_bytes(processes: Any) -> int | None:
         return None
     for process in processes:
         if getattr(process, "pid", None) == os.getpid():
-            return _whole(getattr(process, "usedGpuMemory", None))
+            return plausible(getattr(process, "usedGpuMemory", None))
     return 0
 
 
-def _read(call: Callable[[], T]) -> T | None:
+def ask_driver(call: Callable[[], T]) -> T | None:
     """The value, or None if this driver or card does not report it, or not as text and numbers."""
     try:
         return call()
@@ -129,7 +129,7 @@ def _read(call: Callable[[], T]) -> T | None:
         return None
 
 
-def _whole(value: Any, most: int = _MOST) -> int | None:
+def plausible(value: Any, most: int = _MOST) -> int | None:
     """A number that a card can have, else None."""
     return int(value) if isinstance(value, int) and 0 <= value < most else None
 

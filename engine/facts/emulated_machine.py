@@ -71,8 +71,9 @@ class EmulatedMachine:
 def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimings:
     """Predict timings of a model on the real machine from its published figures: a roofline.
 
-    Weights are read once per pass and multiplied at the device's dense rate; each layer pays a
-    launch cost for every product (_LAUNCH_S, an assumption). The result is predicted, not measured.
+    Weights are read once per pass and multiplied at the device's dense rate. Launches cost
+    _LAUNCH_S each, an assumption: those of a layer's experts are shared (an upload, gate and up,
+    down, the sum), late arrivals take two more. The result is predicted, not measured.
     """
     layers = facts.moe_layers
     dense_layer = facts.non_expert_bytes / max(1, facts.layers)
@@ -83,7 +84,7 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         return max(weight_bytes / bandwidth, operations / peak)
 
     expert_s = {
-        int(bits): {n: 3 * _LAUNCH_S + work(size, int(bits), n, rate, flops) for n in _CURVE_TOKENS}
+        int(bits): {n: work(size, int(bits), n, rate, flops) for n in _CURVE_TOKENS}
         for bits, size in facts.record_bytes.items()
     }
     host_s = {
@@ -109,7 +110,7 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         policy_s=dict.fromkeys(_CURVE_TOKENS, _READBACK_S),
         submit_s=2 * _LAUNCH_S,
         gate_lookahead_s=2 * _LAUNCH_S,
-        wake_s=dict.fromkeys(expert_s, _LAUNCH_S),
+        wake_s=dict.fromkeys(expert_s, 2 * _LAUNCH_S),
         restart_s=dict.fromkeys(expert_s, 0.0),
         contention=dict.fromkeys(expert_s, 1.0),
         host_expert_s=host_s,

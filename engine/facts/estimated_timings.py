@@ -36,8 +36,8 @@ _SUBMIT_S, _SCORE_S, _WAKE_S = 5e-6, 4e-5, 4e-5
 def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) -> ModelTimings:
     """Estimated timings of this model from the machine's products, copies and reads.
 
-    device: as the engine names it; an emulated one uses its machine's slowed link. Otherwise
-    records come from the disk, as they do without host.bytes.
+    device: as the engine names it. Where it has memory of its own, records come over its link (of
+    an emulated machine: as it is slowed), from a host tier that holds all; else from the disk.
     """
     matrices = [part.elements for part in facts.parts if part.kind == "matrix"]
     expert_s = {
@@ -57,11 +57,10 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         if emulated is not None:
             rate, latency = emulated.slowed_link_bytes_per_s, emulated.slowed_link_latency_s
             sources[bits] = RecordSource({1: rate}, latency, "queued", pieces)
+        elif profile.link_bytes_per_s is not None:
+            sources[bits] = RecordSource({1: profile.link_bytes_per_s}, 0.0, "queued", pieces)
         else:
-            rate = _read_speed(profile, chunk)
-            if profile.link_bytes_per_s is not None:  # from the disk, then over the link
-                rate = min(rate, profile.link_bytes_per_s)
-            sources[bits] = RecordSource({2: rate}, 0.0, "shared", pieces)
+            sources[bits] = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
             contention[bits] = _slowdown(profile, chunk)
     none = dict.fromkeys(expert_s, 0.0)
     wake = dict.fromkeys(expert_s, _WAKE_S)

@@ -42,9 +42,9 @@ class RecordSource:
     """Where records come from: the disk, or the link from the host tier.
 
     bytes_per_s: of all chunks in flight together, by their number; chunk_s: fixed cost of a chunk;
-    sharing: chunks in flight share the rate (a disk), or are served one after the other (a link);
-    extents: pieces of a record, none of which shares a chunk with another (16-bit records read in
-    place have several).
+    sharing: chunks in flight share the rate (a disk), or are served one after the other (a link,
+    which a record crosses in one chunk); extents: pieces of a record, none of which shares a chunk
+    with another (16-bit records read in place have several).
     """
 
     bytes_per_s: Mapping[int, float]
@@ -54,6 +54,8 @@ class RecordSource:
 
     def chunks(self, size_bytes: int, chunk_bytes: int) -> int:
         """Number of chunks of a record of this size."""
+        if self.sharing == "queued":
+            return 1
         return self.extents * max(1, -(-size_bytes // (self.extents * chunk_bytes)))
 
     def rate(self, in_flight: int) -> float:

@@ -17,25 +17,21 @@ _MAX_RECORDS = 256
 _LINK_BYTES = 24_000_000
 
 
-def link_bandwidth(device: Device, tier: HostTier, threads: int, chunk_bytes: int) -> float:
-    """Bytes per second from the host tier into the device, `threads` chunk copies at a time."""
+def link_bandwidth(device: Device, tier: HostTier, threads: int) -> float:
+    """Bytes per second from the host tier into the device, `threads` record copies at a time."""
     size = tier.record.size_bytes
     arena = device.allocate_arena(threads * size)
-    experts = tier.experts[: max(threads, min(tier.count, _LINK_BYTES // size))]
+    count = min(tier.count, _MAX_RECORDS, max(threads, _LINK_BYTES // size))
+    scratch = [bytes_view(allocate_pages(tier.scratch_bytes())) for _ in range(threads)]
+    experts = tier.experts[:count]
 
     def copy_all(number: int) -> int:
-        moved = 0
-        for expert in experts[number::threads]:
-            for piece in tier.chunks(expert, chunk_bytes):
-                source = tier.borrow_piece(expert, piece)
-                if source is None:
-                    continue
-                first = number * size + piece.record_offset
-                target = arena[first : first + piece.size_bytes]
-                device.copy(target, source, None).synchronize()
-                tier.give_back(expert)
-                moved += piece.size_bytes
-        return moved
+        target = arena[number * size : (number + 1) * size]
+        own = experts[number::threads]
+        for expert in own:
+            with tier.borrow(expert, scratch[number]) as record:
+                device.copy(target, record, None).synchronize()
+        return len(own) * size
 
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()

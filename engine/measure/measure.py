@@ -193,7 +193,7 @@ def _bandwidth(engine: Engine) -> float:
     threads = min(live.config.io.threads, transfer.in_flight)
     if live.host_holds_all:
         tier = live.tiers[live.config.precision.bits]
-        return link_bandwidth(engine.device, tier, threads, transfer.chunk_bytes)
+        return link_bandwidth(engine.device, tier, threads)
     return record_bandwidth(engine.store, threads, transfer.chunk_bytes)
 
 

@@ -17,6 +17,7 @@ from engine.layout.kv import (
     packed_tokens,
     window_tokens,
 )
+from engine.types import HOST_DEVICES
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -164,5 +165,10 @@ def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:
     """Whether keys and values lie on the host and are fetched layer by layer."""
-    one_memory = config.device.name in ("cpu", "auto")
-    return config.kv.placement == "host" and not one_memory and bool(facts.kv_plain_layers)
+    moved = config.kv.placement == "host" and bool(facts.kv_plain_layers)
+    return moved and not one_memory(config)
+
+
+def one_memory(config: EngineConfig) -> bool:
+    """Whether the config's device is host memory itself."""
+    return config.device.name in HOST_DEVICES

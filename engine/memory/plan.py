@@ -12,17 +12,12 @@ from typing import Any, NamedTuple
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
+from engine.facts.card_memory import CONTEXT_BYTES
 from engine.facts.emulated_machine import PREFIX
 from engine.facts.model import ModelFacts
 from engine.layout.non_expert import block_rows, non_expert_matrix_bytes
-from engine.layout.prequantized import prequantized_layout
-from engine.layout.record import (
-    RECORD_ALIGN,
-    RecordLayout,
-    record_layout,
-    resolve_group_size,
-    supported_bits,
-)
+from engine.layout.record import RECORD_ALIGN, resolve_group_size, supported_bits
+from engine.memory.host import with_host_bytes
 from engine.memory.kv import (
     DTYPE_BYTES,
     check_elastic,
@@ -30,9 +25,9 @@ from engine.memory.kv import (
     check_prefix_cache,
     kv_bytes,
     kv_growth_bytes,
-    kv_host_bytes,
     prefix_bytes,
 )
+from engine.memory.records import all_records_bytes, record_bytes, record_bytes_of
 from engine.precision.table import PLANNED, bits_table, run_bits
 from engine.types import Bits, format_at_least, format_bytes
 
@@ -41,9 +36,6 @@ from engine.types import Bits, format_at_least, format_bytes
 FIXED_WORKSPACE_BYTES = 34_000_000
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and locations of an expert's tensors, as Python objects
-# Memory of a driver's context on an accelerator before any tensor: a typical CUDA value, not
-# measured here.
-CONTEXT_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -116,13 +108,7 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> Resolved:
             f"is {format_bytes(budget)}: give more memory, fewer bits or shorter sequences",
             smallest,
         )
-    kv_host = kv_host_bytes(config, facts)
-    if config.budget.ram_bytes and config.host.bytes + kv_host > config.budget.ram_bytes:
-        keys = f" and {format_bytes(kv_host)} of keys and values" if kv_host else ""
-        raise InfeasibleError(
-            f"host.bytes = {config.host.bytes}{keys} on the host pass the RAM budget of "
-            f"{format_bytes(config.budget.ram_bytes)}: lower them or raise --ram"
-        )
+    config = with_host_bytes(config, facts, all_records_bytes(config, facts))
     wanted = config.cache.expert_bytes
     capacity = _capacity(config, kinds, budget - base.total_bytes)
     if wanted != "auto" and capacity < least:
@@ -243,31 +229,6 @@ def _fill(kinds: Sequence[_Kind], capacity: int) -> list[int]:
     for number, kind in enumerate(kinds):
         counts[number] += min(kind.experts - counts[number], left() // kind.record_bytes)
     return counts
-
-
-def record_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Padded bytes of one record at this config's precision."""
-    return config_layout(config, facts, config.precision.bits).size_bytes
-
-
-def config_layout(config: EngineConfig, facts: ModelFacts, bits: Bits) -> RecordLayout:
-    """The record layout of a resolved config at one of its precisions."""
-    own = bits == config.precision.bits
-    if own and config.precision.prequantized:
-        assert facts.prequantized is not None, "prequantized is resolved"
-        return prequantized_layout(facts.parts, facts.prequantized)
-    return record_layout(facts.parts, bits, group_size_of(config, bits))
-
-
-def record_bytes_of(config: EngineConfig, facts: ModelFacts, bits: Bits) -> int:
-    """Padded bytes of one record of a resolved config, at one of its precisions."""
-    return config_layout(config, facts, bits).size_bytes
-
-
-def group_size_of(config: EngineConfig, bits: Bits) -> int:
-    """The group size of a precision: records loaded at low bits on a miss have their own."""
-    own = bits == config.precision.bits or config.precision.scheme in PLANNED
-    return config.precision.group_size if own else config.precision.low_group_size
 
 
 def minimum_slots(config: EngineConfig, facts: ModelFacts) -> int:

@@ -6,7 +6,8 @@ from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.kv import DTYPE_BYTES
-from engine.memory.plan import record_bytes, resolve
+from engine.memory.plan import resolve
+from engine.memory.records import record_bytes
 from engine.types import format_bytes
 
 LAYER_WISE_SLOTS = 8  # a record is read while others are multiplied

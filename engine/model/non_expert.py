@@ -51,8 +51,10 @@ def is_tied(model: Any) -> bool:
 
 
 def can_keep_embeddings_on_host(model: Any) -> bool:
-    """Whether the embeddings are a plain, untied table."""
-    return type(model.get_input_embeddings()) is nn.Embedding and not is_tied(model)
+    """Whether the embeddings are a plain, untied table, or on the host already."""
+    table = model.get_input_embeddings()
+    plain = type(table) is nn.Embedding or isinstance(table, HostEmbedding)
+    return plain and not is_tied(model)
 
 
 class HostEmbedding(nn.Module):

@@ -9,7 +9,8 @@ from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, at
-from engine.memory.plan import record_bytes_of, resolve
+from engine.memory.plan import resolve
+from engine.memory.records import record_bytes_of
 
 Bottleneck = Literal["transfer", "compute", "unknown"]
 MOST_MICRO_BATCHES = 32
@@ -93,6 +94,27 @@ def host_fraction(config: EngineConfig, facts: ModelFacts, timings: ModelTimings
     moved = timings.sources[config.precision.bits].rate(config.transfer.in_flight) / record
     computed = 1.0 / at(timings.host_expert_s[config.precision.bits], 1)
     return computed / (moved + computed)
+
+
+def with_host_ratios(
+    config: EngineConfig, facts: ModelFacts, timings: ModelTimings | None
+) -> EngineConfig:
+    """Sets placement.options.host_ratios of `earliest` by these timings; unchanged if it is set, or
+    they do not know the host at this precision."""
+    bits = config.precision.bits
+    known = timings.host_expert_s.get(bits) if timings is not None else None
+    if config.placement.name != "earliest" or config.placement.options or not known:
+        return config
+    assert timings is not None
+    source = timings.sources[bits]
+    moved_s = source.chunk_s + record_bytes_of(config, facts, bits) / source.rate(1)
+    found = {str(tokens): round_ratio(seconds / moved_s) for tokens, seconds in known.items()}
+    return config.overlay({"placement.options.host_ratios": found})
+
+
+def round_ratio(ratio: float) -> float:
+    """To three digits: what was measured is not known better, and configs stay readable."""
+    return float(f"{ratio:.3g}")
 
 
 def _most_that_fit(config: EngineConfig, facts: ModelFacts) -> int:

@@ -256,6 +256,18 @@ class ExpertCache:
         self._predicted.pop(current.layer, None)
         return steps
 
+    def admit(self, steps: Iterable[Step]) -> list[Fetch]:
+        """Give slots to experts of this layer pass that the host computes, as far as there are any
+        that it does not use itself."""
+        by_bits = self._by_layer[self._current().layer]
+        victims: _Victims = {}
+        fetches = []
+        for step in steps:
+            slot = self._take_slot(by_bits[step.bits], step.expert, step.bits, victims)
+            if slot is not None:
+                fetches.append(Fetch(step.expert, slot, step.bits))
+        return fetches
+
     def end(self) -> LayerPass:
         """The layer pass is computed: unpin all its experts. Returns the ended pass."""
         ended, self.current = self._current(), None

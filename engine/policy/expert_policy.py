@@ -122,6 +122,7 @@ class ExpertPolicy:
         if self.cache.current is None:
             self.cache.begin(layer)
             self.future.begin_layer(layer)
+            self._placement.begin_layer()
             self.tokens = {}
         self._predictor.routed(layer, micro_batch, routing)
         tokens = _tokens_by_expert(routing)
@@ -144,7 +145,8 @@ class ExpertPolicy:
         steps = self.cache.finish()
         assert self.cache.current is not None
         self._count(self.cache.current)
-        fetches = self._follow(self._predictor.layer_routed(self.cache.current.layer))
+        fetches = self._admit(self.cache.current) if self._placement.uses_host else []
+        fetches += self._follow(self._predictor.layer_routed(self.cache.current.layer))
         return steps, fetches
 
     def followed(self, layer: int, routing: Routing) -> None:
@@ -169,6 +171,11 @@ class ExpertPolicy:
     def reset_counters(self) -> None:
         """Reset all counters."""
         self.counters = PolicyCounters()
+
+    def _admit(self, current: LayerPass) -> list[Fetch]:
+        """Fetches for experts that the host computes and that move to the device behind."""
+        computed = {step.expert.expert: step for step in current.steps if step.slot == ON_HOST}
+        return self.cache.admit([computed[e] for e in self._placement.admitted(tuple(computed))])
 
     def _follow(self, predictions: Iterable[Prediction]) -> list[Fetch]:
         fetches: list[Fetch] = []

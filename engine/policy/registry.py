@@ -33,7 +33,13 @@ from engine.policy.evict.base import Eviction
 from engine.policy.expert_cache import ExpertCache
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.options import flag, whole
-from engine.policy.placement import DevicePlacement, HostBelow, HostSplit, Placement
+from engine.policy.placement import (
+    DevicePlacement,
+    EarliestEnd,
+    HostBelow,
+    HostSplit,
+    Placement,
+)
 from engine.policy.pools import Pool, pools_of_layers, split_by_experts
 from engine.policy.precision import (
     GateThreshold,
@@ -78,6 +84,7 @@ PLACEMENTS: dict[PlacementName, Callable[[PolicyContext], Placement]] = {
     "device": lambda context: DevicePlacement(),
     "host_below": lambda context: HostBelow(context.config.placement.host_tokens),
     "host_split": lambda context: HostSplit(1.0 - _host_fraction(context)),
+    "earliest": lambda context: EarliestEnd(_host_ratios(context)),
 }
 PLANS: dict[PlanName, Callable[[], Plan]] = {
     "fixed": FixedPlan,
@@ -92,6 +99,21 @@ def _host_fraction(context: PolicyContext) -> float:
             "placement.host_fraction = auto was not resolved: give a number from 0 to 1"
         )
     return float(fraction)
+
+
+def _host_ratios(context: PolicyContext) -> dict[int, float]:
+    given = context.config.placement.options.get("host_ratios")
+    try:
+        found = {int(tokens): float(ratio) for tokens, ratio in dict(given or {}).items()}
+    except (TypeError, ValueError):
+        found = {}
+    if not found or not all(0 < ratio < float("inf") for ratio in found.values()):
+        raise ConfigError(
+            f"placement.options.host_ratios = {given!r}: write the seconds of an expert on the "
+            "host over those of its transfer by tokens, such as {1: 0.3, 64: 4}, or leave it out: "
+            "then they are measured"
+        )
+    return found
 
 
 def _popularity_mass(context: PolicyContext) -> PrecisionPolicy:

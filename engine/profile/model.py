@@ -22,7 +22,7 @@ from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.experts.kernels.crossover import known_crossovers
 from engine.facts.timings import ModelTimings, RecordSource, at
-from engine.measure.bandwidth import record_bandwidth
+from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
 from engine.profile.fit import calibration_runs, configure_plainly, fit
@@ -173,12 +173,13 @@ def _with_host(
     if host is None:
         return timings
     module = engine.model.layers[0].experts
-    turn = itertools.cycle(engine.live.store.experts)
+    layer = [expert for expert in engine.live.store.experts if expert.layer == 0]
+    turn = itertools.cycle(layer)
 
     def run(x: torch.Tensor, count: int) -> None:
-        pending = [host.submit(module, next(turn), bits, x) for _ in range(count)]
-        for one in pending:
-            one.result()
+        chosen = [next(turn) for _ in range(count)]
+        index = torch.tensor([one.expert for one in chosen]).expand(x.shape[0], count)
+        host.submit(module, [(one, bits) for one in chosen], x.cpu(), index).result()
 
     alone = _time_by_tokens(engine, lambda x: run(x, 1))
     several = _time_by_tokens(engine, lambda x: run(x, 1 + HOST_ROW))
@@ -305,14 +306,18 @@ def _time_gate_lookahead(
 
 
 def _time_source(engine: Engine, base: EngineConfig, bits: Bits) -> RecordSource:
-    """The record source: reads of the disk by chunks in flight, or the emulated machine's slowed
-    link."""
+    """The record source: the link where the host tier holds all records (an emulated machine's
+    as it is slowed), else reads of the disk by chunks in flight."""
     config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
     if isinstance(engine.device, EmulatedDevice):
         machine = engine.device.machine
         rate = {1: machine.slowed_link_bytes_per_s}
         return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents)
+    if engine.live.host_holds_all:
+        tier, threads = engine.live.tiers[bits], config.io.threads
+        link = statistics.median(link_bandwidth(engine.device, tier, threads) for _ in range(3))
+        return RecordSource({1: link}, 0.0, "queued", extents)
     chunk = config.transfer.chunk_bytes
     depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
     speeds = {

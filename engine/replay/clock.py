@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from engine.config.settings import EngineConfig
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, at
-from engine.memory.plan import record_bytes_of
+from engine.memory.records import record_bytes_of
 from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.registry import ORDERS, QUEUES
 from engine.policy.steps import ON_HOST, Fetch, Step

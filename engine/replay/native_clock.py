@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.config.settings import EngineConfig
 from engine.facts.model import ModelFacts
 from engine.facts.timings import Curve, ModelTimings, at
-from engine.memory.plan import record_bytes_of
+from engine.memory.records import record_bytes_of
 from engine.native import library
 from engine.policy.registry import ORDERS, QUEUES
 from engine.precision.table import run_bits

@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, at_non_expert_bits
 from engine.memory.plan import Resolved, resolve
-from engine.policy.batch_plan import host_fraction
+from engine.policy.batch_plan import host_fraction, with_host_ratios
 from engine.policy.context import PolicyContext
 from engine.policy.events import Floats
 from engine.policy.expert_policy import ExpertPolicy
@@ -99,7 +99,7 @@ def replay(
     without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
     if the config does not fit, UsageError if the trace lacks what its policies need.
     """
-    resolved = _with_host_fraction(resolve(config, facts), facts, profile)
+    resolved = resolve_for(config, facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.expert_s]
     if untimed:
         raise UsageError(
@@ -118,13 +118,14 @@ def replay(
     return Replay(resolved.config, known[key].policy, *times)
 
 
-def _with_host_fraction(resolved: Resolved, facts: ModelFacts, profile: ModelTimings) -> Resolved:
-    """Resolves placement.host_fraction by this profile, if it has a host."""
-    config = resolved.config
-    if not profile.host_expert_s or config.placement.host_fraction != "auto":
-        return resolved
-    fraction = host_fraction(config, facts, profile)
-    return resolved._replace(config=config.overlay({"placement.host_fraction": fraction}))
+def resolve_for(config: EngineConfig, facts: ModelFacts, profile: ModelTimings) -> Resolved:
+    """Resolves a config, and how its placement splits by this profile, if that has a host."""
+    resolved = resolve(config, facts)
+    config = with_host_ratios(resolved.config, facts, profile)
+    if profile.host_expert_s and config.placement.host_fraction == "auto":
+        fraction = host_fraction(config, facts, profile)
+        config = config.overlay({"placement.host_fraction": fraction})
+    return resolved._replace(config=config)
 
 
 @dataclass(frozen=True)

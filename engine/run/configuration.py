@@ -6,7 +6,6 @@ Built by the engine at configure and closed as a whole; none of them outlives th
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future as Pending
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.config.choices import KERNEL_WORDS
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
@@ -24,6 +21,8 @@ from engine.device.emulated import EmulatedDevice
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.crossover import Crossovers, known_crossovers, native_crossover
+from engine.experts.kernels.fused import FusedExperts
+from engine.experts.kernels.grouped_experts import GroupedExperts
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.kernels.prequantized import PrequantizedMultiplier
@@ -32,11 +31,13 @@ from engine.experts.ready_records import ReadyRecords
 from engine.experts.residency import Residency
 from engine.experts.slots import Slots
 from engine.experts.tiers.disk import ExpertStore
-from engine.experts.tiers.host import HostTier
+from engine.experts.tiers.host_tiers import HostTiers, Progress
 from engine.experts.transfer import Source, TransferEngine
 from engine.facts.model import ModelFacts
 from engine.kv_cache.cache import KvCaches
+from engine.memory.host import host_shares
 from engine.memory.plan import MemoryPlan
+from engine.memory.records import all_records_bytes
 from engine.model.gates import GateStack
 from engine.model.hook import attach, detach
 from engine.model.loader import LoadedModel
@@ -46,18 +47,17 @@ from engine.policy.context import PolicyContext
 from engine.policy.future import Future
 from engine.policy.learned import load_history, load_learned
 from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
+from engine.run.host_rates import with_measured_rates
 from engine.run.moe_layers import ExpertsRuntime, expert_output
 from engine.run.time_split import PhaseClock
-from engine.types import Bits, ExpertId
-
-_SPLIT_RECORDS = 32
-_SPLIT_LIMIT_S = 5.0
+from engine.types import Bits
 
 
 class LiveConfiguration:
     """Everything that one resolved config needs beside the non-expert weights.
 
-    stores: the disk tier by bits (closed with this object); supports: kernels by bits.
+    stores: the disk tier by bits (closed with this object); supports: kernels by bits; host_tiers:
+    the engine's, which outlive the configuration; progress: of filling them.
     """
 
     def __init__(
@@ -69,8 +69,10 @@ class LiveConfiguration:
         memory: MemoryPlan,
         stores: Mapping[Bits, ExpertStore],
         supports: Mapping[Bits, KernelSupport],
+        host_tiers: HostTiers,
         clock: PhaseClock,
         cache_folder: Path,
+        progress: Progress | None = None,
     ) -> None:
         self.config = config
         self.memory = memory
@@ -83,6 +85,14 @@ class LiveConfiguration:
         with ExitStack() as opened:
             for store in self.stores.values():
                 opened.callback(store.close)
+            self.tiers = host_tiers.open(
+                self.stores,
+                host_shares(all_records_bytes(config, facts), int(config.host.bytes)),
+                is_granted=bool(config.budget.ram_bytes),
+                threads=config.io.threads,
+                progress=progress,
+            )
+            self._tier_notes = host_tiers.notes
             self._open(facts, supports, cache_folder, opened)
             # a failure before this line closes everything that was opened
             self._opened = opened.pop_all()
@@ -97,8 +107,6 @@ class LiveConfiguration:
         config, memory, device, model = self.config, self.memory, self._device, self._model
         opened.callback(gc.collect)  # views of the arena may be in reference cycles
         records = {bits: store.record for bits, store in self.stores.items()}
-        self.tiers = self._open_tiers()
-        opened.callback(self.tiers.clear)
         self.kv = KvCaches(model.model, device, config.kv)
         opened.callback(self.kv.close)
         future = Future(facts.moe_layers)
@@ -123,17 +131,17 @@ class LiveConfiguration:
             bits: multiplier_of(config, records[bits], supports[bits], crossovers)
             for bits in records
         }
-        self.host = self._open_host(
-            multipliers
-            if device.torch_device.type == "cpu"
-            else host_multipliers(config, records, crossovers)
-        )
-        fused = NativeExperts.of(model, config, records, supports, crossovers)
+        on_host = host_supports(records) if device.torch_device.type != "cpu" else supports
+        self.host = self._open_host(records, on_host, crossovers)
+        fused: FusedExperts | None = GroupedExperts.of(
+            model, config, records, self.slots, cache_folder
+        ) or NativeExperts.of(model, config, records, supports, crossovers)
         if self.host is not None:
             opened.callback(self.host.close)
-        if self.host is not None and config.placement.host_fraction == "auto":
-            fraction = measure_host_fraction(self.host, self.transfers, self.slots.count, model)
-            config = self.config = config.overlay({"placement.host_fraction": fraction})
+        if self.host is not None:
+            config = self.config = with_measured_rates(
+                config, self.host, self.transfers, self.slots.count, model
+            )
             context = replace(context, config=config)
         self.policy = build_policy(
             context, slots, host_compute=self.host is not None, elastic=memory.elastic_slots
@@ -194,7 +202,11 @@ class LiveConfiguration:
                 "values"
             )
         if self.config.host.bytes and not self.tiers:
-            found.append("host.bytes: inactive, the device is host memory itself")
+            found.append(
+                "host.bytes: inactive, the device is host memory itself"
+                if self._device.is_host_memory
+                else "host.bytes: inactive, it holds too few records"
+            )
         if self.config.cache.allocation != "uniform" and self.policy.cache.shared:
             found.append(
                 f"cache.allocation = {self.config.cache.allocation}: inactive, all layers "
@@ -217,7 +229,7 @@ class LiveConfiguration:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes that are needed to interpret this configuration's metrics."""
-        return (*self.policy.notes, *self.kv.notes)
+        return (*self.policy.notes, *self.kv.notes, *self._tier_notes)
 
     @property
     def disk_bytes(self) -> int:
@@ -251,31 +263,12 @@ class LiveConfiguration:
         if self._threads is not None:
             self._threads.shutdown()
 
-    def _open_tiers(self) -> dict[Bits, HostTier]:
-        """A tier for each precision that fits; on an emulated machine one that holds all records.
-
-        Empty on a device that is host memory itself: it would hold every record twice.
-        """
-        if self._device.is_host_memory:
-            return {}
-        emulated = isinstance(self._device, EmulatedDevice)
-        if emulated and not self.config.host.bytes:
-            tiers = {b: HostTier(s, self._device, s.all_bytes) for b, s in self.stores.items()}
-            for tier in tiers.values():
-                tier.fill()
-            return tiers
-        total = sum(store.all_bytes for store in self.stores.values())
-        capacities = {
-            bits: self.config.host.bytes * store.all_bytes // total
-            for bits, store in self.stores.items()
-        }
-        return {
-            bits: HostTier(store, self._device, capacities[bits])
-            for bits, store in self.stores.items()
-            if capacities[bits] >= store.record.size_bytes
-        }
-
-    def _open_host(self, multipliers: Mapping[Bits, Product]) -> HostCompute | None:
+    def _open_host(
+        self,
+        records: Mapping[Bits, RecordFormat],
+        supports: Mapping[Bits, KernelSupport],
+        crossovers: Crossovers,
+    ) -> HostCompute | None:
         """Host compute, only if host and device are two memories, the host holds records, and an
         expert needs nothing else that lies on the device."""
         elsewhere = any(layer.experts.has_post_expert_norm for layer in self._model.layers)
@@ -285,7 +278,15 @@ class LiveConfiguration:
         rate = None
         if isinstance(self._device, EmulatedDevice):
             rate = self._device.machine.slowed_host_bytes_per_s
-        return HostCompute(self.tiers, multipliers, expert_output, rate)
+        config = self.config
+        if self._device.torch_device.type != "cpu":  # what is asked for by name is the device's
+            config = config.overlay({"kernel.name": "auto"})
+        multipliers = {
+            bits: multiplier_of(config, record, supports[bits], crossovers)
+            for bits, record in records.items()
+        }
+        fused = NativeExperts.of(self._model, config, records, supports, crossovers)
+        return HostCompute(self.tiers, multipliers, expert_output, fused, rate)
 
     def _submit(self, work: Any) -> Pending[Any]:
         if self._threads is None:
@@ -300,36 +301,6 @@ class LiveConfiguration:
     def host_holds_all(self) -> bool:
         """Whether every record fits into the host tier, so that transfers come from it."""
         return bool(self.tiers) and all(tier.holds_all for tier in self.tiers.values())
-
-
-def measure_host_fraction(
-    host: HostCompute, transfers: TransferEngine, slots: int, model: LoadedModel
-) -> float:
-    """Fraction of the misses that the host should compute: c / (p + c).
-
-    p: records moved per second, c: records computed per second, both measured while both run
-    (MoNDE's split as FreeToken states it).
-    """
-    layer = model.layers[0]
-    count = min(slots, layer.count, _SPLIT_RECORDS)
-    bits = min(transfers.sources)  # the same records on both sides
-    x = torch.zeros(1, model.config.get_text_config().hidden_size, dtype=model.dtype)
-    started = time.perf_counter()
-    experts = [ExpertId(0, number) for number in range(count)]
-    computed = [host.submit(layer.experts, expert, bits, x) for expert in experts]
-    moved = [
-        transfers.submit(expert, slot, bits, demanded=True) for slot, expert in enumerate(experts)
-    ]
-    while True:
-        host_done = sum(pending.done() for pending in computed)
-        link_done = sum(transfer.read for transfer in moved)
-        if count in (host_done, link_done) or time.perf_counter() - started > _SPLIT_LIMIT_S:
-            break
-        time.sleep(0.001)
-    for pending in computed:
-        pending.cancel()
-    transfers.drain()
-    return (host_done + 0.5) / (host_done + link_done + 1.0)
 
 
 def multiplier_of(
@@ -347,15 +318,10 @@ def multiplier_of(
     return Multiplier(bits, record.layout.group_size, record.code_layout, support, name, crossover)
 
 
-def host_multipliers(
-    config: EngineConfig, records: Mapping[Bits, RecordFormat], crossovers: Crossovers
-) -> dict[Bits, Product]:
-    """The products of the host beside an accelerator: native ones where they read the records."""
-    plainly = config.overlay({"kernel.name": "auto"})
+def host_supports(records: Mapping[Bits, RecordFormat]) -> dict[Bits, KernelSupport]:
+    """The kernels of the host beside an accelerator: native ones where they read the records."""
     own = KernelSupport(("native",)) if library.is_available() else NO_KERNELS
     return {
-        bits: multiplier_of(
-            plainly, record, own if record.code_layout == "plain" else NO_KERNELS, crossovers
-        )
+        bits: own if record.code_layout == "plain" else NO_KERNELS
         for bits, record in records.items()
     }

@@ -1,7 +1,8 @@
 """The engine: one open model, reconfigured in place, run over micro-batches.
 
-open -> configure -> prefill/decode ... -> configure -> ... -> close. Between configurations the
-non-expert weights stay; slots, transfers, caches and counters are created again.
+open -> configure -> prefill/decode ... -> configure -> ... -> close. Opening leaves the non-expert
+weights on the host; the first configuration takes them to the device, at its own precision. Between
+configurations they stay; slots, transfers, caches and counters are created again.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.residency import Residency
 from engine.experts.tiers.disk import ExpertStore, open_store
+from engine.experts.tiers.host_tiers import HostTiers, Progress
 from engine.experts.transfer import TransferEngine
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, load_timings, timings_path
-from engine.memory.plan import MemoryPlan, config_layout, group_size_of, resolve
+from engine.memory.plan import MemoryPlan, resolve
+from engine.memory.records import config_layout, group_size_of
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
 from engine.model.loader import LoadedModel, load_model
-from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.native import library
-from engine.policy.batch_plan import Planned
+from engine.policy.batch_plan import Planned, with_host_ratios
 from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
 from engine.precision.table import bits_table, run_bits
@@ -46,12 +48,11 @@ from engine.run.layer_by_layer import LayerWise
 from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
 from engine.run.moe_layers import RoutingRecorder
 from engine.run.native_pass import NativePass, use_native
-from engine.run.non_expert import NonExpertSettings, sixteen_dtype
+from engine.run.non_expert import NonExpertSettings, place_weights, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
 from engine.types import Bits, Phase
 
-Progress = Callable[[str, int, int], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 MANY_TOKENS = 16  # from here on a forward pass multiplies with torch on all cores
@@ -88,6 +89,7 @@ class Engine:
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
         self._live: LiveConfiguration | None = None
+        self._host_tiers = HostTiers(device)
 
     @property
     def live(self) -> LiveConfiguration:
@@ -131,10 +133,12 @@ class Engine:
         """
         config = replace(config, device=replace(config.device, name=self.device.name))
         config = with_table(config, self.facts, self.cache_folder)
-        self.planned = PLANS[config.plan.name]().plan(config, self.facts, self._timings())
-        config = self.planned.config
-        resolved, memory = resolve(config, self.facts)
+        timings = self._timings()
+        self.planned = PLANS[config.plan.name]().plan(config, self.facts, timings)
+        resolved, memory = resolve(self.planned.config, self.facts)
+        resolved = with_host_ratios(resolved, self.facts, timings)
         self.release()
+        self.device.limit(resolved.budget.vram_bytes)
         if library.is_available():
             resolved = resolved.overlay({"cpu.threads": library.use(resolved.cpu.threads)})
         non_expert = NonExpertSettings.of(resolved)
@@ -142,6 +146,8 @@ class Engine:
             self._drop_weights()
             self._loaded = non_expert
             self.model = self._load(non_expert)
+        if not self._on_cpu:
+            place_weights(self.model, non_expert.embeddings, self.device.torch_device)
         supports = {bits: self.kernel_support(resolved, bits) for bits in run_bits(resolved)}
         stores = self._open_stores(resolved, supports, progress)
         self.device.compact()  # memory left over from packing
@@ -154,8 +160,10 @@ class Engine:
             memory,
             stores,
             supports,
+            self._host_tiers,
             self.clock,
             self.cache_folder,
+            progress,
         )
         return self._live.config, memory
 
@@ -292,6 +300,7 @@ class Engine:
         the results of `consume` on them."""
         runtime = self.live.runtime
         runtime.phase = phase
+        self.device.bind_thread()
         for batch in batches:
             if batch.tokens.device.type == "cpu":
                 check_token_ids(batch.tokens, self.facts.vocabulary)
@@ -325,7 +334,10 @@ class Engine:
         gc.collect()
         self.device.compact()
 
-    close = release
+    def close(self) -> None:
+        """Free everything but the non-expert weights, the host tier too."""
+        self.release()
+        self._host_tiers.close()
 
     def _drop_weights(self) -> None:
         """Free the non-expert weights before others are loaded, so that both are never held."""
@@ -346,26 +358,14 @@ class Engine:
             if non_expert.kernel in ("auto", "native"):
                 self._native_pass = use_native(model, self._crossover(non_expert, 16))
             widen_linears(model.model)
-        else:
-            if non_expert.embeddings == "host" and can_keep_embeddings_on_host(model.model):
-                table = model.model.get_input_embeddings()
-                model.model.set_input_embeddings(HostEmbedding(table))
-            model.model.to(self.device.torch_device)
         return model
 
-    def _quantizer(self, non_expert: NonExpertSettings, dtype: torch.dtype) -> NonExpertQuantizer:
-        matrices = self.facts.non_expert_matrices if non_expert.kernel != "dequantize" else ()
-        place, folder = self.device.torch_device, self.cache_folder
-        kernels = non_expert_kernels(
-            matrices, non_expert.bits, non_expert.group, dtype, place, folder, non_expert.kernel
-        )
-        return NonExpertQuantizer(
-            non_expert.bits,
-            non_expert.group,
-            non_expert.kernel,
-            kernels,
-            self._crossover(non_expert, non_expert.bits),
-        )
+    def _quantizer(self, wanted: NonExpertSettings, dtype: torch.dtype) -> NonExpertQuantizer:
+        matrices = self.facts.non_expert_matrices if wanted.kernel != "dequantize" else ()
+        where = dtype, self.device.torch_device, self.cache_folder, wanted.kernel
+        kernels = non_expert_kernels(matrices, wanted.bits, wanted.group, *where)
+        crossover = self._crossover(wanted, wanted.bits)
+        return NonExpertQuantizer(wanted.bits, wanted.group, wanted.kernel, kernels, crossover)
 
     def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
         return non_expert.crossover or known_crossovers(self.cache_folder)[bits]

@@ -6,31 +6,35 @@ Each micro-batch runs the model's own forward in a greenlet and switches to the 
 experts hook. When all have arrived at a layer, every demanded expert is computed once for all of
 them. Each expert's output is written to its place [T, K, D] and is summed in routing order, so
 results do not depend on the order of arrival.
+
+On an accelerator the host waits once a layer and micro-batch: for the chosen experts and whatever
+else it has to know of them. Nothing else of a layer is read back.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import greenlet
 import torch
 
-from engine.experts.host_compute import HostCompute
+from engine.experts.host_compute import Computed, HostCompute
+from engine.experts.kernels.fused import FusedExperts
 from engine.experts.kernels.multiplier import Product
-from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.ready_records import ReadyRecords
 from engine.experts.residency import Residency
 from engine.experts.slots import ExpertView
 from engine.model.gates import GateStack, RouterView, as_traced
-from engine.model.hook import RouterProbabilities
+from engine.model.hook import RouterProbabilities, router_scores
 from engine.model.loader import LoadedModel
 from engine.native.values import Experts
 from engine.policy.events import Need, PassStart, Routing
 from engine.policy.steps import Step
+from engine.run.on_host import HostCopies, OnHost, Places, join_on_host
 from engine.run.time_split import PhaseClock
 from engine.trace.trace import LOOK_AHEAD_LAYERS
 from engine.types import Bits, Phase
@@ -38,12 +42,13 @@ from engine.types import Bits, Phase
 
 @dataclass
 class ExpertsCall:
-    """One micro-batch waiting in the experts hook of a layer."""
+    """One micro-batch waiting in the experts hook of a layer. on_host: None if nobody asked."""
 
     layer: int
     hidden: torch.Tensor
     index: torch.Tensor
     weights: torch.Tensor
+    on_host: OnHost | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class ExpertsRuntime:
     """Implements ExpertsPort. phase: set by the caller before each forward.
 
     multipliers: by bits of the record; host: computes experts in the host tier, if used; fused:
-    computes those of a wave together, if the device is the CPU.
+    computes those of a wave together, if there is such a way.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class ExpertsRuntime:
         gates: GateStack,
         clock: PhaseClock,
         host: HostCompute | None = None,
-        fused: NativeExperts | None = None,
+        fused: FusedExperts | None = None,
     ) -> None:
         self._model = model
         self._residency = residency
@@ -96,10 +101,11 @@ class ExpertsRuntime:
         self._clock = clock
         self._host = host
         self._fused = fused
+        self._copies = HostCopies(residency.device)
         self._arrived = 0
         self._scoring = False
         self._recorder: RoutingRecorder | None = None
-        self._probabilities: torch.Tensor | None = None
+        self._scores: torch.Tensor | None = None
         self._routers = RouterProbabilities()
         self.phase: Phase = "decode"
         self._set_needs()
@@ -156,11 +162,11 @@ class ExpertsRuntime:
         self._clock.switch("router")
 
     def gate_left(self, layer: int, output: Any) -> None:
-        """Keep the router's probabilities if needed; the non-expert weights run next."""
+        """Keep the router's scores if needed; the non-expert weights run next."""
         if self._scoring:
             return
         if "probabilities" in self._needs:
-            self._probabilities = self._routers.of(layer, output)
+            self._scores = router_scores(output)
         self._clock.switch("non_expert")
 
     def experts(
@@ -169,8 +175,8 @@ class ExpertsRuntime:
         """Route at once, then switch to the hub, which resumes with the output [T, D]. A forward
         pass that runs outside of greenlets is alone: its experts run at once."""
         self._clock.switch("policy")
-        self._route(layer, index, weights)
-        call = ExpertsCall(layer, hidden, index, weights)
+        on_host = self._route(layer, hidden, index, weights)
+        call = ExpertsCall(layer, hidden, index, weights, on_host)
         hub = greenlet.getcurrent().parent
         if hub is None:
             (out,) = self.compute([call])
@@ -217,7 +223,8 @@ class ExpertsRuntime:
         hidden = _join([call.hidden for call in calls])  # [T, D]
         index = _join([call.index for call in calls])  # [T, K]
         weights = _join([call.weights for call in calls])  # [T, K]
-        out = self._run_experts(layer, hidden, index, weights)  # [T, D]
+        on_host = join_on_host([call.on_host for call in calls])
+        out = self._run_experts(layer, hidden, index, weights, on_host)  # [T, D]
         self._clock.switch("other")
         if len(calls) == 1:
             return [out]
@@ -228,46 +235,74 @@ class ExpertsRuntime:
         self._needs: frozenset[Need] = self._residency.policy.needs | recorded
         self.watches_gate = bool(self._needs & {"top_experts", "gate_input"})
 
-    def _route(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
-        """Notify the policy of the router's choice: index, weights [t, K]."""
+    def _route(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> OnHost:
+        """Notify the policy of the router's choice: hidden [t, D]; index, weights [t, K]. What is
+        needed of them on the host is read at once."""
+        scores, self._scores = self._scores, None
+        needs_weights, may_compute = "weights" in self._needs, self._host is not None
+        wanted = [index]
+        if needs_weights:
+            wanted.append(weights)
+        if scores is not None:
+            wanted.append(scores)
+        if may_compute:
+            wanted.append(hidden)
+        copies = iter(self._copies.read(wanted))
+        on_host = OnHost(next(copies))
+        choices: list[list[int]] = on_host.index.tolist()
         count = self._model.layers[layer].count
-        choices: list[list[int]] = index.tolist()
         if max(map(max, choices), default=0) >= count:
             choices = [[e for e in choice if e < count] for choice in choices]
         routing = Routing(
             choices,
-            as_traced(weights) if "weights" in self._needs else None,
-            self._take_probabilities(),
+            as_traced(next(copies)) if needs_weights else None,
+            None if scores is None else self._probabilities(layer, next(copies)),
         )
         if self._recorder is not None:
             self._recorder.routed(layer, self._arrived, routing)
         self._residency.routed(layer, self._arrived, routing)
         self._arrived += 1
+        return replace(on_host, hidden=next(copies)) if may_compute else on_host
 
-    def _take_probabilities(self) -> Any:
-        found, self._probabilities = self._probabilities, None
+    def _probabilities(self, layer: int, scores: torch.Tensor) -> Any:
+        """scores: on the host, [t, E]."""
+        found = self._routers.of(layer, scores)
         return None if found is None else as_traced(found)  # [t, E]
 
     def _run_experts(
-        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        on_host: OnHost,
     ) -> torch.Tensor:
-        tokens, chosen = index.shape
+        (tokens, chosen), fused = index.shape, self._fused
         module = self._model.layers[layer].experts
-        out = hidden.new_zeros(tokens * chosen, hidden.shape[1])  # [T*K, D]
-        places = _places_by_expert(index, self._model.layers[layer].count)
-        on_host = self._start_host(module, hidden, chosen, places)
-        for wave in self._residency.device_waves():
+        places = Places(on_host.index, self._model.layers[layer].count)
+        pending = self._start_host(module, on_host)
+        new = torch.empty if self._residency.computes_all(index.numel()) else torch.zeros
+        out = new(index.numel(), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+        if fused is not None:
+            hidden, index = hidden.contiguous(), index.to(torch.int64).contiguous()
+            fused.begin(index)
+        most_waves = None if fused is None else fused.most_waves(tokens)
+        for wave in self._residency.device_waves(most_waves):
             self._clock.switch("compute")
             for step in self._compute_together(wave, hidden, index, places, out):
                 view, multiply = self._residency.view(step), self._multipliers[step.bits]
-                place = places[step.expert.expert]
-                x = hidden if tokens == 1 else hidden[place // chosen]  # [t, D]
-                out[place] = expert_output(module, multiply, view, x).to(out.dtype)  # [t, D]
+                rows = places.of(step.expert.expert).to(hidden.device, non_blocking=True)
+                x = hidden if tokens == 1 else hidden[rows // chosen]  # [t, D]
+                out[rows] = expert_output(module, multiply, view, x).to(out.dtype)  # [t, D]
         self._clock.switch("compute")
-        for rows, pending in on_host:
-            out[rows] = pending.result().to(out.device, out.dtype)  # [t, D]
-        if self._fused is not None:
-            return self._fused.combine(out, weights)
+        if pending is not None:
+            rows, values = pending.result()  # [R], [R, D]
+            values = values.to(out.dtype)
+            out[rows.to(out.device, non_blocking=True)] = values.to(out.device, non_blocking=True)
+        if fused is not None:
+            return fused.combine(out, weights)
         out = out.view(tokens, chosen, -1) * weights.unsqueeze(-1).to(out.dtype)  # [T, K, D]
         return out.sum(dim=1).to(hidden.dtype)  # [T, D]
 
@@ -276,49 +311,38 @@ class ExpertsRuntime:
         wave: Sequence[Step],
         hidden: torch.Tensor,
         index: torch.Tensor,
-        places: Mapping[int, torch.Tensor],
+        places: Places,
         out: torch.Tensor,
-    ) -> list[Step]:
-        """Compute the experts of a wave that a native call takes into `out` [T*K, D]. Returns the
+    ) -> Sequence[Step]:
+        """Compute the experts of a wave that are computed together into `out` [T*K, D]. Returns the
         others."""
         if self._fused is None:
-            return list(wave)
-        single, most, address = (
-            index.shape[0] == 1,
-            self._fused.most_tokens,
-            self._residency.address,
-        )
-        addresses: dict[Bits, dict[int, int]] = {}
+            return wave
+        tokens, most = index.shape[0], self._fused.most_tokens
+        together: dict[Bits, list[Step]] = {}
         others = []
         for step in wave:
-            expert = step.expert.expert
-            if (1 if single else len(places[expert])) <= most.get(step.bits, 0):
-                addresses.setdefault(step.bits, {})[expert] = address(step)
+            limit = most.get(step.bits, 0)
+            if tokens <= limit or len(places.of(step.expert.expert)) <= limit:
+                together.setdefault(step.bits, []).append(step)
             else:
                 others.append(step)
-        if index.dtype != torch.int64:
-            index = index.to(torch.int64)
-        hidden, index = hidden.contiguous(), index.contiguous()
-        for bits, by_expert in addresses.items():
-            self._fused.run(bits, by_expert, hidden, index, out)
+        for bits, steps in together.items():
+            self._fused.run(bits, self._residency.addresses(steps), hidden, index, out)
         return others
 
-    def _start_host(
-        self,
-        module: Any,
-        hidden: torch.Tensor,
-        chosen: int,
-        places: Mapping[int, torch.Tensor],
-    ) -> list[tuple[torch.Tensor, Future[torch.Tensor]]]:
-        """Submit the host's experts. Returns (rows of the output, pending result) of each."""
-        started: list[tuple[torch.Tensor, Future[torch.Tensor]]] = []
+    def _start_host(self, module: Any, on_host: OnHost) -> Future[Computed] | None:
+        """Submit the experts of this layer that the host computes; None if there are none."""
         if self._host is None:
-            return started
-        for step in self._residency.host_steps():
-            rows = places[step.expert.expert]
-            x = hidden if hidden.shape[0] == 1 else hidden[rows // chosen]  # [t, D]
-            started.append((rows, self._host.submit(module, step.expert, step.bits, x)))
-        return started
+            return None
+        experts = [(step.expert, step.bits) for step in self._residency.host_steps()]
+        if not experts:
+            return None
+        assert on_host.hidden is not None, (
+            "the host may compute, but was not given the hidden states"
+        )
+        index = on_host.index.to(torch.int64)
+        return self._host.submit(module, experts, on_host.hidden, index)
 
 
 def expert_output(
@@ -345,30 +369,3 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _ends(calls: Iterable[ExpertsCall]) -> list[int]:
     """The ends of all micro-batches but the last in the joined tokens."""
     return list(itertools.accumulate(call.hidden.shape[0] for call in calls))[:-1]
-
-
-class _Rows(Mapping[int, torch.Tensor]):
-    """The row in [K] of each expert of a single token, index [1, K], found when it is asked for."""
-
-    def __init__(self, index: torch.Tensor) -> None:
-        self._index = index[0]
-
-    def __getitem__(self, expert: int) -> torch.Tensor:
-        return (self._index == expert).nonzero()[:, 0]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._index.tolist())
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-
-def _places_by_expert(index: torch.Tensor, count: int) -> Mapping[int, torch.Tensor]:
-    """Indices in [T*K] of each expert's tokens, in routing order. index: [T, K]."""
-    if index.shape[0] == 1:
-        return _Rows(index)
-    flat = index.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    sizes = torch.bincount(flat, minlength=count + 1).tolist()
-    ends = list(itertools.accumulate(sizes))
-    return dict(enumerate(torch.tensor_split(order, ends[:-1])))

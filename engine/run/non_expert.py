@@ -8,6 +8,7 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.model.loader import LoadedModel
+from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.types import Bits, EmbeddingsName, KernelName
 
 
@@ -38,6 +39,19 @@ class NonExpertSettings:
             config.kernel.crossover_tokens,
             embeddings,
         )
+
+
+def place_weights(loaded: LoadedModel, embeddings: EmbeddingsName, device: torch.device) -> None:
+    """Move the non-expert weights to the device, but for embeddings that stay on the host.
+
+    What is there already stays there. Raises torch.OutOfMemoryError.
+    """
+    model = loaded.model
+    table = model.get_input_embeddings()
+    keeps = embeddings == "host" and can_keep_embeddings_on_host(model)
+    if keeps and not isinstance(table, HostEmbedding):
+        model.set_input_embeddings(HostEmbedding(table))
+    model.to(device)
 
 
 def sixteen_dtype(model: LoadedModel) -> torch.dtype:

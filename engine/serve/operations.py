@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.config.exactness import ON_MISS
 from engine.errors import ConfigError, ProtocolError
 from engine.serve.server import ServeOptions, serve_http
@@ -38,7 +40,10 @@ class Operations:
             raise ProtocolError(
                 f"unknown operation '{operation}'; a server knows {', '.join(self._handlers)}"
             )
-        return handler(**arguments)
+        try:
+            return handler(**arguments)
+        except torch.OutOfMemoryError as error:
+            raise self._host.out_of_memory(error) from error
 
     def open(
         self,

@@ -12,7 +12,8 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.report import Report
 from engine.contract.requests import Workload
-from engine.errors import EngineError
+from engine.device.memory_error import device_memory_error
+from engine.errors import DeviceMemoryError, EngineError
 from engine.measure.energy import EnergyMeter
 from engine.measure.measure import measure
 from engine.measure.workload import tokenize
@@ -114,6 +115,13 @@ class EngineHost:
             progress=self.progress,
             on_trace=on_trace,
         )
+
+    def out_of_memory(self, error: Exception) -> DeviceMemoryError:
+        """An allocator's error as a sentence for people; before a model is open, without the
+        budget."""
+        if self._engine is None:
+            return device_memory_error("the device", str(error))
+        return self._engine.device.out_of_memory(error)
 
     def close(self) -> None:
         """Close the model."""

@@ -15,6 +15,7 @@ from engine.contract.messages import decode, encode
 from engine.device import process_memory
 from engine.errors import EngineError, InfeasibleError
 from engine.types import FailureClass
+from engine.worker.lost_context import lost_context
 
 HEARTBEAT_S = 1.0
 Emit = Callable[[dict[str, Any]], None]
@@ -50,8 +51,10 @@ class Runner(Protocol):
 
 
 def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None:
-    """Answer requests one by one. make_runner: called with the function that sends a request's
-    events."""
+    """Answer requests one by one, until `close` or an error that loses the accelerator's context.
+
+    make_runner: called with the function that sends a request's events.
+    """
     stop = threading.Event()
     threading.Thread(target=_beat, args=(connection, stop), daemon=True).start()
     current: dict[str, Any] = {"id": None}
@@ -61,7 +64,7 @@ def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None
         arguments = {k: v for k, v in request.items() if k not in ("schema", "id", "op")}
         answer = _answer(runner, str(request.get("op")), arguments)
         connection.send({"id": current["id"], **answer})
-        if request.get("op") == "close":
+        if request.get("op") == "close" or answer.get("error", {}).get("ends_worker"):
             break
     stop.set()
 
@@ -69,28 +72,32 @@ def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None
 def _answer(runner: Runner, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"ok": True, "result": runner.run(operation, arguments)}
-    except EngineError as error:
-        smallest = error.smallest_bytes if isinstance(error, InfeasibleError) else None
-        return _failure(error, error.failure, error.exit_code, smallest)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return _failure(error, "out_of_memory", 1, None)
     except Exception as error:  # noqa: BLE001 (the trial boundary: a failed trial is data)
-        traceback.print_exc()
-        return _failure(error, "crash", 1, None)
+        return {"ok": False, "error": _describe(error)}
 
 
-def _failure(
-    error: BaseException, failure: FailureClass, exit_code: int, smallest: int | None
-) -> dict[str, Any]:
+def _describe(error: Exception) -> dict[str, Any]:
+    """The error of an answer; `ends_worker` if this process can compute no more."""
+    message = str(error) or type(error).__name__
+    failure: FailureClass = "crash"
+    exit_code, smallest = 1, None
+    lost = lost_context(error)
+    if lost is not None:
+        message = f"the accelerator's context was lost ({lost}), so this worker ends"
+    elif isinstance(error, EngineError):
+        failure, exit_code = error.failure, error.exit_code
+        smallest = error.smallest_bytes if isinstance(error, InfeasibleError) else None
+    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        failure = "out_of_memory"
+    if lost is not None or not isinstance(error, (EngineError, MemoryError)):
+        traceback.print_exception(error)
     return {
-        "ok": False,
-        "error": {
-            "class": failure,
-            "type": type(error).__name__,
-            "message": str(error) or type(error).__name__,
-            "exit_code": exit_code,
-            "smallest_bytes": smallest,
-        },
+        "class": failure,
+        "type": type(error).__name__,
+        "message": message,
+        "exit_code": exit_code,
+        "smallest_bytes": smallest,
+        "ends_worker": lost is not None,
     }
 
 

@@ -28,6 +28,8 @@ class Opened:
             "hardware": probe(cache_folder).to_json(),
             "runtime_bytes": self.runtime_bytes,
             "device": self.engine.device.name,
+            "context_bytes": self.engine.device.context_bytes,
+            "card": self.engine.device.card,
         }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import TaskOptions, Workload
-from engine.device.registry import open_device
+from engine.device.registry import device_name, named_card, open_device
 from engine.errors import EngineError, ProtocolError
 from engine.evaluate.divergence import diverge
 from engine.evaluate.evaluate import evaluate
@@ -87,6 +87,8 @@ class Operations:
             )
         try:
             return handler(**arguments)
+        except torch.OutOfMemoryError as error:
+            raise self._host.out_of_memory(error) from error
         except TypeError as error:
             if "argument" in str(error) and f"{handler.__name__}()" in str(error):
                 raise ProtocolError(f"{operation}: {error}") from None
@@ -96,8 +98,10 @@ class Operations:
         """What a device's name opens here, and torch's build. Raises UsageError if there is no
         such device."""
         built = torch.accelerator.current_accelerator()
+        name = device_name(device)
         return {
-            "name": open_device(device).name,
+            "name": name,
+            "card": named_card(name),
             "torch": str(torch.__version__),
             "built_for": "cpu" if built is None else built.type,
         }
@@ -114,9 +118,11 @@ class Operations:
         found = load_model(
             location.folder, torch.bfloat16, trust_remote_code=trust_remote_code, weights=False
         )
+        name = device_name(device)
         return {
             "facts": describe(found, model, location.revision).to_json(),
-            "device": open_device(device).name,
+            "device": name,
+            "card": named_card(name),
         }
 
     def _located(self, model: str, trust_remote_code: bool, revision: str | None) -> Location:

@@ -9,7 +9,8 @@ import pytest
 
 from engine.config.choices import choices_of
 from engine.config.exactness import sensitivity
-from engine.config.settings import _RANGES, EngineConfig, config_paths
+from engine.config.ranges import RANGES
+from engine.config.settings import EngineConfig, config_paths
 from tuner.folders import SOURCE
 from tuner.search.space import BITS, CACHE, COUNT, DEPTH
 
@@ -27,7 +28,7 @@ def hint(path: str) -> typing.Any:
 
 
 def range_text(path: str) -> str:
-    low, high = (int(end) if float(end).is_integer() else end for end in _RANGES[path])
+    low, high = (int(end) if float(end).is_integer() else end for end in RANGES[path])
     return f"{low} or more" if high >= 1 << 62 else f"{low} to {high}"
 
 
@@ -52,7 +53,7 @@ def test_what_is_allowed_is_what_the_code_allows(path: str):
         assert named == [*map(str, choices_of(hint(path))), *extra]
     elif hint(path) is bool:
         assert allowed == "`true`, `false`"
-    if path in _RANGES:
+    if path in RANGES:
         assert allowed.split(",")[0] == range_text(path)
 
 
@@ -68,9 +69,10 @@ def test_a_meaning_is_given(path: str):
 
 def test_every_option_that_the_engine_reads_has_a_row():
     source = "".join(file.read_text(encoding="utf-8") for file in (SOURCE / "engine").rglob("*.py"))
-    named = set(re.findall(r"\b(?:cache|prefetch|precision)\.options\.[a-z_0-9]+", source))
+    section = r"\b(cache|prefetch|precision|placement)\.options\."
+    named = {f"{one}.options.{name}" for one, name in re.findall(section + "([a-z_0-9]+)", source)}
     assert {name for name in named if not name.endswith(".get")} <= OPTIONS
-    read = re.findall(r"\b(cache|prefetch|precision)\.options\.get\(\"([a-z_]+)\"", source)
+    read = re.findall(section + r"get\(\"([a-z_]+)\"", source)
     assert {f"{section}.options.{name}" for section, name in read} <= OPTIONS
 
 

@@ -1,5 +1,5 @@
 """Exact policies change no bit: every predictor, eviction, allocation, scope, order and queue gives
-the logits of the same engine with everything resident."""
+the logits of the CPU with everything resident, whether records are read into slots or copied."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from engine.policy.learned import learned_path
 from engine.policy.registry import ALLOCATIONS, EVICTIONS, ORDERS, PREDICTORS, QUEUES
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
+from tests.fakes.staged_device import StagedDevice
 
 BASE: dict[str, Any] = {
     "kv.max_tokens": 64,
@@ -31,9 +32,14 @@ BASE: dict[str, Any] = {
 HIDDEN, EXPERTS = 64, 8
 
 
-@pytest.fixture(scope="module")
-def opened(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    engine = Engine(tiny_folder, CpuDevice(), tmp_path_factory.mktemp("cache"))
+DEVICES = [CpuDevice, pytest.param(StagedDevice, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=DEVICES, ids=lambda device: device.__name__)
+def opened(
+    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    engine = Engine(tiny_folder, request.param(), tmp_path_factory.mktemp("cache"))
     rng = np.random.default_rng(0)
     networks: dict[str, Any] = {"mlp.stride": np.array(2)}
     for layer in range(engine.facts.moe_layers):
@@ -52,12 +58,16 @@ def opened(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def reference(opened: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-    """Logits with everything resident, the trace of that run, and where it lies."""
-    opened.configure(EngineConfig().overlay({**BASE, "cache.expert_bytes": "100%"}))
-    recorder = TraceRecorder(opened.facts)
-    opened.record(recorder)
-    logits = run(opened)
+def reference(
+    opened: Engine, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any, Path]:
+    """Logits on the CPU with everything resident, the trace of that run, and where it lies."""
+    engine = Engine(tiny_folder, CpuDevice(), opened.cache_folder)
+    engine.configure(EngineConfig().overlay({**BASE, "cache.expert_bytes": "100%"}))
+    recorder = TraceRecorder(engine.facts)
+    engine.record(recorder)
+    logits = run(engine)
+    engine.close()
     path = tmp_path_factory.mktemp("trace") / "routing.npz"
     trace = recorder.trace()
     trace.save(path)

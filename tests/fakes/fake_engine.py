@@ -46,6 +46,7 @@ from engine.contract.report import (
 from engine.contract.requests import TaskNeed, TaskOptions, Workload
 from engine.errors import (
     DenseModelError,
+    DeviceMemoryError,
     EngineError,
     EvaluationError,
     NotAModelError,
@@ -116,6 +117,7 @@ class FakeEngine:
         self.config = EngineConfig()
         self.plan: MemoryPlan | None = None
         self.over_budget = False
+        self.limited = False  # whether the device refuses what passes the budget
         self.beyond_bytes = 0
         self.repeats = 0
 
@@ -167,6 +169,8 @@ class FakeEngine:
                 samples.append(Sample(name, seed + repeat, value, unit))
         last = {s.metric: s for s in samples}
         total, seen = self.plan.total_bytes, self.seen_bytes(work)
+        if self.limited and seen > self.config.budget.vram_bytes:
+            raise DeviceMemoryError("the fake card gives no more", seen)
         reading = MemoryReading(
             self.plan.slots_bytes, self.plan.non_expert_bytes, self.plan.kv_bytes, total, seen,
             "fake", 300_000_000, seen + 10_000_000,
@@ -418,6 +422,7 @@ def serve(connection: socket.socket, baseline: str | None) -> None:
     knobs = json.loads(os.environ.get("EXPERTUNE_FAKE", "{}"))
     engine, counts, beating = FakeEngine(baseline), {}, threading.Event()
     engine.beyond_bytes = knobs.get("beyond_bytes", 0)
+    engine.limited = knobs.get("limited", False)
     sending = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ class InProcessWorker:
         self._counts: dict[str, int] = {}
         self._engine = FakeEngine(self._baseline, f"{os.getpid()}-{next(_NUMBERS)}")
         self._engine.beyond_bytes = self._knobs.get("beyond_bytes", 0)
+        self._engine.limited = self._knobs.get("limited", False)
 
     def request(
         self,

@@ -1,18 +1,23 @@
 """A device that the host cannot write: the accelerator's path on a machine without one.
 
 Its "device memory" is ordinary memory behind copies that a thread finishes later, as a copy stream
-would, so that staging, events and the host tier run for real.
+would, so that staging, events and the host tier run for real. From the beginning of a copy until
+its end the target holds NaN, so that compute which does not wait for it shows in the output.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from engine.device.base import Event
 from engine.device.cpu import CpuDevice
+
+NAN_BYTE = 0xFF  # of a NaN in every float type; the last code, of codes
+COPY_S = 0.0002  # a copy takes longer than a product of a tiny model
 
 
 class FutureEvent:
@@ -46,6 +51,8 @@ class StagedDevice(CpuDevice):
         def run() -> None:
             if after is not None:
                 after.synchronize()
+            target.fill_(NAN_BYTE)
+            time.sleep(COPY_S)
             target.copy_(source)
 
         with self._lock:

@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass
 
 from engine.config.settings import EngineConfig, KvConfig
 from engine.contract.requests import Workload
+from engine.facts.memory_limit import usable_memory
 from engine.facts.model import ModelFacts
+from engine.memory.host import FREE_FRACTION
+from engine.memory.kv import one_memory
 from engine.memory.plan import MemoryPlan
+from engine.memory.records import all_records_bytes
 from engine.native.description import describe
 from engine.types import format_bytes
 from tuner.definition.study import StudyDefinition
@@ -39,6 +43,7 @@ def automatic_choices(
         AutomaticChoice("device.name", config.device.name, _device_reason(config)),
         _cache(config, memory, facts),
         _capacity(config, facts, workload),
+        *_host(config, facts),
         *_processor(config),
     ]
     if facts.prequantized is not None:
@@ -78,6 +83,34 @@ def _capacity(config: EngineConfig, facts: ModelFacts, workload: Workload) -> Au
     else:
         reason = "asked for"
     return AutomaticChoice("kv.max_tokens", str(tokens), reason)
+
+
+def _host(config: EngineConfig, facts: ModelFacts) -> list[AutomaticChoice]:
+    """What lies in RAM beside a device with memory of its own, and who computes there."""
+    if one_memory(config):
+        return []
+    everything = sum(all_records_bytes(config, facts).values())
+    held = int(config.host.bytes)
+    free = int(FREE_FRACTION * usable_memory()[1])
+    reason = "all experts"
+    if held < everything:
+        reason = f"what --ram leaves; all experts take {format_bytes(everything)}"
+    elif not config.budget.ram_bytes and free < held:
+        held = free
+        reason = (
+            f"{FREE_FRACTION:.0%} of the memory that is free now; all experts take "
+            f"{format_bytes(everything)}: the others come from the disk, unless --ram allows more"
+        )
+    return [
+        AutomaticChoice("host.bytes", format_bytes(held), reason),
+        AutomaticChoice(
+            "placement.name",
+            config.placement.name,
+            "an expert that is missing is computed on the host or moved, whichever ends first"
+            if config.placement.name == "earliest"
+            else "asked for",
+        ),
+    ]
 
 
 def _processor(config: EngineConfig) -> list[AutomaticChoice]:

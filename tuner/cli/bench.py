@@ -129,7 +129,8 @@ def bench(
     if model is not None:
         own = session_of(model, device or "auto", pinned)
         work = options.noted(fit_workload(work, own.describe()))
-        base = _base(options.read_size("--vram", vram), device, work, deployments, own.describe())
+        budget_bytes = options.read_size("--vram", vram)
+        base = _base(budget_bytes, own.opened_device, work, deployments, own.describe())
         if presets or settings or not rows:
             rows += _own_rows(base, own, presets, grid, ablating)
         if baselines:
@@ -177,14 +178,14 @@ def _workload(
 
 def _base(
     budget_bytes: int | None,
-    device: str | None,
+    device: str,
     work: Workload,
     deployments: Sequence[Deployment],
     facts: ModelFacts,
 ) -> EngineConfig:
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
-    return base_config(device or "auto", needed_capacity(work, facts), budget_bytes or 0)
+    return base_config(device, needed_capacity(work, facts), budget_bytes or 0)
 
 
 def _own_rows(

@@ -217,6 +217,7 @@ def _examine(session: EngineSession, parity: bool, tokens: int) -> dict[str, Any
         "predictors": list(facts.predictors),
         "has_tokenizer": facts.has_tokenizer,
         "runtime_bytes": session.runtime_bytes or None,
+        "context_bytes": session.context_bytes,
         "parity_max_abs_diff": None,
         "parity_max_abs_logit": None,
     }

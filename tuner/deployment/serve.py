@@ -97,10 +97,12 @@ def choose(
     """
     workload, seed = deployment.workload.to_workload(), deployment.provenance.seed
     points = points_of(deployment) if policy == "walk" else points_of(deployment)[:1]
+    facts = session.facts
     problems: list[str] = []
     for point in points:
+        here = point.config.overlay({"device.name": session.opened_device})
         try:
-            check_memory(point.config, session.facts, session.hardware)
+            check_memory(here, facts, session.hardware, session.card)
             found = run_canary(session, point, workload, seed=seed, notify=notify)
         except (InfeasibleError, WorkerError) as error:
             if policy != "walk" or error.failure not in UNFIT:
@@ -128,17 +130,23 @@ def choose(
     )
 
 
-def check_memory(config: EngineConfig, facts: ModelFacts, hardware: Mapping[str, Any]) -> None:
+def check_memory(
+    config: EngineConfig,
+    facts: ModelFacts,
+    hardware: Mapping[str, Any],
+    card: str | None = None,
+) -> None:
     """Raises InfeasibleError if the config exceeds its own budget, or needs more than this
-    machine's free memory beside what the open model takes by now: its non-expert weights and, on an
-    accelerator, the driver's context. hardware: {} if unknown, read after the model was opened."""
+    machine's free memory beside what the open model takes by now: on the CPU its non-expert
+    weights, on an accelerator the driver's context. hardware: {} if unknown, read after the model
+    was opened; card: the UUID of the opened one, if known."""
     _, plan = resolve(config, facts)
-    needed = plan.total_bytes - plan.non_expert_bytes - context_bytes(config)
-    free = _free_bytes(config.device.name, hardware)
+    on_host = _is_host(config.device.name)
+    needed = plan.total_bytes - (plan.non_expert_bytes if on_host else context_bytes(config))
+    free = _free_bytes(config.device.name, hardware, card)
     if free is not None and needed > free:
         raise InfeasibleError(
-            f"the config takes {format_bytes(needed)} beside the non-expert weights, "
-            f"{config.device.name} "
+            f"the config takes {format_bytes(needed)} beside what is loaded, {config.device.name} "
             f"has {format_bytes(free)} free: end what else runs there, or export a trial of a "
             "smaller budget",
             plan.total_bytes,
@@ -193,7 +201,7 @@ def _recorded_hit_rate(point: Point) -> float | None:
     return found.value if isinstance(found, MeasuredMetric) else None
 
 
-def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
+def _free_bytes(device: str, hardware: Mapping[str, Any], card: str | None) -> int | None:
     """Free bytes of the memory that holds this device's slots; None if unknown."""
     if not hardware:
         return None
@@ -201,9 +209,12 @@ def _free_bytes(device: str, hardware: Mapping[str, Any]) -> int | None:
         found = hardware["ram_available_bytes"] if _is_host(device) else None
     else:
         gpus = hardware["gpus"]
-        order = cuda_order([g["name"] for g in gpus], [g["uuid"] for g in gpus], os.environ)
+        uuids = [gpu["uuid"] for gpu in gpus]
+        order = cuda_order([gpu["name"] for gpu in gpus], uuids, os.environ)
         number = int(device.partition(":")[2] or 0)
         index = order[number] if number < len(order) else None
+        if f"GPU-{card}" in uuids:
+            index = uuids.index(f"GPU-{card}")
         found = None if index is None else gpus[index]["free_bytes"]
     return None if found is None else int(found)
 

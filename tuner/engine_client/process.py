@@ -140,8 +140,8 @@ class EngineWorker:
 
         on_event is called with progress and token events; limit_s: seconds without progress, in
         place of the operation's own. Raises WorkerError; after timeout, crash, out_of_memory by the
-        kernel and bad_output the process is gone (`alive` is False), after an error that the worker
-        itself reported it stays.
+        kernel and bad_output the process is gone (`alive` is False); after an error that the worker
+        itself reported it stays, unless the worker says that it ends.
         """
         if self._process is None or self._socket is None:
             raise WorkerError("the engine worker is not running", "crash")
@@ -239,6 +239,8 @@ class EngineWorker:
             return result
         error = message.get("error")
         if message["ok"] is False and isinstance(error, dict) and "message" in error:
+            if error.get("ends_worker"):
+                self.kill()
             raise WorkerError(
                 str(error["message"]),
                 error.get("class", "crash"),

@@ -24,6 +24,7 @@ from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
 from engine.memory.plan import MemoryPlan, Resolved
+from tuner.engine_client.card_lock import card_section
 from tuner.engine_client.process import EngineWorker, Event, OnEvent, WorkerLimits
 from tuner.engine_client.timing_lock import timed_section
 from tuner.errors import WorkerError
@@ -43,10 +44,10 @@ class EngineSession:
 
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker that
     is not started yet; busy_s: seconds that engines worked, without waiting for the timing lock;
-    evaluated_s: of the latest evaluation;
-    revision: of a hub id, None for its latest, which the first opening pins, so that a new worker
-    never runs another; watch: is told what the engine begins, and each step of it. A context
-    manager: leaving it ends the worker.
+    evaluated_s: of the latest evaluation; context_bytes: of the opened device's driver, None if
+    unknown; card: the UUID of the opened accelerator; revision: of a hub id, None for its latest,
+    which the first opening pins, so that a new worker never runs another; watch: is told what the
+    engine begins, and each step of it. A context manager: leaving it ends the worker.
     """
 
     model: str
@@ -63,6 +64,8 @@ class EngineSession:
     hardware: dict[str, Any] = field(default_factory=dict, init=False)
     runtime_bytes: int = field(default=0, init=False)
     opened_device: str = field(default="cpu", init=False)
+    context_bytes: int | None = field(default=None, init=False)
+    card: str | None = field(default=None, init=False)
     busy_s: float = field(default=0.0, init=False)
     evaluated_s: float = field(default=0.0, init=False)
 
@@ -113,7 +116,7 @@ class EngineSession:
             result = self._ask_first("describe")
             self._tainted = True
             self._take_facts(result)
-            self.opened_device = str(result.get("device", "cpu"))
+            self._take_device(result)
         return self.facts if self._facts is None else self._facts
 
     def configure(self, config: EngineConfig) -> Resolved:
@@ -121,7 +124,7 @@ class EngineSession:
         worker = self._open()
         self._configurations += 1
         self.watch("configure", 0, None)
-        with self._busy():
+        with self._turn(timed=False), self._busy():
             result = worker.request(
                 "configure", on_event=self._watched(None), config=config.to_dict()
             )
@@ -183,7 +186,7 @@ class EngineSession:
         self._tainted = True
         self.watch("evaluate", 0, None)
         before_s = self.busy_s
-        with self._busy():
+        with self._turn(timed=False), self._busy():
             result = self._live().request(
                 "evaluate",
                 on_event=self._watched(on_event),
@@ -235,7 +238,7 @@ class EngineSession:
         """Runs any other operation on the open model."""
         worker = self._open()
         self.watch(operation, 0, None)
-        with self._busy():
+        with self._turn(timed=False), self._busy():
             return worker.request(operation, on_event=self._watched(on_event), **arguments)
 
     def _watched(self, on_event: OnEvent | None) -> OnEvent:
@@ -257,8 +260,12 @@ class EngineSession:
         finally:
             self.busy_s += time.monotonic() - started
 
-    def _turn(self) -> contextlib.AbstractContextManager[None]:
-        return timed_section(cache_folder(), self.opened_device)
+    def _turn(self, *, timed: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Keeps others off a card that computes, or off the CPU while something is timed there."""
+        here = cache_folder(), self.opened_device
+        if self.card is not None:
+            return card_section(*here, self.card)
+        return timed_section(*here) if timed else contextlib.nullcontext()
 
     def _live(self) -> EngineWorker:
         if self._worker is None or not self._worker.alive:
@@ -287,7 +294,7 @@ class EngineSession:
         self._is_open = True
         self.hardware = dict(result.get("hardware", {}))
         self.runtime_bytes = int(result.get("runtime_bytes", 0))
-        self.opened_device = str(result.get("device", "cpu"))
+        self._take_device(result)
         return worker
 
     def _ask_first(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -324,6 +331,10 @@ class EngineSession:
         if "facts" in result:  # a baseline engine reports none
             self._facts = self._checked(lambda: ModelFacts.from_json(result["facts"]))
             self.revision = None if self._facts.revision == "local" else self._facts.revision
+
+    def _take_device(self, result: dict[str, Any]) -> None:
+        self.opened_device = str(result.get("device", "cpu"))
+        self.context_bytes, self.card = result.get("context_bytes"), result.get("card")
 
     def _checked(self, read: Callable[[], T]) -> T:
         try:

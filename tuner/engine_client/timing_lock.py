@@ -1,7 +1,7 @@
 """The timing lock: only one process at a time measures on the CPU.
 
 Workers of one study, and concurrent studies, would slow each other down several times over; a lock
-in the cache folder orders them. Each worker has its accelerator to itself and needs no lock.
+in the cache folder orders them. Accelerators have their own (card_lock.py).
 """
 
 from __future__ import annotations

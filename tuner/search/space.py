@@ -16,6 +16,7 @@ from engine.config.settings import EngineConfig, base_config
 from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
+from engine.memory.kv import one_memory
 from engine.memory.plan import Resolved, resolve
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
@@ -32,10 +33,12 @@ DEPTH_CHOICES: tuple[Choice, ...] = (0, 1, 2)
 BITS_CHOICES: tuple[Choice, ...] = (16, 8, 4, 2)
 PUBLISHED = "prequantized"  # of precision.bits: the codes of a pre-quantized checkpoint
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
+PLACEMENT_CHOICES: tuple[Choice, ...] = ("earliest", "device")  # beside a device's own memory
 NON_EXPERT_CHOICES: tuple[Choice, ...] = (16, 8, 4)
 BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR, NON_EXPERT = "prefetch.predictor", "precision.non_expert_bits"
+PLACEMENT = "placement.name"
 _MEMORY_SECTIONS = (
     POLICY,
     "cache.",
@@ -228,6 +231,8 @@ def build_space(
     """
     base = study_base(definition, facts, workload, device or definition.device)
     choices = _default_choices(facts, workload)
+    if not one_memory(base):
+        choices[PLACEMENT] = PLACEMENT_CHOICES
     for name in definition.engine:
         choices.pop(name, None)
     if base.precision.scheme in PLANNED:

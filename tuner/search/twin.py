@@ -20,11 +20,10 @@ from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, corrected
-from engine.memory.plan import resolve
 from engine.precision.allocate import with_table
 from engine.replay.decisions import Decisions, decision_key
 from engine.replay.regroup import regroup
-from engine.replay.simulate import replay
+from engine.replay.simulate import replay, resolve_for
 from engine.trace.trace import Trace
 from tuner.definition.objectives import SPEEDS
 from tuner.folders import cache_folder
@@ -72,7 +71,8 @@ class Twin:
         """Whether a config was predicted whose decisions are the same: then only its time is to be
         found, a hundredth of the work."""
         try:
-            resolved = resolve(with_table(config, self.facts, cache_folder()), self.facts)
+            planned = with_table(config, self.facts, cache_folder())
+            resolved = resolve_for(planned, self.facts, self._timings_of(planned))
         except EngineError:
             return False
         return decision_key(resolved) in self._decided[_batches(resolved.config)]

@@ -87,7 +87,7 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     """
     facts = session.describe()
     workload = definition.fitted_workload(facts).workload
-    space = build_space(definition, facts, workload)
+    space = build_space(definition, facts, workload, session.opened_device)
     checked = fitting = 0
     for point in space.memory_points():
         checked += 1

@@ -18,7 +18,8 @@ from engine.derived.file import DerivedKind, load_json, save_json
 from engine.errors import InfeasibleError
 from engine.facts.machine import Hardware
 from engine.facts.model import ModelFacts
-from engine.memory.plan import FIXED_WORKSPACE_BYTES, record_bytes, resolve
+from engine.memory.plan import FIXED_WORKSPACE_BYTES, resolve
+from engine.memory.records import record_bytes
 from engine.native.library import products_name
 from tuner.folders import cache_folder
 from tuner.search.space import SearchSpace

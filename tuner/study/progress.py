@@ -26,6 +26,7 @@ STAGES: Mapping[str, Stage] = {
     "profile": "profiling",
     "trace": "tracing",
     "configure": "configuring",
+    "fill": "configuring",
     "pack": "packing",
     "warm_up": "warming_up",
     "measure": "measuring",

@@ -184,9 +184,7 @@ class TrialRunner:
                 break
             most = rule.min if count < rule.min else rule.max
             context.progress.repeats(count, most)
-            report = context.session.measure(
-                context.workload, repeats=1, warm_up=done == 0, seed=context.definition.seed + count
-            )
+            report = self._repeat(warm_up=done == 0, number=count)
             peak_bytes = max(peak_bytes, report.memory.external_peak_bytes)
             _check_budget(report, config)
             context.store.add_samples(configuration_id, machine_id, trial_id, report)
@@ -196,6 +194,17 @@ class TrialRunner:
         if peak_bytes:
             self._memory.learn(config, peak_bytes)
         return pool, peak_bytes
+
+    def _repeat(self, *, warm_up: bool, number: int) -> Report:
+        """One repeat; where the device refused memory beyond the budget, OverBudgetError."""
+        context = self._context
+        seed = context.definition.seed + number
+        try:
+            return context.session.measure(context.workload, repeats=1, warm_up=warm_up, seed=seed)
+        except WorkerError as error:
+            if error.failure == "out_of_memory" and error.smallest_bytes is not None:
+                raise OverBudgetError(str(error), error.smallest_bytes) from error
+            raise
 
     def _check_competitive(self, pool: Pool, config: EngineConfig, peak_bytes: int) -> None:
         known = self._judge.known_ratio(config) if self._judge is not None else None

@@ -1,14 +1,13 @@
 """The experts of a layer in one native call: gate, up, activation and down of every expert that is
 ready, over all threads.
 
-Letters: T tokens, K chosen experts, D hidden, F expert width. An activation is recognized by what
-it computes, not by its name: the native gate must agree with the module's own on random numbers.
+Letters: T tokens, K chosen experts, D hidden, F expert width.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.experts.encoding.codec import RecordFormat, matrix_view
+from engine.experts.kernels.activations import recognized_gate
 from engine.experts.kernels.crossover import Crossovers, native_crossover
 from engine.experts.kernels.native import NUMBERS, matrix_of, published_matrix
 from engine.experts.kernels.prequantized import prequantized_view
@@ -23,14 +23,8 @@ from engine.experts.kernels.registry import KernelSupport
 from engine.layout.record import Part
 from engine.model.loader import LoadedModel
 from engine.native import library
-from engine.native.values import Activation, Experts, Gate, GateForm, Matrix, Number
+from engine.native.values import Experts, Gate, Matrix
 from engine.types import Bits
-
-_TRIED = 4096
-_LEAST_AGREEING = 0.99  # of rounded values; a few fall to another side of a rounding bound
-_MOST_ERROR = 2e-5  # relative to the largest value, in float32
-_LIMITS = ("limit", "swiglu_limit")
-_ALPHAS = ("alpha", "swiglu_alpha")
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class NativeExperts:
 
     def __init__(self, fused: Mapping[Bits, _Fused], experts: int) -> None:
         self._fused = dict(fused)
-        self.most_tokens = {bits: one.crossover for bits, one in fused.items()}
+        self.most_tokens: Mapping[Bits, int] = {b: one.crossover for b, one in fused.items()}
         self._addresses = (ctypes.c_uint64 * experts)()
 
     @classmethod
@@ -91,6 +85,13 @@ class NativeExperts:
             return None
         (one,) = self._fused.values()
         return one.experts if tokens <= one.crossover else None
+
+    def most_waves(self, tokens: int) -> int | None:
+        """None: a call costs little, and what arrives is computed at once."""
+        return None
+
+    def begin(self, index: torch.Tensor) -> None:
+        """Does nothing: each call reads the routing itself."""
 
     def run(
         self,
@@ -144,68 +145,13 @@ class NativeExperts:
 def native_gate(module: Any, dtype: torch.dtype) -> Gate | None:
     """The native gate that computes what this experts module's own does; None if none does."""
     pool = library.current()
-    generator = torch.Generator().manual_seed(0)
-    both = torch.randn(1, 2 * _TRIED, generator=generator) * 4
-    exact = _own_gate(module, both)
-    rounded = _own_gate(module, both.to(dtype))
-    if exact is None or rounded is None:
-        return None
-    for gate in _candidates(module):
-        g, u = _parts(both, gate)
-        found = _run(pool, gate, Number.FLOAT32, g, u)
-        if not float((found - exact).abs().max()) <= _MOST_ERROR * float(exact.abs().max()):
-            continue
-        g, u = _parts(both.to(dtype).float(), gate)
-        found = _run(pool, gate, NUMBERS[dtype], g, u).to(dtype)
-        if float((found == rounded).float().mean()) >= _LEAST_AGREEING:
-            return gate
-    return None
 
+    def run(gate: Gate, number: torch.dtype, g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(g)
+        pool.gate(gate, NUMBERS[number], g.data_ptr(), u.data_ptr(), out.data_ptr(), g.numel())
+        return out
 
-def _own_gate(module: Any, both: torch.Tensor) -> torch.Tensor | None:
-    """The module's activation of both halves, [T]; None if it does not take plain tensors."""
-    try:
-        with torch.inference_mode():
-            if module.has_gate:
-                found: torch.Tensor = module._apply_gate(both)
-            else:
-                found = module.act_fn(both[:, :_TRIED])
-    except (RuntimeError, TypeError, AttributeError):
-        return None
-    return found.reshape(-1) if found.numel() == _TRIED else None
-
-
-def _candidates(module: Any) -> Iterator[Gate]:
-    limits = [float(v) for n in _LIMITS if (v := getattr(module, n, None)) is not None] or [0.0]
-    alphas = [float(v) for n in _ALPHAS if (v := getattr(module, n, None)) is not None] or [1.0]
-    if not module.has_gate:
-        for activation in Activation:
-            yield Gate(GateForm.NONE, activation, 0, 1.0, 0.0)
-        return
-    for form in (GateForm.PRODUCT, GateForm.WIDE, GateForm.CLAMPED, GateForm.CLAMPED_AFTER):
-        for activation in Activation:
-            for interleaved in (0, 1):
-                yield Gate(form, activation, interleaved, 1.0, limits[0])
-    for limit in limits:
-        for alpha in alphas:
-            for interleaved in (0, 1):
-                yield Gate(GateForm.CLAMPED_PLUS_ONE, 0, interleaved, alpha, limit)
-
-
-def _parts(both: torch.Tensor, gate: Gate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up values, float32 [T] each."""
-    if gate.interleaved:
-        return both[0, ::2].contiguous(), both[0, 1::2].contiguous()
-    g, u = both[0, :_TRIED], both[0, _TRIED:]
-    return g.contiguous(), (g if gate.form == GateForm.NONE else u).contiguous()
-
-
-def _run(
-    pool: library.Threads, gate: Gate, number: Number, g: torch.Tensor, u: torch.Tensor
-) -> torch.Tensor:
-    out = torch.empty_like(g)
-    pool.gate(gate, number, g.data_ptr(), u.data_ptr(), out.data_ptr(), g.numel())
-    return out
+    return recognized_gate(module, dtype, run)
 
 
 def _matrix(record: RecordFormat, name: str) -> Matrix | None:

@@ -12,7 +12,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -148,27 +148,37 @@ def _failure(
     """The result of the self-test. It runs once per machine; a failure by memory or time, which
     another day does not repeat, is not remembered."""
     name = str(dtype).removeprefix("torch.")
-    place = device.type
-    if device.type == "cuda":
-        place = torch.cuda.get_device_name(device).replace(" ", "_")
     key = "-".join(
         (
             kernel.name,
-            place,
-            layout_key("torch_int4"),  # the processor and torch's release, for every kernel
+            place_key(device),
             f"g{group_size}",
             name,
             *(f"{rows}x{columns}" for rows, columns in shapes),
         )
     )
     path = folder / "kernels" / f"{key}.json"
+    return kept_outcome(path, lambda: _test_in_child(kernel.name, shapes, group_size, name, device))
+
+
+def kept_outcome(path: Path, test: Callable[[], tuple[str | None, bool]]) -> str | None:
+    """The failure of a self-test, None if there is none, kept in this file. test: returns it and
+    whether it would be the same another time."""
     known = load_json(path, SELF_TEST, _known_outcome)
     if known is not None:
         return known[0]
-    found, lasting = _test_in_child(kernel.name, shapes, group_size, name, device)
+    found, lasting = test()
     if lasting:
         save_json(path, SELF_TEST, {"failure": found})
     return found
+
+
+def place_key(device: torch.device) -> str:
+    """Names what a self-test ran on, for its file: device, processor, torch's release."""
+    place = device.type
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device).replace(" ", "_")
+    return f"{place}-{layout_key('torch_int4')}"
 
 
 def _known_outcome(kept: Mapping[str, str | None]) -> tuple[str | None]:
@@ -185,11 +195,16 @@ def _test_in_child(
     dtype: str,
     device: torch.device,
 ) -> tuple[str | None, bool]:
-    """The failure, None if there is none, and whether it would be the same another time."""
     arguments = json.dumps([kernel, shapes, group_size, dtype, str(device)])
+    return run_in_child("engine.experts.kernels.probe", arguments)
+
+
+def run_in_child(module: str, arguments: str) -> tuple[str | None, bool]:
+    """Run a module whose output is a failure or null as JSON. Returns the failure, None if there is
+    none, and whether it would be the same another time."""
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "engine.experts.kernels.probe", arguments],
+            [sys.executable, "-m", module, arguments],
             capture_output=True,
             timeout=_PATIENCE_S,
             check=False,

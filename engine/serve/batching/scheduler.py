@@ -234,6 +234,8 @@ class EngineLoop:
     def _recover(self, error: Exception) -> None:
         """Fail the running sequences. A failed step leaves the engine without a configuration:
         configure again, or give up."""
+        if isinstance(error, torch.OutOfMemoryError):
+            error = self._engine.device.out_of_memory(error)
         reason = str(error) if isinstance(error, EngineError) else type(error).__name__
         for sequence in self._running:
             if not sequence.done:

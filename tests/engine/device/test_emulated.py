@@ -112,6 +112,8 @@ def test_the_same_logits_as_on_the_cpu(emulated: Engine, tiny_folder: Path, tmp_
         {"placement.name": "host_below", "placement.host_tokens": 1},
         {"placement.name": "host_split", "placement.host_fraction": 0.5},
         {"placement.name": "host_split", "placement.host_fraction": "auto"},
+        {"placement.name": "earliest", "placement.options.host_ratios": {"1": 0.3, "64": 9}},
+        {"placement.name": "earliest"},
     ],
 )
 def test_what_the_host_computes_is_what_the_device_would(
@@ -122,12 +124,17 @@ def test_what_the_host_computes_is_what_the_device_would(
     resolved, _ = emulated.configure(EngineConfig().overlay({**BASE, **placement}))
     found = logits_of(emulated)
     assert emulated.residency.counters.on_host > 0
-    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+    assert torch.equal(found, expected), "both multiply with the same native products"
     assert emulated.live.inactive == ()
     assert resolved.placement.name == placement["placement.name"]
-    fraction = resolved.placement.host_fraction
-    assert fraction != "auto", "measured at configure"
-    assert 0 < float(fraction) < 1
+    if resolved.placement.name == "earliest":
+        ratios = resolved.placement.options["host_ratios"]
+        assert len(ratios) > 1, "given, or measured at configure"
+        assert all(ratio > 0 for ratio in ratios.values())
+    if resolved.placement.name == "host_split":
+        fraction = resolved.placement.host_fraction
+        assert fraction != "auto", "measured at configure"
+        assert 0 < float(fraction) < 1
 
 
 def test_on_the_cpu_placement_says_that_it_is_inactive(tiny_folder: Path, tmp_path: Path) -> None:

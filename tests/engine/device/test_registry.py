@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engine.device.cpu import CpuDevice
-from engine.device.registry import open_device
+from engine.device.registry import device_name, named_card, open_device
 from engine.errors import UsageError
+from tests.fakes.simulated_cards import Card, simulate
 
 
 @pytest.fixture
@@ -41,3 +42,22 @@ def test_auto_is_the_cpu_with_a_build_for_the_cpu(monkeypatch: pytest.MonkeyPatc
     assert isinstance(open_device("auto"), CpuDevice)
     with pytest.raises(UsageError, match="this build of it knows no accelerator"):
         open_device("cuda")
+
+
+def test_a_card_is_named_without_opening_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = simulate(monkeypatch, Card("aaa"), Card("bbb"))
+    assert device_name("auto") == "cuda:0"
+    assert device_name("cuda:1") == "cuda:1"
+    assert named_card("cuda:1") == "bbb"
+    assert not any(card.has_context for card in machine.cards)
+    with pytest.raises(UsageError, match="torch sees 2 such devices"):
+        device_name("cuda:2")
+    opened = open_device("cuda:1")
+    assert (opened.name, opened.card) == ("cuda:1", "bbb")
+    assert [card.has_context for card in machine.cards] == [False, True]
+
+
+def test_host_memory_is_no_card() -> None:
+    assert named_card(device_name("cpu")) is None
+    assert named_card(device_name("emulated:h100")) is None
+    assert open_device("emulated:h100").card is None

@@ -38,13 +38,14 @@ def logits(folder: Path, cache: Path, device: Device, **settings: object) -> tor
 
 
 @pytest.mark.parametrize("bits", [16, 4])
-@pytest.mark.parametrize("host_bytes", [0, 100_000, 10**9])
+@pytest.mark.parametrize("host_bytes", [0, 100_000, "50%", "auto"])
 def test_staged_copies_and_the_host_tier_change_no_bit(
-    tiny_folder: Path, tmp_path: Path, bits: int, host_bytes: int
+    tiny_folder: Path, tmp_path: Path, bits: int, host_bytes: int | str
 ) -> None:
     common = {"precision.bits": bits, "kernel.name": "dequantize"}
     expected = logits(tiny_folder, tmp_path, CpuDevice(), **common)
     device = StagedDevice()
+    device.name = "staged:0"  # no memory of the host's
     own = logits(tiny_folder, tmp_path, device, **common, **{"host.bytes": host_bytes})
     assert torch.equal(own, expected)
     assert device.copied_bytes > 0

@@ -19,7 +19,6 @@ from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.slots import Slots
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.experts.tiers.disk import open_store
-from engine.experts.tiers.host import HostTier
 from engine.experts.transfer import Transfer, TransferEngine
 from engine.memory.plan import resolve
 from engine.policy.pools import Pool
@@ -157,22 +156,3 @@ def test_a_file_that_ends_early_is_an_error_and_no_loop(tmp_path: Any) -> None:
         with pytest.raises(CheckpointError, match="ends early"):
             reader.read(Extent(0, 0, 0, 16384), target[:16384], scratch)
         reader.close()
-
-
-def test_a_host_tier_never_takes_a_record_for_whole_that_is_not(engine: Engine) -> None:
-    config, _ = resolve(EngineConfig(), engine.facts)
-    record = engine.record_format(config, NO_KERNELS)
-    store = open_store(engine.model, record, engine.cache_folder, "off")
-    tier = HostTier(store, CpuDevice(), 2 * record.size_bytes)
-    expert = ExpertId(0, 3)
-    expected = encode(engine.model.read_expert(expert), record).numpy().tobytes()
-    pieces = tier.chunks(expert, 4096)
-    target, scratch = (bytes_view(allocate_pages(tier.scratch_bytes())) for _ in range(2))
-    rounds = [pieces[:2], pieces[:2], pieces[:2], pieces, pieces]
-    for piece in (piece for wanted in rounds for piece in wanted):
-        view = target[: piece.size_bytes]
-        view[:] = bytes(piece.size_bytes)
-        tier.read(expert, piece, view, scratch)
-        assert bytes(view) == expected[piece.record_offset :][: piece.size_bytes]
-    assert tier.hits > 0
-    store.close()

@@ -77,6 +77,7 @@ def make_context(
         EngineConfig().overlay(
             {
                 "placement.host_fraction": 0.5,
+                "placement.options.host_ratios": {"1": 0.4, "8": 1.5},
                 **{path.replace("__", "."): value for path, value in overlay.items()},
             }
         ),

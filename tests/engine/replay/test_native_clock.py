@@ -92,7 +92,7 @@ CONFIGS = st.fixed_dictionaries(
         "transfer.queue": st.sampled_from(sorted(QUEUES)),
         "transfer.in_flight": st.integers(1, 3),
         "transfer.chunk_bytes": st.sampled_from([4096, 1 << 18, 1 << 20]),
-        "placement.name": st.sampled_from(["device", "host_below", "host_split"]),
+        "placement.name": st.sampled_from(["device", "host_below", "host_split", "earliest"]),
     }
 )
 

@@ -34,14 +34,14 @@ def test_a_record_takes_its_bytes_over_the_rate() -> None:
     assert moving.wait(1.0, [transfer]) == pytest.approx(1.0 + 8.192)
 
 
-def test_a_link_adds_its_latency_to_every_chunk() -> None:
+def test_a_record_crosses_a_link_in_one_chunk() -> None:
     moving = simulated()
     transfer = moving.submit(0.0, A, 0, 8192, QUEUED, demanded=True)
-    assert moving.wait(0.0, [transfer]) == pytest.approx(8.192 + 2 * 0.5)
+    assert moving.wait(0.0, [transfer]) == pytest.approx(8.192 + 0.5)
 
 
 def test_a_record_in_several_extents_pays_for_a_chunk_of_each() -> None:
-    source = RecordSource({1: 1000.0}, 0.5, "queued", extents=3)
+    source = RecordSource({1: 1000.0}, 0.5, "shared", extents=3)
     moving = simulated()
     transfer = moving.submit(0.0, A, 0, 3000, source, demanded=True)
     assert moving.wait(0.0, [transfer]) == pytest.approx(3.0 + 3 * 0.5)

@@ -82,4 +82,6 @@ def test_a_planned_batch_is_fixed_at_one():
 
 def test_what_comes_from_the_base_alone_is_ablated_too():
     base = BASE.overlay({"placement.name": "host_below"})
-    assert [found.mechanism for found in ablate(load_policy("lru"), base)] == ["place"]
+    cached = PolicyFile(description="d", engine={"cache.eviction": "lru"})
+    assert [found.mechanism for found in ablate(cached, base)] == ["place"]
+    assert not ablate(load_policy("lru"), base), "the preset computes on the device"

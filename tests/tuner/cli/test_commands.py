@@ -15,7 +15,10 @@ import typer
 import yaml
 
 from engine import __version__
-from engine.memory.plan import CONTEXT_BYTES
+from engine.config.settings import EngineConfig
+from engine.facts.card_memory import CONTEXT_BYTES
+from engine.facts.model import ModelFacts
+from engine.memory import plan as memory
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.__main__ import run
@@ -283,6 +286,33 @@ def test_plan_counts_the_context_of_an_accelerator(tune: Tune, monkeypatch: pyte
     monkeypatch.setattr(EngineSession, "opened_device", property(lambda _: "cuda:0", _ignore))
     on_card = tune(*words).document["rows"][0]["workspace_bytes"]
     assert on_card - on_host == CONTEXT_BYTES
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--model", "m", "--vram", "2GB"),
+        ("--definition", "study.yaml", "--vram", "2GB", "--dry-run"),
+        ("--definition", "study.yaml", "--vram", "2GB", "--trials", "2"),
+        ("bench", "--model", "m", "--vram", "2GB", "--workload", "workload.yaml", "--repeats", "2"),
+    ],
+    ids=" ".join,
+)
+def test_every_plan_is_of_the_opened_device(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+):
+    planned: list[str] = []
+    complete = memory.complete
+
+    def noted(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+        planned.append(config.device.name)
+        return complete(config, facts)
+
+    monkeypatch.setattr(memory, "complete", noted)
+    monkeypatch.setattr(EngineSession, "opened_device", property(lambda _: "cuda:0", _ignore))
+    done = tune(*words)
+    assert done.code == 0, done.err
+    assert set(planned) == {"cuda:0"}
 
 
 def _ignore(session: EngineSession, value: str) -> None:

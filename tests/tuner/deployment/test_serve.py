@@ -10,7 +10,8 @@ import pytest
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
-from engine.memory.plan import CONTEXT_BYTES, resolve
+from engine.facts.card_memory import CONTEXT_BYTES
+from engine.memory.plan import resolve
 from tests.fakes.fake_engine import facts_of
 from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
@@ -231,7 +232,7 @@ def test_the_context_of_an_open_card_is_not_asked_for_again(monkeypatch: pytest.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     facts, config = facts_of("m"), EngineConfig().overlay({"device.name": "cuda:0"})
     memory = resolve(config, facts).memory
-    rest = memory.total_bytes - memory.non_expert_bytes - CONTEXT_BYTES
+    rest = memory.total_bytes - CONTEXT_BYTES
     check_memory(config, facts, {"gpus": cards(rest)})
     with pytest.raises(InfeasibleError, match="free: end what else runs there"):
         check_memory(config, facts, {"gpus": cards(rest - 1)})

@@ -33,7 +33,7 @@ def test_a_second_process_waits_for_its_turn(tmp_path: Path):
     assert waited > 0.3
 
 
-def test_accelerators_need_no_turn(tmp_path: Path):
+def test_accelerators_need_no_turn_on_the_cpu(tmp_path: Path):
     assert needs_turn("emulated:laptop_8gb")
     assert not needs_turn("cuda:0")
     with timed_section(tmp_path, "cuda:0"):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from engine.config.settings import EngineConfig
-from engine.memory.plan import record_bytes, resolve
+from engine.memory.plan import resolve
+from engine.memory.records import record_bytes
 from tests.engine.memory.test_plan import make_facts
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
@@ -87,6 +88,15 @@ def test_a_run_over_the_budget_is_measured_again_with_a_smaller_cache(
     assert trials[0]["memory"]["correction_bytes"] == 9_000_000
     later = {t["memory"]["correction_bytes"] for t in trials[1:]}
     assert later == {trials[0]["memory"]["correction_bytes"]}
+
+
+def test_a_card_that_refuses_what_passes_the_budget_gets_a_smaller_cache_too(
+    tune: Tune, misbehave: Any
+) -> None:
+    misbehave(beyond_bytes=9_000_000, limited=True)
+    trials = tune(*STUDY, "--trials", "3").document["trials"]
+    assert {t["failure"] for t in trials} == {None}, [t["reason"] for t in trials]
+    assert {t["memory"]["correction_bytes"] for t in trials} == {9_000_000}
 
 
 def test_the_next_study_of_the_model_begins_with_what_was_learned(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from engine.facts.model import ModelFacts
+from engine.memory.kv import one_memory
 from tuner.deployment.document import Deployment
 from tuner.deployment.formats.checkpoint import CheckpointSource
 from tuner.deployment.formats.place import place_of
@@ -53,7 +54,10 @@ def memory_bytes(deployment: Deployment, facts: ModelFacts) -> int:
     config = deployment.config()
     device = 0 if place_of(config) == "accelerator" else deployment.budget.vram_bytes
     packing = 2 * facts.expert_bytes["16"] // facts.moe_layers
-    return PROGRAM_BYTES + packing + device + max(config.host.bytes, deployment.budget.ram_bytes)
+    held = config.host.bytes
+    if isinstance(held, str):  # not resolved: as much as all experts take
+        held = 0 if one_memory(config) else facts.expert_bytes[str(config.precision.bits)]
+    return PROGRAM_BYTES + packing + device + max(held, deployment.budget.ram_bytes)
 
 
 def _container(

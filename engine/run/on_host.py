@@ -1,0 +1,88 @@
+"""What the host has to know of a layer: copied from the device with one wait, and looked up.
+
+Letters: T tokens, t of them in one micro-batch, K chosen experts, D hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.device.base import Device
+
+_ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """Of one micro-batch in a layer: index [t, K]; hidden [t, D], None unless the host computes."""
+
+    index: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+class HostCopies:
+    """Reads device tensors on the host: all of one call together, through pinned memory."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
+    def read(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors in host memory, each of its own; themselves on a device that is host memory.
+
+        Queues a copy of each behind all work so far and waits once, for the last.
+        """
+        if self._device.is_host_memory:
+            return list(tensors)
+        sizes = [-(-t.nbytes // _ALIGN_BYTES) * _ALIGN_BYTES for t in tensors]
+        starts = [0, *itertools.accumulate(sizes)]
+        if self._staging.numel() < starts[-1]:
+            self._staging = self._device.allocate_staging(1 << (starts[-1] - 1).bit_length())
+        views = [
+            self._staging[start : start + t.nbytes].view(t.dtype).view(t.shape)
+            for start, t in zip(starts, tensors, strict=False)
+        ]
+        for view, tensor in zip(views, tensors, strict=True):
+            view.copy_(tensor, non_blocking=True)
+        self._device.record().synchronize()
+        return [view.clone() for view in views]
+
+
+class Places:
+    """Indices in [T*K] of each expert's tokens, in routing order, found when they are asked for.
+
+    index: [T, K], on the host; count: of experts; beyond them there are none.
+    """
+
+    def __init__(self, index: torch.Tensor, count: int) -> None:
+        self._index = index
+        self._count = count
+
+    def of(self, expert: int) -> torch.Tensor:
+        """int64 [t], on the host."""
+        if self._index.shape[0] == 1:
+            return (self._index[0] == expert).nonzero()[:, 0]
+        return self._by_expert[expert]
+
+    @functools.cached_property
+    def _by_expert(self) -> Sequence[torch.Tensor]:
+        flat = self._index.reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        sizes = torch.bincount(flat, minlength=self._count + 1).tolist()
+        ends = list(itertools.accumulate(sizes))
+        return torch.tensor_split(order, ends[:-1])
+
+
+def join_on_host(known: Sequence[OnHost | None]) -> OnHost:
+    """All micro-batches together."""
+    routed = [one for one in known if one is not None]
+    assert len(routed) == len(known), "a call that was not routed"
+    if len(routed) == 1:
+        return routed[0]
+    hidden = [one.hidden for one in routed if one.hidden is not None]
+    return OnHost(torch.cat([one.index for one in routed]), torch.cat(hidden) if hidden else None)
