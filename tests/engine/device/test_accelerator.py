@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.device import accelerator
 from engine.device.accelerator import AcceleratorDevice
+from engine.device.pages import allocate_pages
 from engine.errors import DeviceMemoryError
 from engine.facts.card_memory import CONTEXT_BYTES
 from engine.worker.loop import _answer
@@ -196,3 +198,39 @@ def test_a_thread_that_computes_takes_the_card_that_was_opened(
     machine.present = 0  # as in a new thread
     device.bind_thread()
     assert machine.present == 1
+
+
+class Runtime:
+    """Registers pages until `allowed_bytes` are used up, as cudart does."""
+
+    def __init__(self, allowed_bytes: int) -> None:
+        self.left = allowed_bytes
+        self.registered: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        if size > self.left:
+            return 2  # cudaErrorMemoryAllocation
+        self.left -= size
+        self.registered[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+
+@pytest.mark.parametrize(("allowed", "pinned"), [(1 << 30, 40_960), (20_000, 16_384), (0, 0)])
+def test_pages_are_pinned_piece_by_piece_as_far_as_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, pinned: int
+) -> None:
+    runtime = Runtime(allowed)
+    monkeypatch.setattr(accelerator, "_PIN_BYTES", 16_384)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # takes the refusal's error away
+    device = object.__new__(AcceleratorDevice)
+    device.torch_device, device._pinned = torch.device("cuda", 0), {}
+    pages = allocate_pages(40_960)
+    assert device.pin(pages) == pinned
+    assert sum(runtime.registered.values()) == pinned
+    device.unpin(pages)
+    assert runtime.registered == {}
