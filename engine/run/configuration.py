@@ -22,7 +22,7 @@ from engine.experts.encoding.codec import RecordFormat
 from engine.experts.host_compute import HostCompute
 from engine.experts.kernels.crossover import Crossovers, known_crossovers, native_crossover
 from engine.experts.kernels.fused import FusedExperts
-from engine.experts.kernels.grouped_experts import GroupedExperts
+from engine.experts.kernels.grouped.experts import GroupedExperts
 from engine.experts.kernels.multiplier import Multiplier, Product
 from engine.experts.kernels.native_experts import NativeExperts
 from engine.experts.kernels.prequantized import PrequantizedMultiplier

@@ -28,8 +28,8 @@ from engine import experts as experts_package
 from engine.config.settings import EngineConfig
 from engine.device.base import Event
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.kernels import grouped_experts
-from engine.experts.kernels.grouped_launch import (
+from engine.experts.kernels.grouped import experts as grouped_experts
+from engine.experts.kernels.grouped.launch import (
     GroupedFormat,
     LayerRows,
     launch_experts,
@@ -46,7 +46,7 @@ from tests.engine.families import save_tiny
 from tests.fakes.staged_device import StagedDevice
 
 _COPY_S = 0.003
-PROGRAMS = "engine.experts.kernels.grouped_program"
+PROGRAMS = "engine.experts.kernels.grouped.program"
 VIEWS = {
     "prim::device",
     "empty",

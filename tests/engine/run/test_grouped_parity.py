@@ -15,7 +15,7 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
 from engine.device.cpu import CpuDevice
-from engine.experts.kernels.grouped_experts import GroupedExperts
+from engine.experts.kernels.grouped.experts import GroupedExperts
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.engine.families import EXTRA, save_tiny

@@ -21,13 +21,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.experts.kernels.grouped_launch import (
+from engine.experts.kernels.grouped.launch import (
     _MOST_TILE_ROWS,
     _TILE_OUTPUTS,
     step_of,
     warps_of,
 )
-from engine.experts.kernels.grouped_program import combine_program, matrix_program
+from engine.experts.kernels.grouped.program import combine_program, matrix_program
 
 GROUPS = {"sixteen": 0, "int8": 0, "int4": 64, "int3": 64, "int2": 64, "mxfp4": 32}
 CODES = {"sixteen": "bf16", "int8": "i8"}

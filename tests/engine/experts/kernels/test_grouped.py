@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.kernels.activations import plain_gate
-from engine.experts.kernels.grouped_launch import (
+from engine.experts.kernels.grouped.launch import (
     GroupedFormat,
     GroupedMatrix,
     LayerRows,
     launch_experts,
     launch_sum,
 )
-from engine.experts.kernels.grouped_probe import (
+from engine.experts.kernels.grouped.probe import (
     noise_record,
     plain_experts,
     self_test,

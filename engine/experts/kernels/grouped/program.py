@@ -1,4 +1,4 @@
-"""The device programs of `grouped_experts`: gate and up with the activation, down, the sum.
+"""The device programs of `experts`: gate and up with the activation, down, the sum.
 
 Letters: T rows of a tile, P = tokens x chosen experts, N output rows of a matrix, K its columns,
 E experts, F expert width.
@@ -6,7 +6,7 @@ E experts, F expert width.
 A row is one (token, choice) pair; its place is its number in routing order, 0 to P. An expert is
 addressed by the byte offset of its record in the arena; -1: it is not computed by this launch.
 
-Importing this module imports triton, which is an extra; engine.experts.kernels.grouped_launch does
+Importing this module imports triton, which is an extra; engine.experts.kernels.grouped.launch does
 so only when it launches.
 """
 

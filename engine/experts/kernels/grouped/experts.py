@@ -15,15 +15,15 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.kernels.activations import plain_gate, recognized_gate
-from engine.experts.kernels.grouped_launch import (
+from engine.experts.kernels.grouped.launch import (
     GROUPED_DTYPES,
     GroupedFormat,
     LayerRows,
     launch_experts,
     launch_sum,
 )
-from engine.experts.kernels.grouped_probe import failed_self_test
-from engine.experts.kernels.pinned_tables import PinnedTables
+from engine.experts.kernels.grouped.pinned_tables import PinnedTables
+from engine.experts.kernels.grouped.probe import failed_self_test
 from engine.experts.kernels.registry import KERNELS
 from engine.experts.kernels.triton_int4 import TritonInt4
 from engine.experts.slots import Slots

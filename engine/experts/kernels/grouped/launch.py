@@ -168,7 +168,7 @@ def launch_sum(y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     Weights and weighted outputs are rounded to that dtype, then summed in float32 in routing order:
     the same bits as on the CPU, and none depends on the order of arrival.
     """
-    from engine.experts.kernels.grouped_program import combine_program
+    from engine.experts.kernels.grouped.program import combine_program
 
     tokens, chosen = weights.shape
     columns = y.shape[1]
@@ -215,7 +215,7 @@ def _launch(
     gate: Gate,
 ) -> None:
     """x [P / chosen, columns] times the matrix of every expert, through `gate`, to out [P, N]."""
-    from engine.experts.kernels.grouped_program import matrix_program
+    from engine.experts.kernels.grouped.program import matrix_program
 
     assert x.is_contiguous()
     assert out.is_contiguous()

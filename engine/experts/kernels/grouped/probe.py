@@ -15,7 +15,7 @@ import torch
 from engine.device.base import Device
 from engine.experts.encoding.codec import RecordFormat, encode
 from engine.experts.kernels.activations import plain_gate
-from engine.experts.kernels.grouped_launch import (
+from engine.experts.kernels.grouped.launch import (
     GroupedFormat,
     LayerRows,
     interpreted,
