@@ -4,7 +4,7 @@
 
 Writes beside the definition: NAME.jsonl (one line per configuration and round: every sample of
 every repeat, the seconds that each took, a sentinel series), NAME.npz (the routing trace),
-NAME.json (model facts, machine, its profile, quality by bits). Resumable: points that the
+NAME.json (model facts, machine, its profile, quality by precision). Resumable: points that the
 files hold are not measured again. Each round runs the points in another seeded order, so that drift
 of the machine does not look like an effect of a setting; several rounds distinguish a fast
 configuration from a lucky one.
@@ -175,7 +175,7 @@ def describe(
     candidates: Candidates,
     path: Path,
 ) -> None:
-    """Writes what all rows share: facts, machine, profile, and the quality by bits."""
+    """Writes what all rows share: facts, machine, profile, and the quality by precision."""
     hardware = probe(cache_folder())
     started = time.monotonic()
     profile = session.profile()
@@ -193,10 +193,10 @@ def describe(
         reference = judge.reference()
         qualities = {}
         for item in candidates.items:
-            bits = str(item.config.precision.bits)
-            if bits not in qualities:
+            precision = precision_of(item.point)
+            if precision not in qualities:
                 found = judge.judge(item.config)
-                qualities[bits] = quality_ratio(reference.report, found.report)
+                qualities[precision] = quality_ratio(reference.report, found.report)
         store.set_study_state(study.id, "FINISHED")
     finally:
         database.close()
@@ -211,6 +211,11 @@ def describe(
         "quality": qualities,
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def precision_of(point: Mapping[str, Any]) -> str:
+    """The values of a point's settings that quality depends on, by their names' order."""
+    return ",".join(str(point[name]) for name in sorted(point) if name.startswith("precision."))
 
 
 def time_split(

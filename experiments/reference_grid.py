@@ -16,7 +16,7 @@ from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.trace.trace import load_trace
-from experiments.measure_grid import read_rows
+from experiments.measure_grid import precision_of, read_rows
 from tuner.definition.objectives import SIGNS
 from tuner.definition.study import StudyDefinition, load_definition
 from tuner.pareto import dominance
@@ -120,7 +120,7 @@ def load_grid(path: Path) -> Grid:
             "measure_grid.py again"
         )
     rows = [
-        Row(tuple(runs[index]), document["quality"][str(item.config.precision.bits)])
+        Row(tuple(runs[index]), document["quality"][precision_of(item.point)])
         for index, item in enumerate(candidates.items)
     ]
     return Grid(definition, candidates, rows, facts, document, path.with_suffix(".npz"))

@@ -74,7 +74,35 @@ QWEN3_MOE = (
     Rule(_LAYER + r"mlp\.(gate|up)_proj\.weight", None, "hidden"),
     Rule(_LAYER + r"mlp\.down_proj\.weight", "hidden"),
 )
-FAMILIES: dict[str, tuple[Rule, ...]] = {"qwen3_moe": QWEN3_MOE}
+# Queries and keys are normed over all heads at once, as wide as the hidden vector: heads are copied with it.
+OLMOE = (
+    Rule(_LAYER + r"self_attn\.[qk]_norm\.weight", "hidden"),
+    Rule(_LAYER + r"self_attn\.[qkv]_proj\.weight", "hidden", "hidden"),
+    Rule(_LAYER + r"self_attn\.o_proj\.weight", "hidden", "hidden"),
+    *QWEN3_MOE,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The first rule that matches a tensor's name holds; sizes: the settings that grow, by vector."""
+
+    rules: tuple[Rule, ...]
+    sizes: dict[str, str]
+
+
+FAMILIES = {
+    "qwen3_moe": Family(QWEN3_MOE, {"hidden_size": "hidden", "moe_intermediate_size": "expert"}),
+    "olmoe": Family(
+        OLMOE,
+        {
+            "hidden_size": "hidden",
+            "num_attention_heads": "hidden",
+            "num_key_value_heads": "hidden",
+            "intermediate_size": "expert",
+        },
+    ),
+}
 
 
 def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MIB) -> None:
@@ -84,7 +112,8 @@ def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MI
     an unknown tensor or an `out` that exists.
     """
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    rules = _check(config, out, factors)
+    family = _check(config, out, factors)
+    rules = family.rules
     files = _tensor_files(source)
     shards = list(_plan(files, rules, factors, shard_bytes))
     fresh = out.with_name(out.name + ".partial")
@@ -102,7 +131,7 @@ def widen(source: Path, out: Path, factors: Factors, shard_bytes: int = 256 * MI
     total = sum(shard.size_bytes for shard in shards)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (fresh / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    _copy_rest(source, fresh, config, factors)
+    _copy_rest(source, fresh, config, family, factors)
     fresh.rename(out)
 
 
@@ -124,23 +153,23 @@ def widen_tensor(tensor: Tensor, rule: Rule, factors: Factors) -> Tensor:
     return wide / columns if rule.divides else wide
 
 
-def _check(config: dict[str, Any], out: Path, factors: Factors) -> tuple[Rule, ...]:
+def _check(config: dict[str, Any], out: Path, factors: Factors) -> Family:
     for name, value in (("--hidden", factors.hidden), ("--expert", factors.expert)):
         if value < 1 or value & (value - 1):
             raise WidenError(
                 f"{name} {value} is not a power of two; take 1, 2, 4, 8, ... "
                 "(other factors change the rounding of bfloat16 and with it some routes)"
             )
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise WidenError(f"model_type {family!r} cannot be widened; known: {', '.join(FAMILIES)}")
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise WidenError(f"model_type {name!r} cannot be widened; known: {', '.join(FAMILIES)}")
     if config.get("tie_word_embeddings"):
         raise WidenError(
             "tied embeddings cannot be widened: the output reads what the input writes"
         )
     if out.exists():
         raise WidenError(f"{out} exists; name a new folder or remove it first")
-    return FAMILIES[family]
+    return FAMILIES[name]
 
 
 def _plan(
@@ -190,13 +219,15 @@ def _stored_bytes(path: Path, name: str) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _copy_rest(source: Path, out: Path, config: dict[str, Any], factors: Factors) -> None:
+def _copy_rest(
+    source: Path, out: Path, config: dict[str, Any], family: Family, factors: Factors
+) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix != ".safetensors" and path.name != INDEX_NAME:
             shutil.copyfile(path, out / path.name)
     wider = dict(config)
-    wider["hidden_size"] *= factors.hidden
-    wider["moe_intermediate_size"] *= factors.expert
+    for setting, vector in family.sizes.items():
+        wider[setting] *= _times(vector, factors)
     (out / "config.json").write_text(json.dumps(wider, indent=2) + "\n", encoding="utf-8")
 
 

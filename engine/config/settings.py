@@ -311,16 +311,31 @@ class EngineConfig:
         return json_digest(self.to_dict())
 
 
+LINK_CHUNKS = (256, 1024, 2048, 4096)  # tokens of a prefill chunk that a study tries over a link
+_LINK_CHUNK_TOKENS = 2048  # at 4 bits a laptop's link and card then need about the same time
+
+
+def link_chunks(prompt_tokens: int) -> tuple[int, ...]:
+    """LINK_CHUNKS up to the first that takes a prompt of this length whole."""
+    shorter = sum(chunk < prompt_tokens for chunk in LINK_CHUNKS)
+    return LINK_CHUNKS[: shorter + 1]
+
+
 def base_config(
     device: str = "auto",
     capacity: int | None = None,
     vram_bytes: int = 0,
     ram_bytes: int = 0,
     disk_bytes: int = 0,
+    prompt_tokens: int | None = None,
 ) -> EngineConfig:
-    """The default config with these budgets on this device. capacity: tokens of one sequence
-    (kv.max_tokens), None for the default. Beside a device with memory of its own, misses are
-    computed where that ends first."""
+    """The default config with these budgets on this device.
+
+    capacity: tokens of one sequence (kv.max_tokens), None for the default; prompt_tokens: of the
+    longest prompt, None: as many as fit. Beside a device with memory of its own, misses are
+    computed where that ends first, and prompts are read in chunks that are worth moving a layer's
+    experts for.
+    """
     values: dict[str, Any] = {
         "device.name": device,
         "budget.vram_bytes": vram_bytes,
@@ -329,7 +344,9 @@ def base_config(
         "kv.max_tokens": KvConfig().max_tokens if capacity is None else capacity,
     }
     if device not in HOST_DEVICES:
+        longest = values["kv.max_tokens"] if prompt_tokens is None else prompt_tokens
         values["placement.name"] = "earliest"
+        values["prefill.chunk_tokens"] = min(link_chunks(longest)[-1], _LINK_CHUNK_TOKENS)
     return EngineConfig().overlay(values)
 
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from scripts.widen_model import INDEX_NAME, Factors, WidenError, widen
 
@@ -32,19 +39,42 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.3,
     )
     torch.manual_seed(0)
-    model = Qwen3MoeForCausalLM(config)
+    save(Qwen3MoeForCausalLM(config), folder)
+    (folder / "tokenizer_config.json").write_text("{}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("olmoe") / "model"
+    config = OlmoeConfig(
+        vocab_size=96,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=8,
+        num_experts_per_tok=2,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    save(OlmoeForCausalLM(config), folder)
+    return folder
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Saves it with norms and biases that are not all alike."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text("{}\n")
-    return folder
 
 
 def run(folder: Path) -> tuple[Tensor, list[Tensor]]:
     """Logits [1, T, vocabulary] and each sparse layer's router choices [T, K]."""
-    model = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     choices: list[Tensor] = []
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
@@ -55,10 +85,12 @@ def run(folder: Path) -> tuple[Tensor, list[Tensor]]:
     return logits, choices
 
 
+@pytest.mark.parametrize("family", ["original", "olmoe"])
 @pytest.mark.parametrize(("hidden", "expert"), [(1, 1), (2, 1), (1, 4), (4, 2)])
 def test_the_twin_gives_the_same_logits_and_router_choices(
-    original: Path, tmp_path: Path, hidden: int, expert: int
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, hidden: int, expert: int
 ) -> None:
+    original: Path = request.getfixturevalue(family)
     widen(original, tmp_path / "twin", Factors(hidden, expert))
     logits, choices = run(original)
     twin_logits, twin_choices = run(tmp_path / "twin")

@@ -110,6 +110,11 @@ def _host(config: EngineConfig, facts: ModelFacts) -> list[AutomaticChoice]:
             if config.placement.name == "earliest"
             else "asked for",
         ),
+        AutomaticChoice(
+            "prefill.chunk_tokens",
+            str(config.prefill.chunk_tokens),
+            "a chunk of a prompt moves nearly all of a layer's experts: longer ones do so less often",
+        ),
     ]
 
 

@@ -68,7 +68,8 @@ def plan(
     work = options.noted(fit_workload(options.chosen_workload(workload, prompts), facts))
     capacity = tokens or needed_capacity(work, facts)
     # on the opened device: a driver's context counts too
-    base = base_config(opened, capacity, budget_bytes).overlay({"batch.count": count})
+    base = base_config(opened, capacity, budget_bytes, prompt_tokens=work.prompt_tokens)
+    base = base.overlay({"batch.count": count})
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
     rows = [_row(base, facts, bits, timings) for bits in _precisions(facts)]

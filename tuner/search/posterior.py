@@ -24,6 +24,9 @@ LENGTHS = (0.35, 1.0, 3.0)  # of the kernel, in ranks scaled to [0, 1]
 # Of the variance, what settings explain individually and in pairs; the rest is of all together.
 FRACTIONS = ((0.4, 0.0), (0.8, 0.0), (0.4, 0.4))
 SIGNALS = (0.1, 0.3, 1.0)  # standard deviation of f, in natural logarithms
+# Of the noise: a machine may be quieter or louder than what is assumed of it. Its logarithm is
+# normal beforehand, with this standard deviation.
+NOISES, NOISE_DEVIATION = (0.2, 0.3, 0.45, 0.67, 1.0, 1.5, 2.2), 1.0
 COVERED, COVERED_DEVIATIONS = 0.9, 1.645  # of the errors; half the interval that holds them
 FEWEST_ERRORS = 4
 OTHER_KIND = 0.3  # correlation of two choices without an order
@@ -50,12 +53,13 @@ class Posterior:
     """Mean and standard deviation of log(metric) for each candidate, without noise.
 
     errors: of the measured ones, each predicted from the others, in standard deviations (with
-    noise), in the order of the measurements.
+    noise), in the order of the measurements. noise: how large noise is here, by what was assumed.
     """
 
     mean: Floats
     deviation: Floats
     errors: Floats = field(default_factory=lambda: np.zeros(0))
+    noise: float = 1.0
 
     @property
     def calibrated(self) -> Posterior:
@@ -87,13 +91,18 @@ class Regression:
                 self._kernels.append(0.1 + 0.9 * parts)
 
     def posterior(
-        self, prior: Floats, rows: Sequence[int], values: Floats, noise: Floats
+        self,
+        prior: Floats,
+        rows: Sequence[int],
+        values: Floats,
+        noise: Floats,
+        scales: Sequence[float] = NOISES,
     ) -> Posterior:
         """Returns the posterior of all candidates.
 
         prior: log predictions [N]; rows: measured candidates; values: their log means; noise: the
-        standard deviation of each, in logarithms. The kernel and its scale maximise the marginal
-        likelihood over a small grid.
+        standard deviation of each, in logarithms, up to one of these scales. The kernel, its
+        variance and the scale of the noise are the likeliest of a small grid.
         """
         size = len(prior)
         if not len(rows):
@@ -101,26 +110,28 @@ class Regression:
         index = np.asarray(rows)
         residual = values - prior[index]
         best: tuple[float, Posterior] | None = None
-        for kernel, signal in itertools.product(self._kernels, SIGNALS):
+        for kernel, signal, scale in itertools.product(self._kernels, SIGNALS, scales):
             covariance = signal**2 * kernel
-            inner = covariance[np.ix_(index, index)] + np.diag(noise**2 + 1e-6)
+            inner = covariance[np.ix_(index, index)] + np.diag((scale * noise) ** 2 + 1e-6)
             lower = np.linalg.cholesky(inner)
             half = np.linalg.solve(lower, residual)
             likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(lower)).sum())
+            likelihood -= 0.5 * (math.log(scale) / NOISE_DEVIATION) ** 2
             if best is None or likelihood > best[0]:
                 cross = np.linalg.solve(lower, covariance[index])  # [n, N]
                 variance = np.diag(covariance) - np.sum(cross**2, axis=0)
                 deviation = np.sqrt(np.maximum(variance, 0.0))
                 inverse = np.linalg.inv(inner)
                 errors = inverse @ residual / np.sqrt(np.diag(inverse))
-                best = likelihood, Posterior(prior + cross.T @ half, deviation, errors)
+                best = likelihood, Posterior(prior + cross.T @ half, deviation, errors, scale)
         assert best is not None
         return best[1]
 
     def fill(self, known: Sequence[int], values: Floats, size: int) -> Floats:
         """Interpolates the log predictions of all candidates from those of some of them."""
         mean = float(np.mean(values))
-        found = self.posterior(np.full(size, mean), known, values, np.full(len(known), 1e-3))
+        exact = np.full(len(known), 1e-3)
+        found = self.posterior(np.full(size, mean), known, values, exact, scales=[1.0])
         filled = found.mean.copy()
         filled[np.asarray(known)] = values
         return filled

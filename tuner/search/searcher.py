@@ -38,7 +38,9 @@ class Searcher:
         found = dict(self.predictions.of(index))
         for name in SPEEDS if found and others else ():
             posterior = self.acquisition.posterior(name, others)
-            spread = math.hypot(float(posterior.deviation[index]), START_DEVIATION)
+            spread = math.hypot(
+                float(posterior.deviation[index]), posterior.noise * START_DEVIATION
+            )
             half = COVERED_DEVIATIONS * spread
             middle = float(posterior.mean[index])
             found[f"{name}_low"] = math.exp(middle - half)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.config.settings import EngineConfig, base_config
+from engine.config.settings import EngineConfig, base_config, link_chunks
 from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
@@ -38,7 +38,7 @@ NON_EXPERT_CHOICES: tuple[Choice, ...] = (16, 8, 4)
 BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR, NON_EXPERT = "prefetch.predictor", "precision.non_expert_bits"
-PLACEMENT = "placement.name"
+PLACEMENT, CHUNK = "placement.name", "prefill.chunk_tokens"
 _MEMORY_SECTIONS = (
     POLICY,
     "cache.",
@@ -213,6 +213,7 @@ def study_base(
         vram_bytes=definition.budget.vram_bytes,
         ram_bytes=definition.budget.ram_bytes,
         disk_bytes=definition.budget.disk_bytes,
+        prompt_tokens=workload.prompt_tokens,
     )
     return base.overlay(definition.engine)
 
@@ -233,6 +234,8 @@ def build_space(
     choices = _default_choices(facts, workload)
     if not one_memory(base):
         choices[PLACEMENT] = PLACEMENT_CHOICES
+        if len(chunks := link_chunks(workload.prompt_tokens)) > 1:
+            choices[CHUNK] = chunks
     for name in definition.engine:
         choices.pop(name, None)
     if base.precision.scheme in PLANNED:

@@ -46,6 +46,28 @@ def test_searches_the_four_settings_by_default():
     assert "auto" in found["cache.expert_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("device", "prompt_tokens", "default", "searched"),
+    [
+        ("cpu", 3000, 256, None),
+        ("cuda", 64, 256, None),
+        ("cuda", 600, 1024, (256, 1024)),
+        ("cuda", 3000, 2048, (256, 1024, 2048, 4096)),
+    ],
+)
+def test_long_prompts_behind_a_link_are_read_in_long_chunks(
+    device: str, prompt_tokens: int, default: int, searched: tuple[int, ...] | None
+):
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": 10**9}, "device": device}
+    )
+    facts = replace(facts_of("m"), max_positions=8192)
+    work = replace(WORK, prompt_tokens=prompt_tokens)
+    space = build_space(definition, facts, work)
+    assert choices(space).get("prefill.chunk_tokens") == searched
+    assert space.config(space.default()).prefill.chunk_tokens == default
+
+
 def test_a_quantized_checkpoint_is_searched_from_as_it_was_published():
     facts = replace(facts_of("m"), prequantized=PrequantizedFormat("fp8", 128, 128))
     space = space_of(facts)
