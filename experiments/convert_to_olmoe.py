@@ -29,7 +29,10 @@ def main(source: Path, out: Path) -> None:
     """Writes OUT, a new folder, from SOURCE, a Qwen3-MoE checkpoint in one file."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-    if config["model_type"] != "qwen3_moe" or config["hidden_size"] != heads["q"] * config["head_dim"]:
+    if (
+        config["model_type"] != "qwen3_moe"
+        or config["hidden_size"] != heads["q"] * config["head_dim"]
+    ):
         raise SystemExit(f"{source}: takes a Qwen3-MoE model whose heads fill its hidden vector")
     tensors = load_file(source / "model.safetensors")
     for name in tensors:
