@@ -74,7 +74,8 @@ QWEN3_MOE = (
     Rule(_LAYER + r"mlp\.(gate|up)_proj\.weight", None, "hidden"),
     Rule(_LAYER + r"mlp\.down_proj\.weight", "hidden"),
 )
-# Queries and keys are normed over all heads at once, as wide as the hidden vector: heads are copied with it.
+# Queries and keys are normed over all heads at once, as wide as the hidden vector: heads are copied
+# with it.
 OLMOE = (
     Rule(_LAYER + r"self_attn\.[qk]_norm\.weight", "hidden"),
     Rule(_LAYER + r"self_attn\.[qkv]_proj\.weight", "hidden", "hidden"),
@@ -85,7 +86,7 @@ OLMOE = (
 
 @dataclass(frozen=True)
 class Family:
-    """The first rule that matches a tensor's name holds; sizes: the settings that grow, by vector."""
+    """The first rule that matches a tensor's name holds. sizes: by setting that grows, its vector."""
 
     rules: tuple[Rule, ...]
     sizes: dict[str, str]

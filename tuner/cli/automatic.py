@@ -113,7 +113,7 @@ def _host(config: EngineConfig, facts: ModelFacts) -> list[AutomaticChoice]:
         AutomaticChoice(
             "prefill.chunk_tokens",
             str(config.prefill.chunk_tokens),
-            "a chunk of a prompt moves nearly all of a layer's experts: longer ones do so less often",
+            "a chunk moves nearly all experts of a layer: longer ones do so less often",
         ),
     ]
 

@@ -1,5 +1,5 @@
-"""Beside a device of its own memory, every precision, tier and treatment of keys and values gives the
-bits of the CPU with the same settings and everything resident."""
+"""Beside a device with memory of its own, every precision, tier and treatment of keys and values
+gives the bits of the CPU with the same settings and everything resident."""
 
 from __future__ import annotations
 
