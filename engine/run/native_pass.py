@@ -58,16 +58,22 @@ def use_native(model: LoadedModel, most_tokens: int) -> NativePass | None:
     use_native_layers(model.model, most_tokens)
     use_native_routers((layer.router for layer in model.layers), most_tokens)
     use_native_steps(model.model)
-    return NativePass.of(model, most_tokens)
+    return NativePass.of(model)
+
+
+def decodes_together(native: NativePass | None) -> bool:
+    """Whether several micro-batches, a token of each, pass what surrounds the experts together."""
+    return native is not None and native.joins
 
 
 class NativePass:
     """A model's forward pass for one token of each sequence."""
 
-    def __init__(self, model: Any, layers: Sequence[_Layer], joins: bool, most: int) -> None:
-        """joins: whether no layer's own MoE block runs; most: tokens of several micro-batches."""
+    def __init__(self, model: Any, layers: Sequence[_Layer], joins: bool) -> None:
+        """joins: whether several micro-batches may pass together, since no layer's own MoE block
+        runs."""
         base = model.base_model
-        self._joins, self._most = joins, most
+        self.joins = joins
         self._embed, self._rotate, self._norm = base.embed_tokens, base.rotary_emb, base.norm
         self._head = model.get_output_embeddings()
         self._layers = layers
@@ -80,9 +86,9 @@ class NativePass:
         self._kept_angles = 0, nothing, nothing  # position of the first, [1, n, d]
 
     @classmethod
-    def of(cls, model: LoadedModel, most_tokens: int = 1) -> NativePass | None:
+    def of(cls, model: LoadedModel) -> NativePass | None:
         """The pass of a model whose attention layers, norms and routers are native; None if it is
-        of another structure. most_tokens: of micro-batches that pass together."""
+        of another structure."""
         base = model.model.base_model
         names = ("embed_tokens", "layers", "norm", "rotary_emb")
         if any(getattr(base, name, None) is None for name in names):
@@ -94,7 +100,7 @@ class NativePass:
         own_blocks = [_Layer(module, None) for module in base.layers]
         joins = sum(layer.moe is not None for layer in native) == len(model.layers)
         for layers in (native, own_blocks):
-            found = cls(model.model, layers, joins and layers is native, most_tokens)
+            found = cls(model.model, layers, joins and layers is native)
             if found._sizes() is not None and found._agrees(model):
                 return found
         return None
@@ -114,7 +120,7 @@ class NativePass:
         sizes = [len(batch) for batch in tokens]
         if any(batch.shape[1] != 1 for batch in tokens) or not self._is_room_for(sizes, caches):
             return None
-        if len(sizes) > 1 and (runtime is None or not self._joins or sum(sizes) > self._most):
+        if len(sizes) > 1 and (runtime is None or not self.joins):
             return None
         hidden: torch.Tensor = self._embed(_joined(tokens)).contiguous()
         cosine, sine = self._all_angles(hidden, sizes, caches)

@@ -103,7 +103,7 @@ def both(
         patch.setattr(Threads, "layers", note)
         found, counted = run(folder, cache, **values)
     with monkeypatch.context() as patch:
-        patch.setattr(NativePass, "of", lambda *_: None)
+        patch.setattr(NativePass, "of", lambda model: None)
         expected, counted_before = run(folder, cache, **values)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert counted == counted_before
@@ -118,7 +118,7 @@ def test_every_family_decodes_the_same_bits(
     values = {"precision.bits": 8, "precision.non_expert_bits": 8}
     _, calls = both(monkeypatch, folder, tmp_path / "a", **values)
     assert (calls > 0) == (family in WITH_ROUTERS), f"{family}: {calls} calls"
-    passes = Engine(folder, CpuDevice(), tmp_path / "a")._native_pass
+    passes = Engine(folder, CpuDevice(), tmp_path / "a").native_pass
     assert (passes is not None) == (family in WITH_ROUTERS + WITH_OWN_BLOCKS)
 
 
@@ -208,7 +208,7 @@ def test_recorders_hear_the_same(
     for native in (True, False):
         with monkeypatch.context() as patch:
             if not native:
-                patch.setattr(NativePass, "of", lambda *_: None)
+                patch.setattr(NativePass, "of", lambda model: None)
             listener = Listener(frozenset(needs))
             run(folder, tmp_path / "a", batches, recorder=listener)
             heard.append(listener.events)

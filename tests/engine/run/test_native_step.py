@@ -54,7 +54,7 @@ def test_every_family_decodes_the_same_bits_with_and_without_it(
     family: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny(family, tmp_path / "model")
-    monkeypatch.setattr(NativePass, "of", lambda *_: None)  # it takes the same steps
+    monkeypatch.setattr(NativePass, "of", lambda model: None)  # it takes the same steps
     calls = []
     step = Threads.step
     monkeypatch.setattr(Threads, "step", lambda self, *a: calls.append(1) or step(self, *a))
@@ -62,7 +62,7 @@ def test_every_family_decodes_the_same_bits_with_and_without_it(
     found = decoded(folder, tmp_path / "a", **values)
     tried = 6  # at most, two widths of three layers
     assert (len(calls) > tried) == (family in USUAL), f"{family}: {len(calls)} calls"
-    monkeypatch.setattr(native_pass, "use_native_steps", lambda *_: None)
+    monkeypatch.setattr(native_pass, "use_native_steps", lambda model: None)
     expected = decoded(folder, tmp_path / "a", **values)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

@@ -300,7 +300,7 @@ def test_few_tokens_are_computed_in_one_call_a_wave(
         run(self, bits, addresses, *rest)
 
     monkeypatch.setattr(NativeExperts, "run", note)
-    monkeypatch.setattr(NativePass, "of", lambda *_: None)  # it has one call for all layers
+    monkeypatch.setattr(NativePass, "of", lambda model: None)  # it has one call for all layers
     engine = Engine(tiny_folder, CpuDevice(), tmp_path)
     engine.configure(EngineConfig().overlay({"precision.bits": 4}))
     batch = MicroBatch(torch.arange(3, 11)[None])
