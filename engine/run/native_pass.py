@@ -117,7 +117,7 @@ class NativePass:
         runtime: the experts' if no other sequences wait for it: layers follow one another without
         asking it as long as all that they demand is ready. Several micro-batches need it.
         """
-        sizes = [len(batch) for batch in tokens]
+        sizes: list[int] = [len(batch) for batch in tokens]
         if any(batch.shape[1] != 1 for batch in tokens) or not self._is_room_for(sizes, caches):
             return None
         if len(sizes) > 1 and (runtime is None or not self.joins):
@@ -149,7 +149,7 @@ class NativePass:
             into.residuals[number % 2].add_(out)
             number += 1
         found: torch.Tensor = self._head(self._norm(into.residuals[(count - 1) % 2]))
-        return list(found.split(sizes))
+        return list(torch.split(found, sizes))
 
     def _all_angles(
         self, hidden: torch.Tensor, sizes: Sequence[int], caches: Sequence[Any]
@@ -204,7 +204,7 @@ class NativePass:
         return port.experts(own_number, hidden, index, into.weights).view(into.normed.shape)
 
     def _experts_together(
-        self, number: int, into: Buffers, sizes: Sequence[int], runtime: ExpertsRuntime
+        self, number: int, into: Buffers, sizes: list[int], runtime: ExpertsRuntime
     ) -> torch.Tensor:
         """As _experts, for several micro-batches: each is told and routed by itself, as if it had
         come alone."""
@@ -214,7 +214,7 @@ class NativePass:
         _, own_number = port_of(moe.experts)
         parts = (into.flat, into.logits, into.weights, into.index[number])
         calls = []
-        for part in zip(*(whole.split(sizes) for whole in parts), strict=True):
+        for part in zip(*(torch.split(whole, sizes) for whole in parts), strict=True):
             hidden, logits, weights, index = part
             entered = hidden.clone() if runtime.watches_gate else hidden
             runtime.gate_entered(own_number, (entered,), {})
