@@ -180,6 +180,7 @@ def describe(
     started = time.monotonic()
     profile = session.profile()
     profile_s = time.monotonic() - started
+    together = session.decodes_together
     session.close()  # profiling leaves state in the process that must not affect trials
     split = time_split(session, definition, space)
     database = open_database(default_storage())
@@ -206,6 +207,7 @@ def describe(
         "machine": {k: v for k, v in hardware.to_json().items() if k != "disk_folder"},
         "profile": profile.to_json(),
         "profile_s": profile_s,
+        "together": together,
         "default_split": split,
         "trace_s": float(path.with_suffix(".trace_s").read_text(encoding="utf-8")),
         "quality": qualities,

@@ -133,7 +133,8 @@ def predictions_of(grid: Grid) -> Predictions:
     if not set(kept) <= names:
         sys.exit(f"{grid.definition.name}: its profile is of another release: measure it anew")
     profile = MachineProfile(**kept)
-    timings = profiled_timings(profile, grid.facts, grid.definition.device)
+    together = grid.document.get("together", False)
+    timings = profiled_timings(profile, grid.facts, grid.definition.device, together=together)
     workload = grid.definition.load_workload()
     twin = Twin(grid.facts, load_trace(grid.trace), timings, workload.sequences)
     default = grid.candidates.index_of(grid.candidates.space.default())

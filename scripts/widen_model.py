@@ -86,7 +86,7 @@ OLMOE = (
 
 @dataclass(frozen=True)
 class Family:
-    """The first rule that matches a tensor's name holds. sizes: by setting that grows, its vector."""
+    """The first rule that matches a name holds. sizes: the vector that a setting grows with."""
 
     rules: tuple[Rule, ...]
     sizes: dict[str, str]

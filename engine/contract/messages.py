@@ -20,7 +20,8 @@ Operations, as `op: arguments -> result`:
   device: device -> name (of what it opens), card (its UUID, None for the CPU), torch, built_for
   describe: model, device, trust_remote_code, revision -> facts (ModelFacts), device, card
   open: model, device, trust_remote_code, revision
-      -> facts (ModelFacts), hardware, runtime_bytes, device, card, context_bytes (None if unknown)
+      -> facts (ModelFacts), hardware, runtime_bytes, device, card, context_bytes (None if unknown),
+         decodes_together
   configure: config (nested, `auto` and percentages allowed)
       -> config (resolved), memory (MemoryPlan)
   measure: workload (Workload), repeats, warm_up, seed -> Report

@@ -33,11 +33,14 @@ _EXPERT_S = {1: 8e-6, 2: 1.4e-5, 256: 1.4e-5}
 _SUBMIT_S, _SCORE_S, _WAKE_S = 5e-6, 4e-5, 4e-5
 
 
-def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) -> ModelTimings:
+def profiled_timings(
+    profile: MachineProfile, facts: ModelFacts, device: str, *, together: bool = False
+) -> ModelTimings:
     """Estimated timings of this model from the machine's products, copies and reads.
 
     device: as the engine names it. Where it has memory of its own, records come over its link (of
     an emulated machine: as it is slowed), from a host tier that holds all; else from the disk.
+    together: see ModelTimings.
     """
     matrices = [part.elements for part in facts.parts if part.kind == "matrix"]
     expert_s = {
@@ -80,6 +83,7 @@ def profiled_timings(profile: MachineProfile, facts: ModelFacts, device: str) ->
         wake_s=wake,
         restart_s=none,
         contention=contention,
+        together=together,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
 

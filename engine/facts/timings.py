@@ -82,7 +82,8 @@ class ModelTimings:
     a wait takes; contention, the slowdown factor of compute while chunks are moving (1: none).
     Empty if there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
     host_start_s, of handing it a layer's experts; host_contention, the slowdown factor of device
-    and host compute while both run.
+    and host compute while both run. together: whether decoded tokens of all micro-batches pass what
+    surrounds the experts at once.
     """
 
     model: str
@@ -103,6 +104,7 @@ class ModelTimings:
     host_start_s: Mapping[int, float] = field(default_factory=dict)
     host_contention: Mapping[int, float] = field(default_factory=dict)
     coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    together: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -165,10 +167,10 @@ def read_timings(path: Path) -> ModelTimings:
 
 
 def at(curve: Curve, tokens: int) -> float:
-    """Seconds at this number of tokens: interpolated linearly between measured ones, beyond them
-    by the slope of the last two (never below the nearest measured)."""
+    """Seconds at this number of tokens, none at 0: interpolated linearly between measured ones,
+    beyond them by the slope of the last two (never below the nearest measured)."""
     known = sorted(curve)
-    if not known:
+    if not known or not tokens:
         return 0.0
     place = bisect_left(known, tokens)
     if place < len(known) and known[place] == tokens:

@@ -68,6 +68,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         states = self._rooms[0] if self._rooms else self._replaced[0]
         return 0 if states is None else states.shape[0]
 
+    @property
+    def sequence_bytes(self) -> int:
+        """How far apart sequences lie in the room."""
+        room = self._rooms[0]
+        return room.stride(0) * room.element_size()
+
     def make_room(self) -> tuple[int, int, int, int]:
         """Addresses of keys and values [B, H, room, D] with room for one more token of each
         sequence, `room`, and the tokens there are; call `grown` when it is written."""

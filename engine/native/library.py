@@ -30,6 +30,7 @@ from engine.native.values import (
     QuantizeJob,
     Router,
     Step,
+    Store,
 )
 
 INSTRUCTION_SET = "EXPERTUNE_INSTRUCTION_SET"
@@ -206,31 +207,15 @@ class Threads:
         cosine: int,
         sine: int,
         stride: int,
-        keys: int,
-        values: int,
-        room: int,
-        position: int,
+        stores: ctypes.Array[Store],
         out: int,
     ) -> None:
         """A whole attention layer for one token of each of T sequences: x [T, D] -> out [T, D].
 
-        cosine, sine: [T, rotated], `stride` numbers apart, 0: one for all; keys, values: [T, heads,
-        room, width], whose position `position` is written.
+        cosine, sine: [T, rotated], `stride` numbers apart, 0: one for all; stores: [T], to whose
+        positions keys and values are written.
         """
-        self._step(
-            self._context,
-            ctypes.byref(step),
-            x,
-            tokens,
-            cosine,
-            sine,
-            stride,
-            keys,
-            values,
-            room,
-            position,
-            out,
-        )
+        self._step(self._context, ctypes.byref(step), x, tokens, cosine, sine, stride, stores, out)
 
     def route(
         self,

@@ -21,7 +21,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attend": (None, tuple([_POINTER] * 7)),
     "step": (
         None,
-        (*[_POINTER] * 3, _LONG, *[_POINTER] * 2, _LONG, *[_POINTER] * 2, _LONG, _LONG, _POINTER),
+        (*[_POINTER] * 3, _LONG, *[_POINTER] * 2, _LONG, _POINTER, _POINTER),
     ),
     "route": (None, (*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 3)),
     "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 4, _POINTER)),

@@ -181,11 +181,12 @@ class Front(ctypes.Structure):
 
 
 class Store(ctypes.Structure):
-    """Addresses of a layer's keys and values [T, heads, room, width], and `room`."""
+    """Addresses of keys and values of a sequence in a layer, [heads, room, width], `room`, and the
+    position of the sequence's next token."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("keys", "values")),
-        ("room", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("room", "position")),
     ]
 
 
@@ -195,7 +196,6 @@ class Layers(ctypes.Structure):
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("count", "first", "tokens", "experts_of_layer")),
         *((n, ctypes.c_uint64) for n in ("fronts", "experts", "records", "stores")),
-        ("position", ctypes.c_int64),
         *((n, ctypes.c_uint64) for n in ("x", "cosine", "sine")),
         ("stride", ctypes.c_int64),
         ("residuals", ctypes.c_uint64 * 2),

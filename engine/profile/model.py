@@ -30,6 +30,7 @@ from engine.run.configuration import multiplier_of
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.moe_layers import expert_output
+from engine.run.native_pass import decodes_together
 from engine.run.time_split import Activity
 from engine.types import Bits, Phase
 
@@ -280,6 +281,7 @@ def _from_passes(
         wake_s={bits: 0.0},
         restart_s={bits: 0.0},
         contention={bits: 1.0},
+        together=decodes_together(engine.native_pass),
     )
 
 

@@ -166,14 +166,15 @@ class _Run:
     def _walk(
         self, policy: ExpertPolicy, future: Future, listener: Clock | DecisionRecorder
     ) -> None:
+        together = self.profile.together
         if self.warm:
-            walk(self.trace, policy, listener, self.warm)
+            walk(self.trace, policy, listener, self.warm, together=together)
             policy.reset_counters()
             listener.reset_arrivals()
         first = frozenset(self.warm)
         rest = [number for number in range(len(self.trace.passes)) if number not in first]
         future.load(self.trace, rest)
-        walk(self.trace, policy, listener, rest)
+        walk(self.trace, policy, listener, rest, together=together)
 
 
 def _sequences(decode: Sequence[PassTime], groups: set[int]) -> int:

@@ -25,7 +25,8 @@ class Listener(Protocol):
         """Called when the pass of this number begins."""
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
-        """Called when the router of a layer is about to run for one micro-batch."""
+        """Called when the router of a layer is about to run for one micro-batch. tokens: that pass
+        it now."""
 
     def routed(self, layer: int, tokens: int, steps: Sequence[Step]) -> None:
         """Called when one micro-batch is routed."""
@@ -91,8 +92,14 @@ def walk(
     policy: ExpertPolicy,
     listener: Listener | None = None,
     passes: Iterable[int] | None = None,
+    *,
+    together: bool = False,
 ) -> None:
-    """Feed the trace's passes (all, or these numbers) to the policy in the engine's order."""
+    """Feed the trace's passes (all, or these numbers) to the policy in the engine's order.
+
+    together: micro-batches that decode pass each layer's router at once, so that the first one's
+    tokens are those of all, and the others' are none.
+    """
     listening = listener or Nobody()
     group = -1
     for number in range(len(trace.passes)) if passes is None else passes:
@@ -104,14 +111,16 @@ def walk(
         listening.begin_pass(number, item, policy.begin_pass(_start(trace, item)))
         for layer in range(trace.layers):
             for micro_batch, part in enumerate(rows):
-                tokens = part.stop - part.start
+                tokens = entering = part.stop - part.start
+                if together and item.phase == "decode":
+                    entering = 0 if micro_batch else sum(item.tokens)
                 if policy.watches_gate:
                     view = TraceView(trace, part, layer)
                     listening.gate_entered(
-                        layer, tokens, policy.gate_entered(layer, micro_batch, view)
+                        layer, entering, policy.gate_entered(layer, micro_batch, view)
                     )
                 else:
-                    listening.gate_entered(layer, tokens, ())
+                    listening.gate_entered(layer, entering, ())
                 routing = _routing(trace, policy, part, layer)
                 listening.routed(layer, tokens, policy.routed(layer, micro_batch, routing))
             listening.layer_routed(layer, *policy.layer_routed())

@@ -84,7 +84,7 @@ class Engine:
         self._folder = folder
         self._trust = trust_remote_code
         self._loaded = NonExpertSettings("bfloat16")
-        self._native_pass: NativePass | None = None
+        self.native_pass: NativePass | None = None
         self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
@@ -312,7 +312,7 @@ class Engine:
         try:
             with torch.inference_mode(), single_token_products(single), all_cores(many):
                 return forward_together(
-                    self.model.model, batches, runtime, self.clock, consume, self._native_pass
+                    self.model.model, batches, runtime, self.clock, consume, self.native_pass
                 )
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe
@@ -353,10 +353,10 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
-        self._native_pass = None
+        self.native_pass = None
         if self._on_cpu:
             if non_expert.kernel in ("auto", "native"):
-                self._native_pass = use_native(model, self._crossover(non_expert, 16))
+                self.native_pass = use_native(model, self._crossover(non_expert, 16))
             widen_linears(model.model)
         return model
 

@@ -1,7 +1,11 @@
-"""Micro-batches as greenlets: each runs the model's own forward, the hub computes their experts."""
+"""Micro-batches that pass the model at once: decoded tokens natively as one, others as greenlets.
+
+Each greenlet runs the model's own forward, and the hub computes their experts.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +52,24 @@ def forward_together(
     consume: Callable[[int, torch.Tensor], Any] | None = None,
     native: NativePass | None = None,
 ) -> list[Any]:
-    """Run one forward of every micro-batch, sharing each expert load.
+    """Run one forward of every micro-batch, sharing each expert load: together as one where all of
+    them decode a token natively, else each in a greenlet.
 
     Returns the logits [B, keep, V] of each; with `consume`, the result of consume(number, logits),
     called as soon as each is done, so that the logits of all need not be held together. native:
     runs instead of the model's own forward where it can.
     """
     runtime.begin_pass([batch.tokens for batch in batches])
-    if len(batches) == 1 and greenlet.getcurrent().parent is None:  # nothing to share
+    outermost = greenlet.getcurrent().parent is None
+    if outermost and native is not None and len(batches) > 1:
+        clock.switch("non_expert")
+        tokens, caches = [batch.tokens for batch in batches], [batch.kv for batch in batches]
+        logits = native.logits(tokens, caches, runtime)
+        clock.switch("other")
+        if logits is not None:
+            runtime.end_pass()
+            return logits if consume is None else list(map(consume, itertools.count(), logits))
+    if outermost and len(batches) == 1:  # nothing to share
         alone = [_forward(model, 0, batches[0], clock, consume, native, runtime)()]
         runtime.end_pass()
         return alone
@@ -83,8 +97,10 @@ def _forward(
 ) -> Callable[[], Any]:
     def run() -> Any:
         clock.switch("non_expert")
-        logits = None if native is None else native.logits(batch.tokens, batch.kv, alone)
-        if logits is None:
+        found = None if native is None else native.logits([batch.tokens], [batch.kv], alone)
+        if found is not None:
+            (logits,) = found
+        else:
             output = model(
                 input_ids=batch.tokens,
                 cache=batch.kv,

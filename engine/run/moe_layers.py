@@ -174,9 +174,7 @@ class ExpertsRuntime:
     ) -> torch.Tensor:
         """Route at once, then switch to the hub, which resumes with the output [T, D]. A forward
         pass that runs outside of greenlets is alone: its experts run at once."""
-        self._clock.switch("policy")
-        on_host = self._route(layer, hidden, index, weights)
-        call = ExpertsCall(layer, hidden, index, weights, on_host)
+        call = self.call(layer, hidden, index, weights)
         hub = greenlet.getcurrent().parent
         if hub is None:
             (out,) = self.compute([call])
@@ -197,23 +195,51 @@ class ExpertsRuntime:
         spec = fused.only(tokens)
         return None if spec is None else Ready(spec, records)
 
-    def computed(self, first: int, index: list[list[list[int]]], seconds: float) -> None:
-        """Layers from `first` on were computed with what was ready: index [L][T][K]. seconds: that
-        their experts took."""
+    def computed(
+        self, first: int, index: list[list[list[int]]], seconds: float, sizes: Sequence[int]
+    ) -> None:
+        """Layers from `first` on were computed with what was ready: index [L][T][K], sizes: tokens
+        of each micro-batch. seconds: that their experts took."""
         self._clock.move(seconds, "non_expert", "compute")
         self._clock.switch("policy")
         for layer, choices in enumerate(index, first):
-            routing = Routing(choices)
             if self._recorder is not None:
-                self._recorder.routed(layer, 0, routing)
-            self._residency.computed_ready(layer, routing)
+                rest = iter(choices)
+                for number, size in enumerate(sizes):
+                    own = Routing(list(itertools.islice(rest, size)))
+                    self._recorder.routed(layer, number, own)
+            self._residency.computed_ready(layer, Routing(choices))
         self._clock.switch("non_expert")
+
+    def call(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> ExpertsCall:
+        """What one micro-batch asks of a layer, routed at once: hidden [t, D]; index, weights
+        [t, K]."""
+        self._clock.switch("policy")
+        on_host = self._route(layer, hidden, index, weights)
+        return ExpertsCall(layer, hidden, index, weights, on_host)
 
     # The hub -----------------------------------------------------------------------------------
 
     def compute(self, calls: Sequence[ExpertsCall]) -> list[torch.Tensor]:
         """Run the experts of a layer at which all micro-batches have arrived. Returns one output
         for each."""
+        out = self.compute_joined(calls)  # [T, D]
+        self._clock.switch("other")
+        if len(calls) == 1:
+            return [out]
+        return list(torch.tensor_split(out, _ends(calls)))
+
+    def together(self, calls: Sequence[ExpertsCall]) -> torch.Tensor:
+        """As compute, for micro-batches that pass what surrounds the experts together; the outputs
+        of all, [T, D]."""
+        out = self.compute_joined(calls)
+        self._clock.switch("non_expert")
+        return out
+
+    def compute_joined(self, calls: Sequence[ExpertsCall]) -> torch.Tensor:
+        """As compute; the outputs of all, [T, D]."""
         layer = calls[0].layer
         assert all(call.layer == layer for call in calls), "micro-batches diverged"
         self._clock.switch("policy")
@@ -224,11 +250,7 @@ class ExpertsRuntime:
         index = _join([call.index for call in calls])  # [T, K]
         weights = _join([call.weights for call in calls])  # [T, K]
         on_host = join_on_host([call.on_host for call in calls])
-        out = self._run_experts(layer, hidden, index, weights, on_host)  # [T, D]
-        self._clock.switch("other")
-        if len(calls) == 1:
-            return [out]
-        return list(torch.tensor_split(out, _ends(calls)))
+        return self._run_experts(layer, hidden, index, weights, on_host)
 
     def _set_needs(self) -> None:
         recorded = self._recorder.needs if self._recorder is not None else frozenset()

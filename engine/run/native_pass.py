@@ -1,4 +1,4 @@
-"""One decoded token of each sequence through all layers natively.
+"""One decoded token of each sequence through all layers natively, of all micro-batches together.
 
 A call runs a layer's norm, attention, sum, norm and router; its experts, and the layers after it,
 run in the same call as long as all records are there.
@@ -11,7 +11,6 @@ Letters: B sequences, T = B tokens, D hidden, E experts, K chosen ones, V vocabu
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,11 +25,16 @@ from engine.model.hook import answered_by, port_of
 from engine.model.loader import LoadedModel, MoeLayer
 from engine.model.native_attention import epsilon_of, has_native_norm
 from engine.native import library
-from engine.native.values import Front, Layers, Store
-from engine.run.moe_layers import ExpertsRuntime, Ready
+from engine.native.values import Front
+from engine.run.moe_layers import ExpertsRuntime
+from engine.run.native_buffers import Buffers
 from engine.run.native_linear import use_native_layers
-from engine.run.native_router import NativeRouter, native_router_of, use_native_routers
-from engine.run.native_step import described_step, has_native_step, use_native_steps
+from engine.run.native_router import native_router_of, use_native_routers
+from engine.run.native_step import (
+    described_step,
+    has_native_step,
+    use_native_steps,
+)
 
 _SEQUENCES, _CONTEXT_TOKENS = 2, 5  # of the trial
 _ANGLES = 64  # of positions that are computed at once
@@ -57,11 +61,19 @@ def use_native(model: LoadedModel, most_tokens: int) -> NativePass | None:
     return NativePass.of(model)
 
 
+def decodes_together(native: NativePass | None) -> bool:
+    """Whether several micro-batches, a token of each, pass what surrounds the experts together."""
+    return native is not None and native.joins
+
+
 class NativePass:
     """A model's forward pass for one token of each sequence."""
 
-    def __init__(self, model: Any, layers: Sequence[_Layer]) -> None:
+    def __init__(self, model: Any, layers: Sequence[_Layer], joins: bool) -> None:
+        """joins: whether several micro-batches may pass together, since no layer's own MoE block
+        runs."""
         base = model.base_model
+        self.joins = joins
         self._embed, self._rotate, self._norm = base.embed_tokens, base.rotary_emb, base.norm
         self._head = model.get_output_embeddings()
         self._layers = layers
@@ -86,51 +98,87 @@ class NativePass:
         of_experts = {id(layer.experts): layer for layer in model.layers}
         native = [_Layer(module, _moe_inside(module, of_experts)) for module in base.layers]
         own_blocks = [_Layer(module, None) for module in base.layers]
+        joins = sum(layer.moe is not None for layer in native) == len(model.layers)
         for layers in (native, own_blocks):
-            found = cls(model.model, layers)
+            found = cls(model.model, layers, joins and layers is native)
             if found._sizes() is not None and found._agrees(model):
                 return found
         return None
 
     def logits(
-        self, tokens: torch.Tensor, cache: Any, alone: ExpertsRuntime | None = None
-    ) -> torch.Tensor | None:
-        """tokens [B, 1] -> logits [B, 1, V], and their keys and values appended. None: the model's
-        own forward has to; nothing has changed.
+        self,
+        tokens: Sequence[torch.Tensor],
+        caches: Sequence[Any],
+        runtime: ExpertsRuntime | None = None,
+    ) -> list[torch.Tensor] | None:
+        """Micro-batches [B, 1], whatever they hold so far -> logits [B, 1, V] of each, and their
+        keys and values appended. None: the model's own forward has to; nothing has changed.
 
-        alone: the experts' runtime if no other sequences wait for it: layers follow one another
-        without asking it as long as all that they demand is ready.
+        runtime: the experts' if no other sequences wait for it: layers follow one another without
+        asking it as long as all that they demand is ready. Several micro-batches need it.
         """
-        if tokens.shape[1] != 1 or cache is None or not self._is_room_for(tokens.shape[0], cache):
+        sizes: list[int] = [len(batch) for batch in tokens]
+        if any(batch.shape[1] != 1 for batch in tokens) or not self._is_room_for(sizes, caches):
             return None
-        hidden: torch.Tensor = self._embed(tokens).contiguous()
-        cosine, sine = self._angles(hidden, cache.layers[0].get_seq_length())
+        if len(sizes) > 1 and (runtime is None or not self.joins):
+            return None
+        hidden: torch.Tensor = self._embed(_joined(tokens)).contiguous()
+        cosine, sine = self._all_angles(hidden, sizes, caches)
         if cosine.dtype != hidden.dtype or cosine.stride(-1) != 1:
             return None
         self._describe(cosine.shape[-1])
-        into = self._buffers(cache, hidden)
-        into.begin(hidden, cosine, sine, cache.layers)
+        into = self._buffers(caches[0], hidden)
+        into.begin(hidden, cosine, sine, caches)
         ready = None
-        if alone is not None and None not in self._routers:
-            ready = alone.ready(into.values.tokens)
+        if runtime is not None and None not in self._routers:
+            ready = runtime.ready(into.values.tokens)
         number, count = 0, len(self._layers)
         while number < count:
-            if ready is None or alone is None:
+            if ready is None or runtime is None:
                 into.run_front(number)
             else:
                 first, number = number, into.run_ready(number, ready)
-                alone.computed(first, into.index[first:number].tolist(), into.values.experts_s)
+                index = into.index[first:number].tolist()
+                runtime.computed(first, index, into.values.experts_s, sizes)
                 if number == count:
                     break
-            into.residuals[number % 2].add_(self._experts(number, into))
+            if len(sizes) > 1 and runtime is not None and self._routers[number] is not None:
+                out = self._experts_together(number, into, sizes, runtime)
+            else:
+                out = self._experts(number, into)
+            into.residuals[number % 2].add_(out)
             number += 1
         found: torch.Tensor = self._head(self._norm(into.residuals[(count - 1) % 2]))
-        return found
+        return list(torch.split(found, sizes))
+
+    def _all_angles(
+        self, hidden: torch.Tensor, sizes: Sequence[int], caches: Sequence[Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of every sequence's position: [1, 1, d] if it is one for all, else
+        [T, 1, d]."""
+        positions = [cache.layers[0].get_seq_length() for cache in caches]
+        if len(set(positions)) == 1:
+            return self._angles(hidden, positions[0])
+        if self._turns_alike:
+            each = torch.tensor(positions).repeat_interleave(torch.tensor(sizes))
+            found: tuple[torch.Tensor, torch.Tensor] = self._rotate(hidden, each[:, None])
+            return found
+        own = [self._angles(hidden, position) for position in positions]
+        cosine, sine = (
+            torch.cat([one.expand(n, -1, -1) for one, n in zip(column, sizes, strict=True)])
+            for column in zip(*own, strict=True)
+        )
+        return cosine, sine
+
+    @property
+    def _turns_alike(self) -> bool:
+        """Whether the angles of a position depend on nothing else."""
+        return getattr(self._rotate, "rope_type", None) == "default"
 
     def _angles(self, hidden: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine [1, 1, d] of a position. Where they depend on nothing else, those of the
         next positions are kept with them."""
-        if getattr(self._rotate, "rope_type", None) != "default":
+        if not self._turns_alike:
             found: tuple[torch.Tensor, torch.Tensor] = self._rotate(
                 hidden, torch.tensor([[position]])
             )
@@ -143,7 +191,7 @@ class NativePass:
         at = position - first
         return cosines.narrow(1, at, 1), sines.narrow(1, at, 1)
 
-    def _experts(self, number: int, into: _Buffers) -> torch.Tensor:
+    def _experts(self, number: int, into: Buffers) -> torch.Tensor:
         """What a layer's MoE block gives for its input, [B, 1, D]."""
         layer, router = self._layers[number], self._routers[number]
         if layer.moe is None or router is None:
@@ -155,10 +203,34 @@ class NativePass:
         port.gate_left(own_number, router.output(into.logits, into.weights, index))
         return port.experts(own_number, hidden, index, into.weights).view(into.normed.shape)
 
-    def _is_room_for(self, sequences: int, cache: Any) -> bool:
-        layers = cache.layers
-        return len(layers) == len(self._layers) and all(
-            type(layer) is GrowingLayer and layer.sequences == sequences for layer in layers
+    def _experts_together(
+        self, number: int, into: Buffers, sizes: list[int], runtime: ExpertsRuntime
+    ) -> torch.Tensor:
+        """As _experts, for several micro-batches: each is told and routed by itself, as if it had
+        come alone."""
+        moe, router = self._layers[number].moe, self._routers[number]
+        assert moe is not None
+        assert router is not None
+        _, own_number = port_of(moe.experts)
+        parts = (into.flat, into.logits, into.weights, into.index[number])
+        calls = []
+        for part in zip(*(torch.split(whole, sizes) for whole in parts), strict=True):
+            hidden, logits, weights, index = part
+            entered = hidden.clone() if runtime.watches_gate else hidden
+            runtime.gate_entered(own_number, (entered,), {})
+            runtime.gate_left(own_number, router.output(logits, weights, index))
+            calls.append(runtime.call(own_number, hidden, index, weights))
+        out = runtime.together(calls)
+        return out.view(into.normed.shape)
+
+    def _is_room_for(self, sizes: Sequence[int], caches: Sequence[Any]) -> bool:
+        """Whether each micro-batch, of these sizes, has a cache that the calls can write to."""
+        count = len(self._layers)
+        return all(
+            cache is not None
+            and len(cache.layers) == count
+            and all(type(one) is GrowingLayer and one.sequences == size for one in cache.layers)
+            for size, cache in zip(sizes, caches, strict=True)
         )
 
     def _describe(self, rotated: int) -> None:
@@ -183,12 +255,12 @@ class NativePass:
         sizes = {router.sizes for router in self._routers if router is not None} or {(0, 0, 0)}
         return sizes.pop() if len(sizes) == 1 else None
 
-    def _buffers(self, cache: Any, hidden: torch.Tensor) -> _Buffers:
+    def _buffers(self, cache: Any, hidden: torch.Tensor) -> Buffers:
         """Those of these sequences: each group of sequences has a cache of its own."""
-        kept: _Buffers | None = cache.__dict__.get("_native_buffers")
+        kept: Buffers | None = cache.__dict__.get("_native_buffers")
         if kept is None or kept.owner is not self or kept.values.tokens != len(hidden):
             router = next((one for one in self._routers if one is not None), None)
-            kept = cache.__dict__["_native_buffers"] = _Buffers(self, self._fronts, hidden, router)
+            kept = cache.__dict__["_native_buffers"] = Buffers(self, self._fronts, hidden, router)
         return kept
 
     def _agrees(self, model: LoadedModel) -> bool:
@@ -206,11 +278,11 @@ class NativePass:
                 with _answered(model, ports[0]):
                     expected = own(input_ids=tokens, cache=caches[0], use_cache=True).logits
                 with _answered(model, ports[1]):
-                    found = self.logits(tokens, caches[1])
+                    found = self.logits([tokens], [caches[1]])
         except _FAILURES:
             return False
         states = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
-        return _same((expected, states[0], ports[0].asked), (found, states[1], ports[1].asked))
+        return _same(([expected], states[0], ports[0].asked), (found, states[1], ports[1].asked))
 
     def _noise_cache(self, config: Any, dtype: torch.dtype) -> DynamicCache:
         generator = torch.Generator().manual_seed(0)
@@ -225,82 +297,8 @@ class NativePass:
         return cache
 
 
-class _Buffers:
-    """Room for what the calls of layers write, for B sequences.
-
-    residuals: of layers with even and with odd numbers, [B, 1, D], since a layer reads what the
-    former one wrote; normed, flat: what the router and the experts of the present layer read,
-    [B, 1, D] and [T, D]; logits [T, E] and weights [T, K]: of its router; index: of all layers,
-    [L, T, K].
-    """
-
-    def __init__(
-        self,
-        owner: NativePass,
-        fronts: ctypes.Array[Front],
-        hidden: torch.Tensor,
-        router: NativeRouter | None,
-    ) -> None:
-        self.owner = owner
-        count = len(fronts)
-        self.residuals = torch.empty_like(hidden), torch.empty_like(hidden)
-        self.normed = torch.empty_like(hidden)
-        self.flat = self.normed.view(-1, hidden.shape[-1])
-        nothing = hidden.new_empty(0)
-        buffers = (nothing, nothing, nothing) if router is None else router.buffers(self.flat)
-        self.logits, self.weights, index = buffers
-        self.index = index.new_empty(count, *index.shape)
-        self._stores = (Store * count)()
-        self.values = Layers(
-            count=count,
-            tokens=len(hidden),
-            fronts=ctypes.addressof(fronts),
-            stores=ctypes.addressof(self._stores),
-            normed=self.normed.data_ptr(),
-            logits=self.logits.data_ptr(),
-            weights=self.weights.data_ptr(),
-            index=self.index.data_ptr(),
-        )
-        self.values.residuals[:] = [residual.data_ptr() for residual in self.residuals]
-        self._held: tuple[Any, ...] = ()
-        self._layers: Sequence[GrowingLayer] = ()
-
-    def begin(
-        self,
-        hidden: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        layers: Sequence[GrowingLayer],
-    ) -> None:
-        """A pass begins: hidden [B, 1, D], cosine and sine [B or 1, 1, d]."""
-        self._held, self._layers = (hidden, cosine, sine), layers
-        values = self.values
-        values.x, values.cosine, values.sine = (held.data_ptr() for held in self._held)
-        values.stride = cosine.stride(0) if len(cosine) > 1 else 0
-        for store, layer in zip(self._stores, layers, strict=True):
-            store.keys, store.values, store.room, values.position = layer.make_room()
-
-    def run_front(self, number: int) -> None:
-        """Run a layer up to its router."""
-        self.values.records = 0
-        self._run(number)
-
-    def run_ready(self, first: int, ready: Ready) -> int:
-        """Run layers from `first` on. Returns the layer that lacks a record; its router has run."""
-        values = self.values
-        values.experts, values.experts_s = ctypes.addressof(ready.experts), 0.0
-        values.records, values.experts_of_layer = ready.records.place, ready.records.experts
-        return self._run(first)
-
-    def _run(self, first: int) -> int:
-        values = self.values
-        values.first = first
-        if first != 0:
-            values.x = values.residuals[(first - 1) % 2]
-        reached = library.current().layers(values)
-        for layer in self._layers[first : reached + 1]:
-            layer.grown()
-        return reached
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _looks_usual(module: Any) -> bool:

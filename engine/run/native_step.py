@@ -9,6 +9,7 @@ Letters: B sequences, S tokens, D hidden, H heads, d head width.
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import types
 from typing import Any
@@ -21,7 +22,7 @@ from engine.experts.kernels.native import NUMBERS
 from engine.kv_cache.growing_layer import GrowingLayer
 from engine.model.native_attention import epsilon_of
 from engine.native import library
-from engine.native.values import MOST_BLOCKS, Block, Linear, Step
+from engine.native.values import MOST_BLOCKS, Block, Linear, Step, Store
 from engine.run.native_linear import NativeLinear
 from engine.run.quantized_linear import QuantizedLinear
 
@@ -87,7 +88,8 @@ def _step(
     if made != like:
         step = described_step(module, cosine.shape[-1])
         object.__setattr__(module, "_native_step", (like, step))
-    keys, values, room, position = layer.make_room()
+    stores = (Store * len(hidden))()
+    fill_stores(stores, 0, layer)
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
     library.current().step(
@@ -97,14 +99,23 @@ def _step(
         cosine.data_ptr(),
         sine.data_ptr(),
         cosine.stride(0) if cosine.shape[0] > 1 else 0,
-        keys,
-        values,
-        room,
-        position,
+        stores,
         out.data_ptr(),
     )
     layer.grown()
     return out
+
+
+def fill_stores(stores: ctypes.Array[Store], first: int, layer: GrowingLayer) -> int:
+    """Says in stores[first:] where the next token of each of a layer's sequences goes. Returns the
+    index behind them."""
+    keys, values, room, position = layer.make_room()
+    count, apart = layer.sequences, layer.sequence_bytes
+    for number in range(count):
+        store = stores[first + number]
+        store.keys, store.values = keys + number * apart, values + number * apart
+        store.room, store.position = room, position
+    return first + count
 
 
 def _looks_usual(module: Any) -> bool:

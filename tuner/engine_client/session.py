@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
 from engine.memory.plan import MemoryPlan, Resolved
 from tuner.engine_client.card_lock import card_section
+from tuner.engine_client.checks import check_quality, check_report
 from tuner.engine_client.process import EngineWorker, Event, OnEvent, WorkerLimits
 from tuner.engine_client.timing_lock import timed_section
 from tuner.errors import WorkerError
@@ -44,10 +44,11 @@ class EngineSession:
 
     model: a folder or a Hugging Face id; device: as `--device`; start_worker: makes a worker that
     is not started yet; busy_s: seconds that engines worked, without waiting for the timing lock;
-    evaluated_s: of the latest evaluation; context_bytes: of the opened device's driver, None if
-    unknown; card: the UUID of the opened accelerator; revision: of a hub id, None for its latest,
-    which the first opening pins, so that a new worker never runs another; watch: is told what the
-    engine begins, and each step of it. A context manager: leaving it ends the worker.
+    evaluated_s: of the latest evaluation; of the opened device: context_bytes of its driver, None
+    if unknown, its card's UUID, and decodes_together as in ModelTimings; revision: of a hub id,
+    None for its latest, which the first opening pins, so that a new worker never runs another;
+    watch: is told what the engine begins, and each step of it. Leaving it as a context ends the
+    worker.
     """
 
     model: str
@@ -66,6 +67,7 @@ class EngineSession:
     opened_device: str = field(default="cpu", init=False)
     context_bytes: int | None = field(default=None, init=False)
     card: str | None = field(default=None, init=False)
+    decodes_together: bool = field(default=False, init=False)
     busy_s: float = field(default=0.0, init=False)
     evaluated_s: float = field(default=0.0, init=False)
 
@@ -155,7 +157,7 @@ class EngineSession:
                 warm_up=warm_up,
                 seed=seed,
             )
-        return self._checked(lambda: _check_report(Report.from_json(result)))
+        return self._checked(lambda: check_report(Report.from_json(result)))
 
     def serve(self, on_event: OnEvent, **options: Any) -> dict[str, Any]:
         """Serves the current config until `interrupt`; needs a worker that can (engine.serve)."""
@@ -195,7 +197,7 @@ class EngineSession:
                 **options.to_json(),
             )
         self.evaluated_s = self.busy_s - before_s
-        return self._checked(lambda: _check_quality(QualityReport.from_json(result)))
+        return self._checked(lambda: check_quality(QualityReport.from_json(result)))
 
     def discard_journal(self) -> None:
         """Drops the journal of the last evaluation, which is stored and need not be resumed."""
@@ -335,6 +337,7 @@ class EngineSession:
     def _take_device(self, result: dict[str, Any]) -> None:
         self.opened_device = str(result.get("device", "cpu"))
         self.context_bytes, self.card = result.get("context_bytes"), result.get("card")
+        self.decodes_together = bool(result.get("decodes_together", self.decodes_together))
 
     def _checked(self, read: Callable[[], T]) -> T:
         try:
@@ -372,29 +375,3 @@ def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
 def _read_configured(result: dict[str, Any]) -> Resolved:
     memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
     return Resolved(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))
-
-
-def _check_report(report: Report) -> Report:
-    for name, metric in report.metrics.items():
-        if not math.isfinite(metric.value):
-            raise ValueError(f"{name} is {metric.value}")
-    for name in ("output_tps", "tpot_ms"):
-        if name not in report.metrics:
-            raise ValueError(f"the report has no {name}")
-        if report.metrics[name].value <= 0:
-            raise ValueError(f"{name} is {report.metrics[name].value}, so nothing was generated")
-    return report
-
-
-def _check_quality(report: QualityReport) -> QualityReport:
-    if report.bits_per_byte is not None and not (
-        math.isfinite(report.bits_per_byte) and report.bits_per_byte > 0
-    ):
-        raise ValueError(f"bits per byte are {report.bits_per_byte}")
-    for result in report.tasks:
-        if math.isnan(result.value):
-            raise ValueError(f"{result.metric} of {result.task} is NaN")
-    for kld in (report.kld_mean, report.prefill_kld_mean):
-        if kld is not None and not math.isfinite(kld):
-            raise ValueError(f"the divergence from 16 bits is {kld}")
-    return report

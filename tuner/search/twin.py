@@ -89,7 +89,7 @@ class Twin:
             and predicted.get(name, 0.0) > 0
         }
         products = {part: factor for part, factor in factors.items() if part in PRODUCTS}
-        follows = _follows(config)
+        follows = self._follows(config)
         return replace(
             self,
             timings=corrected(self.timings, factors if follows else products),
@@ -121,7 +121,14 @@ class Twin:
             return None
 
     def _timings_of(self, config: EngineConfig) -> ModelTimings:
-        return self.timings if _follows(config) or self.asking is None else self.asking
+        return self.timings if self._follows(config) or self.asking is None else self.asking
+
+    def _follows(self, config: EngineConfig) -> bool:
+        """Whether a decoded token may go through several layers before the policy is asked, which
+        takes little time beside products (engine.run.native_pass)."""
+        joined = config.batch.count == 1 or self.timings.together
+        plain = config.prefetch.predictor == "none" and config.precision.scheme == "uniform"
+        return joined and plain and config.placement.name == "device"
 
     def _as_run(self, batches: Batches) -> Trace:
         if batches not in self._seen_as:
@@ -131,13 +138,6 @@ class Twin:
     def _warm_groups(self, config: EngineConfig) -> int:
         together = config.batch.count * config.batch.size
         return (ROUNDS - 1) * -(-self.sequences // together)
-
-
-def _follows(config: EngineConfig) -> bool:
-    """Whether a decoded token may go through several layers before the policy is asked, which takes
-    little time beside products (engine.run.native_pass)."""
-    alone = config.batch.count == 1 and config.placement.name == "device"
-    return alone and config.prefetch.predictor == "none" and config.precision.scheme == "uniform"
 
 
 def _batches(config: EngineConfig) -> Batches:

@@ -98,7 +98,9 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     except WorkerError:
         estimate = {}
     else:
-        timings = profiled_timings(profile, space.facts, session.opened_device)
+        timings = profiled_timings(
+            profile, space.facts, session.opened_device, together=session.decodes_together
+        )
         estimate = _estimate(definition, space, workload, timings, trials)
     return StudyPlan(space.facts.id, space, workload, trials, checked, fitting, estimate)
 

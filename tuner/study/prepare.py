@@ -110,7 +110,8 @@ class Preparation:
     def _timings(self) -> ModelTimings:
         """This model's timings if it was profiled, else derived from the machine's general
         speeds."""
-        facts, device = self.context.session.facts, self.context.session.opened_device
+        session = self.context.session
+        facts, device = session.facts, session.opened_device
         path = timings_path(
             cache_folder(), self.context.hardware.fingerprint, facts.fingerprint, device
         )
@@ -118,8 +119,8 @@ class Preparation:
         if timed is not None:
             return timed
         with self._stage("profile"):
-            profile = machine_profile(self.context.session, self.context.hardware)
-        return profiled_timings(profile, facts, device)
+            profile = machine_profile(session, self.context.hardware)
+        return profiled_timings(profile, facts, device, together=session.decodes_together)
 
     def _trace(self) -> tuple[Trace, Path]:
         facts = self.context.session.facts

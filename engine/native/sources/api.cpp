@@ -143,14 +143,13 @@ void expertune_attend(void* context, const Attention* attention, const void* que
   run_attention(*static_cast<Context*>(context), *attention, query, keys, values, mask, out);
 }
 
-// x [T, D] -> out [T, D]; cosine, sine [T, rotated], `stride` numbers apart (0: one for all); keys,
-// values [T, key_heads, room, width], to which position `position` is written.
+// x [T, D] -> out [T, D]; cosine, sine [T, rotated], `stride` numbers apart (0: one for all); stores
+// [T], to whose positions keys and values are written.
 void expertune_step(void* context, const Step* step, const void* x, int64_t tokens,
-                    const void* cosine, const void* sine, int64_t stride, void* keys, void* values,
-                    int64_t room, int64_t position, void* out) {
+                    const void* cosine, const void* sine, int64_t stride, const Store* stores,
+                    void* out) {
   const Flush flush;
-  run_step(*static_cast<Context*>(context), *step, x, tokens, cosine, sine, stride,
-           static_cast<char*>(keys), static_cast<char*>(values), room, position, out);
+  run_step(*static_cast<Context*>(context), *step, x, tokens, cosine, sine, stride, stores, out);
 }
 
 // x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.

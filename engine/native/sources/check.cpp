@@ -569,7 +569,7 @@ uint64_t norm_weight(int64_t count, Number number, std::vector<Memory>& records)
 
 // Three decoder layers with keys and values of three tokens; the last one may lack a record.
 void check_layers(const Sides& sides, int64_t format, Number number, int64_t tokens) {
-  constexpr int64_t kLayers = 3, kExperts = 6, kRoom = 5, kHeld = 3;
+  constexpr int64_t kLayers = 3, kExperts = 6, kRoom = 5;
   const int64_t key_heads = 1 + below(2), heads = key_heads * (1 + below(2)), width = 32;
   const int64_t hidden = 32 + 32 * below(2), inner = 32, chosen = 1 + below(4);
   const int64_t rotated = below(2) ? width : width / 2, size = bytes_of(number);
@@ -622,6 +622,8 @@ void check_layers(const Sides& sides, int64_t format, Number number, int64_t tok
   const Memory sine = some_numbers(tokens * rotated, number);
   const Memory held = some_numbers(kLayers * 2 * tokens * key_heads * kRoom * width, number);
   const int64_t one = tokens * key_heads * kRoom * width * size;
+  std::vector<int64_t> positions;
+  for (int64_t token = 0; token < tokens; ++token) positions.push_back(below(kRoom));
   struct Found {
     int64_t reached;
     Memory states, first, second, index;
@@ -634,11 +636,14 @@ void check_layers(const Sides& sides, int64_t format, Number number, int64_t tok
     std::vector<Store> stores;
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       const auto keys = reinterpret_cast<uint64_t>(found.states.at(2 * layer * one));
-      stores.push_back({keys, keys + one, kRoom});
+      for (int64_t token = 0; token < tokens; ++token) {
+        const int64_t first = token * key_heads * kRoom * width * size;
+        stores.push_back({keys + first, keys + one + first, kRoom, positions[token]});
+      }
     }
     const auto place = [](const auto* at) { return reinterpret_cast<uint64_t>(at); };
     Layers layers = {kLayers, 0, tokens, kExperts, place(fronts.data()), place(&spec),
-                     place(addresses.at()), place(stores.data()), kHeld, place(x.at()),
+                     place(addresses.at()), place(stores.data()), place(x.at()),
                      place(cosine.at()), place(sine.at()), tokens == 1 ? 0 : rotated,
                      {place(found.first.at()), place(found.second.at())}, place(normed.at()),
                      place(logits.at()), place(weights.at()), place(found.index.at()), 0};

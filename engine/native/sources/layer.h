@@ -5,31 +5,48 @@
 namespace expertune {
 namespace {
 
+// Heads of queries and of keys.
+struct Heads {
+  int64_t query, key;
+  double scale;
+};
+
+// query [B, Q, key_width] -> out [B, Q, value_width]; at(sequence, head): what a head attends to.
+template <class At>
+void attend_all(Context& context, Number number, int64_t sequences, const Heads& heads,
+                const void* query, void* out, const At& at) {
+  const int64_t shared = heads.query / heads.key;
+  context.pool.each(sequences * heads.key, [&](int64_t item) {
+    const int64_t sequence = item / heads.key, head = item % heads.key;
+    const Attended to = at(sequence, head);
+    thread_local std::vector<float> own_query, scores, found;
+    own_query.resize(to.key_width);
+    scores.resize(to.length);
+    found.resize(to.value_width);
+    for (int64_t i = 0; i < shared; ++i) {
+      const int64_t row = sequence * heads.query + head * shared + i;
+      for (int64_t d = 0; d < to.key_width; ++d) {
+        own_query[d] =
+            from_number(query, number, row * to.key_width + d) * static_cast<float>(heads.scale);
+      }
+      context.products.attend(to, number, own_query.data(), scores.data(), found.data());
+      write_numbers(out, number, row * to.value_width, to.value_width, found.data());
+    }
+  });
+}
+
 void run_attention(Context& context, const Attention& a, const void* query, const void* keys,
                    const void* values, const float* mask, void* out) {
   const auto number = static_cast<Number>(a.number);
-  const int64_t size = number == Number::kFloat32 ? 4 : 2, shared = a.query_heads / a.heads;
-  context.pool.each(a.sequences * a.heads, [&](int64_t item) {
-    const int64_t sequence = item / a.heads, head = item % a.heads;
-    thread_local std::vector<float> own_query, scores, found;
-    own_query.resize(a.key_width);
-    scores.resize(a.length);
-    found.resize(a.value_width);
-    const Attended at = {
-        static_cast<const char*>(keys) + (sequence * a.key_batch + head * a.key_head) * size,
-        static_cast<const char*>(values) + (sequence * a.value_batch + head * a.value_head) * size,
-        a.length, a.key_width, a.value_width, a.key_stride, a.value_stride,
-        mask == nullptr ? nullptr : mask + sequence * a.length};
-    for (int64_t i = 0; i < shared; ++i) {
-      const int64_t row = sequence * a.query_heads + head * shared + i;
-      for (int64_t d = 0; d < a.key_width; ++d) {
-        own_query[d] =
-            from_number(query, number, row * a.key_width + d) * static_cast<float>(a.scale);
-      }
-      context.products.attend(at, number, own_query.data(), scores.data(), found.data());
-      write_numbers(out, number, row * a.value_width, a.value_width, found.data());
-    }
-  });
+  const int64_t size = number == Number::kFloat32 ? 4 : 2;
+  const auto at = [&](int64_t sequence, int64_t head) -> Attended {
+    return {static_cast<const char*>(keys) + (sequence * a.key_batch + head * a.key_head) * size,
+            static_cast<const char*>(values) +
+                (sequence * a.value_batch + head * a.value_head) * size,
+            a.length, a.key_width, a.value_width, a.key_stride, a.value_stride,
+            mask == nullptr ? nullptr : mask + sequence * a.length};
+  };
+  attend_all(context, number, a.sequences, {a.query_heads, a.heads, a.scale}, query, out, at);
 }
 
 // x [T, count] -> out [T, count], both contiguous; weight [count]; all of `number`.
@@ -94,8 +111,7 @@ void turn(Context& context, const Step& step, uint64_t weight, int64_t norm_widt
 }
 
 void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
-              const void* cosine, const void* sine, int64_t stride, char* keys, char* values,
-              int64_t room, int64_t position, void* out) {
+              const void* cosine, const void* sine, int64_t stride, const Store* stores, void* out) {
   const auto number = static_cast<Number>(step.number);
   const int64_t size = number == Number::kFloat32 ? 4 : 2;
   const int64_t wide = step.heads * step.width, narrow = step.key_heads * step.width;
@@ -120,17 +136,22 @@ void run_step(Context& context, const Step& step, const void* x, int64_t tokens,
     turn(context, step, step.key_norm, step.key_norm_width, step.key_epsilon, step.key_heads, tokens,
          cosine, sine, stride, key);
     if (step.clip > 0) clip_numbers(value, number, tokens * narrow, static_cast<float>(step.clip));
+    const int64_t width = step.width * size;
     for (int64_t row = 0; row < tokens * step.key_heads; ++row) {
-      const int64_t to = (row * room + position) * step.width * size, from = row * step.width * size;
-      std::memcpy(keys + to, key + from, step.width * size);
-      std::memcpy(values + to, value + from, step.width * size);
+      const Store& store = stores[row / step.key_heads];
+      const int64_t to = (row % step.key_heads * store.room + store.position) * width;
+      std::memcpy(reinterpret_cast<char*>(store.keys) + to, key + row * width, width);
+      std::memcpy(reinterpret_cast<char*>(store.values) + to, value + row * width, width);
     }
   });
-  const int64_t head = room * step.width;
-  const Attention attention = {step.number, tokens, step.heads, step.key_heads, position + 1,
-                               step.width, step.width, step.key_heads * head, head, step.width,
-                               step.key_heads * head, head, step.width, step.scale};
-  run_attention(context, attention, query, keys, values, nullptr, attended);
+  const auto at = [&](int64_t sequence, int64_t head) -> Attended {
+    const Store& store = stores[sequence];
+    const int64_t first = head * store.room * step.width * size;
+    return {reinterpret_cast<const char*>(store.keys) + first,
+            reinterpret_cast<const char*>(store.values) + first,
+            store.position + 1, step.width, step.width, step.width, step.width, nullptr};
+  };
+  attend_all(context, number, tokens, {step.heads, step.key_heads, step.scale}, query, attended, at);
   targets.clear();
   add_targets(step.output, static_cast<char*>(out), size, targets);
   run_linears(context, targets.data(), targets.size(), attended, number, tokens, wide);
@@ -153,13 +174,12 @@ void add_rows(Number number, const void* a, const void* b, int64_t count, void* 
 
 // x [T, D] -> residual [T, D], normed [T, D] and what the router says of it.
 void run_front(Context& context, const Front& front, const void* x, int64_t tokens,
-               const void* cosine, const void* sine, int64_t stride, char* keys, char* values,
-               int64_t room, int64_t position, char* residual, char* normed, const Routed& routed) {
+               const void* cosine, const void* sine, int64_t stride, const Store* stores,
+               char* residual, char* normed, const Routed& routed) {
   const auto number = static_cast<Number>(front.step.number);
   const int64_t width = front.step.query.blocks[0].matrix.columns;
   norm_rows(context, number, x, front.input_norm, tokens, width, front.input_epsilon, normed);
-  run_step(context, front.step, normed, tokens, cosine, sine, stride, keys, values, room, position,
-           residual);
+  run_step(context, front.step, normed, tokens, cosine, sine, stride, stores, residual);
   add_rows(number, x, residual, tokens * width, residual);
   norm_rows(context, number, residual, front.post_norm, tokens, width, front.post_epsilon, normed);
   if (front.router.block.matrix.rows != 0) {

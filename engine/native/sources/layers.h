@@ -24,7 +24,6 @@ int64_t run_layers(Context& context, Layers& all) {
   const void* x = at_address<const void>(all.x);
   for (int64_t number = all.first; number < all.count; ++number) {
     const Front& front = fronts[number];
-    const Store& store = stores[number];
     const auto kind = static_cast<Number>(front.step.number);
     const int64_t chosen = front.router.chosen, places = all.tokens * chosen;
     const int64_t width = front.step.query.blocks[0].matrix.columns;
@@ -34,9 +33,8 @@ int64_t run_layers(Context& context, Layers& all) {
     char* normed = at_address<char>(all.normed);
     char* weights = at_address<char>(all.weights);
     run_front(context, front, x, all.tokens, at_address<const void>(all.cosine),
-              at_address<const void>(all.sine), all.stride, at_address<char>(store.keys),
-              at_address<char>(store.values), store.room, all.position, residual, normed,
-              {at_address<char>(all.logits), weights, index});
+              at_address<const void>(all.sine), all.stride, stores + number * all.tokens, residual,
+              normed, {at_address<char>(all.logits), weights, index});
     if (all.records == 0) return number;
     const auto since = Clock::now();
     const auto* records = at_address<const uint64_t>(all.records) + number * all.experts_of_layer;

@@ -61,9 +61,9 @@ struct Front {
   double input_epsilon, post_epsilon;
 };
 
-struct Store {  // keys and values of a layer, [T, key_heads, room, width]
+struct Store {  // keys and values of a sequence in a layer, [key_heads, room, width]
   uint64_t keys, values;
-  int64_t room;
+  int64_t room, position;  // of its next token
 };
 
 // One token of each of T sequences through layers first..count. Passed from Python.
@@ -72,8 +72,7 @@ struct Layers {
   uint64_t fronts;   // of each layer
   uint64_t experts;  // of every layer
   uint64_t records;  // [count, experts_of_layer]: addresses; 0: not there. No array: none is
-  uint64_t stores;   // of each layer
-  int64_t position;  // of the token in every store
+  uint64_t stores;   // [count, T]
   uint64_t x;        // [T, D]
   uint64_t cosine, sine;
   int64_t stride;

@@ -119,13 +119,21 @@ def two_precisions(values: dict[str, Any]) -> dict[str, Any]:
     host=st.booleans(),
     sharing=st.sampled_from(["shared", "queued"]),
     mixed=st.booleans(),
+    together=st.booleans(),
 )
 @settings(max_examples=120, deadline=None)
 def test_both_clocks_agree_to_the_bit(
-    values: dict[str, Any], batches: int, seed: int, host: bool, sharing: str, mixed: bool
+    values: dict[str, Any],
+    batches: int,
+    seed: int,
+    host: bool,
+    sharing: str,
+    mixed: bool,
+    together: bool,
 ) -> None:
     config = config_of(two_precisions(values) if mixed else values, batches)
-    given_trace, profile = trace(seed, batches), timings(seed, host=host, sharing=sharing)
+    given_trace = trace(seed, batches)
+    profile = replace(timings(seed, host=host, sharing=sharing), together=together)
 
     def run() -> Any:
         found = replay(config, FACTS, given_trace, profile, warm=[0, 1, 2])

@@ -160,6 +160,22 @@ def small_replay(speed: float, **overlay: Any) -> Any:
     return replay(config, facts, trace, timings(speed)), trace
 
 
+def test_micro_batches_that_decode_together_pass_what_surrounds_experts_once() -> None:
+    rows = [[[0, 1], [2, 3]]] * 4
+    trace = make_trace(rows, tokens=[(2,), (1, 1)])
+    facts = make_facts(layers=2, moe_layers=2, experts=8, experts_per_token=2)
+    config = EngineConfig().overlay({"cache.expert_bytes": "100%", "batch.count": 2})
+
+    def seconds(*, together: bool) -> list[float]:
+        profile = replace(timings(1e6), together=together)
+        times = replay(config, facts, trace, profile).times
+        return [item.activities["non_expert"] for item in times]
+
+    # two layers; one token takes 1 ms, two take 1 + 3 / 63 ms
+    assert seconds(together=False) == pytest.approx([2.0952e-3, 4e-3], rel=1e-3)
+    assert seconds(together=True) == pytest.approx([2.0952e-3, 2.0952e-3], rel=1e-3)
+
+
 def test_parts_of_the_time_sum_to_it() -> None:
     found, _ = small_replay(1e6)
     for item in found.times:

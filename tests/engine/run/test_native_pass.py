@@ -57,9 +57,11 @@ def run(
     cache: Path,
     batches: Sequence[int] = (2,),
     recorder: Listener | None = None,
+    apart: bool = False,
     **values: Any,
 ) -> tuple[list[torch.Tensor], Any]:
-    """Logits of prompts and of tokens one by one, and what the policy counted."""
+    """Logits of prompts and of tokens one by one, and what the policy counted. apart: prompts of
+    other lengths in each micro-batch."""
     engine = Engine(folder, CpuDevice(), cache)
     try:
         count = {"batch.size": max(batches), "batch.count": len(batches), "kv.max_tokens": 80}
@@ -67,7 +69,12 @@ def run(
         if recorder is not None:
             engine.record(recorder)
         group = [MicroBatch(torch.arange(4, 4 + 12 * size).view(size, 12)) for size in batches]
-        found = engine.prefill(group)
+        if apart:
+            for number, batch in enumerate(group):
+                batch.tokens = batch.tokens[:, : 12 - 5 * number]
+            found = [logits for batch in group for logits in engine.prefill([batch])]
+        else:
+            found = engine.prefill(group)
         for token in TOKENS:
             for batch in group:
                 size = batch.tokens.shape[0]
@@ -111,7 +118,7 @@ def test_every_family_decodes_the_same_bits(
     values = {"precision.bits": 8, "precision.non_expert_bits": 8}
     _, calls = both(monkeypatch, folder, tmp_path / "a", **values)
     assert (calls > 0) == (family in WITH_ROUTERS), f"{family}: {calls} calls"
-    passes = Engine(folder, CpuDevice(), tmp_path / "a")._native_pass
+    passes = Engine(folder, CpuDevice(), tmp_path / "a").native_pass
     assert (passes is not None) == (family in WITH_ROUTERS + WITH_OWN_BLOCKS)
 
 
@@ -147,17 +154,54 @@ def test_other_settings_give_the_same_bits_and_decisions(
     assert (calls > 0) == ("cpu.threads" in values)
 
 
-def test_several_micro_batches_share_the_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"cache.expert_bytes": 3 * RECORD_BYTES},
+        {"cache.expert_bytes": 12 * RECORD_BYTES, "precision.non_expert_bits": 4},
+        {"cache.expert_bytes": 6 * RECORD_BYTES, "cache.scope": "shared"},
+        {"prefetch.predictor": "next_gate", "prefetch.depth": 2},
+        {"precision.scheme": "gate_threshold", "precision.low_bits": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+@pytest.mark.parametrize("family", WITH_ROUTERS)
+def test_several_micro_batches_decode_as_if_each_came_alone(
+    family: str,
+    apart: bool,
+    values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = save_tiny("olmoe", tmp_path / "model")
-    _, calls = both(monkeypatch, folder, tmp_path / "a", batches=(2, 1, 2))
-    assert calls == 0  # their experts are loaded together, layer by layer
+    folder = save_tiny(family, tmp_path / "model")
+    values = {"precision.bits": 4, **values}
+    given = {"batches": (2, 1, 2), "apart": apart}
+    fronts: list[int] = []
+    layers = Threads.layers
+    monkeypatch.setattr(
+        Threads, "layers", lambda self, all_: fronts.append(all_.tokens) or layers(self, all_)
+    )
+    both(monkeypatch, folder, tmp_path / "a", **given, **values)
+    assert set(fronts[-len(TOKENS) :]) == {5}  # sequences of all micro-batches at once
 
 
+@pytest.mark.parametrize("family", WITH_OWN_BLOCKS)
+def test_micro_batches_whose_blocks_are_their_own_come_one_after_another(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny(family, tmp_path / "model")
+    both(monkeypatch, folder, tmp_path / "a", batches=(2, 1), apart=True)
+
+
+@pytest.mark.parametrize("batches", [(2,), (1, 2)], ids=str)
 @pytest.mark.parametrize("needs", [(), ("gate_input",), ("weights", "probabilities")], ids=str)
 def test_recorders_hear_the_same(
-    needs: tuple[Need, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    needs: tuple[Need, ...],
+    batches: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = save_tiny("olmoe", tmp_path / "model")
     heard = []
@@ -166,7 +210,7 @@ def test_recorders_hear_the_same(
             if not native:
                 patch.setattr(NativePass, "of", lambda model: None)
             listener = Listener(frozenset(needs))
-            run(folder, tmp_path / "a", recorder=listener)
+            run(folder, tmp_path / "a", batches, recorder=listener)
             heard.append(listener.events)
     assert heard[0] == heard[1]
     assert len(heard[0]) > len(TOKENS) * COMMON["num_hidden_layers"]
