@@ -6,7 +6,8 @@ TunerError               anything that a user or a machine can cause (exit 1)
 │   └── DeploymentError  a deployment YAML
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
-│   └── StoreLostError    its file was removed or replaced while it was open
+│   ├── StoreLostError    its file was removed or replaced while it was open
+│   └── OldStoreError     it has no tables yet, or those of an earlier version
 ├── StudyError           a study is missing, taken or belongs to something else
 │   ├── MissingStudyError there is none of this name (exit 2)
 │   ├── BusyStudyError    it is queued or running already, or its definition differs
@@ -65,6 +66,10 @@ class StoreError(TunerError):
 
 class StoreLostError(StoreError):
     """The database's file was removed or replaced while it was open."""
+
+
+class OldStoreError(StoreError):
+    """The database has no tables yet, or those of an earlier version, and was opened to be read."""
 
 
 class StudyError(TunerError):

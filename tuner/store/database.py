@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from tuner.errors import StoreError, StoreLostError, UsageError
+from tuner.errors import OldStoreError, StoreError, StoreLostError, UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
@@ -127,7 +127,8 @@ def rolling_back(engine: sa.Engine) -> Callable[[], None]:
 
 
 def open_read_only(url: str) -> Database:
-    """Opens without writing; StoreError when there is no database of ours, or another version."""
+    """Opens without writing; StoreError when there is no database of ours, or a later version,
+    OldStoreError for an earlier one."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
@@ -146,12 +147,18 @@ def open_read_only(url: str) -> Database:
         version = _version(engine)
         _check_version(version, url)
         if version != _head():
-            raise StoreError(
-                f"{shown_url(url)} was written by an earlier version ({version or 'none'}): any "
-                "study that is run with this program brings it up to date, and keeps what it holds"
-            )
+            raise OldStoreError(_old_sentence(url, version))
         undo.pop_all()
     return Database(url, engine, read_only=True)
+
+
+def _old_sentence(url: str, version: str | None) -> str:
+    if version is None:
+        return f"the database {shown_url(url)} holds no study yet: run one, which makes its tables"
+    return (
+        f"{shown_url(url)} was written by an earlier version ({version}): any study that is run "
+        "with this program brings it up to date, and keeps what it holds"
+    )
 
 
 @contextlib.contextmanager

@@ -152,6 +152,16 @@ def test_what_the_next_start_mends_is_no_damage(file: Path) -> None:
     assert not found.damage
 
 
+def test_a_store_whose_tables_were_never_made_is_mended_by_the_next_start(tmp_path: Path) -> None:
+    # a full disk at the first write of all
+    file = tmp_path / "empty.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    (found,) = check(file).findings
+    assert "holds no study yet" in found.sentence
+    assert found.mended_by_next_start
+
+
 def test_flipped_pages_are_found(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[4096 * 9 : 4096 * 9 + 200] = b"\xff" * 200
