@@ -7,6 +7,7 @@ read-only opening never writes a byte, not even a migration.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -115,6 +116,7 @@ def rolling_back(engine: sa.Engine) -> Callable[[], None]:
         if connection in taken:
             taken.remove(connection)
 
+    mute_interrupts(engine)
     sa.event.listen(engine, "checkout", lambda connection, *_: taken.append(connection))
     sa.event.listen(engine, "checkin", give_back)
 
@@ -124,6 +126,17 @@ def rolling_back(engine: sa.Engine) -> Callable[[], None]:
                 connection.rollback()
 
     return roll_back
+
+
+def mute_interrupts(engine: sa.Engine) -> None:
+    """Keeps an interrupt that comes while a connection is closed or reset out of the log, where
+    SQLAlchemy writes its traceback; it is raised again, and ends the command in one sentence."""
+    name = f"{type(engine.pool).__module__}.{type(engine.pool).__name__}"
+    logging.getLogger(name).addFilter(_is_no_interrupt)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 def open_read_only(url: str) -> Database:
@@ -142,6 +155,7 @@ def open_read_only(url: str) -> Database:
         engine = _make_engine(parsed).execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+    mute_interrupts(engine)
     with explained(url), contextlib.ExitStack() as undo:
         undo.callback(engine.dispose)
         version = _version(engine)
