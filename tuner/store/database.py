@@ -7,6 +7,7 @@ read-only opening never writes a byte, not even a migration.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import sqlite3
@@ -336,10 +337,14 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_alembic())
 
 
+@functools.cache
+def _revisions() -> tuple[str, ...]:
+    """All revisions, the newest first; read once, since every opening asks for them."""
+    return tuple(script.revision for script in _scripts().walk_revisions())
+
+
 def _head() -> str:
-    head = _scripts().get_current_head()
-    assert head is not None
-    return head
+    return _revisions()[0]
 
 
 def _version(engine: sa.Engine) -> str | None:
@@ -358,14 +363,13 @@ def _version(engine: sa.Engine) -> str | None:
 
 
 def _check_version(version: str | None, url: str) -> None:
-    known = {script.revision for script in _scripts().walk_revisions()}
     if version in BEFORE_NAMES:
         raise StoreError(
             f"the database {shown_url(url)} was written before settings and states got their "
             "present names, and is left as it is: name another with --storage and run the study "
             "again"
         )
-    if version is not None and version not in known:
+    if version is not None and version not in _revisions():
         raise StoreError(
             f"the database {shown_url(url)} has version '{version}', which this program does not "
             f"know (it knows up to {_head()}): update expertune, or name another with --storage"
