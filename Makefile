@@ -1,7 +1,7 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make. `make setup` and `make demo` install what users need; targets that
 # test or check add EXTRAS.
-.PHONY: setup native demo test check fix slow chaos baselines triton clean
+.PHONY: setup native demo test check fix slow chaos soak baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ demo: native
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
 # Tests start many processes: none should compile the same sources again.
-test slow chaos: export PYTHONDONTWRITEBYTECODE :=
+test slow chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
 # In three processes, since many tests wait; what watches the clock or the whole machine comes after, alone.
 test: $(DEV) native
@@ -47,6 +47,11 @@ slow: $(DEV) native
 # Every fault of docs/reliability.md, as often as its table says.
 chaos: $(DEV) native
 	$(BIN)/python -m pytest -m chaos -s
+
+# `tune deploy` under mixed load: half an hour, or SOAK_S seconds.
+SOAK_S ?= 1800
+soak: $(DEV) native
+	EXPERTUNE_SOAK_S=$(SOAK_S) $(BIN)/python -m pytest -m slow -s tests/chaos/test_soak.py
 
 baselines: $(DEV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[baselines]"

@@ -6,9 +6,11 @@ TunerError               anything that a user or a machine can cause (exit 1)
 │   └── DeploymentError  a deployment YAML
 ├── InfeasibleStudyError nothing fits the budget (exit 3, with the smallest that would)
 ├── StoreError           the database cannot be opened, read or written
-│   └── StoreLostError    its file was removed or replaced while it was open
+│   ├── StoreLostError    its file was removed or replaced while it was open
+│   └── OldStoreError     it has no tables yet, or those of an earlier version
 ├── StudyError           a study is missing, taken or belongs to something else
 │   ├── MissingStudyError there is none of this name (exit 2)
+│   ├── TakenStudyError   another process leads it since the database was away
 │   ├── BusyStudyError    it is queued or running already, or its definition differs
 │   └── FullQueueError    the queue is full
 ├── CanaryError          a config does not reproduce its file's figures here and is not served
@@ -67,6 +69,10 @@ class StoreLostError(StoreError):
     """The database's file was removed or replaced while it was open."""
 
 
+class OldStoreError(StoreError):
+    """The database has no tables yet, or those of an earlier version, and was opened to be read."""
+
+
 class StudyError(TunerError):
     """A study is missing, taken or belongs to something else."""
 
@@ -83,6 +89,10 @@ class BusyMachineError(TunerError):
 
 class ExportError(TunerError):
     """A format cannot express a config."""
+
+
+class TakenStudyError(StudyError):
+    """Another process leads the study since the connection to the database was lost."""
 
 
 class MissingStudyError(StudyError):

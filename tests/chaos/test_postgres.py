@@ -1,5 +1,6 @@
 """A PostgreSQL server that drops connections, restarts or crashes during a study; two writers."""
 
+import contextlib
 import signal
 import threading
 import uuid
@@ -19,8 +20,11 @@ from tests.fakes.postgres import Server, server
 from tests.tuner.conftest import Tune
 from tests.tuner.store.test_repository import begin, report_of
 from tests.tuner.study.test_faults import strikes_at
-from tuner.store.database import open_database
+from tuner.errors import StudyError, TakenStudyError
+from tuner.store import lock
+from tuner.store.database import open_database, parse_url
 from tuner.store.integrity.check import check_store
+from tuner.store.lock import study_lock
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
 
@@ -108,6 +112,84 @@ def test_a_server_that_fails_costs_at_most_the_running_trial(
     trial: int,
 ):
     survive(tune, running, monkeypatch, fault, trial)
+
+
+@pytest.mark.parametrize("fault", ["dropped", "restarted"])
+def test_a_lock_that_went_with_its_connection_is_taken_again(running: Server, fault: str):
+    with study_lock(running.url, "kept") as keep:
+        FAULTS[fault](running)
+        keep()
+        with pytest.raises(StudyError, match="already running"), study_lock(running.url, "kept"):
+            pass
+    with study_lock(running.url, "kept") as keep:
+        keep()
+
+
+def test_a_lock_that_another_process_took_meanwhile_is_not_taken_back(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lock, "RETAKE_S", 0.2)
+    with study_lock(running.url, "taken") as keep:
+        drop_connections(running)
+        with study_lock(running.url, "taken"), pytest.raises(TakenStudyError, match="taken over"):
+            keep()
+
+
+def test_a_lock_that_the_server_still_holds_for_a_broken_connection_is_taken_again(
+    running: Server,
+):
+    class Broken:
+        def scalar(self, _: Any) -> None:
+            raise sa.exc.OperationalError("SELECT 1", None, Exception("the network is away"))
+
+        def close(self) -> None:
+            pass
+
+    held = lock._AdvisoryLock(parse_url(running.url), "broken")
+    assert held.take()
+    unreachable, held._connection = held._connection, Broken()  # type: ignore[assignment]
+    assert held.is_kept()
+    with pytest.raises(sa.exc.OperationalError):
+        unreachable.scalar(sa.text("SELECT 1"))
+    held.close()
+    unreachable.close()
+
+
+@pytest.mark.parametrize("fault", ["dropped", "restarted"])
+def test_no_second_parent_leads_a_study_whose_server_was_away(
+    tune: Tune, folder: Path, running: Server, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    name, refused = f"alone-{fault}", []
+
+    def lead_too() -> None:
+        with pytest.raises(StudyError) as found, study_lock(running.url, name):
+            pass
+        refused.append(str(found.value))
+
+    strikes_at(monkeypatch, 4, lead_too)
+    strikes_at(monkeypatch, 2, lambda: FAULTS[fault](running))
+    done = tune(*STUDY, "--storage", running.url, "--study", name)
+    assert done.code == 0, done.err
+    assert len(refused) == 1
+
+
+def test_a_study_that_was_taken_over_ends_and_leaves_its_state(
+    tune: Tune, folder: Path, running: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lock, "RETAKE_S", 0.2)
+    with contextlib.ExitStack() as other:
+
+        def take_over() -> None:
+            drop_connections(running)
+            other.enter_context(study_lock(running.url, "lost"))
+
+        strikes_at(monkeypatch, 2, take_over)
+        done = tune(*STUDY, "--storage", running.url, "--study", "lost")
+    assert done.code == 1
+    assert "was taken over by another process" in done.err
+    shown = tune("show", "lost", "--storage", running.url, "--json").document
+    assert shown["study"]["state"] == "RUNNING"  # as the other process wrote it
+    assert len([one for one in shown["trials"] if one["state"] in FINISHED_STATES]) >= 2
 
 
 def test_two_workers_that_measure_the_same_number_their_repeats_apart(

@@ -71,6 +71,7 @@ def survive_study(tune: Tune, folder: Path, number: int, moments: list[float]) -
         ]
         check_all_ended(family)
         check_undamaged(store)
+    assert "Traceback" not in (folder / "command.log").read_text()
     done = tune(*STUDY, "--json")
     assert done.code == 0, done.err
     states = Counter(one["state"] for one in done.document["trials"])

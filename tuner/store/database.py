@@ -7,6 +7,8 @@ read-only opening never writes a byte, not even a migration.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from tuner.errors import StoreError, StoreLostError, UsageError
+from tuner.errors import OldStoreError, StoreError, StoreLostError, UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
@@ -115,6 +117,7 @@ def rolling_back(engine: sa.Engine) -> Callable[[], None]:
         if connection in taken:
             taken.remove(connection)
 
+    mute_interrupts(engine)
     sa.event.listen(engine, "checkout", lambda connection, *_: taken.append(connection))
     sa.event.listen(engine, "checkin", give_back)
 
@@ -126,8 +129,20 @@ def rolling_back(engine: sa.Engine) -> Callable[[], None]:
     return roll_back
 
 
+def mute_interrupts(engine: sa.Engine) -> None:
+    """Keeps an interrupt that comes while a connection is closed or reset out of the log, where
+    SQLAlchemy writes its traceback; it is raised again, and ends the command in one sentence."""
+    name = f"{type(engine.pool).__module__}.{type(engine.pool).__name__}"
+    logging.getLogger(name).addFilter(_is_no_interrupt)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
+
+
 def open_read_only(url: str) -> Database:
-    """Opens without writing; StoreError when there is no database of ours, or another version."""
+    """Opens without writing; StoreError when there is no database of ours, or a later version,
+    OldStoreError for an earlier one."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
@@ -141,17 +156,24 @@ def open_read_only(url: str) -> Database:
         engine = _make_engine(parsed).execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+    mute_interrupts(engine)
     with explained(url), contextlib.ExitStack() as undo:
         undo.callback(engine.dispose)
         version = _version(engine)
         _check_version(version, url)
         if version != _head():
-            raise StoreError(
-                f"{shown_url(url)} was written by an earlier version ({version or 'none'}): any "
-                "study that is run with this program brings it up to date, and keeps what it holds"
-            )
+            raise OldStoreError(_old_sentence(url, version))
         undo.pop_all()
     return Database(url, engine, read_only=True)
+
+
+def _old_sentence(url: str, version: str | None) -> str:
+    if version is None:
+        return f"the database {shown_url(url)} holds no study yet: run one, which makes its tables"
+    return (
+        f"{shown_url(url)} was written by an earlier version ({version}): any study that is run "
+        "with this program brings it up to date, and keeps what it holds"
+    )
 
 
 @contextlib.contextmanager
@@ -315,10 +337,14 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_alembic())
 
 
+@functools.cache
+def _revisions() -> tuple[str, ...]:
+    """All revisions, the newest first; read once, since every opening asks for them."""
+    return tuple(script.revision for script in _scripts().walk_revisions())
+
+
 def _head() -> str:
-    head = _scripts().get_current_head()
-    assert head is not None
-    return head
+    return _revisions()[0]
 
 
 def _version(engine: sa.Engine) -> str | None:
@@ -337,14 +363,13 @@ def _version(engine: sa.Engine) -> str | None:
 
 
 def _check_version(version: str | None, url: str) -> None:
-    known = {script.revision for script in _scripts().walk_revisions()}
     if version in BEFORE_NAMES:
         raise StoreError(
             f"the database {shown_url(url)} was written before settings and states got their "
             "present names, and is left as it is: name another with --storage and run the study "
             "again"
         )
-    if version is not None and version not in known:
+    if version is not None and version not in _revisions():
         raise StoreError(
             f"the database {shown_url(url)} has version '{version}', which this program does not "
             f"know (it knows up to {_head()}): update expertune, or name another with --storage"

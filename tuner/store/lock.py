@@ -1,7 +1,8 @@
 """Locks that allow one leading process per study and one service per machine; released on death.
 
 A file lock beside an SQLite database; in PostgreSQL, whose clients run anywhere, an advisory lock
-that its server holds for a connection.
+that its server holds for a connection. A server that restarts, or drops the connection, drops the
+lock: the holder takes it again with `keep`, which is called now and then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,15 +18,26 @@ import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
 from engine.files import short_digest
-from tuner.errors import StoreError, StudyError
+from tuner.errors import StoreError, StudyError, TakenStudyError
 from tuner.store.database import explained, parse_url
 
 Refusal = Callable[[str], StudyError]
+Keep = Callable[[], None]
+RETAKE_S = 2.0  # what a server may take to end the connection that held the lock
+_OWN = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid = :pid AND backend_start = :start"
+)
 
 
 @contextlib.contextmanager
-def study_lock(url: str, name: str) -> Iterator[None]:
-    """Locks the study for this process; raises StudyError if another process holds it."""
+def study_lock(url: str, name: str) -> Iterator[Keep]:
+    """Locks the study for this process; raises StudyError if another process holds it.
+
+    Yields `keep`: takes a lock that was lost with its connection again. It raises TakenStudyError
+    if another process has it now, StoreError if the database cannot be reached.
+    """
 
     def refusal(holder: str) -> StudyError:
         return StudyError(
@@ -32,8 +45,8 @@ def study_lock(url: str, name: str) -> Iterator[None]:
             "another name with --study"
         )
 
-    with _lock(url, name, refusal):
-        yield
+    with _lock(url, name, refusal) as keep:
+        yield keep
 
 
 @contextlib.contextmanager
@@ -52,26 +65,66 @@ def service_lock(url: str, host: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(url: str, name: str, refusal: Refusal) -> Iterator[None]:
+def _lock(url: str, name: str, refusal: Refusal) -> Iterator[Keep]:
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         with _file_lock(parsed, name, refusal):
-            yield
-    else:
-        with explained(url), _advisory_lock(parsed, name, refusal):
-            yield
-
-
-@contextlib.contextmanager
-def _advisory_lock(parsed: sa.URL, name: str, refusal: Refusal) -> Iterator[None]:
-    digest = hashlib.sha256(f"expertune {name}".encode()).digest()
-    key = int.from_bytes(digest[:8], "big", signed=True)
-    engine = sa.create_engine(parsed, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        held = connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
-        if not held:
+            yield lambda: None  # the system holds it as long as this process lives
+        return
+    with explained(url), contextlib.closing(_AdvisoryLock(parsed, name)) as lock:
+        if not lock.take():
             raise refusal("another process, maybe on another machine")
-        yield
+
+        def keep() -> None:
+            with explained(url):
+                if not lock.is_kept():
+                    raise TakenStudyError(
+                        f"study '{name}' was taken over by another process while the connection to "
+                        "the database was lost; what was measured here until then is kept"
+                    )
+
+        yield keep
+
+
+class _AdvisoryLock:
+    """A lock of a PostgreSQL server for one connection. Its methods raise SQLAlchemy's errors."""
+
+    def __init__(self, parsed: sa.URL, name: str) -> None:
+        digest = hashlib.sha256(f"expertune {name}".encode()).digest()
+        self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._engine = sa.create_engine(parsed, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self._session = self._connection.execute(sa.text(_OWN)).one()
+
+    def take(self) -> bool:
+        """Whether this connection holds the lock now."""
+        taking = sa.text("SELECT pg_try_advisory_lock(:key)")
+        return bool(self._connection.scalar(taking, {"key": self._key}))
+
+    def is_kept(self) -> bool:
+        """Whether the lock is still held, or could be taken again over a new connection."""
+        try:
+            self._connection.scalar(sa.text("SELECT 1"))
+        except sa.exc.DBAPIError:
+            return self._retake()
+        return True
+
+    def close(self) -> None:
+        """Gives the lock back; one whose connection is gone is given back already."""
+        with contextlib.suppress(sa.exc.SQLAlchemyError):
+            self._connection.close()
+
+    def _retake(self) -> bool:
+        self.close()
+        self._connection = self._engine.connect()
+        # where only the network broke, the server still holds the lock for the old connection
+        lost = {"pid": self._session.pid, "start": self._session.backend_start}
+        self._connection.execute(sa.text(_END), lost)
+        self._session = self._connection.execute(sa.text(_OWN)).one()
+        until_s = time.monotonic() + RETAKE_S
+        while not (taken := self.take()) and time.monotonic() < until_s:
+            time.sleep(0.05)
+        return taken
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from engine.facts.machine import Hardware
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import check_writable, render, write_atomically
 from tuner.engine_client.session import EngineSession
-from tuner.errors import StoreError, StudyError
+from tuner.errors import StoreError, StudyError, TakenStudyError
 from tuner.pareto.front import Front
 from tuner.processes.identity import is_gone, own_id
 from tuner.search.searcher import Searcher
 from tuner.search.space import Choice, Point, SearchSpace, build_space
 from tuner.store.database import explained
-from tuner.store.lock import study_lock
+from tuner.store.lock import Keep, study_lock
 from tuner.store.repository import Store
 from tuner.store.snapshots import MEASURED_STATES, StudySnapshot, TrialSnapshot
 from tuner.study.confirm import Confirmation
@@ -82,7 +82,7 @@ def run_study(
     KeyboardInterrupt the study is left resumable and the interrupt is raised again.
     """
     check_writable(definition.output_path)
-    with study_lock(store.database.url, definition.study_name):
+    with study_lock(store.database.url, definition.study_name) as keep_lock:
         workload = definition.fitted_workload(session.facts).workload
         space = build_space(definition, session.facts, workload, session.opened_device)
         study = store.begin_study(definition, session.facts, hardware, workload)
@@ -92,7 +92,7 @@ def run_study(
         context = StudyContext(
             definition, session, store, hardware, progress, workload, space, study, interrupted
         )
-        run = StudyRun(context)
+        run = StudyRun(context, keep_lock=keep_lock)
         with contextlib.ExitStack() as undo:
             undo.callback(store.set_study_state, study.id, "INTERRUPTED")
             undo.callback(store.interrupt_running, study.id, run.ends_with_us)
@@ -102,6 +102,10 @@ def run_study(
                 with progress.also_to(Kept(store, study.id)):
                     run.lead(pool)
                 store.database.check_present()
+                keep_lock()
+            except TakenStudyError:
+                undo.pop_all()  # the study is another's: its state is not ours to write
+                raise
             except StoreError:
                 lost = store.database.lost()
                 if lost is None:
@@ -156,11 +160,13 @@ def _correct(
 
 @dataclass
 class StudyRun:
-    """One study, led or joined by this process. lost: workers whose node or process died."""
+    """One study, led or joined by this process. lost: workers whose node or process died;
+    keep_lock: see `study_lock`."""
 
     context: StudyContext
     searcher: Searcher | None = None
     lost: set[str] = field(default_factory=set)
+    keep_lock: Keep = lambda: None
 
     def __post_init__(self) -> None:
         self.state = StudyState(self.context)
@@ -298,6 +304,7 @@ class StudyRun:
     def _after_trial(self, trial: TrialSnapshot | None) -> None:
         if self.context.study.parent_pid == os.getpid():
             self.context.store.database.check_present()
+            self.keep_lock()
             self._write_best()
         if trial is not None:
             done = len(self.state.finished)

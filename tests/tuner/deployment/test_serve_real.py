@@ -51,16 +51,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def file(home: Path, tiny_folder: Path) -> Path:
     """A deployment of the tiny model with figures measured here."""
+    return write_deployment(home / "deployment.yaml", tiny_folder, SETTINGS)
+
+
+def write_deployment(path: Path, model: Path, settings: dict[str, Any]) -> Path:
+    """A deployment file with figures measured here."""
     factory = worker_factory(SERVE_COMMAND)
-    with EngineSession(str(tiny_folder), "cpu", start_worker=factory) as session:
-        configured = session.configure(EngineConfig().overlay(SETTINGS))
+    with EngineSession(str(model), "cpu", start_worker=factory) as session:
+        configured = session.configure(EngineConfig().overlay(settings))
         report = session.measure(WORK, repeats=2)
         fingerprint = session.facts.fingerprint
     metrics = {name: vars(metric) for name, metric in report.metrics.items()}
     deployment = Deployment.model_validate(
         {
             "schema": "expertune/v1",
-            "model": {"id": str(tiny_folder), "revision": "local", "fingerprint": fingerprint},
+            "model": {"id": str(model), "revision": "local", "fingerprint": fingerprint},
             "budget": configured.config.to_dict()["budget"],
             "engine": configured.config.to_dict(),
             "workload": DeployedWorkload.of(WORK),
@@ -74,7 +79,6 @@ def file(home: Path, tiny_folder: Path) -> Path:
             },
         }
     )  # fmt: skip
-    path = home / "deployment.yaml"
     path.write_text(dump_deployment(deployment))
     return path
 

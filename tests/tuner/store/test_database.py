@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,34 @@ def test_a_transaction_that_an_interrupt_left_open_locks_nobody_out(
         session.connection()
     left.close()
     opened.close()
+
+
+@pytest.mark.parametrize("method", ["do_close", "do_rollback"])
+def test_an_interrupt_while_a_connection_ends_is_no_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    # SIGTERM while a study confirmed its front: SQLAlchemy logged "Exception closing connection"
+    opened = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+    dialect = opened.engine.dialect
+    plain, said = getattr(dialect, method), []
+
+    def interrupted(connection: sqlite3.Connection) -> None:
+        plain(connection)
+        if not said:
+            said.append(method)
+            raise KeyboardInterrupt
+
+    def use_and_close() -> None:
+        with opened.engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+        opened.close()
+
+    monkeypatch.setattr(dialect, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        use_and_close()
+    opened.close()
+    assert said
+    assert caplog.text == ""

@@ -8,9 +8,12 @@ import sqlalchemy as sa
 
 from tests.fakes.postgres import serving
 from tests.tuner.conftest import Tune
+from tests.tuner.store.test_upgrade import EARLIER, migrate
 from tuner.errors import StudyError
 from tuner.store.database import open_database
+from tuner.store.integrity.check import check_store
 from tuner.store.lock import study_lock
+from tuner.store.tables import Base
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def empty(url: str) -> str:
     """An empty database."""
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    engine = sa.create_engine(with_driver(url))
     with engine.begin() as connection:
         connection.execute(sa.text("DROP SCHEMA public CASCADE"))
         connection.execute(sa.text("CREATE SCHEMA public"))
@@ -79,8 +82,6 @@ def test_migrations_leave_what_the_models_say(empty: str):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from tuner.store.tables import Base
-
     with database.engine.connect() as connection:
         context = MigrationContext.configure(
             connection, opts={"version_table": "expertune_version"}
@@ -88,3 +89,28 @@ def test_migrations_leave_what_the_models_say(empty: str):
         found = compare_metadata(context, Base.metadata)
     database.close()
     assert found == []
+
+
+def test_down_and_up_again_keeps_every_row(tune: Tune, folder: Path, empty: str):
+    done = tune("--definition", "study.yaml", "--trials", "2", "--storage", empty)
+    assert done.code == 0, done.err
+    before = rows_of(empty)
+    for revision in reversed(EARLIER):
+        migrate(with_driver(empty), revision, down=True)
+        migrate(with_driver(empty), "head")
+        assert rows_of(empty) == before
+    assert check_store(empty).findings == ()
+
+
+def with_driver(url: str) -> str:
+    return url.replace("postgresql:", "postgresql+psycopg:")
+
+
+def rows_of(url: str) -> dict[str, list[sa.Row]]:
+    """All rows by table."""
+    engine = sa.create_engine(with_driver(url), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return {
+            table.name: list(connection.execute(sa.select(table).order_by(table.c.id)))
+            for table in Base.metadata.sorted_tables
+        }

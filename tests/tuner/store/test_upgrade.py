@@ -21,7 +21,7 @@ from tuner.store.database import open_database, open_read_only
 from tuner.store.integrity.check import check_store
 from tuner.store.tables import Base
 
-REVISIONS = [script.revision for script in database._scripts().walk_revisions()]
+REVISIONS = database._revisions()
 EARLIER = REVISIONS[1:]
 OURS = set(Base.metadata.tables) | {database.VERSION_TABLE}
 
@@ -89,7 +89,7 @@ def take_back(file: Path, revision: str) -> None:
 
 
 def test_there_is_an_earlier_revision() -> None:
-    assert EARLIER == ["0100"]
+    assert EARLIER == ("0100",)
     assert REVISIONS[0] == database._head()
 
 

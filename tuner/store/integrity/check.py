@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tuner.errors import StoreError
+from tuner.errors import OldStoreError, StoreError
 from tuner.store.database import open_read_only, shown_url
 from tuner.store.integrity import files, measurements, optuna_tables, structure, trials
 from tuner.store.integrity.finding import Finding
@@ -82,4 +82,5 @@ def _checked(url: str, session: Session) -> StoreCheck:
 
 def _unopened(error: StoreError) -> Finding:
     sentence, _, remedy = str(error).partition(": ")
-    return Finding("opening", sentence, remedy or COPY)
+    mends = isinstance(error, OldStoreError)
+    return Finding("opening", sentence, remedy or COPY, mended_by_next_start=mends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -93,15 +94,26 @@ def _references(session: Session) -> Iterator[Finding]:
 
 def _doubled(session: Session) -> Iterator[Finding]:
     """Rows that a unique constraint or index would refuse, in case it is not there."""
+    dialect = session.get_bind().dialect.name
     for table in Base.metadata.sorted_tables:
-        for unique in (c for c in table.constraints if isinstance(c, sa.UniqueConstraint)):
-            columns = list(unique.columns)
-            many = session.execute(
-                sa.select(*columns).group_by(*columns).having(sa.func.count() > 1)
-            )
+        for columns, condition in _uniques(table, dialect):
+            query = sa.select(*columns).where(condition).group_by(*columns)
             names = ", ".join(column.name for column in columns)
             told = (
                 f"the table '{table.name}' holds {names} {', '.join(map(str, row))} more than once"
-                for row in many
+                for row in session.execute(query.having(sa.func.count() > 1))
             )
             yield from shortened(told, "doubled", COPY)
+
+
+def _uniques(
+    table: sa.Table, dialect: str
+) -> Iterator[tuple[list[sa.Column[Any]], sa.ColumnElement[bool]]]:
+    """The columns that are unique together, and for which rows."""
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint):
+            yield list(constraint.columns), sa.true()
+    for index in table.indexes:
+        if index.unique:
+            where = index.dialect_options[dialect]["where"]
+            yield list(index.columns), sa.true() if where is None else where

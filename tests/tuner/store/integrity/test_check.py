@@ -1,5 +1,6 @@
 """The store's invariants: a healthy store has no finding, and each kind of fault is found."""
 
+import ast
 import contextlib
 import json
 import shutil
@@ -11,12 +12,15 @@ import pytest
 
 from tests.tuner.conftest import Tune
 from tuner.errors import UsageError
+from tuner.store.integrity import check as check_module
 from tuner.store.integrity.check import StoreCheck, check_store
 
+FOLDER = Path(check_module.__file__).parent
 DEAD = f"{socket.gethostname()} 999999 1"
 COPIED = "INSERT INTO sample SELECT (SELECT MAX(id) FROM sample) + 1, configuration_id, {}"
 MEASURED = "(SELECT MIN(id) FROM trial WHERE state = 'COMPLETE')"
 REST = "machine_id, trial_id, sentinel_id, repeat, role, metric, value, unit FROM sample LIMIT 1"
+JOB = "(NULL, 'small', 'QUEUED', '{}', NULL, NULL, '2026-01-01', '2026-01-01')"
 PLANTED = [
     # what is done to the store, the check that finds it, words of its sentence
     ("UPDATE trial SET state = 'DONE' WHERE number = 0", "outcomes", "no known state"),
@@ -69,6 +73,23 @@ PLANTED = [
         "samples",
         "different machines",
     ),
+    (
+        "INSERT INTO machine VALUES (9, 'f', '{}', '2026-01-01'); UPDATE study SET machine_id = 9",
+        "samples",
+        "of another machine or model than its study 'small'",
+    ),
+    (
+        "CREATE TABLE copy AS SELECT * FROM model; DROP TABLE model; "
+        "ALTER TABLE copy RENAME TO model; INSERT INTO model SELECT id + 1, fingerprint, name, "
+        "revision, family, facts, created FROM model",
+        "doubled",
+        "the table 'model' holds fingerprint",
+    ),
+    (
+        f"DROP INDEX uq_job_under_way; INSERT INTO job VALUES {JOB}, {JOB}",
+        "doubled",
+        "the table 'job' holds study_name small more than once",
+    ),
     ("UPDATE sample SET configuration_id = 999", "references", "configuration 999"),
     ("UPDATE sample SET trial_id = 999 WHERE id = 1", "references", "trial 999"),
     ("DELETE FROM quality_result", "references", "quality_result"),
@@ -80,6 +101,24 @@ PLANTED = [
         "counted twice",
     ),
     ("UPDATE quality_items SET docs = '[0]'", "quality", "do not match"),
+    (
+        "INSERT INTO model SELECT 9, 'other', name, revision, family, facts, created FROM model; "
+        "UPDATE quality_result SET model_id = 9",
+        "quality",
+        "is of another model",
+    ),
+    (
+        "INSERT INTO trials SELECT trial_id + 1000, number, study_id, state, datetime_start, "
+        "datetime_complete FROM trials WHERE number = 1",
+        "optuna",
+        "holds a trial of study 'small' twice",
+    ),
+    (
+        "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE INDEX "
+        "ix_trial_study_id ON trial (number)' WHERE name = 'ix_trial_study_id'",
+        "pages",
+        "SQLite finds damage: row",
+    ),
     ("DELETE FROM trials WHERE number = 1", "optuna", "numbers of the trials of study 'small'"),
     ("DELETE FROM trials WHERE number = 4", "optuna", "does not know trial 4"),
     ("DELETE FROM trials WHERE number = 0", "optuna", "which is not there"),
@@ -143,6 +182,18 @@ def test_a_planted_fault_is_found(file: Path, statements: str, name: str | None,
     assert all(one.remedy and "\n" not in one.sentence for one in found)
 
 
+def test_every_check_is_planted() -> None:
+    place = {"Finding": 0, "shortened": 1}  # of the check's name among the arguments
+    named = {
+        call.args[place[call.func.id]]
+        for path in FOLDER.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in place
+    }
+    checks = {node.value for node in named if isinstance(node, ast.Constant)}
+    assert checks == {name for _, name, _ in PLANTED}
+
+
 def test_what_the_next_start_mends_is_no_damage(file: Path) -> None:
     plant(file, f"UPDATE trial SET state = 'RUNNING', finished = NULL, worker = '{DEAD}'")
     plant(file, "UPDATE study SET state = 'RUNNING', parent_pid = NULL")
@@ -150,6 +201,16 @@ def test_what_the_next_start_mends_is_no_damage(file: Path) -> None:
     found = check(file)
     assert {one.check for one in found.findings} == {"running"}
     assert not found.damage
+
+
+def test_a_store_whose_tables_were_never_made_is_mended_by_the_next_start(tmp_path: Path) -> None:
+    # a full disk at the first write of all
+    file = tmp_path / "empty.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    (found,) = check(file).findings
+    assert "holds no study yet" in found.sentence
+    assert found.mended_by_next_start
 
 
 def test_flipped_pages_are_found(file: Path) -> None:
