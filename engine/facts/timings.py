@@ -23,6 +23,7 @@ from engine.derived.file import (
     save_json,
 )
 from engine.errors import StorageError, UnreadableError, UsageError
+from engine.inputs.typed import check_types
 from engine.native.library import products_name
 
 TIMINGS = DerivedKind(
@@ -124,7 +125,10 @@ class ModelTimings:
         values.setdefault("coarser_non_expert_s", {})  # of an earlier release
         for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
-        return cls(**values)
+        found = cls(**values)
+        check_types(found)
+        _check_times(found)
+        return found
 
 
 def timings_path(folder: Path, machine: str, model: str, device: str, threads: int = 0) -> Path:
@@ -158,7 +162,7 @@ def read_timings(path: Path) -> ModelTimings:
     except UnreadableError as error:
         why = error.reason
     except CONTENT_ERRORS as error:
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error!s:.200}"
     raise StorageError(
         f"{path} holds no timings of this release ({why}): measure them again with `tune profile`"
     )
@@ -225,3 +229,24 @@ def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
     if not all(math.isfinite(value) for value in found.values()):
         raise ValueError("a time is not finite")
     return found
+
+
+def _check_times(timings: ModelTimings) -> None:
+    """Raise ValueError for times and speeds that nothing has, or of which some precisions lack."""
+    sources = timings.sources.values()
+    speeds = [speed for source in sources for speed in source.bytes_per_s.values()]
+    if any(speed <= 0 for speed in speeds) or not all(source.bytes_per_s for source in sources):
+        raise ValueError("a source has no speed")
+    if any(source.extents < 1 for source in sources):
+        raise ValueError("a source has no extents")
+    single = (timings.submit_s, timings.gate_lookahead_s, *(source.chunk_s for source in sources))
+    curves = [timings.non_expert_s, timings.router_s, timings.pass_s, timings.policy_s]
+    by_bits = (timings.layer_s, timings.expert_s, timings.host_expert_s)
+    curves += [curve for curves in by_bits for curve in curves.values()]
+    factors = (timings.wake_s, timings.restart_s, timings.contention)
+    times = [*single, *(time for curve in (*curves, *factors) for time in curve.values())]
+    if not all(0 <= time < math.inf for time in times) or not all(curves):
+        raise ValueError("a time is no time")
+    lacking = [one for one in (timings.sources, timings.layer_s, *factors) if one.keys() < timings.expert_s.keys()]
+    if lacking or not timings.expert_s:
+        raise ValueError("a precision was not timed wholly")

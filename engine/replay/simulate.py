@@ -26,7 +26,7 @@ from engine.replay import native_clock
 from engine.replay.clock import Clock, PassTime
 from engine.replay.decisions import DecisionRecorder, Decisions, decision_key
 from engine.replay.walk import walk
-from engine.trace.trace import Trace
+from engine.trace.trace import Trace, check_fits
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Replay:
         decoded = sum(t.tokens for t in decode)
         sequences = _sequences(decode, groups)
         found: dict[str, float] = {}
-        if prefill_s:
+        if prefill_s > 0:
             found["prefill_tps"] = sum(t.tokens for t in prefill) / prefill_s
             found["ttft_ms"] = prefill_s / len(groups) * 1e3
-        if decoded:
+        if decoded and decode_s > 0:
             steps = len(decode) / len(groups)
             found["decode_tps"] = decoded / decode_s
             found["output_tps"] = (decoded + sequences) / (prefill_s + decode_s)
@@ -99,6 +99,8 @@ def replay(
     without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
     if the config does not fit, UsageError if the trace lacks what its policies need.
     """
+    for one in (trace, *([history] if history is not None else [])):
+        check_fits(one, facts.moe_layers, facts.experts)
     resolved = resolve_for(config, facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.expert_s]
     if untimed:

@@ -21,11 +21,17 @@ from numpy.typing import NDArray
 from engine.derived.arrays import Arrays, load_arrays, read_arrays, save_arrays
 from engine.derived.file import CONTENT_ERRORS, DerivedKind
 from engine.errors import StorageError, UnreadableError, UsageError
+from engine.inputs.typed import check_types
 from engine.types import Phase
 
 TRACE_VERSION = 1
 TRACE = DerivedKind("routing trace", TRACE_VERSION, "a study or `tune trace` records it again")
 LOOK_AHEAD_LAYERS = 4  # how many layers ahead a trace keeps the gate look-ahead
+# Letters of the arrays' shapes behind the kind of their numbers.
+_SHAPES = {
+    "weights": "fNLK", "probabilities": "fNLE", "look_ahead": "iNLHM", "embeddings": "fND",
+    "gate_inputs": "fNLD",
+}  # fmt: skip
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
 
@@ -133,7 +139,7 @@ def _from_arrays(arrays: Arrays) -> Trace:
     """Raises one of CONTENT_ERRORS."""
     header = json.loads(str(arrays["header"]))
     if header["version"] != TRACE_VERSION:
-        raise ValueError(f"it is of version {header['version']}, not {TRACE_VERSION}")
+        raise ValueError(f"it is of version {header['version']!r:.40}, not {TRACE_VERSION}")
     passes = tuple(
         TracePass(group, phase, tuple(tokens), first)
         for group, phase, tokens, first in header["passes"]
@@ -141,4 +147,43 @@ def _from_arrays(arrays: Arrays) -> Trace:
     named: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     if named["experts"] is None:
         raise ValueError("it has no experts")
-    return Trace(passes=passes, facts=header["facts"], **named)
+    found = Trace(passes=passes, facts=dict(header["facts"]), **named)
+    _check(found)
+    return found
+
+
+def check_fits(trace: Trace, layers: int, experts: int) -> None:
+    """Raise UsageError unless a trace can be of a model with so many MoE layers and experts."""
+    most = int(trace.experts.max(initial=-1))
+    wide = trace.probabilities is not None and trace.probabilities.shape[2] != experts
+    if trace.layers != layers or most >= experts or wide:
+        raise UsageError(
+            f"this trace has {trace.layers} MoE layers and experts up to {most}, the model has "
+            f"{layers} layers of {experts}: record one of this model with `tune trace`"
+        )
+
+
+def _check(trace: Trace) -> None:
+    """Raise ValueError unless arrays and passes agree."""
+    if trace.experts.ndim != 3 or trace.experts.dtype.kind != "i":
+        raise ValueError("its experts are no whole numbers [N, L, K]")
+    if trace.experts.min(initial=0) < -1 or 0 in trace.experts.shape[1:]:
+        raise ValueError("its experts are no choices")
+    rows, layers, _ = trace.experts.shape
+    for name, (kind, *sizes) in _SHAPES.items():
+        array = getattr(trace, name)
+        known = {"N": rows, "L": layers, "K": trace.experts.shape[2]}
+        if array is not None and not (
+            array.dtype.kind == kind
+            and array.ndim == len(sizes)
+            and all(known.get(letter, n) == n > 0 for letter, n in zip(sizes, array.shape, strict=True))
+        ):
+            raise ValueError(f"its {name} are not of shape [{', '.join(sizes)}]")
+    for one in trace.passes:
+        check_types(one)
+        if not one.tokens or min(one.tokens) < 1 or min(one.group, one.first) < 0:
+            raise ValueError("a pass has no tokens, or begins before the first")
+        if one.first + sum(one.tokens) > rows:
+            raise ValueError(f"a pass ends behind the {rows} tokens")
+    if not trace.passes:
+        raise ValueError("it has no passes")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from engine.config.settings import EngineConfig
 from engine.contract.report import QualityReport, Report
 from engine.contract.requests import TaskNeed, TaskOptions, Workload
+from engine.derived.file import CONTENT_ERRORS
 from engine.errors import ConfigError
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
@@ -339,7 +340,7 @@ class EngineSession:
     def _checked(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (*CONTENT_ERRORS, ConfigError) as error:
             if self._worker is not None:
                 self._worker.kill()
             raise WorkerError(
