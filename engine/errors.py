@@ -30,7 +30,6 @@ from typing import ClassVar
 
 from engine.types import FailureClass
 
-
 LONGEST_MESSAGE = 1500  # characters; what is longer repeats a file that somebody wrote
 
 

@@ -93,7 +93,9 @@ def parse_size_bytes(text: str | int) -> int:
         )
     size = math.floor(float(match.group(1).replace("_", "")) * unit)
     if size <= 0:
-        raise ValueError(f"'{shown(word)}' is not a size: it must be above zero, such as 8GB or 512MB")
+        raise ValueError(
+            f"'{shown(word)}' is not a size: it must be above zero, such as 8GB or 512MB"
+        )
     if size > MOST_BYTES:
         raise ValueError(f"'{shown(word)}' is more than any machine has: write a smaller size")
     return size

@@ -52,7 +52,7 @@ def studies_folder() -> Path:
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as people write it, with `~` expanded. Raises UsageError for one that no system has."""
+    """A path as people write it, `~` expanded. Raises UsageError for one that no system has."""
     word = str(text)
     if "\0" in word:
         raise UsageError(f"the path {shown(word)!r} holds a zero character: no file's name does")
@@ -62,7 +62,9 @@ def user_path(text: str | Path) -> Path:
         return Path(word).expanduser()
     except RuntimeError:
         home = word.partition("/")[0]
-        raise UsageError(f"there is no home folder '{shown(home)}': write the path from /") from None
+        raise UsageError(
+            f"there is no home folder '{shown(home)}': write the path from /"
+        ) from None
 
 
 def resolve_model(name: str) -> str:

@@ -36,7 +36,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "serve.prefix_cache_tokens": (0, 1 << 24),
     "serve.response_cache_entries": (0, 1 << 24),
     "io.threads": (1, 32),
-    **dict.fromkeys(("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, MOST_BYTES)),
+    **dict.fromkeys(
+        ("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, MOST_BYTES)
+    ),
     "device.correction_bytes": (-(1 << 40), 1 << 40),
 }
 

@@ -91,7 +91,6 @@ def _parse(line: bytes) -> tuple[Any, bool]:
     if not line.endswith(b"\n") or short_digest(text).encode() != digest:
         return None, False
     try:
-        value = json.loads(text)
+        return json.loads(text), True
     except (ValueError, RecursionError):
         return None, False
-    return value, isinstance(value, dict)

@@ -245,8 +245,15 @@ def _check_times(timings: ModelTimings) -> None:
     curves += [curve for curves in by_bits for curve in curves.values()]
     factors = (timings.wake_s, timings.restart_s, timings.contention)
     times = [*single, *(time for curve in (*curves, *factors) for time in curve.values())]
+    experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]
     if not all(0 <= time < math.inf for time in times) or not all(curves):
         raise ValueError("a time is no time")
-    lacking = [one for one in (timings.sources, timings.layer_s, *factors) if one.keys() < timings.expert_s.keys()]
+    if any(time == 0 for curve in experts for time in curve.values()):
+        raise ValueError("an expert takes no time")
+    lacking = [
+        one
+        for one in (timings.sources, timings.layer_s, *factors)
+        if one.keys() < timings.expert_s.keys()
+    ]
     if lacking or not timings.expert_s:
         raise ValueError("a precision was not timed wholly")

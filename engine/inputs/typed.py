@@ -1,6 +1,7 @@
-"""Checks that the fields of a value hold what they are annotated with, since JSON can hold anything.
+"""Checks that the fields of a value are of the types that they are annotated with.
 
-In: a dataclass or NamedTuple made of what somebody wrote. Raises ValueError that names the field.
+In: a dataclass or NamedTuple made of JSON that somebody wrote. Raises ValueError that names the
+field.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ def check_types(value: Any, place: str = "") -> None:
 
     place: what stands before a field's name in the message.
     """
-    for name, hint in _hints(type(value)).items():
+    kind: Any = type(value)
+    for name, hint in _hints(kind).items():
         _check(f"{place}{name}", getattr(value, name), hint)
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(kind)] if _is_dataclass(kind) else None
+def _hints(kind: Any) -> dict[str, Any]:
     found = typing.get_type_hints(kind)
+    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else ()
     return {name: found[name] for name in names or found}
 
 

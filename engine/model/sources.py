@@ -126,11 +126,11 @@ class ParameterSource:
             raise
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             shapes = {tuple(value.shape) for values in tensors.values() for value in values}
-            why = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+            why = shown(" ".join(str(error).split()) or type(error).__name__, 200)
             raise CheckpointError(
                 f"{self.target}: its tensors of shapes {', '.join(map(str, sorted(shapes)))} cannot "
-                f"be joined ({why}): config.json belongs to other "
-                "weights, or the checkpoint is damaged"
+                f"be joined ({why}): config.json belongs to other weights, or the checkpoint is "
+                "damaged"
             ) from None
         return {
             name: value[0] if isinstance(value, list) else value

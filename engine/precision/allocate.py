@@ -145,7 +145,9 @@ def load_sensitivities(path: Path) -> list[Losses] | None:
 
     def parse(kept: Mapping[str, Any]) -> list[Losses]:
         rows = kept["layers"]
-        found = [{b: float(row[str(b)]) for b in BITS if str(b) in row} for row in rows]
+        found: list[Losses] = [
+            {bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows
+        ]
         if not all(found) or not all(math.isfinite(x) for curve in found for x in curve.values()):
             raise ValueError("a layer has no loss")
         return found

@@ -27,11 +27,14 @@ from engine.types import Phase
 TRACE_VERSION = 1
 TRACE = DerivedKind("routing trace", TRACE_VERSION, "a study or `tune trace` records it again")
 LOOK_AHEAD_LAYERS = 4  # how many layers ahead a trace keeps the gate look-ahead
-# Letters of the arrays' shapes behind the kind of their numbers.
+# Kind of numbers and shape of each array.
 _SHAPES = {
-    "weights": "fNLK", "probabilities": "fNLE", "look_ahead": "iNLHM", "embeddings": "fND",
-    "gate_inputs": "fNLD",
-}  # fmt: skip
+    "weights": ("f", "NLK"),
+    "probabilities": ("f", "NLE"),
+    "look_ahead": ("i", "NLHM"),
+    "embeddings": ("f", "ND"),
+    "gate_inputs": ("f", "NLD"),
+}
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
 
@@ -170,15 +173,13 @@ def _check(trace: Trace) -> None:
     if trace.experts.min(initial=0) < -1 or 0 in trace.experts.shape[1:]:
         raise ValueError("its experts are no choices")
     rows, layers, _ = trace.experts.shape
-    for name, (kind, *sizes) in _SHAPES.items():
+    known = {"N": rows, "L": layers, "K": trace.experts.shape[2]}
+    for name, (kind, letters) in _SHAPES.items():
         array = getattr(trace, name)
-        known = {"N": rows, "L": layers, "K": trace.experts.shape[2]}
-        if array is not None and not (
-            array.dtype.kind == kind
-            and array.ndim == len(sizes)
-            and all(known.get(letter, n) == n > 0 for letter, n in zip(sizes, array.shape, strict=True))
-        ):
-            raise ValueError(f"its {name} are not of shape [{', '.join(sizes)}]")
+        sizes = () if array is None else zip(letters, array.shape, strict=False)
+        right = array is None or (array.dtype.kind == kind and array.ndim == len(letters))
+        if not right or any(known.get(letter, size) != size for letter, size in sizes):
+            raise ValueError(f"its {name} are not of shape [{', '.join(letters)}]")
     for one in trace.passes:
         check_types(one)
         if not one.tokens or min(one.tokens) < 1 or min(one.group, one.first) < 0:

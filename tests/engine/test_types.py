@@ -49,7 +49,9 @@ def test_what_no_machine_has_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["9" * 400 + "GB", "8" + " " * 200_000 + "!"])
 def test_a_long_text_is_no_size_and_takes_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^'.{1,64}' is not a size"):  # by its square it took minutes
+    with pytest.raises(
+        ValueError, match=r"^'.{1,64}' is not a size"
+    ):  # by its square it took minutes
         parse_size_bytes(text)
 
 

@@ -68,10 +68,10 @@ def described(method: str) -> bytes:
 
 
 def write_folder(folder: Path, data: bytes) -> None:
-    """The folder that an input describes. Raises ValueError if it describes none."""
+    """The folder that an input describes. Raises TypeError or ValueError if it is none."""
     found = parse_json(data.decode("utf-8", "surrogatepass"))
     if not isinstance(found, dict) or not isinstance(found.get("tensors"), dict):
-        raise ValueError("no folder")
+        raise TypeError("no folder")
     header: dict[str, Any] = {}
     pieces: list[bytes] = []
     end = 0

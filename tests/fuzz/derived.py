@@ -1,4 +1,4 @@
-"""Targets: files that this program writes and reads back: packs, traces, timings, profiles, journals.
+"""Targets: files that this program writes and reads back, such as packs, traces and profiles.
 
 Each content is read twice: as it is, and under a right checksum, as a disk or a program may have
 changed it before it was sealed.
@@ -73,7 +73,9 @@ def of_kind(kind: DerivedKind, name: str, read: Read) -> Callable[[Arena], Any]:
                     sealed(path, kind, data)
                 else:
                     path.write_bytes(data)
-                with contextlib.suppress(EngineError) if not with_seal else contextlib.nullcontext():
+                with (
+                    contextlib.suppress(EngineError) if not with_seal else contextlib.nullcontext()
+                ):
                     read(path)
 
         yield run

@@ -67,7 +67,7 @@ def _requests(place: Arena) -> Iterator[Run]:
             with contextlib.suppress(OSError):
                 ours.sendall(data)
                 ours.shutdown(socket.SHUT_WR)
-            with ours.makefile("rb") as lines:
+            with contextlib.suppress(OSError), ours.makefile("rb") as lines:  # reset: much was left
                 answers.extend(lines)
 
         peer = threading.Thread(target=talk)
@@ -107,9 +107,7 @@ class _Deaf(EngineWorker):
         self._socket = ours
         self._inbox = queue.SimpleQueue()
         self._last_heard_s = float("inf")
-        self.listener = threading.Thread(
-            target=self._listen, args=(ours, self._inbox), daemon=True
-        )
+        self.listener = threading.Thread(target=self._listen, args=(ours, self._inbox), daemon=True)
         self.listener.start()
         with contextlib.suppress(OSError):
             self.theirs.sendall(self.said)

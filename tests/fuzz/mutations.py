@@ -25,10 +25,10 @@ NUMBERS: tuple[Any, ...] = (
 )  # fmt: skip
 TEXTS: tuple[Any, ...] = (
     "", " ", "0", "-1", "1.5", "1e9", "auto", "true", "nan", "inf", "25%", "-5%", "nan%", "8GB",
-    "\u00e9\u2028\x85", "\x00", "a\x00b", "\x1b[31m", "\u202eabc", "\ufeff", "\U0001f600", ".", "..",
-    "../../../etc/passwd", "/", "/dev/zero", "/proc/self/mem", "~", "~nobody/x", "a/b", "x" * 5000,
-    "file:///etc/passwd", "C:\\x", "9" * 400, "9" * 5000, "1" * 20_000 + "!", "1h" * 20_000,
-    "8" + " " * 20_000 + "!", "{% for a in b %}", "%s%n", "'; DROP TABLE x;--", Raw('"\\ud800"'),
+    "\u00e9\u2028\x85", "\x00", "a\x00b", "\x1b[31m", "\u202eabc", "\ufeff", "\U0001f600", ".",
+    "..", "../../../etc/passwd", "/", "/dev/zero", "/proc/self/mem", "~", "~nobody/x", "a/b",
+    "x" * 5000, "file:///etc/passwd", "C:\\x", "9" * 400, "9" * 5000, "1" * 20_000 + "!",
+    "1h" * 20_000, "8" + " " * 20_000 + "!", "{% for a in b %}", "%s%n", "'; DROP TABLE x;--", Raw('"\\ud800"'),
     Raw('"\\udc00\\ud800"'), Raw('"\\u0000"'), Raw("'"),
 )  # fmt: skip
 SHAPES: tuple[Any, ...] = (
@@ -149,7 +149,20 @@ def _misspell(draw: Draw, tree: Tree, holder: list[Any], index: int, extra: Sequ
     ]  # fmt: skip
 
 
-EDITS = (_replace, _replace, _replace, _replace, _invent, _drop, _double, _scale, _scale, _retype, _exchange, _misspell)
+EDITS = (
+    _replace,
+    _replace,
+    _replace,
+    _replace,
+    _invent,
+    _drop,
+    _double,
+    _scale,
+    _scale,
+    _retype,
+    _exchange,
+    _misspell,
+)
 
 
 def _owner(tree: Tree, pair: list[Any]) -> Pairs | None:
@@ -184,4 +197,3 @@ def damaged(draw: Draw, seeds: Sequence[bytes]) -> bytes:
         else:
             data[begin:begin] = draw(st.binary(max_size=16))
     return bytes(data)
-

@@ -52,8 +52,12 @@ class Target:
         return sorted(path for path in (CORPUS / self.name).glob("*") if path.is_file())
 
     def hold(self, place: Arena, run: Run, data: bytes) -> None:
-        """Hold the oracle to an input. run: of `open`."""
-        hold(place, run, data, self.allowed, self.most_s)
+        """Hold the oracle to an input, which stands beside whatever it raises. run: of `open`."""
+        try:
+            hold(place, run, data, self.allowed, self.most_s)
+        except BaseException as error:
+            error.add_note(f"{self.name}: {data!r:.3000}")
+            raise
 
     def sweep(self) -> Iterator[bytes]:
         """Every place of every seed with every odd scalar, in a random order."""

@@ -95,8 +95,8 @@ def read_budgets(text: str | None) -> dict[str, Any]:
             part if own else part + unit for part, own in zip(parts, units, strict=True)
         )
         raise UsageError(
-            f"--vram {shown(text)}: give each size its unit, {shown(each)}; a decimal takes a point: "
-            f"8.5{shown(unit)}"
+            f"--vram {shown(text)}: give each size its unit, {shown(each)}; a decimal takes a "
+            f"point: 8.5{shown(unit)}"
         )
     sizes = sorted({read_size("--vram", part) or 0 for part in parts or [text]})
     return {"vram_bytes": sizes[-1], **({"curve": sizes[:-1]} if len(sizes) > 1 else {})}
@@ -170,7 +170,9 @@ def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
         path, _, values = pair.partition("=")
         path, choices = path.strip(), [one.strip() for one in values.split(",") if one.strip()]
         if not choices:
-            raise UsageError(f"--set {shown(pair)}: write path=value, such as cache.expert_bytes=25%")
+            raise UsageError(
+                f"--set {shown(pair)}: write path=value, such as cache.expert_bytes=25%"
+            )
         if path == "device.name":
             raise UsageError("--set device.name would be reported, not opened: use --device")
         if path in settings:

@@ -62,7 +62,9 @@ def load_policy(name: str) -> PolicyFile:
     names = policy_names()
     if name not in names:
         hint = nearest_hint(name, names)
-        raise UsageError(f"there is no policy '{shown(name)}'{hint} (there are: {', '.join(names)})")
+        raise UsageError(
+            f"there is no policy '{shown(name)}'{hint} (there are: {', '.join(names)})"
+        )
     path = studies_folder() / "policies" / f"{name}.yaml"
     policy = read_strict(PolicyFile, load_yaml(path), str(path))
     try:

@@ -94,7 +94,7 @@ def test_a_fused_tensor_of_too_few_experts_is_refused(tmp_path: Path) -> None:
     write_tensors(folder, tensors)
     model = load_model(folder, torch.bfloat16)
     model.read_expert(ExpertId(0, 6))
-    with pytest.raises(CheckpointError, match="has shape .*, and its part 7 is asked for"):
+    with pytest.raises(CheckpointError, match=r"has shape .*, and its part 7 is asked for"):
         model.read_expert(ExpertId(0, 7))
 
 
