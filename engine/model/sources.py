@@ -128,9 +128,9 @@ class ParameterSource:
             shapes = {tuple(value.shape) for values in tensors.values() for value in values}
             why = shown(" ".join(str(error).split()) or type(error).__name__, 200)
             raise CheckpointError(
-                f"{self.target}: its tensors of shapes {', '.join(map(str, sorted(shapes)))} cannot "
-                f"be joined ({why}): config.json belongs to other weights, or the checkpoint is "
-                "damaged"
+                f"{self.target}: its tensors cannot be joined, of shapes "
+                f"{', '.join(map(str, sorted(shapes)))} ({why}): config.json belongs to other "
+                "weights, or the checkpoint is damaged"
             ) from None
         return {
             name: value[0] if isinstance(value, list) else value

@@ -102,11 +102,11 @@ def replay(
     for one in (trace, *([history] if history is not None else [])):
         check_fits(one, facts.moe_layers, facts.experts)
     resolved = resolve_for(config, facts, profile)
-    untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.expert_s]
+    untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.timed_bits]
     if untimed:
         raise UsageError(
             f"these timings lack {', '.join(map(str, untimed))} bits: time them too, with `tune "
-            f"profile --bits {','.join(map(str, sorted({*profile.expert_s, *untimed})[::-1]))}`"
+            f"profile --bits {','.join(map(str, sorted({*profile.timed_bits, *untimed})[::-1]))}`"
         )
     profile = at_non_expert_bits(profile, resolved.config.precision.non_expert_bits)
     run = _Run(resolved, facts, trace, profile, history, learned or {}, sorted(warm))
@@ -124,7 +124,8 @@ def resolve_for(config: EngineConfig, facts: ModelFacts, profile: ModelTimings) 
     """Resolves a config, and how its placement splits by this profile, if that has a host."""
     resolved = resolve(config, facts)
     config = with_host_ratios(resolved.config, facts, profile)
-    if profile.host_expert_s and config.placement.host_fraction == "auto":
+    known = config.precision.bits in profile.host_expert_s.keys() & profile.sources.keys()
+    if known and config.placement.host_fraction == "auto":
         fraction = host_fraction(config, facts, profile)
         config = config.overlay({"placement.host_fraction": fraction})
     return resolved._replace(config=config)

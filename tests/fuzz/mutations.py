@@ -28,8 +28,8 @@ TEXTS: tuple[Any, ...] = (
     "\u00e9\u2028\x85", "\x00", "a\x00b", "\x1b[31m", "\u202eabc", "\ufeff", "\U0001f600", ".",
     "..", "../../../etc/passwd", "/", "/dev/zero", "/proc/self/mem", "~", "~nobody/x", "a/b",
     "x" * 5000, "file:///etc/passwd", "C:\\x", "9" * 400, "9" * 5000, "1" * 20_000 + "!",
-    "1h" * 20_000, "8" + " " * 20_000 + "!", "{% for a in b %}", "%s%n", "'; DROP TABLE x;--", Raw('"\\ud800"'),
-    Raw('"\\udc00\\ud800"'), Raw('"\\u0000"'), Raw("'"),
+    "1h" * 20_000, "8" + " " * 20_000 + "!", "{% for a in b %}", "%s%n", "'; DROP TABLE x;--",
+    Raw('"\\ud800"'), Raw('"\\udc00\\ud800"'), Raw('"\\u0000"'), Raw("'"),
 )  # fmt: skip
 SHAPES: tuple[Any, ...] = (
     None, True, False, [], Pairs(), [[]], [None], ["a", "a"], Pairs([["", ""]]), [0] * 3000,

@@ -1,8 +1,8 @@
 """What holds of every target on every input, and a place of its own to hold it in.
 
 A target ends, or raises an error of the project whose message is a sentence, within CPU_S seconds
-of the processor and MEMORY_BYTES beyond what the process had; and it writes, makes, moves or removes
-nothing outside the folders of its data, starts no program and connects to nobody.
+of the processor and MEMORY_BYTES beyond what the process had; and it writes, makes, moves or
+removes nothing outside the folders of its data, starts no program and connects to nobody.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads the answers of an engine: values of the types that they should have, with figures that can be.
+"""Reads the answers of an engine: values of the right types, with figures that can be.
 
 Raises one of CONTENT_ERRORS, or ConfigError, for any other.
 """
@@ -69,9 +69,9 @@ def read_quality(result: dict[str, Any]) -> QualityReport:
         math.isfinite(report.bits_per_byte) and report.bits_per_byte > 0
     ):
         raise ValueError(f"bits per byte are {report.bits_per_byte}")
-    for result in report.tasks:
-        if math.isnan(result.value):
-            raise ValueError(f"{result.metric} of {result.task} is NaN")
+    for one in report.tasks:
+        if math.isnan(one.value):
+            raise ValueError(f"{one.metric} of {one.task} is NaN")
     for kld in (report.kld_mean, report.prefill_kld_mean):
         if kld is not None and not math.isfinite(kld):
             raise ValueError(f"the divergence from 16 bits is {kld}")
