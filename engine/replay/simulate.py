@@ -26,7 +26,7 @@ from engine.replay import native_clock
 from engine.replay.clock import Clock, PassTime
 from engine.replay.decisions import DecisionRecorder, Decisions, decision_key
 from engine.replay.walk import walk
-from engine.trace.trace import Trace, check_fits
+from engine.trace.trace import Trace, mismatch
 
 
 @dataclass
@@ -99,8 +99,8 @@ def replay(
     without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
     if the config does not fit, UsageError if the trace lacks what its policies need.
     """
-    for one in (trace, *([history] if history is not None else [])):
-        check_fits(one, facts.moe_layers, facts.experts)
+    if (wrong := mismatch(trace, facts.moe_layers, facts.experts)) is not None:
+        raise UsageError(f"this trace {wrong}")
     resolved = resolve_for(config, facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.timed_bits]
     if untimed:

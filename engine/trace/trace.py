@@ -155,15 +155,16 @@ def _from_arrays(arrays: Arrays) -> Trace:
     return found
 
 
-def check_fits(trace: Trace, layers: int, experts: int) -> None:
-    """Raise UsageError unless a trace can be of a model with so many MoE layers and experts."""
-    most = int(trace.experts.max(initial=-1))
-    wide = trace.probabilities is not None and trace.probabilities.shape[2] != experts
-    if trace.layers != layers or most >= experts or wide:
-        raise UsageError(
-            f"this trace has {trace.layers} MoE layers and experts up to {most}, the model has "
-            f"{layers} layers of {experts}: record one of this model with `tune trace`"
-        )
+def mismatch(trace: Trace, layers: int, experts: int) -> str | None:
+    """What is wrong if a trace cannot belong to a model with this many MoE layers and experts per
+    layer, else None."""
+    highest = int(trace.experts.max(initial=-1))
+    if trace.layers == layers and highest < experts:
+        return None
+    return (
+        f"has {trace.layers} MoE layers and experts up to {highest}; the model has {layers} layers "
+        f"of {experts} experts: record one of this model with `tune trace`"
+    )
 
 
 def _check(trace: Trace) -> None:
@@ -173,7 +174,7 @@ def _check(trace: Trace) -> None:
     if trace.experts.min(initial=0) < -1 or 0 in trace.experts.shape[1:]:
         raise ValueError("its experts are no choices")
     rows, layers, _ = trace.experts.shape
-    known = {"N": rows, "L": layers, "K": trace.experts.shape[2]}
+    known = {"N": rows, "L": layers}
     for name, (kind, letters) in _SHAPES.items():
         array = getattr(trace, name)
         sizes = () if array is None else zip(letters, array.shape, strict=False)

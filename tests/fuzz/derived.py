@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import logging
 import math
 import tempfile
 import zlib
@@ -62,7 +61,6 @@ def of_kind(kind: DerivedKind, name: str, read: Read) -> Callable[[Arena], Any]:
 
     @contextlib.contextmanager
     def opened(place: Arena) -> Iterator[Run]:
-        logging.getLogger("engine.derived").setLevel(logging.CRITICAL)
         path = place.cache / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _recorded()  # here, since it is written elsewhere
@@ -153,7 +151,6 @@ def _lines(kind: DerivedKind, name: str, read: Read) -> Callable[[Arena], Any]:
     def opened(place: Arena) -> Iterator[Run]:
         path = place.cache / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("engine.derived").setLevel(logging.CRITICAL)
 
         def run(data: bytes) -> None:
             texts = [data]

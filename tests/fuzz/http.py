@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,7 +58,6 @@ def _plain_request(client: TestClient, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _openai(place: Arena, send: Callable[[TestClient, bytes], None]) -> Iterator[Run]:
-    logging.getLogger("engine.serve").setLevel(logging.CRITICAL)
     folder = make_tiny(place.given / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = Engine(folder, CpuDevice(), place.cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import resource
 import signal
@@ -194,12 +195,16 @@ def _check_sentence(error: Exception) -> None:
 
 @contextlib.contextmanager
 def _watching(place: Arena) -> Iterator[None]:
+    """Nothing is logged meanwhile: what is said of each wrong input would be megabytes."""
     global _current
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     _current = place
     try:
         yield
     finally:
         _current = None
+        logging.disable(before)
 
 
 @contextlib.contextmanager
