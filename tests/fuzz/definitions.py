@@ -187,10 +187,11 @@ TARGETS = (
         "study", of_file("study.yaml", _study),
         lambda: [STUDY.encode(), FULL_STUDY.encode()], YAML, cases=120,
     ),
-    Target("deployment", of_file("file.yaml", _deployment), lambda: [exported()], YAML),
+    Target("deployment", of_file("file.yaml", _deployment), lambda: [exported()], YAML, cases=40),
     Target(
         "workload", of_file("work.yaml", load_workload),
         lambda: [WORKLOAD.encode(), *_texts("workloads")], YAML, allowed=(OSError,),
+        cases=40,
     ),
     Target("prompts", of_file("prompts", _prompts), lambda: PROMPTS),
     Target(
