@@ -1,14 +1,14 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make. `make setup` and `make demo` install what users need; targets that
 # test or check add EXTRAS.
-.PHONY: setup native demo test check fix slow chaos soak baselines triton clean
+.PHONY: setup native demo test check fix slow chaos soak fuzz baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS ?= dev
 DEV := $(VENV)/.ready-$(EXTRAS)
-DEFAULT := not slow and not gpu and not baselines and not triton and not chaos
+DEFAULT := not slow and not gpu and not baselines and not triton and not chaos and not fuzz
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -34,7 +34,7 @@ demo: native
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
 
 # Tests start many processes: none should compile the same sources again.
-test slow chaos soak: export PYTHONDONTWRITEBYTECODE :=
+test slow chaos soak fuzz: export PYTHONDONTWRITEBYTECODE :=
 
 # In three processes, since many tests wait; what watches the clock or the whole machine comes after, alone.
 test: $(DEV) native
@@ -52,6 +52,11 @@ chaos: $(DEV) native
 SOAK_S ?= 1800
 soak: $(DEV) native
 	EXPERTUNE_SOAK_S=$(SOAK_S) $(BIN)/python -m pytest -m slow -s tests/chaos/test_soak.py
+
+# Wrong inputs for every reader: FUZZ_S seconds for each of the targets of tests/fuzz/, others each time.
+FUZZ_S ?= 60
+fuzz: $(DEV) native
+	FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -m fuzz -s tests/fuzz
 
 baselines: $(DEV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[baselines]"

@@ -30,12 +30,17 @@ from typing import ClassVar
 
 from engine.types import FailureClass
 
+LONGEST_MESSAGE = 1500  # characters; what is longer repeats a file that somebody wrote
+
 
 class EngineError(Exception):
     """Base class of all errors that a user or a machine can cause."""
 
     exit_code: ClassVar[int] = 1
     failure: ClassVar[FailureClass] = "crash"
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class UsageError(EngineError):
@@ -146,8 +151,17 @@ class ProtocolError(EngineError):
     """A protocol message cannot be read."""
 
 
+def shortened(message: str) -> str:
+    """A message of at most LONGEST_MESSAGE characters: without its middle if it has more, since its
+    end says what to try."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2 - 3
+    return f"{message[:half]} ... {message[-half:]}"
+
+
 def nearest_hint(word: str, allowed: Iterable[str], cutoff: float = 0.0) -> str:
     """`; the nearest is '...'` for a message about a word that is not allowed; empty if no
     allowed word is similar."""
-    found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
+    found = difflib.get_close_matches(word[:100], list(allowed), n=1, cutoff=cutoff)
     return f"; the nearest is '{found[0]}'" if found else ""

@@ -45,7 +45,9 @@ FailureClass = Literal[
 SensitivityClass = Literal["exact", "rounding", "lossy_static", "lossy_on_miss"]
 
 BITS: tuple[Bits, ...] = get_args(Bits)
+MOST_BYTES = 1 << 62  # of a size; a database keeps 63 bits
 
+LONGEST_TEXT = 64  # of a size or a duration; patterns take the square of a text's length
 _SIZE = re.compile(r"\s*(\d[\d_]*(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 _PREFIXES = {"": "", "k": "kilo", "m": "mega", "g": "giga", "t": "tera"}
 # Spellings in lower case: 8G, 8GB, 8gb, 8Go, 8 gigabytes (10^9); 8Gi, 8GiB, 8 gibibytes (2^30).
@@ -69,22 +71,33 @@ class ExpertId(NamedTuple):
     expert: int
 
 
+def shown(text: object, most: int = LONGEST_TEXT) -> str:
+    """What was given, as a message repeats it: cut if it is long."""
+    word = str(text)
+    return word if len(word) <= most else f"{word[: most - 3]}..."
+
+
 def parse_size_bytes(text: str | int) -> int:
     """Read `8GB` (10^9), `8GiB` (2^30), `512MB` or plain bytes, in the spellings people use.
 
-    Raises ValueError with one sentence that says what is allowed.
+    Raises ValueError with one sentence that says what is allowed, also for more than MOST_BYTES.
     """
-    match = _SIZE.fullmatch(str(text))
+    word = str(text)
+    match = _SIZE.fullmatch(word) if len(word) <= LONGEST_TEXT else None
     unit = None if match is None else _UNITS.get(match.group(2).lower())
     if match is None or unit is None:
-        hint = " (a decimal takes a point: 8.5GB)" if "," in str(text) else ""
+        hint = " (a decimal takes a point: 8.5GB)" if "," in word else ""
         raise ValueError(
-            f"'{text}' is not a size: write a positive number with a unit, "
+            f"'{shown(word)}' is not a size: write a positive number with a unit, "
             f"such as 8GB (10^9 bytes), 8GiB (2^30), 512MB or plain bytes{hint}"
         )
     size = math.floor(float(match.group(1).replace("_", "")) * unit)
     if size <= 0:
-        raise ValueError(f"'{text}' is not a size: it must be above zero, such as 8GB or 512MB")
+        raise ValueError(
+            f"'{shown(word)}' is not a size: it must be above zero, such as 8GB or 512MB"
+        )
+    if size > MOST_BYTES:
+        raise ValueError(f"'{shown(word)}' is more than any machine has: write a smaller size")
     return size
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from engine.errors import shortened
 from engine.types import FailureClass
 
 
@@ -32,6 +33,9 @@ class TunerError(Exception):
     """Base of everything that a user or a machine can cause."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class UsageError(TunerError):

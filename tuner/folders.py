@@ -7,8 +7,10 @@ from pathlib import Path
 import platformdirs
 
 from engine import files
+from engine.types import shown
 from tuner.errors import StoreError, UsageError
 
+_LONGEST_NAME = 255  # bytes of one name, on every file system
 SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -49,6 +51,22 @@ def studies_folder() -> Path:
     return folder
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as people write it, `~` expanded. Raises UsageError for one that no system has."""
+    word = str(text)
+    if "\0" in word:
+        raise UsageError(f"the path {shown(word)!r} holds a zero character: no file's name does")
+    if any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in word.split("/")):
+        raise UsageError(f"the path '{shown(word)}' has a name of more than {_LONGEST_NAME} bytes")
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        home = word.partition("/")[0]
+        raise UsageError(
+            f"there is no home folder '{shown(home)}': write the path from /"
+        ) from None
+
+
 def resolve_model(name: str) -> str:
     """Turns `demo` into its folder, a local folder into its absolute path; keeps anything else.
 
@@ -62,7 +80,7 @@ def resolve_model(name: str) -> str:
                 "expertune brings, or name another model"
             )
         return str(folder)
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.exists():
         return str(folder.resolve())
     if name.startswith((".", "/", "~")):

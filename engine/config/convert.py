@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 from engine.config.choices import choices_of
 from engine.errors import ConfigError, nearest_hint
-from engine.types import Bits, parse_size_bytes
+from engine.types import Bits, parse_size_bytes, shown
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -21,8 +21,8 @@ def convert(path: str, owner: type, name: str, value: Any) -> Any:
     hint = _hints(owner)[name]
     try:
         return convert_to(hint, value, sized=name.endswith("bytes"))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} = {value!r}: {error}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{path} = {shown(repr(value))}: {error}") from None
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.types import MOST_BYTES
 
 RANGES: dict[str, tuple[float, float]] = {
     "cache.shallow_layers": (-1, 10_000),
@@ -29,13 +30,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch.count": (1, 256),
     "batch.size": (1, 256),
     "prefill.chunk_tokens": (1, 1 << 16),
-    "host.bytes": (0, 1 << 62),
+    "host.bytes": (0, MOST_BYTES),
     "kv.max_tokens": (2, 1 << 24),
     "kv.keep_fraction": (0.01, 1.0),
     "serve.prefix_cache_tokens": (0, 1 << 24),
     "serve.response_cache_entries": (0, 1 << 24),
     "io.threads": (1, 32),
-    **dict.fromkeys(("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, 1 << 62)),
+    **dict.fromkeys(
+        ("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, MOST_BYTES)
+    ),
     "device.correction_bytes": (-(1 << 40), 1 << 40),
 }
 

@@ -36,6 +36,7 @@ from engine.types import (
     PredictorName,
     QueueName,
     ScopeName,
+    shown,
 )
 
 Options = Mapping[str, Any]
@@ -390,4 +391,4 @@ def _split_path(path: str) -> tuple[str, str]:
         names = {f.name for f in dataclasses.fields(getattr(EngineConfig(), section))}
         if name in names or (name.startswith("options.") and "options" in names):
             return section, name
-    raise ConfigError(f"there is no setting '{path}'{nearest_hint(path, config_paths())}")
+    raise ConfigError(f"there is no setting '{shown(path)}'{nearest_hint(path, config_paths())}")

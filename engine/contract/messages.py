@@ -72,7 +72,7 @@ def decode(line: bytes | str) -> dict[str, Any]:
     """Decode one line. Raises ProtocolError if it is not a message of this schema."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ProtocolError(f"not a protocol message: {line[:120]!r}") from None
     if not isinstance(message, dict) or message.get("schema") != SCHEMA:
         found = message.get("schema") if isinstance(message, dict) else type(message).__name__

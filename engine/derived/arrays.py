@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,8 +27,10 @@ _ZIP_ERRORS = (
     OverflowError,
     TypeError,
     AttributeError,
-    KeyError,
+    LookupError,
+    MemoryError,  # a header that names more elements than any memory holds
     SyntaxError,
+    tokenize.TokenError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,

@@ -29,7 +29,14 @@ _SEAL = re.compile(
 )
 _TAIL_BYTES = 256  # more than any seal
 _NO_SEAL = "it has no checksum: it was cut short, or an earlier release wrote it"
-CONTENT_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+CONTENT_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 """What a parser raises about content that is whole but not what it expects."""
 
 

@@ -90,4 +90,7 @@ def _parse(line: bytes) -> tuple[Any, bool]:
     digest, _, text = line.removesuffix(b"\n").partition(b" ")
     if not line.endswith(b"\n") or short_digest(text).encode() != digest:
         return None, False
-    return json.loads(text), True
+    try:
+        return json.loads(text), True
+    except (ValueError, RecursionError):
+        return None, False

@@ -37,7 +37,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for results in self._lines.read():
-                self._known.update(results)
+                self._known.update(results if isinstance(results, dict) else {})
         except OSError as error:
             raise self._unusable(error) from None
 

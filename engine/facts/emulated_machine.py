@@ -9,6 +9,8 @@ profile's.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from engine.facts.timings import ModelTimings, RecordSource
 from engine.files import studies_folder
 from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
 from engine.inputs.bounds import read_bounded
-from engine.types import parse_size_bytes
+from engine.types import parse_size_bytes, shown
 
 PREFIX = "emulated:"
 
@@ -131,18 +133,20 @@ def machine_names() -> tuple[str, ...]:
 def load_machine(name: str) -> EmulatedMachine:
     """Load a profile by name, or by the path of its YAML. Raises UsageError that says what is
     wrong."""
-    path = Path(name) if name.endswith(".yaml") else machine_folder() / f"{name}.yaml"
-    if not path.is_file():
-        names = machine_names()
+    names = machine_names()
+    if name not in names and not (name.endswith(".yaml") and os.path.isfile(name)):
         hint = nearest_hint(name, names)
-        raise UsageError(f"there is no machine '{name}'{hint} (there are: {', '.join(names)})")
+        raise UsageError(
+            f"there is no machine '{shown(name)}'{hint} (there are: {', '.join(names)})"
+        )
+    path = machine_folder() / f"{name}.yaml" if name in names else Path(name)
     try:
         data = yaml.load(read_bounded(path, MOST_YAML_BYTES), Loader=BoundedYaml)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {error}") from None
     fields = {field.name: field.type for field in dataclasses.fields(EmulatedMachine)}
     given = dict(data) if isinstance(data, dict) else {}
-    unknown = sorted(set(given) - set(fields))
+    unknown = sorted(shown(key) for key in set(given) - set(fields))
     missing = sorted(set(fields) - set(given))
     if unknown or missing:
         raise UsageError(f"{path}: unknown keys {unknown}, missing keys {missing}")
@@ -155,9 +159,17 @@ def load_machine(name: str) -> EmulatedMachine:
             elif kind == "int":
                 values[key] = parse_size_bytes(value)
             else:
-                values[key] = float(value)
-                if values[key] <= 0:
-                    raise ValueError("must be above zero")
+                values[key] = _above_zero(value)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{path}: {key} = {value!r}: {error}") from None
+            raise UsageError(f"{path}: {key} = {shown(repr(value))}: {error}") from None
     return EmulatedMachine(**values)
+
+
+def _above_zero(value: Any) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise ValueError("write a number above zero")
+    return found

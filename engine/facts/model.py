@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine.inputs.typed import check_types
 from engine.layout.non_expert import NonExpertMatrix
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part, parts_from_json, parts_to_json
+from engine.types import BITS
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class ModelFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelFacts:
-        """Inverse of to_json."""
+        """Inverse of to_json. Raises one of CONTENT_ERRORS for facts that no model has."""
         prequantized = data.get("prequantized")
-        return cls(
+        found = cls(
             **{
                 **data,
                 "parts": parts_from_json(data["parts"]),
@@ -73,3 +75,36 @@ class ModelFacts:
                 "prequantized": PrequantizedFormat(**prequantized) if prequantized else None,
             }
         )
+        check_types(found)
+        _check_sizes(found)
+        return found
+
+
+_MOST: dict[str, int] = {
+    "layers": 1 << 12, "moe_layers": 1 << 12, "experts": 1 << 16, "experts_per_token": 1 << 16,
+    "hidden_size": 1 << 24, "vocabulary": 1 << 32,
+}  # fmt: skip
+_MOST_BYTES = 1 << 56
+
+
+def _check_sizes(facts: ModelFacts) -> None:
+    """Raise ValueError for sizes that no model has. Whole numbers alone: types are checked."""
+    parts = [size for part in facts.parts for size in part.shape]
+    sizes = {
+        **{name: (1, most, [getattr(facts, name)]) for name, most in _MOST.items()},
+        "parts": (1, 1 << 32, parts or [0]),
+        "record_bytes": (1, _MOST_BYTES, [*facts.record_bytes.values()] or [0]),
+        "expert_bytes": (1, _MOST_BYTES, [*facts.expert_bytes.values()] or [0]),
+        "non_expert_matrices": (1, 1 << 32, [n for one in facts.non_expert_matrices for n in one]),
+        "pieces_16": (1, 1 << 16, [facts.pieces_16]),
+    }
+    for name in ("max_positions", "non_expert_bytes", "kv_bytes_per_token", "embedding_bytes"):
+        sizes[name] = (0, _MOST_BYTES, [getattr(facts, name)])
+    sizes["kv_plain_layers"] = (0, facts.layers, [facts.kv_plain_layers])
+    for name, (least, most, given) in sizes.items():
+        if any(not least <= size <= most for size in given):
+            raise ValueError(f"{name} holds a size outside {least} to {most}")
+    if any(len(part.shape) not in (1, 2) for part in facts.parts):
+        raise ValueError("parts are matrices and vectors")
+    if unknown := set(facts.record_bytes) - {str(bits) for bits in BITS}:
+        raise ValueError(f"record_bytes knows no {sorted(unknown)[0]:.40} bits")

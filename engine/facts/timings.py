@@ -23,6 +23,7 @@ from engine.derived.file import (
     save_json,
 )
 from engine.errors import StorageError, UnreadableError, UsageError
+from engine.inputs.typed import check_types
 from engine.native.library import products_name
 
 TIMINGS = DerivedKind(
@@ -107,6 +108,12 @@ class ModelTimings:
     together: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def timed_bits(self) -> frozenset[int]:
+        """The precisions of experts of which everything was timed."""
+        by_bits = (self.layer_s, self.sources, self.wake_s, self.restart_s, self.contention)
+        return frozenset(self.expert_s).intersection(*by_bits)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return dataclasses.asdict(self)
@@ -126,7 +133,10 @@ class ModelTimings:
         values.setdefault("coarser_non_expert_s", {})  # of an earlier release
         for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
-        return cls(**values)
+        found = cls(**values)
+        check_types(found)
+        _check_times(found)
+        return found
 
 
 def timings_path(folder: Path, machine: str, model: str, device: str, threads: int = 0) -> Path:
@@ -160,7 +170,7 @@ def read_timings(path: Path) -> ModelTimings:
     except UnreadableError as error:
         why = error.reason
     except CONTENT_ERRORS as error:
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error!s:.200}"
     raise StorageError(
         f"{path} holds no timings of this release ({why}): measure them again with `tune profile`"
     )
@@ -227,3 +237,24 @@ def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
     if not all(math.isfinite(value) for value in found.values()):
         raise ValueError("a time is not finite")
     return found
+
+
+def _check_times(timings: ModelTimings) -> None:
+    """Raise ValueError for times and speeds that nothing has."""
+    sources = timings.sources.values()
+    speeds = [speed for source in sources for speed in source.bytes_per_s.values()]
+    if any(speed <= 0 for speed in speeds) or not all(source.bytes_per_s for source in sources):
+        raise ValueError("a source has no speed")
+    if any(source.extents < 1 for source in sources):
+        raise ValueError("a source has no extents")
+    single = (timings.submit_s, timings.gate_lookahead_s, *(source.chunk_s for source in sources))
+    curves = [timings.non_expert_s, timings.router_s, timings.pass_s, timings.policy_s]
+    by_bits = (timings.layer_s, timings.expert_s, timings.host_expert_s)
+    curves += [curve for curves in by_bits for curve in curves.values()]
+    factors = (timings.wake_s, timings.restart_s, timings.contention)
+    times = [*single, *(time for curve in (*curves, *factors) for time in curve.values())]
+    experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]
+    if not all(0 <= time < math.inf for time in times) or not all(curves):
+        raise ValueError("a time is no time")
+    if any(time == 0 for curve in experts for time in curve.values()):
+        raise ValueError("an expert takes no time")

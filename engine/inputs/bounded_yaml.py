@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from engine.files import UniqueKeys
@@ -9,6 +11,7 @@ from engine.inputs.bounds import MOST_DEPTH
 
 MOST_YAML_BYTES = 32 << 20  # a deployment carries its prompts
 MOST_NODES = 100_000  # keys and values; a study of 1,000 prompts has some 3,000
+MOST_WHOLE = 1 << 63
 MOST_REPEATED = 1_000_000  # nodes and characters: ten aliases of ten, nine times, are 10^9
 
 
@@ -16,8 +19,8 @@ class BoundedYaml(UniqueKeys):
     """A loader for files that others wrote.
 
     Raises yaml.YAMLError with a line for what is nested more than MOST_DEPTH deep, has more than
-    MOST_NODES keys and values, repeats more than MOST_REPEATED behind aliases, or has an alias
-    inside its own anchor.
+    MOST_NODES keys and values, repeats more than MOST_REPEATED behind aliases, has an alias inside
+    its own anchor, a number of more than 64 bits, or a value that its tag does not allow.
     """
 
     def __init__(self, stream: str | bytes) -> None:
@@ -52,6 +55,19 @@ class BoundedYaml(UniqueKeys):
         if self._repeated > MOST_REPEATED:
             raise _refused("its aliases repeat too much: write the values out", mark)
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. PyYAML itself lets `!!bool x` and `!!int ""` fail as KeyError and
+        IndexError, and reads numbers that no float and no database holds."""
+        try:
+            found = super().construct_object(node, deep)
+        except (LookupError, ValueError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            shown = str(node.value)[:40]
+            raise _refused(f"'{shown}' cannot be read as {kind}", node.start_mark) from None
+        if isinstance(found, int) and not -MOST_WHOLE <= found < MOST_WHOLE:
+            raise _refused("a whole number has more than 64 bits", node.start_mark)
+        return found
 
 
 def _refused(problem: str, mark: yaml.Mark) -> yaml.YAMLError:

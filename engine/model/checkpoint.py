@@ -100,6 +100,11 @@ class Checkpoint:
         start, stop = (0, entry.shape[0]) if rows is None and entry.shape else (0, 1)
         if rows is not None:
             start, stop = rows.start, rows.stop
+            if not entry.shape or stop > entry.shape[0]:  # its neighbours' bytes would be read
+                raise CheckpointError(
+                    f"{entry.name} has shape {entry.shape}, and its part {stop - 1} is asked for: "
+                    "config.json belongs to other weights, or the download is incomplete"
+                )
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
         size = (stop - start) * row_bytes if entry.shape else row_bytes

@@ -82,8 +82,19 @@ def check_method(folder: Path, config: Mapping[str, Any]) -> None:
     method = str(quantization.get("quant_method", "an unnamed method"))
     if method in INT4_METHODS:
         int4_scheme(folder, quantization)
-    elif method != "mxfp4" and not (method == "fp8" and quantization.get("weight_block_size")):
-        raise not_read(folder, f"{method} without weight_block_size" if method == "fp8" else method)
+    elif method == "fp8":
+        _check_block(folder, quantization.get("weight_block_size"))
+    elif method != "mxfp4":
+        raise not_read(folder, method)
+
+
+def _check_block(folder: Path, block: Any) -> None:
+    """Raise CheckpointError unless fp8 has scales for blocks of so many rows and columns."""
+    if not block:
+        raise not_read(folder, "fp8 without weight_block_size")
+    sides = block if isinstance(block, list) else ()
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise not_read(folder, f"fp8 in blocks of {block!r:.40}")
 
 
 def refuse_scale(folder: Path, name: str) -> None:
@@ -159,11 +170,12 @@ def _fp8_tensor(
     entry: TensorEntry, tensors: Mapping[str, TensorEntry], block: tuple[int, ...]
 ) -> PrequantizedTensor:
     scales = tensors.get(entry.name + _FP8_SCALES)
-    if len(block) != 2 or len(entry.shape) < 2:
-        raise CheckpointError(f"{entry.name}: fp8 in blocks of {block} is not read: {READ} are")
+    if len(entry.shape) < 2:
+        raise CheckpointError(f"{entry.name}: fp8 of shape {entry.shape} is not read: {READ} are")
     sides = zip(entry.shape[-2:], block, strict=True)
     wanted = (*entry.shape[:-2], *(-(-size // side) for size, side in sides))
-    if scales is None or not scales.dtype.is_floating_point or scales.shape != wanted:
+    fits = scales is not None and scales.dtype.is_floating_point and scales.dtype != entry.dtype
+    if scales is None or not fits or scales.shape != wanted:
         raise _unmatched(entry, scales, f"{entry.name}{_FP8_SCALES} of shape {wanted}")
     return PrequantizedTensor(entry.name, "fp8", entry, scales, entry, (block[0], block[1]))
 
@@ -172,8 +184,9 @@ def _mxfp4_tensor(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> Pre
     name = entry.name.removesuffix("_blocks")
     scales = tensors.get(f"{name}_scales")
     fits = len(entry.shape) == 4 and entry.shape[-1] == MXFP4_GROUP // 2
-    if not fits or scales is None or scales.shape != entry.shape[:-1]:
-        raise _unmatched(entry, scales, f"{name}_scales of shape {entry.shape[:-1]}")
+    whole_bytes = scales is not None and {entry.dtype, scales.dtype} == {torch.uint8}
+    if not fits or not whole_bytes or scales is None or scales.shape != entry.shape[:-1]:
+        raise _unmatched(entry, scales, f"{name}_scales of shape {entry.shape[:-1]}, both in uint8")
     experts, rows, groups = scales.shape
     shape = (experts, groups * MXFP4_GROUP, rows)  # [E, K, N]
     whole = TensorEntry(name, entry.file, entry.dtype, shape, entry.offset, entry.size_bytes)

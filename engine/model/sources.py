@@ -28,6 +28,7 @@ from engine.errors import CheckpointError
 from engine.model.checkpoint import Checkpoint
 from engine.model.quantized import refuse_scale
 from engine.model.safetensors_file import TensorEntry
+from engine.types import shown
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,13 @@ class ParameterSource:
                     f"experts (first {keys[0]}): it is incomplete, finish the download or copy it "
                     "again"
                 )
-        result = self._run(tensors, model)
-        return next(iter(result.values()))[0]
+        result = next(iter(self._run(tensors, model).values()))
+        if result.ndim < 2:
+            raise CheckpointError(
+                f"{self.target}: the checkpoint gives shape {tuple(result.shape)} for expert "
+                f"{index}: config.json belongs to other weights"
+            )
+        return result[0]
 
     def expert_entries(
         self, index: int, experts: int, checkpoint: Checkpoint, *, scales: bool = False
@@ -114,7 +120,18 @@ class ParameterSource:
         for pattern, values in tensors.items():
             for value in values:
                 converter.add_tensor(self.target, self.target, pattern, value)
-        converted = converter.convert(self.target, model=model, config=model.config)
+        try:
+            converted = converter.convert(self.target, model=model, config=model.config)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            shapes = {tuple(value.shape) for values in tensors.values() for value in values}
+            why = shown(" ".join(str(error).split()) or type(error).__name__, 200)
+            raise CheckpointError(
+                f"{self.target}: its tensors cannot be joined, of shapes "
+                f"{', '.join(map(str, sorted(shapes)))} ({why}): config.json belongs to other "
+                "weights, or the checkpoint is damaged"
+            ) from None
         return {
             name: value[0] if isinstance(value, list) else value
             for name, value in converted.items()

@@ -105,8 +105,9 @@ def with_host_ratios(
     known = timings.host_expert_s.get(bits) if timings is not None else None
     if config.placement.name != "earliest" or config.placement.options or not known:
         return config
-    assert timings is not None
-    source = timings.sources[bits]
+    source = timings.sources.get(bits) if timings is not None else None
+    if source is None:
+        return config
     moved_s = source.chunk_s + record_bytes_of(config, facts, bits) / source.rate(1)
     found = {str(tokens): round_ratio(seconds / moved_s) for tokens, seconds in known.items()}
     return config.overlay({"placement.options.host_ratios": found})

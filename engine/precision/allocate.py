@@ -6,6 +6,7 @@ of every unit's loss curve, which is optimal up to the last step that fits. Valu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,12 @@ def load_sensitivities(path: Path) -> list[Losses] | None:
 
     def parse(kept: Mapping[str, Any]) -> list[Losses]:
         rows = kept["layers"]
-        return [{bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows]
+        found: list[Losses] = [
+            {bits: float(row[str(bits)]) for bits in BITS if str(bits) in row} for row in rows
+        ]
+        if not all(found) or not all(math.isfinite(x) for curve in found for x in curve.values()):
+            raise ValueError("a layer has no loss")
+        return found
 
     return load_json(path, SENSITIVITIES, parse)
 

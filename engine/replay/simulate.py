@@ -26,7 +26,7 @@ from engine.replay import native_clock
 from engine.replay.clock import Clock, PassTime
 from engine.replay.decisions import DecisionRecorder, Decisions, decision_key
 from engine.replay.walk import walk
-from engine.trace.trace import Trace
+from engine.trace.trace import Trace, mismatch
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Replay:
         decoded = sum(t.tokens for t in decode)
         sequences = _sequences(decode, groups)
         found: dict[str, float] = {}
-        if prefill_s:
+        if prefill_s > 0:
             found["prefill_tps"] = sum(t.tokens for t in prefill) / prefill_s
             found["ttft_ms"] = prefill_s / len(groups) * 1e3
-        if decoded:
+        if decoded and decode_s > 0:
             steps = len(decode) / len(groups)
             found["decode_tps"] = decoded / decode_s
             found["output_tps"] = (decoded + sequences) / (prefill_s + decode_s)
@@ -99,12 +99,14 @@ def replay(
     without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
     if the config does not fit, UsageError if the trace lacks what its policies need.
     """
+    if (wrong := mismatch(trace, facts.moe_layers, facts.experts)) is not None:
+        raise UsageError(f"this trace {wrong}")
     resolved = resolve_for(config, facts, profile)
-    untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.expert_s]
+    untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.timed_bits]
     if untimed:
         raise UsageError(
             f"these timings lack {', '.join(map(str, untimed))} bits: time them too, with `tune "
-            f"profile --bits {','.join(map(str, sorted({*profile.expert_s, *untimed})[::-1]))}`"
+            f"profile --bits {','.join(map(str, sorted({*profile.timed_bits, *untimed})[::-1]))}`"
         )
     profile = at_non_expert_bits(profile, resolved.config.precision.non_expert_bits)
     run = _Run(resolved, facts, trace, profile, history, learned or {}, sorted(warm))
@@ -122,7 +124,8 @@ def resolve_for(config: EngineConfig, facts: ModelFacts, profile: ModelTimings) 
     """Resolves a config, and how its placement splits by this profile, if that has a host."""
     resolved = resolve(config, facts)
     config = with_host_ratios(resolved.config, facts, profile)
-    if profile.host_expert_s and config.placement.host_fraction == "auto":
+    known = config.precision.bits in profile.host_expert_s.keys() & profile.sources.keys()
+    if known and config.placement.host_fraction == "auto":
         fraction = host_fraction(config, facts, profile)
         config = config.overlay({"placement.host_fraction": fraction})
     return resolved._replace(config=config)

@@ -21,11 +21,20 @@ from numpy.typing import NDArray
 from engine.derived.arrays import Arrays, load_arrays, read_arrays, save_arrays
 from engine.derived.file import CONTENT_ERRORS, DerivedKind
 from engine.errors import StorageError, UnreadableError, UsageError
+from engine.inputs.typed import check_types
 from engine.types import Phase
 
 TRACE_VERSION = 1
 TRACE = DerivedKind("routing trace", TRACE_VERSION, "a study or `tune trace` records it again")
 LOOK_AHEAD_LAYERS = 4  # how many layers ahead a trace keeps the gate look-ahead
+# Kind of numbers and shape of each array.
+_SHAPES = {
+    "weights": ("f", "NLK"),
+    "probabilities": ("f", "NLE"),
+    "look_ahead": ("i", "NLHM"),
+    "embeddings": ("f", "ND"),
+    "gate_inputs": ("f", "NLD"),
+}
 _ARRAYS = ("experts", "weights", "probabilities", "look_ahead", "embeddings", "gate_inputs")
 
 
@@ -133,7 +142,7 @@ def _from_arrays(arrays: Arrays) -> Trace:
     """Raises one of CONTENT_ERRORS."""
     header = json.loads(str(arrays["header"]))
     if header["version"] != TRACE_VERSION:
-        raise ValueError(f"it is of version {header['version']}, not {TRACE_VERSION}")
+        raise ValueError(f"it is of version {header['version']!r:.40}, not {TRACE_VERSION}")
     passes = tuple(
         TracePass(group, phase, tuple(tokens), first)
         for group, phase, tokens, first in header["passes"]
@@ -141,4 +150,42 @@ def _from_arrays(arrays: Arrays) -> Trace:
     named: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     if named["experts"] is None:
         raise ValueError("it has no experts")
-    return Trace(passes=passes, facts=header["facts"], **named)
+    found = Trace(passes=passes, facts=dict(header["facts"]), **named)
+    _check(found)
+    return found
+
+
+def mismatch(trace: Trace, layers: int, experts: int) -> str | None:
+    """What is wrong if a trace cannot belong to a model with this many MoE layers and experts per
+    layer, else None."""
+    highest = int(trace.experts.max(initial=-1))
+    if trace.layers == layers and highest < experts:
+        return None
+    return (
+        f"has {trace.layers} MoE layers and experts up to {highest}; the model has {layers} layers "
+        f"of {experts} experts: record one of this model with `tune trace`"
+    )
+
+
+def _check(trace: Trace) -> None:
+    """Raise ValueError unless arrays and passes agree."""
+    if trace.experts.ndim != 3 or trace.experts.dtype.kind != "i":
+        raise ValueError("its experts are no whole numbers [N, L, K]")
+    if trace.experts.min(initial=0) < -1 or 0 in trace.experts.shape[1:]:
+        raise ValueError("its experts are no choices")
+    rows, layers, _ = trace.experts.shape
+    known = {"N": rows, "L": layers}
+    for name, (kind, letters) in _SHAPES.items():
+        array = getattr(trace, name)
+        sizes = () if array is None else zip(letters, array.shape, strict=False)
+        right = array is None or (array.dtype.kind == kind and array.ndim == len(letters))
+        if not right or any(known.get(letter, size) != size for letter, size in sizes):
+            raise ValueError(f"its {name} are not of shape [{', '.join(letters)}]")
+    for one in trace.passes:
+        check_types(one)
+        if not one.tokens or min(one.tokens) < 1 or min(one.group, one.first) < 0:
+            raise ValueError("a pass has no tokens, or begins before the first")
+        if one.first + sum(one.tokens) > rows:
+            raise ValueError(f"a pass ends behind the {rows} tokens")
+    if not trace.passes:
+        raise ValueError("it has no passes")

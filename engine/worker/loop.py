@@ -13,7 +13,7 @@ import torch
 
 from engine.contract.messages import decode, encode
 from engine.device import process_memory
-from engine.errors import EngineError, InfeasibleError
+from engine.errors import EngineError, InfeasibleError, ProtocolError
 from engine.types import FailureClass
 from engine.worker.lost_context import lost_context
 
@@ -51,7 +51,8 @@ class Runner(Protocol):
 
 
 def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None:
-    """Answer requests one by one, until `close` or an error that loses the accelerator's context.
+    """Answer requests one by one, until `close`, an error that loses the accelerator's context, or
+    a line that is no message, which is answered too.
 
     make_runner: called with the function that sends a request's events.
     """
@@ -59,14 +60,18 @@ def serve(connection: Connection, make_runner: Callable[[Emit], Runner]) -> None
     threading.Thread(target=_beat, args=(connection, stop), daemon=True).start()
     current: dict[str, Any] = {"id": None}
     runner = make_runner(lambda event: connection.send({"id": current["id"], **event}))
-    while (request := connection.receive()) is not None:
-        current["id"] = request.get("id")
-        arguments = {k: v for k, v in request.items() if k not in ("schema", "id", "op")}
-        answer = _answer(runner, str(request.get("op")), arguments)
-        connection.send({"id": current["id"], **answer})
-        if request.get("op") == "close" or answer.get("error", {}).get("ends_worker"):
-            break
-    stop.set()
+    try:
+        while (request := connection.receive()) is not None:
+            current["id"] = request.get("id")
+            arguments = {k: v for k, v in request.items() if k not in ("schema", "id", "op")}
+            answer = _answer(runner, str(request.get("op")), arguments)
+            connection.send({"id": current["id"], **answer})
+            if request.get("op") == "close" or answer.get("error", {}).get("ends_worker"):
+                break
+    except ProtocolError as error:
+        connection.send({"id": None, "ok": False, "error": _describe(error, ends_worker=True)})
+    finally:
+        stop.set()
 
 
 def _answer(runner: Runner, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def _answer(runner: Runner, operation: str, arguments: dict[str, Any]) -> dict[s
         return {"ok": False, "error": _describe(error)}
 
 
-def _describe(error: Exception) -> dict[str, Any]:
+def _describe(error: Exception, *, ends_worker: bool = False) -> dict[str, Any]:
     """The error of an answer; `ends_worker` if this process can compute no more."""
     message = str(error) or type(error).__name__
     failure: FailureClass = "crash"
@@ -97,7 +102,7 @@ def _describe(error: Exception) -> dict[str, Any]:
         "message": message,
         "exit_code": exit_code,
         "smallest_bytes": smallest,
-        "ends_worker": lost is not None,
+        "ends_worker": ends_worker or lost is not None,
     }
 
 

@@ -21,8 +21,12 @@ TEXT = (
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of make_tiny."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny(folder: Path) -> Path:
     """A checkpoint with tokenizer and chat template; shapes that allow every precision."""
-    folder = tmp_path_factory.mktemp("tiny")
     save_tiny("qwen3_moe", folder, vocab_size=300, max_position_embeddings=512)
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([TEXT], vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"])

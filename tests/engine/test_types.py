@@ -41,6 +41,20 @@ def test_what_is_no_size_is_refused_in_one_sentence(text: str) -> None:
         parse_size_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 60 + "GB", "5000000TB"])
+def test_what_no_machine_has_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than any machine has"):
+        parse_size_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "GB", "8" + " " * 200_000 + "!"])
+def test_a_long_text_is_no_size_and_takes_no_time(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^'.{1,64}' is not a size"
+    ):  # by its square it took minutes
+        parse_size_bytes(text)
+
+
 def test_bytes_are_shown_in_decimal_units() -> None:
     assert format_bytes(1_500_000_000) == "1.5 GB"
     assert format_bytes(999) == "999 B"

@@ -15,7 +15,7 @@ import typer
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
-from engine.types import BITS, parse_size_bytes
+from engine.types import BITS, parse_size_bytes, shown
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_note
 from tuner.definition.duration import MOST_S, parse_duration_s
@@ -24,7 +24,7 @@ from tuner.definition.workload import FittedWorkload, choose_workload, describe_
 from tuner.engine_client.process import ENGINE_COMMAND, WorkerLimits
 from tuner.engine_client.session import EngineSession, worker_factory
 from tuner.errors import UsageError
-from tuner.folders import default_storage, resolve_model
+from tuner.folders import default_storage, resolve_model, user_path
 from tuner.formatting import format_duration
 from tuner.store.database import open_database, open_read_only
 from tuner.store.repository import Store
@@ -69,7 +69,7 @@ def read_size(option: str, text: str | None) -> int | None:
         return None
     if "," in text:
         raise UsageError(
-            f"{option} {text}: this command takes one budget; a decimal takes a point: 8.5GB"
+            f"{option} {shown(text)}: this command takes one budget; a decimal takes a point: 8.5GB"
         )
     try:
         size = parse_size_bytes(text)
@@ -95,7 +95,8 @@ def read_budgets(text: str | None) -> dict[str, Any]:
             part if own else part + unit for part, own in zip(parts, units, strict=True)
         )
         raise UsageError(
-            f"--vram {text}: give each size its unit, {each}; a decimal takes a point: 8.5{unit}"
+            f"--vram {shown(text)}: give each size its unit, {shown(each)}; a decimal takes a "
+            f"point: 8.5{shown(unit)}"
         )
     sizes = sorted({read_size("--vram", part) or 0 for part in parts or [text]})
     return {"vram_bytes": sizes[-1], **({"curve": sizes[:-1]} if len(sizes) > 1 else {})}
@@ -158,7 +159,7 @@ def portable_model(model: str | None) -> str | None:
     """The model as it is stored: `demo` and ids unchanged, folders as absolute paths."""
     if not model or model == "demo":
         return model
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     return str(folder.resolve()) if folder.exists() else model
 
 
@@ -169,11 +170,13 @@ def read_settings(pairs: list[str]) -> dict[str, list[Any]]:
         path, _, values = pair.partition("=")
         path, choices = path.strip(), [one.strip() for one in values.split(",") if one.strip()]
         if not choices:
-            raise UsageError(f"--set {pair}: write path=value, such as cache.expert_bytes=25%")
+            raise UsageError(
+                f"--set {shown(pair)}: write path=value, such as cache.expert_bytes=25%"
+            )
         if path == "device.name":
             raise UsageError("--set device.name would be reported, not opened: use --device")
         if path in settings:
-            raise UsageError(f"--set {path} stands twice: write several values by commas")
+            raise UsageError(f"--set {shown(path)} stands twice: write several values by commas")
         for choice in choices:
             EngineConfig().overlay({path: choice})
         settings[path] = list[Any](choices)

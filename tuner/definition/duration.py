@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from engine.types import LONGEST_TEXT
+
 MOST_S = 1e9  # thirty years; more is a slip, and no clock can add it
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _WORDS = {
@@ -27,6 +29,8 @@ def parse_duration_s(text: str | float) -> float:
     Raises ValueError with one sentence that says what is allowed, also for more than MOST_S.
     """
     word = str(text).strip().lower()
+    if len(word) > LONGEST_TEXT:
+        raise ValueError(_allowed(text))
     try:
         found = float(word)
     except ValueError:

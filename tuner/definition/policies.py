@@ -9,6 +9,7 @@ from pydantic import Field
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, nearest_hint
+from engine.types import shown
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.errors import DefinitionError, UsageError
 from tuner.folders import studies_folder
@@ -58,11 +59,13 @@ def policy_settings(name: str) -> dict[str, Any]:
 
 def load_policy(name: str) -> PolicyFile:
     """Loads a policy by name; raises UsageError with the nearest name if there is none."""
-    path = studies_folder() / "policies" / f"{name}.yaml"
-    if not path.is_file():
-        names = policy_names()
+    names = policy_names()
+    if name not in names:
         hint = nearest_hint(name, names)
-        raise UsageError(f"there is no policy '{name}'{hint} (there are: {', '.join(names)})")
+        raise UsageError(
+            f"there is no policy '{shown(name)}'{hint} (there are: {', '.join(names)})"
+        )
+    path = studies_folder() / "policies" / f"{name}.yaml"
     policy = read_strict(PolicyFile, load_yaml(path), str(path))
     try:
         config = EngineConfig().overlay(policy.engine)

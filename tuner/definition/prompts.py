@@ -242,9 +242,11 @@ def _rows_of_table(text: str, path: Path) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 1
     try:
-        names = [name.strip().lower() for name in next(cells for cells in reader if cells)]
-        if names.count("prompt") > 1:
-            raise DefinitionError(f"{path} has two columns `prompt`: keep one")
+        header = next((cells for cells in reader if cells), [])
+        names = [name.strip(' "').lower() for name in header]
+        if names.count("prompt") != 1:
+            found = "two columns" if "prompt" in names else "no column"
+            raise DefinitionError(f"{path} has {found} `prompt` in its header: name one so")
         prompt = names.index("prompt")
         following = names.index("continuation") if "continuation" in names else -1
         begin = reader.line_num + 1

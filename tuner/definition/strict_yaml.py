@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from engine.errors import nearest_hint
 from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
+from engine.types import shown
 from tuner.definition.text import join_surrogates, read_text
 from tuner.errors import DefinitionError, UsageError
 
@@ -23,6 +24,7 @@ _NEEDS_ESCAPE = re.compile(
 )
 
 
+_LONGEST_PLACE, _LONGEST_REASON = 200, 500  # in a message
 _TYPE_NAME = re.compile(r"str|int|float|bool|list\[.*\]")  # how pydantic names a union's members
 
 
@@ -113,8 +115,6 @@ def parse_yaml(text: str, source: str, error: type[UsageError] = DefinitionError
         raise error(f"{source}{where} is not safe YAML: {what}") from None
     except UsageError as problem:
         raise error(f"{source}: {problem}") from None
-    except ValueError as problem:  # integers of thousands of digits
-        raise error(f"{source} is not readable YAML: {problem}") from None
 
 
 def dump_yaml(data: Any, *, compact: bool = False) -> str:
@@ -139,7 +139,8 @@ def read_strict(
 
 def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     parts = []
-    for place, detail in _by_place(problem)[:3]:
+    for where, detail in _by_place(problem)[:3]:
+        place = shown(where, _LONGEST_PLACE)
         if detail["type"] == "extra_forbidden":
             parts.append(_unknown_key(model, detail["loc"]))
         elif detail["type"] == "missing":
@@ -148,7 +149,7 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
             keys = ", ".join(sorted(_keys_at(model, detail["loc"])))
             parts.append(f"{place} = {detail['input']!r:.80} must be a mapping with keys of {keys}")
         else:
-            reason = detail["msg"].removeprefix("Value error, ")
+            reason = shown(detail["msg"].removeprefix("Value error, "), _LONGEST_REASON)
             given = repr(detail["input"])
             parts.append(f"{place} = {given[:80]}: {reason}" if place else reason)
     return "; ".join(parts)
@@ -172,7 +173,7 @@ def _by_place(problem: ValidationError) -> list[tuple[str, Any]]:
 def _unknown_key(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
     allowed = sorted(_keys_at(model, place[:-1]))
     key = str(place[-1])
-    full = ".".join(map(str, place))
+    full = shown(".".join(map(str, place)), _LONGEST_PLACE)
     if len(place) == 1 and (inside := _nested(model, key)):
         return f"there is no key '{full}'; it stands in a mapping: {inside}"
     return f"there is no key '{full}'{nearest_hint(key, allowed)} (allowed: {', '.join(allowed)})"

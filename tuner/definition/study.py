@@ -30,6 +30,7 @@ from tuner.definition.workload import (
     locate_workload,
 )
 from tuner.errors import DefinitionError, UsageError
+from tuner.folders import user_path
 
 ObjectiveName = Literal["output_tps", "tpot_ms", "quality"]
 SamplerName = Literal["auto", "tpe", "gp", "nsga2", "random", "grid"]
@@ -346,7 +347,7 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _beside(name: Any, folder: Path) -> str:
-    return str((folder / str(name)).resolve())
+    return str((folder / user_path(str(name))).resolve())
 
 
 def _check_policy(name: Value) -> None:

@@ -21,7 +21,7 @@ from engine.files import short_digest
 from tuner.definition.prompts import load_prompts
 from tuner.definition.strict_yaml import Strict, load_yaml, read_strict
 from tuner.errors import DefinitionError
-from tuner.folders import studies_folder
+from tuner.folders import studies_folder, user_path
 
 DEFAULT = "demo"  # the workload of who names none
 
@@ -63,7 +63,7 @@ def locate_workload(text: str, folder: Path) -> str:
     names = workload_names()
     if text in names:
         return text
-    path = folder / Path(text).expanduser()
+    path = folder / user_path(text)
     if not path.is_file() and Path(text).name == text and not Path(text).suffix:
         raise DefinitionError(
             f"there is no workload '{text}'{nearest_hint(text, names)} (there are: "
@@ -85,7 +85,7 @@ def load_workload(source: str | Path, **changes: Any) -> Workload:
     file = read_strict(WorkloadFile, load_yaml(path), str(path))
     _check_continuations(file, path)
     if isinstance(file.prompts, str):
-        prompts, continuations = load_prompts(path.parent / file.prompts)
+        prompts, continuations = load_prompts(path.parent / user_path(file.prompts))
     else:
         prompts, continuations = tuple(file.prompts), tuple(file.continuations)
     if not prompts:

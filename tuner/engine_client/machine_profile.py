@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.derived.file import DerivedKind, load_json, save_json
 from engine.facts.machine import Hardware, MachineProfile
+from engine.inputs.typed import check_types
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
@@ -52,4 +53,6 @@ def _from_json(data: dict[str, Any]) -> MachineProfile:
     names = {field.name for field in dataclasses.fields(MachineProfile)}
     if set(data) != names:
         raise ValueError("it has other figures")
-    return MachineProfile(**data)
+    found = MachineProfile(**data)
+    check_types(found)
+    return found

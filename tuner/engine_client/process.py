@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from engine.contract import messages
 from engine.errors import ProtocolError
@@ -238,15 +238,10 @@ class EngineWorker:
             result: dict[str, Any] = message["result"]
             return result
         error = message.get("error")
-        if message["ok"] is False and isinstance(error, dict) and "message" in error:
+        if message["ok"] is False and (found := _reported(error)) is not None:
             if error.get("ends_worker"):
                 self.kill()
-            raise WorkerError(
-                str(error["message"]),
-                error.get("class", "crash"),
-                int(error.get("exit_code", 1)),
-                error.get("smallest_bytes"),
-            )
+            raise found
         self.kill()
         raise WorkerError(f"the answer to '{operation}' cannot be read: {message}", "bad_output")
 
@@ -270,6 +265,18 @@ class EngineWorker:
             return ""
         tail = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
         return f"; it last wrote: {' | '.join(tail)} (log: {self.log_path})" if tail else ""
+
+
+def _reported(error: Any) -> WorkerError | None:
+    """The error that a worker reports; None if it is not written as the protocol says."""
+    if not isinstance(error, dict) or "message" not in error:
+        return None
+    failure, exit_code = error.get("class", "crash"), error.get("exit_code", 1)
+    smallest = error.get("smallest_bytes")
+    known = failure in get_args(FailureClass) and type(exit_code) is int
+    if not known or type(smallest) not in (int, type(None)):
+        return None
+    return WorkerError(str(error["message"]), failure, exit_code, smallest)
 
 
 def _classify_end(code: int | None, malformed: str | None) -> tuple[FailureClass, str]:

@@ -7,7 +7,6 @@ that a request failed: every failure is a WorkerError.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,22 @@ from typing import Any, TypeVar
 from engine.config.settings import EngineConfig
 from engine.contract.report import QualityReport, Report
 from engine.contract.requests import TaskNeed, TaskOptions, Workload
+from engine.derived.file import CONTENT_ERRORS
 from engine.errors import ConfigError
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings
-from engine.memory.plan import MemoryPlan, Resolved
+from engine.memory.plan import Resolved
+from tuner.engine_client.answers import (
+    read_configured,
+    read_device,
+    read_opened,
+    read_profile,
+    read_progress,
+    read_quality,
+    read_report,
+)
 from tuner.engine_client.card_lock import card_section
-from tuner.engine_client.checks import check_quality, check_report
 from tuner.engine_client.process import EngineWorker, Event, OnEvent, WorkerLimits
 from tuner.engine_client.timing_lock import timed_section
 from tuner.errors import WorkerError
@@ -130,7 +138,7 @@ class EngineSession:
             result = worker.request(
                 "configure", on_event=self._watched(None), config=config.to_dict()
             )
-        return self._checked(lambda: _read_configured(result))
+        return self._checked(lambda: read_configured(result))
 
     def measure(
         self,
@@ -157,7 +165,7 @@ class EngineSession:
                 warm_up=warm_up,
                 seed=seed,
             )
-        return self._checked(lambda: check_report(Report.from_json(result)))
+        return self._checked(lambda: read_report(result))
 
     def serve(self, on_event: OnEvent, **options: Any) -> dict[str, Any]:
         """Serves the current config until `interrupt`; needs a worker that can (engine.serve)."""
@@ -197,7 +205,7 @@ class EngineSession:
                 **options.to_json(),
             )
         self.evaluated_s = self.busy_s - before_s
-        return self._checked(lambda: check_quality(QualityReport.from_json(result)))
+        return self._checked(lambda: read_quality(result))
 
     def discard_journal(self) -> None:
         """Drops the journal of the last evaluation, which is stored and need not be resumed."""
@@ -211,9 +219,7 @@ class EngineSession:
         with self._turn(), self._busy():
             result = worker.request("profile")
         self._tainted = True
-        known = {field.name for field in dataclasses.fields(MachineProfile)}
-        figures = {name: value for name, value in result.items() if name in known}
-        return self._checked(lambda: MachineProfile(**figures))
+        return self._checked(lambda: read_profile(result))
 
     def calibrate(
         self,
@@ -248,7 +254,7 @@ class EngineSession:
 
         def hear(event: Event) -> None:
             if event.get("event") == "progress":
-                self.watch(str(event["stage"]), int(event["done"]), int(event["total"]))
+                self.watch(*self._checked(lambda: read_progress(event)))
             if on_event is not None:
                 on_event(event)
 
@@ -294,8 +300,8 @@ class EngineSession:
         self._take_facts(result)
         worker = self._live()
         self._is_open = True
-        self.hardware = dict(result.get("hardware", {}))
-        self.runtime_bytes = int(result.get("runtime_bytes", 0))
+        opened = self._checked(lambda: read_opened(result))
+        self.hardware, self.runtime_bytes, self.decodes_together = opened
         self._take_device(result)
         return worker
 
@@ -321,12 +327,11 @@ class EngineSession:
 
     def _named(self) -> dict[str, Any]:
         """The arguments that identify this model, with the pinned revision once there is one."""
-        pinned: dict[str, Any] = {"revision": self.revision} if self.revision else {}
         return {
             "model": self.model,
             "device": self.device,
             "trust_remote_code": self.trust_remote_code,
-            **pinned,
+            **({"revision": self.revision} if self.revision else {}),
         }
 
     def _take_facts(self, result: dict[str, Any]) -> None:
@@ -335,14 +340,13 @@ class EngineSession:
             self.revision = None if self._facts.revision == "local" else self._facts.revision
 
     def _take_device(self, result: dict[str, Any]) -> None:
-        self.opened_device = str(result.get("device", "cpu"))
-        self.context_bytes, self.card = result.get("context_bytes"), result.get("card")
-        self.decodes_together = bool(result.get("decodes_together", self.decodes_together))
+        found = self._checked(lambda: read_device(result))
+        self.opened_device, self.context_bytes, self.card = found
 
     def _checked(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (*CONTENT_ERRORS, ConfigError) as error:
             if self._worker is not None:
                 self._worker.kill()
             raise WorkerError(
@@ -370,8 +374,3 @@ def _new_log(folder: Path, stamp: str, keep: int = 30) -> Path:
     for old in sorted(folder.glob("worker-*.log"))[:-keep]:
         old.unlink(missing_ok=True)
     return folder / f"worker-{stamp}.log"
-
-
-def _read_configured(result: dict[str, Any]) -> Resolved:
-    memory = {key: value for key, value in result["memory"].items() if key != "total_bytes"}
-    return Resolved(EngineConfig.from_dict(result["config"]), MemoryPlan(**memory))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.settings import EngineConfig
+from engine.derived.file import CONTENT_ERRORS
 from engine.errors import EngineError
 from engine.facts.emulated_machine import PREFIX, load_machine, predicted_timings
 from engine.facts.machine import probe
@@ -53,7 +54,12 @@ def facts_of(trace: Trace) -> ModelFacts:
     kept = trace.facts.get("model_facts")
     if not isinstance(kept, dict):
         raise UsageError("this trace does not say what model it is of: record it with `tune trace`")
-    return ModelFacts.from_json(kept)
+    try:
+        return ModelFacts.from_json(kept)
+    except CONTENT_ERRORS as error:
+        raise UsageError(
+            f"this trace describes no model ({error}): record it again with `tune trace`"
+        ) from None
 
 
 def timings_for(facts: ModelFacts, device: str, file: Path | None = None) -> ModelTimings:

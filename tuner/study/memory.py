@@ -18,6 +18,7 @@ from engine.derived.file import DerivedKind, load_json, save_json
 from engine.errors import InfeasibleError
 from engine.facts.machine import Hardware
 from engine.facts.model import ModelFacts
+from engine.inputs.typed import check_types
 from engine.memory.plan import FIXED_WORKSPACE_BYTES, resolve
 from engine.memory.records import record_bytes
 from engine.native.library import products_name
@@ -134,4 +135,10 @@ def keep_seen(path: Path, seen: SeenMemory) -> None:
 
 def load_seen(path: Path) -> SeenMemory | None:
     """What was kept, None if there is nothing or after a damaged file was dropped."""
-    return load_json(path, SEEN, lambda data: SeenMemory(**data))
+
+    def parse(data: dict[str, int]) -> SeenMemory:
+        found = SeenMemory(**data)
+        check_types(found)
+        return found
+
+    return load_json(path, SEEN, parse)

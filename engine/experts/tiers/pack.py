@@ -256,11 +256,13 @@ def _resume(
     lines = journal.read()
     checksums: list[int] = []
     layers = 0
-    if lines and lines[0].get("identity") == identity:
+    known = all(isinstance(line, dict) for line in lines)
+    if known and lines and lines[0].get("identity") == identity:
         with partial.open("rb") as records:
-            for line in lines[1:]:
-                sums = line["checksums"]
-                if line["layer"] != layers or len(sums) != model.layers[layers].count:
+            for line in lines[1 : len(model.layers) + 1]:
+                sums = line.get("checksums")
+                right = isinstance(sums, list) and line.get("layer") == layers
+                if not right or len(sums) != model.layers[layers].count:
                     break
                 blocks = (records.read(record.size_bytes) for _ in sums)
                 if any(zlib.crc32(block) != crc for block, crc in zip(blocks, sums, strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.errors import ConfigError
 from engine.policy.events import PassStart, Routing
 from engine.policy.predict.base import Predictor
-from engine.trace.trace import Trace
+from engine.trace.trace import Trace, mismatch
 
 
 def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None:
@@ -33,13 +33,8 @@ def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None
 def check_history(trace: Trace, layers: int, experts: int) -> None:
     """Raise ConfigError if the trace cannot belong to a model with this many MoE layers and
     experts per layer."""
-    highest = int(trace.experts.max(initial=-1))
-    if trace.layers != layers or highest >= experts:
-        raise ConfigError(
-            f"the trace given as cache.options.trace has {trace.layers} MoE layers and experts up "
-            f"to {highest}; the model has {layers} layers of {experts} experts: record one of this "
-            "model with `tune trace`"
-        )
+    if (wrong := mismatch(trace, layers, experts)) is not None:
+        raise ConfigError(f"the trace given as cache.options.trace {wrong}")
 
 
 def _replay_pass(predictor: Predictor, trace: Trace, number: int) -> None:

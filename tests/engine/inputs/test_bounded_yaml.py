@@ -38,6 +38,22 @@ def test_what_has_no_end_is_refused(text: str) -> None:
         load(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("!!bool x", "'x' cannot be read as bool"),
+        ("!!int ''", "'' cannot be read as int"),
+        ("!!float ''", "'' cannot be read as float"),
+        ("[2026-02-31]", "'2026-02-31' cannot be read as timestamp"),
+        ("!!map [a]", "expected a mapping node"),
+        ("0x" + "f" * 5000, "a whole number has more than 64 bits"),
+    ],
+)
+def test_a_value_that_its_type_does_not_allow_is_refused(text: str, says: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=says):
+        load(text)
+
+
 def test_more_keys_and_values_than_any_definition_has_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

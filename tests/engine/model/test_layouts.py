@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
+from engine.errors import CheckpointError
+from engine.model.loader import load_model
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
+from engine.types import ExpertId
 from tests.engine.families import VOCABULARY, save_tiny
 from tests.engine.model.layouts import fused, read_tensors, write_tensors
 
@@ -79,6 +82,20 @@ def test_tensors_without_a_place_in_the_model_are_left_out(tmp_path: Path) -> No
     with opened(folder) as engine:
         assert engine.facts.moe_layers == 2
         assert agrees(engine, plain(folder))
+
+
+def test_a_fused_tensor_of_too_few_experts_is_refused(tmp_path: Path) -> None:
+    """Else the last expert would be made of the bytes behind it."""
+    folder = save_tiny("qwen3_moe", tmp_path / "model")
+    tensors = {
+        name: tensor[:-1] if ".experts." in name else tensor
+        for name, tensor in fused(read_tensors(folder)).items()
+    }
+    write_tensors(folder, tensors)
+    model = load_model(folder, torch.bfloat16)
+    model.read_expert(ExpertId(0, 6))
+    with pytest.raises(CheckpointError, match=r"has shape .*, and its part 7 is asked for"):
+        model.read_expert(ExpertId(0, 7))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,14 @@ def test_others_are_one_sentence_that_shows_how(text: str):
         parse_duration_s(text)
 
 
+@pytest.mark.parametrize("text", ["1" * 200_000 + "!", "9" * 400 + ":00:00"])
+def test_a_long_text_is_none_and_takes_no_time(text: str):
+    with pytest.raises(
+        ValueError, match=r"^'.{1,40}' is no duration"
+    ):  # by its square it took minutes
+        parse_duration_s(text)
+
+
 @pytest.mark.parametrize("text", ["1e300", 2 * MOST_S, "99999999h", "12000 days"])
 def test_what_no_clock_can_add_is_refused(text: str | float):
     with pytest.raises(ValueError, match="more than thirty years"):
