@@ -53,8 +53,9 @@ class Confirmation:
         """Measures one repeat of every member per round, each in its own process, every other round
         in reverse order. Returns how many repeats were kept.
 
-        until_s: of time.monotonic(), by which what is known to take long has to end, and after
-        which no repeat starts. A member that fails here keeps its earlier measurements.
+        until_s: of time.monotonic(), by which each repeat has to end as far as is known: it takes
+        what the member's last one took, else what the longest took. A member that fails here keeps
+        its earlier measurements.
         """
         kept = done = 0
         took_s: dict[int, float] = {}  # by trial
@@ -66,7 +67,8 @@ class Confirmation:
             self.context.session.close()
             for member in due[:: -1 if number % 2 else 1]:
                 began_s = time.monotonic()
-                if until_s is not None and began_s + took_s.get(member.id, 0.0) > until_s:
+                takes_s = took_s.get(member.id, max(took_s.values(), default=0.0))
+                if until_s is not None and began_s + takes_s > until_s:
                     return kept
                 self.context.progress.confirming(member.number, done, total)
                 kept += self._repeat(member)
