@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments.compare_samplers import REFERENCE, Simulation
@@ -48,7 +48,8 @@ class Watched:
         return point
 
     def hear(self, trial: TrialSnapshot) -> None:
-        """Compares a trial with what was expected."""
+        """Compares a trial with what was expected, and keeps that as a study does."""
+        self.simulation.trials[-1] = replace(trial, predicted=self._expected)
         for name in SPEEDS:
             found, low = trial.figures.get(name), self._expected.get(f"{name}_low")
             if name in OBJECTIVES and found is not None and low is not None:

@@ -11,11 +11,12 @@ from tuner.definition.objectives import SPEEDS
 from tuner.pareto.noise import START_DEVIATION, mean_error_of, pooled_deviation
 from tuner.search.acquisition import Acquisition, Measured
 from tuner.search.candidates import Candidates
-from tuner.search.posterior import COVERED_DEVIATIONS
+from tuner.search.posterior import COVERED, COVERED_DEVIATIONS
 from tuner.search.space import Point
 from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
 
+ADAPTION, LEAST_WIDENING = 0.5, 0.5  # of intervals, in logarithms; 0.2 to 0.8 do about as well
 FEWEST_TRIALS = 6  # finished trials required before a study may end early
 
 
@@ -36,12 +37,13 @@ class Searcher:
         measured, _ = self._known(trials, ())
         others = [one for one in measured if one.index != index]
         found = dict(self.predictions.of(index))
+        wider = widening(trials)
         for name in SPEEDS if found and others else ():
             posterior = self.acquisition.posterior(name, others)
             spread = math.hypot(
                 float(posterior.deviation[index]), posterior.noise * START_DEVIATION
             )
-            half = COVERED_DEVIATIONS * spread
+            half = wider * COVERED_DEVIATIONS * spread
             middle = float(posterior.mean[index])
             found[f"{name}_low"] = math.exp(middle - half)
             found[f"{name}_high"] = math.exp(middle + half)
@@ -89,6 +91,23 @@ class Searcher:
                 taken.append(index)
         taken += [i for point in running if (i := self.candidates.index_of(point)) is not None]
         return list(measured.values()), taken
+
+
+def widening(trials: Sequence[TrialSnapshot]) -> float:
+    """How much wider intervals have to be than the posterior says, by how those of these trials
+    held: each miss widens the next ones, each hit narrows them a little, so that in the long run
+    nine of ten hold whatever the posterior has wrong (Gibbs and Candes, Adaptive Conformal
+    Inference Under Distribution Shift, 2021)."""
+    factor = 1.0
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        for name in SPEEDS:
+            found, low = trial.figures.get(name), trial.predicted.get(f"{name}_low")
+            if found is None or low is None:
+                continue
+            missed = not low <= found.value <= trial.predicted[f"{name}_high"]
+            step = math.exp(ADAPTION * (missed - (1 - COVERED)))
+            factor = max(LEAST_WIDENING, factor * step)
+    return factor
 
 
 def _measured(index: int, trial: TrialSnapshot, spread: Mapping[str, float]) -> Measured:
