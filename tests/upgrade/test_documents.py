@@ -22,7 +22,7 @@ NOW = versions_now({})
 def test_a_deployment_means_what_it_meant(version: str, tune: Tune) -> None:
     (file,) = fixture("deployment", version).iterdir()
     if version != NOW["deployment"]:
-        with pytest.raises(DeploymentError, match="this program reads|made again by a study"):
+        with pytest.raises(DeploymentError, match=r"this program reads|made again by a study"):
             load_deployment(file)
         return
     found = load_deployment(file)
