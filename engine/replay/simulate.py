@@ -99,8 +99,6 @@ def replay(
     without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
     if the config does not fit, UsageError if the trace lacks what its policies need.
     """
-    if (wrong := mismatch(trace, facts.moe_layers, facts.experts)) is not None:
-        raise UsageError(f"this trace {wrong}")
     resolved = resolve_for(config, facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.timed_bits]
     if untimed:
@@ -164,7 +162,11 @@ class _Run:
         context = PolicyContext(config, self.facts, future, self.history, self.learned)
         has_host = bool(self.profile.host_expert_s)
         slots = memory.slots_by_bits or memory.slots
-        return build_policy(context, slots, host_compute=has_host), future
+        policy = build_policy(context, slots, host_compute=has_host)
+        sizes = self.facts.moe_layers, self.facts.experts
+        if (wrong := mismatch(self.trace, *sizes, policy.needs)) is not None:
+            raise UsageError(f"this trace {wrong}")
+        return policy, future
 
     def _walk(
         self, policy: ExpertPolicy, future: Future, listener: Clock | DecisionRecorder

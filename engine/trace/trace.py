@@ -10,7 +10,7 @@ compressed .npz; no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,15 +155,17 @@ def _from_arrays(arrays: Arrays) -> Trace:
     return found
 
 
-def mismatch(trace: Trace, layers: int, experts: int) -> str | None:
+def mismatch(trace: Trace, layers: int, experts: int, needs: Collection[str] = ()) -> str | None:
     """What is wrong if a trace cannot belong to a model with this many MoE layers and experts per
-    layer, else None."""
+    layer, else None. needs: of a policy, whose probabilities are compared only if it reads them."""
     highest = int(trace.experts.max(initial=-1))
-    if trace.layers == layers and highest < experts:
+    read = trace.probabilities if "probabilities" in needs else None
+    known = experts if read is None else read.shape[2]
+    if trace.layers == layers and highest < experts and known == experts:
         return None
     return (
-        f"has {trace.layers} MoE layers and experts up to {highest}; the model has {layers} layers "
-        f"of {experts} experts: record one of this model with `tune trace`"
+        f"has {trace.layers} MoE layers and experts up to {max(highest, known - 1)}; the model has "
+        f"{layers} layers of {experts} experts: record one of this model with `tune trace`"
     )
 
 

@@ -124,7 +124,9 @@ def _replayed(path: Path) -> None:
     facts = facts_of(recorded)
     timings = predicted_timings(load_machine("laptop_8gb"), facts)
     config = base_config("cpu", longest(recorded)).overlay({"cache.expert_bytes": "50%"})
-    replay_configs({"": config}, facts, recorded, timings, warm_groups=1)
+    ahead = {"prefetch.predictor": "expert_map", "prefetch.depth": 1, "cache.eviction": "hobbit"}
+    configs = {"plain": config, "ahead": config.overlay(ahead)}
+    replay_configs(configs, facts, recorded, timings, history=recorded, warm_groups=1)
 
 
 def _timings(path: Path) -> None:

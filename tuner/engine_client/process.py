@@ -237,7 +237,7 @@ class EngineWorker:
         if message["ok"] is True and isinstance(message.get("result"), dict):
             result: dict[str, Any] = message["result"]
             return result
-        error = message.get("error")
+        error = message.get("error") or {}
         if message["ok"] is False and (found := _reported(error)) is not None:
             if error.get("ends_worker"):
                 self.kill()

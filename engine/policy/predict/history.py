@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from engine.errors import ConfigError
-from engine.policy.events import PassStart, Routing
+from engine.policy.events import Need, PassStart, Routing
 from engine.policy.predict.base import Predictor
 from engine.trace.trace import Trace, mismatch
 
@@ -14,7 +16,7 @@ def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None
     layers, experts: of the model. Raises ConfigError if the trace is of another model or lacks what
     is needed.
     """
-    check_history(trace, layers, experts)
+    check_history(trace, layers, experts, predictor.needs)
     for need, found in (("probabilities", trace.probabilities), ("embeddings", trace.embeddings)):
         if need in predictor.needs and found is None:
             raise ConfigError(
@@ -30,10 +32,10 @@ def learn(predictor: Predictor, trace: Trace, layers: int, experts: int) -> None
     predictor.begin_sequences()
 
 
-def check_history(trace: Trace, layers: int, experts: int) -> None:
+def check_history(trace: Trace, layers: int, experts: int, needs: Collection[Need] = ()) -> None:
     """Raise ConfigError if the trace cannot belong to a model with this many MoE layers and
-    experts per layer."""
-    if (wrong := mismatch(trace, layers, experts)) is not None:
+    experts per layer. needs: what is read of it."""
+    if (wrong := mismatch(trace, layers, experts, needs)) is not None:
         raise ConfigError(f"the trace given as cache.options.trace {wrong}")
 
 
