@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
+from sqlalchemy import exc
 
 from engine.files import short_digest
 from tuner.errors import StoreError, StudyError, TakenStudyError
@@ -105,13 +106,13 @@ class _AdvisoryLock:
         """Whether the lock is still held, or could be taken again over a new connection."""
         try:
             self._connection.scalar(sa.text("SELECT 1"))
-        except sa.exc.DBAPIError:
+        except exc.DBAPIError:
             return self._retake()
         return True
 
     def close(self) -> None:
         """Gives the lock back; one whose connection is gone is given back already."""
-        with contextlib.suppress(sa.exc.SQLAlchemyError):
+        with contextlib.suppress(exc.SQLAlchemyError):
             self._connection.close()
 
     def _retake(self) -> bool:
