@@ -249,12 +249,16 @@ def _check_times(timings: ModelTimings) -> None:
         raise ValueError("a source has no extents")
     single = (timings.submit_s, timings.gate_lookahead_s, *(source.chunk_s for source in sources))
     curves = [timings.non_expert_s, timings.router_s, timings.pass_s, timings.policy_s]
-    by_bits = (timings.layer_s, timings.expert_s, timings.host_expert_s)
+    by_bits = (timings.expert_s, timings.host_expert_s, timings.coarser_non_expert_s)
     curves += [curve for curves in by_bits for curve in curves.values()]
+    # what gathering takes is a difference, which may lie below zero
+    gathering = [time for curve in timings.layer_s.values() for time in curve.values()]
     factors = (timings.wake_s, timings.restart_s, timings.contention)
     times = [*single, *(time for curve in (*curves, *factors) for time in curve.values())]
     experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]
-    if not all(0 <= time < math.inf for time in times) or not all(curves):
+    if not all(0 <= time < math.inf for time in times) or not all(map(math.isfinite, gathering)):
         raise ValueError("a time is no time")
+    if not all((*curves, *timings.layer_s.values())):
+        raise ValueError("a part was not timed")
     if any(time == 0 for curve in experts for time in curve.values()):
         raise ValueError("an expert takes no time")

@@ -41,6 +41,7 @@ def test_what_failed_and_what_was_predicted_is_drawn(opened: Opened):
         "Predicted against measured",
         "What was not tried",
         "Settings and what they gave",
+        "How much each setting matters",
     ]
 
 
