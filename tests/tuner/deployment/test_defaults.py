@@ -35,7 +35,8 @@ def values_of(path: str) -> st.SearchStrategy[Any]:
     """Values of a setting, within its range."""
     hint, (low, high) = HINTS[path], RANGES.get(path, (0, 100))
     if path.endswith(".options"):
-        return st.dictionaries(NAMES, st.one_of(st.integers(-(2**63), 2**63 - 1), st.booleans(), NAMES), max_size=3)
+        whole = st.integers(-(2**63), 2**63 - 1)
+        return st.dictionaries(NAMES, st.one_of(whole, st.booleans(), NAMES), max_size=3)
     if path in ("cache.expert_bytes", "host.bytes"):
         return st.integers(0, 1 << 50)
     if path == "device.name":
