@@ -75,6 +75,10 @@ class Buffers:
             for own in layer:
                 end = fill_stores(self._stores, end, own)
 
+    def end(self) -> None:
+        """The pass has ended: keys and values of other sequences are no longer held from here."""
+        self._held, self._caches = (), ()
+
     def run_front(self, number: int) -> None:
         """Run a layer up to its router."""
         self.values.records = 0

@@ -148,6 +148,7 @@ class NativePass:
                 out = self._experts(number, into)
             into.residuals[number % 2].add_(out)
             number += 1
+        into.end()
         found: torch.Tensor = self._head(self._norm(into.residuals[(count - 1) % 2]))
         return list(torch.split(found, sizes))
 

@@ -3,6 +3,8 @@ forward, whatever is resident."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,25 @@ def test_several_micro_batches_decode_as_if_each_came_alone(
     )
     both(monkeypatch, folder, tmp_path / "a", **given, **values)
     assert set(fronts[-len(TOKENS) :]) == {5}  # sequences of all micro-batches at once
+
+
+def test_a_sequence_that_is_gone_frees_its_keys_and_values_at_once(tmp_path: Path) -> None:
+    folder = save_tiny("olmoe", tmp_path / "model")
+    engine = Engine(folder, CpuDevice(), tmp_path / "a")
+    engine.configure(EngineConfig().overlay({"batch.count": 3, "kv.max_tokens": 80}))
+    group = [MicroBatch(torch.arange(4, 16)[None]) for _ in range(3)]
+    engine.prefill(group)
+    for batch in group:
+        batch.tokens = torch.tensor([[7]])
+    engine.forward(group, "decode")
+    kept = [weakref.ref(batch.kv) for batch in group]
+    gc.disable()
+    try:
+        del batch, group
+        assert [one() for one in kept] == [None] * 3
+    finally:
+        gc.enable()
+        engine.close()
 
 
 @pytest.mark.parametrize("family", WITH_OWN_BLOCKS)
