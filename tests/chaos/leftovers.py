@@ -65,7 +65,8 @@ def check_whole(store: Path | str) -> None:
 def check_undamaged(file: Path) -> None:
     """No invariant is broken but those that the next start mends."""
     if file.exists() and file.stat().st_size:
-        assert check_store(f"sqlite:///{file}").damage == ()
+        damage = check_store(f"sqlite:///{file}").damage
+        assert damage == (), damage
 
 
 def _name_of(child: psutil.Process) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.storages._rdb.models import BaseModel as OptunaTables
 from optuna.trial import TrialState as OptunaState
 
 from tuner.definition.objectives import OBJECTIVES
@@ -53,6 +54,7 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
         )
     roll_back = database.rolling_back(storage.engine)
     try:
+        _complete(storage.engine)
         yield storage
     except optuna.exceptions.StorageInternalError as error:
         # of a commit: as the database says it, a full disk for one, so that `explained` knows it
@@ -63,6 +65,14 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
         roll_back()
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _complete(engine: Any) -> None:
+    """Makes the indexes that a full disk or a kill kept Optuna from making: it makes a table's with
+    the table only, and without that of names it would begin a study twice."""
+    for table in OptunaTables.metadata.sorted_tables:
+        for index in table.indexes:
+            index.create(engine, checkfirst=True)
 
 
 def open_memory(storage: Any, sampler: Any, definition: StudyDefinition) -> Any:

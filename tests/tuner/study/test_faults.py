@@ -164,3 +164,16 @@ def test_a_clock_that_is_set_back_costs_nothing(tune: Tune, monkeypatch: pytest.
     states = Counter(trial["state"] for trial in trials_of(tune))
     assert sum(states[state] for state in FINISHED_STATES) == 6
     assert states["INTERRUPTED"] == 0
+
+
+def test_an_index_that_optuna_could_not_make_is_made_by_the_next_start(
+    tune: Tune, folder: Path
+) -> None:
+    # without it, Optuna would begin a study of the same name twice
+    tune("--definition", "study.yaml", "--trials", "1", "--sampler", "random")
+    with sqlite3.connect(folder / "data" / "expertune" / "expertune.db") as store:
+        store.execute("DROP INDEX ix_studies_study_name")
+    tune("--definition", "study.yaml", "--trials", "2", "--sampler", "random")
+    with sqlite3.connect(folder / "data" / "expertune" / "expertune.db") as store:
+        made = store.execute("SELECT 1 FROM sqlite_master WHERE name = 'ix_studies_study_name'")
+        assert made.fetchone()

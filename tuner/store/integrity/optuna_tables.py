@@ -19,6 +19,9 @@ from tuner.store.integrity.finding import Finding, shortened
 from tuner.store.tables import StudyRow, TrialRow
 
 ANEW = "give the study another name with --study and run it again: its search may go astray"
+TABLES = ("studies", "trials", "trial_params", "trial_values", "trial_heartbeats")
+NAME_INDEX = "ix_studies_study_name"
+AGAIN = "run the study again"
 # What Optuna may say of a trial of ours; RUNNING and FAIL also after a kill between the two writes.
 BEHIND = {"RUNNING", "FAIL"}
 ALLOWED = {
@@ -42,14 +45,28 @@ class _Theirs:
 def findings(session: Session) -> Iterator[Finding]:
     """Where Optuna's tables and ours disagree; none before Optuna made its tables."""
     there = set(sa.inspect(session.connection()).get_table_names())
-    if "studies" not in there:
+    if missing := [name for name in TABLES if name not in there]:
         begun = session.scalar(sa.select(sa.func.count()).select_from(TrialRow))
+        told = f"Optuna's tables are missing: {', '.join(missing)}"
         if begun:
-            yield Finding("optuna", "Optuna's tables are missing", ANEW)
+            yield Finding("optuna", told, ANEW)
+        elif len(missing) < len(TABLES):  # the process that made them ended meanwhile
+            yield Finding("optuna", told, AGAIN, mended_by_next_start=True)
         return
+    yield from shortened(_doubled(session), "optuna", ANEW)
+    indexes = {index["name"] for index in sa.inspect(session.connection()).get_indexes("studies")}
+    if NAME_INDEX not in indexes:
+        told = "Optuna's index of the names of studies is missing"
+        yield Finding("optuna", told, AGAIN, mended_by_next_start=True)
     yield from shortened(_dangling(session), "optuna", ANEW)
     for study in session.scalars(sa.select(StudyRow).order_by(StudyRow.id)):
         yield from shortened(_disagreements(session, study), "optuna", ANEW)
+
+
+def _doubled(session: Session) -> Iterator[str]:
+    query = "SELECT study_name FROM studies GROUP BY study_name HAVING count(*) > 1"
+    for name in session.scalars(sa.text(query)):
+        yield f"Optuna holds the study '{name}' more than once"
 
 
 def _dangling(session: Session) -> Iterator[str]:

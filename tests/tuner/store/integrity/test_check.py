@@ -90,6 +90,12 @@ PLANTED = [
         "doubled",
         "the table 'job' holds study_name small more than once",
     ),
+    (
+        "DROP INDEX ix_studies_study_name; INSERT INTO studies VALUES (9, 'small')",
+        "optuna",
+        "the study 'small' more than once",
+    ),
+    ("DROP INDEX ix_studies_study_name", "optuna", "index of the names"),
     ("UPDATE sample SET configuration_id = 999", "references", "configuration 999"),
     ("UPDATE sample SET trial_id = 999 WHERE id = 1", "references", "trial 999"),
     ("DELETE FROM quality_result", "references", "quality_result"),
@@ -211,6 +217,14 @@ def test_a_store_whose_tables_were_never_made_is_mended_by_the_next_start(tmp_pa
     (found,) = check(file).findings
     assert "holds no study yet" in found.sentence
     assert found.mended_by_next_start
+
+
+def test_tables_of_optuna_that_were_never_made_are_mended_by_the_next_start(file: Path) -> None:
+    for table in ("sample", "trial", "trial_params", "trial_values"):
+        plant(file, f"DROP TABLE {table}" if "_" in table else f"DELETE FROM {table}")
+    found = [one for one in check(file).findings if one.check == "optuna"]
+    assert [one.mended_by_next_start for one in found] == [True]
+    assert found[0].sentence.endswith("missing: trial_params, trial_values")
 
 
 def test_flipped_pages_are_found(file: Path) -> None:
