@@ -43,28 +43,34 @@ def open_storage(opened: Database, store: Store, study: StudySnapshot) -> Iterat
         retry(memory, trial)
 
     url = opened.engine.url
-    with _quietly():
-        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)
-        storage = optuna.storages.RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=_engine_arguments(url.drivername),
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=stale,
-        )
-    roll_back = database.rolling_back(storage.engine)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_as_the_database_says())
+        with _quietly():
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES)
+            storage = optuna.storages.RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs=_engine_arguments(url.drivername),
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=stale,
+            )
+        stack.callback(storage.engine.dispose)
+        stack.callback(storage.remove_session)
+        stack.callback(database.rolling_back(storage.engine))
         _complete(storage.engine)
         yield storage
+
+
+@contextlib.contextmanager
+def _as_the_database_says() -> Iterator[None]:
+    """Errors of a commit as the database says them, a full disk for one, so that `explained` knows
+    them."""
+    try:
+        yield
     except optuna.exceptions.StorageInternalError as error:
-        # of a commit: as the database says it, a full disk for one, so that `explained` knows it
         if error.__cause__ is None:
             raise
         raise error.__cause__ from None
-    finally:
-        roll_back()
-        storage.remove_session()
-        storage.engine.dispose()
 
 
 def _complete(engine: Any) -> None:
