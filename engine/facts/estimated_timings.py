@@ -10,27 +10,69 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.facts.emulated_machine import PREFIX, load_machine
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
-from engine.facts.timings import Curve, ModelTimings, RecordSource, at
+from engine.facts.timings import Curve, ModelTimings, ReadyTimings, RecordSource, at
 
 _TOKENS = (1, 2, 4, 16, 64, 256)  # token counts that profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
 _CHUNK_BYTES = 1 << 20  # the default chunk size of a config
-# Python overhead of a layer by tokens, as `tune profile` times it on a model whose products take
-# little (docs/lab): a pass, a layer's non-expert weights, a router, a policy, gathering and
-# summing, an expert; and starting a transfer, one gate look-ahead, waking an I/O thread.
-_PASS_S = {1: 2.3e-4, 4: 3.2e-4, 256: 3.5e-4}
-_NON_EXPERT_S = {1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4}
-_ROUTER_S = {1: 1.9e-5, 2: 3.5e-5, 16: 5.4e-5, 64: 8.9e-5, 256: 2.5e-4}
-_POLICY_S = {1: 2.6e-5, 2: 4.1e-5, 16: 9.6e-5, 64: 1.2e-4, 256: 2.7e-4}
-_LAYER_S = {1: 4.1e-5, 2: 1.4e-4, 4: 1.6e-4, 16: 4e-4, 256: 5e-4}
-_EXPERT_S = {1: 8e-6, 2: 1.4e-5, 256: 1.4e-5}
-_SUBMIT_S, _SCORE_S, _WAKE_S = 5e-6, 4e-5, 4e-5
+_CACHES_BYTES = 1 << 25  # weights that the caches of most processors hold
+_SCORE_S, _WAKE_S = 4e-5, 4e-5  # one gate look-ahead; waking an I/O thread
+
+
+@dataclass(frozen=True)
+class _Overheads:
+    """What takes time beside weights, by tokens, as it was timed on a model whose weights take
+    little (docs/lab): of a pass, of a layer's non-expert weights, of its router, of the policy, of
+    gathering and summing, of an expert; submit_s: of starting a transfer; restart_s: of the first
+    product after a wait; in_one_call: whether these include what a product takes besides its
+    weights."""
+
+    pass_s: Curve
+    non_expert_s: Curve
+    router_s: Curve
+    policy_s: Curve
+    layer_s: Curve
+    expert_s: Curve
+    submit_s: float
+    restart_s: float = 0.0
+    in_one_call: bool = False
+
+
+_TORCH = _Overheads(
+    pass_s={1: 2.3e-4, 4: 3.2e-4, 256: 3.5e-4},
+    non_expert_s={1: 2.2e-4, 2: 3.1e-4, 16: 4.2e-4, 64: 4.9e-4, 256: 8e-4},
+    router_s={1: 1.9e-5, 2: 3.5e-5, 16: 5.4e-5, 64: 8.9e-5, 256: 2.5e-4},
+    policy_s={1: 2.6e-5, 2: 4.1e-5, 16: 9.6e-5, 64: 1.2e-4, 256: 2.7e-4},
+    layer_s={1: 4.1e-5, 2: 1.4e-4, 4: 1.6e-4, 16: 4e-4, 256: 5e-4},
+    expert_s={1: 8e-6, 2: 1.4e-5, 256: 1.4e-5},
+    submit_s=5e-6,
+)
+# With native products, an expert, the experts of a wave and what surrounds the experts are calls
+# without Python between products, but with some before and after them. (docs/lab)
+_NATIVE = _Overheads(
+    pass_s={1: 7e-5, 4: 9e-5, 16: 1.7e-4, 256: 3.5e-4},
+    non_expert_s={1: 3.4e-5, 2: 7.4e-5, 4: 1e-4, 16: 3e-4, 64: 4.9e-4, 256: 8e-4},
+    router_s={1: 3e-6, 16: 2.8e-5, 64: 8.9e-5, 256: 2.5e-4},
+    policy_s={1: 2.2e-5, 2: 4.1e-5, 16: 9.6e-5, 64: 1.2e-4, 256: 2.7e-4},
+    layer_s={1: 4.2e-5, 2: 6.2e-5, 16: 7.5e-5, 256: 5e-4},
+    expert_s={1: 2.3e-6, 2: 2.6e-6, 4: 3.5e-6, 256: 1.4e-5},
+    submit_s=1.2e-5,
+    restart_s=6e-5,
+    in_one_call=True,
+)
+# Layers that are passed without asking the policy: no Python between them either.
+_READY = replace(
+    _NATIVE,
+    non_expert_s={1: 2.8e-5, 2: 4.3e-5, 4: 6.6e-5, 16: 2.2e-4},
+    policy_s={1: 1.3e-5, 2: 2.2e-5, 4: 2.5e-5, 16: 4.2e-5},
+)
 
 
 def profiled_timings(
@@ -42,14 +84,10 @@ def profiled_timings(
     an emulated machine: as it is slowed), from a host tier that holds all; else from the disk.
     together: see ModelTimings.
     """
-    matrices = [part.elements for part in facts.parts if part.kind == "matrix"]
-    expert_s = {
-        int(bits): _products(profile, int(bits), matrices, _EXPERT_S) for bits in facts.record_bytes
-    }
-    non_expert_weights = _non_expert_weights(facts) // max(1, facts.moe_layers)
-    non_expert = {
-        bits: _products(profile, bits, [non_expert_weights], _NON_EXPERT_S) for bits in (16, 8, 4)
-    }
+    native = profile.products.startswith("native")
+    beside = _NATIVE if native else _TORCH
+    estimate = _Estimate(profile, facts)
+    expert_s, non_expert = estimate.experts(beside), estimate.non_expert(beside)
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
     sources, contention = {}, {}
     for name, size in facts.record_bytes.items():
@@ -65,7 +103,10 @@ def profiled_timings(
         else:
             sources[bits] = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
             contention[bits] = _slowdown(profile, chunk)
-    none = dict.fromkeys(expert_s, 0.0)
+    ready = None
+    if native and profile.link_bytes_per_s is None:
+        of_ready = estimate.non_expert(_READY)
+        ready = ReadyTimings(of_ready.pop(16), _READY.policy_s, estimate.experts(_READY), of_ready)
     wake = dict.fromkeys(expert_s, _WAKE_S)
     return ModelTimings(
         model=facts.fingerprint,
@@ -73,19 +114,72 @@ def profiled_timings(
         sources=sources,
         non_expert_s=non_expert.pop(16),
         coarser_non_expert_s=non_expert,
-        router_s=_ROUTER_S,
-        layer_s=dict.fromkeys(expert_s, _LAYER_S),
+        router_s=beside.router_s,
+        layer_s=dict.fromkeys(expert_s, beside.layer_s),
         expert_s=expert_s,
-        pass_s=_PASS_S,
-        policy_s=_POLICY_S,
-        submit_s=_SUBMIT_S,
+        pass_s=beside.pass_s,
+        policy_s=beside.policy_s,
+        submit_s=beside.submit_s,
         gate_lookahead_s=_SCORE_S,
         wake_s=wake,
-        restart_s=none,
+        restart_s=dict.fromkeys(expert_s, beside.restart_s),
         contention=contention,
         together=together,
+        ready=ready,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Of products of one model on one machine."""
+
+    profile: MachineProfile
+    facts: ModelFacts
+
+    def experts(self, beside: _Overheads) -> dict[int, dict[int, float]]:
+        """Seconds of an expert, by bits, then by its tokens."""
+        matrices = [part.elements for part in self.facts.parts if part.kind == "matrix"]
+        found = {}
+        for bits in map(int, self.facts.record_bytes):
+            found[bits] = self._products(bits, matrices, beside.expert_s, beside)
+        return found
+
+    def non_expert(self, beside: _Overheads) -> dict[int, dict[int, float]]:
+        """Seconds of what surrounds the experts of a layer, by bits, then by tokens."""
+        weights = _non_expert_weights(self.facts)
+        layer = weights // max(1, self.facts.moe_layers)
+        return {
+            bits: self._products(bits, [layer], beside.non_expert_s, beside) for bits in (16, 8, 4)
+        }
+
+    def _products(
+        self, bits: int, matrices: Sequence[int], curve: Curve, beside: _Overheads
+    ) -> dict[int, float]:
+        """Seconds by tokens of products with matrices of these weight counts, and of what `curve`
+        says beside them. Weights that no cache holds take at least what memory takes for them."""
+        experts = self.facts.experts * self.facts.moe_layers
+        cached = min(self.facts.record_bytes.values()) * experts < _CACHES_BYTES
+        least_s = 0.0 if cached else bits / 8 / self.profile.memory_bytes_per_s
+        found = {}
+        for tokens in sorted({*_TOKENS, *curve}):
+            fixed_s, weight_s = self._product(bits, tokens)
+            if beside.in_one_call:
+                fixed_s, weight_s = 0.0, max(weight_s, least_s)
+            more = sum(max(0, weights - _SMALL_WEIGHTS) for weights in matrices)
+            found[tokens] = at(curve, tokens) + len(matrices) * fixed_s + more * weight_s
+        return found
+
+    def _product(self, bits: int, tokens: int) -> tuple[float, float]:
+        """Seconds of a product with a small matrix, and the cost of each additional weight."""
+        small, large = (
+            {n: _kernel_s(kernels, bits, n) for n in _TOKENS if _kernel_s(kernels, bits, n)}
+            for kernels in (self.profile.small_kernel_ms, self.profile.kernel_ms)
+        )
+        if not large:  # a profile without kernels: weights are read once
+            return 0.0, bits / 8 / self.profile.memory_bytes_per_s
+        fixed_s, whole_s = at(small, tokens), at(large, tokens)
+        return fixed_s, max(0.0, whole_s - fixed_s) / (_PROFILED_WEIGHTS - _SMALL_WEIGHTS)
 
 
 def _non_expert_weights(facts: ModelFacts) -> int:
@@ -93,28 +187,6 @@ def _non_expert_weights(facts: ModelFacts) -> int:
     unless they are the head too."""
     linear = sum(m.rows * m.columns * m.occurrences for m in facts.non_expert_matrices)
     return linear or facts.non_expert_bytes // 2
-
-
-def _products(profile: MachineProfile, bits: int, matrices: Sequence[int], beside: Curve) -> Curve:
-    """Seconds by tokens of products with matrices of these weight counts. beside: further costs."""
-    found = {}
-    for tokens in sorted({*_TOKENS, *beside}):
-        fixed_s, weight_s = _product(profile, bits, tokens)
-        more = sum(max(0, weights - _SMALL_WEIGHTS) for weights in matrices)
-        found[tokens] = at(beside, tokens) + len(matrices) * fixed_s + more * weight_s
-    return found
-
-
-def _product(profile: MachineProfile, bits: int, tokens: int) -> tuple[float, float]:
-    """Seconds of a product with a small matrix, and the cost of each additional weight."""
-    small, large = (
-        {n: _kernel_s(kernels, bits, n) for n in _TOKENS if _kernel_s(kernels, bits, n)}
-        for kernels in (profile.small_kernel_ms, profile.kernel_ms)
-    )
-    if not large:  # a profile without kernels: weights are read once
-        return 0.0, bits / 8 / profile.memory_bytes_per_s
-    fixed_s, whole_s = at(small, tokens), at(large, tokens)
-    return fixed_s, max(0.0, whole_s - fixed_s) / (_PROFILED_WEIGHTS - _SMALL_WEIGHTS)
 
 
 def _kernel_s(kernels: Mapping[str, float], bits: int, tokens: int) -> float:

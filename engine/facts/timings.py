@@ -68,6 +68,18 @@ class RecordSource:
 
 
 @dataclass(frozen=True)
+class ReadyTimings:
+    """Times of a layer whose decoded tokens find all experts there, where native code goes through
+    several such layers without asking the policy (engine.run.native_pass). As in ModelTimings:
+    non_expert_s, with the router; coarser_non_expert_s; policy_s; expert_s."""
+
+    non_expert_s: Curve
+    policy_s: Curve
+    expert_s: Mapping[int, Curve]
+    coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
@@ -84,7 +96,8 @@ class ModelTimings:
     Empty if there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
     host_start_s, of handing it a layer's experts; host_contention, the slowdown factor of device
     and host compute while both run. together: whether decoded tokens of all micro-batches pass what
-    surrounds the experts at once.
+    surrounds the experts at once. ready: of layers that are passed without asking the policy; None:
+    there are none, or the other times are those of all layers together.
     """
 
     model: str
@@ -106,6 +119,7 @@ class ModelTimings:
     host_contention: Mapping[int, float] = field(default_factory=dict)
     coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
     together: bool = False
+    ready: ReadyTimings | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,6 +147,8 @@ class ModelTimings:
         values.setdefault("coarser_non_expert_s", {})  # of an earlier release
         for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
             values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
+        if values.get("ready") is not None:
+            values["ready"] = _ready(values["ready"])
         found = cls(**values)
         check_types(found)
         _check_times(found)
@@ -196,22 +212,31 @@ def at(curve: Curve, tokens: int) -> float:
 def at_non_expert_bits(timings: ModelTimings, bits: int) -> ModelTimings:
     """Timings of a run whose layers outside the experts have these bits. Where they were not timed,
     a few tokens take what their weights' bytes take, many what they take at 16 bits."""
+    ready = timings.ready
+    if ready is not None:
+        ready = dataclasses.replace(ready, non_expert_s=_at_bits(ready, bits))
+    return dataclasses.replace(timings, non_expert_s=_at_bits(timings, bits), ready=ready)
+
+
+def _at_bits(timings: ModelTimings | ReadyTimings, bits: int) -> Curve:
     if bits == 16:
-        return timings
-    curve = timings.coarser_non_expert_s.get(bits) or {
+        return timings.non_expert_s
+    return timings.coarser_non_expert_s.get(bits) or {
         tokens: seconds * (bits / 16 if tokens <= _FEW_TOKENS else 1.0)
         for tokens, seconds in timings.non_expert_s.items()
     }
-    return dataclasses.replace(timings, non_expert_s=curve)
 
 
 def scaled(curve: Curve, factor: float) -> dict[int, float]:
     return {tokens: seconds * factor for tokens, seconds in curve.items()}
 
 
-def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimings:
-    """Timings with parts multiplied by factors. factors: of compute, dense, router, policy and
-    other, as the engine's clock names them; parts not named stay unchanged."""
+def corrected(
+    timings: ModelTimings, factors: Mapping[str, float], ready: Mapping[str, float] | None = None
+) -> ModelTimings:
+    """Timings with parts multiplied by factors. factors: of compute, non_expert, router, policy and
+    other, as the engine's clock names them; parts not named stay unchanged. ready: those of layers
+    that are passed without asking the policy."""
 
     def of(name: str) -> float:
         return factors.get(name, 1.0)
@@ -219,17 +244,41 @@ def corrected(timings: ModelTimings, factors: Mapping[str, float]) -> ModelTimin
     return dataclasses.replace(
         timings,
         non_expert_s=scaled(timings.non_expert_s, of("non_expert")),
-        coarser_non_expert_s={
-            b: scaled(curve, of("non_expert")) for b, curve in timings.coarser_non_expert_s.items()
-        },
+        coarser_non_expert_s=_all_scaled(timings.coarser_non_expert_s, of("non_expert")),
         router_s=scaled(timings.router_s, of("router")),
         policy_s=scaled(timings.policy_s, of("policy")),
         pass_s=scaled(timings.pass_s, of("other")),
         gate_lookahead_s=timings.gate_lookahead_s * of("policy"),
         submit_s=timings.submit_s * of("policy"),
-        layer_s={b: scaled(curve, of("compute")) for b, curve in timings.layer_s.items()},
-        expert_s={b: scaled(curve, of("compute")) for b, curve in timings.expert_s.items()},
+        layer_s=_all_scaled(timings.layer_s, of("compute")),
+        expert_s=_all_scaled(timings.expert_s, of("compute")),
+        restart_s=scaled(timings.restart_s, of("compute")),
+        ready=timings.ready and _corrected_ready(timings.ready, ready or {}),
     )
+
+
+def _corrected_ready(ready: ReadyTimings, factors: Mapping[str, float]) -> ReadyTimings:
+    non_expert, products = factors.get("non_expert", 1.0), factors.get("compute", 1.0)
+    return ReadyTimings(
+        scaled(ready.non_expert_s, non_expert),
+        scaled(ready.policy_s, factors.get("policy", 1.0)),
+        _all_scaled(ready.expert_s, products),
+        _all_scaled(ready.coarser_non_expert_s, non_expert),
+    )
+
+
+def _all_scaled(curves: Mapping[int, Curve], factor: float) -> dict[int, dict[int, float]]:
+    return {bits: scaled(curve, factor) for bits, curve in curves.items()}
+
+
+def _ready(data: Mapping[str, Any]) -> ReadyTimings:
+    values: dict[str, Any] = {}
+    for name, curve in data.items():
+        by_bits = name in ("expert_s", "coarser_non_expert_s")
+        values[name] = (
+            {int(bits): _curve(one) for bits, one in curve.items()} if by_bits else _curve(curve)
+        )
+    return ReadyTimings(**values)
 
 
 def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
@@ -249,13 +298,17 @@ def _check_times(timings: ModelTimings) -> None:
         raise ValueError("a source has no extents")
     single = (timings.submit_s, timings.gate_lookahead_s, *(source.chunk_s for source in sources))
     curves = [timings.non_expert_s, timings.router_s, timings.pass_s, timings.policy_s]
-    by_bits = (timings.expert_s, timings.host_expert_s, timings.coarser_non_expert_s)
+    by_bits = [timings.expert_s, timings.host_expert_s, timings.coarser_non_expert_s]
+    experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]
+    if timings.ready is not None:
+        curves += [timings.ready.non_expert_s, timings.ready.policy_s]
+        by_bits += [timings.ready.expert_s, timings.ready.coarser_non_expert_s]
+        experts += timings.ready.expert_s.values()
     curves += [curve for curves in by_bits for curve in curves.values()]
     # what gathering takes is a difference, which may lie below zero
     gathering = [time for curve in timings.layer_s.values() for time in curve.values()]
     factors = (timings.wake_s, timings.restart_s, timings.contention)
     times = [*single, *(time for curve in (*curves, *factors) for time in curve.values())]
-    experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]
     if not all(0 <= time < math.inf for time in times) or not all(map(math.isfinite, gathering)):
         raise ValueError("a time is no time")
     if not all((*curves, *timings.layer_s.values())):

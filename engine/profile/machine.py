@@ -52,7 +52,7 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
         kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
         small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
         crossover_tokens=_crossovers(device, support) if device.is_host_memory else {},
-        products=products_name() if device.is_host_memory else "",
+        products=products_name() if device.torch_device.type == "cpu" else "",
         busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
         read_slowdown={size: found.slowdown for size, found in beside.items()},
     )

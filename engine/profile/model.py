@@ -21,7 +21,7 @@ from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.experts.kernels.crossover import known_crossovers
-from engine.facts.timings import ModelTimings, RecordSource, at
+from engine.facts.timings import Curve, ModelTimings, ReadyTimings, RecordSource, at, scaled
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
@@ -76,8 +76,7 @@ def calibrate(
     for one in bits:
         configure_plainly(engine, base, {"precision.bits": one})
         curve = _time_experts(engine)
-        passes = list(_clocked_passes(engine, sequences))
-        own = _from_passes(engine, passes, curve, one)
+        own = _from_passes(engine, sequences, curve, one)
         report()
         own = replace(own, sources={one: _time_source(engine, base, one)})
         own = _with_host(own, engine, base, one)
@@ -97,8 +96,13 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
     """Join the timings of each precision. Values that do not depend on bits are taken from the
     last: the fewest bits disturb the rest least."""
     last = parts[-1]
+    ready = last.ready and replace(
+        last.ready,
+        expert_s=_merged(part.ready.expert_s for part in parts if part.ready is not None),
+    )
     return replace(
         last,
+        ready=ready,
         sources=_merged(part.sources for part in parts),
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
@@ -207,8 +211,8 @@ def _time_by_tokens(engine: Engine, run: Callable[[torch.Tensor], None]) -> dict
     return found
 
 
-def _clocked_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[_PassClock]:
-    """Prefill chunks and decode passes of several sizes, timed by the engine's clock."""
+def _prefill_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[_PassClock]:
+    """Prefill chunks of several sizes, timed by the engine's clock."""
     text = [token for s in sequences for token in (*s.prompt, *s.forced)]
     for tokens in PREFILL_TOKENS:
         for number in range(4):
@@ -217,6 +221,11 @@ def _clocked_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[
             clocked = _clocked(engine, [batch], "prefill")
             if number:  # the first one warms caches and kernels
                 yield clocked
+
+
+def _decode_passes(engine: Engine, sequences: Sequence[Sequenced]) -> Iterator[_PassClock]:
+    """Decode passes of several sizes, timed by the engine's clock."""
+    text = [token for s in sequences for token in (*s.prompt, *s.forced)]
     for size in DECODE_SIZES:
         rows = [text[start::7][: DECODE_PASSES + 9] for start in range(size)]
         batch = MicroBatch(torch.tensor([row[:8] for row in rows]))
@@ -247,41 +256,57 @@ def _clocked(engine: Engine, batches: list[MicroBatch], phase: Phase) -> _PassCl
 
 
 def _from_passes(
-    engine: Engine,
-    passes: Sequence[_PassClock],
-    expert_s: dict[int, float],
-    bits: Bits,
+    engine: Engine, sequences: Sequence[Sequenced], expert_s: dict[int, float], bits: Bits
 ) -> ModelTimings:
-    layers = engine.facts.moe_layers
-    sizes = sorted({item.tokens for item in passes})
+    """What the engine's clock says of each part. Layers that ask the policy and layers that need
+    not are timed apart."""
+    layers, runtime = engine.facts.moe_layers, engine.live.runtime
+    passed = list(_decode_passes(engine, sequences))
+    is_passed = runtime.ready(1) is not None
+    runtime.always_asks = True
+    asked = list(_decode_passes(engine, sequences)) if is_passed else passed
+    runtime.always_asks = False
+    asked = [*_prefill_passes(engine, sequences), *asked]
 
-    def median(name: Activity, tokens: int) -> float:
-        return statistics.median(p.seconds[name] for p in passes if p.tokens == tokens)
+    def curve(passes: Sequence[_PassClock], name: Activity, parts: int = layers) -> Curve:
+        sizes = sorted({item.tokens for item in passes})
+        return {
+            n: statistics.median(p.seconds[name] for p in passes if p.tokens == n) / parts
+            for n in sizes
+        }
 
-    def gathering(item: _PassClock) -> float:
-        known = sum(at(expert_s, n) for layer in item.counts for n in layer if n)
-        return (item.seconds["compute"] - known) / layers
+    def products_s(item: _PassClock) -> float:
+        return sum(at(expert_s, n) for layer in item.counts for n in layer if n)
 
+    gathering = {
+        n: statistics.median(
+            (p.seconds["compute"] - products_s(p)) / layers for p in asked if p.tokens == n
+        )
+        for n in sorted({item.tokens for item in asked})
+    }
+    ready = None
+    if is_passed:
+        faster = statistics.median(p.seconds["compute"] / products_s(p) for p in passed)
+        ready = ReadyTimings(
+            curve(passed, "non_expert"), curve(passed, "policy"), {bits: scaled(expert_s, faster)}
+        )
     return ModelTimings(
         model=engine.facts.fingerprint,
         device=engine.device.name,
         sources={},
-        non_expert_s={n: median("non_expert", n) / layers for n in sizes},
-        router_s={n: median("router", n) / layers for n in sizes},
-        layer_s={
-            bits: {
-                n: statistics.median(gathering(p) for p in passes if p.tokens == n) for n in sizes
-            }
-        },
+        non_expert_s=curve(asked, "non_expert"),
+        router_s=curve(asked, "router"),
+        layer_s={bits: gathering},
         expert_s={bits: expert_s},
-        pass_s={n: median("other", n) for n in sizes},
-        policy_s={n: median("policy", n) / layers for n in sizes},
+        pass_s=curve(asked, "other", parts=1),
+        policy_s=curve(asked, "policy"),
         submit_s=0.0,
         gate_lookahead_s=0.0,
         wake_s={bits: 0.0},
         restart_s={bits: 0.0},
         contention={bits: 1.0},
         together=decodes_together(engine.native_pass),
+        ready=ready,
     )
 
 

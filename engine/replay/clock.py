@@ -23,6 +23,13 @@ from engine.trace.trace import TracePass
 from engine.types import Bits, ExpertId, Phase
 
 
+def may_pass_unasked(batches: int, policy: ExpertPolicy, timings: ModelTimings) -> bool:
+    """Whether decoded tokens go through several layers before the policy is asked, as long as all
+    that they demand is there (engine.run.native_pass)."""
+    joined = batches == 1 or timings.together
+    return timings.ready is not None and joined and policy.only_follows
+
+
 @dataclass
 class PassTime:
     """One simulated pass: seconds by activity, bytes moved."""
@@ -66,6 +73,9 @@ class Clock:
         self._prefetching: dict[int, list[SimulatedTransfer]] = defaultdict(list)
         self._steps: list[Step] = []
         self._tokens = 0
+        may_pass = may_pass_unasked(config.batch.count, policy, profile)
+        self._ready = profile.ready if may_pass else None
+        self._held: list[tuple[bool, int]] | None = None
         self._started = 0.0
         self.in_time = self.prefetched_demanded = 0
         self.times: list[PassTime] = []
@@ -79,11 +89,19 @@ class Clock:
         tokens = sum(item.tokens)
         self.times.append(PassTime(number, item.group, item.phase, tokens))
         self._started = self._now
+        self._holds = self._ready is not None and item.phase == "decode"
         self._fetch(fetches)
         self._spend("other", at(self._profile.pass_s, tokens))
+        self._hold()
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:
         """Spend the time of the layer's non-expert weights, the gate look-ahead and the router."""
+        if self._held is not None:
+            self._held.append((True, tokens))
+            return
+        self._enter(tokens, fetches)
+
+    def _enter(self, tokens: int, fetches: Sequence[Fetch]) -> None:
         self._spend("non_expert", at(self._profile.non_expert_s, tokens))
         if self._policy.watches_gate:
             self._spend("policy", self._profile.gate_lookahead_s)
@@ -95,7 +113,14 @@ class Clock:
         if not self._steps:
             self._tokens = 0
         self._tokens += tokens
-        self._spend("policy", at(self._profile.policy_s, tokens))
+        if self._held is not None:
+            self._held.append((False, tokens))
+            if all(map(self._is_there, steps)):
+                self._steps.extend(steps)
+                return
+            self._ask()
+        else:
+            self._spend("policy", at(self._profile.policy_s, tokens))
         prefetching = self._prefetching[layer]
         for step in steps:
             if step.slot == ON_HOST:
@@ -116,6 +141,11 @@ class Clock:
 
     def layer_routed(self, layer: int, steps: Sequence[Step], fetches: Sequence[Fetch]) -> None:
         """Compute the layer's experts in the order given by the config."""
+        if self._held is not None:
+            if not steps:
+                self._pass_unasked()
+                return
+            self._ask()
         for step in steps:
             if step.after is None:
                 self._load(step.expert, step.slot, step.bits, demanded=True)
@@ -147,6 +177,7 @@ class Clock:
             self.times[-1].activities["compute"] += host_done - self._now
             self._now = host_done
         self._steps = []
+        self._hold()
 
     def end_pass(self) -> None:
         """Record the time and the moved bytes of the pass."""
@@ -155,6 +186,39 @@ class Clock:
         time.seconds = self._now - self._started
         time.moved_bytes = self._transfers.moved_bytes - self._moved
         self._moved = self._transfers.moved_bytes
+
+    # A layer that may be passed unasked: what it would spend is held until that is known ----------
+
+    def _hold(self) -> None:
+        self._held = [] if self._holds else None
+
+    def _ask(self) -> None:
+        """Spend what was held."""
+        held, self._held = self._held or [], None
+        for is_gate, tokens in held:
+            if is_gate:
+                self._enter(tokens, ())
+            else:
+                self._spend("policy", at(self._profile.policy_s, tokens))
+
+    def _pass_unasked(self) -> None:
+        ready, held = self._ready, self._held
+        assert ready is not None
+        assert held is not None
+        entered = sum(tokens for is_gate, tokens in held if is_gate)
+        self._spend("non_expert", at(ready.non_expert_s, entered))
+        self._spend("policy", at(ready.policy_s, self._tokens))
+        for step in self._steps:
+            count = self._policy.tokens[step.expert.expert]
+            self._spend("compute", at(ready.expert_s[step.bits], count))
+        self._steps = []
+        self._hold()
+
+    def _is_there(self, step: Step) -> bool:
+        if step.slot == ON_HOST or not step.hit:
+            return False
+        transfer = self._in_slot.get(step.slot)
+        return transfer is None or self._transfers.is_ready(self._now, transfer)
 
     def _spend(self, activity: str, seconds: float) -> None:
         if seconds > 0:

@@ -83,6 +83,7 @@ class DecisionRecorder:
         """See Listener."""
         self._passes.append((number, item))
         self._begin(_BEGIN_PASS, sum(item.tokens))
+        self._events.append(item.phase == "decode")
         self._add_fetches(fetches)
 
     def gate_entered(self, layer: int, tokens: int, fetches: Sequence[Fetch]) -> None:

@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 
 from engine.config.settings import EngineConfig
 from engine.facts.model import ModelFacts
-from engine.facts.timings import Curve, ModelTimings, at
+from engine.facts.timings import Curve, ModelTimings, ReadyTimings, at
 from engine.memory.records import record_bytes_of
 from engine.native import library
 from engine.policy.registry import ORDERS, QUEUES
 from engine.precision.table import run_bits
-from engine.replay.clock import PassTime
+from engine.replay.clock import PassTime, may_pass_unasked
 from engine.replay.decisions import Decisions
 
 Doubles = NDArray[np.float64]
 _ARRAYS = (
     "pass_s", "non_expert_s", "router_s", "policy_s", "layer_s", "expert_s", "host_expert_s",
+    "ready_non_expert_s", "ready_policy_s", "ready_expert_s",
     "record_chunks", "record_chunk_bytes", "chunk_s", "rates", "queued",
 )  # fmt: skip
-_WHOLE = ("most_tokens", "workers", "slots", "watches_gate", "two_priority", "order")
+_WHOLE = ("most_tokens", "workers", "slots", "watches_gate", "two_priority", "order", "has_ready")
 _SECONDS = (
     "submit_s", "gate_lookahead_s", "wake_s", "restart_s", "host_start_s", "contention",
     "host_contention",
@@ -84,6 +85,7 @@ def _curves(
         found[list(decisions.tokens)] = [at(curve, tokens) for tokens in decisions.tokens]
         return found
 
+    ready = profile.ready or ReadyTimings({}, {}, {})
     return {
         "pass_s": filled(profile.pass_s),
         "non_expert_s": filled(profile.non_expert_s),
@@ -92,6 +94,9 @@ def _curves(
         "layer_s": filled(profile.layer_s[own]),
         "expert_s": np.stack([filled(profile.expert_s[one]) for one in bits]),
         "host_expert_s": np.stack([filled(profile.host_expert_s.get(one, {})) for one in bits]),
+        "ready_non_expert_s": filled(ready.non_expert_s),
+        "ready_policy_s": filled(ready.policy_s),
+        "ready_expert_s": np.stack([filled(ready.expert_s.get(one, {})) for one in bits]),
     }
 
 
@@ -125,6 +130,7 @@ def _numbers(
         "watches_gate": decisions.policy.watches_gate,
         "two_priority": list(QUEUES).index(config.transfer.queue),
         "order": list(ORDERS).index(config.batch.order),
+        "has_ready": may_pass_unasked(config.batch.count, decisions.policy, profile),
         "submit_s": profile.submit_s,
         "gate_lookahead_s": profile.gate_lookahead_s,
         "wake_s": profile.wake_s[own],

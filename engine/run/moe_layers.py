@@ -78,7 +78,8 @@ class RoutingRecorder(Protocol):
 
 
 class ExpertsRuntime:
-    """Implements ExpertsPort. phase: set by the caller before each forward.
+    """Implements ExpertsPort. phase: set by the caller before each forward; always_asks: whether
+    every layer asks the policy before it computes, as where something is predicted.
 
     multipliers: by bits of the record; host: computes experts in the host tier, if used; fused:
     computes those of a wave together, if there is such a way.
@@ -108,6 +109,7 @@ class ExpertsRuntime:
         self._scores: torch.Tensor | None = None
         self._routers = RouterProbabilities()
         self.phase: Phase = "decode"
+        self.always_asks = False
         self._set_needs()
 
     def record(self, recorder: RoutingRecorder | None) -> None:
@@ -190,7 +192,7 @@ class ExpertsRuntime:
         """What layers of this many tokens may be computed with before policy and recorder are told;
         None: they have to be asked, or need more than the chosen experts."""
         records, fused = self._residency.ready, self._fused
-        if records is None or fused is None or self._needs:
+        if records is None or fused is None or self._needs or self.always_asks:
             return None
         spec = fused.only(tokens)
         return None if spec is None else Ready(spec, records)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
-PRODUCTS = ("compute", "non_expert")  # the parts that take as long whoever asks the policy
+LEAST_FACTOR = 0.2  # of a part
 Batches = tuple[int, int, int]
 """Micro-batches, sequences of each, tokens of a prefill chunk: how a trace is regrouped."""
 FEWEST = 8  # predictions needed to interpolate the others
@@ -45,8 +45,7 @@ class Twin:
     """Predicts one model on one workload and machine by replay.
 
     trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
-    trained predictors; asking: timings of configs whose policy is asked before each layer (see
-    _follows), None: the same.
+    trained predictors.
     """
 
     facts: ModelFacts
@@ -54,7 +53,6 @@ class Twin:
     timings: ModelTimings
     sequences: int
     learned: Mapping[str, Any] = field(default_factory=dict)
-    asking: ModelTimings | None = None
     _seen_as: dict[Batches, Trace] = field(default_factory=dict, init=False)
     _decided: dict[Batches, dict[str, Decisions]] = field(
         default_factory=lambda: defaultdict(dict), init=False
@@ -62,7 +60,7 @@ class Twin:
 
     def predict(self, config: EngineConfig) -> dict[str, float] | None:
         """The predicted speeds; None if this config cannot be replayed."""
-        metrics = self._replayed(config)
+        metrics = self._replayed(config, self.timings)
         if metrics is None or not set(SPEEDS) <= set(metrics):
             return None
         return {name: metrics[name] for name in SPEEDS}
@@ -72,31 +70,33 @@ class Twin:
         found, a hundredth of the work."""
         try:
             planned = with_table(config, self.facts, cache_folder())
-            resolved = resolve_for(planned, self.facts, self._timings_of(planned))
+            resolved = resolve_for(planned, self.facts, self.timings)
         except EngineError:
             return False
         return decision_key(resolved) in self._decided[_batches(resolved.config)]
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
-        """A copy whose parts take as long as they did in a run of `config`: all of them for configs
-        whose decoding goes through layers as its did, products for the others. measured: its
-        metrics, of which the time split is used."""
-        predicted = self._replayed(config) or {}
-        factors = {
-            part: measured[name] / predicted[name]
-            for part in PARTS
-            if measured.get(name := f"time_ms_per_token.{part}", 0.0) > 0
-            and predicted.get(name, 0.0) > 0
-        }
-        products = {part: factor for part, factor in factors.items() if part in PRODUCTS}
-        follows = self._follows(config)
-        return replace(
-            self,
-            timings=corrected(self.timings, factors if follows else products),
-            asking=corrected(self.timings, products if follows else factors),
-        )
+        """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
+        of which the time split is used. Layers that asked the policy and layers that were passed
+        without are told apart by the replay: of each part, the kind that took longer is corrected,
+        the other believed."""
+        whole = self._replayed(config, self.timings) or {}
+        nothing = dict.fromkeys(PARTS, 0.0)
+        asked = self._replayed(config, corrected(self.timings, {}, nothing)) or {}
+        factors: dict[str, float] = {}
+        of_ready: dict[str, float] = {}
+        for part in PARTS:
+            name = f"time_ms_per_token.{part}"
+            took, all_s, asked_s = (one.get(name, 0.0) for one in (measured, whole, asked))
+            if took <= 0 or all_s <= 0:
+                continue
+            most_asked = asked_s >= all_s / 2
+            own_s = asked_s if most_asked else all_s - asked_s
+            into = factors if most_asked else of_ready
+            into[part] = max(LEAST_FACTOR, (took - (all_s - own_s)) / own_s)
+        return replace(self, timings=corrected(self.timings, factors, of_ready))
 
-    def _replayed(self, config: EngineConfig) -> dict[str, float] | None:
+    def _replayed(self, config: EngineConfig, timings: ModelTimings) -> dict[str, float] | None:
         try:
             planned = with_table(config, self.facts, cache_folder())
             batches = _batches(planned)
@@ -110,7 +110,7 @@ class Twin:
                 planned,
                 self.facts,
                 trace,
-                self._timings_of(planned),
+                timings,
                 learned=dict(self.learned),
                 warm=warm,
                 known=self._decided[batches],
@@ -119,16 +119,6 @@ class Twin:
         except (EngineError, KeyError) as error:  # a precision that was not timed
             log.debug("no prediction: %s", error)
             return None
-
-    def _timings_of(self, config: EngineConfig) -> ModelTimings:
-        return self.timings if self._follows(config) or self.asking is None else self.asking
-
-    def _follows(self, config: EngineConfig) -> bool:
-        """Whether a decoded token may go through several layers before the policy is asked, which
-        takes little time beside products (engine.run.native_pass)."""
-        joined = config.batch.count == 1 or self.timings.together
-        plain = config.prefetch.predictor == "none" and config.precision.scheme == "uniform"
-        return joined and plain and config.placement.name == "device"
 
     def _as_run(self, batches: Batches) -> Trace:
         if batches not in self._seen_as:

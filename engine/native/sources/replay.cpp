@@ -207,6 +207,11 @@ struct Step {
   int32_t expert, slot, bits, hit, after, tokens;
 };
 
+struct Held {
+  bool is_gate;
+  int32_t tokens;
+};
+
 class Clock {
  public:
   Clock(const ReplayTimings& timings, double* rows, int64_t* arrivals)
@@ -238,15 +243,26 @@ class Clock {
     activities_ = 0;
     started_ = now_;
     const int32_t tokens = next();
+    holds_ = next() && timings_.has_ready;
     fetch();
     spend(Activity::kOther, timings_.pass_s[tokens]);
+    hold();
   }
 
   void gate_entered() {
     const int32_t tokens = next();
+    if (is_held_) {
+      held_.push_back({true, tokens});
+      next();  // no fetches
+      return;
+    }
+    enter(tokens, true);
+  }
+
+  void enter(int32_t tokens, bool fetches) {
     spend(Activity::kNonExpert, timings_.non_expert_s[tokens]);
     if (timings_.watches_gate) spend(Activity::kPolicy, timings_.gate_lookahead_s);
-    fetch();
+    if (fetches) fetch();
     spend(Activity::kRouter, timings_.router_s[tokens]);
   }
 
@@ -255,9 +271,15 @@ class Clock {
     const int32_t tokens = next();
     if (steps_.empty()) tokens_ = 0;
     tokens_ += tokens;
-    spend(Activity::kPolicy, timings_.policy_s[tokens]);
     const size_t first = steps_.size();
     take_steps();
+    if (is_held_) {
+      held_.push_back({false, tokens});
+      if (are_there(first)) return;
+      ask();
+    } else {
+      spend(Activity::kPolicy, timings_.policy_s[tokens]);
+    }
     for (size_t i = first; i < steps_.size(); ++i) {
       const Step& step = steps_[i];
       if (step.slot == kOnHost) continue;
@@ -281,6 +303,11 @@ class Clock {
     const int32_t layer = next();
     const size_t first = steps_.size();
     take_steps();
+    if (is_held_ && first == steps_.size()) {
+      pass_unasked();
+      return;
+    }
+    if (is_held_) ask();
     for (size_t i = first; i < steps_.size(); ++i) {
       if (steps_[i].after == kNobody) load(steps_[i].expert, steps_[i].slot, steps_[i].bits, true);
     }
@@ -301,6 +328,50 @@ class Clock {
       now_ = host_done;
     }
     steps_.clear();
+    hold();
+  }
+
+  // A layer that may be passed unasked: what it would spend is held until that is known.
+  void hold() {
+    held_.clear();
+    is_held_ = holds_;
+  }
+
+  void ask() {
+    is_held_ = false;
+    for (const Held& one : held_) {
+      if (one.is_gate) {
+        enter(one.tokens, false);
+      } else {
+        spend(Activity::kPolicy, timings_.policy_s[one.tokens]);
+      }
+    }
+  }
+
+  void pass_unasked() {
+    int32_t entered = 0;
+    for (const Held& one : held_) entered += one.is_gate ? one.tokens : 0;
+    spend(Activity::kNonExpert, timings_.ready_non_expert_s[entered]);
+    spend(Activity::kPolicy, timings_.ready_policy_s[tokens_]);
+    fetch();
+    for (Step& step : steps_) {
+      step.tokens = next();
+      spend(Activity::kCompute,
+            timings_.ready_expert_s[step.bits * timings_.most_tokens + step.tokens]);
+    }
+    steps_.clear();
+    hold();
+  }
+
+  bool are_there(size_t first) {
+    for (size_t i = first; i < steps_.size(); ++i) {
+      const Step& step = steps_[i];
+      if (step.slot == kOnHost || !step.hit) return false;
+      transfers_.advance(now_);
+      const Transfer* transfer = transfers_.in_slot(step.slot);
+      if (transfer != nullptr && !transfer->ready) return false;
+    }
+    return true;
   }
 
   void compute_one() {
@@ -457,8 +528,9 @@ class Clock {
   int64_t* arrivals_;
   int activities_ = 0;
   double now_ = 0, started_ = 0, moved_ = 0, host_free_ = 0;
-  bool waited_ = false, stuck_ = false;
+  bool waited_ = false, stuck_ = false, holds_ = false, is_held_ = false;
   int32_t tokens_ = 0;
+  std::vector<Held> held_;
   std::vector<Step> steps_;
   std::vector<const Step*> pending_;
   std::vector<Transfer*> awaited_;

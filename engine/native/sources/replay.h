@@ -10,9 +10,10 @@ namespace expertune {
 struct ReplayTimings {
   const double *pass_s, *non_expert_s, *router_s, *policy_s, *layer_s;
   const double *expert_s, *host_expert_s;
+  const double *ready_non_expert_s, *ready_policy_s, *ready_expert_s;  // of layers passed unasked
   const double *record_chunks, *record_chunk_bytes, *chunk_s, *rates;
   const int64_t* queued;  // whether chunks are served one after the other
-  int64_t most_tokens, workers, slots, watches_gate, two_priority, order;
+  int64_t most_tokens, workers, slots, watches_gate, two_priority, order, has_ready;
   double submit_s, gate_lookahead_s, wake_s, restart_s, host_start_s;
   double contention, host_contention;
 };
@@ -20,7 +21,7 @@ struct ReplayTimings {
 // Events, as int32: a kind, then what follows it. A step is (expert, slot, bits, hit, after), a fetch
 // (layer, expert, slot, bits); experts are numbered over all layers, `after` is -1 for none.
 enum class ReplayEvent : int32_t {
-  kBeginPass = 0,    // tokens, fetches
+  kBeginPass = 0,    // tokens, whether it decodes, fetches
   kGateEntered = 1,  // tokens, fetches
   kRouted = 2,       // layer, tokens, steps
   kLayerRouted = 3,  // layer, steps, fetches, tokens of all steps of the layer pass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
-from engine.facts.timings import ModelTimings, RecordSource
+from engine.facts.timings import ModelTimings, ReadyTimings, RecordSource
 from engine.memory.plan import resolve
 from engine.policy.registry import ORDERS, QUEUES
 from engine.replay import native_clock
@@ -58,7 +58,12 @@ def timings(seed: int, *, host: bool, sharing: Any) -> ModelTimings:
         host_expert_s={b: curve(some[11], some[1]) for b in bits} if host else {},
         host_start_s=dict.fromkeys(bits, some[2] / 20) if host else {},
         host_contention=dict.fromkeys(bits, 1.2) if host else {},
-    )
+        together=bool(seed % 2),
+        ready=ReadyTimings(
+            curve(some[9], some[0]), curve(some[8] / 9, some[1] / 9),
+            {b: curve(some[10] / b, some[2] / b) for b in bits},
+        ) if seed % 3 else None,
+    )  # fmt: skip
 
 
 def trace(seed: int, batches: int) -> Trace:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
-from engine.facts.timings import ModelTimings, RecordSource, at
+from engine.facts.timings import ModelTimings, ReadyTimings, RecordSource, at
 from engine.policy.registry import QUEUES
 from engine.replay.bound import best_hits
 from engine.replay.simulate import replay
@@ -224,3 +224,27 @@ def test_times_between_measured_ones_lie_on_a_line_and_beyond_them_do_not_fall()
     assert at(curve, 3) == 2.0
     assert at(curve, 100) == 1.5
     assert at({}, 4) == 0.0
+
+
+def test_a_layer_that_finds_all_experts_is_passed_without_asking() -> None:
+    rows = [[[0, 1], [2, 3]], [[0, 2], [2, 3]], [[0, 1], [2, 3]], [[4, 1], [2, 3]]]
+    trace = make_trace(rows, tokens=[(1,)] * 4)
+    facts = make_facts(layers=2, moe_layers=2, experts=8, experts_per_token=2)
+    config = EngineConfig().overlay({"cache.expert_bytes": "100%"})
+    asked = replay(config, facts, trace, timings(1e6)).times
+    curve = {1: 1e-5}
+    profile = replace(timings(1e6), ready=ReadyTimings(curve, {1: 1e-6}, {16: curve}))
+    passed = replay(config, facts, trace, profile).times
+    # the third pass finds all experts of both layers, the fourth one those of the second
+    passing = {"other": 1e-3, "non_expert": 2e-5, "policy": 2e-6, "compute": 4e-5}
+    assert dict(passed[2].activities) == pytest.approx(passing)
+    assert passed[2].seconds == pytest.approx(sum(passing.values()))
+    assert passed[0].activities == asked[0].activities
+    half = {n: asked[3].activities[n] / 2 + passing[n] / 2 for n in ("non_expert", "compute")}
+    for name, seconds in half.items():
+        assert passed[3].activities[name] == pytest.approx(seconds)
+    # whoever is asked before each layer takes as long as before
+    config = config.overlay({"prefetch.predictor": "popularity", "prefetch.depth": 1})
+    assert [t.seconds for t in replay(config, facts, trace, profile).times] == pytest.approx(
+        [t.seconds for t in replay(config, facts, trace, timings(1e6)).times]
+    )

@@ -1,6 +1,7 @@
 """The twin in a study: predictions beside measurements, corrections, confirmation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
 from tests.engine.replay import test_native_clock as small
+from tests.engine.policy.made import make_trace
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import tune_in, write_definition
 from tests.tuner.conftest import Tune
 from tuner.deployment.document import MeasuredMetric, load_deployment
-from tuner.search.twin import Twin
+from tuner.search.twin import PARTS, Twin
 
 TOKENS = (1, 4, 16, 64, 256)
 PROFILE = MachineProfile(
@@ -132,19 +134,31 @@ def test_a_correction_scales_the_parts_it_names():
     assert np.isfinite(list(found.policy_s.values())).all()
 
 
-def test_a_run_corrects_the_products_of_all_and_the_rest_of_those_that_decode_alike():
-    """Beside products, a policy that only follows demand takes less than one that is asked."""
-    timings = small.timings(1, host=False, sharing="shared")
-    twin = Twin(small.FACTS, small.trace(1, 1), timings, sequences=1)
-    follows = EngineConfig().overlay({"cache.expert_bytes": "60%"})
-    asks = follows.overlay({"prefetch.predictor": "next_gate", "prefetch.depth": 1})
-    plain = {name: twin._replayed(config) for name, config in (("f", follows), ("a", asks))}
-    measured = dict(plain["f"])
-    for part in ("compute", "router", "other"):
-        measured[f"time_ms_per_token.{part}"] *= 3
-    found = twin.corrected_by(follows, measured)
-    for name, config, parts in (("f", follows, (3, 3, 3)), ("a", asks, (3, 1, 1))):
-        now = found._replayed(config)
-        for part, factor in zip(("compute", "router", "other"), parts, strict=True):
-            key = f"time_ms_per_token.{part}"
-            assert now[key] == pytest.approx(factor * plain[name][key], rel=0.05), (name, part)
+def split(twin: Twin, config: EngineConfig) -> dict[str, float]:
+    found = twin._replayed(config, twin.timings) or {}
+    return {name[len("time_ms_per_token.") :]: v for name, v in found.items() if "time_ms" in name}
+
+
+@pytest.mark.parametrize("cache", ["100%", "25%"])
+def test_a_run_corrects_the_kind_of_layers_that_took_most_of_its_time(cache: str):
+    """Layers that find all experts are passed at once: what one that asks the policy takes says
+    nothing of them."""
+    timings = replace(small.timings(1, host=False, sharing="shared"), together=True)
+    assert timings.ready is not None
+    pairs = [[[2 * (row % 2), 2 * (row % 2) + 1]] * small.LAYERS for row in range(12)]
+    trace = make_trace(pairs, tokens=[(1,)] * 12, groups=[0] * 6 + [1] * 6)
+    twin = Twin(small.FACTS, trace, timings, sequences=1)
+    plain = EngineConfig().overlay({"prefetch.predictor": "none"})
+    config = plain.overlay({"cache.expert_bytes": cache})
+    before = split(twin, config)
+    measured = {f"time_ms_per_token.{part}": 3 * before[part] for part in before}
+    found = twin.corrected_by(config, measured)
+    after = split(found, config)
+    assert {"compute", "non_expert", "policy"} <= before.keys()
+    for part in before.keys() & set(PARTS):
+        assert after[part] == pytest.approx(3 * before[part], rel=0.1), part
+    passes = plain.overlay({"cache.expert_bytes": "100%"})
+    asks = passes.overlay({"prefetch.predictor": "popularity", "prefetch.depth": 1})
+    for other, corrected_too in ((passes, cache == "100%"), (asks, cache != "100%")):
+        one, two = split(twin, other), split(found, other)
+        assert (two["compute"] > 1.5 * one["compute"]) == corrected_too
