@@ -261,12 +261,14 @@ def _from_passes(
     """What the engine's clock says of each part. Layers that ask the policy and layers that need
     not are timed apart."""
     layers, runtime = engine.facts.moe_layers, engine.live.runtime
-    passed = list(_decode_passes(engine, sequences))
+    prefill = list(_prefill_passes(engine, sequences))  # first: the cache is warm after it
+    passed = decode = list(_decode_passes(engine, sequences))
     is_passed = runtime.ready(1) is not None
-    runtime.always_asks = True
-    asked = list(_decode_passes(engine, sequences)) if is_passed else passed
-    runtime.always_asks = False
-    asked = [*_prefill_passes(engine, sequences), *asked]
+    if is_passed:
+        runtime.always_asks = True
+        decode = list(_decode_passes(engine, sequences))
+        runtime.always_asks = False
+    asked = [*prefill, *decode]
 
     def curve(passes: Sequence[_PassClock], name: Activity, parts: int = layers) -> Curve:
         sizes = sorted({item.tokens for item in passes})

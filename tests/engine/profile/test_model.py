@@ -10,6 +10,7 @@ from engine.config.settings import EngineConfig
 from engine.device.registry import open_device
 from engine.facts.timings import load_timings, read_timings, save_timings
 from engine.measure.pass_through import Sequenced
+from engine.native import library
 from engine.profile import model as calibration
 from engine.profile.model import calibrate
 from engine.run.engine import Engine
@@ -30,6 +31,11 @@ def test_every_part_is_timed(
     assert timings.device == device
     assert set(timings.expert_s) == {16, 4}
     assert all(value > 0 for value in timings.non_expert_s.values())
+    if device == "cpu" and library.is_available():
+        assert timings.ready is not None
+        assert set(timings.ready.expert_s) == {16, 4}
+        for name in ("non_expert_s", "policy_s"):  # a layer that is passed asks nobody
+            assert getattr(timings.ready, name)[1] < getattr(timings, name)[1], name
     assert all(value >= 1 for value in timings.contention.values())
     assert bool(timings.host_expert_s) == device.startswith("emulated")
     sharing = {source.sharing for source in timings.sources.values()}
