@@ -17,6 +17,7 @@ from tuner.search.twin import Predictions
 from tuner.store.snapshots import FINISHED_STATES, MEASURED_STATES, TrialSnapshot
 
 ADAPTION, LEAST_WIDENING = 0.5, 0.5  # of intervals, in logarithms; 0.2 to 0.8 do about as well
+WIDEST = 50.0  # half of an interval, in logarithms: its ends are figures that can be stored
 FEWEST_TRIALS = 6  # finished trials required before a study may end early
 
 
@@ -43,7 +44,7 @@ class Searcher:
             spread = math.hypot(
                 float(posterior.deviation[index]), posterior.noise * START_DEVIATION
             )
-            half = wider * COVERED_DEVIATIONS * spread
+            half = min(WIDEST, wider * COVERED_DEVIATIONS * spread)
             middle = float(posterior.mean[index])
             found[f"{name}_low"] = math.exp(middle - half)
             found[f"{name}_high"] = math.exp(middle + half)
