@@ -125,7 +125,8 @@ class ModelTimings:
     @property
     def timed_bits(self) -> frozenset[int]:
         """The precisions of experts of which everything was timed."""
-        by_bits = (self.layer_s, self.sources, self.wake_s, self.restart_s, self.contention)
+        by_bits = [self.layer_s, self.sources, self.wake_s, self.restart_s, self.contention]
+        by_bits += [] if self.ready is None else [self.ready.expert_s]
         return frozenset(self.expert_s).intersection(*by_bits)
 
     def to_json(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from engine.evaluate.journal import JOURNAL, Journal
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.tiers import pack
 from engine.facts.emulated_machine import load_machine, predicted_timings
-from engine.facts.timings import TIMINGS, load_timings, read_timings
+from engine.facts.timings import TIMINGS, ReadyTimings, load_timings, read_timings
 from engine.files import short_digest
 from engine.layout.record import Part, lay_out
 from engine.policy import learned
@@ -253,6 +253,8 @@ TRACED = json.dumps(
 
 def _machine_timings() -> bytes:
     found = predicted_timings(load_machine("laptop_8gb"), fake_facts("m"))
+    ready = ReadyTimings(found.non_expert_s, found.policy_s, found.expert_s, {8: found.pass_s})
+    found = dataclasses.replace(found, ready=ready)
     return json.dumps(dataclasses.asdict(found)).encode()
 
 

@@ -24,7 +24,13 @@ from engine.experts.kernels import crossover, probe
 from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.tiers import pack
 from engine.facts.machine import MachineProfile
-from engine.facts.timings import TIMINGS, ModelTimings, load_timings, save_timings
+from engine.facts.timings import (
+    TIMINGS,
+    ModelTimings,
+    ReadyTimings,
+    load_timings,
+    save_timings,
+)
 from engine.memory.plan import resolve
 from engine.model import headers
 from engine.policy import learned
@@ -76,6 +82,7 @@ def timings(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
         wake_s={4: 0.1},
         restart_s={4: 0.1},
         contention={4: 1.5},
+        ready=ReadyTimings(curve, curve, {4: curve}, {8: curve}),
     )
     path = folder / "timings.json"
     return Subject(
