@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.fuzz import checkpoints, commands, definitions, derived, http, messages
+from tests.fuzz import (
+    checkpoints,
+    commands,
+    definitions,
+    derived,
+    http,
+    messages,
+    tokenizers,
+)
 
-FAMILIES = (definitions, checkpoints, derived, messages, http, commands)
+FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers)
 TARGETS = {one.name: one for family in FAMILIES for one in family.TARGETS}
