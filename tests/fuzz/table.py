@@ -9,8 +9,9 @@ from tests.fuzz import (
     derived,
     http,
     messages,
+    tasks,
     tokenizers,
 )
 
-FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers)
+FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers, tasks)
 TARGETS = {one.name: one for family in FAMILIES for one in family.TARGETS}
