@@ -9,9 +9,10 @@ from tests.fuzz import (
     derived,
     http,
     messages,
+    stores,
     tasks,
     tokenizers,
 )
 
-FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers, tasks)
+FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers, tasks, stores)
 TARGETS = {one.name: one for family in FAMILIES for one in family.TARGETS}
