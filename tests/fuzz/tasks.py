@@ -2,7 +2,7 @@
 
 An input is a JSON object of file names and what they hold; the study names task.yaml. Functions
 come from utils.py, which stands beside it: what a task file names is code that the user chose, so
-that no input names another module.
+that no input names another module, and no template has a loop without an end.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ EXTRA = (
     "own", "./own",
     "{{question}}", "{{choices}}", "{{label}}", "{{missing}}", "{{ 1 / 0 }}", "{% for a in b %}",
     "multiple_choice", "generate_until", "loglikelihood", "acc", "bits_per_byte", "exact_match",
-    "f1",
-    "{{ question * 10**7 }}", "{% for a in range(10**9) %}{% endfor %}", "test", "train",
+    "f1", "test", "train",
     "tiny.jsonl",
 )  # fmt: skip
 NAME = re.compile(r"(own/)?[a-z_]{1,20}\.yaml")
