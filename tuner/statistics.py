@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from engine.contract.report import Metric
-from engine.contract.statistics import mean_metric, quantile
+from engine.contract.statistics import WIDEST, mean_metric, quantile
 
 
 def confirmed_interval(confirming: Sequence[float], every: Sequence[float], unit: str) -> Metric:
@@ -28,10 +28,10 @@ def confirmed_interval(confirming: Sequence[float], every: Sequence[float], unit
     if degrees < 1:
         return Metric(mean, mean, mean, count, unit)
     half = quantile(degrees) * math.sqrt(squares / degrees / count)
-    low, high = (
-        (mean / math.exp(half), mean * math.exp(half)) if positive else (mean - half, mean + half)
-    )
-    return Metric(mean, low, high, count, unit)
+    if not positive:
+        return Metric(mean, mean - half, mean + half, count, unit)
+    factor = math.exp(min(half, WIDEST))
+    return Metric(mean, mean / factor, mean * factor, count, unit)
 
 
 def paired_ratio(values: Sequence[float], to: Sequence[float]) -> Metric | None:

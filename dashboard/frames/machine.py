@@ -74,7 +74,9 @@ def exports_frame(exports: Sequence[WrittenExport]) -> pd.DataFrame:
 
 def _export_row(one: WrittenExport) -> dict[str, Any]:
     stated = _provenance(one.content)
-    versions = ", ".join(f"{name} {v}" for name, v in stated.get("versions", {}).items())
+    named = stated.get("versions")
+    found = named if isinstance(named, dict) else {}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     return {
         "trial": one.trial,
         "pick": one.pick,
@@ -91,8 +93,8 @@ def _provenance(content: str) -> dict[str, Any]:
         data = yaml.load(content, Loader=BoundedYaml)
     except yaml.YAMLError:
         return {}
-    found = data.get("provenance", {}) if isinstance(data, dict) else {}
-    return dict(found)
+    found = data.get("provenance") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _said(name: str, value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -91,10 +92,15 @@ def deployments_frame(windows: Sequence[TelemetrySnapshot]) -> pd.DataFrame:
                 "ms per token": window.payload.get("tpot_ms"),
                 "stall ms per token": window.payload.get("stall_ms_per_token"),
                 "hit rate": window.payload.get("expert_hit_rate"),
-                "routing drift": window.payload.get("drift", {}).get("routing"),
-                "state": "re-tune" if window.payload.get("drift", {}).get("retune") else "holds",
+                "routing drift": _drift(window).get("routing"),
+                "state": "re-tune" if _drift(window).get("retune") else "holds",
                 "at (UTC)": window.created.strftime(MINUTES),
             }
             for name, window in newest.items()
         ]
     )
+
+
+def _drift(window: TelemetrySnapshot) -> Mapping[str, Any]:
+    found = window.payload.get("drift")
+    return found if isinstance(found, dict) else {}

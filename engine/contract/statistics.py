@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from engine.contract.report import Metric
 
 CONFIDENCE = 0.95
+WIDEST = 300.0  # half of an interval of logarithms; e to its power is still a number
 
 
 @functools.cache
@@ -35,7 +36,7 @@ def mean_metric(values: Sequence[float], unit: str, *, signed: bool = False) -> 
     if len(values) < 2:
         return Metric(mean, mean, mean, len(values), unit)
     if min(values) > 0 and not signed:
-        factor = math.exp(relative_half_width(values))
+        factor = math.exp(min(relative_half_width(values), WIDEST))
         return Metric(mean, mean / factor, mean * factor, len(values), unit)
     half = _half_width(values)
     low = mean - half if signed or min(values) < 0 else max(0.0, mean - half)

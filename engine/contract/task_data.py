@@ -6,14 +6,18 @@ In: a TaskFile. Out: paths and patterns; nothing is read but folders.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.contract.task_file import TaskFile, functions, listed, members, modules
+from engine.errors import TaskError
 
 # Names of `dataset_path` that are formats of files, not data sets.
 FORMATS = frozenset({"json", "csv", "parquet", "text", "arrow", "pandas", "xml"})
+MOST_FILES = 10_000  # of a task's data
 
 
 def data_patterns(body: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -34,17 +38,15 @@ def data_folder(name: Any, folders: Sequence[Path]) -> Path | None:
     """A `data_dir` or a `dataset_path` as the folder that it names; None if it names none."""
     if not isinstance(name, str) or "://" in name or name in FORMATS:
         return None
-    places = [place for folder in folders if (place := _joined(folder, name)).is_dir()]
+    places = [place for folder in folders if os.path.isdir(place := _joined(folder, name))]
     return places[0].resolve() if places else None
 
 
 def matching(pattern: str) -> list[Path]:
     """The local files of an absolute pattern; a name that is a file is no pattern."""
-    if Path(pattern).is_file():
+    if os.path.isfile(pattern):
         return [Path(pattern)]
-    return [
-        path for one in sorted(glob.glob(pattern, recursive=True)) if (path := Path(one)).is_file()
-    ]
+    return sorted(_few(glob.iglob(pattern, recursive=True), pattern))
 
 
 def is_remote(pattern: str) -> bool:
@@ -76,7 +78,7 @@ def files_of(task: TaskFile) -> tuple[Path, ...]:
         for pattern in (one for names in patterns.values() for one in names):
             found.update(() if is_remote(pattern) else matching(pattern))
         if not patterns and (whole := inside or local) is not None:
-            found.update(path for path in whole.rglob("*") if path.is_file())
+            found.update(_few(whole.rglob("*"), whole))
         found.update(_named(body, folders[0]))
     return tuple(sorted(found))
 
@@ -89,8 +91,20 @@ def _bodies(task: TaskFile) -> Iterator[tuple[Mapping[str, Any], tuple[Path, ...
                 yield member, search_folders(task, "task")
 
 
+def _few(paths: Iterable[str | Path], place: str | Path) -> list[Path]:
+    """The files among paths. Raises TaskError for more than MOST_FILES, since / is a folder too."""
+    files = (Path(path) for path in paths if os.path.isfile(path))
+    found = list(itertools.islice(files, MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise TaskError(
+            f"{place!s:.200} holds more than {MOST_FILES} files, more than the data of a task: "
+            "name a folder or files of its own in dataset_kwargs"
+        )
+    return found
+
+
 def _joined(folder: Path, name: str) -> Path:
-    return folder / Path(name).expanduser()
+    return folder / os.path.expanduser(name)
 
 
 def _anchored(name: str, folders: Sequence[Path]) -> str:
@@ -98,7 +112,7 @@ def _anchored(name: str, folders: Sequence[Path]) -> str:
     if is_remote(name):
         return name
     for folder in folders:
-        if _joined(folder, name).is_file():
+        if os.path.isfile(_joined(folder, name)):
             return str(_joined(folder, name).resolve())
     patterns = [
         name if Path(name).is_absolute() else f"{glob.escape(str(folder))}/{name}"

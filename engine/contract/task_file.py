@@ -7,6 +7,7 @@ that the tuner can ask what a quality depends on. Raises TaskError for a file th
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.inputs.bounded_yaml import MOST_YAML_BYTES, BoundedYaml
 from engine.inputs.bounds import read_bounded
 
 SUFFIXES = (".yaml", ".yml")
+MOST_SOURCES = 100  # files that one task includes
 _MADE_OF = ("dataset_path", "output_type", "doc_to_text", "doc_to_target")
 
 
@@ -33,8 +35,8 @@ class FunctionName:
     def module(self) -> Path | None:
         """The module's file beside the task file; None if it is an installed module."""
         stem = self.name.rpartition(".")[0].replace(".", "/")
-        path = (self.folder / f"{stem}.py").resolve()
-        return path if stem and path.is_file() else None
+        path = self.folder / f"{stem}.py"
+        return path.resolve() if stem and os.path.isfile(path) else None
 
     def __str__(self) -> str:
         return self.name
@@ -80,6 +82,7 @@ def is_task_file(name: str) -> bool:
 def read_task_file(path: Path) -> TaskFile:
     """Reads a task file and what it includes; a key of its own replaces an included one."""
     body, folders, sources = _read(path.resolve(), ())
+    _check_types(path, body)
     if "task" not in body and "group" not in body:
         raise TaskError(f"{path} is no lm-eval task: it names no `task` and no `group`")
     listed = body.get("task")
@@ -206,6 +209,50 @@ def listed(value: Any) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
 
 
+_MAPPING, _LIST, _NAMES = "keys and values", "a list", "a name or a list of names"
+
+
+def _check_types(path: Path, body: Mapping[str, Any]) -> None:
+    """Raises TaskError for the values that a task's files are looked for with, if they are of other
+    types; lm-eval says what is wrong with the others."""
+    kwargs = body.get("dataset_kwargs")
+    _require(kwargs is None or isinstance(kwargs, Mapping), path, "dataset_kwargs", _MAPPING)
+    if kwargs and kwargs.get("data_files") is not None:
+        given = kwargs["data_files"]
+        splits = list(given.values()) if isinstance(given, Mapping) else [given]
+        _require(all(map(_is_names, splits)), path, "data_files", _NAMES)
+    _require(body.get("tag") is None or _is_names(body["tag"]), path, "tag", _NAMES)
+    metrics = body.get("metric_list")
+    _require(metrics is None or isinstance(metrics, list), path, "metric_list", _LIST)
+    _require(all(isinstance(one, Mapping) for one in metrics or ()), path, "metric_list", _MAPPING)
+    tasks = body.get("task")
+    _require(tasks is None or isinstance(tasks, str | int | float | list), path, "task", _NAMES)
+    for one in tasks if isinstance(tasks, list) else ():
+        _require(isinstance(one, str | int | float | Mapping), path, "task", _NAMES)
+        if isinstance(one, Mapping):
+            _check_types(path, one)
+
+
+def _is_names(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return all(one is None or isinstance(one, str | int | float) for one in names)
+
+
+def _require(holds: bool, path: Path, key: str, wanted: str) -> None:
+    if not holds:
+        raise TaskError(f"{path}: its {key} must be {wanted}: see lm-eval's guide to task files")
+
+
+def _check_keys(path: Path, value: Any) -> None:
+    """Raises TaskError for keys of several types in one place, such as 1 beside a text."""
+    inside = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and len({type(key) for key in value}) > 1:
+        other = next(key for key in value if not isinstance(key, str))
+        raise TaskError(f"{path}: its key {other!s:.40} is no text: write it in quotes")
+    for one in inside if isinstance(value, Mapping | list) else ():
+        _check_keys(path, one)
+
+
 def _read(
     path: Path, above: tuple[Path, ...]
 ) -> tuple[dict[str, Any], dict[str, Path], tuple[Path, ...]]:
@@ -217,14 +264,23 @@ def _read(
     folders: dict[str, Path] = {}
     sources: tuple[Path, ...] = (path,)
     for name in listed(included):
-        inner, places, read = _read((path.parent / name).resolve(), (*above, path))
+        inner, places, read = _read(_included(path, name), (*above, path))
         inner.pop("task_list", None)
         body.update(inner)
         folders.update(places)
         sources += read
+        if len(sources) > MOST_SOURCES:
+            raise TaskError(f"the task file {path} includes more than {MOST_SOURCES} files")
     body.update(own)
     folders.update(dict.fromkeys(own, path.parent))
     return body, folders, sources
+
+
+def _included(path: Path, name: str) -> Path:
+    try:
+        return (path.parent / name).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a zero character
+        raise TaskError(f"the task file {path} includes {name!r:.200}, which is no file") from None
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -242,6 +298,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise TaskError(f"the task file {path} cannot be read: {reason}") from None
     if not isinstance(body, dict):
         raise TaskError(f"{path} is no lm-eval task: it holds no keys and values")
+    _check_keys(path, body)
+    if other := [key for key in body if not isinstance(key, str)]:
+        raise TaskError(f"{path}: its key {other[0]!s:.40} is no text: write it in quotes")
     return body
 
 

@@ -12,6 +12,7 @@ from lm_eval.api.model import TemplateLM
 
 from engine.errors import TaskError
 from engine.model.chat_template import TemplateFailedError, TemplateRenderer
+from engine.model.tokenizer import encode
 
 
 class TextModel(TemplateLM):  # type: ignore[misc]
@@ -88,4 +89,4 @@ class TextModel(TemplateLM):  # type: ignore[misc]
             options["add_special_tokens"] = add_special_tokens
         elif self._prefix_text and string.startswith(self._prefix_text):
             options["add_special_tokens"] = False
-        return list(self.tokenizer(string, **options)["input_ids"])
+        return encode(self.tokenizer, string, **options)

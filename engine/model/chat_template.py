@@ -51,8 +51,8 @@ class TemplateRenderer:
                 raise TemplateFailedError(str(error)) from None
         try:
             template = tokenizer.get_chat_template()
-        except ValueError as error:  # several, and none of them is the default
-            raise TemplateFailedError(str(error)) from None
+        except (ValueError, TypeError) as error:  # several, and none of them is the default
+            raise TemplateFailedError(str(error)[:1000]) from None
         asked = {
             "template": template,
             "messages": messages,

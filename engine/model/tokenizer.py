@@ -18,6 +18,7 @@ CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.json"  # where processors kept it
 CHARACTERS_PER_TOKEN = 16  # more than texts have; languages have 1 to 6
 _MARGIN = 1024
+_TEXT = "a"  # that every tokenizer reads
 _BESIDE = (
     CONFIG, TEMPLATE, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "merges.txt",
@@ -42,21 +43,45 @@ def brings_code(folder: Path) -> bool:
     """Whether the tokenizer is code that the checkpoint brings (as Kimi's and Moonlight's is)."""
     path = folder / CONFIG
     found = read_json(path) if path.is_file() else {}
-    return isinstance(found, dict) and "AutoTokenizer" in (found.get("auto_map") or {})
+    named = found.get("auto_map") if isinstance(found, dict) else None
+    return isinstance(named, dict) and "AutoTokenizer" in named
 
 
 def encode_enough(tokenizer: Any, text: str, tokens: int, **options: Any) -> list[int]:
     """Token ids of a text; of one far longer than so many tokens the ids of a beginning that has
     more. options: of the tokenizer.
 
-    Time and memory follow the tokens that are wanted, not the text that was sent.
+    Time and memory follow the tokens that are wanted, not the text that was sent. Raises ModelError
+    for a text that the tokenizer's files do not cover.
     """
     characters = tokens * CHARACTERS_PER_TOKEN + _MARGIN
     while True:
-        ids = list(tokenizer(text[:characters], **options)["input_ids"])
+        ids = encode(tokenizer, text[:characters], **options)
         if len(ids) > tokens or characters >= len(text):
             return ids
         characters *= 2  # long tokens, such as runs of spaces
+
+
+def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """Token ids of a text. Raises ModelError as `encode_enough` does."""
+    try:
+        return list(tokenizer(text, **options)["input_ids"])
+    except BaseException as error:
+        if not _is_theirs(error):
+            raise
+        raise ModelError(
+            f"the model's tokenizer cannot read this text ({_said(error)}): copy its files again"
+        ) from None
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Whether code of the tokenizer's raised an error; a panic of Rust's is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _said(error: BaseException) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first:.300}"
 
 
 def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
@@ -91,14 +116,16 @@ def load_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
         found = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # whatever the files hold or their code does
+        list(found(_TEXT)["input_ids"])  # some files fail only when they are used
+    except BaseException as error:  # whatever the files hold or their code does
+        if not _is_theirs(error):
+            raise
         for file in files:
             if file.suffix == ".json":
                 read_json(file)  # names a file that is no JSON
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"the tokenizer of {name} cannot be loaded ({type(error).__name__}: {first}): copy its "
-            "files again, or install what it asks for"
+            f"the tokenizer of {name} cannot be loaded ({_said(error)}): copy its files again, or "
+            "install what it asks for"
         ) from error
     if not found.chat_template and folder / TEMPLATE in files:
         kept = read_json(folder / TEMPLATE)

@@ -11,6 +11,7 @@ import torch
 
 from engine.errors import InfeasibleError, UsageError
 from engine.model.chat_template import TemplateFailedError, TemplateRenderer
+from engine.model.tokenizer import encode
 from engine.run.detokenize import TextPieces
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
@@ -42,7 +43,7 @@ def encode_prompt(
     renderer: of templates, kept by who encodes many prompts.
     """
     if not chat:
-        return list(tokenizer(prompt)["input_ids"])
+        return encode(tokenizer, prompt)
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("this model has no chat template: use --raw")
     messages = [{"role": "user", "content": prompt}]
@@ -55,7 +56,7 @@ def encode_prompt(
             f"the model's chat template cannot be used ({error}): use --raw, or mend "
             "chat_template.jinja beside its config.json"
         ) from None
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode(tokenizer, text, add_special_tokens=False)
 
 
 def generate(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import unquote, urlsplit
 
 from engine.errors import EngineError
 from tuner.errors import TunerError
@@ -109,7 +110,15 @@ def _subjects(event: str, arguments: tuple[Any, ...]) -> list[Any]:
         return [f"/a program: {arguments[:1]}"]
     if event == "socket.connect":
         return [arguments[1]] if isinstance(arguments[1], tuple) else []
-    return list(arguments[:1]) if event == "sqlite3.connect" else []
+    return _database(str(arguments[0])) if event == "sqlite3.connect" else []
+
+
+def _database(name: str) -> list[str]:
+    """The file that SQLite may write to; none if it is opened to be read."""
+    if not name.startswith("file:"):
+        return [name]
+    parts = urlsplit(name)
+    return [] if "mode=ro" in parts.query.split("&") else [unquote(parts.path)]
 
 
 def _at(path: Any, folder: int) -> Any:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.fuzz import checkpoints, commands, definitions, derived, http, messages
+from tests.fuzz import (
+    checkpoints,
+    commands,
+    definitions,
+    derived,
+    http,
+    messages,
+    stores,
+    tasks,
+    tokenizers,
+)
 
-FAMILIES = (definitions, checkpoints, derived, messages, http, commands)
+FAMILIES = (definitions, checkpoints, derived, messages, http, commands, tokenizers, tasks, stores)
 TARGETS = {one.name: one for family in FAMILIES for one in family.TARGETS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +59,15 @@ def connects_in_secret(data: bytes) -> None:
         socket.create_connection(("192.0.2.1", 80), timeout=0.1)
 
 
+def opens_in_secret(data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        sqlite3.connect("file:///nothing-of-this-name.db?mode=rwc", uri=True)
+
+
 @pytest.mark.parametrize(
     ("run", "says"),
     [
+        (opens_in_secret, "it tried: sqlite3.connect '/nothing-of-this-name.db'"),
         (spins, "takes more than 0.2 s"),
         (says_nothing, "says no sentence"),
         (says_a_traceback, "says no sentence"),
@@ -88,6 +95,14 @@ def test_errors_of_the_project_and_files_of_its_own_are_right(place: Arena) -> N
 
     hold(place, right, b"abc")
     assert (place.cache.parent / "kept").read_bytes() == b"abc"
+
+
+def test_a_database_may_be_read(place: Arena) -> None:
+    def reads(data: bytes) -> None:
+        with contextlib.suppress(sqlite3.OperationalError):  # it is not there
+            sqlite3.connect("file:///nothing-of-this-name.db?mode=ro", uri=True)
+
+    hold(place, reads, b"")
 
 
 def test_other_errors_are_not(place: Arena) -> None:

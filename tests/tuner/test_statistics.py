@@ -50,6 +50,12 @@ def test_engine_and_tuner_give_equal_intervals_of_any_number_of_repeats(count: i
     assert measured.high == pytest.approx(mean * math.exp(half) if least > 0 else mean + half)
 
 
+def test_figures_of_all_sizes_have_bounds_that_are_numbers():
+    values = [1e-300, 1e90]
+    for found in (mean_metric(values, "s"), confirmed_interval(values, values, "s")):
+        assert 0 <= found.low <= found.value <= found.high < math.inf
+
+
 def test_one_value_has_no_interval():
     metric = mean_metric([5.0], "ms")
     assert metric.low == metric.high == 5.0

@@ -117,9 +117,9 @@ def twin_error(trials: Sequence[TrialSnapshot], metric: str = "output_tps") -> T
     """Relative error of the predictions made before measurements corrected them. Their common
     factor is reported apart, since the search corrects it at once. None without predictions."""
     ratios = [
-        trial.predicted[metric] / trial.figures[metric].value
+        trial.predicted[metric] / found.value
         for trial in trials
-        if metric in trial.predicted and metric in trial.figures
+        if trial.predicted.get(metric) and (found := trial.figures.get(metric)) and found.value
     ]
     if not ratios:
         return None
@@ -135,7 +135,8 @@ def _covered(trials: Sequence[TrialSnapshot], metric: str) -> tuple[int, int]:
     inside = [
         trial.predicted[f"{metric}_low"] <= found.value <= trial.predicted[f"{metric}_high"]
         for trial in trials
-        if f"{metric}_low" in trial.predicted and (found := trial.figures.get(metric)) is not None
+        if {f"{metric}_low", f"{metric}_high"} <= trial.predicted.keys()
+        and (found := trial.figures.get(metric)) is not None
     ]
     return sum(inside), len(inside)
 

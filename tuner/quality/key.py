@@ -13,6 +13,7 @@ from engine.config.exactness import ON_MISS, lossy_settings
 from engine.config.settings import EngineConfig
 from engine.contract.task_data import files_of
 from engine.contract.task_file import is_task_file, read_task_file, with_members
+from engine.errors import TaskError
 from engine.files import json_digest
 from tuner.definition.study import QualityTasks
 
@@ -69,8 +70,13 @@ def task_digest(task: str) -> str:
         digest.update(file.path.name.encode())
         digest.update(json.dumps(file.body, sort_keys=True, default=str).encode())
         for path in files_of(file):
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            try:
+                with path.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            except OSError as error:
+                raise TaskError(
+                    f"{path}, which the task file {task} names, cannot be read: {error.strerror}"
+                ) from None
     return digest.hexdigest()[:16]
 
 

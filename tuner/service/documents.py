@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel
 
 from tuner.pareto.front import Front
+from tuner.store.contents import readable
 from tuner.store.service import JobSnapshot, JobState
 from tuner.store.snapshots import StudySnapshot, TrialSnapshot
 
@@ -80,7 +81,8 @@ class StudyDocument(BaseModel):
     @classmethod
     def of(cls, study: StudySnapshot, job: JobSnapshot | None) -> StudyDocument:
         """Builds the document of a study that has begun."""
-        return cls(**study.to_json(), job=JobDocument.of(job) if job else None)
+        with readable(f"study '{study.name}'"):  # its progress
+            return cls(**study.to_json(), job=JobDocument.of(job) if job else None)
 
     @classmethod
     def waiting(cls, job: JobSnapshot) -> StudyDocument:

@@ -24,10 +24,14 @@ from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
 from tuner.errors import OldStoreError, StoreError, StoreLostError, UsageError
+from tuner.store.contents import parse_json
+from tuner.store.tables import Base
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
 BUSY_TIMEOUT_S = 30.0
+MOST_BYTES = 256 << 20  # of one value; a definition carries its prompts
+OURS = {VERSION_TABLE, *Base.metadata.tables}
 BEFORE_NAMES = tuple(f"000{number}" for number in range(1, 7))  # versions before the first release
 
 _SQLITE = "sqlite:///"
@@ -97,7 +101,7 @@ def open_database(url: str) -> Database:
         engine = _make_engine(parsed)
         undo.callback(engine.dispose)
         roll_back = rolling_back(engine)
-        version = _version(engine)
+        version = _version(engine, url)
         _check_version(version, url)
         if version != _head():
             _migrate(engine)
@@ -159,7 +163,7 @@ def open_read_only(url: str) -> Database:
     mute_interrupts(engine)
     with explained(url), contextlib.ExitStack() as undo:
         undo.callback(engine.dispose)
-        version = _version(engine)
+        version = _version(engine, url)
         _check_version(version, url)
         if version != _head():
             raise OldStoreError(_old_sentence(url, version))
@@ -282,7 +286,8 @@ def _check_folder(parsed: sa.URL) -> None:
 
 def _make_engine(parsed: sa.URL) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite":
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+        arguments = {"timeout": BUSY_TIMEOUT_S}
+        engine = sa.create_engine(parsed, connect_args=arguments, json_deserializer=parse_json)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -306,9 +311,13 @@ def _make_read_only_engine(path: Path) -> sa.Engine:
             connection.close()
             connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
         connection.isolation_level = None  # the driver would leave SELECT outside of transactions
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
+        connection.execute("PRAGMA trusted_schema=OFF")
         return connection
 
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
+    engine = sa.create_engine(
+        "sqlite://", creator=connect, poolclass=sa.NullPool, json_deserializer=parse_json
+    )
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
 
@@ -347,14 +356,20 @@ def _head() -> str:
     return _revisions()[0]
 
 
-def _version(engine: sa.Engine) -> str | None:
+def _version(engine: sa.Engine, url: str) -> str | None:
     """The version in the database; None for an empty one, or one with Optuna's tables only."""
     with engine.connect() as connection:
-        names = set(sa.inspect(connection).get_table_names())
+        inspected = sa.inspect(connection)
+        names = set(inspected.get_table_names())
+        if views := sorted(OURS & set(inspected.get_view_names())):  # which may never end
+            raise StoreError(
+                f"the database {shown_url(url)} has a view in place of the table "
+                f"'{views[0]}': name another with --storage"
+            )
         if VERSION_TABLE not in names:
             if {"study", "trial", "sample"} & names:
                 raise StoreError(
-                    f"the database {shown_url(str(engine.url))} holds tables of another program "
+                    f"the database {shown_url(url)} holds tables of another program "
                     "under our names: name another with --storage"
                 )
             return None

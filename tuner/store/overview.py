@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, cast, func, select
 
 from engine.contract.report import ExpertUse
+from tuner.store.contents import expert_use, readable
 from tuner.store.database import Database
 from tuner.store.points import Points, study_points
 from tuner.store.snapshots import StudySnapshot
@@ -94,7 +95,8 @@ class Overview:
         with self.database.session() as session:
             query = select(TrialRow.params).where(TrialRow.study_id == study.id)
             params = session.scalar(query.order_by(TrialRow.number).limit(1))
-            return tuple(params or {})
+            with readable("settings of a study"):
+                return tuple(dict(params or {}))
 
     def values(self, study: StudySnapshot, setting: str) -> tuple[str, ...]:
         """All values that were proposed for a setting, as text."""
@@ -123,8 +125,9 @@ class Overview:
         found: ExpertUse | None = None
         with self.database.session() as session:
             for counts in session.scalars(query.order_by(ExpertUseRow.id)):
-                use = ExpertUse.from_json(counts)
-                found = use if found is None else found.plus(use)
+                use = expert_use(counts)
+                with readable("expert use"):  # of other layers than the one before
+                    found = use if found is None else found.plus(use)
         return found
 
     def exports(self, study: StudySnapshot) -> tuple[WrittenExport, ...]:
@@ -145,8 +148,17 @@ class Overview:
         """Each distinct set of package versions that evaluated this study's model."""
         query = select(QualityRow.depends_on).where(QualityRow.model_id == study.model_id)
         with self.database.session() as session:
-            found = [dict(row.get("versions", {})) for row in session.scalars(query)]
+            found = [_versions(row) for row in session.scalars(query)]
         return tuple({tuple(sorted(one.items())): one for one in found if one}.values())
+
+
+def _versions(depends_on: Any) -> dict[str, str]:
+    """The package versions that a quality result depends on."""
+    with readable("versions of a quality result"):
+        found = dict(depends_on).get("versions", {})
+        if not all(isinstance(version, str) for version in found.values()):
+            raise ValueError("a version is no text")
+        return dict(found)
 
 
 def _conditions(study: StudySnapshot, wanted: TrialFilter) -> list[ColumnElement[bool]]:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from tuner.definition.objectives import CONSTRAINTS, SIGNS
+from tuner.store.contents import LARGEST, readable
 from tuner.store.snapshots import StudySnapshot
 from tuner.store.tables import ConfigurationRow, SampleRow, TrialRow
 
@@ -155,4 +156,8 @@ def _table(session: Session, query: Select[Any], width: int) -> Floats:
         raise DBAPIError(str(statement), None, error) from error
     finally:
         cursor.close()
-    return np.array(rows, dtype=float).reshape(len(rows), width)
+    with readable("figure"):  # SQLite gives a text as it is
+        table = np.array(rows, dtype=float).reshape(len(rows), width)
+        if (np.abs(table) > LARGEST).any():
+            raise ValueError(f"it is larger than {LARGEST:g}")
+        return table

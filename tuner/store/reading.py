@@ -13,6 +13,16 @@ from sqlalchemy.orm import Session
 from engine.contract.report import Metric, QualityReport, TaskItems
 from engine.contract.statistics import mean_metric
 from tuner.statistics import confirmed_interval
+from tuner.store.contents import (
+    check_config,
+    check_figures,
+    check_items,
+    check_machine,
+    check_study,
+    check_trial,
+    quality_report,
+    readable,
+)
 from tuner.store.snapshots import QualityResult, StudySnapshot, TrialSnapshot, figures_of
 from tuner.store.tables import (
     MachineRow,
@@ -55,6 +65,9 @@ def study_snapshot(session: Session, row: StudyRow) -> StudySnapshot:
     """Builds the snapshot of a study with its model, machine and counts."""
     model = session.get_one(ModelRow, row.model_id)
     machine = session.get_one(MachineRow, row.machine_id)
+    with readable(f"study '{row.name}'"):
+        check_machine(machine.description)
+        check_study(row.definition, row.workload, model.facts, row.progress, row.spent)
     counts = session.execute(
         select(TrialRow.state, func.count())
         .where(TrialRow.study_id == row.id)
@@ -100,7 +113,8 @@ def pools(session: Session, ids: ConfigurationIds, machine_id: int) -> dict[int,
     values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     confirming: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     units: dict[int, dict[str, str]] = defaultdict(dict)
-    rows = session.execute(query.where(*ours).order_by(SampleRow.id))
+    rows = session.execute(query.where(*ours).order_by(SampleRow.id)).all()
+    check_figures("sample", rows, 2)
     for configuration_id, metric, value, unit, role in rows:
         values[configuration_id][metric].append(value)
         units[configuration_id][metric] = unit
@@ -132,15 +146,17 @@ def _mean_sentinels(session: Session, *ours: ColumnElement[bool]) -> dict[int, d
         .join(SentinelRow, SentinelRow.id == each.c.sentinel_id)
         .group_by(each.c.configuration_id)
     )
+    rows = session.execute(query).all()
+    check_figures("sentinel", rows, 1, 2)
     return {
         configuration_id: {"compute_ms": float(compute_ms), "read_ms": float(read_ms)}
-        for configuration_id, compute_ms, read_ms in session.execute(query)
+        for configuration_id, compute_ms, read_ms in rows
     }
 
 
 def quality_result(row: QualityRow) -> QualityResult:
     """Builds the value of a quality_result row."""
-    return QualityResult(row.id, row.key, QualityReport.from_json(row.report))
+    return QualityResult(row.id, row.key, quality_report(row))
 
 
 def reports_with_items(session: Session, ids: set[int]) -> dict[int, QualityReport]:
@@ -148,11 +164,15 @@ def reports_with_items(session: Session, ids: set[int]) -> dict[int, QualityRepo
     items: dict[int, list[TaskItems]] = defaultdict(list)
     query = select(QualityItemsRow).where(QualityItemsRow.quality_id.in_(ids))
     for row in session.scalars(query.order_by(QualityItemsRow.id)):
+        with readable(f"items of quality result {row.quality_id}"):
+            check_items(row.docs, row.values)
+            if len(row.docs) != len(row.values):
+                raise ValueError("there are not as many values as items")
         items[row.quality_id].append(
             TaskItems(row.task, row.metric, tuple(row.docs), tuple(row.values))
         )
     return {
-        row.id: replace(QualityReport.from_json(row.report), items=tuple(items[row.id]))
+        row.id: replace(quality_report(row), items=tuple(items[row.id]))
         for row in session.scalars(select(QualityRow).where(QualityRow.id.in_(ids)))
     }
 
@@ -164,6 +184,10 @@ def trial_snapshot(
     quality: Mapping[int, QualityReport],
 ) -> TrialSnapshot:
     """Builds the snapshot of a trial with its configuration's pooled metrics."""
+    with readable(f"trial {row.number}"):
+        check_trial(row)
+        if (config := configs.get(row.configuration_id or 0)) is not None:
+            check_config(config)
     pool = pools.get(row.configuration_id or 0)
     metrics = pool.metrics() if pool else {}
     confirmed = pool.confirmed() if pool else {}
@@ -181,7 +205,7 @@ def trial_snapshot(
         violations=row.violations,
         memory=row.memory,
         configuration_id=row.configuration_id,
-        config=configs.get(row.configuration_id or 0),
+        config=config,
         metrics=metrics,
         sentinel=pool.sentinel if pool else None,
         quality=quality.get(row.quality_id or 0),

@@ -24,6 +24,7 @@ from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition, definition_json
 from tuner.definition.workload import workload_hash
 from tuner.errors import MissingStudyError
+from tuner.store.contents import quality_report
 from tuner.store.database import Database
 from tuner.store.identity import check_same_question, machine_id_of, model_id_of
 from tuner.store.once import kept_once
@@ -391,7 +392,7 @@ class Store:
                 )
             }
             quality = {
-                row.id: QualityReport.from_json(row.report)
+                row.id: quality_report(row)
                 for row in session.scalars(
                     select(QualityRow).where(QualityRow.model_id == study.model_id)
                 )

@@ -15,6 +15,7 @@ from sqlalchemy import exc, func, select, update
 from sqlalchemy.orm import Session
 
 from tuner.errors import BusyStudyError, FullQueueError, UsageError
+from tuner.store.contents import readable
 from tuner.store.database import Database
 from tuner.store.reading import pools, trial_snapshot
 from tuner.store.snapshots import TrialSnapshot
@@ -239,10 +240,13 @@ def _under_way(session: Session, study_name: str) -> JobRow | None:
 
 
 def _job_snapshot(row: JobRow) -> JobSnapshot:
+    with readable(f"job {row.id}"):
+        if row.state not in JOB_STATES or not isinstance(row.request["model"], str):
+            raise ValueError("it is in no known state, or names no model")
     return JobSnapshot(
         id=row.id,
         study_name=row.study_name,
-        state=row.state,  # type: ignore[arg-type]  # written by Jobs only
+        state=row.state,
         request=row.request,
         host=row.host,
         error=row.error,

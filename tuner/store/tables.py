@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     DateTime,
+    Dialect,
     ForeignKey,
     Index,
     MetaData,
     String,
     Text,
+    TypeDecorator,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tuner.store.contents import check_row, readable
 
 
 def now() -> datetime:
     """The present time in UTC, as every table stores it."""
     return datetime.now(UTC)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A date and a time. Reading raises StoreError for what is none."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """Reads as the dialect does."""
+        read = super().result_processor(dialect, coltype)
+        return None if read is None else functools.partial(_read_moment, read)
+
+
+def _read_moment(read: Callable[[Any], Any], value: Any) -> Any:
+    with readable("date"):
+        return read(value)
 
 
 class Base(DeclarativeBase):
@@ -38,8 +62,13 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012
         dict[str, Any]: JSON,
         dict[str, Any] | None: JSON(none_as_null=True),
-        datetime: DateTime(timezone=True),
+        datetime: Moment(),
     }
+
+
+@event.listens_for(Base, "load", propagate=True)
+def _check_loaded(row: Base, _: object) -> None:
+    check_row(row)
 
 
 class ModelRow(Base):

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from engine.inputs.typed import check_types
 from tuner.formatting import format_duration
+from tuner.store.contents import readable
 
 Stage = Literal[
     "opening", "checking", "planning", "profiling", "tracing", "predicting", "searching",
@@ -72,8 +74,11 @@ class Activity:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Activity:
-        """Reads what `to_json` wrote, among other keys."""
-        return cls(**{one.name: data[one.name] for one in fields(cls)})
+        """Reads what `to_json` wrote, among other keys. Raises StoreError for anything else."""
+        with readable("progress of a study"):
+            found = cls(**{one.name: data[one.name] for one in fields(cls)})
+            check_types(found)
+            return found
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-ready dict; seconds to the millisecond."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from engine.errors import ModelError
 from engine.model.chat_template import TemplateFailedError, TemplateRenderer
 from engine.model.tokenizer import encode_enough
 from engine.run.generate import SamplingDefaults
@@ -138,13 +139,19 @@ class PromptReader:
         if isinstance(prompt, list):
             self._check_ids("prompt", prompt)
             return prompt
-        ids = encode_enough(self._tokenizer, prompt, self._served.max_model_len)
+        ids = self._ids("prompt", prompt)
         begin = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         ids = ids or [token for token in begin if token is not None][:1]
         if not ids:
             raise ApiError(400, "the prompt is empty: write at least one word", param="prompt")
         self._check_ids("prompt", ids)
         return ids
+
+    def _ids(self, param: str, text: str, **options: Any) -> list[int]:
+        try:
+            return encode_enough(self._tokenizer, text, self._served.max_model_len, **options)
+        except ModelError as error:
+            raise ApiError(400, str(error), param=param) from None
 
     def _render(self, request: ChatRequest) -> list[int]:
         """Token ids of the conversation in the model's own template."""
@@ -163,8 +170,7 @@ class PromptReader:
             raise ApiError(
                 400, f"the model's chat template refuses this: {error}", param="messages"
             ) from None
-        capacity = self._served.max_model_len
-        ids = encode_enough(self._tokenizer, text, capacity, add_special_tokens=False)
+        ids = self._ids("messages", text, add_special_tokens=False)
         if not ids:
             raise ApiError(400, "the conversation is empty: write a message", param="messages")
         self._check_ids("messages", ids)

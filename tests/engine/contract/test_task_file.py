@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.contract import task_data
 from engine.contract.task_data import data_patterns, files_of, search_folders
 from engine.contract.task_file import FunctionName, read_task_file, with_members
 from engine.errors import TaskError
@@ -37,11 +38,46 @@ def test_a_file_replaces_keys_of_the_files_it_includes(tmp_path: Path) -> None:
         ("a: [\n", "own.yaml cannot be read: while parsing"),
         ("task: t\noutput_type: a\ntask: u\n", "the key 'task' stands twice: keep one"),
         ("task: !python/object:os.system x\n", "own.yaml cannot be read: could not determine"),
+        ('include: "a\\0"\ntask: t\n', "which is no file"),
+        ("task: t\n1: a\n", "its key 1 is no text"),
+        ("task: t\nmetadata: {1: a, b: c}\n", "its key 1 is no text"),
+        ("task: t\ndataset_kwargs: data\n", "dataset_kwargs must be keys and values"),
+        ("task: t\ndataset_kwargs: {data_files: {test: {a: b}}}\n", "data_files must be a name"),
+        ("task: t\ntag: {a: b}\n", "tag must be a name"),
+        ("task: t\nmetric_list: acc\n", "metric_list must be a list"),
+        ("task: [[a]]\n", "task must be a name"),
+        ("task: [{task: a, dataset_kwargs: 1}]\n", "dataset_kwargs must be keys and values"),
     ],
 )
 def test_what_is_no_task_file_is_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(TaskError, match=says):
         read_task_file(write(tmp_path, "own.yaml", text))
+
+
+def test_files_that_include_each_other_ever_more_often_are_refused(tmp_path: Path) -> None:
+    for number in range(9):
+        write(tmp_path, f"{number}.yaml", f"include: [{', '.join([f'{number + 1}.yaml'] * 9)}]\n")
+    write(tmp_path, "9.yaml", "task: t\n")
+    with pytest.raises(TaskError, match="includes more than 100 files"):
+        read_task_file(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/x", "a" * 5000, "a\\0b"])
+def test_data_of_an_impossible_name_is_no_data(tmp_path: Path, name: str) -> None:
+    text = f'task: t\ndataset_path: "{name}"\ndataset_kwargs: {{data_files: "{name}"}}\n'
+    assert files_of(read_task_file(write(tmp_path, "t.yaml", text))) == ()
+
+
+def test_a_folder_of_very_many_files_is_not_the_data_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_data, "MOST_FILES", 2)
+    for name in "abc":
+        write(tmp_path, f"data/{name}.txt", "x")
+    for named in ("dataset_path: data", "dataset_kwargs: {data_files: 'data/**'}"):
+        task = read_task_file(write(tmp_path, "t.yaml", f"task: t\n{named}\n"))
+        with pytest.raises(TaskError, match="holds more than 2 files"):
+            files_of(task)
 
 
 def test_a_function_is_only_a_name(tmp_path: Path) -> None:

@@ -77,6 +77,16 @@ def test_a_template_without_an_end_is_one_error_and_the_next_one_is_rendered(
     assert renderer.render(tokenizer, CHAT) == "What?\n"
 
 
+@pytest.mark.parametrize("names", [("a", "b"), ("a", 1), ("a" * 9000, "b")])
+def test_several_templates_of_which_none_is_the_default_are_one_short_error(
+    renderer: TemplateRenderer, tokenizer: Any, names: tuple[Any, ...]
+) -> None:
+    tokenizer.chat_template = dict.fromkeys(names, "x")
+    with pytest.raises(TemplateFailedError) as caught:
+        renderer.render(tokenizer, CHAT)
+    assert 0 < len(str(caught.value)) <= 1000
+
+
 def test_the_process_ends_with_its_renderer(tokenizer: Any) -> None:
     own = TemplateRenderer()
     own.render(tokenizer, CHAT)

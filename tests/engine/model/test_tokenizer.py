@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.errors import CheckpointError, ModelError, RemoteCodeError
-from engine.model.tokenizer import encode_enough, has_tokenizer, load_tokenizer
+from engine.model.tokenizer import brings_code, encode_enough, has_tokenizer, load_tokenizer
 
 CODE = """
 from tokenizers import Tokenizer
@@ -75,6 +76,61 @@ def test_a_pointer_and_a_broken_file_are_said(copied: Path) -> None:
     (copied / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer of m cannot be loaded"):
         load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+BROKEN: list[tuple[str, dict[str, Any]]] = [
+    # Rust panics while it is loaded, Rust panics when it is used, Python fails when it is used
+    ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAQA"}}),
+    (
+        "tokenizer.json",
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<none>", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                "special_tokens": {},
+            }
+        },
+    ),
+    ("tokenizer_config.json", {"model_max_length": "long"}),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "changes"), BROKEN)
+def test_files_on_which_its_library_fails_or_panics_are_said(
+    copied: Path, name: str, changes: dict[str, Any]
+) -> None:
+    found = json.loads((copied / name).read_text())
+    (copied / name).write_text(json.dumps({**found, **changes}))
+    with pytest.raises(ModelError, match=r"tokenizer of m cannot be loaded .*copy its files again"):
+        load_tokenizer(copied, "m", trust_remote_code=False)
+
+
+def test_a_text_on_which_its_library_fails_is_said(copied: Path) -> None:
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
+    found = json.loads((copied / "tokenizer.json").read_text())
+    found.update(model=words, pre_tokenizer={"type": "Whitespace"}, added_tokens=[])
+    (copied / "tokenizer.json").write_text(json.dumps(found))
+    made = load_tokenizer(copied, "m", trust_remote_code=False)
+    assert encode_enough(made, "a a", 9) == [0, 0]
+    for text in ("a b", "a\ud800"):
+        with pytest.raises(ModelError, match="cannot read this text"):
+            encode_enough(made, text, 9)
+
+
+def test_an_interrupt_is_no_failure_of_a_tokenizer() -> None:
+    def interrupted(*_: object) -> dict[str, list[int]]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_enough(interrupted, "a", 9)
+
+
+def test_an_auto_map_of_another_type_names_no_code(copied: Path) -> None:
+    found = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps({**found, "auto_map": 5}))
+    assert not brings_code(copied)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,14 @@ def test_the_common_factor_of_predictions_is_no_error():
     assert twin_error([trial(0, (10.0, 10.0))]) is None
 
 
+def test_a_prediction_of_nothing_has_no_error():
+    none = trial(0, (10.0, 10.0), predicted={"output_tps": 0.0, "output_tps_low": 0.0})
+    assert twin_error([none]) is None
+    zero = {"output_tps": mean_metric((0.0, 0.0), "tok/s")}
+    still = trial(1, (10.0, 10.0), predicted={"output_tps": 5.0}, metrics=zero)
+    assert twin_error([none, still]) is None
+
+
 def test_what_lies_within_noise_may_be_on_the_front():
     best = trial(0, (20.0, 21.0, 19.0))
     close = trial(1, (19.8, 20.8, 18.8))

@@ -1,7 +1,7 @@
 """Checks a whole store: structure first, then rows, trials, measurements and Optuna's tables.
 
 In: a storage URL. Out: StoreCheck, whose findings are empty for a healthy store. A store whose
-structure is damaged is not examined further, since its rows cannot be trusted.
+structure is damaged, or whose rows cannot be read, is not examined further.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from sqlalchemy.orm import Session
 
 from tuner.errors import OldStoreError, StoreError
 from tuner.store.database import open_read_only, shown_url
-from tuner.store.integrity import files, measurements, optuna_tables, structure, trials
+from tuner.store.integrity import (
+    contents,
+    files,
+    measurements,
+    optuna_tables,
+    structure,
+    trials,
+)
 from tuner.store.integrity.finding import Finding
 from tuner.store.tables import SampleRow, StudyRow, TrialRow
 
@@ -75,7 +82,9 @@ def _checked(url: str, session: Session) -> StoreCheck:
             for name, row in COUNTED.items()
         }
         found += structure.references(session)
-        for part in (trials, measurements, optuna_tables, files):
+        unread = list(contents.findings(session))
+        found += unread
+        for part in () if unread else (trials, measurements, optuna_tables, files):
             found += part.findings(session)
     return StoreCheck(url, tuple(found), counts)
 

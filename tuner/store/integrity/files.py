@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tuner.store.tables import ExportRow, StudyRow
 def findings(session: Session) -> Iterator[Finding]:
     """Exports without a content, and unfinished studies whose model or tasks are gone."""
     for export in session.scalars(select(ExportRow).order_by(ExportRow.id)):
-        if not export.content.strip() and not Path(export.path).is_file():
+        if not export.content.strip() and not os.path.isfile(export.path):
             yield Finding(
                 "files",
                 f"the exported file {export.path} is gone, and the store does not hold its content",
@@ -25,7 +26,7 @@ def findings(session: Session) -> Iterator[Finding]:
     unfinished = select(StudyRow).where(StudyRow.state != "FINISHED").order_by(StudyRow.id)
     for study in session.scalars(unfinished):
         for path in _named(study.definition):
-            if not path.exists():
+            if not os.path.exists(path):  # whatever stands there as a name
                 yield Finding(
                     "files",
                     f"study '{study.name}' needs {path}, which is not there",
@@ -36,7 +37,8 @@ def findings(session: Session) -> Iterator[Finding]:
 
 def _named(definition: dict[str, Any]) -> Iterator[Path]:
     """Absolute paths of the model and of task files; ids and names of lm-eval are no paths."""
-    quality = definition.get("quality") or {}
-    for name in (definition.get("model"), *(quality.get("tasks") or ())):
+    quality = definition.get("quality")
+    tasks = quality.get("tasks") if isinstance(quality, dict) else None
+    for name in (definition.get("model"), *(tasks if isinstance(tasks, list) else ())):
         if isinstance(name, str) and Path(name).is_absolute():
             yield Path(name)

@@ -87,6 +87,9 @@ def _disagreements(session: Session, study: StudyRow) -> Iterator[str]:
     rows = session.execute(sa.text(query), {"name": study.name}).all()
     theirs = {number: _Theirs(trial_id, str(state)) for number, trial_id, state in rows}
     where = f"of study '{study.name}'"
+    if any(type(number) is not int for number in theirs):
+        yield f"Optuna's numbers of the trials {where} are no whole numbers"
+        return
     if len(theirs) != len(rows):
         yield f"Optuna holds a trial {where} twice"
     if sorted(theirs) != list(range(len(theirs))):
@@ -123,7 +126,7 @@ def _chosen(value: Any, distribution: str) -> Any:
     try:
         choices = json.loads(distribution)["attributes"]["choices"]
         return choices[int(value)] if 0 <= value < len(choices) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from tuner.errors import StoreError
+from tuner.store.contents import LISTS, parse_json
 from tuner.store.integrity.finding import Finding, shortened
 from tuner.store.tables import Base
 
@@ -16,8 +17,9 @@ COPY = "restore a copy of the database, or name another with --storage"
 
 
 def findings(session: Session) -> Iterator[Finding]:
-    """What is wrong with pages, tables and JSON; where it is, no row can be read with trust."""
-    yield from [*_pages(session), *_tables(session)] or _json(session)
+    """What is wrong with pages, tables, JSON and types; where it is, no row can be read with
+    trust."""
+    yield from [*_pages(session), *_tables(session)] or [*_json(session)] or _types(session)
 
 
 def references(session: Session) -> Iterator[Finding]:
@@ -53,27 +55,56 @@ def _json(session: Session) -> Iterator[Finding]:
     for table in Base.metadata.sorted_tables:
         for column in table.columns:
             if isinstance(column.type, sa.JSON):
-                name = f'"{column.name}"'
+                name, wanted = f'"{column.name}"', "array" if column.name in LISTS else "object"
                 query = (
-                    f'SELECT id, {name} FROM "{table.name}" '
-                    f"WHERE {name} IS NOT NULL AND NOT json_valid({name})"
+                    f'SELECT id, {name} FROM "{table.name}" WHERE {name} IS NOT NULL AND '
+                    f"NOT CASE WHEN json_valid({name}) THEN json_type({name}) = '{wanted}' END"
+                    " IS TRUE"
                 )
                 rows = session.execute(sa.text(query))
                 told = (
-                    f"{table.name} {key} holds no JSON in '{column.name}'"
+                    f"{table.name} {key} holds no JSON in '{column.name}' that is an {wanted}"
                     for key, value in rows
-                    if not _is_json(value)
+                    if not _is_json(value, list if column.name in LISTS else dict)
                 )
                 yield from shortened(told, "json", COPY)
 
 
-def _is_json(value: str | bytes) -> bool:
+def _is_json(value: str | bytes, kind: type) -> bool:
     """As Python reads it: Infinity too, which SQLite does not take."""
     try:
-        json.loads(value)
-    except (ValueError, TypeError):
+        return isinstance(parse_json(value), kind)
+    except StoreError:
         return False
-    return True
+
+
+def _types(session: Session) -> Iterator[Finding]:
+    """Values of other types than their columns': SQLite keeps whatever is written."""
+    if session.get_bind().dialect.name != "sqlite":
+        return
+    for table in Base.metadata.sorted_tables:
+        for column in table.columns:
+            kinds = ("null", *_kinds(column)) if column.nullable else _kinds(column)
+            name = f'"{column.name}"'
+            allowed = ", ".join(f"'{kind}'" for kind in kinds)
+            query = f'SELECT rowid, typeof({name}) FROM "{table.name}"'
+            rows = session.execute(sa.text(f"{query} WHERE typeof({name}) NOT IN ({allowed})"))
+            told = (
+                f"{table.name} {key} holds {_shown(kind)} in '{column.name}', not {kinds[-1]}"
+                for key, kind in rows
+            )
+            yield from shortened(told, "types", COPY)
+
+
+def _kinds(column: sa.Column[Any]) -> tuple[str, ...]:
+    """SQLite's types of a column's values; the last is what messages say."""
+    if isinstance(column.type, sa.Integer):
+        return ("integer",)
+    return ("integer", "real") if isinstance(column.type, sa.Float) else ("text",)
+
+
+def _shown(kind: str) -> str:
+    return "nothing" if kind == "null" else kind
 
 
 def _references(session: Session) -> Iterator[Finding]:

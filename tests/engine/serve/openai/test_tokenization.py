@@ -73,6 +73,14 @@ def test_a_template_that_refuses_is_the_clients_error(
         PromptReader(SERVED, tokenizer).chat(chat())
 
 
+def test_a_text_that_the_tokenizer_cannot_read_is_no_fault_of_the_server(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ '\\ud800' }}"
+    with pytest.raises(ApiError, match="tokenizer cannot read this text") as raised:
+        PromptReader(SERVED, own).chat(chat())
+    assert raised.value.status == 400
+
+
 @pytest.mark.parametrize("name", ["tokenize", "chat_template", "messages", "tools"])
 def test_template_variables_cannot_take_over_the_template(name: str) -> None:
     with pytest.raises(ValidationError, match="cannot be set by a client"):

@@ -140,6 +140,9 @@ PLANTED = [
     ("DROP TABLE expert_use", "schema", "'expert_use' is missing"),
     ("ALTER TABLE study DROP COLUMN progress", "schema", "lacks 'progress'"),
     ("UPDATE trial SET params = '{' WHERE number = 0", "json", "no JSON in 'params'"),
+    ("UPDATE trial SET number = 'x' WHERE number = 0", "types", "holds text in 'number'"),
+    ("UPDATE trial SET params = 'null' WHERE number = 0", "json", "no JSON in 'params'"),
+    ("UPDATE model SET facts = '{}'", "contents", "study 'small'"),
     ("UPDATE expertune_version SET version_num = '0999'", "opening", "version '0999'"),
     ("UPDATE expertune_version SET version_num = '0100'", "opening", "earlier version"),
     (
