@@ -30,8 +30,9 @@ _SCORE_S, _WAKE_S = 4e-5, 4e-5  # one gate look-ahead; waking an I/O thread
 class _Overheads:
     """What takes time beside weights, by tokens, as it was timed on a model whose weights take
     little (docs/lab): of a pass, of a layer's non-expert weights, of its router, of the policy, of
-    gathering and summing, of an expert; submit_s: of starting a transfer; restart_s: of the first
-    product after a wait; in_one_call: whether these include what a product takes besides its
+    gathering and summing, of an expert; submit_s: of starting a transfer; restart_s,
+    restart_non_expert_s: after a wait, of the first product and of what surrounds the experts of
+    the next layer; in_one_call: whether these include what a product takes besides its
     weights."""
 
     pass_s: Curve
@@ -42,6 +43,7 @@ class _Overheads:
     expert_s: Curve
     submit_s: float
     restart_s: float = 0.0
+    restart_non_expert_s: float = 0.0
     in_one_call: bool = False
 
 
@@ -65,6 +67,7 @@ _NATIVE = _Overheads(
     expert_s={1: 2.3e-6, 2: 2.6e-6, 4: 3.5e-6, 256: 1.4e-5},
     submit_s=1.2e-5,
     restart_s=6e-5,
+    restart_non_expert_s=2.8e-5,
     in_one_call=True,
 )
 # Layers that are passed without asking the policy: no Python between them either.
@@ -126,6 +129,7 @@ def profiled_timings(
         contention=contention,
         together=together,
         ready=ready,
+        restart_non_expert_s=beside.restart_non_expert_s,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
 

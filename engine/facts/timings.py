@@ -91,6 +91,9 @@ class ModelTimings:
     gate_lookahead_s: of the gate look-ahead at one gate; pass_s: of a whole pass except its layers,
     by tokens.
 
+    restart_non_expert_s: how much longer what surrounds the experts takes after a layer that
+    waited.
+
     By bits: wake_s, from an arrival to compute; restart_s, how much longer the first product after
     a wait takes; contention, the slowdown factor of compute while chunks are moving (1: none).
     Empty if there is no host: host_expert_s, of one expert there, by bits, then by its tokens;
@@ -120,6 +123,7 @@ class ModelTimings:
     coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
     together: bool = False
     ready: ReadyTimings | None = None
+    restart_non_expert_s: float = 0.0
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -254,6 +258,7 @@ def corrected(
         layer_s=_all_scaled(timings.layer_s, of("compute")),
         expert_s=_all_scaled(timings.expert_s, of("compute")),
         restart_s=scaled(timings.restart_s, of("compute")),
+        restart_non_expert_s=timings.restart_non_expert_s * of("non_expert"),
         ready=timings.ready and _corrected_ready(timings.ready, ready or {}),
     )
 
@@ -297,7 +302,12 @@ def _check_times(timings: ModelTimings) -> None:
         raise ValueError("a source has no speed")
     if any(source.extents < 1 for source in sources):
         raise ValueError("a source has no extents")
-    single = (timings.submit_s, timings.gate_lookahead_s, *(source.chunk_s for source in sources))
+    single = (
+        timings.submit_s,
+        timings.gate_lookahead_s,
+        timings.restart_non_expert_s,
+        *(source.chunk_s for source in sources),
+    )
     curves = [timings.non_expert_s, timings.router_s, timings.pass_s, timings.policy_s]
     by_bits = [timings.expert_s, timings.host_expert_s, timings.coarser_non_expert_s]
     experts = [*timings.expert_s.values(), *timings.host_expert_s.values()]

@@ -67,7 +67,7 @@ class Clock:
         self._record = {bits: record_bytes_of(config, facts, bits) for bits in run_bits(config)}
         self._now = 0.0
         self._host_free = 0.0
-        self._waited = False
+        self._waited = self._slept = False
         self._moved = 0.0
         self._in_slot: dict[int, SimulatedTransfer] = {}
         self._prefetching: dict[int, list[SimulatedTransfer]] = defaultdict(list)
@@ -102,7 +102,7 @@ class Clock:
         self._enter(tokens, fetches)
 
     def _enter(self, tokens: int, fetches: Sequence[Fetch]) -> None:
-        self._spend("non_expert", at(self._profile.non_expert_s, tokens))
+        self._spend("non_expert", at(self._profile.non_expert_s, tokens) + self._woken_s())
         if self._policy.watches_gate:
             self._spend("policy", self._profile.gate_lookahead_s)
         self._fetch(fetches)
@@ -206,13 +206,18 @@ class Clock:
         assert ready is not None
         assert held is not None
         entered = sum(tokens for is_gate, tokens in held if is_gate)
-        self._spend("non_expert", at(ready.non_expert_s, entered))
+        self._spend("non_expert", at(ready.non_expert_s, entered) + self._woken_s())
         self._spend("policy", at(ready.policy_s, self._tokens))
         for step in self._steps:
             count = self._policy.tokens[step.expert.expert]
             self._spend("compute", at(ready.expert_s[step.bits], count))
         self._steps = []
         self._hold()
+
+    def _woken_s(self) -> float:
+        """What a wait in the layer before costs what follows."""
+        slept, self._slept = self._slept, False
+        return self._profile.restart_non_expert_s if slept else 0.0
 
     def _is_there(self, step: Step) -> bool:
         if step.slot == ON_HOST or not step.hit:
@@ -240,7 +245,7 @@ class Clock:
     def _wait(self, steps: Sequence[Step]) -> None:
         until = self._transfers.wait(self._now, [self._in_slot[s.slot] for s in steps])
         until += self._profile.wake_s[self._bits]
-        self._waited = True
+        self._waited = self._slept = True
         self.times[-1].activities["wait"] += until - self._now
         self._now = until
 

@@ -27,8 +27,8 @@ _ARRAYS = (
 )  # fmt: skip
 _WHOLE = ("most_tokens", "workers", "slots", "watches_gate", "two_priority", "order", "has_ready")
 _SECONDS = (
-    "submit_s", "gate_lookahead_s", "wake_s", "restart_s", "host_start_s", "contention",
-    "host_contention",
+    "submit_s", "gate_lookahead_s", "wake_s", "restart_s", "restart_non_expert_s", "host_start_s",
+    "contention", "host_contention",
 )  # fmt: skip
 _ACTIVITIES = ("other", "non_expert", "policy", "router", "compute", "wait")
 _PAGE = 4096
@@ -135,6 +135,7 @@ def _numbers(
         "gate_lookahead_s": profile.gate_lookahead_s,
         "wake_s": profile.wake_s[own],
         "restart_s": profile.restart_s[own],
+        "restart_non_expert_s": profile.restart_non_expert_s,
         "host_start_s": profile.host_start_s.get(own, 0.0),
         "contention": profile.contention[own],
         "host_contention": profile.host_contention.get(own, 1.0),

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
 LEAST_FACTOR = 0.2  # of a part
+WAITING = {"compute": "restart_s", "non_expert": "restart_non_expert_s", "policy": "submit_s"}
+PROBE_S = 1e-6
 Batches = tuple[int, int, int]
 """Micro-batches, sequences of each, tokens of a prefill chunk: how a trace is regrouped."""
 FEWEST = 8  # predictions needed to interpolate the others
@@ -77,24 +79,55 @@ class Twin:
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
         """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
-        of which the time split is used. Layers that asked the policy and layers that were passed
-        without are told apart by the replay: of each part, the kind that took longer is corrected,
-        the other believed."""
-        whole = self._replayed(config, self.timings) or {}
-        nothing = dict.fromkeys(PARTS, 0.0)
-        asked = self._replayed(config, corrected(self.timings, {}, nothing)) or {}
+        of which the time split is used.
+
+        Layers that asked the policy and layers that were passed without are told apart by the
+        replay: of each part, the kind that took longer is corrected, the other believed. What
+        native products took beyond what was expected is taken for a cost of each wait and of each
+        transfer if there were many: what they cost without was timed.
+        """
+        whole = self._split(config, self.timings)
+        asked = self._split(config, corrected(self.timings, {}, dict.fromkeys(PARTS, 0.0)))
         factors: dict[str, float] = {}
         of_ready: dict[str, float] = {}
+        more: dict[str, Any] = {}
         for part in PARTS:
-            name = f"time_ms_per_token.{part}"
-            took, all_s, asked_s = (one.get(name, 0.0) for one in (measured, whole, asked))
+            took, all_s, asked_s = (
+                one.get(part, 0.0) for one in (_split_of(measured), whole, asked)
+            )
             if took <= 0 or all_s <= 0:
                 continue
             most_asked = asked_s >= all_s / 2
+            if (
+                most_asked
+                and took > all_s
+                and (found := self._per_wait(config, part, took - all_s))
+            ):
+                more |= found
+                continue
             own_s = asked_s if most_asked else all_s - asked_s
             into = factors if most_asked else of_ready
             into[part] = max(LEAST_FACTOR, (took - (all_s - own_s)) / own_s)
-        return replace(self, timings=corrected(self.timings, factors, of_ready))
+        return replace(self, timings=replace(corrected(self.timings, factors, of_ready), **more))
+
+    def _per_wait(self, config: EngineConfig, part: str, more_s: float) -> dict[str, Any] | None:
+        """The timing that makes this part of a token longer by so much with each wait, or with each
+        transfer; None if there are too few for that, or no native products."""
+        timings, name = self.timings, WAITING.get(part)
+        if not timings.restart_non_expert_s or name is None:
+            return None
+        known = getattr(timings, name)
+        by_bits = isinstance(known, Mapping)
+        longer = {b: s + PROBE_S for b, s in known.items()} if by_bits else known + PROBE_S
+        found = self._split(config, replace(timings, **{name: longer})).get(part, 0.0)
+        count = (found - self._split(config, timings).get(part, 0.0)) / PROBE_S
+        if count < self.facts.moe_layers / 2:
+            return None
+        each_s = more_s / count
+        return {name: {b: s + each_s for b, s in known.items()} if by_bits else known + each_s}
+
+    def _split(self, config: EngineConfig, timings: ModelTimings) -> dict[str, float]:
+        return _split_of(self._replayed(config, timings) or {})
 
     def _replayed(self, config: EngineConfig, timings: ModelTimings) -> dict[str, float] | None:
         try:
@@ -128,6 +161,12 @@ class Twin:
     def _warm_groups(self, config: EngineConfig) -> int:
         together = config.batch.count * config.batch.size
         return (ROUNDS - 1) * -(-self.sequences // together)
+
+
+def _split_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a token by part."""
+    names = {part: f"time_ms_per_token.{part}" for part in PARTS}
+    return {part: metrics[name] / 1e3 for part, name in names.items() if name in metrics}
 
 
 def _batches(config: EngineConfig) -> Batches:

@@ -260,7 +260,7 @@ class Clock {
   }
 
   void enter(int32_t tokens, bool fetches) {
-    spend(Activity::kNonExpert, timings_.non_expert_s[tokens]);
+    spend(Activity::kNonExpert, timings_.non_expert_s[tokens] + woken_s());
     if (timings_.watches_gate) spend(Activity::kPolicy, timings_.gate_lookahead_s);
     if (fetches) fetch();
     spend(Activity::kRouter, timings_.router_s[tokens]);
@@ -351,7 +351,7 @@ class Clock {
   void pass_unasked() {
     int32_t entered = 0;
     for (const Held& one : held_) entered += one.is_gate ? one.tokens : 0;
-    spend(Activity::kNonExpert, timings_.ready_non_expert_s[entered]);
+    spend(Activity::kNonExpert, timings_.ready_non_expert_s[entered] + woken_s());
     spend(Activity::kPolicy, timings_.ready_policy_s[tokens_]);
     fetch();
     for (Step& step : steps_) {
@@ -361,6 +361,13 @@ class Clock {
     }
     steps_.clear();
     hold();
+  }
+
+  // What a wait in the layer before costs what follows.
+  double woken_s() {
+    const double seconds = slept_ ? timings_.restart_non_expert_s : 0.0;
+    slept_ = false;
+    return seconds;
   }
 
   bool are_there(size_t first) {
@@ -473,7 +480,7 @@ class Clock {
       return;
     }
     until += timings_.wake_s;
-    waited_ = true;
+    waited_ = slept_ = true;
     note(Activity::kWait, until - now_);
     now_ = until;
   }
@@ -528,7 +535,7 @@ class Clock {
   int64_t* arrivals_;
   int activities_ = 0;
   double now_ = 0, started_ = 0, moved_ = 0, host_free_ = 0;
-  bool waited_ = false, stuck_ = false, holds_ = false, is_held_ = false;
+  bool waited_ = false, slept_ = false, stuck_ = false, holds_ = false, is_held_ = false;
   int32_t tokens_ = 0;
   std::vector<Held> held_;
   std::vector<Step> steps_;

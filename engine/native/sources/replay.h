@@ -14,7 +14,7 @@ struct ReplayTimings {
   const double *record_chunks, *record_chunk_bytes, *chunk_s, *rates;
   const int64_t* queued;  // whether chunks are served one after the other
   int64_t most_tokens, workers, slots, watches_gate, two_priority, order, has_ready;
-  double submit_s, gate_lookahead_s, wake_s, restart_s, host_start_s;
+  double submit_s, gate_lookahead_s, wake_s, restart_s, restart_non_expert_s, host_start_s;
   double contention, host_contention;
 };
 

@@ -59,6 +59,7 @@ def timings(seed: int, *, host: bool, sharing: Any) -> ModelTimings:
         host_start_s=dict.fromkeys(bits, some[2] / 20) if host else {},
         host_contention=dict.fromkeys(bits, 1.2) if host else {},
         together=bool(seed % 2),
+        restart_non_expert_s=some[11] / 30,
         ready=ReadyTimings(
             curve(some[9], some[0]), curve(some[8] / 9, some[1] / 9),
             {b: curve(some[10] / b, some[2] / b) for b in bits},
