@@ -263,6 +263,18 @@ def corrected(
     )
 
 
+def with_longer_waits(timings: ModelTimings, part: str, seconds: float) -> ModelTimings:
+    """Timings in which each wait makes compute or non_expert longer by so much more, or each
+    transfer policy."""
+    if part == "compute":
+        longer = {bits: known + seconds for bits, known in timings.restart_s.items()}
+        return dataclasses.replace(timings, restart_s=longer)
+    if part == "non_expert":
+        known = timings.restart_non_expert_s
+        return dataclasses.replace(timings, restart_non_expert_s=known + seconds)
+    return dataclasses.replace(timings, submit_s=timings.submit_s + seconds)
+
+
 def _corrected_ready(ready: ReadyTimings, factors: Mapping[str, float]) -> ReadyTimings:
     non_expert, products = factors.get("non_expert", 1.0), factors.get("compute", 1.0)
     return ReadyTimings(

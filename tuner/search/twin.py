@@ -19,7 +19,7 @@ import numpy as np
 from engine.config.settings import EngineConfig
 from engine.errors import EngineError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, corrected
+from engine.facts.timings import ModelTimings, corrected, with_longer_waits
 from engine.precision.allocate import with_table
 from engine.replay.decisions import Decisions, decision_key
 from engine.replay.regroup import regroup
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 ROUNDS = 2  # of the workload in a trace: the first one warms the cache, uncounted
 PARTS = ("compute", "non_expert", "router", "policy", "other")
 LEAST_FACTOR = 0.2  # of a part
-WAITING = {"compute": "restart_s", "non_expert": "restart_non_expert_s", "policy": "submit_s"}
+WAITING = ("compute", "non_expert", "policy")  # parts that waits or transfers make longer
 PROBE_S = 1e-6
 Batches = tuple[int, int, int]
 """Micro-batches, sequences of each, tokens of a prefill chunk: how a trace is regrouped."""
@@ -86,45 +86,35 @@ class Twin:
         native products took beyond what was expected is taken for a cost of each wait and of each
         transfer if there were many: what they cost without was timed.
         """
+        took = _split_of(measured)
         whole = self._split(config, self.timings)
         asked = self._split(config, corrected(self.timings, {}, dict.fromkeys(PARTS, 0.0)))
         factors: dict[str, float] = {}
         of_ready: dict[str, float] = {}
-        more: dict[str, Any] = {}
-        for part in PARTS:
-            took, all_s, asked_s = (
-                one.get(part, 0.0) for one in (_split_of(measured), whole, asked)
-            )
-            if took <= 0 or all_s <= 0:
+        each_wait: dict[str, float] = {}
+        for part in took.keys() & whole.keys():
+            more_s, asked_s = took[part] - whole[part], asked.get(part, 0.0)
+            if took[part] <= 0 or whole[part] <= 0:
                 continue
-            most_asked = asked_s >= all_s / 2
-            if (
-                most_asked
-                and took > all_s
-                and (found := self._per_wait(config, part, took - all_s))
-            ):
-                more |= found
-                continue
-            own_s = asked_s if most_asked else all_s - asked_s
-            into = factors if most_asked else of_ready
-            into[part] = max(LEAST_FACTOR, (took - (all_s - own_s)) / own_s)
-        return replace(self, timings=replace(corrected(self.timings, factors, of_ready), **more))
+            if asked_s < whole[part] / 2:
+                of_ready[part] = _factor(whole[part] - asked_s, more_s)
+            elif more_s > 0 and (waits := self._waits(config, part, whole)):
+                each_wait[part] = more_s / waits
+            else:
+                factors[part] = _factor(asked_s, more_s)
+        timings = corrected(self.timings, factors, of_ready)
+        for part, seconds in each_wait.items():
+            timings = with_longer_waits(timings, part, seconds)
+        return replace(self, timings=timings)
 
-    def _per_wait(self, config: EngineConfig, part: str, more_s: float) -> dict[str, Any] | None:
-        """The timing that makes this part of a token longer by so much with each wait, or with each
-        transfer; None if there are too few for that, or no native products."""
-        timings, name = self.timings, WAITING.get(part)
-        if not timings.restart_non_expert_s or name is None:
-            return None
-        known = getattr(timings, name)
-        by_bits = isinstance(known, Mapping)
-        longer = {b: s + PROBE_S for b, s in known.items()} if by_bits else known + PROBE_S
-        found = self._split(config, replace(timings, **{name: longer})).get(part, 0.0)
-        count = (found - self._split(config, timings).get(part, 0.0)) / PROBE_S
-        if count < self.facts.moe_layers / 2:
-            return None
-        each_s = more_s / count
-        return {name: {b: s + each_s for b, s in known.items()} if by_bits else known + each_s}
+    def _waits(self, config: EngineConfig, part: str, whole: Mapping[str, float]) -> float:
+        """How many waits, or transfers, of a token make this part longer; 0 if there are few, or
+        products are not native. whole: seconds by part."""
+        if not self.timings.restart_non_expert_s or part not in WAITING:
+            return 0.0
+        longer = self._split(config, with_longer_waits(self.timings, part, PROBE_S))
+        found = (longer[part] - whole[part]) / PROBE_S
+        return found if found >= self.facts.moe_layers / 2 else 0.0
 
     def _split(self, config: EngineConfig, timings: ModelTimings) -> dict[str, float]:
         return _split_of(self._replayed(config, timings) or {})
@@ -167,6 +157,10 @@ def _split_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a token by part."""
     names = {part: f"time_ms_per_token.{part}" for part in PARTS}
     return {part: metrics[name] / 1e3 for part, name in names.items() if name in metrics}
+
+
+def _factor(own_s: float, more_s: float) -> float:
+    return max(LEAST_FACTOR, (own_s + more_s) / own_s)
 
 
 def _batches(config: EngineConfig) -> Batches:

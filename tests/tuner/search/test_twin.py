@@ -162,3 +162,24 @@ def test_a_run_corrects_the_kind_of_layers_that_took_most_of_its_time(cache: str
     for other, corrected_too in ((passes, cache == "100%"), (asks, cache != "100%")):
         one, two = split(twin, other), split(found, other)
         assert (two["compute"] > 1.5 * one["compute"]) == corrected_too
+
+
+def test_what_waits_made_longer_says_nothing_of_runs_that_do_not_wait():
+    timings = small.timings(1, host=False, sharing="shared")
+    slow = {bits: replace(source, bytes_per_s={1: 1e7}) for bits, source in timings.sources.items()}
+    timings = replace(timings, together=True, sources=slow)
+    pairs = [[[2 * (row % 2), 2 * (row % 2) + 1]] * small.LAYERS for row in range(12)]
+    trace = make_trace(pairs, tokens=[(1,)] * 12, groups=[0] * 6 + [1] * 6)
+    twin = Twin(small.FACTS, trace, timings, sequences=1)
+    waits = EngineConfig().overlay({"cache.expert_bytes": "25%"})
+    before = split(twin, waits)
+    assert before["wait"] > 0
+    found = twin.corrected_by(
+        waits, {f"time_ms_per_token.{part}": 2 * took for part, took in before.items()}
+    )
+    after = split(found, waits)
+    for part in ("compute", "non_expert", "policy"):
+        assert after[part] == pytest.approx(2 * before[part], rel=0.1), part
+    asks = waits.overlay({"cache.expert_bytes": "100%", "prefetch.predictor": "popularity"})
+    for part in ("compute", "non_expert", "policy"):
+        assert split(found, asks)[part] == pytest.approx(split(twin, asks)[part], rel=0.05), part
