@@ -1,13 +1,15 @@
 # Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with
 # Python 3.11 or newer and make. `make setup` and `make demo` install what users need; targets that
 # test or check add EXTRAS.
-.PHONY: setup native demo test check fix slow chaos soak fuzz baselines triton clean
+.PHONY: setup native demo test check fix slow chaos soak fuzz sbom audit baselines triton clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS ?= dev
 DEV := $(VENV)/.ready-$(EXTRAS)
+TOOLS := build/security
+SECURITY := $(TOOLS)/.ready
 DEFAULT := not slow and not gpu and not baselines and not triton and not chaos and not fuzz
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -29,6 +31,11 @@ $(READY): pyproject.toml constraints.txt
 $(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(DEV)
+
+$(SECURITY): $(READY) scripts/security_tools.txt
+	$(BIN)/python -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet -r scripts/security_tools.txt
+	@touch $(SECURITY)
 
 demo: native
 	$(BIN)/tune --definition studies/demo.yaml --output expertune-demo.yaml
@@ -57,6 +64,14 @@ soak: $(DEV) native
 FUZZ_S ?= 60
 fuzz: $(DEV) native
 	FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -m fuzz -s tests/fuzz
+
+# What expertune runs on, as CycloneDX.
+sbom: $(SECURITY)
+	PATH=$(TOOLS)/bin:$$PATH $(BIN)/python scripts/sbom.py build/sbom.json
+
+# Whether something of that has known vulnerabilities; 3 if nobody could be asked.
+audit: $(SECURITY)
+	PATH=$(TOOLS)/bin:$$PATH $(BIN)/python scripts/audit.py
 
 baselines: $(DEV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[baselines]"

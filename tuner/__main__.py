@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from engine.errors import EngineError
+from engine.inputs.visible import as_one_entry, log_to_stderr
 from tuner.cli.home import give_home
 from tuner.errors import TunerError, UsageError, WorkerError
 
@@ -32,11 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     level = os.environ.get("EXPERTUNE_LOG", "").upper() or "WARNING"
     known = level in logging.getLevelNamesMapping()
-    logging.basicConfig(
-        level=level if known else "WARNING",
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    log_to_stderr(level if known else "WARNING", "%(levelname)s %(name)s: %(message)s")
     _open_closed_streams()
     _print_all_characters()
     if not known:
@@ -106,8 +103,7 @@ def _fail(arguments: Sequence[str], text: str, code: int, smallest_bytes: int | 
     if "--json" in arguments and not PRINTED.get():
         error = {"message": text, "exit_code": code, "smallest_bytes": smallest_bytes}
         print_json({"error": error})
-    shown = "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
-    sys.stderr.write(f"tune: {shown}\n")
+    sys.stderr.write(f"tune: {as_one_entry(text)}\n")
     return code
 
 

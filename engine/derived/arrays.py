@@ -20,6 +20,7 @@ from engine.errors import UnreadableError
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
+MOST_UNPACKED_BYTES = 1 << 30  # a million tokens' routing in a model of 48 layers, 8 experts each
 _ZIP_ERRORS = (
     OSError,
     EOFError,
@@ -48,8 +49,12 @@ def save_arrays(
 
 def parse_arrays(content: bytes) -> Arrays:
     """The arrays of an .npz, whose members have checksums of their own. Raises ValueError if it is
-    none."""
+    none, or holds more than MOST_UNPACKED_BYTES: a thousandth of that may have been sent."""
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:  # which unpacks no more than it says
+            unpacked_bytes = sum(member.file_size for member in packed.infolist())
+        if unpacked_bytes > MOST_UNPACKED_BYTES:
+            raise ValueError(f"its arrays take more than {MOST_UNPACKED_BYTES >> 20} MiB")
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except _ZIP_ERRORS as error:

@@ -6,6 +6,8 @@ Raises ValueError with what is wrong; the caller names the file and what to try.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,16 @@ MOST_DEPTH = 64  # configs, tokenizers and studies nest below 10
 MOST_JSON_BYTES = 64 << 20  # the largest index and tokenizer files are near 30 MB
 
 
-def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """The bytes of a file. Raises ValueError if it is larger, OSError if it cannot be read."""
-    with path.open("rb") as stream:
+def read_bounded(path: Path, most_bytes: int, *, regular: bool = False) -> bytes:
+    """The bytes of a file. Raises ValueError if it is larger, OSError if it cannot be read.
+
+    regular: refuse, with ValueError, what a link may lead to and what never ends or begins: pipes,
+    devices, sockets. A user may name those; a folder of someone else's may not.
+    """
+    opener = _open_without_waiting if regular else None
+    with open(path, "rb", opener=opener) as stream:
+        if regular and not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError("it is no regular file")
         data = stream.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
@@ -48,6 +57,11 @@ def check_depth(value: Any) -> None:
             return
     if any(isinstance(one, dict | list) for one in inside):
         raise _too_deep()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Of a pipe, whose other end nobody may ever open."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol, which closes connections whose request does not arrive in time.
+"""uvicorn's HTTP protocol, which closes connections whose request does not arrive in time, or whose
+end cannot be told.
 
 uvicorn bounds the pause between two requests only: a client that sends half of one and waits keeps
 its connection, and a file descriptor, for ever.
@@ -9,16 +10,24 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from engine.inputs.strict_framing import StrictConnection
 
 ARRIVAL_S = 30.0  # from the connection or the request's first byte to its last
+MOST_HEAD_BYTES = 16 << 10
 
 
-class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class PatientProtocol(H11Protocol):
     """For uvicorn.Config(http=...). arrival_s: how long a whole request may take to arrive."""
 
     arrival_s = ARRIVAL_S
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = StrictConnection(h11.SERVER, MOST_HEAD_BYTES)
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request from now on."""
@@ -37,6 +46,17 @@ class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """Wait no longer."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400 and close; only close what is being answered, or was: one request has one
+        answer."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _wait(self) -> None:
         if self._deadline is None:

@@ -39,7 +39,7 @@ class WeightMap(dict[str, str]):
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises CheckpointError that says what is wrong with it."""
     try:
-        data = read_bounded(path, MOST_JSON_BYTES)
+        data = read_bounded(path, MOST_JSON_BYTES, regular=True)
         if data.startswith(LFS_POINTER):
             raise lfs_pointer(path)
         return parse_json(data.decode("utf-8-sig"))

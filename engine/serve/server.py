@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from engine.errors import EngineError
 from engine.inputs.host_name import is_loopback
@@ -103,18 +104,10 @@ async def _serve(
             meters,
             local_only=is_loopback(options.host),
             key_digest=options.key_digest,
+            origins=options.cors_origins,
         )
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            let_browsers_in(app, options.cors_origins),
-            http=PatientProtocol,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=options.drain_s,
-        )
-    )
+    server = uvicorn.Server(http_settings(app, options))
     telemetry = Telemetry(work, meters)
     side = (
         asyncio.create_task(_report(telemetry, options.telemetry_s, emit)),
@@ -135,6 +128,19 @@ async def _serve(
     if work.failure is not None:
         raise EngineError(work.failure)
     return asdict(meters.totals)
+
+
+def http_settings(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
+    """How HTTP is spoken: no longer than it takes, in one reading, to pages that are let in."""
+    return uvicorn.Config(
+        let_browsers_in(app, options.cors_origins),
+        http=PatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=options.drain_s,
+    )
 
 
 async def _report(telemetry: Telemetry, every_s: float, emit: Emit) -> None:

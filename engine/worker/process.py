@@ -9,10 +9,11 @@ import argparse
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from engine.inputs.visible import log_to_stderr
 
 if TYPE_CHECKING:
     from engine.worker.loop import Emit, Runner
@@ -42,7 +43,7 @@ def run_process(description: str, make_runner: Callable[[], Callable[[Path, Emit
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    log_to_stderr(logging.WARNING, logging.BASIC_FORMAT)
     set_native_settings()
 
     import platformdirs

@@ -258,3 +258,16 @@ def test_a_page_elsewhere_cannot_let_its_name_mean_the_dashboard(address: str):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             client.sendall(handshake.format(host=host, port=port).encode())
             assert client.recv(20).split()[1] == status
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example"])
+def test_a_page_elsewhere_opens_no_connection_to_the_dashboard(address: str, origin: str):
+    """A websocket needs no preflight: only its Origin tells."""
+    handshake = (
+        f"GET /_stcore/stream HTTP/1.1\r\nHost: {urlsplit(address).netloc}\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nOrigin: {origin}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=60) as client:
+        client.sendall(handshake.encode())
+        assert client.recv(20).split()[1] == b"403"

@@ -14,6 +14,7 @@ from tuner.cli.output import print_note
 from tuner.cli.port import check_free
 from tuner.errors import StudyError
 from tuner.folders import SOURCE, default_storage
+from tuner.processes.secrets import without_password
 from tuner.processes.start import start_module
 from tuner.store.database import open_read_only
 
@@ -43,7 +44,9 @@ def dashboard(
     command += ["--client.toolbarMode", "viewer"]
     if is_loopback(host):  # else a page elsewhere reaches it under a name of its own
         command += [part for name in LOCAL_NAMES for part in ("--server.allowedHosts", name)]
-    command += ["--", "--storage", url]
-    code = start_module("streamlit", *command, stdin=None, stdout=sys.stderr).wait()
+    shown, secrets = without_password(url)
+    command += ["--", "--storage", shown]
+    child = start_module("streamlit", *command, environment=secrets, stdin=None, stdout=sys.stderr)
+    code = child.wait()
     if code:
         raise StudyError(f"the dashboard ended with code {code}: is port {port} taken?")

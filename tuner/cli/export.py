@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli import options
-from tuner.cli.output import print_json, print_text
+from tuner.cli.output import print_json, print_made, print_text
 from tuner.deployment.export import (
     build_deployment,
     check_format,
@@ -63,7 +63,7 @@ def export(
             }
         )
     elif output is None:
-        print_text(text.rstrip("\n"))
+        print_made(text.rstrip("\n"))
     else:
         print_text(f"trial {trial.number} of {name} written to {output}")
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from engine.inputs.visible import as_one_entry, visible
 from tuner.formatting import format_cell
 
 # Whether this command has printed its document, behind which no error may stand.
@@ -36,24 +38,34 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_text(text: str = "") -> None:
-    """Prints one line on stdout."""
-    sys.stdout.write(f"{text}\n")
+    """Prints one line on stdout; what a terminal would act on is escaped."""
+    sys.stdout.write(f"{visible(text)}\n")
+
+
+def print_made(text: str, end: str = "\n") -> None:
+    """Prints on stdout what a model or an export wrote: into files and pipes exactly that, on a
+    terminal with escapes for what it would act on."""
+    sys.stdout.write(f"{visible(text) if sys.stdout.isatty() else text}{end}")
 
 
 def print_note(text: str) -> None:
-    """Prints one line on stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Prints one line on stderr; what a terminal would act on is escaped."""
+    sys.stderr.write(f"{as_one_entry(text)}\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table on stdout; columns that begin with `#` are right-aligned."""
-    table = Table(title=title or None, title_justify="left")
+    """Prints a table on stdout; columns that begin with `#` are right-aligned,
+    cells are text, not markup."""
+    table = Table(
+        title=Text(visible(title), "table.title") if title else None, title_justify="left"
+    )
     for column in columns:
         table.add_column(
-            column.removeprefix("#"), justify="right" if column.startswith("#") else "left"
+            Text(visible(column.removeprefix("#"))),
+            justify="right" if column.startswith("#") else "left",
         )
     for row in rows:
-        table.add_row(*(format_cell(cell) for cell in row))
+        table.add_row(*(Text(visible(format_cell(cell))) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli import options
-from tuner.cli.output import print_json, print_note
+from tuner.cli.output import print_json, print_made, print_note
 from tuner.deployment.document import Deployment, load_deployment
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
@@ -97,5 +97,5 @@ def open_deployed(
 
 def _print_token(event: Event) -> None:
     if event.get("event") == "token":
-        sys.stdout.write(str(event.get("text", "")))
+        print_made(str(event.get("text", "")), end="")
         sys.stdout.flush()

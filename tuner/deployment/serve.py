@@ -28,10 +28,10 @@ from tuner.deployment.drift import Reference, find_drift
 from tuner.engine_client.process import Event
 from tuner.engine_client.session import EngineSession
 from tuner.errors import BusyMachineError, CanaryError, StoreError, UsageError, WorkerError
+from tuner.processes.secrets import KEY_VARIABLE
 from tuner.store.repository import Store
 
 log = logging.getLogger(__name__)
-KEY_VARIABLE = "EXPERTUNE_API_KEY"
 _KEY = re.compile(r"[!-~]{16,512}")
 Policy = Literal["warn", "strict", "walk"]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")  # browsers send it in small letters

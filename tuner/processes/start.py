@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuner.processes.secrets import KEY_VARIABLE
+
 ENDING_S = 30.0
 
 
@@ -17,11 +19,13 @@ def start_child(
 ) -> subprocess.Popen[Any]:
     """Starts a program that the kernel kills when this process dies.
 
-    command: program and arguments; environment: added to this process's own, in which the child
-    finds the same packages; options: of subprocess.Popen, stdin is /dev/null unless given.
+    command: program and arguments; environment: added to this process's own without the API key,
+    in which the child finds the same packages; options: of subprocess.Popen, stdin is /dev/null
+    unless given.
     """
     wrapper = [sys.executable, "-m", "tuner.processes.pdeathsig", str(os.getpid())]
     variables = {**os.environ, "PYTHONPATH": python_path(), **(environment or {})}
+    variables.pop(KEY_VARIABLE, None)
     options.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.Popen([*wrapper, *command], env=variables, **options)
 

@@ -8,7 +8,15 @@ from fastapi import Depends, FastAPI
 
 from tuner.service import configs, studies
 from tuner.service.access import require_token
-from tuner.service.guard import BeforeHttp, BodySize, Layer, LocalHost, Rate, SafeHeaders
+from tuner.service.guard import (
+    BeforeHttp,
+    BodySize,
+    Layer,
+    LocalHost,
+    OwnPages,
+    Rate,
+    SafeHeaders,
+)
 from tuner.service.health import health_router, metrics_router
 from tuner.service.metrics import Metered
 from tuner.service.problems import documented, explain_problems
@@ -28,7 +36,7 @@ def build_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
-        responses=documented(400, 422, 429, 503),
+        responses=documented(400, 403, 422, 429, 503),
     )
     app.state.service = service
     private = [Depends(require_token)] if settings.needs_token else []
@@ -45,9 +53,10 @@ def _layers(service: Service) -> list[Layer]:
     """The layers before every request, outermost last."""
     settings = service.settings
     limit = RateLimit(settings.requests_per_s, settings.burst)
+    own_only: list[Layer] = [] if settings.needs_token else [OwnPages, LocalHost]
     return [
         lambda app: BodySize(app, settings.max_body_bytes),
-        *([] if settings.needs_token else [LocalHost]),
+        *own_only,
         lambda app: Rate(app, limit),
         lambda app: Metered(app, service.metrics),
         SafeHeaders,

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import sqlalchemy as sa
-
 from tuner.definition.strict_yaml import dump_yaml
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
+from tuner.processes.secrets import without_password
 from tuner.processes.start import start_module
 from tuner.store.database import parse_url, sqlite_path
 
@@ -69,7 +68,7 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     complete = definition.model_copy(update={"output": output})
     written = complete.model_dump(mode="json", exclude_defaults=True)
     write_atomically(path, dump_yaml(written))
-    url, secrets = _without_password(storage)
+    url, secrets = _for_child(storage)
     with contextlib.ExitStack() as undo:
         document = undo.enter_context(tempfile.TemporaryFile())
         with (folder / "log.txt").open("ab") as log_file:
@@ -86,15 +85,9 @@ def start_study(definition: StudyDefinition, storage: str, folder: Path) -> Stud
     return StudyProcess(process, document)
 
 
-def _without_password(storage: str) -> tuple[str, dict[str, str]]:
-    """The URL without its password, safe in process lists, and the password in libpq's environment
-    variable. A file's path is made absolute, since the job runs in a folder of its own."""
+def _for_child(storage: str) -> tuple[str, dict[str, str]]:
+    """`without_password`; a file's path is made absolute, since the job runs in a folder of its
+    own."""
     if parse_url(storage).get_backend_name() == "sqlite":
         return f"sqlite:///{sqlite_path(storage).absolute()}", {}
-    url = sa.make_url(storage)
-    if url.password is None:
-        return storage, {}
-    shown = sa.URL.create(
-        url.drivername, url.username, None, url.host, url.port, url.database, url.query
-    )
-    return shown.render_as_string(hide_password=False), {"PGPASSWORD": str(url.password)}
+    return without_password(storage)

@@ -1,4 +1,4 @@
-"""ASGI layers before every request: rate limit, body size, host name, safe headers."""
+"""ASGI layers before every request: rate limit, body size, host name, origin, safe headers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.inputs.host_name import names_this_machine
+from engine.inputs.origin import is_foreign
 from tuner.service.problems import problem
 from tuner.service.rate import RateLimit, client_of
 
@@ -102,6 +103,25 @@ class LocalHost:
             "answer to other names with --require-token"
         )
         await problem(400, sentence)(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class OwnPages:
+    """Answers 403 to what a page of another origin made a browser send to a service without
+    tokens."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or refuses it."""
+        if not is_foreign(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        sentence = (
+            "a page of another origin sent this: its operator can let programs of other origins "
+            "ask with a token (--require-token)"
+        )
+        await problem(403, sentence)(scope, receive, send)
 
 
 @dataclass(frozen=True)

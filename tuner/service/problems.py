@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from engine.inputs.visible import visible
 from tuner.errors import (
     BusyStudyError,
     FullQueueError,
@@ -51,7 +52,7 @@ class ProblemDocument(BaseModel):
 
 def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Builds a response of this status with one sentence."""
-    return JSONResponse({"error": {"message": message}}, status, headers)
+    return JSONResponse({"error": {"message": visible(message)}}, status, headers)
 
 
 def explain_problems(app: FastAPI) -> None:

@@ -25,6 +25,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=PatientProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

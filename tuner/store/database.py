@@ -225,8 +225,15 @@ def shown_url(url: str) -> str:
     if url.startswith(_SQLITE):
         return url
     with contextlib.suppress(exc.ArgumentError, ValueError):
-        return sa.make_url(url).render_as_string(hide_password=True)
-    return url
+        parsed = sa.make_url(url).difference_update_query(["password"])
+        if "@" not in (parsed.host or ""):
+            return parsed.render_as_string(hide_password=True)
+    return _masked(url)
+
+
+def _masked(url: str) -> str:
+    """A text that should have been a URL, without whatever may be a password."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def parse_url(url: str) -> sa.URL:
@@ -241,15 +248,16 @@ def parse_url(url: str) -> sa.URL:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
     except (exc.SQLAlchemyError, ValueError):
-        shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)  # whatever may be a password
         raise UsageError(
-            f"'{shown}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/"
+            f"'{_masked(url)}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/"
             "name"
         ) from None
     if backend == "sqlite":
         raise UsageError("--storage needs a file: write sqlite:///file.db")
     if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {parsed.drivername}")
+    if "@" in (parsed.host or ""):
+        raise UsageError(f"'{_masked(url)}' has two @: write the one in the password as %40")
     return parsed.set(drivername="postgresql+psycopg")
 
 

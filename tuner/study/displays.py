@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from engine.inputs.visible import as_one_entry, visible
 from tuner.errors import StoreError
 from tuner.pareto.figures import format_figure
 from tuner.pareto.front import Front
@@ -68,7 +69,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Prints it."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(as_one_entry(text), highlight=False, markup=False, soft_wrap=True)
 
     def closed(self) -> None:
         """Nothing to tidy up."""
@@ -110,7 +111,7 @@ class LiveView:
 
     def note(self, text: str) -> None:
         """Prints it above the view."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(as_one_entry(text), highlight=False, markup=False)
 
     def closed(self) -> None:
         """Gives the terminal back."""
@@ -120,7 +121,7 @@ class LiveView:
 
     def _view(self, activity: Activity) -> Group:
         trials = f"{activity.trials} trials · " if activity.trials else ""
-        lines = Text(f"{trials}{activity.what}"), Text(activity.left)
+        lines = Text(visible(f"{trials}{activity.what}")), Text(visible(activity.left))
         front = self._front
         if front is None or not front.members:
             return Group(*lines)

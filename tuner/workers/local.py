@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.facts.cards import cuda_order
 from engine.facts.machine import Hardware
 from tuner.folders import data_folder
+from tuner.processes.secrets import without_password
 from tuner.processes.start import ENDING_S, end_process, start_module
 
 
@@ -61,6 +62,9 @@ def joined_workers(study: str, storage: str, devices: Sequence[str], trust: bool
 
 
 def _start(study: str, storage: str, device: str, trust: bool, log: int) -> subprocess.Popen[bytes]:
-    command = ["worker", study, "--storage", storage]
+    url, secrets = without_password(storage)
+    command = ["worker", study, "--storage", url]
     command += ["--device", device, *(["--trust-remote-code"] if trust else [])]
-    return start_module("tuner", *command, stdout=log, stderr=log, cwd=Path.cwd())
+    return start_module(
+        "tuner", *command, environment=secrets, stdout=log, stderr=log, cwd=Path.cwd()
+    )

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from tuner.errors import StudyError, UsageError
 from tuner.folders import data_folder
+from tuner.processes.secrets import without_password
 from tuner.processes.start import end_process, start_module
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ def placed_workers(
     the block is left by an exception. Raises StudyError without Ray, without a cluster, or for a
     storage that other machines cannot reach.
     """
-    arguments = ["worker", study, "--storage", storage]
+    url, secrets = without_password(storage)
+    arguments = ["worker", study, "--storage", url]
     order = {
         "address": address,
         "device": devices[0],
         "own_device": devices[1],
         "arguments": [*arguments, *(["--trust-remote-code"] if trust else [])],
+        "environment": secrets,
         "local": storage.startswith("sqlite"),
     }
     with _driver(order) as (process, messages):

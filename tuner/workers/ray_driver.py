@@ -37,13 +37,15 @@ class PlacingError(Exception):
 
 @dataclass(frozen=True)
 class PlacementOrder:
-    """Which workers to place. arguments: of `tune`, without the device; own_device: the parent's;
-    local: the storage is a file that no other machine sees."""
+    """Which workers to place. arguments: of `tune`, without the device; environment: secrets, which
+    no argument may hold; own_device: the parent's; local: the storage is a file that no other
+    machine sees."""
 
     address: str
     device: str
     own_device: str
     arguments: tuple[str, ...]
+    environment: dict[str, str]
     local: bool
 
 
@@ -81,10 +83,11 @@ def places_of(
 class WorkerActor:
     """Runs one `tune worker` on its node; the worker dies with this actor."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process = start_module(
             "tuner",
             *arguments,
+            environment=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -143,10 +146,10 @@ def place_all(order: PlacementOrder) -> list[tuple[Place, Any]]:
             f"--ray: workers on {', '.join(away)} cannot reach a database file of this machine: "
             "give a shared one, such as --storage postgresql://user@host/name"
         )
-    return [(place, _place(ray, place, order.arguments)) for place in places]
+    return [(place, _place(ray, place, order)) for place in places]
 
 
-def _place(ray: Any, place: Place, arguments: Sequence[str]) -> Any:
+def _place(ray: Any, place: Place, order: PlacementOrder) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     card = 1 if place.device.startswith("cuda") else 0
@@ -160,7 +163,7 @@ def _place(ray: Any, place: Place, arguments: Sequence[str]) -> Any:
         scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
         runtime_env={"env_vars": variables},
     )
-    return actor.remote([*arguments, "--device", place.device])
+    return actor.remote([*order.arguments, "--device", place.device], order.environment)
 
 
 def _watch(actor: Any, place: Place, say: Say) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.files import short_digest
 from engine.inputs.host_name import names_this_machine
+from engine.inputs.origin import is_foreign
 from engine.serve.openai.errors import ApiError, error_response
 
 KEY_DIGITS = 64  # all of SHA-256
@@ -19,17 +21,20 @@ class Access:
     """ASGI wrapper that refuses who may not use the server.
 
     key_digest: SHA-256 of the API key that every request but OPEN_PATHS has to bring, "": none.
-    Without one, local_only refuses requests that name another host, as pages elsewhere make
-    browsers send them.
+    Without one, requests of pages whose origin is not in `origins` are refused, and with local_only
+    those that name another host, as pages elsewhere make browsers send them.
     """
 
-    def __init__(self, app: ASGIApp, *, local_only: bool, key_digest: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, local_only: bool, key_digest: str, origins: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._local_only = local_only
         self._key_digest = key_digest
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, or answer 401 or 400."""
+        """Pass one request on, or answer 401, 400 or 403."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         answer = self._app if refusal is None else error_response(refusal)
         await answer(scope, receive, send)
@@ -48,5 +53,12 @@ class Access:
                 400,
                 "this server answers to localhost, 127.0.0.1 and [::1] only; its operator can let "
                 "it answer to other names with an API key (--api-key-file)",
+            )
+        if is_foreign(headers, self._origins):
+            return ApiError(
+                403,
+                "a page of another origin sent this: its operator can let pages of that origin in "
+                "with --cors-origin",
+                code="foreign_origin",
             )
         return None

@@ -14,12 +14,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from engine.inputs.visible import visible
 from engine.serve.openai.requests import SEVERAL
 from engine.serve.openai.responses import ErrorAnswer, Problem
 
 log = logging.getLogger(__name__)
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
@@ -46,7 +48,9 @@ def problem(
 ) -> Problem:
     """The inner part of an error body; its type follows from the status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return Problem(message=message, type=kind, param=param, code=code)
+    return Problem(
+        message=visible(message), type=kind, param=visible(param) if param else None, code=code
+    )
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -70,7 +74,8 @@ def add_handlers(app: FastAPI) -> None:
         return _answer(499, problem(499, "the client hung up"))
 
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+        path = visible(_short(request.url.path)).replace("\n", "\\n")
+        log.error("%s %s failed: %s", request.method, path, type(error).__name__)
         return _answer(500, problem(500, "the server failed; its log says where"))
 
     app.add_exception_handler(ApiError, on_api_error)

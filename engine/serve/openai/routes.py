@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request is not valid, or does not fit"),
         (401, "The API key is missing or wrong, where one is needed"),
+        (403, "A page of an origin that was not named sent it"),
         (404, "Another model is served"),
         (413, "The body is too large"),
         (429, "The queue is full"),
@@ -63,7 +64,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Serving:
     """The objects that the routes use. Only one thread at a time uses the reader. clock: seconds
-    since 1970; local_only, key_digest: as of Access."""
+    since 1970; local_only, key_digest, origins: as of Access."""
 
     served: ServedModel
     reader: PromptReader
@@ -72,13 +73,19 @@ class Serving:
     clock: Callable[[], float] = field(default=time.time)
     local_only: bool = False
     key_digest: str = ""
+    origins: Collection[str] = ()
 
 
 def create_app(serving: Serving) -> FastAPI:
     """Create the application of one server."""
     app = FastAPI(title="expertune deployment", docs_url=None, redoc_url=None)
     add_handlers(app)
-    app.add_middleware(Access, local_only=serving.local_only, key_digest=serving.key_digest)
+    app.add_middleware(
+        Access,
+        local_only=serving.local_only,
+        key_digest=serving.key_digest,
+        origins=serving.origins,
+    )
     most_bytes = body_limit(serving.served.max_model_len)
     app.add_middleware(CountedRequests, meters=serving.meters, most_bytes=most_bytes)
     app.add_middleware(HeadLikeGet)

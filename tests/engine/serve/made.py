@@ -24,6 +24,7 @@ from engine.serve.batching.scheduler import EngineLoop
 from engine.serve.batching.sequence import SequenceRequest, StepOutput
 from engine.serve.openai.routes import Serving, create_app
 from engine.serve.openai.tokenization import PromptReader, ServedModel
+from engine.serve.server import ServeOptions, http_settings
 
 MODEL = "tiny"
 ROOM = 256
@@ -81,8 +82,7 @@ def serving(engine: Engine, tokenizer: Any, queue: int = 8) -> Iterator[Running]
         served = ServedModel(MODEL, engine.config.kv.max_tokens, engine.facts.vocabulary, 1)
         reader = PromptReader(served, copy.deepcopy(tokenizer))
         app = create_app(Serving(served, reader, loop, meters))
-        settings = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
-        server = uvicorn.Server(settings)
+        server = uvicorn.Server(http_settings(app, ServeOptions(MODEL)))
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

@@ -17,9 +17,10 @@ from tests.tuner.conftest import Outcome, Tune
 from tests.tuner.deployment.test_verify import rewrite
 from tuner.deployment import canary
 from tuner.deployment.document import load_deployment
-from tuner.deployment.serve import KEY_VARIABLE, check_memory, check_origins, read_api_key
+from tuner.deployment.serve import check_memory, check_origins, read_api_key
 from tuner.errors import UsageError
 from tuner.folders import default_storage
+from tuner.processes.secrets import KEY_VARIABLE
 from tuner.store.database import open_read_only
 from tuner.store.repository import Store
 from tuner.store.snapshots import TelemetrySnapshot

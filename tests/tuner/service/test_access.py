@@ -1,11 +1,13 @@
 """Bearer tokens: made once, hashed at rest, needed everywhere but on loopback."""
 
 import hashlib
+import hmac
 import logging
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,6 +15,7 @@ from fastapi.testclient import TestClient
 from engine.inputs.host_name import is_loopback
 from tests.tuner.conftest import Tune
 from tests.tuner.service.made import REQUEST, MadeChild
+from tuner.service import tokens
 from tuner.service.service import Service, open_service
 from tuner.service.settings import ServiceSettings
 
@@ -66,6 +69,23 @@ def test_a_wrong_secret_a_wrong_id_and_no_token_at_all_are_refused(client: TestC
     for text in (f"{prefix}_{number}_{wrong}", f"{prefix}_999_{secret}", secret, "", f"{token}x"):
         assert client.get("/v1/studies", headers=bearer(text)).status_code == 401
     assert client.get("/v1/studies", headers={"Authorization": f"Basic {token}"}).status_code == 401
+
+
+def test_a_secret_is_compared_in_constant_time_known_id_or_not(
+    client: TestClient, token: str, monkeypatch: pytest.MonkeyPatch
+):
+    compared: list[tuple[str, str]] = []
+
+    def compare(given: str, kept: str) -> bool:
+        compared.append((given, kept))
+        return hmac.compare_digest(given, kept)
+
+    monkeypatch.setattr(tokens, "hmac", SimpleNamespace(compare_digest=compare))
+    prefix, number, secret = token.split("_", 2)
+    for text in (token, f"{prefix}_{number}_{'A' * len(secret)}", f"{prefix}_999_{secret}"):
+        client.get("/v1/studies", headers=bearer(text))
+    assert len(compared) == 3
+    assert {len(text) for pair in compared for text in pair} == {64}
 
 
 def test_a_revoked_token_is_refused_at_once(client: TestClient, token: str, tune: Tune):

@@ -15,7 +15,7 @@ from tests.tuner.service.made import REQUEST
 from tuner.definition.duration import MOST_S, parse_duration_s
 from tuner.definition.workload import load_prompts, workload_names
 from tuner.errors import DefinitionError
-from tuner.service.child import _without_password
+from tuner.service.child import _for_child
 from tuner.service.define import ForbiddenModelError, allowed_model, define_study, write_prompts
 from tuner.service.requests import DURATION, STUDY_NAME, NewStudy
 from tuner.service.settings import ServiceSettings
@@ -165,13 +165,13 @@ def test_an_allowed_folder_is_taken(models: Path, settings: ServiceSettings):
 
 
 def test_a_password_of_the_store_is_not_in_the_list_of_processes():
-    url, secrets = _without_password("postgresql://me:s3cr3t%2F@host/name")
+    url, secrets = _for_child("postgresql://me:s3cr3t%2F@host/name")
     assert (url, secrets) == ("postgresql://me@host/name", {"PGPASSWORD": "s3cr3t/"})
 
 
 def test_a_job_in_its_own_folder_writes_to_the_service_s_file() -> None:
     # a relative URL would mean another file in the folder of the job
-    assert _without_password("sqlite:///a%2F.db") == (f"sqlite:///{Path.cwd() / 'a%2F.db'}", {})
+    assert _for_child("sqlite:///a%2F.db") == (f"sqlite:///{Path.cwd() / 'a%2F.db'}", {})
 
 
 def test_a_request_is_strict_about_types():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 
 from engine.files import short_digest
+from engine.serve.openai import access
 from engine.serve.openai.access import KEY_DIGITS
 from engine.serve.openai.middleware import let_browsers_in
 from engine.serve.openai.routes import Serving, create_app
@@ -32,6 +35,7 @@ def web(server: Running) -> Web:
                 server.meters,
                 local_only=local_only,
                 key_digest=digest,
+                origins=["http://page.example"],
             )
         )
         return TestClient(let_browsers_in(app, ["http://page.example"]))
@@ -69,6 +73,22 @@ def test_without_the_key_nothing_but_health_is_answered(
         assert refused.json()["error"]["code"] == "invalid_api_key"
     assert own.get("/health", headers=encoded).status_code == 200
     assert KEY not in caplog.text
+
+
+def test_a_key_is_compared_in_constant_time(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was sent, digests of one length are compared, whole."""
+    compared: list[tuple[str, str]] = []
+
+    def compare(given: str, kept: str) -> bool:
+        compared.append((given, kept))
+        return hmac.compare_digest(given, kept)
+
+    monkeypatch.setattr(access, "hmac", SimpleNamespace(compare_digest=compare))
+    own = web(key=KEY)
+    for sent in ("", "x", KEY[:-1], f"{KEY}x", KEY, "k" * 5000):
+        own.get("/v1/models", headers={"Authorization": f"Bearer {sent}"})
+    assert len(compared) == 6
+    assert {len(text) for pair in compared for text in pair} == {KEY_DIGITS}
 
 
 def test_with_the_key_any_host_name_is_answered(web: Web) -> None:

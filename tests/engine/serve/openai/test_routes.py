@@ -375,14 +375,19 @@ def test_a_client_that_leaves_in_its_own_body_is_no_fault_of_the_server(
 
 def test_pages_of_the_given_origins_may_read_answers_and_errors(server: Running) -> None:
     served = ServedModel(MODEL, ROOM, 300, 1)
-    app = create_app(Serving(served, PromptReader(served, None), server.loop, server.meters))
+    reader = PromptReader(served, None)
+
+    def open_to(*origins: str) -> TestClient:
+        app = create_app(Serving(served, reader, server.loop, server.meters, origins=origins))
+        return TestClient(let_browsers_in(app, origins))
+
     page, headers = "http://localhost:3000", {"origin": "http://localhost:3000"}
     asks = {
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization, content-type",
     }
     allowed = "access-control-allow-origin"
-    with TestClient(let_browsers_in(app, [page])) as web:
+    with open_to(page) as web:
         before = web.options("/v1/chat/completions", headers={**headers, **asks})
         assert (before.status_code, before.headers[allowed]) == (200, page)
         assert "authorization" in before.headers["access-control-allow-headers"].lower()
@@ -391,10 +396,11 @@ def test_pages_of_the_given_origins_may_read_answers_and_errors(server: Running)
             assert (answer.status_code, answer.headers[allowed]) == (status, page)
         other = web.get("/v1/models", headers={"origin": "http://elsewhere.example"})
         assert allowed not in other.headers
-    with TestClient(let_browsers_in(app, ["*"])) as web:
+    with open_to("*") as web:
         assert web.get("/v1/models", headers=headers).headers[allowed] == "*"
-    with TestClient(let_browsers_in(app, [])) as web:
-        assert allowed not in web.get("/v1/models", headers=headers).headers
+    with open_to() as web:
+        refused = web.get("/v1/models", headers=headers)
+        assert (refused.status_code, allowed in refused.headers) == (403, False)
 
 
 @pytest.fixture
