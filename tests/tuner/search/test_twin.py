@@ -11,8 +11,8 @@ from engine.config.settings import EngineConfig
 from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
-from tests.engine.replay import test_native_clock as small
 from tests.engine.policy.made import make_trace
+from tests.engine.replay import test_native_clock as small
 from tests.fakes.fake_engine import facts_of
 from tests.fakes.study import tune_in, write_definition
 from tests.tuner.conftest import Tune
