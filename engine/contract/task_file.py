@@ -244,9 +244,11 @@ def _require(holds: bool, path: Path, key: str, wanted: str) -> None:
 
 
 def _check_keys(path: Path, value: Any) -> None:
-    """Raises TaskError for keys of several types in one place, such as 1 beside a text."""
+    """Raises TaskError for keys of several types in one place, such as 1 beside a text, and for
+    functions as keys."""
     inside = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping) and len({type(key) for key in value}) > 1:
+    kinds = {type(key) for key in value} if isinstance(value, Mapping) else set()
+    if len(kinds) > 1 or FunctionName in kinds:
         other = next(key for key in value if not isinstance(key, str))
         raise TaskError(f"{path}: its key {other!s:.40} is no text: write it in quotes")
     for one in inside if isinstance(value, Mapping | list) else ():

@@ -15,6 +15,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Opens a listening socket; raises ListenError with one sentence."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # create_server leaves its socket open where this fails
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)

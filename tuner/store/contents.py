@@ -50,6 +50,10 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
         if isinstance(text, bytes) or text.count("{") + text.count("[") > MOST_DEPTH:
             check_depth(value)
+        if (
+            isinstance(text, bytes) or "\\ud" in text.lower()
+        ):  # half of a pair, which nothing can send on
+            json.dumps(value, ensure_ascii=False).encode()
         return value
 
 

@@ -31,6 +31,7 @@ PLANTED = [
     (f"UPDATE trial SET params = '{DEEP}'", "json", "JSON value"),
     (f"UPDATE trial SET params = '{DEEP[2900:-2900]}'", "json", "nested more than 64 deep"),
     ("UPDATE trial SET params = '{'", "json", "JSON value"),
+    (r"""UPDATE trial SET params = '{"a": "\uD800"}'""", "opening", "JSON value"),
     ("""UPDATE trial SET scores = '{"output_tps": "fast"}'""", "contents", "scores.output_tps"),
     ("""UPDATE trial SET scores = '{"output_tps": 1e200}'""", "contents", "scores.output_tps"),
     ("""UPDATE trial SET predicted = '{"output_tps": null}'""", "contents", "predicted.output_tps"),
