@@ -221,7 +221,8 @@ def _check_types(path: Path, body: Mapping[str, Any]) -> None:
         given = kwargs["data_files"]
         splits = list(given.values()) if isinstance(given, Mapping) else [given]
         _require(all(map(_is_names, splits)), path, "data_files", _NAMES)
-    _require(body.get("tag") is None or _is_names(body["tag"]), path, "tag", _NAMES)
+    tags = _each(body.get("tag"))
+    _require(all(isinstance(one, str) for one in tags), path, "tag", _NAMES)
     metrics = body.get("metric_list")
     _require(metrics is None or isinstance(metrics, list), path, "metric_list", _LIST)
     _require(all(isinstance(one, Mapping) for one in metrics or ()), path, "metric_list", _MAPPING)
@@ -231,6 +232,10 @@ def _check_types(path: Path, body: Mapping[str, Any]) -> None:
         _require(isinstance(one, str | int | float | Mapping), path, "task", _NAMES)
         if isinstance(one, Mapping):
             _check_types(path, one)
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _is_names(value: Any) -> bool:

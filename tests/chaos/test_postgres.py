@@ -22,11 +22,12 @@ from tests.tuner.store.test_repository import begin, report_of
 from tests.tuner.study.test_faults import strikes_at
 from tuner.errors import StudyError, TakenStudyError
 from tuner.store import lock
-from tuner.store.database import open_database, parse_url
+from tuner.store.database import open_database
 from tuner.store.integrity.check import check_store
 from tuner.store.lock import study_lock
 from tuner.store.repository import Store
 from tuner.store.snapshots import FINISHED_STATES
+from tuner.store.url import parse_url
 
 TRIALS = 6
 STUDY = ("--definition", "study.yaml", "--trials", str(TRIALS), "--sampler", "random")

@@ -23,9 +23,9 @@ from tuner.deployment.export import check_writable
 from tuner.errors import StoreError, StoreLostError, UsageError
 from tuner.folders import cache_folder, default_storage, resolve_model
 from tuner.search.samplers import check_sampler
-from tuner.store.database import parse_url
 from tuner.store.identity import asks_otherwise
 from tuner.store.repository import Store
+from tuner.store.url import parse_url
 from tuner.study.displays import choose_display
 from tuner.study.estimate import StudyPlan, plan_study
 from tuner.study.progress import Display, StudyProgress

@@ -21,7 +21,7 @@ from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import write_atomically
 from tuner.processes.secrets import without_password
 from tuner.processes.start import start_module
-from tuner.store.database import parse_url, sqlite_path
+from tuner.store.url import parse_url, sqlite_path
 
 ERROR_BYTES = 1 << 20  # a longer document is no error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,9 +22,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
-from tuner.errors import OldStoreError, StoreError, StoreLostError, UsageError
+from tuner.errors import OldStoreError, StoreError, StoreLostError
 from tuner.store.contents import parse_json
 from tuner.store.tables import Base
+from tuner.store.url import SQLITE, parse_url, shown_url, sqlite_path
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "expertune_version"
@@ -33,8 +33,6 @@ BUSY_TIMEOUT_S = 30.0
 MOST_BYTES = 256 << 20  # of one value; a definition carries its prompts
 OURS = {VERSION_TABLE, *Base.metadata.tables}
 BEFORE_NAMES = tuple(f"000{number}" for number in range(1, 7))  # versions before the first release
-
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -220,63 +218,9 @@ def _told(error: BaseException) -> list[str]:
     return found
 
 
-def shown_url(url: str) -> str:
-    """A storage URL without its password."""
-    if url.startswith(_SQLITE):
-        return url
-    with contextlib.suppress(exc.ArgumentError, ValueError):
-        parsed = sa.make_url(url).difference_update_query(["password"])
-        if "@" not in (parsed.host or ""):
-            return parsed.render_as_string(hide_password=True)
-    return _masked(url)
-
-
-def _masked(url: str) -> str:
-    """A text that should have been a URL, without whatever may be a password."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
-
-
-def parse_url(url: str) -> sa.URL:
-    """A storage URL with its driver; UsageError for an unsupported one.
-
-    What follows sqlite:/// is a path as it is written: SQLAlchemy would decode %2F, and end it at a
-    question mark.
-    """
-    if url.startswith(_SQLITE):
-        return sa.URL.create("sqlite", database=str(sqlite_path(url)))
-    try:
-        parsed = sa.make_url(url)
-        backend = parsed.get_backend_name()
-    except (exc.SQLAlchemyError, ValueError):
-        raise UsageError(
-            f"'{_masked(url)}' is not a storage URL: write sqlite:///file.db or postgresql://user@host/"
-            "name"
-        ) from None
-    if backend == "sqlite":
-        raise UsageError("--storage needs a file: write sqlite:///file.db")
-    if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
-        raise UsageError(f"--storage takes sqlite:/// or postgresql://, not {parsed.drivername}")
-    if "@" in (parsed.host or ""):
-        raise UsageError(f"'{_masked(url)}' has two @: write the one in the password as %40")
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def sqlite_path(url: str) -> Path:
-    """The file of a URL that begins with sqlite:///. Raises UsageError if it names none."""
-    path = url.removeprefix(_SQLITE)
-    if path in ("", ":memory:"):
-        raise UsageError("--storage needs a file: write sqlite:///file.db")
-    if re.search(r"\?\w+=[^/]*$", path):
-        raise UsageError(f"--storage takes no options: write {_SQLITE}{path.rpartition('?')[0]}")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UsageError(f"--storage {url}: there is no user {path.partition('/')[0]}") from None
-
-
 def _file_id(url: str) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
-        if url.startswith(_SQLITE):
+        if url.startswith(SQLITE):
             found = sqlite_path(url).stat()
             return found.st_dev, found.st_ino
     return None

@@ -20,7 +20,8 @@ from sqlalchemy import exc
 
 from engine.files import short_digest
 from tuner.errors import StoreError, StudyError, TakenStudyError
-from tuner.store.database import explained, parse_url
+from tuner.store.database import explained
+from tuner.store.url import parse_url
 
 Refusal = Callable[[str], StudyError]
 Keep = Callable[[], None]

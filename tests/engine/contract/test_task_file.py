@@ -40,6 +40,7 @@ def test_a_file_replaces_keys_of_the_files_it_includes(tmp_path: Path) -> None:
         ("task: !python/object:os.system x\n", "own.yaml cannot be read: could not determine"),
         ('include: "a\\0"\ntask: t\n', "which is no file"),
         ("task: t\n1: a\n", "its key 1 is no text"),
+        ("task: t\ntag: 1\n", "its tag must be a name"),
         ("task: t\nmetadata: {1: a, b: c}\n", "its key 1 is no text"),
         ("task: t\nmetadata:\n  ? !function f.g\n  : a\n", "its key f.g is no text"),
         ("task: t\ndataset_kwargs: data\n", "dataset_kwargs must be keys and values"),

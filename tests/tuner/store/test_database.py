@@ -10,7 +10,8 @@ import pytest
 
 from tuner.errors import StoreError, UsageError
 from tuner.store import database
-from tuner.store.database import open_database, open_read_only, parse_url
+from tuner.store.database import open_database, open_read_only
+from tuner.store.url import parse_url
 
 
 @pytest.mark.parametrize("name", ["feature%2Fmoe", "50%", "a b", "what?", "c#1", "é", "a?b/c"])

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tuner.errors import OldStoreError, StoreError
-from tuner.store.database import open_read_only, shown_url
+from tuner.store.database import open_read_only
 from tuner.store.integrity import (
     contents,
     files,
@@ -25,6 +25,7 @@ from tuner.store.integrity import (
 )
 from tuner.store.integrity.finding import Finding
 from tuner.store.tables import SampleRow, StudyRow, TrialRow
+from tuner.store.url import shown_url
 
 COUNTED = {"studies": StudyRow, "trials": TrialRow, "samples": SampleRow}
 COPY = "restore a copy, or name another with --storage and run the study again"
