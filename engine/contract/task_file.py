@@ -250,10 +250,10 @@ def _require(holds: bool, path: Path, key: str, wanted: str) -> None:
 
 def _check_keys(path: Path, value: Any) -> None:
     """Raises TaskError for keys of several types in one place, such as 1 beside a text, and for
-    functions as keys."""
+    keys that JSON has not, such as functions and bytes."""
     inside = value.values() if isinstance(value, Mapping) else value
     kinds = {type(key) for key in value} if isinstance(value, Mapping) else set()
-    if len(kinds) > 1 or FunctionName in kinds:
+    if len(kinds) > 1 or not kinds <= {str, int, float, bool, type(None)}:
         other = next(key for key in value if not isinstance(key, str))
         raise TaskError(f"{path}: its key {other!s:.40} is no text: write it in quotes")
     for one in inside if isinstance(value, Mapping | list) else ():

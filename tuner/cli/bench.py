@@ -20,6 +20,7 @@ from tuner.bench.report.tables import Table, ablation_table, published_table
 from tuner.bench.report.write import SUFFIXES, write_report
 from tuner.bench.run import BenchRow, RowResult, grid_rows, run_bench
 from tuner.cli import options
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.extras import require_extra
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import PolicyFile, load_policy
@@ -63,10 +64,10 @@ def bench(
     ] = False,
     workload: options.WorkloadSource = None,
     prompts: options.Prompts = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    sequences: Annotated[int | None, typer.Option(min=1)] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=MOST_COUNT, help="Rounds.")] = 3,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     report: Annotated[
         Path | None,

@@ -13,6 +13,7 @@ from engine.facts.timings import ModelTimings, save_timings, timings_path
 from engine.native.description import Description, describe
 from engine.types import format_bytes
 from tuner.cli import options
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.workload import choose_workload, fit_workload
 from tuner.engine_client.session import EngineSession
@@ -29,7 +30,9 @@ def doctor(
     parity: Annotated[
         bool, typer.Option("--parity/--no-parity", help="Compare logits with plain transformers.")
     ] = True,
-    tokens: Annotated[int, typer.Option(min=1, help="How many for the comparison.")] = 32,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_COUNT, help="How many for the comparison.")
+    ] = 32,
     store: Annotated[
         bool, typer.Option("--store", help="Check that the store is whole; exits with 1 if not.")
     ] = False,

@@ -18,6 +18,7 @@ from engine.trace.trace import Trace, load_kept_trace, load_trace
 from engine.types import format_at_least, format_bytes
 from tuner.cli import options
 from tuner.cli.automatic import automatic_choices
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.workload import (
     describe_workload,
@@ -41,7 +42,7 @@ def plan(
     ] = None,
     workload: options.WorkloadSource = None,
     prompts: options.Prompts = None,
-    count: Annotated[int, typer.Option(min=1, help="Micro-batches.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=MOST_COUNT, help="Micro-batches.")] = 1,
     target_tps: Annotated[
         float | None,
         typer.Option(min=0, help="The smallest budget for so many generated tokens a second."),

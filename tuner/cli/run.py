@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli import options
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.output import print_json, print_made, print_note
 from tuner.deployment.document import Deployment, load_deployment
 from tuner.engine_client.process import Event
@@ -27,7 +28,7 @@ def run(
     chat: Annotated[
         bool | None, typer.Option("--chat/--raw", help="Default: as the file was measured.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, max=MOST_COUNT)] = 128,
     temperature: Annotated[
         float | None,
         typer.Option(min=0, help="0: the likeliest token. Default: the checkpoint's own, or 0.7."),

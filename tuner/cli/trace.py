@@ -13,6 +13,7 @@ from engine.trace.trace import load_trace
 from engine.types import format_bytes
 from tuner.bench.run import grid_rows
 from tuner.cli import options
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.output import print_json, print_note, print_table, print_text
 from tuner.definition.policies import load_policy
 from tuner.definition.study import MOST_SEED
@@ -31,10 +32,12 @@ def trace(
     device: options.Device = None,
     workload: options.WorkloadSource = None,
     prompts: options.Prompts = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    output_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    sequences: Annotated[int | None, typer.Option(min=1)] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds over the workload.")] = 4,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, max=MOST_COUNT)] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_COUNT, help="Rounds over the workload.")
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Number of the first round.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="path=value: how the engine runs meanwhile.")

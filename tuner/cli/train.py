@@ -12,6 +12,7 @@ import typer
 from engine.policy.learned import learned_path
 from engine.trace.trace import load_trace
 from tuner.cli import options
+from tuner.cli.counts import MOST_COUNT
 from tuner.cli.output import print_json, print_table, print_text
 from tuner.definition.study import MOST_SEED
 from tuner.errors import StudyError, UsageError
@@ -26,7 +27,9 @@ TraceFile = Annotated[Path, typer.Argument(help="A trace of `tune trace`.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The .npz; default: where runs look for it.")
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Batches of 256 tokens for each layer.")]
+Steps = Annotated[
+    int, typer.Option(min=1, max=MOST_COUNT, help="Batches of 256 tokens for each layer.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of initial weights and order.")]
 
 
@@ -34,7 +37,9 @@ Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of initial weight
 def predictor(
     trace: TraceFile,
     output: Output = None,
-    hidden: Annotated[int, typer.Option(min=1, help="Width of the networks.")] = 128,
+    hidden: Annotated[
+        int, typer.Option(min=1, max=MOST_COUNT, help="Width of the networks.")
+    ] = 128,
     stride: Annotated[int, typer.Option(min=1, max=2, help="Layers ahead.")] = 1,
     steps: Steps = 2000,
     seed: Seed = 0,
@@ -69,7 +74,7 @@ def eviction(
     trace: TraceFile,
     percent: Annotated[float, typer.Option(min=0, max=100, help="Of the experts in slots.")] = 25.0,
     scope: Annotated[str, typer.Option(help="layer or shared.")] = "layer",
-    trials: Annotated[int, typer.Option(min=1, help="Weights to try.")] = 64,
+    trials: Annotated[int, typer.Option(min=1, max=MOST_COUNT, help="Weights to try.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the sampler.")] = 0,
     as_json: options.Json = False,
 ) -> None:

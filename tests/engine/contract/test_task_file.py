@@ -43,6 +43,7 @@ def test_a_file_replaces_keys_of_the_files_it_includes(tmp_path: Path) -> None:
         ("task: t\ntag: 1\n", "its tag must be a name"),
         ("task: t\nmetadata: {1: a, b: c}\n", "its key 1 is no text"),
         ("task: t\nmetadata:\n  ? !function f.g\n  : a\n", "its key f.g is no text"),
+        ("task: t\nmetadata: {!!binary YQ==: a}\n", "is no text"),
         ("task: t\ndataset_kwargs: data\n", "dataset_kwargs must be keys and values"),
         ("task: t\ndataset_kwargs: {data_files: {test: {a: b}}}\n", "data_files must be a name"),
         ("task: t\ntag: {a: b}\n", "tag must be a name"),
