@@ -119,12 +119,15 @@ def test_a_text_on_which_its_library_fails_is_said(copied: Path) -> None:
             encode_enough(made, text, 9)
 
 
-def test_an_interrupt_is_no_failure_of_a_tokenizer() -> None:
-    def interrupted(*_: object) -> dict[str, list[int]]:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_and_a_full_memory_are_no_failures_of_a_tokenizer(
+    kind: type[BaseException],
+) -> None:
+    def fails(*_: object) -> dict[str, list[int]]:
+        raise kind
 
-    with pytest.raises(KeyboardInterrupt):
-        encode_enough(interrupted, "a", 9)
+    with pytest.raises(kind):
+        encode_enough(fails, "a", 9)
 
 
 def test_an_auto_map_of_another_type_names_no_code(copied: Path) -> None:
