@@ -21,6 +21,7 @@ SETTINGS = {
     "prefetch.depth": "layers fetched ahead",
     "precision.bits": "bits of an expert's weight",
     "precision.non_expert_bits": "bits of the other weights",
+    "precision.activation_bits": "bits of what weights are multiplied by",
     "batch.count": "batches that share a load",
     "placement.name": "where experts lie",
     "prefill.chunk_tokens": "prompt tokens at once",

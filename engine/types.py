@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 Bits = Literal[16, 8, 4, 3, 2]
 HOST_DEVICES = ("cpu", "auto")  # names of devices whose memory is the host's
 NonExpertBits = Literal[16, 8, 4]
+ActivationBits = Literal[16, 8]
 EmbeddingsName = Literal["device", "host"]
 LowBits = Literal[0, 8, 4, 3, 2]
 KvBits = Literal[16, 8, 4]
@@ -69,6 +70,11 @@ class ExpertId(NamedTuple):
 
     layer: int
     expert: int
+
+
+def product_key(bits: int, activation_bits: int) -> str:
+    """Names products with codes of these bits in tables: 4, or 4a8 with activations of 8 bits."""
+    return str(bits) if activation_bits == 16 else f"{bits}a{activation_bits}"
 
 
 def shown(text: object, most: int = LONGEST_TEXT) -> str:

@@ -1,13 +1,15 @@
 """expertune beside llama.cpp at 4 bits, resident or in a budget: decode, prefill, many sequences.
 
 In: a checkpoint of any size that both know; needs the extra `baselines`. Each engine lives in a
-process of its own, with its own thread settings, and only one of them works at a time: A B A B.
-Prints each round and the ratios of medians; bandwidth efficiency is ours.
+process of its own, with its own thread settings, and only one works at a time: A B C A B C.
+Prints each round and the medians of ratios within rounds; bandwidth efficiency is ours. `rounded` is
+ours with activations of 8 bits, which llama.cpp's products always have.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -40,7 +42,8 @@ def main(
 ) -> None:
     """Compare. A round is a prompt of 512 tokens, 48 tokens of one sequence, then of many."""
     makers: dict[str, Callable[[], Callable[[], Figures]]] = {
-        "ours": lambda: _ours(model, sequences, bits, cache)
+        "ours": lambda: _ours(model, sequences, bits, cache, 16),
+        "rounded": lambda: _ours(model, sequences, bits, cache, 8),
     }
     if not ours_only:
         makers["llama.cpp"] = lambda: _llama(gguf, sequences, threads, mapped)
@@ -68,19 +71,23 @@ def main(
             if number:  # the first round warms caches
                 results[name].append(found)
     for key in dict.fromkeys(key for found in results["ours"] for key in found):
-        ours = statistics.median(r.get(key, 0.0) for r in results["ours"])
-        line = f"{key}: ours {ours:.4g}"
-        if not ours_only and key in results["llama.cpp"][0]:
-            theirs = statistics.median(r[key] for r in results["llama.cpp"])
-            pairs = zip(results["ours"], results["llama.cpp"], strict=True)
-            ratios = sorted(a[key] / b[key] for a, b in pairs)
-            line += f", llama.cpp {theirs:.4g}, ratio by rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
-            line += f", median {statistics.median(ratios):.2f}"
-        print(line)
+        medians = {
+            name: statistics.median(found.get(key, 0.0) for found in rows)
+            for name, rows in results.items()
+        }
+        print(f"{key}:", ", ".join(f"{name} {value:.4g}" for name, value in medians.items()))
+        for one, other in itertools.combinations(results, 2):
+            pairs = zip(results[one], results[other], strict=True)
+            ratios = sorted(a[key] / b[key] for a, b in pairs if key in a and key in b)
+            if ratios and not key.startswith("share"):
+                print(
+                    f"  {one} / {other} by rounds {ratios[0]:.2f} to {ratios[-1]:.2f}, "
+                    f"median {statistics.median(ratios):.2f}"
+                )
 
 
 def _serve(name: str, make: Callable[[], Callable[[], Figures]], pipe: Connection) -> None:
-    if name == "ours":
+    if name != "llama.cpp":
         from engine.worker.process import set_native_settings
 
         set_native_settings()
@@ -94,7 +101,9 @@ def _serve(name: str, make: Callable[[], Callable[[], Figures]], pipe: Connectio
         pipe.send(run())
 
 
-def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Figures]:
+def _ours(
+    model: Path, sequences: int, bits: int, cache: str, activation_bits: int
+) -> Callable[[], Figures]:
     import torch
 
     from engine.config.settings import EngineConfig
@@ -109,6 +118,7 @@ def _ours(model: Path, sequences: int, bits: int, cache: str) -> Callable[[], Fi
         {
             "precision.bits": bits,
             "precision.non_expert_bits": bits,
+            "precision.activation_bits": activation_bits,
             "cache.expert_bytes": cache,
             "kv.max_tokens": PROMPT + 2 * DECODED,
             "batch.size": sequences,

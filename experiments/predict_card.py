@@ -19,7 +19,7 @@ from engine.config.settings import base_config
 from engine.errors import InfeasibleError
 from engine.facts.emulated_machine import load_machine, predicted_timings
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at, at_non_expert_bits
+from engine.facts.timings import ModelTimings, at, at_precision
 from engine.memory.plan import resolve
 from engine.memory.records import record_bytes_of
 from engine.replay.simulate import replay
@@ -66,7 +66,7 @@ def main(
             f"{placement}: {found['decode_tps']:.1f} tokens/s, hits "
             f"{found['expert_hit_rate']:.0%}, ms a token: {parts}"
         )
-    _print_arithmetic(facts, at_non_expert_bits(timings, bits), bits, resident)
+    _print_arithmetic(facts, at_precision(timings, bits), bits, resident)
 
 
 def _print_arithmetic(facts: ModelFacts, timings: ModelTimings, bits: int, resident: float) -> None:

@@ -32,6 +32,7 @@ def main(
     counts: Annotated[str, typer.Option(help="sequences at once")] = "4,16",
     bits: int = 4,
     non_expert_bits: int = 4,
+    activation_bits: int = 16,
     cache: Annotated[str, typer.Option(help="cache.expert_bytes")] = "100%",
     rounds: int = 3,
 ) -> None:
@@ -41,6 +42,7 @@ def main(
     print("| --- | --- | --- | --- |")
     for count in map(int, counts.split(",")):
         settings = {"precision.bits": bits, "precision.non_expert_bits": non_expert_bits}
+        settings["precision.activation_bits"] = activation_bits
         settings |= {"cache.expert_bytes": cache, "batch.count": count, "kv.max_tokens": 256}
         engine.configure(EngineConfig().overlay(settings))
         if engine.native_pass is None or not decodes_together(engine.native_pass):

@@ -51,6 +51,13 @@ def sensitivity(path: str) -> SensitivityClass:
     return SENSITIVITY[max(matches, key=len)]
 
 
+def rounds_activations(config: EngineConfig) -> bool:
+    """Whether something is multiplied by activations of 8 bits."""
+    precision = config.precision
+    coded = min(precision.bits, precision.non_expert_bits) != 16 or precision.prequantized
+    return coded and precision.activation_bits == 8
+
+
 def lossy_settings(config: EngineConfig) -> dict[str, Any]:
     """Every setting that can change what this config computes beyond rounding, by path.
 
@@ -70,6 +77,8 @@ def lossy_settings(config: EngineConfig) -> dict[str, Any]:
         found.pop("precision.group_size")
     if not grouped and config.precision.non_expert_bits == 16:
         found.pop("kernel.crossover_tokens")
+    if not rounds_activations(config):
+        found.pop("precision.activation_bits")
     if not config.precision.prequantized:
         found.pop("precision.prequantized")
     given = dict(found.pop("precision.options"))

@@ -17,6 +17,7 @@ from engine.errors import ConfigError, nearest_hint
 from engine.files import json_digest
 from engine.types import (
     HOST_DEVICES,
+    ActivationBits,
     AllocationName,
     Bits,
     DirectName,
@@ -82,9 +83,10 @@ class PrecisionConfig:
 
     bits: `prequantized` keeps a pre-quantized checkpoint's own codes: it sets prequantized, and
     resolving sets bits to theirs (16 if the checkpoint is not quantized). non_expert_bits: of the
-    linear layers that are not experts. low_bits (0: none), low_bits_threshold, skip_threshold and
-    low_mass belong to the schemes that load some experts at lower precision; what such a run
-    computes then depends on its cache.
+    linear layers that are not experts. activation_bits: 8 rounds what codes of 8 bits and fewer are
+    multiplied by, in the groups of the codes, on the CPU. low_bits (0: none), low_bits_threshold,
+    skip_threshold and low_mass belong to the schemes that load some experts at lower precision;
+    what such a run computes then depends on its cache.
 
     options.table: bits of each expert for the by_* schemes, or options.average_bits (and
     options.trace) to make one from. options.optimize: how the scales and zeros of 4, 3 and 2 bits
@@ -95,6 +97,7 @@ class PrecisionConfig:
     bits: Bits = 16
     prequantized: bool = False
     non_expert_bits: NonExpertBits = 16
+    activation_bits: ActivationBits = 16
     group_size: int = 64
     scheme: PrecisionName = "uniform"
     low_bits: LowBits = 0

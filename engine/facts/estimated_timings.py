@@ -17,7 +17,15 @@ import numpy as np
 from engine.facts.emulated_machine import PREFIX, load_machine
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
-from engine.facts.timings import Curve, ModelTimings, ReadyTimings, RecordSource, at
+from engine.facts.timings import (
+    Curve,
+    ModelTimings,
+    ReadyTimings,
+    RecordSource,
+    RoundedTimings,
+    at,
+)
+from engine.types import ActivationBits, product_key
 
 _TOKENS = (1, 2, 4, 16, 64, 256)  # token counts that profiles time
 _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
@@ -106,7 +114,7 @@ def profiled_timings(
         else:
             sources[bits] = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
             contention[bits] = _slowdown(profile, chunk)
-    ready = None
+    ready, rounded = None, estimate.rounded(beside)
     if native and profile.link_bytes_per_s is None:
         of_ready = estimate.non_expert(_READY)
         ready = ReadyTimings(of_ready.pop(16), _READY.policy_s, estimate.experts(_READY), of_ready)
@@ -130,6 +138,7 @@ def profiled_timings(
         together=together,
         ready=ready,
         restart_non_expert_s=beside.restart_non_expert_s,
+        rounded=rounded,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
 
@@ -141,47 +150,66 @@ class _Estimate:
     profile: MachineProfile
     facts: ModelFacts
 
-    def experts(self, beside: _Overheads) -> dict[int, dict[int, float]]:
+    def experts(
+        self, beside: _Overheads, activation_bits: ActivationBits = 16
+    ) -> dict[int, dict[int, float]]:
         """Seconds of an expert, by bits, then by its tokens."""
         matrices = [part.elements for part in self.facts.parts if part.kind == "matrix"]
         found = {}
         for bits in map(int, self.facts.record_bytes):
-            found[bits] = self._products(bits, matrices, beside.expert_s, beside)
+            key = product_key(bits, activation_bits)
+            found[bits] = self._products(key, matrices, beside.expert_s, beside)
         return found
 
-    def non_expert(self, beside: _Overheads) -> dict[int, dict[int, float]]:
+    def non_expert(
+        self, beside: _Overheads, activation_bits: ActivationBits = 16
+    ) -> dict[int, dict[int, float]]:
         """Seconds of what surrounds the experts of a layer, by bits, then by tokens."""
         weights = _non_expert_weights(self.facts)
         layer = weights // max(1, self.facts.moe_layers)
         return {
-            bits: self._products(bits, [layer], beside.non_expert_s, beside) for bits in (16, 8, 4)
+            bits: self._products(
+                product_key(bits, activation_bits), [layer], beside.non_expert_s, beside
+            )
+            for bits in (16, 8, 4)
         }
 
+    def rounded(self, beside: _Overheads) -> RoundedTimings | None:
+        """The same with activations of 8 bits; None if their products were not timed."""
+        if f"{product_key(8, 8)}/1" not in self.profile.kernel_ms:
+            return None
+        found = [
+            times
+            for overheads in (beside, _READY)
+            for times in (self.experts(overheads, 8), self.non_expert(overheads, 8))
+        ]
+        return RoundedTimings(*({b: s for b, s in one.items() if b != 16} for one in found))
+
     def _products(
-        self, bits: int, matrices: Sequence[int], curve: Curve, beside: _Overheads
+        self, key: str, matrices: Sequence[int], curve: Curve, beside: _Overheads
     ) -> dict[int, float]:
         """Seconds by tokens of products with matrices of these weight counts, and of what `curve`
         says beside them. Weights that no cache holds take at least what memory takes for them."""
         experts = self.facts.experts * self.facts.moe_layers
         cached = min(self.facts.record_bytes.values()) * experts < _CACHES_BYTES
-        least_s = 0.0 if cached else bits / 8 / self.profile.memory_bytes_per_s
+        least_s = 0.0 if cached else _bits_of(key) / 8 / self.profile.memory_bytes_per_s
         found = {}
         for tokens in sorted({*_TOKENS, *curve}):
-            fixed_s, weight_s = self._product(bits, tokens)
+            fixed_s, weight_s = self._product(key, tokens)
             if beside.in_one_call:
                 fixed_s, weight_s = 0.0, max(weight_s, least_s)
             more = sum(max(0, weights - _SMALL_WEIGHTS) for weights in matrices)
             found[tokens] = at(curve, tokens) + len(matrices) * fixed_s + more * weight_s
         return found
 
-    def _product(self, bits: int, tokens: int) -> tuple[float, float]:
+    def _product(self, key: str, tokens: int) -> tuple[float, float]:
         """Seconds of a product with a small matrix, and the cost of each additional weight."""
         small, large = (
-            {n: _kernel_s(kernels, bits, n) for n in _TOKENS if _kernel_s(kernels, bits, n)}
+            {n: _kernel_s(kernels, key, n) for n in _TOKENS if _kernel_s(kernels, key, n)}
             for kernels in (self.profile.small_kernel_ms, self.profile.kernel_ms)
         )
         if not large:  # a profile without kernels: weights are read once
-            return 0.0, bits / 8 / self.profile.memory_bytes_per_s
+            return 0.0, _bits_of(key) / 8 / self.profile.memory_bytes_per_s
         fixed_s, whole_s = at(small, tokens), at(large, tokens)
         return fixed_s, max(0.0, whole_s - fixed_s) / (_PROFILED_WEIGHTS - _SMALL_WEIGHTS)
 
@@ -193,9 +221,14 @@ def _non_expert_weights(facts: ModelFacts) -> int:
     return linear or facts.non_expert_bytes // 2
 
 
-def _kernel_s(kernels: Mapping[str, float], bits: int, tokens: int) -> float:
-    """Seconds of a product from the table; 0 if it was not timed."""
-    return kernels.get(f"{bits}/{tokens}", kernels.get(f"16/{tokens}", 0.0)) / 1e3
+def _bits_of(key: str) -> int:
+    return int(key.partition("a")[0])
+
+
+def _kernel_s(kernels: Mapping[str, float], key: str, tokens: int) -> float:
+    """Seconds of a product (product_key) from the table; 0 if it was not timed."""
+    known = (kernels.get(f"{name}/{tokens}") for name in (key, str(_bits_of(key)), "16"))
+    return next((ms for ms in known if ms is not None), 0.0) / 1e3
 
 
 def _read_speed(profile: MachineProfile, record_bytes: int) -> float:

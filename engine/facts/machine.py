@@ -114,10 +114,11 @@ class MachineProfile:
     """Measured speeds of this machine.
 
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
-    one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `bits/tokens`;
+    one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `product_key/tokens`;
     small_kernel_ms: with a 128 x 128 one, which is the fixed cost of a product; crossover_tokens:
     up to how many tokens the packed product is faster than a GEMM with plain weights, by bits, as
-    far as there is such a product; products: which products and how many threads these are.
+    far as there is such a product; both by engine.types.product_key; products:
+    which products and how many threads these are.
 
     By chunk size, if slots lie in host memory: busy_read_bytes_per_s, of the engine's reads while a
     product runs; read_slowdown, the factor by which that product slows down meanwhile.

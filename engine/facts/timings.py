@@ -80,6 +80,17 @@ class ReadyTimings:
 
 
 @dataclass(frozen=True)
+class RoundedTimings:
+    """Times of products with activations of 8 bits: expert_s and coarser_non_expert_s as in
+    ModelTimings, ready_* as in ReadyTimings. What is missing takes as long as with others."""
+
+    expert_s: Mapping[int, Curve]
+    coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    ready_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+    ready_coarser_non_expert_s: Mapping[int, Curve] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
@@ -100,7 +111,8 @@ class ModelTimings:
     host_start_s, of handing it a layer's experts; host_contention, the slowdown factor of device
     and host compute while both run. together: whether decoded tokens of all micro-batches pass what
     surrounds the experts at once. ready: of layers that are passed without asking the policy; None:
-    there are none, or the other times are those of all layers together.
+    there are none, or the other times are those of all layers together. rounded: of products with
+    activations of 8 bits; None: they were not timed.
     """
 
     model: str
@@ -124,6 +136,7 @@ class ModelTimings:
     together: bool = False
     ready: ReadyTimings | None = None
     restart_non_expert_s: float = 0.0
+    rounded: RoundedTimings | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,9 +164,12 @@ class ModelTimings:
             values[name] = _curve(values[name])
         values.setdefault("coarser_non_expert_s", {})  # of an earlier release
         for name in ("expert_s", "layer_s", "host_expert_s", "coarser_non_expert_s"):
-            values[name] = {int(bits): _curve(curve) for bits, curve in values[name].items()}
+            values[name] = _curves(values[name])
         if values.get("ready") is not None:
             values["ready"] = _ready(values["ready"])
+        if values.get("rounded") is not None:
+            curves = values["rounded"].items()
+            values["rounded"] = RoundedTimings(**{name: _curves(own) for name, own in curves})
         found = cls(**values)
         check_types(found)
         _check_times(found)
@@ -214,9 +230,39 @@ def at(curve: Curve, tokens: int) -> float:
     return max(found, curve[high]) if tokens > high else found
 
 
-def at_non_expert_bits(timings: ModelTimings, bits: int) -> ModelTimings:
-    """Timings of a run whose layers outside the experts have these bits. Where they were not timed,
-    a few tokens take what their weights' bytes take, many what they take at 16 bits."""
+def at_precision(
+    timings: ModelTimings, non_expert_bits: int, activation_bits: int = 16
+) -> ModelTimings:
+    """Timings of a run whose layers outside the experts have these bits, and which multiplies codes
+    by activations of these. Where such layers were not timed, a few tokens take what their weights'
+    bytes take, many what they take at 16 bits."""
+    if activation_bits == 8:
+        timings = _with_rounded(timings)
+    return _at_non_expert_bits(timings, non_expert_bits)
+
+
+def _with_rounded(timings: ModelTimings) -> ModelTimings:
+    rounded, ready = timings.rounded, timings.ready
+    if rounded is None:
+        return timings
+    if ready is not None:
+        ready = dataclasses.replace(
+            ready,
+            expert_s={**ready.expert_s, **rounded.ready_expert_s},
+            coarser_non_expert_s={
+                **ready.coarser_non_expert_s,
+                **rounded.ready_coarser_non_expert_s,
+            },
+        )
+    return dataclasses.replace(
+        timings,
+        expert_s={**timings.expert_s, **rounded.expert_s},
+        coarser_non_expert_s={**timings.coarser_non_expert_s, **rounded.coarser_non_expert_s},
+        ready=ready,
+    )
+
+
+def _at_non_expert_bits(timings: ModelTimings, bits: int) -> ModelTimings:
     ready = timings.ready
     if ready is not None:
         ready = dataclasses.replace(ready, non_expert_s=_at_bits(ready, bits))
@@ -246,6 +292,14 @@ def corrected(
     def of(name: str) -> float:
         return factors.get(name, 1.0)
 
+    passed, rounded = ready or {}, timings.rounded
+    if rounded is not None:
+        rounded = RoundedTimings(
+            _all_scaled(rounded.expert_s, of("compute")),
+            _all_scaled(rounded.coarser_non_expert_s, of("non_expert")),
+            _all_scaled(rounded.ready_expert_s, passed.get("compute", 1.0)),
+            _all_scaled(rounded.ready_coarser_non_expert_s, passed.get("non_expert", 1.0)),
+        )
     return dataclasses.replace(
         timings,
         non_expert_s=scaled(timings.non_expert_s, of("non_expert")),
@@ -259,7 +313,8 @@ def corrected(
         expert_s=_all_scaled(timings.expert_s, of("compute")),
         restart_s=scaled(timings.restart_s, of("compute")),
         restart_non_expert_s=timings.restart_non_expert_s * of("non_expert"),
-        ready=timings.ready and _corrected_ready(timings.ready, ready or {}),
+        ready=timings.ready and _corrected_ready(timings.ready, passed),
+        rounded=rounded,
     )
 
 
@@ -293,10 +348,12 @@ def _ready(data: Mapping[str, Any]) -> ReadyTimings:
     values: dict[str, Any] = {}
     for name, curve in data.items():
         by_bits = name in ("expert_s", "coarser_non_expert_s")
-        values[name] = (
-            {int(bits): _curve(one) for bits, one in curve.items()} if by_bits else _curve(curve)
-        )
+        values[name] = _curves(curve) if by_bits else _curve(curve)
     return ReadyTimings(**values)
+
+
+def _curves(data: Mapping[Any, Any]) -> dict[int, dict[int, float]]:
+    return {int(bits): _curve(curve) for bits, curve in data.items()}
 
 
 def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
@@ -327,6 +384,10 @@ def _check_times(timings: ModelTimings) -> None:
         curves += [timings.ready.non_expert_s, timings.ready.policy_s]
         by_bits += [timings.ready.expert_s, timings.ready.coarser_non_expert_s]
         experts += timings.ready.expert_s.values()
+    if timings.rounded is not None:
+        rounded = vars(timings.rounded).values()
+        by_bits += rounded
+        experts += [curve for known in rounded for curve in known.values()]
     curves += [curve for curves in by_bits for curve in curves.values()]
     # what gathering takes is a difference, which may lie below zero
     gathering = [time for curve in timings.layer_s.values() for time in curve.values()]

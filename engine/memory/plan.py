@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+from engine.config.exactness import rounds_activations
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.card_memory import CONTEXT_BYTES
@@ -142,7 +143,10 @@ def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
 
     Raises ConfigError if the model's shapes do not allow the precision.
     """
-    return _resolve_group(_resolve_prequantized(config, facts), facts)
+    config = _resolve_group(_resolve_prequantized(config, facts), facts)
+    if config.precision.activation_bits == 16 or rounds_activations(config):
+        return config
+    return config.overlay({"precision.activation_bits": 16})
 
 
 @dataclass(frozen=True)

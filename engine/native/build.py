@@ -48,7 +48,7 @@ _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 _X86_FLAGS = {
     "products_avx2": _AVX2,
     "products_avx512": _AVX512,
-    "products_avx512_bf16": [*_AVX512, "-mavx512bf16"],
+    "products_avx512_bf16": [*_AVX512, "-mavx512bf16", "-mavx512vnni"],
 }
 _PROGRAM = "#include <vector>\nint main() { return static_cast<int>(std::vector<int>(1)[0]); }\n"
 _PATIENCE_S = 600

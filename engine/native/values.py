@@ -61,7 +61,8 @@ class GateForm(IntEnum):
 
 
 class Matrix(ctypes.Structure):
-    """The location of a matrix in a record, offsets in bytes; bias_number -1: no bias."""
+    """The location of a matrix in a record, offsets in bytes. bias_number -1: no bias.
+    activation_bits: 8 if what it is multiplied by is rounded (sources/rounding.h)."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -75,6 +76,7 @@ class Matrix(ctypes.Structure):
             "scales_offset",
             "bias_offset",
             "bias_number",
+            "activation_bits",
         )
     ]
 

@@ -18,14 +18,14 @@ from engine.device.base import Device
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
-from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
+from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.registry import KernelSupport
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
 from engine.layout.record import Part, record_layout
-from engine.native.library import products_name
+from engine.native.library import multiplies_bytes, products_name
 from engine.profile.interference import SHAPES, Interference, measure_interference
-from engine.types import Bits
+from engine.types import BITS, ActivationBits, Bits, product_key
 
 _FILE_BYTES = 128 << 20
 _RECORD_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
@@ -127,12 +127,13 @@ def _link_speed(device: Device) -> float:
 def _kernel_times(
     device: Device, support: KernelSupport, rows: int, columns: int
 ) -> dict[str, float]:
-    """Milliseconds of one product with a matrix of this shape, by `bits/tokens`."""
+    """Milliseconds of one product with a matrix of this shape, by `product_key/tokens`."""
     times: dict[str, float] = {}
-    all_bits: tuple[Bits, ...] = (16, 8, 4, 3, 2)
-    for bits in all_bits:
+    for bits, rounding in _kinds(support):
         view, record = _encoded(bits, support, device, rows, columns)
-        multiply = Multiplier(bits, _GROUP, record.code_layout, support, "auto")
+        multiply = Multiplier(
+            bits, _GROUP, record.code_layout, support, "auto", activation_bits=rounding
+        )
         for tokens in (1, 2, 4, 16, 64, 256):
             x = torch.randn(tokens, columns).to(torch.bfloat16).to(device.torch_device)
 
@@ -140,8 +141,16 @@ def _kernel_times(
                 multiply(x, view)  # noqa: B023 (called at once)
                 device.synchronize()
 
-            times[f"{bits}/{tokens}"] = _best(run) * 1e3
+            times[f"{product_key(bits, rounding)}/{tokens}"] = _best(run) * 1e3
     return times
+
+
+def _kinds(support: KernelSupport) -> Iterator[tuple[Bits, ActivationBits]]:
+    """Bits of codes, and of what they are multiplied by: 8 too where bytes are multiplied."""
+    for bits in BITS:
+        yield bits, 16
+    if "native" in support.names and multiplies_bytes():
+        yield from ((bits, 8) for bits in BITS if bits != 16)
 
 
 def _encoded(
@@ -157,25 +166,28 @@ def _encoded(
 
 
 def _crossovers(device: Device, support: KernelSupport) -> dict[str, int]:
-    """By bits: the largest of _CROSSOVER_TOKENS up to which the packed product is faster than a
-    GEMM with plain weights, dequantized as that kernel would; 0 if it never is. The weights come
-    from memory, not from a cache: each product takes another copy."""
+    """By product_key: the largest of _CROSSOVER_TOKENS up to which the packed product is faster
+    than a GEMM with plain weights, dequantized as that kernel would; 0 if it never is. The weights
+    come from memory, not from a cache: each product takes another copy."""
     found = {}
-    for bits in CROSSOVER_TOKENS:
+    for bits, rounding in _kinds(support):
         if support.kernel_for(bits) is None:
             continue
         record = _encoded(bits, support, device)[1]
         copies = [_encoded(bits, support, device)[0] for _ in range(_COPIES)]
         layout = record.code_layout
-        packed = Multiplier(bits, _GROUP, layout, support, "auto", _CROSSOVER_TOKENS[-1])
-        plain = Multiplier(bits, _GROUP, layout, support, "auto", 0)
-        found[str(bits)] = 0
+        packed, plain = (
+            Multiplier(bits, _GROUP, layout, support, "auto", most, rounding)
+            for most in (_CROSSOVER_TOKENS[-1], 0)
+        )
+        key = product_key(bits, rounding)
+        found[key] = 0
         for tokens in _CROSSOVER_TOKENS:
             x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
             turns = [partial(_in_turn, p, x, itertools.cycle(copies)) for p in (packed, plain)]
             if _best(turns[0]) > _best(turns[1]):
                 break
-            found[str(bits)] = tokens
+            found[key] = tokens
     return found
 
 

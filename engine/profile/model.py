@@ -21,10 +21,19 @@ from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.experts.kernels.crossover import known_crossovers
-from engine.facts.timings import Curve, ModelTimings, ReadyTimings, RecordSource, at, scaled
+from engine.facts.timings import (
+    Curve,
+    ModelTimings,
+    ReadyTimings,
+    RecordSource,
+    RoundedTimings,
+    at,
+    scaled,
+)
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.pass_through import Sequenced
 from engine.measure.recording import TraceRecorder
+from engine.native.library import multiplies_bytes
 from engine.profile.fit import calibration_runs, configure_plainly, fit
 from engine.run.configuration import multiplier_of
 from engine.run.engine import Engine
@@ -80,6 +89,7 @@ def calibrate(
         report()
         own = replace(own, sources={one: _time_source(engine, base, one)})
         own = _with_host(own, engine, base, one)
+        own = _with_rounded(own, engine, base, one)
         report()
         runs = list(calibration_runs(engine, sequences, base, one))
         parts.append(fit(own, engine, runs, one))
@@ -103,6 +113,7 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
     return replace(
         last,
         ready=ready,
+        rounded=_joined_rounded([part.rounded for part in parts if part.rounded is not None]),
         sources=_merged(part.sources for part in parts),
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
@@ -113,6 +124,15 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
         host_start_s=_merged(part.host_start_s for part in parts),
         host_contention=_merged(part.host_contention for part in parts),
         notes={str(bits): dict(part.notes) for part in parts for bits in part.expert_s},
+    )
+
+
+def _joined_rounded(parts: Sequence[RoundedTimings]) -> RoundedTimings | None:
+    if not parts:
+        return None
+    return RoundedTimings(
+        _merged(part.expert_s for part in parts),
+        ready_expert_s=_merged(part.ready_expert_s for part in parts),
     )
 
 
@@ -127,7 +147,9 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     record = live.store.record
     bits = record.layout.bits
     support = engine.kernel_support(live.config, bits)
-    multiply = multiplier_of(live.config, record, support, known_crossovers(engine.cache_folder))
+    rounding = live.config.precision.activation_bits
+    crossovers = known_crossovers(engine.cache_folder, rounding)
+    multiply = multiplier_of(live.config, record, support, crossovers)
     module = engine.model.layers[0].experts
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
     turn = itertools.cycle(views)
@@ -158,6 +180,22 @@ def _time_experts(engine: Engine) -> dict[int, float]:
         engine.device.synchronize()
 
     return _time_by_tokens(engine, run)
+
+
+def _with_rounded(
+    timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
+) -> ModelTimings:
+    """Add the times of one expert with activations of 8 bits; unchanged where these are not
+    multiplied as bytes."""
+    if bits == 16 or not engine.device.is_host_memory or not multiplies_bytes():
+        return timings
+    configure_plainly(engine, base, {"precision.bits": bits, "precision.activation_bits": 8})
+    curve = _time_experts(engine)
+    known, ready = timings.expert_s[bits], {}
+    if timings.ready is not None:
+        passed = timings.ready.expert_s[bits]
+        ready = {bits: {n: seconds * passed[n] / known[n] for n, seconds in curve.items()}}
+    return replace(timings, rounded=RoundedTimings({bits: curve}, ready_expert_s=ready))
 
 
 def _with_host(

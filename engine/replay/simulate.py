@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at_non_expert_bits
+from engine.facts.timings import ModelTimings, at_precision
 from engine.memory.plan import Resolved, resolve
 from engine.policy.batch_plan import host_fraction, with_host_ratios
 from engine.policy.context import PolicyContext
@@ -106,7 +106,8 @@ def replay(
             f"these timings lack {', '.join(map(str, untimed))} bits: time them too, with `tune "
             f"profile --bits {','.join(map(str, sorted({*profile.timed_bits, *untimed})[::-1]))}`"
         )
-    profile = at_non_expert_bits(profile, resolved.config.precision.non_expert_bits)
+    precision = resolved.config.precision
+    profile = at_precision(profile, precision.non_expert_bits, precision.activation_bits)
     run = _Run(resolved, facts, trace, profile, history, learned or {}, sorted(warm))
     if not native_clock.is_available():
         return run.timed()

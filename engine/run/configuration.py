@@ -126,16 +126,18 @@ class LiveConfiguration:
             in_flight=config.transfer.in_flight,
         )
         opened.callback(self.transfers.close)
-        crossovers = known_crossovers(cache_folder)
+        on_cpu = device.torch_device.type == "cpu"
+        products = config if on_cpu else config.overlay({"precision.activation_bits": 16})
+        crossovers = known_crossovers(cache_folder, products.precision.activation_bits)
         multipliers = {
-            bits: multiplier_of(config, records[bits], supports[bits], crossovers)
+            bits: multiplier_of(products, records[bits], supports[bits], crossovers)
             for bits in records
         }
-        on_host = host_supports(records) if device.torch_device.type != "cpu" else supports
+        on_host = supports if on_cpu else host_supports(records)
         self.host = self._open_host(records, on_host, crossovers)
         fused: FusedExperts | None = GroupedExperts.of(
             model, config, records, self.slots, cache_folder
-        ) or NativeExperts.of(model, config, records, supports, crossovers)
+        ) or NativeExperts.of(model, products, records, supports, crossovers)
         if self.host is not None:
             opened.callback(self.host.close)
         if self.host is not None:
@@ -212,6 +214,11 @@ class LiveConfiguration:
                 f"cache.allocation = {self.config.cache.allocation}: inactive, all layers "
                 "share their slots"
             )
+        if self.config.precision.activation_bits == 8 and self._device.torch_device.type != "cpu":
+            found.append(
+                "precision.activation_bits = 8: inactive, only products on the CPU round what they "
+                "multiply"
+            )
         return (*found, *self._inactive_kernel())
 
     def _inactive_kernel(self) -> Iterator[str]:
@@ -280,7 +287,7 @@ class LiveConfiguration:
             rate = self._device.machine.slowed_host_bytes_per_s
         config = self.config
         if self._device.torch_device.type != "cpu":  # what is asked for by name is the device's
-            config = config.overlay({"kernel.name": "auto"})
+            config = config.overlay({"kernel.name": "auto", "precision.activation_bits": 16})
         multipliers = {
             bits: multiplier_of(config, record, supports[bits], crossovers)
             for bits, record in records.items()
@@ -314,8 +321,17 @@ def multiplier_of(
     crossover = config.kernel.crossover_tokens or crossover
     if record.prequantized is not None:
         native = support.kernel_for(16, name) is not None
-        return PrequantizedMultiplier(record.prequantized, crossover if native else 0)
-    return Multiplier(bits, record.layout.group_size, record.code_layout, support, name, crossover)
+        own = crossover if native else 0
+        return PrequantizedMultiplier(record.prequantized, own, config.precision.activation_bits)
+    return Multiplier(
+        bits,
+        record.layout.group_size,
+        record.code_layout,
+        support,
+        name,
+        crossover,
+        config.precision.activation_bits,
+    )
 
 
 def host_supports(records: Mapping[Bits, RecordFormat]) -> dict[Bits, KernelSupport]:

@@ -141,7 +141,7 @@ class Engine:
         self.device.limit(resolved.budget.vram_bytes)
         if library.is_available():
             resolved = resolved.overlay({"cpu.threads": library.use(resolved.cpu.threads)})
-        non_expert = NonExpertSettings.of(resolved)
+        non_expert = NonExpertSettings.of(resolved, self._on_cpu)
         if non_expert != self._loaded:
             self._drop_weights()
             self._loaded = non_expert
@@ -187,7 +187,8 @@ class Engine:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
                     opened.callback(store.close)
-                crossovers = known_crossovers(self.cache_folder)
+                rounding = config.precision.activation_bits
+                crossovers = known_crossovers(self.cache_folder, rounding)
                 multipliers = {
                     bits: multiplier_of(config, store.record, supports[bits], crossovers)
                     for bits, store in stores.items()
@@ -365,10 +366,11 @@ class Engine:
         where = dtype, self.device.torch_device, self.cache_folder, wanted.kernel
         kernels = non_expert_kernels(matrices, wanted.bits, wanted.group, *where)
         crossover = self._crossover(wanted, wanted.bits)
-        return NonExpertQuantizer(wanted.bits, wanted.group, wanted.kernel, kernels, crossover)
+        return NonExpertQuantizer(wanted, kernels, crossover)
 
     def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
-        return non_expert.crossover or known_crossovers(self.cache_folder)[bits]
+        known = known_crossovers(self.cache_folder, non_expert.activation_bits)
+        return non_expert.crossover or known[bits]
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint

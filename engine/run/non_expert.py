@@ -9,13 +9,13 @@ import torch
 from engine.config.settings import EngineConfig
 from engine.model.loader import LoadedModel
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
-from engine.types import Bits, EmbeddingsName, KernelName
+from engine.types import ActivationBits, Bits, EmbeddingsName, KernelName
 
 
 @dataclass(frozen=True)
 class NonExpertSettings:
-    """Settings that decide how the non-expert weights are loaded; group only below 16
-    bits."""
+    """Settings that decide how the non-expert weights are loaded; group and
+    activation_bits only below 16 bits."""
 
     dtype: str
     bits: Bits = 16
@@ -23,10 +23,11 @@ class NonExpertSettings:
     kernel: KernelName = "auto"
     crossover: int = 0
     embeddings: EmbeddingsName = "device"
+    activation_bits: ActivationBits = 16
 
     @classmethod
-    def of(cls, config: EngineConfig) -> NonExpertSettings:
-        """The settings of a resolved config."""
+    def of(cls, config: EngineConfig, on_cpu: bool) -> NonExpertSettings:
+        """The settings of a resolved config. on_cpu: what is multiplied may be rounded."""
         precision, dtype = config.precision, config.compute.dtype
         embeddings = config.placement.embeddings
         if precision.non_expert_bits == 16:
@@ -38,6 +39,7 @@ class NonExpertSettings:
             config.kernel.name,
             config.kernel.crossover_tokens,
             embeddings,
+            precision.activation_bits if on_cpu else 16,
         )
 
 

@@ -22,6 +22,7 @@ from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.layout.non_expert import NonExpertMatrix, non_expert_blocks
 from engine.layout.record import Part, RecordLayout
 from engine.native.values import Matrix
+from engine.run.non_expert import NonExpertSettings
 from engine.types import Bits, KernelName
 
 
@@ -103,28 +104,25 @@ class QuantizedLinear(nn.Module):
 class NonExpertQuantizer:
     """Creates a linear layer's quantized replacement as its weight is loaded.
 
-    bits: 8 or 4; kernels: supported packed kernels, by bits and shape; crossover: they are used up
-    to this number of tokens.
+    settings: with 8 or 4 bits; kernels: supported packed kernels, by bits and shape; crossover:
+    they are used up to this number of tokens.
     """
 
     def __init__(
         self,
-        bits: Bits,
-        wanted_group: int,
-        kernel: KernelName,
+        settings: NonExpertSettings,
         kernels: dict[tuple[Bits, int, int], KernelSupport],
         crossover: int,
     ) -> None:
-        self._bits = bits
-        self._group = wanted_group
-        self._kernel = kernel
+        self._settings = settings
         self._kernels = kernels
         self._crossover = crossover
         self._slabs = PageSlabs()
 
     def __call__(self, linear: nn.Linear, weight: torch.Tensor) -> nn.Module:
         """The quantized layer. weight: [N, K], any float dtype."""
-        layouts = non_expert_blocks(weight.shape[0], weight.shape[1], self._bits, self._group)
+        bits, group = self._settings.bits, self._settings.group
+        layouts = non_expert_blocks(weight.shape[0], weight.shape[1], bits, group)
         made = QuantizedLinear(linear, [self._block(layout, weight) for layout in layouts])
         made.fill(weight, self._slabs)
         return made
@@ -132,10 +130,17 @@ class NonExpertQuantizer:
     def _block(self, layout: RecordLayout, weight: torch.Tensor) -> tuple[RecordFormat, Multiplier]:
         part = block_part(layout, weight.shape[1])
         support = self._kernels.get((layout.bits, part.rows, part.columns), NO_KERNELS)
-        code_layout = support.code_layout(self._kernel)
+        kernel = self._settings.kernel
+        code_layout = support.code_layout(kernel)
         record = RecordFormat((part,), layout, torch.bfloat16, code_layout)
         multiply = Multiplier(
-            layout.bits, layout.group_size, code_layout, support, self._kernel, self._crossover
+            layout.bits,
+            layout.group_size,
+            code_layout,
+            support,
+            kernel,
+            self._crossover,
+            self._settings.activation_bits,
         )
         return record, multiply
 

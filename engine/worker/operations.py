@@ -277,9 +277,7 @@ class Operations:
         )
         measured = profile_machine(device, self._host.cache_folder, support)
         if measured.crossover_tokens:
-            tokens = measured.crossover_tokens
-            known = {bits: tokens[str(bits)] for bits in BITS if str(bits) in tokens}
-            keep_crossovers(self._host.cache_folder, known)
+            keep_crossovers(self._host.cache_folder, measured.crossover_tokens)
         return {
             **measured.to_json(),
             "code_layout": support.code_layout(),

@@ -18,6 +18,7 @@ from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.kv import one_memory
 from engine.memory.plan import Resolved, resolve
+from engine.native.library import multiplies_bytes
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
 from tuner.definition.policies import policy_settings
@@ -35,10 +36,12 @@ PUBLISHED = "prequantized"  # of precision.bits: the codes of a pre-quantized ch
 COUNT_CHOICES: tuple[Choice, ...] = (1, 2, 4)
 PLACEMENT_CHOICES: tuple[Choice, ...] = ("earliest", "device")  # beside a device's own memory
 NON_EXPERT_CHOICES: tuple[Choice, ...] = (16, 8, 4)
+ACTIVATION_CHOICES: tuple[Choice, ...] = (16, 8)  # where bytes are multiplied
 BUDGET, CORRECTION = "budget.vram_bytes", "device.correction_bytes"
 CACHE, DEPTH, BITS, COUNT = "cache.expert_bytes", "prefetch.depth", "precision.bits", "batch.count"
 PREDICTOR, NON_EXPERT = "prefetch.predictor", "precision.non_expert_bits"
 PLACEMENT, CHUNK = "placement.name", "prefill.chunk_tokens"
+ACTIVATIONS = "precision.activation_bits"
 _MEMORY_SECTIONS = (
     POLICY,
     "cache.",
@@ -232,7 +235,10 @@ def build_space(
     """
     base = study_base(definition, facts, workload, device or definition.device)
     choices = _default_choices(facts, workload)
-    if not one_memory(base):
+    if one_memory(base):
+        if multiplies_bytes():
+            choices[ACTIVATIONS] = ACTIVATION_CHOICES
+    else:
         choices[PLACEMENT] = PLACEMENT_CHOICES
         if len(chunks := link_chunks(workload.prompt_tokens)) > 1:
             choices[CHUNK] = chunks

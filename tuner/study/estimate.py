@@ -18,7 +18,7 @@ from engine.errors import InfeasibleError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at, at_non_expert_bits
+from engine.facts.timings import ModelTimings, at, at_precision
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import summarize_workload
@@ -125,7 +125,8 @@ class EstimatedConfig:
     def pass_s(self, tokens: int) -> float:
         """Seconds of one forward pass of so many tokens, which share experts."""
         facts, bits = self.facts, self._bits
-        timings = at_non_expert_bits(self.timings, self.config.precision.non_expert_bits)
+        precision = self.config.precision
+        timings = at_precision(self.timings, precision.non_expert_bits, precision.activation_bits)
         source, record = timings.sources[bits], facts.record_bytes[str(bits)]
         missing = 1 - self.plan.resident_fraction(facts.moe_layers * facts.experts)
         fetch_s = source.chunk_s * source.extents + record / max(source.bytes_per_s.values())

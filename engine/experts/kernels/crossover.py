@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.derived.file import DerivedKind, load_json, save_json
-from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
+from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, ROUNDED_CROSSOVER_TOKENS
 from engine.experts.kernels.probe import layout_key
 from engine.layout.record import Part
 from engine.native.library import products_name
-from engine.types import Bits
+from engine.types import ActivationBits, Bits, product_key
 
 CROSSOVERS = DerivedKind("file of crossovers", 1, "`tune profile` measures them again")
 
@@ -32,19 +32,21 @@ def native_crossover(crossover: int, parts: Sequence[Part]) -> int:
     return max(crossover, SMALL_PRODUCT // elements)
 
 
-def keep_crossovers(folder: Path, tokens: Crossovers) -> None:
-    """Store the measured crossovers of this machine's packed kernels."""
-    save_json(_path(folder), CROSSOVERS, {str(bits): n for bits, n in tokens.items()})
+def keep_crossovers(folder: Path, tokens: Mapping[str, int]) -> None:
+    """Store the measured crossovers of this machine's packed kernels, by product_key."""
+    save_json(_path(folder), CROSSOVERS, dict(tokens))
 
 
-def known_crossovers(folder: Path) -> Crossovers:
+def known_crossovers(folder: Path, activation_bits: ActivationBits = 16) -> Crossovers:
     """The crossovers measured on this machine with these kernels, on as many threads as it has
-    cores; else CROSSOVER_TOKENS."""
-    return load_json(_path(folder), CROSSOVERS, _from_json) or CROSSOVER_TOKENS
+    cores; else CROSSOVER_TOKENS, or ROUNDED_CROSSOVER_TOKENS with activations of 8 bits."""
+    kept = load_json(_path(folder), CROSSOVERS, _from_json) or {}
+    known = ROUNDED_CROSSOVER_TOKENS if activation_bits == 8 else CROSSOVER_TOKENS
+    return {bits: kept.get(product_key(bits, activation_bits), own) for bits, own in known.items()}
 
 
-def _from_json(kept: Mapping[str, int]) -> Crossovers:
-    return {bits: int(kept.get(str(bits), own)) for bits, own in CROSSOVER_TOKENS.items()}
+def _from_json(kept: Mapping[str, int]) -> dict[str, int]:
+    return {key: int(tokens) for key, tokens in kept.items()}
 
 
 def _path(folder: Path) -> Path:

@@ -21,13 +21,16 @@ from engine.experts.kernels.base import Kernel
 from engine.experts.kernels.gemm import gemm
 from engine.experts.kernels.native import Native, linear, matrix_of
 from engine.experts.kernels.registry import KernelSupport
+from engine.experts.kernels.rounding import ROW_GROUP, rounded_activations
 from engine.experts.kernels.torch_packed import nibbles
 from engine.native.values import Matrix
-from engine.types import Bits, KernelName
+from engine.types import ActivationBits, Bits, KernelName
 
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
 # profile says otherwise (docs/lab/2026-11-30-native-products.md).
 CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 8, 4: 24, 3: 24, 2: 24}
+ROUNDED_CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 64, 4: 64, 3: 64, 2: 64}
+"""With activations of 8 bits."""
 
 Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
 """x [T, K] times a matrix in a slot -> [T, N]."""
@@ -38,7 +41,7 @@ class Multiplier:
 
     group_size: of 4, 3 and 2 bits; name: `dequantize` forces the oracle, a kernel's name forces
     that kernel; crossover: the packed kernels are used up to this number of tokens, None for the
-    default of these bits.
+    default of these bits; activation_bits: 8 rounds x before it meets codes.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Multiplier:
         support: KernelSupport,
         name: KernelName,
         crossover: int | None = None,
+        activation_bits: ActivationBits = 16,
     ) -> None:
         self._bits = bits
+        self._activation_bits = activation_bits
         self._crossover = CROSSOVER_TOKENS[bits] if crossover is None else crossover
         self._group = group_size
         self._code_layout = code_layout
@@ -61,6 +66,10 @@ class Multiplier:
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], with any strides, in the compute dtype. Returns [T, N] in the same dtype."""
         kernel = self._kernel
+        if isinstance(kernel, Native) and x.shape[0] <= self._crossover:
+            return linear(x.contiguous(), view, self._matrix(view))
+        if self._activation_bits == 8 and self._bits != 16:
+            x = rounded_activations(x, ROW_GROUP if self._bits == 8 else self._group)
         if kernel is not None:
             opaque = self._bits <= 4 and not can_unpack(view.part.rows, self._code_layout)
             if x.shape[0] <= self._crossover or opaque:
@@ -75,7 +84,7 @@ class Multiplier:
     def into(self, x: torch.Tensor, view: MatrixView, out: torch.Tensor) -> None:
         """Multiply into `out` [T, N] of x's dtype, whose rows may lie apart. x: contiguous."""
         if isinstance(self._kernel, Native) and x.shape[0] <= self._crossover:
-            linear(x, view, matrix_of(view, self._bits, self._group), out)
+            linear(x, view, self._matrix(view), out)
         else:
             out.copy_(self(x, view))
 
@@ -83,7 +92,10 @@ class Multiplier:
         """How the matrix lies for native products; None if it is multiplied otherwise."""
         if not isinstance(self._kernel, Native):
             return None
-        return matrix_of(view, self._bits, self._group)
+        return self._matrix(view)
+
+    def _matrix(self, view: MatrixView) -> Matrix:
+        return matrix_of(view, self._bits, self._group, self._activation_bits)
 
     def dequantized(self, view: MatrixView) -> torch.Tensor:
         """The matrix as plain weights, float32 [N, K]: in plain torch, the oracle."""

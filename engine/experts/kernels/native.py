@@ -12,7 +12,7 @@ from engine.experts.kernels.base import MatrixShape
 from engine.layout.prequantized import PrequantizedFormat
 from engine.native import library
 from engine.native.values import NO_BIAS, Format, Matrix, Number
-from engine.types import Bits
+from engine.types import ActivationBits, Bits
 
 GROUPS = (16, 32, 64, 128)
 NUMBERS = {
@@ -70,28 +70,35 @@ class Native:
         return plain(view, matrix_of(view, bits, group_size), dtype)
 
 
-def matrix_of(view: MatrixView, bits: Bits, group_size: int) -> Matrix:
-    """How a matrix lies, as seen from its codes."""
+def matrix_of(
+    view: MatrixView, bits: Bits, group_size: int, activation_bits: ActivationBits = 16
+) -> Matrix:
+    """How a matrix lies, as seen from its codes, and what it is multiplied by."""
     part, scales = view.part, view.scales
     sixteen = bits == 16
     format_ = _SIXTEEN[view.codes.dtype, part.transposed] if sixteen else _CODED[bits]
     offset = 0 if scales is None else scales.data_ptr() - view.codes.data_ptr()
-    return Matrix(format_, part.rows, part.columns, group_size, 0, 0, offset, 0, NO_BIAS)
+    shape = part.rows, part.columns, group_size, 0
+    return Matrix(format_, *shape, 0, offset, 0, NO_BIAS, activation_bits)
 
 
-def published_matrix(view: MatrixView, published: PrequantizedFormat) -> Matrix | None:
+def published_matrix(
+    view: MatrixView, published: PrequantizedFormat, activation_bits: ActivationBits = 16
+) -> Matrix | None:
     """How a matrix of a pre-quantized checkpoint lies; None if it is stored [K, N], or its blocks
     are not those that are read here."""
     assert view.scales is not None
     offset = view.scales.data_ptr() - view.codes.data_ptr()
     rows, columns = view.part.rows, view.part.columns
     if published.name == "mxfp4":
-        return Matrix(Format.MXFP4, rows, columns, 32, 0, 0, offset, 0, NO_BIAS)
+        shape = rows, columns, 32, 0
+        return Matrix(Format.MXFP4, *shape, 0, offset, 0, NO_BIAS, activation_bits)
     if published.name == "int4":
         group = published.block_columns
         if group not in GROUPS:
             return None
-        return Matrix(Format.UINT4, rows, columns, group, 0, 0, offset, 0, NO_BIAS)
+        shape = rows, columns, group, 0
+        return Matrix(Format.UINT4, *shape, 0, offset, 0, NO_BIAS, activation_bits)
     if view.part.transposed or published.block_columns % 64:
         return None
     blocks = published.block_columns, published.block_rows

@@ -24,7 +24,7 @@ from engine.layout.record import Part
 from engine.model.loader import LoadedModel
 from engine.native import library
 from engine.native.values import Experts, Gate, Matrix
-from engine.types import Bits
+from engine.types import ActivationBits, Bits
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ class NativeExperts:
             ) is None:
                 continue
             up_name = "gate_up_proj" if module.has_gate else "up_proj"
-            up, down = _matrix(record, up_name), _matrix(record, "down_proj")
+            up, down = (
+                _matrix(record, part, config.precision.activation_bits)
+                for part in (up_name, "down_proj")
+            )
             if own.name == "native" and up is not None and down is not None:
                 crossover = config.kernel.crossover_tokens or native_crossover(
                     crossovers[bits], record.parts
@@ -154,17 +157,19 @@ def native_gate(module: Any, dtype: torch.dtype) -> Gate | None:
     return recognized_gate(module, dtype, run)
 
 
-def _matrix(record: RecordFormat, name: str) -> Matrix | None:
+def _matrix(record: RecordFormat, name: str, activation_bits: ActivationBits) -> Matrix | None:
     """One matrix of a record with its bias, offsets from the record's start; None if it is not
     read natively."""
     part = next(part for part in record.parts if part.name == name)
     raw = torch.empty(record.size_bytes, dtype=torch.uint8)
     matrix: Matrix | None
     if record.prequantized is not None:
-        matrix = published_matrix(prequantized_view(raw, record, part), record.prequantized)
+        own = prequantized_view(raw, record, part)
+        matrix = published_matrix(own, record.prequantized, activation_bits)
     else:
         view = matrix_view(raw, record, part)
-        matrix = matrix_of(view, record.layout.bits, record.layout.group_size)
+        layout = record.layout
+        matrix = matrix_of(view, layout.bits, layout.group_size, activation_bits)
     if matrix is None:
         return None
     start = record.layout.field(name).offset

@@ -15,30 +15,42 @@ from engine.errors import CheckpointError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, put_field, take_field
 from engine.experts.kernels import native
 from engine.experts.kernels.gemm import gemm
+from engine.experts.kernels.rounding import rounded_activations
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part
 from engine.model.expert_codes import read_expert_codes
 from engine.model.int4 import int4_values, split_words
 from engine.model.loader import LoadedModel
 from engine.model.quantized import fp8_values, mxfp4_values
-from engine.types import ExpertId
+from engine.types import ActivationBits, ExpertId
 
 
 class PrequantizedMultiplier:
     """x [T, K] times a matrix of a pre-quantized checkpoint's codes -> [T, N]."""
 
-    def __init__(self, prequantized: PrequantizedFormat, crossover: int = 0) -> None:
-        """crossover: the most tokens of the native products; 0: there are none."""
+    def __init__(
+        self,
+        prequantized: PrequantizedFormat,
+        crossover: int = 0,
+        activation_bits: ActivationBits = 16,
+    ) -> None:
+        """crossover: the most tokens of the native products; 0: there are none. activation_bits: 8
+        rounds x, but for fp8 codes."""
         self._format = prequantized
         self._crossover = crossover
+        self._activation_bits = activation_bits
 
     def __call__(self, x: torch.Tensor, view: MatrixView) -> torch.Tensor:
         """x: [T, K], contiguous, in the compute dtype. Returns [T, N] in the same dtype."""
-        matrix = native.published_matrix(view, self._format) if self._crossover else None
+        matrix = None
+        if self._crossover:
+            matrix = native.published_matrix(view, self._format, self._activation_bits)
+        if matrix is not None and x.shape[0] <= self._crossover:
+            return native.linear(x.contiguous(), view, matrix)  # [T, N]
+        if self._activation_bits == 8 and self._format.name != "fp8":
+            x = rounded_activations(x, self._format.block_columns)
         if matrix is None:
             return gemm(x, matrix_values(view, self._format).t())  # [T, N]
-        if x.shape[0] <= self._crossover:
-            return native.linear(x.contiguous(), view, matrix)  # [T, N]
         return gemm(x, native.plain(view, matrix, x.dtype).t())  # [T, N]
 
 

@@ -51,8 +51,10 @@ bool agrees(const Products& products) {
   Context mine(1, 0, products), plain(1, 0, reference_products());
   for (int64_t format = 0; format <= static_cast<int64_t>(Format::kFp16Columns); ++format) {
     for (auto& byte : record) byte = static_cast<uint8_t>(next() & 0x3b);  // moderate in every format
-    const Matrix matrix = {format, kRows, kColumns, format == 7 ? 64 : 32, 16, 0, kScales, 0, -1};
-    for (Number number : {Number::kBf16, Number::kFloat32}) {
+    for (int cell = 0; cell < 4; ++cell) {  // in bf16 and float32, rounded and not
+      const Number number = cell % 2 == 0 ? Number::kBf16 : Number::kFloat32;
+      const int64_t group = format == 7 ? 64 : 32, rounded = cell < 2 ? 0 : 8;
+      const Matrix matrix = {format, kRows, kColumns, group, 16, 0, kScales, 0, -1, rounded};
       std::vector<uint16_t> halves(x.size());
       for (size_t i = 0; i < x.size(); ++i) halves[i] = to_bf16(x[i]);
       const void* input = number == Number::kBf16 ? static_cast<const void*>(halves.data()) : x.data();

@@ -293,11 +293,12 @@ void each_side(const Sides& sides, const F& body) {
 
 std::string described(const char* what, const Matrix& m, Number number, int64_t tokens) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s: %s [%d, %d], group %d, block rows %d, %s, %d tokens, bias %d",
+  std::snprintf(text, sizeof(text), "%s: %s [%d, %d], group %d, block rows %d, %s, %d tokens, bias %d, "
+                "activations %d",
                 what, kFormatNames[m.format], static_cast<int>(m.rows), static_cast<int>(m.columns),
                 static_cast<int>(m.group), static_cast<int>(m.block_rows),
                 kNumberNames[static_cast<int>(number)], static_cast<int>(tokens),
-                static_cast<int>(m.bias_number));
+                static_cast<int>(m.bias_number), static_cast<int>(m.activation_bits));
   return text;
 }
 
@@ -427,8 +428,9 @@ void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hi
   Experts spec = {};
   spec.gate = some_gate(form);
   const bool gated = form != static_cast<int64_t>(GateForm::kNone);
-  spec.up = {format, gated ? 2 * width : width, hidden, group, 16, 0, 0, 0, -1};
-  spec.down = {format, hidden, width, group, 16, 0, 0, 0, -1};
+  const int64_t rounded = below(2) * 8;
+  spec.up = {format, gated ? 2 * width : width, hidden, group, 16, 0, 0, 0, -1, rounded};
+  spec.down = {format, hidden, width, group, 16, 0, 0, 0, -1, rounded};
   const int last = static_cast<int>(below(3));
   const int64_t middle = lay_out(spec.up, 0, static_cast<int>(below(3)), static_cast<int>(below(4)) - 1);
   const int64_t record_size = lay_out(spec.down, middle, last, static_cast<int>(below(4)) - 1);
@@ -505,7 +507,7 @@ void check_route(const Sides& sides, Number number, int64_t tokens, int64_t colu
   const auto weights_number = below(2) ? number : Number::kFloat32;
   Router router = {};
   router.block.matrix = {static_cast<int64_t>(below(2) ? Format::kBf16 : Format::kFp16), experts,
-                         columns, 0, 0, 0, 0, 0, -1};
+                         columns, 0, 0, 0, 0, 0, -1, 0};
   Memory record(lay_out(router.block.matrix, 0, 1, static_cast<int>(below(4)) - 1));
   fill(router.block.matrix, record.at(), false);
   router.block.record = reinterpret_cast<uint64_t>(record.at());
@@ -555,7 +557,7 @@ void calm(const Matrix& m, uint8_t* record) {
 
 // A matrix without a bias and its record, kept in `records`.
 expertune::Block some_block(int64_t format, int64_t rows, int64_t columns, std::vector<Memory>& records) {
-  Matrix m = {format, rows, columns, group_for(format), 16, 0, 0, 0, -1};
+  Matrix m = {format, rows, columns, group_for(format), 16, 0, 0, 0, -1, below(2) * 8};
   records.emplace_back(lay_out(m, 0, 1, -1));
   fill(m, records.back().at(), false);
   calm(m, records.back().at());
@@ -579,8 +581,9 @@ void check_layers(const Sides& sides, int64_t format, Number number, int64_t tok
   Experts spec = {};
   spec.gate = some_gate(static_cast<int64_t>(GateForm::kProduct));
   const int64_t group = group_for(format);
-  spec.up = {format, 2 * inner, hidden, group, 16, 0, 0, 0, -1};
-  spec.down = {format, hidden, inner, group, 16, 0, 0, 0, -1};
+  const int64_t rounded = below(2) * 8;
+  spec.up = {format, 2 * inner, hidden, group, 16, 0, 0, 0, -1, rounded};
+  spec.down = {format, hidden, inner, group, 16, 0, 0, 0, -1, rounded};
   const int64_t record_size = lay_out(spec.down, lay_out(spec.up, 0, 1, -1), 1, -1);
   std::vector<Front> fronts(kLayers);
   Memory addresses(kLayers * kExperts * 8);
@@ -705,10 +708,14 @@ void check_all(const Sides& sides) {
     for (int number = 0; number < 3; ++number) {
       const auto own = static_cast<Number>(number);
       for (const Shape& s : shapes_of(static_cast<Format>(format))) {
-        const Matrix m = {format, s.rows, s.columns, s.group, s.block_rows, 0, 0, 0, -1};
+        Matrix m = {format, s.rows, s.columns, s.group, s.block_rows, 0, 0, 0, -1, 0};
         for (int64_t tokens : token_counts) {
-          if (tokens * s.rows * s.columns < 1'000'000 && is_next()) {
-            check_linear(sides, m, own, tokens);
+          for (int64_t bits : {0, 8}) {
+            m.activation_bits = bits;
+            if (bits != 0 && rounded_columns(m) == 0) continue;
+            if (tokens * s.rows * s.columns < 1'000'000 && is_next()) {
+              check_linear(sides, m, own, tokens);
+            }
           }
         }
         if (order_of(static_cast<Format>(format)) != Order::kPlain && is_next()) {
@@ -799,7 +806,7 @@ void stress_callers() {
   const char* best = expertune_instruction_set(0);
   void* context = expertune_open(3, 20, best);
   void* reference = expertune_open(1, 0, "reference");
-  Matrix m = {static_cast<int64_t>(Format::kInt4), 200, 128, 32, 1, 0, 0, 0, -1};
+  Matrix m = {static_cast<int64_t>(Format::kInt4), 200, 128, 32, 1, 0, 0, 0, -1, 0};
   Memory record(lay_out(m, 0, 1, 1));
   fill(m, record.at(), false);
   const auto bf16 = static_cast<int64_t>(Number::kBf16);

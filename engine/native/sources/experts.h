@@ -54,12 +54,10 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
   fill(context, scratch.x, spec.up, x, number, tokens, spec.up.columns);
   const bool gated = spec.gate.form != static_cast<int64_t>(GateForm::kNone);
   const int64_t width = spec.down.columns;  // F
-  const auto down_format = static_cast<Format>(spec.down.format);
-  const bool pairs = number == Number::kBf16 && context.products.wants_pairs(down_format);
-  scratch.hidden.shape(order_of(down_format), scratch.places.size(), width, pairs,
-                       group_of(spec.down));
+  scratch.hidden.shape(context.products, spec.down, number, scratch.places.size());
 
-  const int64_t step = rows_of_item(spec.up, context.pool.threads(), kItemBytes);
+  const int64_t together = std::max<int64_t>(kLanes, rounded_columns(spec.down));
+  const int64_t step = rows_of_item(spec.up, context.pool.threads(), kItemBytes, together);
   const int64_t pieces = (width + step - 1) / step;
   context.pool.each(scratch.experts.size() * pieces, [&](int64_t item) {
     const Chosen& expert = scratch.experts[item / pieces];

@@ -13,15 +13,10 @@ struct Target {
   int64_t stride;
 };
 
-bool prepared_alike(const Matrix& a, const Matrix& b) {
-  const auto x = static_cast<Format>(a.format), y = static_cast<Format>(b.format);
-  return a.columns == b.columns && order_of(x) == order_of(y) && group_of(a) == group_of(b);
-}
-
 void run_linears(Context& context, const Target* targets, int64_t count, const void* x,
                  Number number, int64_t tokens, int64_t stride) {
   for (int64_t i = 1; i < count; ++i) {
-    if (prepared_alike(*targets[0].matrix, *targets[i].matrix)) continue;
+    if (read_alike(*targets[0].matrix, *targets[i].matrix)) continue;
     for (i = 0; i < count; ++i) run_linears(context, targets + i, 1, x, number, tokens, stride);
     return;
   }
@@ -52,6 +47,11 @@ void run_linears(Context& context, const Target* targets, int64_t count, const v
       if (part.values) part.values += start * part.width;
       if (part.pairs) part.pairs += start * part.width;
       if (part.sums) part.sums += start * part.sums_width;
+      if (part.steps) part.steps += start * part.steps_width;
+      if (part.bytes) {
+        part.bytes += start * part.width;
+        part.starts += start * part.blocks * kLanes;
+      }
       context.products.rows(matrix, target.record, first, first + rows, part, y.data(), rows);
       finish(matrix, target.record, first, rows, part.tokens, number, y.data());
       for (int64_t token = 0; token < part.tokens; ++token) {

@@ -33,10 +33,11 @@ struct Matrix {
   int64_t scales_offset;  // the same; unused at 16 bits
   int64_t bias_offset;    // the same
   int64_t bias_number;    // the type of the bias; -1: there is none
+  int64_t activation_bits;  // 8: activations are rounded to whole numbers (rounding.h); 0: they are not
 };
 
 // The order in which products visit the columns, and so the order of `Prepared::values`.
-enum class Order : int32_t { kPairs32 = 0, kNatural64 = 1, kPacked128 = 2, kPlain = 3 };
+enum class Order : int32_t { kPairs32 = 0, kNatural64 = 1, kPacked128 = 2, kPlain = 3, kQuads64 = 4 };
 
 constexpr int kLanes = 16;
 constexpr int kPackedColumns = 128;
@@ -54,9 +55,30 @@ static inline Order order_of(Format format) {
   }
 }
 
+// Columns that share a scale of rounded activations: those of a group of codes, 64 where a row has one
+// scale. 0: they are not rounded, or the format's weights are no whole numbers.
+static inline int64_t rounded_columns(const Matrix& m) {
+  if (m.activation_bits != 8) return 0;
+  switch (static_cast<Format>(m.format)) {
+    case Format::kInt8: return 64;
+    case Format::kMxfp4: return 32;
+    case Format::kInt4:
+    case Format::kInt3:
+    case Format::kInt2:
+    case Format::kUint4: return m.group;
+    default: return 0;
+  }
+}
+
+static inline Order order_of(const Matrix& m) {
+  const auto format = static_cast<Format>(m.format);
+  return format == Format::kInt8 && rounded_columns(m) != 0 ? Order::kQuads64 : order_of(format);
+}
+
 static inline int64_t block_columns(Order order) {
   switch (order) {
     case Order::kPairs32: return 32;
+    case Order::kQuads64:
     case Order::kNatural64: return 64;
     case Order::kPacked128: return kPackedColumns;
     default: return 1;
@@ -89,6 +111,13 @@ struct Prepared {
   const uint16_t* pairs; // bf16 [T, width], in the order of bf16 pair products; null: not exact in bf16
   const float* sums;     // [T, sums_width]: of each group of columns; for formats with zeros only
   int64_t sums_width;    // groups, padded to a multiple of 16 with zeros
+  // Of rounded activations: what one of their numbers counts, by group of columns, [T, steps_width];
+  // null: they are not rounded. For products of bytes, in place of values: the numbers, [T, width] in
+  // the order of put_bytes (workspace.h), and what their sums begin with, [T, blocks, 16].
+  const float* steps;
+  int64_t steps_width;
+  const int8_t* bytes;
+  const int32_t* starts;
   const int32_t* chosen; // the rows of the arrays above that are meant, [T]; null: all in order
 
   int64_t at(int64_t token) const { return chosen == nullptr ? token : chosen[token]; }
@@ -247,6 +276,8 @@ struct Products {
                const Prepared& x, float* y, int64_t stride);
   // Whether `rows` reads `Prepared::pairs` for this format.
   bool (*wants_pairs)(Format format);
+  // Whether `rows` reads `Prepared::bytes` for this matrix, whose activations are rounded.
+  bool (*wants_bytes)(const Matrix& matrix);
   // Plain weights of rows first..end as bf16 or float32 [end - first, K]; [K, N] formats are not taken.
   void (*plain)(const Matrix& matrix, const uint8_t* record, int64_t first, int64_t end,
                 void* out, Number number);

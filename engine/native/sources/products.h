@@ -109,40 +109,58 @@ struct PackedTile {
   }
 #endif
 
-  // total[r][t] += scale of row r times what a block of its codes gives for token t.
-  template <int R, int T, class X, class Codebook>
+  // total[r][t] += scale of row r times what a block of its codes gives for token t. S: 1, or T if
+  // scales differ by token.
+  template <int R, int T, int S, class X, class Codebook>
   static inline void add_block(const uint8_t* const (&codes)[R], Codebook codebook,
-                               const X* const (&x)[T], const Spread<kGroups> (&spread)[R], int number,
-                               V (&total)[R][T]) {
+                               const X* const (&x)[T], const Spread<kGroups> (&spread)[R][S],
+                               int number, V (&total)[R][T]) {
     V sum[R][T];
     for (int r = 0; r < R; ++r) {
       for (int t = 0; t < T; ++t) sum[r][t] = zero();
     }
     block<R, T>(codes, codebook, x, sum);
     for (int r = 0; r < R; ++r) {
-      const V scale = spread[r].of(number);
-      for (int t = 0; t < T; ++t) total[r][t] = fma(scale, sum[r][t], total[r][t]);
+      V scale = spread[r][0].of(number);
+      for (int t = 0; t < T; ++t) {
+        if (S > 1 && t > 0) scale = spread[r][S > 1 ? t : 0].of(number);
+        total[r][t] = fma(scale, sum[r][t], total[r][t]);
+      }
     }
   }
 
-  // X: float, or uint16_t for pairs of bf16.
-  template <int R, int T, class X, class Codebook>
+  // A row's scales for tokens whose activations are rounded: times what one of their numbers counts,
+  // which is a power of two.
+  template <int T>
+  static inline void spread_steps(V scales, const Prepared& x, int64_t token, int64_t group,
+                                  Spread<kGroups> (&out)[T]) {
+    for (int t = 0; t < T; ++t) {
+      const float* steps = x.steps + x.at(token + t) * x.steps_width + group;
+      out[t] = Spread<kGroups>(mul(scales, load(steps)));
+    }
+  }
+
+  // X: float, or uint16_t for pairs of bf16. S: T if activations are rounded, else 1.
+  template <int S, int R, int T, class X, class Codebook>
   static inline void sum_blocks(const Matrix& m, const uint8_t* (&codes)[R],
                                 const uint8_t* const (&own_scales)[R], Codebook codebook,
-                                const X* (&x)[T], V (&total)[R][T]) {
+                                const Prepared& prepared, int64_t token, const X* (&x)[T],
+                                V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
     const int64_t whole = m.columns / kPackedColumns;
     int64_t number = 0;
     for (int64_t group = 0; group < groups; group += kLanes) {
-      Spread<kGroups> spread[R];
+      Spread<kGroups> spread[R][S];
       for (int r = 0; r < R; ++r) {
-        spread[r] = Spread<kGroups>(scales(own_scales[r], group, groups));
+        const V own = scales_of(scales(own_scales[r], group, groups));
+        if (prepared.steps == nullptr) spread[r][0] = Spread<kGroups>(own);
+        else spread_steps<S>(own, prepared, token, group, spread[r]);
       }
       const int64_t left = whole - number;
       const int end = (int)(left < kBlocksOfScales ? left : kBlocksOfScales);
       for (int i = 0; i < end; ++i) {
         for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + kAhead, 0, 3);
-        add_block<R, T>(codes, codebook, x, spread, i, total);
+        add_block<R, T, S>(codes, codebook, x, spread, i, total);
         for (int r = 0; r < R; ++r) codes[r] += kCodeBytes;
         for (int t = 0; t < T; ++t) x[t] += kPackedColumns;
       }
@@ -154,9 +172,67 @@ struct PackedTile {
         std::memcpy(rest[r], codes[r], m.columns % kPackedColumns * BITS / 8);
         ends[r] = rest[r];
       }
-      add_block<R, T>(ends, codebook, x, spread, end, total);
+      add_block<R, T, S>(ends, codebook, x, spread, end, total);
     }
   }
+
+#if defined(EXPERTUNE_BYTES)
+  template <int R, int T>
+  static inline void add_byte_block(const uint8_t* const (&codes)[R], const int8_t* const (&x)[T],
+                                    const int32_t* const (&starts)[T],
+                                    const Spread<kGroups> (&spread)[R][T], int number,
+                                    V (&total)[R][T]) {
+    W own[R][2];
+    for (int r = 0; r < R; ++r) code_bytes<BITS, kE2m1>(codes[r], own[r]);
+    for (int t = 0; t < T; ++t) {
+      const W start = load_starts(starts[t]), first = load_bytes(x[t]), second = load_bytes(x[t] + 64);
+      for (int r = 0; r < R; ++r) {
+        const W sum = dot_codes(dot_codes(start, own[r][0], first), own[r][1], second);
+        total[r][t] = fma(spread[r][t].of(number), numbers(sum), total[r][t]);
+      }
+    }
+  }
+
+  // As sum_blocks, for products of bytes.
+  template <int R, int T>
+  static inline void sum_bytes(const Matrix& m, const uint8_t* (&codes)[R],
+                               const uint8_t* const (&own_scales)[R], const Prepared& x,
+                               int64_t token, V (&total)[R][T]) {
+    const int64_t groups = m.columns / (kE2m1 ? 32 : m.group), rest = m.columns % kPackedColumns;
+    const int8_t* bytes[T];
+    const int32_t* starts[T];
+    for (int t = 0; t < T; ++t) {
+      const int64_t own = x.at(token + t);
+      bytes[t] = x.bytes + own * x.width;
+      starts[t] = x.starts + own * x.blocks * kLanes;
+    }
+    int64_t number = 0;
+    for (int64_t group = 0; group < groups; group += kLanes) {
+      Spread<kGroups> spread[R][T];
+      for (int r = 0; r < R; ++r) {
+        spread_steps<T>(scales_of(scales(own_scales[r], group, groups)), x, token, group, spread[r]);
+      }
+      const int64_t left = x.blocks - number;
+      const int end = (int)(left < kBlocksOfScales ? left : kBlocksOfScales);
+      for (int i = 0; i < end; ++i, ++number) {
+        alignas(64) uint8_t last[R][64];
+        const uint8_t* at[R];
+        const bool whole = rest == 0 || number + 1 < x.blocks;
+        for (int r = 0; r < R; ++r) {
+          __builtin_prefetch(codes[r] + kAhead, 0, 3);
+          at[r] = codes[r];
+          codes[r] += kCodeBytes;
+          if (whole) continue;
+          std::memset(last[r], 0, sizeof(last[r]));
+          std::memcpy(last[r], at[r], rest * BITS / 8);
+          at[r] = last[r];
+        }
+        add_byte_block<R, T>(at, bytes, starts, spread, i, total);
+        for (int t = 0; t < T; ++t) bytes[t] += kPackedColumns, starts[t] += kLanes;
+      }
+    }
+  }
+#endif
 
   // The lanes of R rows times T tokens.
   template <int R, int T>
@@ -169,17 +245,27 @@ struct PackedTile {
       own_scales[r] = record + m.scales_offset + (row + r) * groups * (kE2m1 ? 1 : 4);
       for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
+#if defined(EXPERTUNE_BYTES)
+    if (x.bytes != nullptr) {
+      sum_bytes<R, T>(m, codes, own_scales, x, token, total);
+    } else
+#endif
 #if defined(EXPERTUNE_BF16)
     if (x.pairs != nullptr) {
       const uint16_t* values[T];
       for (int t = 0; t < T; ++t) values[t] = x.pairs + x.at(token + t) * x.width;
-      sum_blocks<R, T>(m, codes, own_scales, pair_table(), values, total);
+      sum_blocks<1>(m, codes, own_scales, pair_table(), x, token, values, total);
     } else
 #endif
     {
       const float* values[T];
       for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
-      sum_blocks<R, T>(m, codes, own_scales, table<BITS, kE2m1>(), values, total);
+#if !defined(EXPERTUNE_BYTES)
+      if (x.steps != nullptr) {
+        sum_blocks<T>(m, codes, own_scales, table<BITS, kE2m1>(), x, token, values, total);
+      } else
+#endif
+      sum_blocks<1>(m, codes, own_scales, table<BITS, kE2m1>(), x, token, values, total);
     }
     if constexpr (!kE2m1) {
       for (int r = 0; r < R; ++r) {
@@ -309,6 +395,59 @@ struct NaturalTile {
   static inline float scaled(const Matrix& m, const uint8_t* record, int64_t row, float sum) {
     if constexpr (FORMAT != Format::kInt8) return sum;
     return sum * from_bf16(((const uint16_t*)(record + m.scales_offset))[row]);
+  }
+};
+
+// Codes of 8 bits times rounded activations: four neighbours a lane, whose sum is exact.
+struct QuadsTile {
+  template <int R, int T>
+  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+                           int64_t token, V (&total)[R][T]) {
+    const uint8_t* at[R];
+    for (int r = 0; r < R; ++r) {
+      at[r] = record + m.codes_offset + (row + r) * m.columns;
+      for (int t = 0; t < T; ++t) total[r][t] = zero();
+    }
+    const int64_t whole = m.columns / 64;
+    alignas(64) uint8_t end[R][64] = {};
+    for (int64_t block = 0; block < x.blocks; ++block) {
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(at[r] + kAhead, 0, 3);
+        if (block != whole) continue;
+        std::memcpy(end[r], at[r], m.columns - whole * 64);
+        at[r] = end[r];
+      }
+#if defined(EXPERTUNE_BYTES)
+      W codes[R];
+      for (int r = 0; r < R; ++r) codes[r] = whole_codes(load_words(at[r]));
+      for (int t = 0; t < T; ++t) {
+        const int64_t own = x.at(token + t);
+        const W values = load_bytes(x.bytes + own * x.width + block * 64);
+        const W start = load_starts(x.starts + (own * x.blocks + block) * kLanes);
+        const V step = all(x.steps[own * x.steps_width + block]);
+        for (int r = 0; r < R; ++r) {
+          total[r][t] = fma(step, numbers(dot_whole(start, codes[r], values)), total[r][t]);
+        }
+      }
+#else
+      for (int r = 0; r < R; ++r) {
+        V codes[4];
+        bytes_of_quads(at[r], codes);
+        for (int t = 0; t < T; ++t) {
+          const float* values = x.values + x.at(token + t) * x.width + block * 64;
+          V sum = zero();
+          for (int i = 0; i < 4; ++i) sum = fma(codes[i], load(values + i * kLanes), sum);
+          const V step = all(x.steps[x.at(token + t) * x.steps_width + block]);
+          total[r][t] = fma(step, sum, total[r][t]);
+        }
+      }
+#endif
+      for (int r = 0; r < R; ++r) at[r] += 64;
+    }
+  }
+
+  static inline float scaled(const Matrix& m, const uint8_t* record, int64_t row, float sum) {
+    return NaturalTile<Format::kInt8>::scaled(m, record, row, sum);
   }
 };
 
@@ -444,6 +583,9 @@ void rows(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, co
     case Format::kFp16:
       return tiled<NaturalTile<Format::kFp16>>(m, record, first, end, x, y, stride);
     case Format::kInt8:
+      if (order_of(m) == Order::kQuads64) {
+        return tiled<QuadsTile>(m, record, first, end, x, y, stride);
+      }
       return tiled<NaturalTile<Format::kInt8>>(m, record, first, end, x, y, stride);
     case Format::kFp8:
       return tiled<NaturalTile<Format::kFp8>>(m, record, first, end, x, y, stride);
@@ -463,6 +605,15 @@ bool wants_pairs(Format format) {
   return order_of(format) == Order::kPacked128 || order_of(format) == Order::kPairs32;
 #else
   (void)format;
+  return false;
+#endif
+}
+
+bool wants_bytes(const Matrix& m) {
+#if defined(EXPERTUNE_BYTES)
+  return rounded_columns(m) != 0;
+#else
+  (void)m;
   return false;
 #endif
 }

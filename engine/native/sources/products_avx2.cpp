@@ -10,8 +10,8 @@ namespace expertune {
 
 const Products* avx2_products() {
 #if defined(EXPERTUNE_AVX2)
-  static const Products products = {"avx2", rows, wants_pairs, plain, gate_rows, attend, norm,
-                                    rotate, combine, quantize};
+  static const Products products = {"avx2", rows, wants_pairs, wants_bytes, plain, gate_rows, attend,
+                                    norm, rotate, combine, quantize};
   return &products;
 #else
   return nullptr;

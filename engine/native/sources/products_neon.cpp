@@ -10,8 +10,8 @@ namespace expertune {
 
 const Products* neon_products() {
 #if defined(EXPERTUNE_NEON)
-  static const Products products = {"neon", rows, wants_pairs, plain, gate_rows, attend, norm,
-                                    rotate, combine, quantize};
+  static const Products products = {"neon", rows, wants_pairs, wants_bytes, plain, gate_rows, attend,
+                                    norm, rotate, combine, quantize};
   return &products;
 #else
   return nullptr;

@@ -74,8 +74,9 @@ float tree(const float* lanes) {
   return part[0] + part[1];
 }
 
+// steps: of rounded activations, of which x are the whole numbers; null: they are not rounded.
 float packed_row(const Matrix& m, const uint8_t* record, int64_t row, const float* x,
-                 const float* sums) {
+                 const float* sums, const float* steps) {
   const auto format = static_cast<Format>(m.format);
   const uint8_t* codes = codes_of(m, record, row);
   float total[kLanes] = {};
@@ -88,7 +89,8 @@ float packed_row(const Matrix& m, const uint8_t* record, int64_t row, const floa
         const int64_t column = first + kStepOfPacked[step];
         sum = std::fmaf(packed_value(format, codes, column), x[start + step * kLanes + lane], sum);
       }
-      total[lane] = std::fmaf(scale_of(m, record, row, first), sum, total[lane]);
+      const float step = steps == nullptr ? 1.0f : steps[first / rounded_columns(m)];
+      total[lane] = std::fmaf(scale_of(m, record, row, first) * step, sum, total[lane]);
     }
   }
   if (!has_zeros(format)) return tree(total);
@@ -142,6 +144,24 @@ float pairs_row(const Matrix& m, const uint8_t* record, int64_t row, const float
   return tree(total);
 }
 
+// Four neighbours a lane, summed over a block of 64: exact, since x are whole numbers.
+float quads_row(const Matrix& m, const uint8_t* record, int64_t row, const float* x,
+                const float* steps) {
+  const auto* codes = reinterpret_cast<const int8_t*>(codes_of(m, record, row));
+  float total[kLanes] = {};
+  for (int64_t start = 0; start < m.columns; start += 64) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      float sum = 0;
+      for (int step = 0; step < 4; ++step) {
+        const int64_t column = start + 4 * lane + step;
+        if (column < m.columns) sum = std::fmaf(codes[column], x[start + step * kLanes + lane], sum);
+      }
+      total[lane] = std::fmaf(steps[start / 64], sum, total[lane]);
+    }
+  }
+  return tree(total) * scale_of(m, record, row, 0);
+}
+
 float columns_row(const Matrix& m, const uint8_t* record, int64_t row, const float* x) {
   const auto* weights = reinterpret_cast<const uint16_t*>(record + m.codes_offset);
   const auto number =
@@ -158,10 +178,12 @@ void rows(const Matrix& m, const uint8_t* record, int64_t first, int64_t end, co
   for (int64_t token = 0; token < x.tokens; ++token) {
     const float* values = x.values + x.at(token) * x.width;
     const float* sums = x.sums == nullptr ? nullptr : x.sums + x.at(token) * x.sums_width;
+    const float* steps = x.steps == nullptr ? nullptr : x.steps + x.at(token) * x.steps_width;
     for (int64_t row = first; row < end; ++row) {
       float* out = y + token * stride + (row - first);
-      switch (order_of(static_cast<Format>(m.format))) {
-        case Order::kPacked128: *out = packed_row(m, record, row, values, sums); break;
+      switch (order_of(m)) {
+        case Order::kQuads64: *out = quads_row(m, record, row, values, steps); break;
+        case Order::kPacked128: *out = packed_row(m, record, row, values, sums, steps); break;
         case Order::kNatural64: *out = natural_row(m, record, row, values); break;
         case Order::kPairs32: *out = pairs_row(m, record, row, values); break;
         case Order::kPlain: *out = columns_row(m, record, row, values); break;
@@ -261,10 +283,12 @@ void combine(Number number, const void* y, const float* weights, int64_t count, 
 
 bool wants_pairs(Format) { return false; }
 
+bool wants_bytes(const Matrix&) { return false; }
+
 }  // namespace
 
 const Products& reference_products() {
-  static const Products products = {"reference", rows, wants_pairs, plain,
+  static const Products products = {"reference", rows, wants_pairs, wants_bytes, plain,
                                     gate_rows,   attend, norm, rotate, combine,
                                     quantize_reference};
   return products;

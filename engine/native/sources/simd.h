@@ -142,12 +142,13 @@ inline Scales e8m0_scales(const uint8_t* p, int64_t count) {
   return {_mm512_castsi512_ps(bits), _mm512_setzero_ps()};
 }
 inline V zeros_of(Scales s) { return {s.zero_point}; }
+inline V scales_of(Scales s) { return {s.scale}; }
 // The scales of block `block` of the 16 groups, each over its lanes; GROUPS of a block.
 template <int GROUPS>
 struct Spread {
   __m512 scale;
   Spread() = default;
-  inline explicit Spread(Scales s) : scale(s.scale) {}
+  inline explicit Spread(V scales) : scale(scales.a) {}
   inline V of(int block) const {
     static constexpr SpreadTable<GROUPS> kTable = {};
     const __m512i index = _mm512_load_si512(kTable.lanes[block]);
@@ -163,6 +164,36 @@ inline V fp8s(const uint8_t* p) {  // as half floats, 2^8 too small: these decod
   const __m256i safe = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
   return {_mm512_mul_ps(_mm512_cvtph_ps(safe), _mm512_set1_ps(256.0f))};
 }
+
+// Products of bytes: sums of four neighbours a lane.
+inline W words_and(W w, uint32_t mask) { return {_mm512_and_si512(w.a, _mm512_set1_epi32((int)mask))}; }
+template <int BY>
+inline W words_right(W w) { return {_mm512_srli_epi32(w.a, BY)}; }
+template <int BY>
+inline W joined_left(W w) { return {_mm512_or_si512(w.a, _mm512_slli_epi32(w.a, BY))}; }
+inline W looked_up(W w, const int8_t* table) {
+  const __m128i values = _mm_loadu_si128((const __m128i*)table);
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), w.a)};
+}
+inline V numbers(W w) { return {_mm512_cvtepi32_ps(w.a)}; }
+#if defined(EXPERTUNE_BF16)  // processors with products of bf16 have these too (processor.h asks)
+inline W dot_codes(W start, W codes, W x) { return {_mm512_dpbusd_epi32(start.a, codes.a, x.a)}; }
+inline W whole_codes(W w) { return {_mm512_xor_si512(w.a, _mm512_set1_epi8(-128))}; }
+inline W dot_whole(W start, W codes, W x) { return dot_codes(start, codes, x); }
+#else
+inline __m512i quads_of(__m512i codes, __m512i x) {
+  return _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), _mm512_set1_epi16(1));
+}
+inline W dot_codes(W start, W codes, W x) {
+  return {_mm512_add_epi32(start.a, quads_of(codes.a, x.a))};
+}
+inline W whole_codes(W w) { return w; }
+inline W dot_whole(W, W codes, W x) {  // the codes' signs go to x: pairs of products fit into 16 bits
+  const __mmask64 negative = _mm512_movepi8_mask(codes.a);
+  const __m512i turned = _mm512_mask_sub_epi8(x.a, negative, _mm512_setzero_si512(), x.a);
+  return {quads_of(_mm512_abs_epi8(codes.a), turned)};
+}
+#endif
 
 #elif defined(EXPERTUNE_AVX2)
 
@@ -260,6 +291,7 @@ inline V code(W w, Table t) {
 }
 struct Scales { V scale, zero_point; };
 inline V zeros_of(Scales s) { return s.zero_point; }
+inline V scales_of(Scales s) { return s.scale; }
 inline __m256 fp8_half(__m128i bytes) {
   const __m128i wide = _mm_cvtepu8_epi16(bytes);
   const __m128i sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
@@ -272,6 +304,35 @@ inline __m256 fp8_half(__m128i bytes) {
 inline V fp8s(const uint8_t* p) {
   return {fp8_half(_mm_loadl_epi64((const __m128i*)p)),
           fp8_half(_mm_loadl_epi64((const __m128i*)(p + 8)))};
+}
+
+inline W words_and(W w, uint32_t mask) {
+  const __m256i all_of = _mm256_set1_epi32((int)mask);
+  return {_mm256_and_si256(w.a, all_of), _mm256_and_si256(w.b, all_of)};
+}
+template <int BY>
+inline W words_right(W w) { return {_mm256_srli_epi32(w.a, BY), _mm256_srli_epi32(w.b, BY)}; }
+template <int BY>
+inline W joined_left(W w) {
+  return {_mm256_or_si256(w.a, _mm256_slli_epi32(w.a, BY)),
+          _mm256_or_si256(w.b, _mm256_slli_epi32(w.b, BY))};
+}
+inline W looked_up(W w, const int8_t* table) {
+  const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+  return {_mm256_shuffle_epi8(values, w.a), _mm256_shuffle_epi8(values, w.b)};
+}
+inline V numbers(W w) { return converted(w); }
+inline __m256i quads_of(__m256i codes, __m256i x) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
+}
+inline W dot_codes(W start, W codes, W x) {
+  return {_mm256_add_epi32(start.a, quads_of(codes.a, x.a)),
+          _mm256_add_epi32(start.b, quads_of(codes.b, x.b))};
+}
+inline W whole_codes(W w) { return w; }
+inline W dot_whole(W, W codes, W x) {  // the codes' signs go to x: pairs of products fit into 16 bits
+  return {quads_of(_mm256_abs_epi8(codes.a), _mm256_sign_epi8(x.a, codes.a)),
+          quads_of(_mm256_abs_epi8(codes.b), _mm256_sign_epi8(x.b, codes.b))};
 }
 
 #elif defined(EXPERTUNE_NEON)
@@ -319,6 +380,17 @@ inline V bytes_signed(const uint8_t* p) {
   return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
            vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
+// Every fourth of 64 bytes, from the first, the second and so on.
+inline void bytes_of_quads(const uint8_t* p, V (&out)[4]) {
+  const int8x16x4_t four = vld4q_s8((const int8_t*)p);
+  for (int i = 0; i < 4; ++i) {
+    const int16x8_t low = vmovl_s8(vget_low_s8(four.val[i]));
+    const int16x8_t high = vmovl_s8(vget_high_s8(four.val[i]));
+    out[i] = {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+               vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+               vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+  }
 }
 inline V halves(const uint8_t* p) {
   return each([&](int i) {
@@ -375,6 +447,7 @@ inline V code(W w, Table t) {
 }
 struct Scales { V scale, zero_point; };
 inline V zeros_of(Scales s) { return s.zero_point; }
+inline V scales_of(Scales s) { return s.scale; }
 inline V fp8s(const uint8_t* p) {
   const uint8x16_t raw = vld1q_u8(p);
   const uint16x8_t wide[2] = {vmovl_u8(vget_low_u8(raw)), vmovl_u8(vget_high_u8(raw))};
@@ -402,6 +475,38 @@ inline W kept(W w) {
 }
 #else
 inline W kept(W w) { return w; }
+#endif
+
+#if !defined(EXPERTUNE_NEON)
+#define EXPERTUNE_BYTES  // there are products of bytes
+
+constexpr int8_t kE2m1Codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+inline W load_bytes(const int8_t* p) { return load_words((const uint8_t*)p); }
+inline W load_starts(const int32_t* p) { return load_words((const uint8_t*)p); }
+
+// Codes of a lane's eight columns as bytes, in the order of put_bytes (workspace.h).
+template <int BITS, bool E2M1>
+inline void code_bytes(const uint8_t* p, W (&out)[2]) {
+  const W words = packed<BITS>(p);
+  if constexpr (BITS == 4) {
+    out[0] = words_and(words, 0x0f0f0f0fu);
+    out[1] = words_and(words_right<4>(words), 0x0f0f0f0fu);
+    if constexpr (E2M1) {
+      out[0] = looked_up(out[0], kE2m1Codes);
+      out[1] = looked_up(out[1], kE2m1Codes);
+    }
+  } else {
+    constexpr uint32_t kFour = (1u << 4 * BITS) - 1, kTwo = ((1u << 2 * BITS) - 1) * 0x00010001u;
+    constexpr uint32_t kOne = ((1u << BITS) - 1) * 0x01010101u;
+    out[0] = words_and(words, kFour);
+    out[1] = words_and(words_right<4 * BITS>(words), kFour);
+    for (W& four : out) {  // two into each half of a lane, then one into each byte
+      const W halves_of_four = words_and(joined_left<16 - 2 * BITS>(four), kTwo);
+      four = words_and(joined_left<8 - BITS>(halves_of_four), kOne);
+    }
+  }
+}
 #endif
 
 #if !defined(EXPERTUNE_AVX512)
@@ -434,7 +539,7 @@ template <int GROUPS>
 struct Spread {
   float scale[kLanes];
   Spread() = default;
-  inline explicit Spread(Scales s) { store(scale, s.scale); }
+  inline explicit Spread(V scales) { store(scale, scales); }
   inline V of(int block) const {
     const float* own = scale + block * GROUPS;
     if constexpr (GROUPS == 1) return all(own[0]);

@@ -21,6 +21,7 @@ from engine.memory.plan import resolve
 from engine.model.non_expert import HostEmbedding, quantizable_linears
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
+from engine.run.non_expert import NonExpertSettings
 from engine.run.quantized_linear import NonExpertQuantizer, QuantizedLinear
 from tests.engine.families import EXTRA, save_tiny
 from tests.engine.model.test_layouts import agrees, opened
@@ -100,7 +101,8 @@ def test_blocks_multiply_like_one_matrix(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("engine.layout.non_expert._BLOCK_ELEMENTS", 64 * 96)
     linear = nn.Linear(96, 200)
     weight = linear.weight.detach()
-    made = NonExpertQuantizer(4, 32, "auto", {}, crossover=128)(linear, weight)
+    settings = NonExpertSettings("bfloat16", 4, 32)
+    made = NonExpertQuantizer(settings, {}, crossover=128)(linear, weight)
     x = torch.randn(2, 3, 96)
     plain = dequantize(quantize(weight, 4, 32), 4, 32)
     assert len(list(made.buffers())) == 4

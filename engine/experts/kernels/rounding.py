@@ -1,0 +1,32 @@
+"""Activations rounded to 8 bits, as the native library rounds them (native/sources/rounding.h).
+
+A value becomes q * 2^e, with a whole number q of at most 127 and one e for a group of columns: that
+of the codes that they are multiplied by. Every such value is a bf16 number, so that any product can
+take it; where a processor multiplies bytes, the native products do, and give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+ROW_GROUP = 64
+"""Columns that share an exponent where the codes have one scale a row."""
+
+_LEAST = 2.0**-60  # a group without a larger value becomes zero
+_MOST = 127.5 / 128  # a fraction of a power of two from which on 127 is exceeded
+
+
+def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x [T, K], rounded in groups of this many columns, in x's dtype [T, K]. A group with a value
+    that is infinite or no number becomes none."""
+    columns = x.shape[1]
+    whole = functional.pad(x.float(), (0, -columns % group)).unflatten(1, (-1, group))  # [T, G, g]
+    most = whole.abs().amax(dim=2, keepdim=True)  # [T, G, 1]
+    fraction, exponent = torch.frexp(most)
+    exponent = exponent + (fraction >= _MOST).to(exponent.dtype) - 7
+    one = torch.ones_like(most)
+    rounded = torch.round(torch.ldexp(whole, -exponent)) * torch.ldexp(one, exponent)
+    rounded = torch.where(most < _LEAST, 0.0, rounded)
+    rounded = torch.where(most.isfinite(), rounded, torch.nan)
+    return rounded.flatten(1)[:, :columns].to(x.dtype)  # [T, K]
