@@ -11,13 +11,17 @@ inline const uint8_t* row_of(const Matrix& m, const uint8_t* record, int64_t row
   return record + m.codes_offset + row * row_bytes((Format)m.format, m.columns);
 }
 
-// One token's rows are read one after the other, as one stream: several at once defeat the
-// processor's own prefetching (measured: 13 instead of 24 GB/s a thread with four). Their lanes are
-// added 16 rows at a time. A tile is R rows times T tokens.
+// Rows are read one after the other, as one stream: several at once defeat the processor's own
+// prefetching (measured: 13 instead of 24 GB/s a thread with four rows of one token, 16 instead of 25
+// with two rows of two). Their lanes are added 16 rows at a time. A tile is R rows times T tokens.
 
 // Packed codes are asked for this many bytes ahead: 20 instead of 16 GB/s from pages of 4 kB, which
 // the processor's own prefetching does not cross; from huge pages it changes little.
 constexpr int kAhead = 4096;
+
+// The sums of a tile stay in registers only where all that adds to them is one function.
+#define EXPERTUNE_WHOLE inline __attribute__((always_inline))
+#define EXPERTUNE_UNROLL _Pragma("GCC unroll 8")
 
 // ---- codes of 4, 3 and 2 bits, and mxfp4: blocks of 128 columns, eight codes a lane ---------------
 
@@ -38,21 +42,25 @@ struct PackedTile {
   }
 
   template <int STEP, int R, int T>
-  static inline void step(const W (&words)[R], Table codebook, const float* const (&x)[T],
+  static EXPERTUNE_WHOLE void step(const W (&words)[R], Table codebook, const float* const (&x)[T],
                           V (&sum)[R][T]) {
     constexpr int kNumber = STEP % 2 == 0 ? 4 + STEP / 2 : STEP / 2;
     V weight[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) weight[r] = code<BITS, kE2m1, kNumber>(words[r], codebook);
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const V value = load(x[t] + STEP * kLanes);
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) sum[r][t] = fma(weight[r], value, sum[r][t]);
     }
   }
 
   template <int R, int T>
-  static inline void block(const uint8_t* const (&codes)[R], Table codebook,
+  static EXPERTUNE_WHOLE void block(const uint8_t* const (&codes)[R], Table codebook,
                            const float* const (&x)[T], V (&sum)[R][T]) {
     W words[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) words[r] = kept(packed<BITS>(codes[r]));
     step<0, R, T>(words, codebook, x, sum);
     step<1, R, T>(words, codebook, x, sum);
@@ -68,14 +76,17 @@ struct PackedTile {
   // Two codes of a lane at once: these products add the upper of a pair first, then the lower, each
   // in one fused step. Codes 0 to 3 lie in the lower half of a lane.
   template <int STEP, int R, int T>
-  static inline void pair_step(const W (&words)[R], __m512i codebook, const uint16_t* const (&x)[T],
+  static EXPERTUNE_WHOLE void pair_step(const W (&words)[R], __m512i codebook, const uint16_t* const (&x)[T],
                                V (&sum)[R][T]) {
     __m512i weight[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       weight[r] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[r].a, BITS * STEP), codebook);
     }
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const __m512i value = _mm512_loadu_si512(x[t] + STEP * 2 * kLanes);
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         sum[r][t].a = _mm512_dpbf16_ps(sum[r][t].a, (__m512bh)weight[r], (__m512bh)value);
       }
@@ -83,9 +94,10 @@ struct PackedTile {
   }
 
   template <int R, int T>
-  static inline void block(const uint8_t* const (&codes)[R], __m512i codebook,
+  static EXPERTUNE_WHOLE void block(const uint8_t* const (&codes)[R], __m512i codebook,
                            const uint16_t* const (&x)[T], V (&sum)[R][T]) {
     W words[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       words[r] = kept(packed<BITS>(codes[r]));
       if constexpr (BITS != 4) {
@@ -112,16 +124,20 @@ struct PackedTile {
   // total[r][t] += scale of row r times what a block of its codes gives for token t. S: 1, or T if
   // scales differ by token.
   template <int R, int T, int S, class X, class Codebook>
-  static inline void add_block(const uint8_t* const (&codes)[R], Codebook codebook,
+  static EXPERTUNE_WHOLE void add_block(const uint8_t* const (&codes)[R], Codebook codebook,
                                const X* const (&x)[T], const Spread<kGroups> (&spread)[R][S],
                                int number, V (&total)[R][T]) {
     V sum[R][T];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) sum[r][t] = zero();
     }
     block<R, T>(codes, codebook, x, sum);
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       V scale = spread[r][0].of(number);
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) {
         if (S > 1 && t > 0) scale = spread[r][S > 1 ? t : 0].of(number);
         total[r][t] = fma(scale, sum[r][t], total[r][t]);
@@ -132,8 +148,9 @@ struct PackedTile {
   // A row's scales for tokens whose activations are rounded: times what one of their numbers counts,
   // which is a power of two.
   template <int T>
-  static inline void spread_steps(V scales, const Prepared& x, int64_t token, int64_t group,
+  static EXPERTUNE_WHOLE void spread_steps(V scales, const Prepared& x, int64_t token, int64_t group,
                                   Spread<kGroups> (&out)[T]) {
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const float* steps = x.steps + x.at(token + t) * x.steps_width + group;
       out[t] = Spread<kGroups>(mul(scales, load(steps)));
@@ -142,7 +159,7 @@ struct PackedTile {
 
   // X: float, or uint16_t for pairs of bf16. S: T if activations are rounded, else 1.
   template <int S, int R, int T, class X, class Codebook>
-  static inline void sum_blocks(const Matrix& m, const uint8_t* (&codes)[R],
+  static EXPERTUNE_WHOLE void sum_blocks(const Matrix& m, const uint8_t* (&codes)[R],
                                 const uint8_t* const (&own_scales)[R], Codebook codebook,
                                 const Prepared& prepared, int64_t token, const X* (&x)[T],
                                 V (&total)[R][T]) {
@@ -151,6 +168,7 @@ struct PackedTile {
     int64_t number = 0;
     for (int64_t group = 0; group < groups; group += kLanes) {
       Spread<kGroups> spread[R][S];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         const V own = scales_of(scales(own_scales[r], group, groups));
         if (prepared.steps == nullptr) spread[r][0] = Spread<kGroups>(own);
@@ -159,15 +177,19 @@ struct PackedTile {
       const int64_t left = whole - number;
       const int end = (int)(left < kBlocksOfScales ? left : kBlocksOfScales);
       for (int i = 0; i < end; ++i) {
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + kAhead, 0, 3);
         add_block<R, T, S>(codes, codebook, x, spread, i, total);
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) codes[r] += kCodeBytes;
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) x[t] += kPackedColumns;
       }
       number += end;
       if (end == kBlocksOfScales || m.columns % kPackedColumns == 0) continue;
       alignas(64) uint8_t rest[R][64] = {};  // the columns after the last whole block
       const uint8_t* ends[R];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         std::memcpy(rest[r], codes[r], m.columns % kPackedColumns * BITS / 8);
         ends[r] = rest[r];
@@ -178,16 +200,19 @@ struct PackedTile {
 
 #if defined(EXPERTUNE_BYTES)
   template <int R, int T>
-  static inline void add_byte_block(const uint8_t* const (&codes)[R], const int8_t* const (&x)[T],
+  static EXPERTUNE_WHOLE void add_byte_block(const uint8_t* const (&codes)[R], const int8_t* const (&x)[T],
                                     const int32_t* const (&starts)[T],
                                     const Spread<kGroups> (&spread)[R][T], int number,
                                     V (&total)[R][T]) {
     W own[R][2];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) code_bytes<BITS, kE2m1>(codes[r], own[r]);
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const W start = load_starts(starts[t]), first = load_bytes(x[t]), second = load_bytes(x[t] + 64);
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
-        const W sum = dot_codes(dot_codes(start, own[r][0], first), own[r][1], second);
+        const W sum = dot_codes(start, own[r], first, second);
         total[r][t] = fma(spread[r][t].of(number), numbers(sum), total[r][t]);
       }
     }
@@ -195,12 +220,13 @@ struct PackedTile {
 
   // As sum_blocks, for products of bytes.
   template <int R, int T>
-  static inline void sum_bytes(const Matrix& m, const uint8_t* (&codes)[R],
+  static EXPERTUNE_WHOLE void sum_bytes(const Matrix& m, const uint8_t* (&codes)[R],
                                const uint8_t* const (&own_scales)[R], const Prepared& x,
                                int64_t token, V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group), rest = m.columns % kPackedColumns;
     const int8_t* bytes[T];
     const int32_t* starts[T];
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const int64_t own = x.at(token + t);
       bytes[t] = x.bytes + own * x.width;
@@ -209,6 +235,7 @@ struct PackedTile {
     int64_t number = 0;
     for (int64_t group = 0; group < groups; group += kLanes) {
       Spread<kGroups> spread[R][T];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         spread_steps<T>(scales_of(scales(own_scales[r], group, groups)), x, token, group, spread[r]);
       }
@@ -218,6 +245,7 @@ struct PackedTile {
         alignas(64) uint8_t last[R][64];
         const uint8_t* at[R];
         const bool whole = rest == 0 || number + 1 < x.blocks;
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) {
           __builtin_prefetch(codes[r] + kAhead, 0, 3);
           at[r] = codes[r];
@@ -228,6 +256,7 @@ struct PackedTile {
           at[r] = last[r];
         }
         add_byte_block<R, T>(at, bytes, starts, spread, i, total);
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) bytes[t] += kPackedColumns, starts[t] += kLanes;
       }
     }
@@ -236,13 +265,15 @@ struct PackedTile {
 
   // The lanes of R rows times T tokens.
   template <int R, int T>
-  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
                            int64_t token, V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
     const uint8_t *codes[R], *own_scales[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       codes[r] = record + m.codes_offset + (row + r) * (m.columns * BITS / 8);
       own_scales[r] = record + m.scales_offset + (row + r) * groups * (kE2m1 ? 1 : 4);
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
 #if defined(EXPERTUNE_BYTES)
@@ -253,12 +284,14 @@ struct PackedTile {
 #if defined(EXPERTUNE_BF16)
     if (x.pairs != nullptr) {
       const uint16_t* values[T];
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) values[t] = x.pairs + x.at(token + t) * x.width;
       sum_blocks<1>(m, codes, own_scales, pair_table(), x, token, values, total);
     } else
 #endif
     {
       const float* values[T];
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
 #if !defined(EXPERTUNE_BYTES)
       if (x.steps != nullptr) {
@@ -268,16 +301,20 @@ struct PackedTile {
       sum_blocks<1>(m, codes, own_scales, table<BITS, kE2m1>(), x, token, values, total);
     }
     if constexpr (!kE2m1) {
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         V zeros[T];
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) zeros[t] = zero();
         for (int64_t group = 0; group < groups; group += kLanes) {
           const V zero_points = zeros_of(scales(own_scales[r], group, groups));
+          EXPERTUNE_UNROLL
           for (int t = 0; t < T; ++t) {
             const float* sums = x.sums + x.at(token + t) * x.sums_width + group;
             zeros[t] = fma(zero_points, load(sums), zeros[t]);
           }
         }
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) total[r][t] = add(total[r][t], zeros[t]);
       }
     }
@@ -290,17 +327,20 @@ struct PackedTile {
 
 struct PairsTile {
   template <int R, int T>
-  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
                            int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       at[r] = record + m.codes_offset + (row + r) * m.columns * 2;
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
     const int64_t whole = m.columns / 32;
     alignas(64) uint8_t end[R][64] = {};
     for (int64_t block = 0; block < x.blocks; ++block) {
       W words[R];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         if (block == whole) {
           std::memcpy(end[r], at[r], (m.columns - whole * 32) * 2);
@@ -309,11 +349,13 @@ struct PairsTile {
         words[r] = load_words(at[r]);
         at[r] += 64;
       }
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) {
         const int64_t place = x.at(token + t) * x.width + block * 32;
 #if defined(EXPERTUNE_BF16)
         if (x.pairs != nullptr) {
           const __m512i value = _mm512_loadu_si512(x.pairs + place);
+          EXPERTUNE_UNROLL
           for (int r = 0; r < R; ++r) {
             total[r][t].a =
                 _mm512_dpbf16_ps(total[r][t].a, (__m512bh)words[r].a, (__m512bh)value);
@@ -322,6 +364,7 @@ struct PairsTile {
         }
 #endif
         const V first = load(x.values + place), second = load(x.values + place + kLanes);
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) {
           total[r][t] = fma(as_floats(bf16_pairs_upper(words[r])), first, total[r][t]);
           total[r][t] = fma(as_floats(bf16_pairs_lower(words[r])), second, total[r][t]);
@@ -346,46 +389,57 @@ struct NaturalTile {
   static constexpr int kBytes = FORMAT == Format::kFp16 ? 2 : 1;
 
   template <int R, int T>
-  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
                            int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
     const float* scales[R] = {};
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       at[r] = record + m.codes_offset + (row + r) * m.columns * kBytes;
       if constexpr (kBlocked) {
         const int64_t across = (m.columns + m.group - 1) / m.group;
         scales[r] = (const float*)(record + m.scales_offset) + (row + r) / m.block_rows * across;
       }
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
     const int64_t whole = m.columns / 64;
     alignas(64) uint8_t end[R][64 * kBytes] = {};
     const float* values[T];
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) values[t] = x.values + x.at(token + t) * x.width;
     for (int64_t block = 0; block < x.blocks; ++block) {
       V sum[R][T];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         if (block == whole) {
           std::memcpy(end[r], at[r], (m.columns - whole * 64) * kBytes);
           at[r] = end[r];
         }
         __builtin_prefetch(at[r] + kAhead, 0, 3);
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) sum[r][t] = kBlocked ? zero() : total[r][t];
       }
       for (int step = 0; step < 4; ++step) {
         V weight[R];
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) weight[r] = sixteen<FORMAT>(at[r] + step * kLanes * kBytes);
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) {
           const V value = load(values[t] + block * 64 + step * kLanes);
+          EXPERTUNE_UNROLL
           for (int r = 0; r < R; ++r) sum[r][t] = fma(weight[r], value, sum[r][t]);
         }
       }
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         at[r] += 64 * kBytes;
         if constexpr (kBlocked) {
           const V scale = all(scales[r][block * 64 / m.group]);
+          EXPERTUNE_UNROLL
           for (int t = 0; t < T; ++t) total[r][t] = fma(scale, sum[r][t], total[r][t]);
         } else {
+          EXPERTUNE_UNROLL
           for (int t = 0; t < T; ++t) total[r][t] = sum[r][t];
         }
       }
@@ -401,16 +455,37 @@ struct NaturalTile {
 // Codes of 8 bits times rounded activations: four neighbours a lane, whose sum is exact.
 struct QuadsTile {
   template <int R, int T>
-  static inline void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
                            int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
+    EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
       at[r] = record + m.codes_offset + (row + r) * m.columns;
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) total[r][t] = zero();
     }
-    const int64_t whole = m.columns / 64;
+    const int64_t whole = m.columns / 64, blocks = x.blocks;
     alignas(64) uint8_t end[R][64] = {};
-    for (int64_t block = 0; block < x.blocks; ++block) {
+    const float* steps[T];
+#if defined(EXPERTUNE_BYTES)
+    const int8_t* bytes[T];
+    const int32_t* starts[T];
+#else
+    const float* values[T];
+#endif
+    EXPERTUNE_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const int64_t own = x.at(token + t);
+      steps[t] = x.steps + own * x.steps_width;
+#if defined(EXPERTUNE_BYTES)
+      bytes[t] = x.bytes + own * x.width;
+      starts[t] = x.starts + own * blocks * kLanes;
+#else
+      values[t] = x.values + own * x.width;
+#endif
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         __builtin_prefetch(at[r] + kAhead, 0, 3);
         if (block != whole) continue;
@@ -419,29 +494,34 @@ struct QuadsTile {
       }
 #if defined(EXPERTUNE_BYTES)
       W codes[R];
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) codes[r] = whole_codes(load_words(at[r]));
+      EXPERTUNE_UNROLL
       for (int t = 0; t < T; ++t) {
-        const int64_t own = x.at(token + t);
-        const W values = load_bytes(x.bytes + own * x.width + block * 64);
-        const W start = load_starts(x.starts + (own * x.blocks + block) * kLanes);
-        const V step = all(x.steps[own * x.steps_width + block]);
+        const W values = load_bytes(bytes[t] + block * 64);
+        const W start = load_starts(starts[t] + block * kLanes);
+        const V step = all(steps[t][block]);
+        EXPERTUNE_UNROLL
         for (int r = 0; r < R; ++r) {
           total[r][t] = fma(step, numbers(dot_whole(start, codes[r], values)), total[r][t]);
         }
       }
 #else
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) {
         V codes[4];
         bytes_of_quads(at[r], codes);
+        EXPERTUNE_UNROLL
         for (int t = 0; t < T; ++t) {
-          const float* values = x.values + x.at(token + t) * x.width + block * 64;
           V sum = zero();
-          for (int i = 0; i < 4; ++i) sum = fma(codes[i], load(values + i * kLanes), sum);
-          const V step = all(x.steps[x.at(token + t) * x.steps_width + block]);
-          total[r][t] = fma(step, sum, total[r][t]);
+          for (int i = 0; i < 4; ++i) {
+            sum = fma(codes[i], load(values[t] + block * 64 + i * kLanes), sum);
+          }
+          total[r][t] = fma(all(steps[t][block]), sum, total[r][t]);
         }
       }
 #endif
+      EXPERTUNE_UNROLL
       for (int r = 0; r < R; ++r) at[r] += 64;
     }
   }
@@ -510,28 +590,32 @@ constexpr int kTileTokens = 2, kRowsAtOnce = 1;  // half the registers
 
 // R rows times T tokens: their lanes.
 template <class Tile, int R, int T>
-inline void lanes_of_rows(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
+__attribute__((noinline)) void lanes_of_rows(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
                           int64_t token, float (&lanes)[T][kLanes * kLanes], int64_t place) {
   V total[R][T];
   Tile::template lanes<R, T>(m, record, row, x, token, total);
+  EXPERTUNE_UNROLL
   for (int r = 0; r < R; ++r) {
+    EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) store(lanes[t] + (place + r) * kLanes, total[r][t]);
   }
 }
 
-// Up to 16 rows times T tokens, from token `token` on. Several tokens read two rows at once: what is
-// loaded of a token then serves both.
+// Up to 16 rows times T tokens, from token `token` on. After the first tokens the rows lie in a near
+// cache, and two are read at once: what is loaded of a token then serves both.
 template <class Tile, int T>
 inline void rows_of_tokens(const Matrix& m, const uint8_t* record, int64_t first, int64_t count,
                            const Prepared& x, int64_t token, float* y, int64_t stride) {
   alignas(64) float lanes[T][kLanes * kLanes];
   int64_t row = 0;
-  for (; kRowsAtOnce > 1 && T > 1 && row + kRowsAtOnce <= count; row += kRowsAtOnce) {
+  const bool two = token > 0 || (T == kTileTokens && x.bytes == nullptr);
+  for (; kRowsAtOnce > 1 && two && row + kRowsAtOnce <= count; row += kRowsAtOnce) {
     lanes_of_rows<Tile, kRowsAtOnce, T>(m, record, first + row, x, token, lanes, row);
   }
   for (; row < count; ++row) {
     lanes_of_rows<Tile, 1, T>(m, record, first + row, x, token, lanes, row);
   }
+  EXPERTUNE_UNROLL
   for (int t = 0; t < T; ++t) {
     float* out = y + (token + t) * stride;
     float sums[kLanes];
@@ -557,11 +641,14 @@ inline void tiled(const Matrix& m, const uint8_t* record, int64_t first, int64_t
     for (; token + kTileTokens <= x.tokens; token += kTileTokens) {
       rows_of_tokens<Tile, kTileTokens>(m, record, row, count, x, token, out, stride);
     }
-    if (kTileTokens > 2 && token + 2 <= x.tokens) {
+    const int64_t left = x.tokens - token;
+    if (kTileTokens > 3 && left == 3) {
+      rows_of_tokens<Tile, 3>(m, record, row, count, x, token, out, stride);
+    } else if (kTileTokens > 2 && left == 2) {
       rows_of_tokens<Tile, 2>(m, record, row, count, x, token, out, stride);
-      token += 2;
+    } else if (left == 1) {
+      rows_of_tokens<Tile, 1>(m, record, row, count, x, token, out, stride);
     }
-    if (token < x.tokens) rows_of_tokens<Tile, 1>(m, record, row, count, x, token, out, stride);
   }
 }
 

@@ -177,21 +177,24 @@ inline W looked_up(W w, const int8_t* table) {
 }
 inline V numbers(W w) { return {_mm512_cvtepi32_ps(w.a)}; }
 #if defined(EXPERTUNE_BF16)  // processors with products of bf16 have these too (processor.h asks)
-inline W dot_codes(W start, W codes, W x) { return {_mm512_dpbusd_epi32(start.a, codes.a, x.a)}; }
-inline W whole_codes(W w) { return {_mm512_xor_si512(w.a, _mm512_set1_epi8(-128))}; }
-inline W dot_whole(W start, W codes, W x) { return dot_codes(start, codes, x); }
-#else
-inline __m512i quads_of(__m512i codes, __m512i x) {
-  return _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), _mm512_set1_epi16(1));
+inline W dot_codes(W start, const W (&codes)[2], W x, W y) {
+  const __m512i first = _mm512_dpbusd_epi32(start.a, codes[0].a, x.a);
+  return {_mm512_dpbusd_epi32(first, codes[1].a, y.a)};
 }
-inline W dot_codes(W start, W codes, W x) {
-  return {_mm512_add_epi32(start.a, quads_of(codes.a, x.a))};
+inline W whole_codes(W w) { return {_mm512_xor_si512(w.a, _mm512_set1_epi8(-128))}; }
+inline W dot_whole(W start, W codes, W x) { return {_mm512_dpbusd_epi32(start.a, codes.a, x.a)}; }
+#else
+inline __m512i in_pairs(__m512i pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
+inline W dot_codes(W start, const W (&codes)[2], W x, W y) {  // codes up to 24: four fit into 16 bits
+  const __m512i first = _mm512_maddubs_epi16(codes[0].a, x.a);
+  const __m512i pairs = _mm512_add_epi16(first, _mm512_maddubs_epi16(codes[1].a, y.a));
+  return {_mm512_add_epi32(start.a, in_pairs(pairs))};
 }
 inline W whole_codes(W w) { return w; }
 inline W dot_whole(W, W codes, W x) {  // the codes' signs go to x: pairs of products fit into 16 bits
   const __mmask64 negative = _mm512_movepi8_mask(codes.a);
   const __m512i turned = _mm512_mask_sub_epi8(x.a, negative, _mm512_setzero_si512(), x.a);
-  return {quads_of(_mm512_abs_epi8(codes.a), turned)};
+  return {in_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(codes.a), turned))};
 }
 #endif
 
@@ -322,17 +325,20 @@ inline W looked_up(W w, const int8_t* table) {
   return {_mm256_shuffle_epi8(values, w.a), _mm256_shuffle_epi8(values, w.b)};
 }
 inline V numbers(W w) { return converted(w); }
-inline __m256i quads_of(__m256i codes, __m256i x) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
+inline __m256i in_pairs(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+inline __m256i four_of(__m256i first, __m256i x, __m256i second, __m256i y) {
+  return in_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(first, x), _mm256_maddubs_epi16(second, y)));
 }
-inline W dot_codes(W start, W codes, W x) {
-  return {_mm256_add_epi32(start.a, quads_of(codes.a, x.a)),
-          _mm256_add_epi32(start.b, quads_of(codes.b, x.b))};
+inline W dot_codes(W start, const W (&codes)[2], W x, W y) {  // codes up to 24: four fit into 16 bits
+  return {_mm256_add_epi32(start.a, four_of(codes[0].a, x.a, codes[1].a, y.a)),
+          _mm256_add_epi32(start.b, four_of(codes[0].b, x.b, codes[1].b, y.b))};
 }
 inline W whole_codes(W w) { return w; }
-inline W dot_whole(W, W codes, W x) {  // the codes' signs go to x: pairs of products fit into 16 bits
-  return {quads_of(_mm256_abs_epi8(codes.a), _mm256_sign_epi8(x.a, codes.a)),
-          quads_of(_mm256_abs_epi8(codes.b), _mm256_sign_epi8(x.b, codes.b))};
+inline __m256i signed_quads(__m256i codes, __m256i x) {  // the codes' signs go to x: pairs fit
+  return in_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes)));
+}
+inline W dot_whole(W, W codes, W x) {
+  return {signed_quads(codes.a, x.a), signed_quads(codes.b, x.b)};
 }
 
 #elif defined(EXPERTUNE_NEON)

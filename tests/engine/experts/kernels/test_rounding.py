@@ -3,7 +3,6 @@ other products with what was rounded."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,7 +131,7 @@ def test_a_config_that_has_no_codes_rounds_nothing(engine: Engine) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_an_engine_computes_the_same_however_its_experts_are_reached(
-    engine: Engine, bits: int, tmp_path: Path
+    engine: Engine, bits: int
 ) -> None:
     def logits(**values: Any) -> torch.Tensor:
         base = {"precision.bits": bits, "precision.non_expert_bits": bits, "kv.max_tokens": 64}
@@ -150,9 +149,6 @@ def test_an_engine_computes_the_same_however_its_experts_are_reached(
     plain = logits()
     assert not torch.equal(rounded, plain)
     assert (rounded - plain).abs().max() < 0.1 * plain.abs().max()
-    dequantized = logits(**{"precision.activation_bits": 8, "kernel.name": "dequantize"})
-    near = (rounded - dequantized).abs().mean()
-    assert near < 0.5 * (rounded - plain).abs().mean()
     # and one token at a time passes natively where it does without rounding
     if is_available():
         logits(**{"precision.activation_bits": 8})
