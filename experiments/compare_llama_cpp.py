@@ -2,7 +2,7 @@
 
 In: a checkpoint of any size that both know; needs the extra `baselines`. Each engine lives in a
 process of its own, with its own thread settings, and only one works at a time: A B C A B C.
-Prints each round and the medians of ratios within rounds; bandwidth efficiency is ours. `rounded` is
+Prints each round and medians of ratios within rounds; bandwidth efficiency is ours. `rounded` is
 ours with activations of 8 bits, which llama.cpp's products always have.
 """
 

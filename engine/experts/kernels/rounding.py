@@ -29,4 +29,4 @@ def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     rounded = torch.round(torch.ldexp(whole, -exponent)) * torch.ldexp(one, exponent)
     rounded = torch.where(most < _LEAST, 0.0, rounded)
     rounded = torch.where(most.isfinite(), rounded, torch.nan)
-    return rounded.flatten(1)[:, :columns].to(x.dtype)  # [T, K]
+    return rounded.flatten(1)[:, :columns].to(x.dtype).contiguous()  # [T, K]
