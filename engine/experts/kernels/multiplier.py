@@ -29,7 +29,7 @@ from engine.types import ActivationBits, Bits, KernelName
 # Above this many tokens an expert is dequantized once and multiplied by GEMM, unless a machine
 # profile says otherwise (docs/lab/2026-11-30-native-products.md).
 CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 8, 4: 24, 3: 24, 2: 24}
-ROUNDED_CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 64, 4: 64, 3: 64, 2: 64}
+ROUNDED_CROSSOVER_TOKENS: Mapping[Bits, int] = {16: 8, 8: 24, 4: 24, 3: 24, 2: 24}
 """With activations of 8 bits."""
 
 Product = Callable[[torch.Tensor, MatrixView], torch.Tensor]
