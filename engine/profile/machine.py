@@ -51,7 +51,7 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
         link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
         kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
         small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
-        crossover_tokens=_crossovers(device, support) if device.is_host_memory else {},
+        crossover_tokens=_crossovers(device, support),
         products=products_name() if device.torch_device.type == "cpu" else "",
         busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
         read_slowdown={size: found.slowdown for size, found in beside.items()},
@@ -171,16 +171,22 @@ def _crossovers(device: Device, support: KernelSupport) -> dict[str, int]:
         plain = Multiplier(bits, _GROUP, layout, support, "auto", 0)
         found[str(bits)] = 0
         for tokens in _CROSSOVER_TOKENS:
-            x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
-            turns = [partial(_in_turn, p, x, itertools.cycle(copies)) for p in (packed, plain)]
+            x = torch.randn(tokens, _COLUMNS).to(device.torch_device, torch.bfloat16)
+            turns = [
+                partial(_in_turn, device, multiply, x, itertools.cycle(copies))
+                for multiply in (packed, plain)
+            ]
             if _best(turns[0]) > _best(turns[1]):
                 break
             found[str(bits)] = tokens
     return found
 
 
-def _in_turn(multiply: Multiplier, x: torch.Tensor, views: Iterator[MatrixView]) -> torch.Tensor:
-    return multiply(x, next(views))
+def _in_turn(
+    device: Device, multiply: Multiplier, x: torch.Tensor, views: Iterator[MatrixView]
+) -> None:
+    multiply(x, next(views))
+    device.synchronize()
 
 
 def _best(function: Callable[[], object], repeats: int = 7) -> float:

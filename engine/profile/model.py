@@ -127,7 +127,8 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     record = live.store.record
     bits = record.layout.bits
     support = engine.kernel_support(live.config, bits)
-    multiply = multiplier_of(live.config, record, support, known_crossovers(engine.cache_folder))
+    crossovers = known_crossovers(engine.cache_folder, engine.device.torch_device)
+    multiply = multiplier_of(live.config, record, support, crossovers)
     module = engine.model.layers[0].experts
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
     turn = itertools.cycle(views)

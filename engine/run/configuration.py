@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.config.choices import KERNEL_WORDS
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
@@ -126,13 +128,14 @@ class LiveConfiguration:
             in_flight=config.transfer.in_flight,
         )
         opened.callback(self.transfers.close)
-        crossovers = known_crossovers(cache_folder)
+        crossovers = known_crossovers(cache_folder, device.torch_device)
         multipliers = {
             bits: multiplier_of(config, records[bits], supports[bits], crossovers)
             for bits in records
         }
         on_host = host_supports(records) if device.torch_device.type != "cpu" else supports
-        self.host = self._open_host(records, on_host, crossovers)
+        of_host = known_crossovers(cache_folder, torch.device("cpu"))
+        self.host = self._open_host(records, on_host, of_host)
         fused: FusedExperts | None = GroupedExperts.of(
             model, config, records, self.slots, cache_folder
         ) or NativeExperts.of(model, config, records, supports, crossovers)

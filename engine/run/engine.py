@@ -187,7 +187,7 @@ class Engine:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
                     opened.callback(store.close)
-                crossovers = known_crossovers(self.cache_folder)
+                crossovers = known_crossovers(self.cache_folder, self.device.torch_device)
                 multipliers = {
                     bits: multiplier_of(config, store.record, supports[bits], crossovers)
                     for bits, store in stores.items()
@@ -368,7 +368,8 @@ class Engine:
         return NonExpertQuantizer(wanted.bits, wanted.group, wanted.kernel, kernels, crossover)
 
     def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
-        return non_expert.crossover or known_crossovers(self.cache_folder)[bits]
+        known = known_crossovers(self.cache_folder, self.device.torch_device)
+        return non_expert.crossover or known[bits]
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint

@@ -279,7 +279,7 @@ class Operations:
         if measured.crossover_tokens:
             tokens = measured.crossover_tokens
             known = {bits: tokens[str(bits)] for bits in BITS if str(bits) in tokens}
-            keep_crossovers(self._host.cache_folder, known)
+            keep_crossovers(self._host.cache_folder, known, place)
         return {
             **measured.to_json(),
             "code_layout": support.code_layout(),

@@ -1,4 +1,4 @@
-"""Stores up to how many tokens this machine's packed kernels are faster, by bits, beside their
+"""Stores up to how many tokens the packed kernels of a device are faster, by bits, beside their
 self-tests."""
 
 from __future__ import annotations
@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from engine.derived.file import DerivedKind, load_json, save_json
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS
-from engine.experts.kernels.probe import layout_key
+from engine.experts.kernels.probe import layout_key, place_key
 from engine.layout.record import Part
 from engine.native.library import products_name
 from engine.types import Bits
@@ -32,20 +34,23 @@ def native_crossover(crossover: int, parts: Sequence[Part]) -> int:
     return max(crossover, SMALL_PRODUCT // elements)
 
 
-def keep_crossovers(folder: Path, tokens: Crossovers) -> None:
-    """Store the measured crossovers of this machine's packed kernels."""
-    save_json(_path(folder), CROSSOVERS, {str(bits): n for bits, n in tokens.items()})
+def keep_crossovers(folder: Path, tokens: Crossovers, device: torch.device) -> None:
+    """Store the measured crossovers of this device's packed kernels."""
+    save_json(_path(folder, device), CROSSOVERS, {str(bits): n for bits, n in tokens.items()})
 
 
-def known_crossovers(folder: Path) -> Crossovers:
-    """The crossovers measured on this machine with these kernels, on as many threads as it has
-    cores; else CROSSOVER_TOKENS."""
-    return load_json(_path(folder), CROSSOVERS, _from_json) or CROSSOVER_TOKENS
+def known_crossovers(folder: Path, device: torch.device) -> Crossovers:
+    """The crossovers measured on this device with these kernels, on the CPU on as many threads as
+    it has cores; else CROSSOVER_TOKENS."""
+    return load_json(_path(folder, device), CROSSOVERS, _from_json) or CROSSOVER_TOKENS
 
 
 def _from_json(kept: Mapping[str, int]) -> Crossovers:
     return {bits: int(kept.get(str(bits), own)) for bits, own in CROSSOVER_TOKENS.items()}
 
 
-def _path(folder: Path) -> Path:
-    return folder / "kernels" / f"crossovers-{layout_key('torch_int4')}-{products_name()}.json"
+def _path(folder: Path, device: torch.device) -> Path:
+    key = f"{layout_key('torch_int4')}-{products_name()}"
+    if device.type != "cpu":
+        key = place_key(device)
+    return folder / "kernels" / f"crossovers-{key}.json"

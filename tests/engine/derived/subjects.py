@@ -94,12 +94,12 @@ def crossovers(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subje
     value = dict.fromkeys(crossover.CROSSOVER_TOKENS, 23)
 
     def read() -> Any:
-        found = crossover.known_crossovers(folder)
+        found = crossover.known_crossovers(folder, torch.device("cpu"))
         return None if found == crossover.CROSSOVER_TOKENS else found
 
-    crossover.keep_crossovers(folder, value)
+    crossover.keep_crossovers(folder, value, torch.device("cpu"))
     path = next((folder / "kernels").iterdir())
-    write = lambda: crossover.keep_crossovers(folder, value)  # noqa: E731
+    write = lambda: crossover.keep_crossovers(folder, value, torch.device("cpu"))  # noqa: E731
     return Subject(crossover.CROSSOVERS, path, write, read, value)
 
 
