@@ -155,6 +155,16 @@ class AcceleratorDevice:
         """An event on the current compute stream."""
         return torch.accelerator.current_stream(self.torch_device).record_event()
 
+    def timestamp(self) -> Event:
+        """An event on the current compute stream that keeps its time."""
+        event = torch.Event(self.torch_device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.torch_device))
+        return event
+
+    def elapsed_s(self, first: Event, last: Event) -> float:
+        """By the device's own clock."""
+        return float(first.elapsed_time(last)) / 1e3  # type: ignore[attr-defined]
+
     def wait(self, event: Event) -> None:
         """Make the compute stream wait for the event."""
         stream = torch.accelerator.current_stream(self.torch_device)

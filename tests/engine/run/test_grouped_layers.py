@@ -137,6 +137,9 @@ class CountedDevice(StagedDevice):
     def record(self) -> Event:
         return CountedEvent(self.cost.waits)
 
+    def timestamp(self) -> Event:
+        return CountedEvent(self.cost.waits)
+
     def synchronize(self) -> None:
         self.cost.waits.append("device")
 
