@@ -48,6 +48,13 @@ def find_accelerator(name: str) -> torch.device:
     return torch.device(device.type, index)
 
 
+def bind_thread_to(device: torch.device) -> None:
+    """Make this device the calling thread's own: a thread begins with the first one, and kernels
+    are launched, and `cuda` means, the thread's own. Does nothing on the CPU."""
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
+
+
 class AcceleratorDevice:
     """Implements Device for torch.device types with streams and events.
 
@@ -73,8 +80,8 @@ class AcceleratorDevice:
         self.synchronize()
 
     def bind_thread(self) -> None:
-        """Make this device the calling thread's own: a thread begins with the first one."""
-        torch.accelerator.set_device_index(self.torch_device.index)
+        """Make this device the calling thread's own."""
+        bind_thread_to(self.torch_device)
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Device memory, [size_bytes] uint8."""

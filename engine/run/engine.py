@@ -131,6 +131,7 @@ class Engine:
         `planned` holds the choices of its plan and their reason. Raises InfeasibleError before
         anything is allocated. A missing pack is made first (progress: stage, done, total).
         """
+        self.device.bind_thread()  # records are encoded, pages pinned and slots allocated here
         config = replace(config, device=replace(config.device, name=self.device.name))
         config = with_table(config, self.facts, self.cache_folder)
         timings = self._timings()

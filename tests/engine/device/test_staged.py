@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,32 @@ def test_a_host_tier_that_holds_all_is_read_from_memory_the_second_time(
     engine.prefill([MicroBatch(PROMPT)])
     assert tier.misses == misses
     assert tier.hits > 0
+    engine.close()
+
+
+def test_whoever_configures_takes_the_device_first(tiny_folder: Path, tmp_path: Path) -> None:
+    bound: set[int] = set()
+
+    class OwnDevice(StagedDevice):
+        """Belongs to the threads that took it, as a card that is not the first one does."""
+
+        def bind_thread(self) -> None:
+            bound.add(threading.get_ident())
+
+        def pin(self, pages: torch.Tensor) -> int:
+            assert threading.get_ident() in bound
+            return super().pin(pages)
+
+        def allocate_arena(self, size_bytes: int) -> torch.Tensor:
+            assert threading.get_ident() in bound
+            return super().allocate_arena(size_bytes)
+
+    device = OwnDevice()
+    device.name = "staged:0"  # no memory of the host's, so that there is a host tier to pin
+    engine = Engine(tiny_folder, device, tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(engine.configure, EngineConfig().overlay({"kv.max_tokens": 64})).result()
+    assert engine.live.tiers
     engine.close()
 
 
