@@ -11,7 +11,6 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from engine.experts.transfer import TransferEngine
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, load_timings, timings_path
-from engine.memory.plan import MemoryPlan, resolve
+from engine.memory.plan import MemoryPlan, on_opened_device, resolve
 from engine.memory.records import config_layout, group_size_of
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
@@ -132,7 +131,7 @@ class Engine:
         anything is allocated. A missing pack is made first (progress: stage, done, total).
         """
         self.device.bind_thread()  # records are encoded, pages pinned and slots allocated here
-        config = replace(config, device=replace(config.device, name=self.device.name))
+        config = on_opened_device(config, self.device.name, self.device.context_bytes)
         config = with_table(config, self.facts, self.cache_folder)
         timings = self._timings()
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, timings)

@@ -17,7 +17,7 @@ from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.kv import one_memory
-from engine.memory.plan import Resolved, resolve
+from engine.memory.plan import Resolved, on_opened_device, resolve
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
 from tuner.definition.policies import policy_settings
@@ -195,10 +195,14 @@ class SearchSpace:
 
 
 def study_base(
-    definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
+    definition: StudyDefinition,
+    facts: ModelFacts,
+    workload: Workload,
+    device: str,
+    context_bytes: int | None = None,
 ) -> EngineConfig:
     """The settings that all trials share: budget, device, KV capacity for workload and tasks, and
-    those that the definition fixes. device: the opened one."""
+    those that the definition fixes. device, context_bytes: of the opened one, see build_space."""
     needed = workload.prompt_tokens + workload.output_tokens
     wanted = max(EngineConfig().kv.max_tokens, needed, definition.task_tokens)
     capacity = min(wanted, max(facts.max_positions, 2))
@@ -215,7 +219,7 @@ def study_base(
         disk_bytes=definition.budget.disk_bytes,
         prompt_tokens=workload.prompt_tokens,
     )
-    return base.overlay(definition.engine)
+    return on_opened_device(base, device, context_bytes).overlay(definition.engine)
 
 
 def build_space(
@@ -223,14 +227,15 @@ def build_space(
     facts: ModelFacts,
     workload: Workload,
     device: str | None = None,
+    context_bytes: int | None = None,
 ) -> SearchSpace:
     """Builds the default parameters, changed by the definition, without choices that never
     fit.
 
-    device: the opened one, by default the definition's. Raises InfeasibleStudyError with the
-    smallest budget when no point fits.
+    device: the opened one, by default the definition's; context_bytes: of its driver, None if not
+    measured. Raises InfeasibleStudyError with the smallest budget when no point fits.
     """
-    base = study_base(definition, facts, workload, device or definition.device)
+    base = study_base(definition, facts, workload, device or definition.device, context_bytes)
     choices = _default_choices(facts, workload)
     if not one_memory(base):
         choices[PLACEMENT] = PLACEMENT_CHOICES

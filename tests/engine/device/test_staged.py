@@ -15,6 +15,7 @@ from engine.device.base import Device
 from engine.device.cpu import CpuDevice
 from engine.device.registry import open_device
 from engine.errors import InfeasibleError, UsageError
+from engine.facts.card_memory import CONTEXT_BYTES
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tests.fakes.staged_device import StagedDevice
@@ -96,6 +97,18 @@ def test_whoever_configures_takes_the_device_first(tiny_folder: Path, tmp_path: 
         thread.submit(engine.configure, EngineConfig().overlay({"kv.max_tokens": 64})).result()
     assert engine.live.tiers
     engine.close()
+
+
+def test_the_memory_equation_counts_what_the_driver_took(tiny_folder: Path, tmp_path: Path) -> None:
+    def total_bytes(context_bytes: int | None) -> int:
+        device = StagedDevice()
+        device.name, device.context_bytes = "staged:0", context_bytes
+        engine = Engine(tiny_folder, device, tmp_path)
+        _, memory = engine.configure(EngineConfig().overlay({"kv.max_tokens": 64}))
+        engine.close()
+        return memory.total_bytes
+
+    assert total_bytes(None) - total_bytes(96_000_000) == CONTEXT_BYTES - 96_000_000
 
 
 def test_host_bytes_beyond_the_ram_budget_do_not_fit(tiny_folder: Path, tmp_path: Path) -> None:
