@@ -83,8 +83,8 @@ def profiled_timings(
 ) -> ModelTimings:
     """Estimated timings of this model from the machine's products, copies and reads.
 
-    device: as the engine names it. Where it has memory of its own, records come over its link (of
-    an emulated machine: as it is slowed), from a host tier that holds all; else from the disk.
+    device: as the engine names it. Where it has memory of its own, records of the host tier come
+    over its link (of an emulated machine: as it is slowed), others from the disk.
     together: see ModelTimings.
     """
     native = profile.products.startswith("native")
@@ -93,18 +93,22 @@ def profiled_timings(
     expert_s, non_expert = estimate.experts(beside), estimate.non_expert(beside)
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
     sources, contention = {}, {}
+    disk_sources = {}
     for name, size in facts.record_bytes.items():
         bits = int(name)
         pieces = facts.pieces_16 if bits == 16 and facts.in_place_16 else 1
         chunk = min(size // pieces, _CHUNK_BYTES)
         contention[bits] = 1.0
+        disk = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
         if emulated is not None:
             rate, latency = emulated.slowed_link_bytes_per_s, emulated.slowed_link_latency_s
             sources[bits] = RecordSource({1: rate}, latency, "queued", pieces)
+            disk_sources[bits] = disk
         elif profile.link_bytes_per_s is not None:
             sources[bits] = RecordSource({1: profile.link_bytes_per_s}, 0.0, "queued", pieces)
+            disk_sources[bits] = disk
         else:
-            sources[bits] = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
+            sources[bits] = disk
             contention[bits] = _slowdown(profile, chunk)
     ready = None
     if native and profile.link_bytes_per_s is None:
@@ -115,6 +119,7 @@ def profiled_timings(
         model=facts.fingerprint,
         device=device,
         sources=sources,
+        disk_sources=disk_sources,
         non_expert_s=non_expert.pop(16),
         coarser_non_expert_s=non_expert,
         router_s=beside.router_s,

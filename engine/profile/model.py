@@ -78,7 +78,8 @@ def calibrate(
         curve = _time_experts(engine)
         own = _from_passes(engine, sequences, curve, one)
         report()
-        own = replace(own, sources={one: _time_source(engine, base, one)})
+        source, disk = _time_sources(engine, base, one)
+        own = replace(own, sources={one: source}, disk_sources={} if disk is None else {one: disk})
         own = _with_host(own, engine, base, one)
         report()
         runs = list(calibration_runs(engine, sequences, base, one))
@@ -104,6 +105,7 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
         last,
         ready=ready,
         sources=_merged(part.sources for part in parts),
+        disk_sources=_merged(part.disk_sources for part in parts),
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
         host_expert_s=_merged(part.host_expert_s for part in parts),
@@ -335,23 +337,26 @@ def _time_gate_lookahead(
     return max(0.0, spent - policy_s)
 
 
-def _time_source(engine: Engine, base: EngineConfig, bits: Bits) -> RecordSource:
-    """The record source: the link where the host tier holds all records (an emulated machine's
-    as it is slowed), else reads of the disk by chunks in flight."""
+def _time_sources(
+    engine: Engine, base: EngineConfig, bits: Bits
+) -> tuple[RecordSource, RecordSource | None]:
+    """The record source: the link from the host tier (an emulated machine's as it is slowed), and
+    the disk, from which what the tier does not hold comes; without a tier the disk and None."""
     config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
-    if isinstance(engine.device, EmulatedDevice):
-        machine = engine.device.machine
-        rate = {1: machine.slowed_link_bytes_per_s}
-        return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents)
-    if engine.live.host_holds_all:
-        tier, threads = engine.live.tiers[bits], config.io.threads
-        link = statistics.median(link_bandwidth(engine.device, tier, threads) for _ in range(3))
-        return RecordSource({1: link}, 0.0, "queued", extents)
     chunk = config.transfer.chunk_bytes
     depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
     speeds = {
         depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
         for depth in depths
     }
-    return RecordSource(speeds, 0.0, "shared", extents)
+    disk = RecordSource(speeds, 0.0, "shared", extents)
+    tier, threads = engine.live.tiers.get(bits), config.io.threads
+    if tier is None:
+        return disk, None
+    if isinstance(engine.device, EmulatedDevice):
+        machine = engine.device.machine
+        rate = {1: machine.slowed_link_bytes_per_s}
+        return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents), disk
+    link = statistics.median(link_bandwidth(engine.device, tier, threads) for _ in range(3))
+    return RecordSource({1: link}, 0.0, "queued", extents), disk
