@@ -15,15 +15,16 @@ import torch
 
 from engine.derived.scratch import scratch_folder
 from engine.device.base import Device
+from engine.device.cpu import CpuDevice
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import CROSSOVER_TOKENS, Multiplier
-from engine.experts.kernels.registry import KernelSupport
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
 from engine.layout.record import Part, record_layout
-from engine.native.library import products_name
+from engine.native.library import is_available, products_name
 from engine.profile.interference import SHAPES, Interference, measure_interference
 from engine.types import Bits
 
@@ -45,6 +46,7 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
     with _test_file(folder) as file:
         reads = {str(size): _read_speed(file, size) for size in _RECORD_SIZES}
         beside = _interference(device, file, support) if device.is_host_memory else {}
+    host = _host_times() if device.torch_device.type != "cpu" else ({}, {})
     return MachineProfile(
         read_bytes_per_s=reads,
         memory_bytes_per_s=_memory_speed(),
@@ -55,6 +57,8 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
         products=products_name() if device.torch_device.type == "cpu" else "",
         busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
         read_slowdown={size: found.slowdown for size, found in beside.items()},
+        host_kernel_ms=host[0],
+        host_small_kernel_ms=host[1],
     )
 
 
@@ -122,6 +126,16 @@ def _link_speed(device: Device) -> float:
         device.copy(target, source, None).synchronize()
 
     return source.numel() / _best(copy)
+
+
+def _host_times() -> tuple[dict[str, float], dict[str, float]]:
+    """As _kernel_times of the processor, with a large and a small matrix."""
+    support = KernelSupport(("native",)) if is_available() else NO_KERNELS
+    cpu = CpuDevice()
+    return (
+        _kernel_times(cpu, support, _ROWS, _COLUMNS),
+        _kernel_times(cpu, support, _FEW_ROWS, _FEW_COLUMNS),
+    )
 
 
 def _kernel_times(

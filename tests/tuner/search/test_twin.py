@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.config.settings import EngineConfig
+from engine.facts.emulated_machine import load_machine
 from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
@@ -110,6 +111,23 @@ def test_an_accelerator_gets_records_over_its_link():
         source, disk = found.sources[16], found.disk_sources[16]
         assert (source.rate(2), source.sharing) == (rate, "queued")
         assert (disk.rate(2), disk.sharing) == (2e9, "shared")
+
+
+def test_the_host_beside_an_accelerator_is_estimated_too():
+    facts, slower = facts_of("m"), {key: 10 * ms for key, ms in PROFILE.kernel_ms.items()}
+    assert profiled_timings(PROFILE, facts, "cpu").host_expert_s == {}
+    card = replace(PROFILE, link_bytes_per_s=1e10)
+    assert profiled_timings(card, facts, "cuda:0").host_expert_s == {}, "nobody timed it"
+    timed = replace(card, host_kernel_ms=slower)
+    found = profiled_timings(timed, facts, "cuda:0")
+    assert found.host_expert_s[16][256] > 5 * found.expert_s[16][256]
+    assert found.host_start_s.keys() == found.host_expert_s.keys()
+    native = replace(PROFILE, products="native")
+    emulated = profiled_timings(native, facts, "emulated:laptop_8gb")
+    rate = load_machine("laptop_8gb").slowed_host_bytes_per_s
+    for bits, curve in emulated.host_expert_s.items():
+        assert min(curve.values()) >= facts.record_bytes[str(bits)] / rate
+    assert emulated.ready is None, "the policy is asked before each layer"
 
 
 def test_a_host_tier_is_predicted_as_large_as_this_machine_allows():
