@@ -297,8 +297,14 @@ class StudyRun:
         if pool.ray is not None:
             devices = (definition.device, self.context.session.opened_device)
             return placed_workers(name, url, pool.ray, devices, trust, self.lost.add)
-        others = devices_for(definition.device, self.context.hardware, pool.workers)[1:]
-        return joined_workers(name, url, others, trust)
+        asked, opened = definition.device, self.context.session.opened_device
+        devices = devices_for(asked, opened, self.context.hardware, pool.workers)
+        if len(devices) < pool.workers:
+            self.context.progress.note(
+                f"{len(devices)} of {pool.workers} workers run: there is one for each accelerator "
+                f"that {asked} names"
+            )
+        return joined_workers(name, url, devices[1:], trust)
 
     def _search(self, *, leading: bool, most: int | None = None) -> None:
         """Runs trials until there are enough. most: limit on their number."""
