@@ -151,6 +151,14 @@ def on_opened_device(
     return replace(config, device=replace(config.device, name=name, context_bytes=known))
 
 
+def with_embeddings_off_device(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The config with the embedding table on the host, where that is a memory of its own and the
+    head is not the same tensor: a token reads one row of it."""
+    if _on_host(config) or not facts.embedding_bytes:
+        return config
+    return config.overlay({"placement.embeddings": "host"})
+
+
 def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
     """Make every automatic choice that no budget decides: bits, group sizes, a plan's table.
 

@@ -14,6 +14,7 @@ from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
 from engine.derived.scratch import sweep_scratch
 from engine.facts.model import ModelFacts
+from engine.memory.plan import with_embeddings_off_device
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
 from tuner.bench.report.tables import Table, ablation_table, published_table
@@ -186,7 +187,8 @@ def _base(
 ) -> EngineConfig:
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
-    return base_config(device, needed_capacity(work, facts), budget_bytes or 0)
+    base = base_config(device, needed_capacity(work, facts), budget_bytes or 0)
+    return with_embeddings_off_device(base, facts)
 
 
 def _own_rows(

@@ -17,7 +17,12 @@ from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.kv import one_memory
-from engine.memory.plan import Resolved, on_opened_device, resolve
+from engine.memory.plan import (
+    Resolved,
+    on_opened_device,
+    resolve,
+    with_embeddings_off_device,
+)
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
 from tuner.definition.policies import policy_settings
@@ -219,7 +224,8 @@ def study_base(
         disk_bytes=definition.budget.disk_bytes,
         prompt_tokens=workload.prompt_tokens,
     )
-    return on_opened_device(base, device, context_bytes).overlay(definition.engine)
+    base = with_embeddings_off_device(on_opened_device(base, device, context_bytes), facts)
+    return base.overlay(definition.engine)
 
 
 def build_space(

@@ -79,6 +79,26 @@ def test_a_study_has_room_beside_the_context_that_was_measured():
     assert space.resolve(space.default()).config.device.context_bytes == 256_000_000
 
 
+@pytest.mark.parametrize(
+    ("device", "embedding_bytes", "engine", "place"),
+    [
+        ("cuda:0", 1_000_000, {}, "host"),
+        ("cuda:0", 1_000_000, {"placement.embeddings": "device"}, "device"),
+        ("cuda:0", 0, {}, "device"),  # the head is the same table
+        ("cpu", 1_000_000, {}, "device"),
+        ("emulated:laptop_8gb", 1_000_000, {}, "device"),
+    ],
+)
+def test_embeddings_lie_in_ram_beside_a_card(
+    device: str, embedding_bytes: int, engine: dict[str, str], place: str
+):
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": 10**10}, "engine": engine}
+    )
+    facts = replace(facts_of("m"), embedding_bytes=embedding_bytes)
+    assert build_space(definition, facts, WORK, device).base.placement.embeddings == place
+
+
 def test_a_study_that_goes_on_keeps_the_context_it_was_planned_with():
     definition = StudyDefinition.model_validate({"model": "m", "budget": {"vram_bytes": 10**10}})
     session: Any = SimpleNamespace(
