@@ -14,6 +14,7 @@ from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
 from engine.derived.scratch import sweep_scratch
 from engine.facts.model import ModelFacts
+from engine.memory.kv import one_memory
 from engine.memory.plan import with_embeddings_off_device
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
@@ -227,6 +228,11 @@ def _own_rows(
 def _baseline_rows(
     base: EngineConfig, source: str, trust_remote_code: bool, revision: str | None
 ) -> list[BenchRow]:
+    if not one_memory(base):
+        print_note(
+            f"rows of other engines compute on the processor alone and use nothing of "
+            f"{base.device.name}: they show what the card brings, not which engine uses it better"
+        )
     return [
         BenchRow(
             baseline,
