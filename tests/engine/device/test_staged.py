@@ -11,14 +11,19 @@ import torch
 
 from engine.config.settings import EngineConfig
 from engine.device.accelerator import AcceleratorDevice
-from engine.device.base import Device
+from engine.device.base import Device, Event
 from engine.device.cpu import CpuDevice
 from engine.device.registry import open_device
 from engine.errors import InfeasibleError, UsageError
+from engine.experts.encoding.codec import CodeLayout, RecordFormat
 from engine.facts.card_memory import CONTEXT_BYTES
+from engine.layout.record import Part, record_layout
+from engine.run.configuration import host_supports
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
+from engine.types import Bits
 from tests.fakes.staged_device import StagedDevice
+from tests.requirements import require_native
 
 PROMPT = torch.arange(3, 30)[None]
 
@@ -71,6 +76,46 @@ def test_a_host_tier_that_holds_all_is_read_from_memory_the_second_time(
     assert tier.misses == misses
     assert tier.hits > 0
     engine.close()
+
+
+def test_compute_waits_for_a_copy_once_and_not_at_each_hit(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    class WaitedDevice(StagedDevice):
+        """Counts how often compute waits for a copy."""
+
+        waits = 0
+
+        def wait(self, event: Event) -> None:
+            self.waits += 1
+            super().wait(event)
+
+    device = WaitedDevice()
+    device.name = "staged:0"  # no memory of the host's: a record of its tier is one copy
+    engine = Engine(tiny_folder, device, tmp_path)
+    engine.configure(EngineConfig().overlay({"cache.expert_bytes": "100%", "kv.max_tokens": 64}))
+    batch = MicroBatch(PROMPT)
+    engine.prefill([batch])
+    counters = engine.residency.counters
+    for _ in range(3):
+        batch.tokens = torch.tensor([[5]])
+        engine.forward([batch], "decode")
+    assert counters.hits["decode"] > 0
+    assert 0 < device.waits <= counters.misses["prefill"] + counters.misses["decode"]
+    engine.close()
+
+
+def test_beside_a_card_the_host_multiplies_records_as_they_lie() -> None:
+    require_native()
+    parts = (Part("gate_up_proj", (64, 64)), Part("down_proj", (64, 32)))
+    layouts: dict[Bits, CodeLayout] = {4: "plain", 3: "cuda_int4"}
+    records = {
+        bits: RecordFormat(parts, record_layout(parts, bits, 32), torch.bfloat16, codes)
+        for bits, codes in layouts.items()
+    }
+    supports = host_supports(records)
+    assert supports[4].names == ("native",)
+    assert supports[3].names == ()
 
 
 def test_whoever_configures_takes_the_device_first(tiny_folder: Path, tmp_path: Path) -> None:
