@@ -21,6 +21,7 @@ from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.experts.kernels.crossover import known_crossovers
+from engine.experts.kernels.grouped.experts import GroupedExperts
 from engine.facts.timings import Curve, ModelTimings, ReadyTimings, RecordSource, at, scaled
 from engine.measure.bandwidth import link_bandwidth, record_bandwidth
 from engine.measure.pass_through import Sequenced
@@ -38,7 +39,7 @@ EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DECODE_SIZES = (1, 2, 4)
 PREFILL_TOKENS = (16, 64, 128)
 DECODE_PASSES = 12
-HOST_ROW = 4
+ROW = 4  # experts beside the first of those that are timed together
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 
@@ -123,11 +124,13 @@ def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
 
 
 def _time_experts(engine: Engine) -> dict[int, float]:
-    """Seconds of one expert by tokens. Each call uses another expert, so that its weights come
-    from memory and not from a processor cache."""
+    """Seconds of one expert by tokens, as the runtime computes it. Each call uses another expert,
+    so that its weights come from memory and not from a processor cache."""
     live = engine.live
     record = live.store.record
     bits = record.layout.bits
+    if live.grouped is not None and bits in live.grouped.most_tokens:
+        return _time_grouped(engine, live.grouped, bits)
     support = engine.kernel_support(live.config, bits)
     crossovers = known_crossovers(engine.cache_folder, engine.device.torch_device)
     multiply = multiplier_of(live.config, record, support, crossovers)
@@ -163,6 +166,28 @@ def _time_experts(engine: Engine) -> dict[int, float]:
     return _time_by_tokens(engine, run)
 
 
+def _time_grouped(engine: Engine, grouped: GroupedExperts, bits: Bits) -> dict[int, float]:
+    """As _time_experts, where those of a layer are launched together: what each of several takes
+    more than the first. What the launches take belongs to gathering."""
+    slots, place = engine.live.slots, engine.device.torch_device
+    several = min(1 + ROW, slots.count, engine.facts.experts)
+    turn = itertools.cycle(range(slots.count))
+
+    def run(x: torch.Tensor, count: int) -> None:
+        index = torch.arange(count, device=place).expand(x.shape[0], count).contiguous()
+        weights = torch.ones(x.shape[0], count, dtype=x.dtype, device=place)
+        out = x.new_empty(index.numel(), x.shape[1])
+        addresses = {expert: slots.address(next(turn)) for expert in range(count)}
+        grouped.begin(index)
+        grouped.run(bits, addresses, x, index, out)
+        grouped.combine(out, weights)
+        engine.device.synchronize()
+
+    one = _time_by_tokens(engine, lambda x: run(x, 1))
+    more = _time_by_tokens(engine, lambda x: run(x, several))
+    return {n: max(1e-6, (more[n] - one[n]) / max(1, several - 1)) for n in one}
+
+
 def _with_host(
     timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
 ) -> ModelTimings:
@@ -190,8 +215,8 @@ def _with_host(
         host.submit(module, [(one, bits) for one in chosen], x.cpu(), index).result()
 
     alone = _time_by_tokens(engine, lambda x: run(x, 1))
-    several = _time_by_tokens(engine, lambda x: run(x, 1 + HOST_ROW))
-    expert_s = {n: max(1e-6, (several[n] - alone[n]) / HOST_ROW) for n in alone}
+    several = _time_by_tokens(engine, lambda x: run(x, 1 + ROW))
+    expert_s = {n: max(1e-6, (several[n] - alone[n]) / ROW) for n in alone}
     start_s = statistics.median(max(0.0, alone[n] - expert_s[n]) for n in alone)
     return replace(timings, host_expert_s={bits: expert_s}, host_start_s={bits: start_s})
 

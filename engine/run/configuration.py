@@ -59,7 +59,8 @@ class LiveConfiguration:
     """Everything that one resolved config needs beside the non-expert weights.
 
     stores: the disk tier by bits (closed with this object); supports: kernels by bits; host_tiers:
-    the engine's, which outlive the configuration; progress: of filling them.
+    the engine's, which outlive the configuration; progress: of filling them. grouped: launches of
+    all experts of a layer, if there are such.
     """
 
     def __init__(
@@ -136,9 +137,10 @@ class LiveConfiguration:
         on_host = host_supports(records) if device.torch_device.type != "cpu" else supports
         of_host = known_crossovers(cache_folder, torch.device("cpu"))
         self.host = self._open_host(records, on_host, of_host)
-        fused: FusedExperts | None = GroupedExperts.of(
-            model, config, records, self.slots, cache_folder
-        ) or NativeExperts.of(model, config, records, supports, crossovers)
+        self.grouped = GroupedExperts.of(model, config, records, self.slots, cache_folder)
+        fused: FusedExperts | None = self.grouped or NativeExperts.of(
+            model, config, records, supports, crossovers
+        )
         if self.host is not None:
             opened.callback(self.host.close)
         if self.host is not None:
