@@ -4,10 +4,9 @@
 # It runs, on the device named by DEVICE (default cuda:0): parity with transformers, the budgets of the
 # hot path, the Triton programs against plain torch, the tests that need an accelerator, the same under
 # compute-sanitizer where that is installed, a study of the demo model and one of a twin with wider
-# experts, each of at most STUDY_TIME
-# (default 10m). Everything it writes lies in FOLDER (default ./gpu-checkup); an earlier report there
-# is replaced. Takes about half an hour. A step that fails does not stop the others; the exit code is
-# the number of steps that failed.
+# experts, each of at most STUDY_TIME (default 10m). Everything it writes lies in FOLDER (default
+# ./gpu-checkup); an earlier report there is replaced. Takes about half an hour. A step that fails does
+# not stop the others; the exit code is the number of steps that failed.
 #
 # DEVICE=cpu runs the same steps without an accelerator, except the tests that need one.
 set -u
