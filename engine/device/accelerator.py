@@ -7,6 +7,7 @@ the host blocks only when it reuses a staging buffer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from engine.device.outside_memory import OutsideMemory, card_of, memory_info
 from engine.device.pages import allocate_pages
 from engine.errors import DeviceMemoryError, UsageError
 
+_log = logging.getLogger(__name__)
 _PIN_BYTES = 1 << 30  # registered at a time, so that a limit leaves most of it pinned
 
 
@@ -70,6 +72,7 @@ class AcceleratorDevice:
         self._local = threading.local()
         self._pinned: dict[int, int] = {}  # bytes, by address
         self._limit_bytes = 0
+        self._said_pageable = False
         self._outside = OutsideMemory(self.torch_device, self._make_context)
         self._beside = "not read"
         self.context_bytes: int | None = self._outside.context_bytes
@@ -105,10 +108,18 @@ class AcceleratorDevice:
         return None
 
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
-        """Pinned host memory, page-aligned; pageable if pinning fails (WSL limits it)."""
+        """Pinned host memory, page-aligned; pageable if pinning fails (WSL limits it), and one line
+        of the log says so."""
         try:
             pinned = torch.empty(size_bytes + 4096, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:
+            if not self._said_pageable:
+                _log.warning(
+                    "buffers of %s are not pinned, since the system allows no more: copies are "
+                    "slower (`ulimit -l`; WSL has a limit)",
+                    self.name,
+                )
+                self._said_pageable = True
             return allocate_pages(size_bytes)
         start = -pinned.data_ptr() % 4096
         return pinned[start : start + size_bytes]

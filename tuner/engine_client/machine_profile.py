@@ -15,7 +15,7 @@ from engine.inputs.typed import check_types
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
-PROFILE = DerivedKind("machine profile", 1, "it is measured again")
+PROFILE = DerivedKind("machine profile", 2, "it is measured again")
 KEPT_S = 30 * 24 * 3600.0  # disks fill up and age
 
 

@@ -28,7 +28,6 @@ from engine.facts.timings import (
     TIMINGS,
     ModelTimings,
     ReadyTimings,
-    RecordSource,
     load_timings,
     save_timings,
 )
@@ -72,7 +71,6 @@ def timings(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
         model="m",
         device="cpu",
         sources={},
-        disk_sources={4: RecordSource({1: 1e9}, 0.0, "shared", 2)},
         non_expert_s=curve,
         router_s=curve,
         layer_s={4: curve},
