@@ -19,7 +19,8 @@ struct ReplayTimings {
   const int64_t* tier_records;
   const int32_t* tier_filled;
   const double *disk_bytes, *disk_rates, *disk_s;
-  int64_t precisions, tier_most, most_tokens, workers, slots, watches_gate, two_priority, order, has_ready;
+  int64_t precisions, tier_most, most_tokens, workers, slots;
+  int64_t watches_gate, two_priority, order, has_ready;
   double submit_s, gate_lookahead_s, wake_s, restart_s, restart_non_expert_s, host_start_s;
   double contention, host_contention;
 };
