@@ -294,10 +294,9 @@ class StudyRun:
         """Starts the other workers while the block runs."""
         definition, name = self.context.definition, self.context.study.name
         url, trust = self.context.store.database.url, definition.trust_remote_code
-        if pool.ray is not None:
-            devices = (definition.device, self.context.session.opened_device)
-            return placed_workers(name, url, pool.ray, devices, trust, self.lost.add)
         asked, opened = definition.device, self.context.session.opened_device
+        if pool.ray is not None:
+            return placed_workers(name, url, pool.ray, (asked, opened), trust, self.lost.add)
         devices = devices_for(asked, opened, self.context.hardware, pool.workers)
         if len(devices) < pool.workers:
             self.context.progress.note(
