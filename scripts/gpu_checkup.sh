@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checks expertune on an accelerator and writes one report to paste: `bash scripts/gpu_checkup.sh`.
 #
-# It runs, on the device named by DEVICE (default cuda:0): the tests that need an accelerator, the same
-# under compute-sanitizer where that is installed, parity with transformers, the budgets of the hot
-# path, a study of the demo model and one of a twin with wider experts, each of at most STUDY_TIME
-# (default 10m). Everything it writes lies in FOLDER (default ./gpu-checkup); an earlier report there
-# is replaced. Takes about half an hour. A step that fails does not stop the others; the exit code is
-# the number of steps that failed.
+# It runs, on the device named by DEVICE (default cuda:0): parity with transformers, the budgets of the
+# hot path, the Triton programs against plain torch, the tests that need an accelerator, the same under
+# compute-sanitizer where that is installed, a study of the demo model and one of a twin with wider
+# experts, each of at most STUDY_TIME (default 10m). Everything it writes lies in FOLDER (default
+# ./gpu-checkup); an earlier report there is replaced. Takes about half an hour. A step that fails does
+# not stop the others; the exit code is the number of steps that failed.
 #
 # DEVICE=cpu runs the same steps without an accelerator, except the tests that need one.
 set -u
@@ -58,9 +58,13 @@ tune() { "$PYTHON" -m tuner "$@"; }
 if command -v nvidia-smi >/dev/null; then step "card" nvidia-smi; else skip "card" "nvidia-smi is not here"; fi
 step "machine and parity" tune doctor --model demo --device "$DEVICE"
 
+step "budgets" "$PYTHON" -m pytest tests/engine/run/test_grouped_layers.py tests/engine/run/test_device_time.py \
+  tests/engine/device/test_races.py
 if [ "$DEVICE" = cpu ]; then
   skip "tests" "they need an accelerator"
 else
+  step "programs" "$PYTHON" -m pytest -m triton tests/engine/experts/kernels/test_grouped.py \
+    tests/engine/experts/kernels/test_triton_int4.py
   step "tests" "$PYTHON" -m pytest -m gpu tests
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do

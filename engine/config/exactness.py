@@ -28,6 +28,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "placement.embeddings": "exact",
     "kernel.": "lossy_static",
     "device.": "lossy_static",
+    "device.context_bytes": "exact",
     "device.correction_bytes": "exact",
     "compute.": "lossy_static",
     "precision.": "lossy_static",

@@ -39,6 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("budget.vram_bytes", "budget.ram_bytes", "budget.disk_bytes"), (0, MOST_BYTES)
     ),
+    "device.context_bytes": (0, MOST_BYTES),
     "device.correction_bytes": (-(1 << 40), 1 << 40),
 }
 

@@ -217,10 +217,12 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """name: auto, cpu, cuda:0 or any device type that torch knows; correction_bytes: what runs of
-    this model took there beyond the memory equation (negative: less), which counts with it."""
+    """name: auto, cpu, cuda:0 or any device type that torch knows. The memory equation counts with
+    context_bytes: what the driver's context took as the device was opened, 0 if not measured; and
+    correction_bytes: what runs of this model took there beyond it (negative: less)."""
 
     name: str = "auto"
+    context_bytes: int = 0
     correction_bytes: int = 0
 
 

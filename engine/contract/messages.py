@@ -31,7 +31,7 @@ Operations, as `op: arguments -> result`:
   discard_journal: (none) -> (empty)
   generate: prompt, chat, max_tokens, temperature, top_p, seed -> text, tokens, metrics
   pack: bits, group_size -> path, bytes, records
-  profile: (none) -> MachineProfile
+  profile: device (left out: auto; the opened one if a model is open) -> MachineProfile
   divergence: text, tokens, reference -> kld_mean, top1_agreement, tokens
   trace: path, workload, repeats, seed, gate_inputs -> path, bytes, passes, tokens
   calibrate: config, workload, bits -> ModelTimings

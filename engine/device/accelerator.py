@@ -7,6 +7,7 @@ the host blocks only when it reuses a staging buffer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from engine.device.outside_memory import OutsideMemory, card_of, memory_info
 from engine.device.pages import allocate_pages
 from engine.errors import DeviceMemoryError, UsageError
 
+_log = logging.getLogger(__name__)
 _PIN_BYTES = 1 << 30  # registered at a time, so that a limit leaves most of it pinned
 
 
@@ -48,6 +50,13 @@ def find_accelerator(name: str) -> torch.device:
     return torch.device(device.type, index)
 
 
+def bind_thread_to(device: torch.device) -> None:
+    """Make this device the calling thread's own: a thread begins with the first one, and kernels
+    are launched, and `cuda` means, the thread's own. Does nothing on the CPU."""
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index or 0)
+
+
 class AcceleratorDevice:
     """Implements Device for torch.device types with streams and events.
 
@@ -63,6 +72,7 @@ class AcceleratorDevice:
         self._local = threading.local()
         self._pinned: dict[int, int] = {}  # bytes, by address
         self._limit_bytes = 0
+        self._said_pageable = False
         self._outside = OutsideMemory(self.torch_device, self._make_context)
         self._beside = "not read"
         self.context_bytes: int | None = self._outside.context_bytes
@@ -73,8 +83,8 @@ class AcceleratorDevice:
         self.synchronize()
 
     def bind_thread(self) -> None:
-        """Make this device the calling thread's own: a thread begins with the first one."""
-        torch.accelerator.set_device_index(self.torch_device.index)
+        """Make this device the calling thread's own."""
+        bind_thread_to(self.torch_device)
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Device memory, [size_bytes] uint8."""
@@ -98,10 +108,18 @@ class AcceleratorDevice:
         return None
 
     def allocate_staging(self, size_bytes: int) -> torch.Tensor:
-        """Pinned host memory, page-aligned; pageable if pinning fails (WSL limits it)."""
+        """Pinned host memory, page-aligned; pageable if pinning fails (WSL limits it), and one line
+        of the log says so."""
         try:
             pinned = torch.empty(size_bytes + 4096, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:
+            if not self._said_pageable:
+                _log.warning(
+                    "buffers of %s are not pinned, since the system allows no more: copies are "
+                    "slower (`ulimit -l`; WSL has a limit)",
+                    self.name,
+                )
+                self._said_pageable = True
             return allocate_pages(size_bytes)
         start = -pinned.data_ptr() % 4096
         return pinned[start : start + size_bytes]
@@ -154,6 +172,16 @@ class AcceleratorDevice:
     def record(self) -> Event:
         """An event on the current compute stream."""
         return torch.accelerator.current_stream(self.torch_device).record_event()
+
+    def timestamp(self) -> Event:
+        """An event on the current compute stream that keeps its time."""
+        event = torch.Event(self.torch_device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.torch_device))
+        return event
+
+    def elapsed_s(self, first: Event, last: Event) -> float:
+        """By the device's own clock."""
+        return float(first.elapsed_time(last)) / 1e3  # type: ignore[attr-defined]
 
     def wait(self, event: Event) -> None:
         """Make the compute stream wait for the event."""

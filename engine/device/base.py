@@ -69,6 +69,12 @@ class Device(Protocol):
     def record(self) -> Event:
         """An event after all compute queued so far."""
 
+    def timestamp(self) -> Event:
+        """As record, with the time at which it is done, for elapsed_s."""
+
+    def elapsed_s(self, first: Event, last: Event) -> float:
+        """Seconds of the device between two timestamps, both done; 0 if compute is synchronous."""
+
     def wait(self, event: Event) -> None:
         """Make later compute wait for the event without blocking the host."""
 

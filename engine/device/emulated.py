@@ -104,6 +104,14 @@ class EmulatedDevice:
         """An event that is already done: compute is synchronous."""
         return DoneEvent()
 
+    def timestamp(self) -> Event:
+        """As record."""
+        return self.record()
+
+    def elapsed_s(self, first: Event, last: Event) -> float:
+        """0: compute is synchronous."""
+        return 0.0
+
     def wait(self, event: Event) -> None:
         """Does nothing: there is nothing to wait for."""
 

@@ -252,4 +252,5 @@ class TransferEngine:
                 transfer.cancelled = True
             elif transfer.finished and not transfer.cancelled:
                 transfer.read = True
-            self._moved.notify_all()
+            if error is not None or transfer.finished:  # nobody waits for a single chunk
+                self._moved.notify_all()

@@ -13,8 +13,8 @@ import pynvml
 
 from engine.facts.cards import ask_driver, plausible
 
-# Memory of a driver's context on an accelerator before any tensor: a typical CUDA value. A device
-# that is opened measures its own where it can.
+# Memory of a driver's context on an accelerator before any tensor: a typical CUDA value, for plans
+# before the device is opened. A device that is opened measures its own where it can.
 CONTEXT_BYTES = 500_000_000
 
 

@@ -100,10 +100,12 @@ def predicted_timings(machine: EmulatedMachine, facts: ModelFacts) -> ModelTimin
         n: 10 * _LAUNCH_S + work(dense_layer, 16, n, rate, flops) for n in _CURVE_TOKENS
     }
     link = RecordSource({1: machine.link_bytes_per_s}, machine.link_latency_s, "queued")
+    disk = RecordSource({1: machine.disk_bytes_per_s}, 0.0, "shared")
     return ModelTimings(
         model=facts.fingerprint,
         device=f"{PREFIX}{machine.name}",
         sources=dict.fromkeys(expert_s, link),
+        disk_sources=dict.fromkeys(expert_s, disk),
         non_expert_s={n: seconds * facts.layers / layers for n, seconds in non_expert_s.items()},
         router_s=dict.fromkeys(_CURVE_TOKENS, 2 * _LAUNCH_S),
         layer_s={bits: dict.fromkeys(_CURVE_TOKENS, 4 * _LAUNCH_S) for bits in expert_s},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.facts.emulated_machine import PREFIX, load_machine
+from engine.facts.emulated_machine import PREFIX, EmulatedMachine, load_machine
 from engine.facts.machine import MachineProfile
 from engine.facts.model import ModelFacts
 from engine.facts.timings import (
@@ -25,6 +25,7 @@ from engine.facts.timings import (
     RoundedTimings,
     at,
 )
+from engine.native.library import products_name
 from engine.types import ActivationBits, product_key
 
 _TOKENS = (1, 2, 4, 16, 64, 256)  # token counts that profiles time
@@ -32,6 +33,7 @@ _PROFILED_WEIGHTS, _SMALL_WEIGHTS = 1024 * 1024, 128 * 128
 _CHUNK_BYTES = 1 << 20  # the default chunk size of a config
 _CACHES_BYTES = 1 << 25  # weights that the caches of most processors hold
 _SCORE_S, _WAKE_S = 4e-5, 4e-5  # one gate look-ahead; waking an I/O thread
+_HOST_START_S = 1e-4  # of handing a layer's experts to the host's thread and taking results back
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def profiled_timings(
 ) -> ModelTimings:
     """Estimated timings of this model from the machine's products, copies and reads.
 
-    device: as the engine names it. Where it has memory of its own, records come over its link (of
-    an emulated machine: as it is slowed), from a host tier that holds all; else from the disk.
+    device: as the engine names it. Where it has memory of its own, records of the host tier come
+    over its link (of an emulated machine: as it is slowed), others from the disk, and the host may
+    compute.
     together: see ModelTimings.
     """
     native = profile.products.startswith("native")
@@ -101,28 +104,34 @@ def profiled_timings(
     expert_s, non_expert = estimate.experts(beside), estimate.non_expert(beside)
     emulated = load_machine(device.removeprefix(PREFIX)) if device.startswith(PREFIX) else None
     sources, contention = {}, {}
+    disk_sources = {}
     for name, size in facts.record_bytes.items():
         bits = int(name)
         pieces = facts.pieces_16 if bits == 16 and facts.in_place_16 else 1
         chunk = min(size // pieces, _CHUNK_BYTES)
         contention[bits] = 1.0
+        disk = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
         if emulated is not None:
             rate, latency = emulated.slowed_link_bytes_per_s, emulated.slowed_link_latency_s
             sources[bits] = RecordSource({1: rate}, latency, "queued", pieces)
+            disk_sources[bits] = disk
         elif profile.link_bytes_per_s is not None:
             sources[bits] = RecordSource({1: profile.link_bytes_per_s}, 0.0, "queued", pieces)
+            disk_sources[bits] = disk
         else:
-            sources[bits] = RecordSource({2: _read_speed(profile, chunk)}, 0.0, "shared", pieces)
+            sources[bits] = disk
             contention[bits] = _slowdown(profile, chunk)
     ready, rounded = None, estimate.rounded(beside)
-    if native and profile.link_bytes_per_s is None:
+    if native and profile.link_bytes_per_s is None and emulated is None:
         of_ready = estimate.non_expert(_READY)
         ready = ReadyTimings(of_ready.pop(16), _READY.policy_s, estimate.experts(_READY), of_ready)
     wake = dict.fromkeys(expert_s, _WAKE_S)
+    host_expert_s = _host_experts(profile, facts, emulated)
     return ModelTimings(
         model=facts.fingerprint,
         device=device,
         sources=sources,
+        disk_sources=disk_sources,
         non_expert_s=non_expert.pop(16),
         coarser_non_expert_s=non_expert,
         router_s=beside.router_s,
@@ -135,12 +144,38 @@ def profiled_timings(
         wake_s=wake,
         restart_s=dict.fromkeys(expert_s, beside.restart_s),
         contention=contention,
+        host_expert_s=host_expert_s,
+        host_start_s=dict.fromkeys(host_expert_s, _HOST_START_S),
         together=together,
         ready=ready,
         restart_non_expert_s=beside.restart_non_expert_s,
         rounded=rounded,
         notes={"profiled": "from the machine's general speeds, not timed on this model"},
     )
+
+
+def _host_experts(
+    profile: MachineProfile, facts: ModelFacts, emulated: EmulatedMachine | None
+) -> dict[int, dict[int, float]]:
+    """Seconds of an expert on the processor beside a device, by bits, then by its tokens; empty if
+    there is none or it was not timed. An emulated machine's memory is slower than this one's."""
+    if emulated is None and not profile.host_kernel_ms:
+        return {}
+    if profile.host_kernel_ms:
+        large, small = profile.host_kernel_ms, profile.host_small_kernel_ms
+        profile = replace(profile, kernel_ms=large, small_kernel_ms=small)
+    beside = _NATIVE if products_name().startswith("native") else _TORCH
+    found = _Estimate(profile, facts).experts(beside)
+    if emulated is None:
+        return found
+    least = {
+        int(bits): size / emulated.slowed_host_bytes_per_s
+        for bits, size in facts.record_bytes.items()
+    }
+    return {
+        bits: {tokens: max(seconds, least[bits]) for tokens, seconds in curve.items()}
+        for bits, curve in found.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _cpu_name() -> str:
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """Measured speeds of this machine.
+    """Measured speeds of this machine with one device.
 
     read_bytes_per_s: by record size (bytes as text) at the given queue depth; memory_bytes_per_s:
     one large copy; kernel_ms: of one product with a 1024 x 1024 matrix, by `product_key/tokens`;
@@ -122,6 +122,9 @@ class MachineProfile:
 
     By chunk size, if slots lie in host memory: busy_read_bytes_per_s, of the engine's reads while a
     product runs; read_slowdown, the factor by which that product slows down meanwhile.
+
+    host_kernel_ms, host_small_kernel_ms: as kernel_ms, of the processor beside a device that
+    multiplies itself; empty where the kernels above are the processor's.
     """
 
     read_bytes_per_s: dict[str, float]
@@ -133,6 +136,8 @@ class MachineProfile:
     busy_read_bytes_per_s: dict[str, float] = field(default_factory=dict)
     read_slowdown: dict[str, float] = field(default_factory=dict)
     small_kernel_ms: dict[str, float] = field(default_factory=dict)
+    host_kernel_ms: dict[str, float] = field(default_factory=dict)
+    host_small_kernel_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

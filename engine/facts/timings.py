@@ -94,7 +94,9 @@ class RoundedTimings:
 class ModelTimings:
     """Times of one model on one device, in seconds.
 
-    sources: record sources, by bits; non_expert_s, router_s: of one layer and micro-batch, by its
+    sources: record sources, by bits, of records that the host tier holds, if there is one;
+    disk_sources: of those that it does not hold, by bits, empty if there is none or nobody timed
+    them; non_expert_s, router_s: of one layer and micro-batch, by its
     tokens, the former with weights of 16 bits; coarser_non_expert_s: with fewer, by bits, if
     timed; layer_s: gathering and summing of one layer pass, by bits, then by tokens of all
     micro-batches; expert_s: of one expert, by bits, then by its tokens; policy_s: of one layer and
@@ -137,6 +139,7 @@ class ModelTimings:
     ready: ReadyTimings | None = None
     restart_non_expert_s: float = 0.0
     rounded: RoundedTimings | None = None
+    disk_sources: Mapping[int, RecordSource] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -154,10 +157,12 @@ class ModelTimings:
     def from_json(cls, data: Mapping[str, Any]) -> ModelTimings:
         """Inverse of to_json (JSON turns integer keys into text)."""
         values = dict(data)
-        values["sources"] = {
-            int(bits): RecordSource(**{**source, "bytes_per_s": _curve(source["bytes_per_s"])})
-            for bits, source in values["sources"].items()
-        }
+        values.setdefault("disk_sources", {})  # of an earlier release
+        for name in ("sources", "disk_sources"):
+            values[name] = {
+                int(bits): RecordSource(**{**source, "bytes_per_s": _curve(source["bytes_per_s"])})
+                for bits, source in values[name].items()
+            }
         for name in ("non_expert_s", "router_s", "policy_s", "pass_s"):
             values[name] = _curve(values[name])
         for name in ("wake_s", "restart_s", "contention", "host_start_s", "host_contention"):
@@ -365,7 +370,7 @@ def _curve(data: Mapping[Any, Any]) -> dict[int, float]:
 
 def _check_times(timings: ModelTimings) -> None:
     """Raise ValueError for times and speeds that nothing has."""
-    sources = timings.sources.values()
+    sources = [*timings.sources.values(), *timings.disk_sources.values()]
     speeds = [speed for source in sources for speed in source.bytes_per_s.values()]
     if any(speed <= 0 for speed in speeds) or not all(source.bytes_per_s for source in sources):
         raise ValueError("a source has no speed")

@@ -18,12 +18,13 @@ _LINK_BYTES = 24_000_000
 
 
 def link_bandwidth(device: Device, tier: HostTier, threads: int) -> float:
-    """Bytes per second from the host tier into the device, `threads` record copies at a time."""
+    """Bytes per second from the filled host tier into the device, `threads` record copies at a
+    time."""
     size = tier.record.size_bytes
     arena = device.allocate_arena(threads * size)
     count = min(tier.count, _MAX_RECORDS, max(threads, _LINK_BYTES // size))
     scratch = [bytes_view(allocate_pages(tier.scratch_bytes())) for _ in range(threads)]
-    experts = tier.experts[:count]
+    experts = tier.held()[-count:]  # no record is read from the disk meanwhile
 
     def copy_all(number: int) -> int:
         target = arena[number * size : (number + 1) * size]

@@ -14,6 +14,8 @@ from engine.types import Bits, format_bytes
 # Of the free memory, unless a RAM budget allows more: files that are read, and other programs, need
 # some. What is free changes by the minute, so it bounds the tier when it is opened, not the config.
 FREE_FRACTION = 0.7
+# Records beside those that the I/O threads carry: one of the host's products and one to evict.
+_MORE_RECORDS = 2
 
 
 def with_host_bytes(
@@ -47,3 +49,10 @@ def host_shares(records: dict[Bits, int], host_bytes: int) -> dict[Bits, int]:
     """Bytes of the host tier for the records of each precision, in proportion to what they take."""
     everything = sum(records.values())
     return {bits: host_bytes * size // max(1, everything) for bits, size in records.items()}
+
+
+def held_records(share_bytes: int, record_bytes: int, experts: int, threads: int) -> int:
+    """How many of `experts` records a tier of these bytes holds; 0, which means no tier, if they
+    are too few for so many I/O threads to work with."""
+    count = min(share_bytes // record_bytes, experts)
+    return count if count >= min(threads + _MORE_RECORDS, experts) else 0

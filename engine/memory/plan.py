@@ -35,6 +35,7 @@ from engine.types import Bits, format_at_least, format_bytes
 # Code pages, allocator slack and kernel scratch that a run touches beyond the terms below; measured
 # on the reference machine (docs/lab, "memory equation").
 FIXED_WORKSPACE_BYTES = 34_000_000
+_CONTEXT_STEP = 16_000_000  # a measured context is rounded up to it: processes differ a little
 _STACKING = ("next_gate", "pregate")  # these keep copies of the routers of several layers
 _INDEX_BYTES_PER_TENSOR = 2_500  # names and locations of an expert's tensors, as Python objects
 
@@ -136,6 +137,27 @@ def resolve(config: EngineConfig, facts: ModelFacts) -> Resolved:
             plan.total_bytes,
         )
     return Resolved(config.overlay({"cache.expert_bytes": plan.slots_bytes}), plan)
+
+
+def on_opened_device(
+    config: EngineConfig, name: str, context_bytes: int | None = None
+) -> EngineConfig:
+    """The config on the device that was opened.
+
+    context_bytes: of its driver's context, None if nothing measured it. A config that has one keeps
+    it: what was planned to fit still fits when another process is given a few bytes more.
+    """
+    measured = -(-(context_bytes or 0) // _CONTEXT_STEP) * _CONTEXT_STEP
+    known = config.device.context_bytes or measured
+    return replace(config, device=replace(config.device, name=name, context_bytes=known))
+
+
+def with_embeddings_off_device(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The config with the embedding table on the host, where that is a memory of its own and the
+    head is not the same tensor: a token reads one row of it."""
+    if _on_host(config) or not facts.embedding_bytes:
+        return config
+    return config.overlay({"placement.embeddings": "host"})
 
 
 def complete(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
@@ -335,8 +357,9 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
 
 
 def context_bytes(config: EngineConfig) -> int:
-    """Memory of the driver's context on the config's device; 0 if that is host memory."""
-    return 0 if _on_host(config) else CONTEXT_BYTES
+    """Memory of the driver's context on the config's device: measured, else an estimate; 0 if that
+    is host memory."""
+    return 0 if _on_host(config) else config.device.context_bytes or CONTEXT_BYTES
 
 
 def _on_host(config: EngineConfig) -> bool:

@@ -15,15 +15,16 @@ import torch
 
 from engine.derived.scratch import scratch_folder
 from engine.device.base import Device
+from engine.device.cpu import CpuDevice
 from engine.device.pages import allocate_pages, bytes_view
 from engine.errors import StorageError
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier
-from engine.experts.kernels.registry import KernelSupport
+from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
 from engine.experts.tiers.direct_io import DiskReader, Extent
 from engine.facts.machine import MachineProfile
 from engine.layout.record import Part, record_layout
-from engine.native.library import multiplies_bytes, products_name
+from engine.native.library import is_available, multiplies_bytes, products_name
 from engine.profile.interference import SHAPES, Interference, measure_interference
 from engine.types import BITS, ActivationBits, Bits, product_key
 
@@ -45,16 +46,19 @@ def profile_machine(device: Device, folder: Path, support: KernelSupport) -> Mac
     with _test_file(folder) as file:
         reads = {str(size): _read_speed(file, size) for size in _RECORD_SIZES}
         beside = _interference(device, file, support) if device.is_host_memory else {}
+    host = _host_times() if device.torch_device.type != "cpu" else ({}, {})
     return MachineProfile(
         read_bytes_per_s=reads,
         memory_bytes_per_s=_memory_speed(),
         link_bytes_per_s=_link_speed(device) if not device.is_host_memory else None,
         kernel_ms=_kernel_times(device, support, _ROWS, _COLUMNS),
         small_kernel_ms=_kernel_times(device, support, _FEW_ROWS, _FEW_COLUMNS),
-        crossover_tokens=_crossovers(device, support) if device.is_host_memory else {},
+        crossover_tokens=_crossovers(device, support),
         products=products_name() if device.torch_device.type == "cpu" else "",
         busy_read_bytes_per_s={size: found.bytes_per_s for size, found in beside.items()},
         read_slowdown={size: found.slowdown for size, found in beside.items()},
+        host_kernel_ms=host[0],
+        host_small_kernel_ms=host[1],
     )
 
 
@@ -124,6 +128,16 @@ def _link_speed(device: Device) -> float:
     return source.numel() / _best(copy)
 
 
+def _host_times() -> tuple[dict[str, float], dict[str, float]]:
+    """As _kernel_times of the processor, with a large and a small matrix."""
+    support = KernelSupport(("native",)) if is_available() else NO_KERNELS
+    cpu = CpuDevice()
+    return (
+        _kernel_times(cpu, support, _ROWS, _COLUMNS),
+        _kernel_times(cpu, support, _FEW_ROWS, _FEW_COLUMNS),
+    )
+
+
 def _kernel_times(
     device: Device, support: KernelSupport, rows: int, columns: int
 ) -> dict[str, float]:
@@ -183,16 +197,22 @@ def _crossovers(device: Device, support: KernelSupport) -> dict[str, int]:
         key = product_key(bits, rounding)
         found[key] = 0
         for tokens in _CROSSOVER_TOKENS:
-            x = torch.randn(tokens, _COLUMNS).to(torch.bfloat16)
-            turns = [partial(_in_turn, p, x, itertools.cycle(copies)) for p in (packed, plain)]
+            x = torch.randn(tokens, _COLUMNS).to(device.torch_device, torch.bfloat16)
+            turns = [
+                partial(_in_turn, device, multiply, x, itertools.cycle(copies))
+                for multiply in (packed, plain)
+            ]
             if _best(turns[0]) > _best(turns[1]):
                 break
             found[key] = tokens
     return found
 
 
-def _in_turn(multiply: Multiplier, x: torch.Tensor, views: Iterator[MatrixView]) -> torch.Tensor:
-    return multiply(x, next(views))
+def _in_turn(
+    device: Device, multiply: Multiplier, x: torch.Tensor, views: Iterator[MatrixView]
+) -> None:
+    multiply(x, next(views))
+    device.synchronize()
 
 
 def _best(function: Callable[[], object], repeats: int = 7) -> float:

@@ -21,6 +21,7 @@ from engine.config.settings import EngineConfig
 from engine.device.emulated import EmulatedDevice
 from engine.errors import InfeasibleError
 from engine.experts.kernels.crossover import known_crossovers
+from engine.experts.kernels.grouped.experts import GroupedExperts
 from engine.facts.timings import (
     Curve,
     ModelTimings,
@@ -47,7 +48,7 @@ EXPERT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DECODE_SIZES = (1, 2, 4)
 PREFILL_TOKENS = (16, 64, 128)
 DECODE_PASSES = 12
-HOST_ROW = 4
+ROW = 4  # experts beside the first of those that are timed together
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 
@@ -87,7 +88,8 @@ def calibrate(
         curve = _time_experts(engine)
         own = _from_passes(engine, sequences, curve, one)
         report()
-        own = replace(own, sources={one: _time_source(engine, base, one)})
+        source, disk = _time_sources(engine, base, one)
+        own = replace(own, sources={one: source}, disk_sources={} if disk is None else {one: disk})
         own = _with_host(own, engine, base, one)
         own = _with_rounded(own, engine, base, one)
         report()
@@ -115,6 +117,7 @@ def _joined(parts: Sequence[ModelTimings]) -> ModelTimings:
         ready=ready,
         rounded=_joined_rounded([part.rounded for part in parts if part.rounded is not None]),
         sources=_merged(part.sources for part in parts),
+        disk_sources=_merged(part.disk_sources for part in parts),
         layer_s=_merged(part.layer_s for part in parts),
         expert_s=_merged(part.expert_s for part in parts),
         host_expert_s=_merged(part.host_expert_s for part in parts),
@@ -141,14 +144,16 @@ def _merged(maps: Iterable[Mapping[int, T]]) -> dict[int, T]:
 
 
 def _time_experts(engine: Engine) -> dict[int, float]:
-    """Seconds of one expert by tokens. Each call uses another expert, so that its weights come
-    from memory and not from a processor cache."""
+    """Seconds of one expert by tokens, as the runtime computes it. Each call uses another expert,
+    so that its weights come from memory and not from a processor cache."""
     live = engine.live
     record = live.store.record
     bits = record.layout.bits
+    if live.grouped is not None and bits in live.grouped.most_tokens:
+        return _time_grouped(engine, live.grouped, bits)
     support = engine.kernel_support(live.config, bits)
     rounding = live.config.precision.activation_bits
-    crossovers = known_crossovers(engine.cache_folder, rounding)
+    crossovers = known_crossovers(engine.cache_folder, engine.device.torch_device, rounding)
     multiply = multiplier_of(live.config, record, support, crossovers)
     module = engine.model.layers[0].experts
     views = [live.slots.view(slot, bits) for slot in range(live.slots.count)]
@@ -198,6 +203,28 @@ def _with_rounded(
     return replace(timings, rounded=RoundedTimings({bits: curve}, ready_expert_s=ready))
 
 
+def _time_grouped(engine: Engine, grouped: GroupedExperts, bits: Bits) -> dict[int, float]:
+    """As _time_experts, where those of a layer are launched together: what each of several takes
+    more than the first. What the launches take belongs to gathering."""
+    slots, place = engine.live.slots, engine.device.torch_device
+    several = min(1 + ROW, slots.count, engine.facts.experts)
+    turn = itertools.cycle(range(slots.count))
+
+    def run(x: torch.Tensor, count: int) -> None:
+        index = torch.arange(count, device=place).expand(x.shape[0], count).contiguous()
+        weights = torch.ones(x.shape[0], count, dtype=x.dtype, device=place)
+        out = x.new_empty(index.numel(), x.shape[1])
+        addresses = {expert: slots.address(next(turn)) for expert in range(count)}
+        grouped.begin(index)
+        grouped.run(bits, addresses, x, index, out)
+        grouped.combine(out, weights)
+        engine.device.synchronize()
+
+    one = _time_by_tokens(engine, lambda x: run(x, 1))
+    more = _time_by_tokens(engine, lambda x: run(x, several))
+    return {n: max(1e-6, (more[n] - one[n]) / max(1, several - 1)) for n in one}
+
+
 def _with_host(
     timings: ModelTimings, engine: Engine, base: EngineConfig, bits: Bits
 ) -> ModelTimings:
@@ -225,8 +252,8 @@ def _with_host(
         host.submit(module, [(one, bits) for one in chosen], x.cpu(), index).result()
 
     alone = _time_by_tokens(engine, lambda x: run(x, 1))
-    several = _time_by_tokens(engine, lambda x: run(x, 1 + HOST_ROW))
-    expert_s = {n: max(1e-6, (several[n] - alone[n]) / HOST_ROW) for n in alone}
+    several = _time_by_tokens(engine, lambda x: run(x, 1 + ROW))
+    expert_s = {n: max(1e-6, (several[n] - alone[n]) / ROW) for n in alone}
     start_s = statistics.median(max(0.0, alone[n] - expert_s[n]) for n in alone)
     return replace(timings, host_expert_s={bits: expert_s}, host_start_s={bits: start_s})
 
@@ -372,23 +399,26 @@ def _time_gate_lookahead(
     return max(0.0, spent - policy_s)
 
 
-def _time_source(engine: Engine, base: EngineConfig, bits: Bits) -> RecordSource:
-    """The record source: the link where the host tier holds all records (an emulated machine's
-    as it is slowed), else reads of the disk by chunks in flight."""
+def _time_sources(
+    engine: Engine, base: EngineConfig, bits: Bits
+) -> tuple[RecordSource, RecordSource | None]:
+    """The record source: the link from the host tier (an emulated machine's as it is slowed), and
+    the disk, from which what the tier does not hold comes; without a tier the disk and None."""
     config = configure_plainly(engine, base, {"precision.bits": bits})
     extents = len(engine.store.chunks(engine.store.experts[-1], 1 << 62))
-    if isinstance(engine.device, EmulatedDevice):
-        machine = engine.device.machine
-        rate = {1: machine.slowed_link_bytes_per_s}
-        return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents)
-    if engine.live.host_holds_all:
-        tier, threads = engine.live.tiers[bits], config.io.threads
-        link = statistics.median(link_bandwidth(engine.device, tier, threads) for _ in range(3))
-        return RecordSource({1: link}, 0.0, "queued", extents)
     chunk = config.transfer.chunk_bytes
     depths = sorted({1, 2, min(config.io.threads, config.transfer.in_flight)})
     speeds = {
         depth: statistics.median(record_bandwidth(engine.store, depth, chunk) for _ in range(3))
         for depth in depths
     }
-    return RecordSource(speeds, 0.0, "shared", extents)
+    disk = RecordSource(speeds, 0.0, "shared", extents)
+    tier, threads = engine.live.tiers.get(bits), config.io.threads
+    if tier is None:
+        return disk, None
+    if isinstance(engine.device, EmulatedDevice):
+        machine = engine.device.machine
+        rate = {1: machine.slowed_link_bytes_per_s}
+        return RecordSource(rate, machine.slowed_link_latency_s, "queued", extents), disk
+    link = statistics.median(link_bandwidth(engine.device, tier, threads) for _ in range(3))
+    return RecordSource({1: link}, 0.0, "queued", extents), disk

@@ -18,6 +18,7 @@ from engine.policy.expert_policy import ExpertPolicy
 from engine.policy.registry import ORDERS, QUEUES
 from engine.policy.steps import ON_HOST, Fetch, Step
 from engine.precision.table import run_bits
+from engine.replay.tier import partial_tiers, record_source
 from engine.replay.transfers import SimulatedTransfer, SimulatedTransfers
 from engine.trace.trace import TracePass
 from engine.types import Bits, ExpertId, Phase
@@ -65,6 +66,10 @@ class Clock:
             chunk_bytes=config.transfer.chunk_bytes,
         )
         self._record = {bits: record_bytes_of(config, facts, bits) for bits in run_bits(config)}
+        self._sources = {
+            bits: record_source(config, facts, profile, bits) for bits in run_bits(config)
+        }
+        self._tiers = partial_tiers(config, facts, profile)
         self._now = 0.0
         self._host_free = 0.0
         self._waited = self._slept = False
@@ -253,10 +258,15 @@ class Clock:
         """The time at which the host finishes its experts of this layer pass."""
         done = 0.0
         start_s = self._profile.host_start_s.get(self._bits, 0.0)
+        if self._tiers:
+            self._transfers.advance(self._now)  # they borrow records too
         for step in self._steps:
             if step.slot == ON_HOST:
                 count = self._policy.tokens[step.expert.expert]
                 begin = max(self._now + start_s, self._host_free)
+                tier = self._tiers.get(step.bits)
+                if tier is not None and not tier.borrow(step.expert):
+                    begin += tier.read_s
                 alone = at(self._profile.host_expert_s[step.bits], count)
                 done = self._host_free = begin + alone * self._slower_beside_host
         return done
@@ -264,8 +274,9 @@ class Clock:
     def _load(self, expert: ExpertId, slot: int, bits: Bits, *, demanded: bool) -> None:
         size = self._record[bits]
         self._spend("policy", self._profile.submit_s)
+        source, tier = self._sources[bits], self._tiers.get(bits)
         self._in_slot[slot] = self._transfers.submit(
-            self._now, expert, slot, size, self._profile.sources[bits], demanded=demanded
+            self._now, expert, slot, size, source, demanded=demanded, tier=tier
         )
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:

@@ -43,8 +43,9 @@ class Decisions:
     slots: int
 
 
-def decision_key(resolved: Resolved) -> str:
-    """Equal for configs whose decisions over one trace are equal."""
+def decision_key(resolved: Resolved, *, has_host: bool = False) -> str:
+    """Equal for configs whose decisions over one trace are equal. has_host: whether the host may
+    compute."""
     config, memory = resolved
     sections = config.to_dict()
     read = {name: sections[name] for name in _READ}
@@ -52,7 +53,7 @@ def decision_key(resolved: Resolved) -> str:
     if config.precision.scheme != "uniform":
         read["precision"] = sections["precision"]
     slots = memory.slots_by_bits or memory.slots
-    return json_digest([read, slots if isinstance(slots, int) else sorted(slots.items())])
+    return json_digest([read, has_host, slots if isinstance(slots, int) else sorted(slots.items())])
 
 
 class DecisionRecorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,19 @@ from engine.policy.registry import ORDERS, QUEUES
 from engine.precision.table import run_bits
 from engine.replay.clock import PassTime, may_pass_unasked
 from engine.replay.decisions import Decisions
+from engine.replay.tier import PartialTier, partial_tiers, record_source
 
 Doubles = NDArray[np.float64]
 _ARRAYS = (
     "pass_s", "non_expert_s", "router_s", "policy_s", "layer_s", "expert_s", "host_expert_s",
     "ready_non_expert_s", "ready_policy_s", "ready_expert_s",
     "record_chunks", "record_chunk_bytes", "chunk_s", "rates", "queued",
+    "tier_records", "tier_filled", "disk_bytes", "disk_rates", "disk_s",
 )  # fmt: skip
-_WHOLE = ("most_tokens", "workers", "slots", "watches_gate", "two_priority", "order", "has_ready")
+_WHOLE = (
+    "precisions", "tier_most", "most_tokens", "workers", "slots", "watches_gate", "two_priority",
+    "order", "has_ready",
+)  # fmt: skip
 _SECONDS = (
     "submit_s", "gate_lookahead_s", "wake_s", "restart_s", "restart_non_expert_s", "host_start_s",
     "contention", "host_contention",
@@ -55,11 +61,14 @@ def run(
     """The time of every pass, and how many predicted transfers arrived in time, of how many that
     were demanded."""
     arrays = _curves(decisions, config, profile) | _sources(config, facts, profile)
+    arrays |= _tiers(config, facts, profile)
     rows: Doubles = np.zeros((len(decisions.passes), 3 + len(_ACTIVITIES)))
     arrivals = np.zeros(2, dtype=np.int64)
     timings = _Timings(
         **{name: arrays[name].ctypes.data for name in _ARRAYS},
         **_numbers(decisions, config, profile),
+        precisions=len(run_bits(config)),
+        tier_most=arrays["tier_filled"].shape[1],
     )
     events = decisions.events
     stuck = library.function("replay")(
@@ -106,7 +115,7 @@ def _sources(
     """Records and where they come from, by precision."""
     chunk_bytes = max(_PAGE, config.transfer.chunk_bytes // _PAGE * _PAGE)
     bits = run_bits(config)
-    sources = [profile.sources[one] for one in bits]
+    sources = [record_source(config, facts, profile, one) for one in bits]
     sizes = [record_bytes_of(config, facts, one) for one in bits]
     chunks = [source.chunks(size, chunk_bytes) for source, size in zip(sources, sizes, strict=True)]
     in_flight = range(_workers(config) + 1)
@@ -116,6 +125,35 @@ def _sources(
         "chunk_s": np.array([source.chunk_s for source in sources]),
         "rates": np.array([[source.rate(count) for count in in_flight] for source in sources]),
         "queued": np.array([source.sharing == "queued" for source in sources], dtype=np.int64),
+    }
+
+
+def _tiers(
+    config: EngineConfig, facts: ModelFacts, profile: ModelTimings
+) -> dict[str, NDArray[Any]]:
+    """Host tiers that do not hold all records, by precision."""
+    bits, tiers = run_bits(config), partial_tiers(config, facts, profile)
+    most = max((len(tier.filled) for tier in tiers.values()), default=0)
+    filled = np.zeros((len(bits), most), dtype=np.int32)
+    for row, one in zip(filled, bits, strict=True):
+        held = tiers[one].filled if one in tiers else ()
+        row[: len(held)] = [expert.layer * facts.experts + expert.expert for expert in held]
+    in_flight = range(_workers(config) + 1)
+
+    def numbers(read: Callable[[PartialTier], float]) -> Doubles:
+        return np.array([read(tiers[one]) if one in tiers else 0.0 for one in bits])
+
+    return {
+        "tier_records": numbers(lambda tier: len(tier.filled)).astype(np.int64),
+        "tier_filled": filled,
+        "disk_bytes": numbers(lambda tier: tier.read_bytes),
+        "disk_rates": np.array(
+            [
+                [tiers[one].disk.rate(count) if one in tiers else 0.0 for count in in_flight]
+                for one in bits
+            ]
+        ),
+        "disk_s": numbers(lambda tier: tier.read_s),
     }
 
 

@@ -25,6 +25,7 @@ from engine.precision.table import run_bits
 from engine.replay import native_clock
 from engine.replay.clock import Clock, PassTime
 from engine.replay.decisions import DecisionRecorder, Decisions, decision_key
+from engine.replay.tier import has_tiers
 from engine.replay.walk import walk
 from engine.trace.trace import Trace, mismatch
 
@@ -95,9 +96,9 @@ def replay(
     """Run a config over a trace.
 
     history: trace for the policies' initial statistics; warm: numbers of passes that come first and
-    whose look-ups are not counted; known: decisions over this very trace and history, with or
-    without a host, by decision_key, to which those of this config are added. Raises InfeasibleError
-    if the config does not fit, UsageError if the trace lacks what its policies need.
+    whose look-ups are not counted; known: decisions over this very trace and history, by
+    decision_key, to which those of this config are added. Raises InfeasibleError if the config does
+    not fit, UsageError if the trace lacks what its policies need.
     """
     resolved = resolve_for(config, facts, profile)
     untimed = [bits for bits in run_bits(resolved.config) if bits not in profile.timed_bits]
@@ -112,7 +113,7 @@ def replay(
     if not native_clock.is_available():
         return run.timed()
     known = {} if known is None else known
-    key = decision_key(resolved)
+    key = decision_key(resolved, has_host=may_use_host(resolved.config, facts, profile))
     if key not in known:
         known[key] = run.decided()
     times = native_clock.run(known[key], resolved.config, facts, profile)
@@ -128,6 +129,11 @@ def resolve_for(config: EngineConfig, facts: ModelFacts, profile: ModelTimings) 
         fraction = host_fraction(config, facts, profile)
         config = config.overlay({"placement.host_fraction": fraction})
     return resolved._replace(config=config)
+
+
+def may_use_host(config: EngineConfig, facts: ModelFacts, profile: ModelTimings) -> bool:
+    """Whether the host may compute experts of a resolved config: it was timed and has records."""
+    return bool(profile.host_expert_s) and has_tiers(config, facts, profile)
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class _Run:
         config, memory = self.resolved
         future = Future(self.facts.moe_layers)
         context = PolicyContext(config, self.facts, future, self.history, self.learned)
-        has_host = bool(self.profile.host_expert_s)
+        has_host = may_use_host(config, self.facts, self.profile)
         slots = memory.slots_by_bits or memory.slots
         policy = build_policy(context, slots, host_compute=has_host)
         sizes = self.facts.moe_layers, self.facts.experts

@@ -1,7 +1,8 @@
 """Simulated transfers: the engine's queues and chunks over a record source, on a simulated clock.
 
 Mirrors engine.experts.transfer: threads take one chunk of the queue's head at a time, at most
-`in_flight` at once; reassigning a slot cancels the transfer that is queued for it.
+`in_flight` at once; reassigning a slot cancels the transfer that is queued for it. What a host tier
+does not hold, a thread reads from the disk before it crosses the link.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ from dataclasses import dataclass
 
 from engine.facts.timings import RecordSource
 from engine.policy.transfer_queue import TransferQueue
+from engine.replay.tier import PartialTier
 from engine.types import ExpertId
 
 
 @dataclass(eq=False)
 class SimulatedTransfer:
-    """One record in transfer. ready_at: when its last chunk arrived, None before."""
+    """One record in transfer. tier: None if all records come from the source; ready_at: when its
+    last chunk arrived, None before."""
 
     expert: ExpertId
     source: RecordSource
     demanded: bool
     chunks: int
     chunk_bytes: float
+    tier: PartialTier | None = None
     issued: int = 0
     arrived: int = 0
     cancelled: bool = False
@@ -31,8 +35,11 @@ class SimulatedTransfer:
 
 @dataclass
 class _Moving:
+    """disk_bytes: that the disk still has to read before the rest moves."""
+
     transfer: SimulatedTransfer
     rest_bytes: float
+    disk_bytes: float = 0.0
 
 
 class SimulatedTransfers:
@@ -66,15 +73,17 @@ class SimulatedTransfers:
         source: RecordSource,
         *,
         demanded: bool,
+        tier: PartialTier | None = None,
     ) -> SimulatedTransfer:
-        """Queue a record for a slot at this time; source: its record source."""
+        """Queue a record for a slot at this time; source: its record source; tier: the one behind
+        a link that does not hold all records."""
         self.advance(now)
         former = self._by_slot.get(slot)
         if former is not None and former.ready_at is None:
             self._queue.remove(former)
             former.cancelled = True
         count = source.chunks(size_bytes, self._chunk_bytes)
-        transfer = SimulatedTransfer(expert, source, demanded, count, size_bytes / count)
+        transfer = SimulatedTransfer(expert, source, demanded, count, size_bytes / count, tier)
         self._by_slot[slot] = transfer
         self._queue.push(transfer, urgent=demanded)
         return transfer
@@ -123,7 +132,11 @@ class SimulatedTransfers:
             if not self._moving:
                 return
             speeds = self._speeds()
-            spans = [m.rest_bytes / s for m, s in zip(self._moving, speeds, strict=True) if s > 0]
+            spans = [
+                (m.disk_bytes or m.rest_bytes) / s
+                for m, s in zip(self._moving, speeds, strict=True)
+                if s > 0
+            ]
             span = min(spans)
             if until is not None and self._now + span > until:
                 span = until - self._now
@@ -135,16 +148,31 @@ class SimulatedTransfers:
             self._arrive()
 
     def _speeds(self) -> list[float]:
-        count = len(self._moving)
-        sources = [moving.transfer.source for moving in self._moving]
-        if sources[0].sharing == "queued":
-            return [sources[0].rate(1)] + [0.0] * (count - 1)
-        return [source.rate(count) / count for source in sources]
+        """Of each chunk: those that share their source divide it, of the others the first moves."""
+        sources = [
+            moving.transfer.tier.disk
+            if moving.disk_bytes and moving.transfer.tier is not None
+            else moving.transfer.source
+            for moving in self._moving
+        ]
+        sharing = sum(source.sharing == "shared" for source in sources)
+        speeds, is_taken = [], False
+        for source in sources:
+            if source.sharing == "shared":
+                speeds.append(source.rate(sharing) / sharing)
+            else:
+                speeds.append(0.0 if is_taken else source.rate(1))
+                is_taken = True
+        return speeds
 
     def _progress(self, span: float, speeds: Sequence[float]) -> None:
         self.busy_s += span
         for moving, speed in zip(self._moving, speeds, strict=True):
-            moving.rest_bytes -= span * speed
+            if moving.disk_bytes:
+                left = moving.disk_bytes - span * speed
+                moving.disk_bytes = left if left > 1e-6 else 0.0
+            else:
+                moving.rest_bytes -= span * speed
 
     def _fill(self) -> None:
         while len(self._moving) < self._workers:
@@ -156,10 +184,13 @@ class SimulatedTransfers:
                 self._queue.remove(transfer)
             source = transfer.source
             cost = transfer.chunk_bytes + source.chunk_s * source.rate(1)
-            self._moving.append(_Moving(transfer, cost))
+            moving = _Moving(transfer, cost)
+            if transfer.tier is not None and not transfer.tier.borrow(transfer.expert):
+                moving.disk_bytes = transfer.tier.read_bytes
+            self._moving.append(moving)
 
     def _arrive(self) -> None:
-        for moving in [m for m in self._moving if m.rest_bytes <= 1e-6]:
+        for moving in [m for m in self._moving if not m.disk_bytes and m.rest_bytes <= 1e-6]:
             self._moving.remove(moving)
             transfer = moving.transfer
             transfer.arrived += 1

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.config.choices import KERNEL_WORDS
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
@@ -57,7 +59,8 @@ class LiveConfiguration:
     """Everything that one resolved config needs beside the non-expert weights.
 
     stores: the disk tier by bits (closed with this object); supports: kernels by bits; host_tiers:
-    the engine's, which outlive the configuration; progress: of filling them.
+    the engine's, which outlive the configuration; progress: of filling them. grouped: launches of
+    all experts of a layer, if there are such.
     """
 
     def __init__(
@@ -126,18 +129,21 @@ class LiveConfiguration:
             in_flight=config.transfer.in_flight,
         )
         opened.callback(self.transfers.close)
-        on_cpu = device.torch_device.type == "cpu"
+        on_cpu, cpu = device.torch_device.type == "cpu", torch.device("cpu")
         products = config if on_cpu else config.overlay({"precision.activation_bits": 16})
-        crossovers = known_crossovers(cache_folder, products.precision.activation_bits)
+        rounding = products.precision.activation_bits
+        crossovers = known_crossovers(cache_folder, device.torch_device, rounding)
         multipliers = {
             bits: multiplier_of(products, records[bits], supports[bits], crossovers)
             for bits in records
         }
         on_host = supports if on_cpu else host_supports(records)
-        self.host = self._open_host(records, on_host, crossovers)
-        fused: FusedExperts | None = GroupedExperts.of(
-            model, config, records, self.slots, cache_folder
-        ) or NativeExperts.of(model, products, records, supports, crossovers)
+        of_host = known_crossovers(cache_folder, cpu, rounding)
+        self.host = self._open_host(records, on_host, of_host)
+        self.grouped = GroupedExperts.of(model, config, records, self.slots, cache_folder)
+        fused: FusedExperts | None = self.grouped or NativeExperts.of(
+            model, products, records, supports, crossovers
+        )
         if self.host is not None:
             opened.callback(self.host.close)
         if self.host is not None:

@@ -11,7 +11,6 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from engine.config.settings import EngineConfig, optimize_name
 from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
-from engine.experts.kernels.crossover import known_crossovers
+from engine.experts.kernels.crossover import Crossovers, known_crossovers
 from engine.experts.kernels.gemm import all_cores, single_token_products, widen_linears
 from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import probe_support
@@ -33,7 +32,7 @@ from engine.experts.transfer import TransferEngine
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
 from engine.facts.timings import ModelTimings, load_timings, timings_path
-from engine.memory.plan import MemoryPlan, resolve
+from engine.memory.plan import MemoryPlan, on_opened_device, resolve
 from engine.memory.records import config_layout, group_size_of
 from engine.memory.scoring import layer_wise
 from engine.model.facts import carries_state, describe
@@ -51,7 +50,7 @@ from engine.run.native_pass import NativePass, use_native
 from engine.run.non_expert import NonExpertSettings, place_weights, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
-from engine.types import Bits, Phase
+from engine.types import ActivationBits, Bits, Phase
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -131,7 +130,8 @@ class Engine:
         `planned` holds the choices of its plan and their reason. Raises InfeasibleError before
         anything is allocated. A missing pack is made first (progress: stage, done, total).
         """
-        config = replace(config, device=replace(config.device, name=self.device.name))
+        self.device.bind_thread()  # records are encoded, pages pinned and slots allocated here
+        config = on_opened_device(config, self.device.name, self.device.context_bytes)
         config = with_table(config, self.facts, self.cache_folder)
         timings = self._timings()
         self.planned = PLANS[config.plan.name]().plan(config, self.facts, timings)
@@ -187,8 +187,7 @@ class Engine:
                 stores = self._open_stores(config, supports, None)
                 for store in stores.values():
                     opened.callback(store.close)
-                rounding = config.precision.activation_bits
-                crossovers = known_crossovers(self.cache_folder, rounding)
+                crossovers = self._crossovers(config.precision.activation_bits)
                 multipliers = {
                     bits: multiplier_of(config, store.record, supports[bits], crossovers)
                     for bits, store in stores.items()
@@ -369,8 +368,10 @@ class Engine:
         return NonExpertQuantizer(wanted, kernels, crossover)
 
     def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
-        known = known_crossovers(self.cache_folder, non_expert.activation_bits)
-        return non_expert.crossover or known[bits]
+        return non_expert.crossover or self._crossovers(non_expert.activation_bits)[bits]
+
+    def _crossovers(self, rounding: ActivationBits) -> Crossovers:
+        return known_crossovers(self.cache_folder, self.device.torch_device, rounding)
 
     def _timings(self) -> ModelTimings | None:
         machine = probe(self.cache_folder).fingerprint

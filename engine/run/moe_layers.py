@@ -8,7 +8,7 @@ them. Each expert's output is written to its place [T, K, D] and is summed in ro
 results do not depend on the order of arrival.
 
 On an accelerator the host waits once a layer and micro-batch: for the chosen experts and whatever
-else it has to know of them. Nothing else of a layer is read back.
+else it has to know of them, which takes what the device still has to do. Nothing else is read back.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ExpertsRuntime:
         self._clock = clock
         self._host = host
         self._fused = fused
-        self._copies = HostCopies(residency.device)
+        self._copies = HostCopies(residency.device, clock)
         self._arrived = 0
         self._scoring = False
         self._recorder: RoutingRecorder | None = None
@@ -252,7 +252,9 @@ class ExpertsRuntime:
         index = _join([call.index for call in calls])  # [T, K]
         weights = _join([call.weights for call in calls])  # [T, K]
         on_host = join_on_host([call.on_host for call in calls])
-        return self._run_experts(layer, hidden, index, weights, on_host)
+        out = self._run_experts(layer, hidden, index, weights, on_host)
+        self._copies.experts_queued()
+        return out
 
     def _set_needs(self) -> None:
         recorded = self._recorder.needs if self._recorder is not None else frozenset()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.device.base import Device
+from engine.device.base import Device, Event
+from engine.run.time_split import PhaseClock
 
 _ALIGN_BYTES = 64
 
@@ -26,10 +27,16 @@ class OnHost:
 
 
 class HostCopies:
-    """Reads device tensors on the host: all of one call together, through pinned memory."""
+    """Reads device tensors on the host: all of one call together, through pinned memory.
 
-    def __init__(self, device: Device) -> None:
+    clock: the host waits for all that the device still has to do. That time is charged to what the
+    device did: what surrounds this layer's experts, and before it the experts of the layer before.
+    """
+
+    def __init__(self, device: Device, clock: PhaseClock) -> None:
         self._device = device
+        self._clock = clock
+        self._experts_done: Event | None = None
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     def read(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -49,8 +56,23 @@ class HostCopies:
         ]
         for view, tensor in zip(views, tensors, strict=True):
             view.copy_(tensor, non_blocking=True)
-        self._device.record().synchronize()
+        self._wait(self._device.timestamp())
         return [view.clone() for view in views]
+
+    def experts_queued(self) -> None:
+        """All experts of a layer are queued."""
+        if not self._device.is_host_memory:
+            self._experts_done = self._device.timestamp()
+
+    def _wait(self, copied: Event) -> None:
+        before = self._clock.switch("non_expert")
+        earlier_s = self._clock.seconds["non_expert"]
+        copied.synchronize()
+        self._clock.switch(before)
+        if self._experts_done is not None:
+            waited_s = self._clock.seconds["non_expert"] - earlier_s
+            beside_s = self._device.elapsed_s(self._experts_done, copied)
+            self._clock.move(max(0.0, waited_s - beside_s), "non_expert", "compute")
 
 
 class Places:

@@ -263,11 +263,11 @@ class Operations:
         size = pack.records.stat().st_size
         return {"path": str(pack.folder), "bytes": size, "records": len(pack.checksums)}
 
-    def profile(self) -> dict[str, Any]:
-        """Measure this machine (needs no model)."""
-        device = self._host.engine.device if self._host.is_open else open_device("auto")
+    def profile(self, device: str = "auto") -> dict[str, Any]:
+        """Measure this machine (needs no model). device: to open, unless a model is open."""
+        opened = self._host.engine.device if self._host.is_open else open_device(device)
         parts = (Part("weight", (1024, 1024)),)
-        place, folder = device.torch_device, self._host.cache_folder
+        place, folder = opened.torch_device, self._host.cache_folder
         support = KernelSupport(
             tuple(
                 name
@@ -275,9 +275,9 @@ class Operations:
                 for name in probe_support(parts, bits, 64, torch.bfloat16, place, folder).names
             )
         )
-        measured = profile_machine(device, self._host.cache_folder, support)
+        measured = profile_machine(opened, self._host.cache_folder, support)
         if measured.crossover_tokens:
-            keep_crossovers(self._host.cache_folder, measured.crossover_tokens)
+            keep_crossovers(self._host.cache_folder, measured.crossover_tokens, place)
         return {
             **measured.to_json(),
             "code_layout": support.code_layout(),

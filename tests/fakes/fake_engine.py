@@ -339,7 +339,7 @@ class FakeEngine:
     def pack(self, bits: int, group_size: int) -> dict[str, Any]:
         return {"path": "/packs/fake", "bytes": 1000, "records": LAYERS * EXPERTS}
 
-    def profile(self) -> dict[str, Any]:
+    def profile(self, device: str = "auto") -> dict[str, Any]:
         return MachineProfile({"196608": 1e9}, 8e9, None, {"4/1": 0.1}).to_json()
 
     def trace(

@@ -101,8 +101,14 @@ def _host(config: EngineConfig, facts: ModelFacts) -> list[AutomaticChoice]:
             f"{FREE_FRACTION:.0%} of the memory that is free now; all experts take "
             f"{format_bytes(everything)}: the others come from the disk, unless --ram allows more"
         )
+    embeddings: list[AutomaticChoice] = []
+    if config.placement.embeddings == "host":
+        size = format_bytes(facts.embedding_bytes)
+        why = f"a token reads one row of the table, which would take {size} of the device"
+        embeddings = [AutomaticChoice("placement.embeddings", "host", why)]
     return [
         AutomaticChoice("host.bytes", format_bytes(held), reason),
+        *embeddings,
         AutomaticChoice(
             "placement.name",
             config.placement.name,

@@ -14,6 +14,8 @@ from engine.contract.messages import BASELINES, BaselineName
 from engine.contract.requests import Workload
 from engine.derived.scratch import sweep_scratch
 from engine.facts.model import ModelFacts
+from engine.memory.kv import one_memory
+from engine.memory.plan import with_embeddings_off_device
 from tuner.bench.ablation import ablate
 from tuner.bench.report.document import bench_document
 from tuner.bench.report.tables import Table, ablation_table, published_table
@@ -186,7 +188,8 @@ def _base(
 ) -> EngineConfig:
     if budget_bytes is None and deployments:
         budget_bytes = deployments[0].budget.vram_bytes
-    return base_config(device, needed_capacity(work, facts), budget_bytes or 0)
+    base = base_config(device, needed_capacity(work, facts), budget_bytes or 0)
+    return with_embeddings_off_device(base, facts)
 
 
 def _own_rows(
@@ -225,6 +228,11 @@ def _own_rows(
 def _baseline_rows(
     base: EngineConfig, source: str, trust_remote_code: bool, revision: str | None
 ) -> list[BenchRow]:
+    if not one_memory(base):
+        print_note(
+            f"rows of other engines compute on the processor alone and use nothing of "
+            f"{base.device.name}: they show what the card brings, not which engine uses it better"
+        )
     return [
         BenchRow(
             baseline,

@@ -143,6 +143,10 @@ def profile(
         for key, spent_ms in measured.kernel_ms.items()
     ]
     rows += [
+        [f"the same on the host, {key}", f"{spent_ms:.3f} ms"]
+        for key, spent_ms in measured.host_kernel_ms.items()
+    ]
+    rows += [
         [f"packed {bits}-bit product wins over a GEMM", f"up to {tokens} tokens"]
         for bits, tokens in measured.crossover_tokens.items()
     ]

@@ -70,7 +70,7 @@ def plan(
     capacity = tokens or needed_capacity(work, facts)
     # on the opened device: a driver's context counts too
     base = base_config(opened, capacity, budget_bytes, prompt_tokens=work.prompt_tokens)
-    base = base.overlay({"batch.count": count})
+    base = memory.with_embeddings_off_device(base.overlay({"batch.count": count}), facts)
     machine = probe(cache_folder()).fingerprint
     timings = load_timings(timings_path(cache_folder(), machine, facts.fingerprint, opened))
     rows = [_row(base, facts, bits, timings) for bits in _precisions(facts)]

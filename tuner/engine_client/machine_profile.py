@@ -1,4 +1,5 @@
-"""Keeps the measured profile of this machine, so that no study need measure it again."""
+"""Keeps the measured profile of this machine with a device, so that no study need measure it
+again."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from engine.inputs.typed import check_types
 from tuner.engine_client.session import EngineSession
 from tuner.folders import cache_folder
 
-PROFILE = DerivedKind("machine profile", 1, "it is measured again")
+PROFILE = DerivedKind("machine profile", 2, "it is measured again")
 KEPT_S = 30 * 24 * 3600.0  # disks fill up and age
 
 
 def machine_profile(session: EngineSession, hardware: Hardware) -> MachineProfile:
-    """Returns the kept profile of this machine, or measures one. Raises WorkerError if that
-    fails."""
-    path = profile_path(hardware)
+    """Returns the kept profile of this machine with the session's device, whose name it has asked
+    for; or measures one. Raises WorkerError if that fails."""
+    path = profile_path(hardware, session.opened_device)
     found = load_profile(path)
     if found is None:
         found = session.profile()
@@ -29,9 +30,10 @@ def machine_profile(session: EngineSession, hardware: Hardware) -> MachineProfil
     return found
 
 
-def profile_path(hardware: Hardware) -> Path:
-    """The file that holds the profile."""
-    return cache_folder() / "profiles" / f"{hardware.fingerprint}.json"
+def profile_path(hardware: Hardware, device: str) -> Path:
+    """The file that holds the profile. device: as the engine names it."""
+    name = f"{hardware.fingerprint}-{device.replace(':', '-').replace('/', '-')}.json"
+    return cache_folder() / "profiles" / name
 
 
 def load_profile(path: Path) -> MachineProfile | None:

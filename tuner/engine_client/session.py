@@ -213,11 +213,11 @@ class EngineSession:
             self._live().request("discard_journal")
 
     def profile(self) -> MachineProfile:
-        """Measures this machine's speeds."""
+        """Measures this machine's speeds, with this device."""
         worker = self._ready()
         self.watch("profile", 0, None)
         with self._turn(), self._busy():
-            result = worker.request("profile")
+            result = worker.request("profile", device=self.device)
         self._tainted = True
         return self._checked(lambda: read_profile(result))
 

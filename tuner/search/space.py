@@ -17,7 +17,12 @@ from engine.contract.requests import Workload
 from engine.errors import ConfigError, InfeasibleError
 from engine.facts.model import ModelFacts
 from engine.memory.kv import one_memory
-from engine.memory.plan import Resolved, resolve
+from engine.memory.plan import (
+    Resolved,
+    on_opened_device,
+    resolve,
+    with_embeddings_off_device,
+)
 from engine.native.library import multiplies_bytes
 from engine.precision.allocate import with_table
 from engine.precision.table import PLANNED
@@ -198,10 +203,14 @@ class SearchSpace:
 
 
 def study_base(
-    definition: StudyDefinition, facts: ModelFacts, workload: Workload, device: str
+    definition: StudyDefinition,
+    facts: ModelFacts,
+    workload: Workload,
+    device: str,
+    context_bytes: int | None = None,
 ) -> EngineConfig:
     """The settings that all trials share: budget, device, KV capacity for workload and tasks, and
-    those that the definition fixes. device: the opened one."""
+    those that the definition fixes. device, context_bytes: of the opened one, see build_space."""
     needed = workload.prompt_tokens + workload.output_tokens
     wanted = max(EngineConfig().kv.max_tokens, needed, definition.task_tokens)
     capacity = min(wanted, max(facts.max_positions, 2))
@@ -218,6 +227,7 @@ def study_base(
         disk_bytes=definition.budget.disk_bytes,
         prompt_tokens=workload.prompt_tokens,
     )
+    base = with_embeddings_off_device(on_opened_device(base, device, context_bytes), facts)
     return base.overlay(definition.engine)
 
 
@@ -226,14 +236,15 @@ def build_space(
     facts: ModelFacts,
     workload: Workload,
     device: str | None = None,
+    context_bytes: int | None = None,
 ) -> SearchSpace:
     """Builds the default parameters, changed by the definition, without choices that never
     fit.
 
-    device: the opened one, by default the definition's. Raises InfeasibleStudyError with the
-    smallest budget when no point fits.
+    device: the opened one, by default the definition's; context_bytes: of its driver, None if not
+    measured. Raises InfeasibleStudyError with the smallest budget when no point fits.
     """
-    base = study_base(definition, facts, workload, device or definition.device)
+    base = study_base(definition, facts, workload, device or definition.device, context_bytes)
     choices = _default_choices(facts, workload)
     if one_memory(base):
         if multiplies_bytes():

@@ -23,7 +23,7 @@ from engine.facts.timings import ModelTimings, corrected, with_longer_waits
 from engine.precision.allocate import with_table
 from engine.replay.decisions import Decisions, decision_key
 from engine.replay.regroup import regroup
-from engine.replay.simulate import replay, resolve_for
+from engine.replay.simulate import may_use_host, replay, resolve_for
 from engine.trace.trace import Trace
 from tuner.definition.objectives import SPEEDS
 from tuner.folders import cache_folder
@@ -47,7 +47,8 @@ class Twin:
     """Predicts one model on one workload and machine by replay.
 
     trace: ROUNDS rounds of `sequences` sequences, recorded one at a time; learned: arrays of
-    trained predictors.
+    trained predictors; host_bytes: the most that a host tier gets here without a RAM budget, None
+    if that is not known.
     """
 
     facts: ModelFacts
@@ -55,6 +56,7 @@ class Twin:
     timings: ModelTimings
     sequences: int
     learned: Mapping[str, Any] = field(default_factory=dict)
+    host_bytes: int | None = None
     _seen_as: dict[Batches, Trace] = field(default_factory=dict, init=False)
     _decided: dict[Batches, dict[str, Decisions]] = field(
         default_factory=lambda: defaultdict(dict), init=False
@@ -71,11 +73,12 @@ class Twin:
         """Whether a config was predicted whose decisions are the same: then only its time is to be
         found, a hundredth of the work."""
         try:
-            planned = with_table(config, self.facts, cache_folder())
-            resolved = resolve_for(planned, self.facts, self.timings)
+            resolved = resolve_for(self._planned(config), self.facts, self.timings)
         except EngineError:
             return False
-        return decision_key(resolved) in self._decided[_batches(resolved.config)]
+        has_host = may_use_host(resolved.config, self.facts, self.timings)
+        key = decision_key(resolved, has_host=has_host)
+        return key in self._decided[_batches(resolved.config)]
 
     def corrected_by(self, config: EngineConfig, measured: Mapping[str, float]) -> Twin:
         """A copy whose parts take as long as they did in a run of `config`. measured: its metrics,
@@ -121,7 +124,7 @@ class Twin:
 
     def _replayed(self, config: EngineConfig, timings: ModelTimings) -> dict[str, float] | None:
         try:
-            planned = with_table(config, self.facts, cache_folder())
+            planned = self._planned(config)
             batches = _batches(planned)
             trace = self._as_run(batches)
             warm = [
@@ -142,6 +145,14 @@ class Twin:
         except (EngineError, KeyError) as error:  # a precision that was not timed
             log.debug("no prediction: %s", error)
             return None
+
+    def _planned(self, config: EngineConfig) -> EngineConfig:
+        """The config as the engine would run it here."""
+        planned = with_table(config, self.facts, cache_folder())
+        wanted, most = config.host.bytes, self.host_bytes
+        if most is None or config.budget.ram_bytes or isinstance(wanted, str) or wanted <= most:
+            return planned
+        return planned.overlay({"host.bytes": most})
 
     def _as_run(self, batches: Batches) -> Trace:
         if batches not in self._seen_as:

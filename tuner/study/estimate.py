@@ -87,7 +87,8 @@ def plan_study(definition: StudyDefinition, session: EngineSession) -> StudyPlan
     """
     facts = session.describe()
     workload = definition.fitted_workload(facts).workload
-    space = build_space(definition, facts, workload, session.opened_device)
+    device, context_bytes = session.opened_device, session.context_bytes
+    space = build_space(definition, facts, workload, device, context_bytes)
     checked = fitting = 0
     for point in space.memory_points():
         checked += 1

@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.timings import ModelTimings, load_timings, timings_path
 from engine.files import json_digest, short_digest
+from engine.memory.host import FREE_FRACTION
 from engine.policy.learned import load_learned
 from engine.trace.trace import Trace, load_kept_trace, load_trace
 from tuner.definition.study import StudyDefinition
@@ -39,12 +40,14 @@ from tuner.study.context import StudyContext
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # of replay and interpolation results for the same trace and timings
+VERSION = 5  # of replay and interpolation results for the same trace and timings
 PREDICTIONS = DerivedKind("file of predictions", 1, "they are computed again")
 TWIN_S = 10.0  # for replays: less than a trial takes
 # Typical seconds of configuring an engine with its sentinel, and passes over the workload before
 # the first repeat (docs/lab/).
 CONFIGURE_S, WARM_UPS = 1.0, 2.0
+# Free memory changes by the minute; what was predicted is kept as long as it hardly does.
+_HOST_STEP = 1 << 28
 
 
 def trial_costs(definition: StudyDefinition, workload: Workload, quality_s: float = 0.0) -> Costs:
@@ -92,7 +95,8 @@ class Preparation:
             self.context.progress.began("predicting")
             with self._stage("twin"):
                 facts = self.context.session.facts
-                twin = Twin(facts, trace, timings, self.context.workload.sequences, learned)
+                sequences = self.context.workload.sequences
+                twin = Twin(facts, trace, timings, sequences, learned, self._host_bytes(candidates))
                 twin = self._corrected(twin)
                 found = predict_all(twin, candidates, TWIN_S)
             _keep(kept, found)
@@ -151,6 +155,13 @@ class Preparation:
         }
         return self.context.space.config(self.context.space.default()).overlay(single)
 
+    def _host_bytes(self, candidates: Candidates) -> int:
+        """The most that a host tier gets of the memory that is free, at most what any candidate
+        asks for."""
+        free_bytes = int(FREE_FRACTION * self.context.hardware.ram_available_bytes)
+        wanted = max((int(item.config.host.bytes) for item in candidates.items), default=0)
+        return min(wanted, free_bytes // _HOST_STEP * _HOST_STEP)
+
     def _kept_path(
         self,
         candidates: Candidates,
@@ -164,6 +175,7 @@ class Preparation:
             [item.config.digest() for item in candidates.items],
             # the trial that corrects the replay, by start time: numbers repeat between stores
             self.first.started.isoformat() if self.first is not None else None,
+            self._host_bytes(candidates),
             {name: short_digest(array.tobytes()) for name, array in learned.items()},
             VERSION,
         ]

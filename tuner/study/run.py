@@ -11,9 +11,10 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from engine.contract.requests import Workload
 from engine.facts.machine import Hardware
 from tuner.definition.study import StudyDefinition
 from tuner.deployment.export import check_writable, render, write_atomically
@@ -84,8 +85,10 @@ def run_study(
     check_writable(definition.output_path)
     with study_lock(store.database.url, definition.study_name) as keep_lock:
         workload = definition.fitted_workload(session.facts).workload
-        space = build_space(definition, session.facts, workload, session.opened_device)
+        space = _space(definition, session, workload)
         study = store.begin_study(definition, session.facts, hardware, workload)
+        if earlier := store.trials(study):
+            space = _space(definition, session, workload, earlier)
         _correct(space, study, store, hardware, session.opened_device)
         if estimate:
             store.keep_estimate(study.id, sum(estimate.values()))
@@ -141,10 +144,25 @@ def join_study(
             f"({study.machine.get('cpu', '?')}): speeds measured here would not compare"
         )
     workload = definition.fitted_workload(session.facts).workload
-    space = build_space(definition, session.facts, workload, session.opened_device)
+    space = _space(definition, session, workload, store.trials(study))
     _correct(space, study, store, hardware, session.opened_device)
     context = StudyContext(definition, session, store, hardware, progress, workload, space, study)
     return StudyRun(context).join()
+
+
+def _space(
+    definition: StudyDefinition,
+    session: EngineSession,
+    workload: Workload,
+    earlier: Sequence[TrialSnapshot] = (),
+) -> SearchSpace:
+    """The space on the opened device. What the driver's context takes is what the study's earlier
+    trials were planned with, if there are any: its choices must not change."""
+    device = session.opened_device
+    planned = [trial.config["device"] for trial in earlier if trial.config]
+    contexts = [one.get("context_bytes", 0) for one in planned if one.get("name") == device]
+    known = next(filter(None, contexts), session.context_bytes)
+    return build_space(definition, session.facts, workload, device, known)
 
 
 def _correct(
@@ -276,11 +294,16 @@ class StudyRun:
         """Starts the other workers while the block runs."""
         definition, name = self.context.definition, self.context.study.name
         url, trust = self.context.store.database.url, definition.trust_remote_code
+        asked, opened = definition.device, self.context.session.opened_device
         if pool.ray is not None:
-            devices = (definition.device, self.context.session.opened_device)
-            return placed_workers(name, url, pool.ray, devices, trust, self.lost.add)
-        others = devices_for(definition.device, self.context.hardware, pool.workers)[1:]
-        return joined_workers(name, url, others, trust)
+            return placed_workers(name, url, pool.ray, (asked, opened), trust, self.lost.add)
+        devices = devices_for(asked, opened, self.context.hardware, pool.workers)
+        if len(devices) < pool.workers:
+            self.context.progress.note(
+                f"{len(devices)} of {pool.workers} workers run: there is one for each accelerator "
+                f"that {asked} names"
+            )
+        return joined_workers(name, url, devices[1:], trust)
 
     def _search(self, *, leading: bool, most: int | None = None) -> None:
         """Runs trials until there are enough. most: limit on their number."""

@@ -1,8 +1,8 @@
 """Starts local `tune worker` processes; they exit with the parent.
 
-Each has its own engine, on its own accelerator if there are several. On the CPU they take turns
-while something is timed, so they help there only as far as a trial does other work: packing,
-evaluating, loading.
+Each has its own engine, each on its own accelerator, and there are no more than accelerators. On
+the CPU they take turns while something is timed, so they help there only as far as a trial does
+other work: packing, evaluating, loading.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ class WorkerPool:
 ALONE = WorkerPool()
 
 
-def devices_for(device: str, hardware: Hardware, workers: int) -> list[str]:
-    """The device of each of so many workers, the parent's first."""
+def devices_for(device: str, opened: str, hardware: Hardware, workers: int) -> list[str]:
+    """The device of each worker, the parent's first: of so many on host memory, of at most one on
+    each accelerator, whose memory two engines would not share.
+
+    device: as asked for; opened: the parent's, as the engine names it.
+    """
+    if opened == "cpu" or opened.startswith("emulated:"):
+        return [device] * workers
     cards = hardware.gpus
     here = cuda_order([c.name for c in cards], [c.uuid for c in cards], os.environ)
     if device not in ("auto", "cuda") or len(here) < 2:
-        return [device] * workers
-    return [f"cuda:{number % len(here)}" for number in range(workers)]
+        return [device]
+    return [f"cuda:{number}" for number in range(min(workers, len(here)))]
 
 
 @contextlib.contextmanager

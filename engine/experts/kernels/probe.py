@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from engine.derived.file import DerivedKind, load_json, save_json
+from engine.device.accelerator import bind_thread_to
 from engine.experts.encoding.codec import CodeLayout, RecordFormat, can_unpack, encode, matrix_view
 from engine.experts.encoding.quantization import dequantize, quantize
 from engine.experts.kernels.base import Kernel, MatrixShape
@@ -224,6 +225,7 @@ def run_in_child(module: str, arguments: str) -> tuple[str | None, bool]:
 def _main() -> int:
     kernel, shapes, group_size, dtype, device = json.loads(sys.argv[1])
     torch.set_num_threads(1)
+    bind_thread_to(torch.device(device))
     found = self_test(
         KERNELS[kernel](),
         [(rows, columns) for rows, columns in shapes],

@@ -80,6 +80,11 @@ class HostTier:
         """Bytes of the slab."""
         return self.count * self.record.size_bytes
 
+    def held(self) -> list[ExpertId]:
+        """The experts whose records are here now, those used longest ago first."""
+        with self._lock:
+            return [expert for expert, entry in self._entries.items() if entry.whole]
+
     def attach(self, store: ExpertStore) -> None:
         """Go on with the same records, opened anew. Nothing may be borrowed."""
         self._store = store

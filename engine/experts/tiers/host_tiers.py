@@ -16,11 +16,8 @@ from engine.experts.encoding.codec import RecordFormat
 from engine.experts.tiers.disk import ExpertStore
 from engine.experts.tiers.host import HostTier
 from engine.facts.memory_limit import usable_memory
-from engine.memory.host import FREE_FRACTION
+from engine.memory.host import FREE_FRACTION, held_records
 from engine.types import Bits, format_bytes
-
-# Records beside those that the I/O threads carry: one of the host's products and one to evict.
-_MORE_RECORDS = 2
 
 Progress = Callable[[str, int, int], None]
 _Key = tuple[RecordFormat, tuple[Path, ...], int]
@@ -60,8 +57,8 @@ class HostTiers:
         keys: dict[Bits, _Key] = {}
         for bits, store in stores.items():
             share = shares.get(bits, 0) * min(most, wanted) // max(1, wanted)
-            count = min(share // store.record.size_bytes, len(store.experts))
-            if count >= min(threads + _MORE_RECORDS, len(store.experts)):
+            count = held_records(share, store.record.size_bytes, len(store.experts), threads)
+            if count:
                 keys[bits] = (store.record, tuple(store.files), count)
         for key in [key for key in self._kept if key not in keys.values()]:
             self._kept.pop(key).close()

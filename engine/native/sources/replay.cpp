@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
+#include <list>
 #include <unordered_map>
 #include <vector>
 
@@ -64,11 +65,45 @@ class Queue {
   Transfer *first_[3] = {}, *last_[3] = {};
 };
 
+// The records of one precision that a host tier holds; the one used longest ago makes room.
+class Tier {
+ public:
+  Tier(const int32_t* filled, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) use(filled[i]);
+  }
+
+  // Whether all records come from where the timings say.
+  bool is_whole() const { return held_.empty(); }
+
+  // Whether the record is held. It is from now on.
+  bool borrow(int32_t expert) {
+    const auto found = held_.find(expert);
+    const bool held = found != held_.end();
+    if (held) {
+      order_.erase(found->second);
+    } else {
+      held_.erase(order_.front());
+      order_.pop_front();
+    }
+    use(expert);
+    return held;
+  }
+
+ private:
+  void use(int32_t expert) { held_[expert] = order_.insert(order_.end(), expert); }
+
+  std::list<int32_t> order_;
+  std::unordered_map<int32_t, std::list<int32_t>::iterator> held_;
+};
+
 // Transfers that advance only when a later time is asked for.
 class Transfers {
  public:
-  explicit Transfers(const ReplayTimings& timings)
-      : timings_(timings), queue_(timings.two_priority != 0), by_slot_(timings.slots) {}
+  Transfers(const ReplayTimings& timings, std::vector<Tier>& tiers)
+      : timings_(timings),
+        tiers_(tiers),
+        queue_(timings.two_priority != 0),
+        by_slot_(timings.slots) {}
 
   Transfer* submit(double now, int32_t expert, int32_t slot, int32_t bits, bool demanded) {
     advance(now);
@@ -126,7 +161,10 @@ class Transfers {
  private:
   struct Moving {
     Transfer* transfer;
-    double rest_bytes, speed;
+    double rest_bytes, disk_bytes, speed;
+
+    // The disk reads first what a tier does not hold.
+    double next_bytes() const { return disk_bytes > 0 ? disk_bytes : rest_bytes; }
   };
 
   // To the next arrival, or to `until`; whether there may be more before it.
@@ -136,7 +174,7 @@ class Transfers {
     set_speeds();
     double span = kNever;
     for (const Moving& one : moving_) {
-      if (one.speed > 0) span = std::min(span, one.rest_bytes / one.speed);
+      if (one.speed > 0) span = std::min(span, one.next_bytes() / one.speed);
     }
     if (until != kNever && now_ + span > until) {
       progress(until - now_);
@@ -150,22 +188,36 @@ class Transfers {
   }
 
   void set_speeds() {
-    const int64_t count = static_cast<int64_t>(moving_.size());
-    if (timings_.queued[moving_[0].transfer->bits]) {
-      for (Moving& one : moving_) one.speed = 0.0;
-      moving_[0].speed = rate(moving_[0], 1);
-      return;
+    const auto shares = [&](const Moving& one) {
+      return one.disk_bytes > 0 || !timings_.queued[one.transfer->bits];
+    };
+    const int64_t sharing = std::count_if(moving_.begin(), moving_.end(), shares);
+    bool is_taken = false;
+    for (Moving& one : moving_) {
+      if (shares(one)) {
+        one.speed = rate(one, sharing) / static_cast<double>(sharing);
+      } else {
+        one.speed = is_taken ? 0.0 : rate(one, 1);
+        is_taken = true;
+      }
     }
-    for (Moving& one : moving_) one.speed = rate(one, count) / static_cast<double>(count);
   }
 
   double rate(const Moving& one, int64_t in_flight) const {
-    return timings_.rates[one.transfer->bits * (timings_.workers + 1) + in_flight];
+    const double* rates = one.disk_bytes > 0 ? timings_.disk_rates : timings_.rates;
+    return rates[one.transfer->bits * (timings_.workers + 1) + in_flight];
   }
 
   void progress(double span) {
     busy_s_ += span;
-    for (Moving& one : moving_) one.rest_bytes -= span * one.speed;
+    for (Moving& one : moving_) {
+      if (one.disk_bytes > 0) {
+        const double left = one.disk_bytes - span * one.speed;
+        one.disk_bytes = left > 1e-6 ? left : 0.0;
+      } else {
+        one.rest_bytes -= span * one.speed;
+      }
+    }
   }
 
   void fill() {
@@ -174,8 +226,12 @@ class Transfers {
       if (one == nullptr) return;
       one->issued += 1;
       if (one->issued == one->chunks) queue_.remove(one);
-      Moving chunk = {one, 0.0, 0.0};
+      Moving chunk = {one, 0.0, 0.0, 0.0};
       chunk.rest_bytes = one->chunk_bytes + timings_.chunk_s[one->bits] * rate(chunk, 1);
+      Tier& tier = tiers_[one->bits];
+      if (!tier.is_whole() && !tier.borrow(one->expert)) {
+        chunk.disk_bytes = timings_.disk_bytes[one->bits];
+      }
       moving_.push_back(chunk);
     }
   }
@@ -183,7 +239,7 @@ class Transfers {
   void arrive() {
     size_t kept = 0;
     for (size_t i = 0; i < moving_.size(); ++i) {
-      if (moving_[i].rest_bytes > 1e-6) {
+      if (moving_[i].disk_bytes > 0 || moving_[i].rest_bytes > 1e-6) {
         moving_[kept++] = moving_[i];
         continue;
       }
@@ -196,6 +252,7 @@ class Transfers {
   }
 
   const ReplayTimings& timings_;
+  std::vector<Tier>& tiers_;
   Queue queue_;
   std::vector<Transfer*> by_slot_;
   std::deque<Transfer> all_;
@@ -215,7 +272,13 @@ struct Held {
 class Clock {
  public:
   Clock(const ReplayTimings& timings, double* rows, int64_t* arrivals)
-      : timings_(timings), transfers_(timings), next_row_(rows), arrivals_(arrivals) {}
+      : timings_(timings), transfers_(timings, tiers_), next_row_(rows), arrivals_(arrivals) {
+    tiers_.reserve(timings.precisions);  // moving one would leave its places behind
+    for (int64_t bits = 0; bits < timings.precisions; ++bits) {
+      tiers_.emplace_back(timings.tier_filled + bits * timings.tier_most,
+                          timings.tier_records[bits]);
+    }
+  }
 
   bool run(const int32_t* at, const int32_t* end) {
     at_ = at;
@@ -487,9 +550,14 @@ class Clock {
 
   double start_host() {
     double done = 0.0;
+    const bool borrows = std::any_of(tiers_.begin(), tiers_.end(),
+                                     [](const Tier& tier) { return !tier.is_whole(); });
+    if (borrows) transfers_.advance(now_);  // they borrow records too
     for (const Step& step : steps_) {
       if (step.slot != kOnHost) continue;
-      const double begin = std::max(now_ + timings_.host_start_s, host_free_);
+      double begin = std::max(now_ + timings_.host_start_s, host_free_);
+      Tier& tier = tiers_[step.bits];
+      if (!tier.is_whole() && !tier.borrow(step.expert)) begin += timings_.disk_s[step.bits];
       const double alone = timings_.host_expert_s[step.bits * timings_.most_tokens + step.tokens];
       done = host_free_ = begin + alone * timings_.host_contention;
     }
@@ -529,6 +597,7 @@ class Clock {
   }
 
   const ReplayTimings& timings_;
+  std::vector<Tier> tiers_;
   Transfers transfers_;
   const int32_t* at_ = nullptr;
   double *row_ = nullptr, *next_row_;

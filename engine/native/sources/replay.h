@@ -13,7 +13,14 @@ struct ReplayTimings {
   const double *ready_non_expert_s, *ready_policy_s, *ready_expert_s;  // of layers passed unasked
   const double *record_chunks, *record_chunk_bytes, *chunk_s, *rates;
   const int64_t* queued;  // whether chunks are served one after the other
-  int64_t most_tokens, workers, slots, watches_gate, two_priority, order, has_ready;
+  // Of a host tier that does not hold all records: how many it holds (0: there is none, or it holds
+  // all), and which at first, [B, tier_most]; of one that it does not hold: what the disk reads, at
+  // which rates, and the seconds of one read alone.
+  const int64_t* tier_records;
+  const int32_t* tier_filled;
+  const double *disk_bytes, *disk_rates, *disk_s;
+  int64_t precisions, tier_most, most_tokens, workers, slots;
+  int64_t watches_gate, two_priority, order, has_ready;
   double submit_s, gate_lookahead_s, wake_s, restart_s, restart_non_expert_s, host_start_s;
   double contention, host_contention;
 };

@@ -91,15 +91,16 @@ def timings(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
 
 
 def crossovers(folder: Path, engine: Engine, patch: pytest.MonkeyPatch) -> Subject:
-    value = dict.fromkeys(crossover.CROSSOVER_TOKENS, 23)
+    value = dict.fromkeys(map(str, crossover.CROSSOVER_TOKENS), 23)
 
     def read() -> Any:
-        found = crossover.known_crossovers(folder)
-        return None if found == crossover.CROSSOVER_TOKENS else found
+        found = crossover.known_crossovers(folder, torch.device("cpu"))
+        known = {str(bits): tokens for bits, tokens in found.items()}
+        return None if found == crossover.CROSSOVER_TOKENS else known
 
-    crossover.keep_crossovers(folder, value)
+    crossover.keep_crossovers(folder, value, torch.device("cpu"))
     path = next((folder / "kernels").iterdir())
-    write = lambda: crossover.keep_crossovers(folder, value)  # noqa: E731
+    write = lambda: crossover.keep_crossovers(folder, value, torch.device("cpu"))  # noqa: E731
     return Subject(crossover.CROSSOVERS, path, write, read, value)
 
 

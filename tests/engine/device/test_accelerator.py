@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -198,6 +199,26 @@ def test_a_thread_that_computes_takes_the_card_that_was_opened(
     machine.present = 0  # as in a new thread
     device.bind_thread()
     assert machine.present == 1
+
+
+def test_buffers_that_cannot_be_pinned_are_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulate(monkeypatch, *cards())
+    device = AcceleratorDevice("cuda:0")
+    made = torch.empty
+
+    def refuse(*size: int, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return made(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with caplog.at_level(logging.WARNING):
+        buffers = [device.allocate_staging(5000) for _ in range(3)]
+    assert all(one.numel() == 5000 for one in buffers)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("buffers of cuda:0 are not pinned")
 
 
 class Runtime:

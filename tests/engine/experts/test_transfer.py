@@ -108,6 +108,24 @@ def test_each_chunk_of_an_undisturbed_record_is_read_once(parts: Any) -> None:
     assert sorted(store.reads, key=repr) == sorted(expected, key=repr)
 
 
+def test_whoever_waits_is_woken_once_a_record(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store, _, transfers = parts
+    assert len(store.chunks(ExpertId(0, 1), 4096)) > 1
+    woken: list[int] = []
+    notify_all = transfers._moved.notify_all
+
+    def counted() -> None:
+        woken.append(1)
+        notify_all()
+
+    monkeypatch.setattr(transfers._moved, "notify_all", counted)
+    submitted = [transfers.submit(ExpertId(0, i), i, 16, demanded=True) for i in range(SLOTS)]
+    for transfer in submitted:
+        transfers.wait([transfer])
+    transfers.drain()
+    assert len(woken) == SLOTS
+
+
 def test_a_failed_read_reaches_the_waiter_and_the_engine_goes_on(parts: Any) -> None:
     _, store, _, transfers = parts
     store.fail.add(ExpertId(1, 1))

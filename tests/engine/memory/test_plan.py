@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from engine.config.settings import EngineConfig
 from engine.errors import ConfigError, InfeasibleError
+from engine.facts.card_memory import CONTEXT_BYTES
 from engine.facts.model import ModelFacts
 from engine.layout.prequantized import PrequantizedFormat
 from engine.layout.record import Part, record_bytes_table
-from engine.memory.plan import minimum_slots, resolve, slots_by_layer
+from engine.memory.plan import minimum_slots, on_opened_device, resolve, slots_by_layer
 from engine.memory.scoring import layer_wise
 
 PARTS = (Part("gate_up_proj", (1024, 512)), Part("down_proj", (512, 512)))
@@ -184,3 +185,17 @@ def test_a_share_is_refused_by_name_where_no_layer_is_plain_and_beside_fewer_bit
     for path, value in (("kv.bits", 4), ("kv.placement", "host")):
         with pytest.raises(ConfigError, match=rf"kv\.keep_fraction = 0\.5 and {path} = {value}: "):
             resolve(config.overlay({path: value}), make_facts(kv_plain_layers=4))
+
+
+def test_a_context_that_was_measured_takes_the_place_of_the_estimate() -> None:
+    facts, free = make_facts(), EngineConfig().overlay({"budget.vram_bytes": 0})
+    before = resolve(on_opened_device(free, "cuda:0"), facts).memory.total_bytes
+    opened = on_opened_device(free, "cuda:0", 250_000_001)
+    found = resolve(opened, facts)
+    assert found.config.device.context_bytes == 256_000_000, "processes differ a little"
+    assert before - found.memory.total_bytes == CONTEXT_BYTES - 256_000_000
+    again = on_opened_device(found.config, "cuda:0", 290_000_000)
+    assert resolve(again, facts) == found, "what was planned to fit still fits"
+    assert resolve(on_opened_device(opened, "cpu"), facts).memory.total_bytes == (
+        resolve(free, facts).memory.total_bytes
+    )

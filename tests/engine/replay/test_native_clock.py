@@ -32,7 +32,7 @@ def curve(first: float, more: float) -> dict[int, float]:
     return {1: first, 3: first + more, 16: first + 9 * more}
 
 
-def timings(seed: int, *, host: bool, sharing: Any) -> ModelTimings:
+def timings(seed: int, *, host: bool, sharing: Any, disk: bool = False) -> ModelTimings:
     """Random, but of such sizes that transfers and products overlap."""
     rng = np.random.default_rng(seed)
     some = rng.uniform(0.5, 1.5, 12) * 1e-3
@@ -58,6 +58,10 @@ def timings(seed: int, *, host: bool, sharing: Any) -> ModelTimings:
         host_expert_s={b: curve(some[11], some[1]) for b in bits} if host else {},
         host_start_s=dict.fromkeys(bits, some[2] / 20) if host else {},
         host_contention=dict.fromkeys(bits, 1.2) if host else {},
+        disk_sources={
+            b: RecordSource({1: 1e8 * b, 2: 1.2e8 * b}, some[1] / 10, "shared", extents=1 + b // 16)
+            for b in bits
+        } if disk else {},
         together=bool(seed % 2),
         restart_non_expert_s=some[11] / 30,
         ready=ReadyTimings(
@@ -126,8 +130,9 @@ def two_precisions(values: dict[str, Any]) -> dict[str, Any]:
     sharing=st.sampled_from(["shared", "queued"]),
     mixed=st.booleans(),
     together=st.booleans(),
+    host_bytes=st.sampled_from([None, 0, "30%", "70%", "auto"]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=160, deadline=None)
 def test_both_clocks_agree_to_the_bit(
     values: dict[str, Any],
     batches: int,
@@ -136,10 +141,14 @@ def test_both_clocks_agree_to_the_bit(
     sharing: str,
     mixed: bool,
     together: bool,
+    host_bytes: Any,
 ) -> None:
     config = config_of(two_precisions(values) if mixed else values, batches)
+    if host_bytes is not None:
+        config = config.overlay({"device.name": "cuda:0", "host.bytes": host_bytes})
     given_trace = trace(seed, batches)
-    profile = replace(timings(seed, host=host, sharing=sharing), together=together)
+    profile = timings(seed, host=host, sharing=sharing, disk=host_bytes is not None)
+    profile = replace(profile, together=together)
 
     def run() -> Any:
         found = replay(config, FACTS, given_trace, profile, warm=[0, 1, 2])

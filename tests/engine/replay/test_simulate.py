@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from engine.facts.timings import ModelTimings, ReadyTimings, RecordSource, at
 from engine.policy.registry import QUEUES
 from engine.replay.bound import best_hits
 from engine.replay.simulate import replay
+from engine.replay.tier import PartialTier
 from engine.replay.transfers import SimulatedTransfers
 from engine.types import ExpertId
 from tests.engine.memory.test_plan import make_facts
@@ -45,6 +47,32 @@ def test_a_record_in_several_extents_pays_for_a_chunk_of_each() -> None:
     moving = simulated()
     transfer = moving.submit(0.0, A, 0, 3000, source, demanded=True)
     assert moving.wait(0.0, [transfer]) == pytest.approx(3.0 + 3 * 0.5)
+
+
+LINK = RecordSource({1: 1000.0}, 0.0, "queued")
+DISK = RecordSource({1: 100.0, 2: 150.0}, 0.0, "shared")
+
+
+def test_what_a_tier_does_not_hold_is_read_from_the_disk_before_it_crosses_the_link() -> None:
+    moving, tier = simulated(), PartialTier([A, B, C], 2, DISK, 1000)
+    for record, seconds in ((A, 1.0), (C, 11.0), (B, 11.0), (C, 1.0)):  # B was used longest ago
+        transfer = moving.submit(100.0, record, 0, 1000, LINK, demanded=True, tier=tier)
+        assert moving.wait(100.0, [transfer]) == pytest.approx(100.0 + seconds), record
+        moving = simulated()
+    assert tier.read_s == pytest.approx(10.0)
+
+
+def test_a_record_that_is_held_crosses_the_link_while_another_is_read() -> None:
+    moving, tier = simulated(workers=3), PartialTier([A, B, C], 1, DISK, 1000)
+    held, first, second = (
+        moving.submit(0.0, record, slot, 1000, LINK, demanded=True, tier=tier)
+        for slot, record in enumerate((A, B, C))
+    )
+    assert moving.wait(0.0, [held]) == pytest.approx(1.0)
+    both_read = 1000 / 75  # 150 bytes a second for the two together
+    assert moving.wait(0.0, [first]) == pytest.approx(both_read + 1.0)
+    assert moving.wait(0.0, [second]) == pytest.approx(both_read + 2.0), "the link carries one"
+    assert moving.moved_bytes == 3000
 
 
 def test_what_moved_before_a_span_does_not_count_for_it() -> None:
@@ -182,6 +210,43 @@ def test_parts_of_the_time_sum_to_it() -> None:
         assert sum(item.activities.values()) == pytest.approx(item.seconds)
     metrics = found.metrics()
     assert metrics["stall_ms_per_token"] > 0
+
+
+@pytest.mark.parametrize("placement", ["device", "host_split"])
+def test_more_host_memory_is_never_slower_and_without_any_the_disk_is_what_counts(
+    placement: str,
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.random((24, 2, 8)).argsort(-1)[..., :2]
+    trace = make_trace(rows, tokens=[(1,)] * 24)
+    facts = make_facts(layers=2, moe_layers=2, experts=8, experts_per_token=2)
+    profile = replace(
+        timings(1.0),
+        sources={16: RecordSource({1: 1e8}, 0.0, "queued")},
+        disk_sources={16: RecordSource({1: 1e7}, 0.0, "shared")},
+        host_expert_s={16: {1: 1e-3}},
+    )
+
+    def seconds(host_bytes: Any, profile: ModelTimings = profile) -> float:
+        config = EngineConfig().overlay(
+            {
+                "device.name": "cuda:0",
+                "cache.expert_bytes": "25%",
+                "host.bytes": host_bytes,
+                "placement.name": placement,
+                "placement.host_fraction": 0.5,
+            }
+        )
+        return sum(item.seconds for item in replay(config, facts, trace, profile).times)
+
+    some = [seconds(size) for size in (0, "50%", "75%", "auto")]
+    assert some == sorted(some, reverse=True)
+    assert len(set(some)) == 4
+    if placement == "device":
+        only_disk = replace(profile, sources=profile.disk_sources, disk_sources={})
+        assert seconds(0) == seconds("auto", only_disk)
+    only_link = replace(profile, disk_sources={})
+    assert seconds("auto") == seconds("50%", only_link), "nothing is known of the disk"
 
 
 def test_a_faster_disk_and_more_slots_are_never_slower() -> None:

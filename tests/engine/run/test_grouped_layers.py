@@ -39,6 +39,7 @@ from engine.experts.kernels.triton_int4 import TritonInt4
 from engine.layout.prequantized import MXFP4_GROUP, PrequantizedFormat, prequantized_layout
 from engine.layout.record import Part, record_layout
 from engine.native.values import Activation, Gate, GateForm
+from engine.profile import model as calibration
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.moe_layers import ExpertsRuntime
@@ -135,6 +136,9 @@ class CountedDevice(StagedDevice):
         return super().copy(target, source, after)
 
     def record(self) -> Event:
+        return CountedEvent(self.cost.waits)
+
+    def timestamp(self) -> Event:
         return CountedEvent(self.cost.waits)
 
     def synchronize(self) -> None:
@@ -331,6 +335,24 @@ def test_inputs_of_policies_are_read_with_the_same_wait(
     for cost in costs:
         assert cost.waits == ["event"]
         assert cost.operations.count("copy_") > 2
+
+
+def test_experts_that_are_launched_together_are_timed_so(
+    folders: dict[int, Path],
+    launched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibration, "EXPERT_TOKENS", (1, 4))
+    engine = Engine(folders[2], CountedDevice(), tmp_path)
+    engine.configure(EngineConfig().overlay({"precision.bits": 4, "kv.max_tokens": 64}))
+    assert engine.live.grouped is not None
+    launched.clear()
+    found = calibration._time_experts(engine)
+    engine.close()
+    assert set(found) == {1, 4}
+    assert all(seconds > 0 for seconds in found.values())
+    assert launched.count("matrix") == 2 * launched.count("sum") > 0
 
 
 MODELS = {

@@ -22,7 +22,7 @@ from engine.memory import plan as memory
 from tests.fakes.study import BUDGET_BYTES
 from tests.tuner.conftest import Tune
 from tuner.__main__ import run
-from tuner.cli import options
+from tuner.cli import bench, options
 from tuner.cli.app import app
 from tuner.cli.output import JSON_SCHEMA
 from tuner.deployment.document import load_deployment
@@ -475,6 +475,16 @@ def test_bench_adds_baselines_and_config_files(
     baselines = BASELINES_WITHOUT_EXTRA + (LLAMA_CPP if installed else [])
     assert names == ["expertune-small", *baselines]
     assert ("pip install 'expertune[baselines]'" in done.err) is not installed
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", False), ("cuda:0", True)])
+def test_bench_says_that_other_engines_leave_a_card_alone(
+    device: str, said: bool, capsys: pytest.CaptureFixture[str]
+):
+    base = EngineConfig().overlay({"device.name": device})
+    rows = bench._baseline_rows(base, "m", trust_remote_code=False, revision=None)
+    assert {row.name for row in rows} >= set(BASELINES_WITHOUT_EXTRA)
+    assert (f"use nothing of {device}" in capsys.readouterr().err) is said
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.html"])

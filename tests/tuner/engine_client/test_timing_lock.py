@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from engine.facts.machine import MachineProfile
-from tuner.engine_client.machine_profile import KEPT_S, keep_profile, load_profile
+from engine.facts.machine import MachineProfile, probe
+from tuner.engine_client.machine_profile import KEPT_S, keep_profile, load_profile, profile_path
 from tuner.engine_client.timing_lock import needs_turn, timed_section
 
 HOLD = """
@@ -49,6 +49,12 @@ def test_a_profile_is_kept_for_a_month(tmp_path: Path):
     old = time.time() - KEPT_S - 1
     os.utime(path, (old, old))
     assert load_profile(path) is None
+
+
+def test_each_device_has_a_profile_of_its_own():
+    machine = probe()
+    names = {profile_path(machine, name).name for name in ("cpu", "cuda:0", "emulated:laptop_8gb")}
+    assert len(names) == 3
 
 
 def test_a_profile_of_another_release_is_measured_anew(tmp_path: Path):

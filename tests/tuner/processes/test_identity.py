@@ -45,9 +45,15 @@ def test_each_worker_takes_an_accelerator_of_its_own():
     machine = probe()
     gpu = Gpu(0, "card", None, 8_000_000_000, *[None] * 8)
     two = replace(machine, gpus=(gpu, replace(gpu, index=1)))
-    assert devices_for("auto", two, 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert devices_for("cpu", two, 2) == ["cpu", "cpu"]
-    assert devices_for("auto", replace(machine, gpus=()), 2) == ["auto", "auto"]
+    assert devices_for("auto", "cuda:0", two, 2) == ["cuda:0", "cuda:1"]
+    assert devices_for("auto", "cuda:0", two, 3) == ["cuda:0", "cuda:1"], "two would not fit one"
+    assert devices_for("cuda:1", "cuda:1", two, 2) == ["cuda:1"]
+    one = replace(machine, gpus=(gpu,))
+    assert devices_for("auto", "cuda:0", one, 2) == ["auto"]
+    assert devices_for("cpu", "cpu", two, 2) == ["cpu", "cpu"]
+    emulated = "emulated:laptop_8gb"
+    assert devices_for(emulated, emulated, two, 2) == [emulated] * 2
+    assert devices_for("auto", "cpu", replace(machine, gpus=()), 2) == ["auto", "auto"]
 
 
 def test_a_process_is_gone_when_it_ended_or_its_number_was_used_again():

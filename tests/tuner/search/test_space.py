@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tuner.errors import DefinitionError, InfeasibleStudyError
 from tuner.folders import cache_folder
 from tuner.search.candidates import Candidates
 from tuner.search.space import SearchSpace, build_space
+from tuner.study import run
 
 WORK = Workload("w", ("a", "b"), sequences=4)
 
@@ -66,6 +68,48 @@ def test_long_prompts_behind_a_link_are_read_in_long_chunks(
     space = build_space(definition, facts, work)
     assert choices(space).get("prefill.chunk_tokens") == searched
     assert space.config(space.default()).prefill.chunk_tokens == default
+
+
+def test_a_study_has_room_beside_the_context_that_was_measured():
+    budget = BUDGET_BYTES + 300_000_000
+    definition = StudyDefinition.model_validate({"model": "m", "budget": {"vram_bytes": budget}})
+    with pytest.raises(InfeasibleStudyError):
+        build_space(definition, facts_of("m"), WORK, "cuda:0")
+    space = build_space(definition, facts_of("m"), WORK, "cuda:0", 250_000_000)
+    assert space.resolve(space.default()).config.device.context_bytes == 256_000_000
+
+
+@pytest.mark.parametrize(
+    ("device", "embedding_bytes", "engine", "place"),
+    [
+        ("cuda:0", 1_000_000, {}, "host"),
+        ("cuda:0", 1_000_000, {"placement.embeddings": "device"}, "device"),
+        ("cuda:0", 0, {}, "device"),  # the head is the same table
+        ("cpu", 1_000_000, {}, "device"),
+        ("emulated:laptop_8gb", 1_000_000, {}, "device"),
+    ],
+)
+def test_embeddings_lie_in_ram_beside_a_card(
+    device: str, embedding_bytes: int, engine: dict[str, str], place: str
+):
+    definition = StudyDefinition.model_validate(
+        {"model": "m", "budget": {"vram_bytes": 10**10}, "engine": engine}
+    )
+    facts = replace(facts_of("m"), embedding_bytes=embedding_bytes)
+    assert build_space(definition, facts, WORK, device).base.placement.embeddings == place
+
+
+def test_a_study_that_goes_on_keeps_the_context_it_was_planned_with():
+    definition = StudyDefinition.model_validate({"model": "m", "budget": {"vram_bytes": 10**10}})
+    session: Any = SimpleNamespace(
+        facts=facts_of("m"), opened_device="cuda:0", context_bytes=300_000_000
+    )
+    trials: list[Any] = [
+        SimpleNamespace(config=None),
+        SimpleNamespace(config={"device": {"name": "cuda:0", "context_bytes": 256_000_000}}),
+    ]
+    assert run._space(definition, session, WORK).base.device.context_bytes == 304_000_000
+    assert run._space(definition, session, WORK, trials).base.device.context_bytes == 256_000_000
 
 
 def test_a_quantized_checkpoint_is_searched_from_as_it_was_published():

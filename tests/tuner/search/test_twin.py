@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from engine.config.settings import EngineConfig
+from engine.facts.emulated_machine import load_machine
 from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
 from engine.facts.timings import corrected
+from engine.memory.plan import resolve
 from tests.engine.policy.made import make_trace
 from tests.engine.replay import test_native_clock as small
 from tests.fakes.fake_engine import facts_of
@@ -105,8 +107,46 @@ def test_an_accelerator_gets_records_over_its_link():
     speeds = {"65536": 2e9, "1048576": 2e9}
     for rate in (1e10, 1e9):
         profile = MachineProfile(speeds, 8e9, rate)
-        source = profiled_timings(profile, facts_of("m"), "cuda:0").sources[16]
+        found = profiled_timings(profile, facts_of("m"), "cuda:0")
+        source, disk = found.sources[16], found.disk_sources[16]
         assert (source.rate(2), source.sharing) == (rate, "queued")
+        assert (disk.rate(2), disk.sharing) == (2e9, "shared")
+
+
+def test_the_host_beside_an_accelerator_is_estimated_too():
+    facts, slower = facts_of("m"), {key: 10 * ms for key, ms in PROFILE.kernel_ms.items()}
+    assert profiled_timings(PROFILE, facts, "cpu").host_expert_s == {}
+    card = replace(PROFILE, link_bytes_per_s=1e10)
+    assert profiled_timings(card, facts, "cuda:0").host_expert_s == {}, "nobody timed it"
+    timed = replace(card, host_kernel_ms=slower)
+    found = profiled_timings(timed, facts, "cuda:0")
+    assert found.host_expert_s[16][256] > 5 * found.expert_s[16][256]
+    assert found.host_start_s.keys() == found.host_expert_s.keys()
+    native = replace(PROFILE, products="native")
+    emulated = profiled_timings(native, facts, "emulated:laptop_8gb")
+    rate = load_machine("laptop_8gb").slowed_host_bytes_per_s
+    for bits, curve in emulated.host_expert_s.items():
+        assert min(curve.values()) >= facts.record_bytes[str(bits)] / rate
+    assert emulated.ready is None, "the policy is asked before each layer"
+
+
+def test_a_host_tier_is_predicted_as_large_as_this_machine_allows():
+    rng = np.random.default_rng(0)
+    chosen = rng.random((40, small.LAYERS, small.EXPERTS)).argsort(-1)[..., : small.CHOSEN]
+    trace = make_trace(chosen, tokens=[(1,)] * 40, groups=[0] * 20 + [1] * 20)
+    timings = small.timings(1, host=False, sharing="queued", disk=True)
+    config = EngineConfig().overlay({"device.name": "cuda:0", "cache.expert_bytes": "25%"})
+    config = resolve(config, small.FACTS).config
+    half = int(config.host.bytes) // 2
+
+    def speed(host_bytes: int | None, ram_bytes: int = 0) -> float:
+        twin = Twin(small.FACTS, trace, timings, 1, host_bytes=host_bytes)
+        found = twin.predict(config.overlay({"budget.ram_bytes": ram_bytes}))
+        assert found is not None
+        return found["output_tps"]
+
+    assert speed(half) < speed(None) == speed(2 * half)
+    assert speed(half, ram_bytes=10**12) == speed(None), "what --ram allows is not cut"
 
 
 def test_a_read_costs_a_fixed_part_beside_its_bytes():

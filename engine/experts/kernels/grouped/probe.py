@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from engine.device.accelerator import bind_thread_to
 from engine.device.base import Device
 from engine.experts.encoding.codec import RecordFormat, encode
 from engine.experts.kernels.activations import plain_gate
@@ -206,6 +207,7 @@ def _name(dtype: torch.dtype) -> str:
 def _main() -> int:
     kinds, sixteen, gate, dtype, device = json.loads(sys.argv[1])
     torch.set_num_threads(1)
+    bind_thread_to(torch.device(device))
     record = tiny_record(**kinds, sixteen=getattr(torch, sixteen))
     found = self_test(record, Gate(*gate), getattr(torch, dtype), torch.device(device))
     sys.stdout.write(json.dumps(found))

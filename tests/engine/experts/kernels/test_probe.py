@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from engine.experts.encoding.codec import MatrixView, RecordFormat, encode, matrix_view
 from engine.experts.kernels import probe
+from engine.experts.kernels.grouped import probe as grouped_probe
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import first_refusal, probe_support, self_test
 from engine.experts.kernels.registry import KERNELS, NO_KERNELS, KernelSupport
 from engine.layout.record import Part, record_layout
+from engine.native.values import Activation, Gate, GateForm
 from engine.types import Bits
+from tests.fakes.simulated_cards import Card, simulate
 from tests.requirements import require_native
 
 CPU = torch.device("cpu")
@@ -204,3 +211,28 @@ def test_refusals_are_kept_with_their_reasons(tmp_path: Path) -> None:
     assert found.refusals["cuda_int4"] == "it runs on CUDA, not on cpu"
     assert found.refusals["torch_int4"] == "40 rows are no multiple of 16"
     assert found.refusals["torch_int8"] == "it reads codes of 8 bits, not of 4"
+
+
+GATE = Gate(GateForm.PRODUCT, Activation.SILU, 0, 1.0, 0.0)
+CHILDREN: list[tuple[ModuleType, list[Any]]] = [
+    (probe, ["triton_int4", [[8, 64]], 32, "bfloat16", "cuda:1"]),
+    (
+        grouped_probe,
+        grouped_probe._described(
+            grouped_probe.tiny_record(4, group=32), GATE, torch.bfloat16, torch.device("cuda:1")
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "arguments"), CHILDREN)
+def test_a_self_test_runs_on_the_card_that_it_is_for(
+    module: ModuleType, arguments: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = simulate(monkeypatch, Card("aaa"), Card("bbb"))
+    present: list[int] = []
+    monkeypatch.setattr(module, "self_test", lambda *_: present.append(machine.present))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(sys, "argv", ["probe", json.dumps(arguments)])
+    assert module._main() == 0
+    assert present == [1], "kernels are launched on a thread's own card"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from engine.experts.kernels.registry import NO_KERNELS
 from engine.experts.tiers.disk import ExpertStore, open_store
 from engine.experts.tiers.host import HostTier
 from engine.experts.tiers.host_tiers import HostTiers
+from engine.facts.timings import RecordSource
 from engine.memory.plan import resolve
+from engine.replay.tier import PartialTier
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.types import ExpertId
@@ -97,6 +100,25 @@ def test_filling_takes_experts_of_all_layers_alike(engine: Engine, store: Expert
     assert sum(read) == tier.size_bytes
     held = set(tier._entries)
     assert held == {ExpertId(layer, expert) for layer in range(layers) for expert in (0, 1)}
+    tier.close()
+
+
+def test_a_replay_knows_what_the_tier_holds(engine: Engine, store: ExpertStore):
+    layers, count = len(engine.model.layers), 7
+    tier = HostTier(store, engine.device, count * store.record.size_bytes)
+    tier.fill(1, lambda size_bytes: None)
+    order = sorted(store.experts, key=lambda one: (one.expert, one.layer))
+    disk = RecordSource({1: 1e9}, 0.0, "shared")
+    simulated = PartialTier(order, count, disk, store.record.size_bytes)
+    assert tier.held() == list(simulated.filled)
+    scratch = bytes_view(allocate_pages(tier.scratch_bytes()))
+    random = Random(0)
+    for _ in range(60):
+        expert = ExpertId(random.randrange(layers), random.randrange(8))
+        hits = tier.hits
+        with tier.borrow(expert, scratch):
+            pass
+        assert simulated.borrow(expert) == (tier.hits > hits)
     tier.close()
 
 
