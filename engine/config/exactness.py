@@ -30,6 +30,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "device.": "lossy_static",
     "device.correction_bytes": "exact",
     "compute.": "lossy_static",
+    "compute.capture": "rounding",
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",
     "kv.bits": "lossy_static",

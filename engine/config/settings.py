@@ -207,9 +207,11 @@ class CpuConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """The dtype of activations and of the non-expert weights."""
+    """The dtype of activations and of the non-expert weights. capture: on an accelerator, what
+    decoding queues between the experts of two layers is captured once and queued again as one."""
 
     dtype: DtypeName = "bfloat16"
+    capture: bool = False
 
 
 @dataclass(frozen=True)

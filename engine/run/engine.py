@@ -306,13 +306,14 @@ class Engine:
                 check_token_ids(batch.tokens, self.facts.vocabulary)
             batch.tokens = batch.tokens.to(self.device.torch_device)
             if batch.kv is None:
-                batch.kv = self.live.kv.make()
+                batch.kv = self.live.kv.make(len(batch.tokens))
         single = self._is_single_token(batches)
+        faster = self.live.captured or self.native_pass
         many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
         try:
             with torch.inference_mode(), single_token_products(single), all_cores(many):
                 return forward_together(
-                    self.model.model, batches, runtime, self.clock, consume, self.native_pass
+                    self.model.model, batches, runtime, self.clock, consume, faster
                 )
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe

@@ -184,3 +184,20 @@ def test_a_share_is_refused_by_name_where_no_layer_is_plain_and_beside_fewer_bit
     for path, value in (("kv.bits", 4), ("kv.placement", "host")):
         with pytest.raises(ConfigError, match=rf"kv\.keep_fraction = 0\.5 and {path} = {value}: "):
             resolve(config.overlay({path: value}), make_facts(kv_plain_layers=4))
+
+
+def test_captured_decoding_takes_a_pool_for_each_micro_batch_of_an_accelerator() -> None:
+    def taken(device: str, count: int) -> int:
+        settings = {"device.name": device, "batch.count": count, "cache.expert_bytes": "50%"}
+        plans = (
+            resolve(EngineConfig().overlay({**settings, "compute.capture": on}), make_facts())
+            for on in (False, True)
+        )
+        eager, captured = (plan.memory.total_bytes for plan in plans)
+        return captured - eager
+
+    assert taken("cpu", 4) == 0
+    one, four = taken("cuda:0", 1), taken("cuda:0", 4)
+    pool = (four - one) // 3
+    assert 22 << 20 < pool < 24 << 20
+    assert one == pool + (32 << 20)
