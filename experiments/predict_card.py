@@ -17,9 +17,10 @@ import typer
 
 from engine.config.settings import base_config
 from engine.errors import InfeasibleError
+from engine.facts.adjusted_timings import at_precision
 from engine.facts.emulated_machine import load_machine, predicted_timings
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at, at_precision
+from engine.facts.timings import ModelTimings, at
 from engine.memory.plan import resolve
 from engine.memory.records import record_bytes_of
 from engine.replay.simulate import replay

@@ -3,10 +3,11 @@
 #
 # It runs, on the device named by DEVICE (default cuda:0): parity with transformers, the budgets of the
 # hot path, the Triton programs against plain torch, the tests that need an accelerator, the same under
-# compute-sanitizer where that is installed, a study of the demo model and one of a twin with wider
-# experts, each of at most STUDY_TIME (default 10m). Everything it writes lies in FOLDER (default
-# ./gpu-checkup); an earlier report there is replaced. Takes about half an hour. A step that fails does
-# not stop the others; the exit code is the number of steps that failed.
+# compute-sanitizer where that is installed, captured beside eager decoding (the tests compare their
+# logits), a study of the demo model and one of a twin with wider experts, each of at most STUDY_TIME
+# (default 10m). Everything it writes lies in FOLDER (default ./gpu-checkup); an earlier report there is
+# replaced. Takes about half an hour. A step that fails does not stop the others; the exit code is the
+# number of steps that failed.
 #
 # DEVICE=cpu runs the same steps without an accelerator, except the tests that need one.
 set -u
@@ -80,6 +81,8 @@ step "profile" tune profile --model demo --device "$DEVICE" --vram 1GB
 step "plan" tune plan --model demo --device "$DEVICE" --vram 1GB
 step "bench" tune bench --model demo --device "$DEVICE" --vram 1GB --policies on_demand,lru,monde \
   --output-tokens 32
+step "captured decoding" tune bench --model demo --device "$DEVICE" --vram 1GB \
+  --set compute.capture=false,true --output-tokens 128
 step "demo study" tune --model demo --device "$DEVICE" --vram 1GB --timeout "$STUDY_TIME" \
   --study gpu-demo --output "$FOLDER/demo.yaml"
 step "demo result" tune show gpu-demo

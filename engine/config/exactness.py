@@ -31,6 +31,7 @@ SENSITIVITY: dict[str, SensitivityClass] = {
     "device.context_bytes": "exact",
     "device.correction_bytes": "exact",
     "compute.": "lossy_static",
+    "compute.capture": "rounding",
     "precision.": "lossy_static",
     "kv.max_tokens": "exact",
     "kv.bits": "lossy_static",

@@ -84,9 +84,9 @@ class PrecisionConfig:
     bits: `prequantized` keeps a pre-quantized checkpoint's own codes: it sets prequantized, and
     resolving sets bits to theirs (16 if the checkpoint is not quantized). non_expert_bits: of the
     linear layers that are not experts. activation_bits: 8 rounds what codes of 8 bits and fewer are
-    multiplied by, in the groups of the codes, on the CPU. low_bits (0: none), low_bits_threshold,
-    skip_threshold and low_mass belong to the schemes that load some experts at lower precision;
-    what such a run computes then depends on its cache.
+    multiplied by, on the CPU. low_bits (0: none), low_bits_threshold, skip_threshold and low_mass
+    belong to the schemes that load some experts at lower precision; what such a run computes then
+    depends on its cache.
 
     options.table: bits of each expert for the by_* schemes, or options.average_bits (and
     options.trace) to make one from. options.optimize: how the scales and zeros of 4, 3 and 2 bits
@@ -210,9 +210,11 @@ class CpuConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """The dtype of activations and of the non-expert weights."""
+    """The dtype of activations and of the non-expert weights. capture: whether an accelerator
+    captures what decoding queues between the experts of two layers, and queues it as one."""
 
     dtype: DtypeName = "bfloat16"
+    capture: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the host blocks only when it reuses a staging buffer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from engine.device.base import Event
+from engine.device.capture import Capturer, CudaCapturer
 from engine.device.memory_error import device_memory_error
 from engine.device.outside_memory import OutsideMemory, card_of, memory_info
 from engine.device.pages import allocate_pages
@@ -81,6 +83,11 @@ class AcceleratorDevice:
         self.bind_thread()
         torch.zeros(1, device=self.torch_device)
         self.synchronize()
+
+    @functools.cached_property
+    def capturer(self) -> Capturer | None:
+        """CUDA graphs (HIP's too); None on other devices."""
+        return CudaCapturer(self.torch_device) if self.torch_device.type == "cuda" else None
 
     def bind_thread(self) -> None:
         """Make this device the calling thread's own."""

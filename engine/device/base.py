@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from engine.device.capture import Capturer
 from engine.errors import DeviceMemoryError
 
 
@@ -31,6 +32,10 @@ class Device(Protocol):
     is_host_memory: bool
     context_bytes: int | None  # of the driver's context; None if unknown, 0 if there is none
     card: str | None  # the UUID of an accelerator, by which commands take turns on it
+
+    @property
+    def capturer(self) -> Capturer | None:
+        """Captures what is queued here; None if this device cannot."""
 
     def allocate_arena(self, size_bytes: int) -> torch.Tensor:
         """Touched device memory, [size_bytes] uint8, page-aligned if it is host memory.

@@ -9,6 +9,7 @@ import torch
 
 from engine.device import process_memory
 from engine.device.base import Event
+from engine.device.capture import Capturer
 from engine.device.memory_error import device_memory_error
 from engine.device.pages import allocate_pages, bytes_view, give_pages_back
 from engine.errors import DeviceMemoryError, InfeasibleError
@@ -32,6 +33,7 @@ class CpuDevice:
     is_host_memory = True
     context_bytes: int | None = 0
     card: str | None = None
+    capturer: Capturer | None = None
 
     def __init__(self) -> None:
         self.name = "cpu"

@@ -15,6 +15,7 @@ import torch
 
 from engine.device import process_memory
 from engine.device.base import Event
+from engine.device.capture import Capturer
 from engine.device.cpu import CpuDevice, DoneEvent
 from engine.errors import DeviceMemoryError
 from engine.facts.emulated_machine import PREFIX, EmulatedMachine
@@ -57,6 +58,7 @@ class EmulatedDevice:
     is_host_memory = False
     context_bytes: int | None = 0
     card: str | None = None
+    capturer: Capturer | None = None
 
     def __init__(self, machine: EmulatedMachine) -> None:
         process_memory.sleep_exactly()

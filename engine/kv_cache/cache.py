@@ -20,6 +20,7 @@ from engine.kv_cache.growing_layer import GrowingLayer
 from engine.kv_cache.host_rows import DeviceRows, HostLink, KvRows
 from engine.kv_cache.merged_layer import AttentionWatch, MergedLayer
 from engine.kv_cache.quantized_rows import KvFormat, PlainFormat, QuantizedFormat
+from engine.kv_cache.static_rooms import StaticRooms
 from engine.layout.kv import WINDOW_TOKENS
 from engine.model.attention_hook import watch_attention
 from engine.model.kv_layers import plain_kv_layers
@@ -31,10 +32,10 @@ class KvCaches:
     model: transformers' model. If all keys and values are kept at 16 bits on the device, plain
     layers grow in place on the CPU; elsewhere, and where unreserved memory holds experts, the model
     makes transformers' own cache at its first forward. If only a fraction is kept, the model's
-    attention is hooked until close.
+    attention is hooked until close. static: all layers keep their place, for captured decoding.
     """
 
-    def __init__(self, model: Any, device: Device, kv: KvConfig) -> None:
+    def __init__(self, model: Any, device: Device, kv: KvConfig, *, static: bool = False) -> None:
         self._config = model.config
         self._plain = plain_kv_layers(model)
         self._bits = kv.bits
@@ -43,14 +44,18 @@ class KvCaches:
         self._keep_fraction = kv.keep_fraction
         self._grows = device.torch_device.type == "cpu" and not kv.elastic
         self._most_tokens = kv.max_tokens
+        self._rooms = StaticRooms(model.config, kv.max_tokens) if static else None
         self._watch = AttentionWatch()
         self._unwatch: Callable[[], None] | None = None
         if kv.keep_fraction != 1:
             self._unwatch = watch_attention(model, self._plain, self._watch)
         self.notes = self._notes(kv, device)
 
-    def make(self) -> Any:
-        """An empty cache for one micro-batch; None: let the model make its own."""
+    def make(self, sequences: int) -> Any:
+        """An empty cache for a micro-batch of so many sequences; None: let the model make its
+        own."""
+        if self._rooms is not None:
+            return self._rooms.lend(sequences)
         merging = self._keep_fraction != 1
         if self._bits == 16 and self.link is None and not merging:
             return self._growing() if self._grows and self._plain else None

@@ -18,6 +18,7 @@ from engine.facts.emulated_machine import PREFIX
 from engine.facts.model import ModelFacts
 from engine.layout.non_expert import block_rows, non_expert_matrix_bytes
 from engine.layout.record import RECORD_ALIGN, resolve_group_size, supported_bits
+from engine.memory.capture import capture_bytes
 from engine.memory.host import with_host_bytes
 from engine.memory.kv import (
     DTYPE_BYTES,
@@ -329,7 +330,9 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
     # One matrix at a time is dequantized: codes, one float32 copy, the result.
     coarse = any(bits != 16 for bits in run_bits(config))
     dequantized = matrix * (4 + 1 + width) if coarse or width == 4 else 0
-    dequantized = max(dequantized, _non_expert_block_elements(config, facts) * (4 + 1 + width))
+    block = _non_expert_block_elements(config, facts) * (4 + 1 + width)
+    dequantized = max(dequantized, block)
+    captured = 0 if _on_host(config) else capture_bytes(config, facts, block)
     depth = config.prefetch.depth if config.prefetch.predictor in _STACKING else 0
     stacks = (
         facts.moe_layers * depth * facts.experts * facts.hidden_size * width if depth > 1 else 0
@@ -349,6 +352,7 @@ def _base_plan(config: EngineConfig, facts: ModelFacts, record: int) -> MemoryPl
             + scratch
             + context_bytes(config)
             + stacks
+            + captured
             + FIXED_WORKSPACE_BYTES
         ),
         staging_bytes=config.io.threads * (record + 2 * RECORD_ALIGN * len(facts.parts)),

@@ -82,6 +82,19 @@ def answered_by(layer: MoeLayer, port: ExpertsPort) -> Iterator[None]:
         del layer.experts.__dict__[_PORT]
 
 
+@contextmanager
+def redirected(model: LoadedModel, port: ExpertsPort) -> Iterator[None]:
+    """Inside the block the experts and routers of an attached model are dispatched to `port`."""
+    former = [port_of(layer.experts) for layer in model.layers]
+    try:
+        for layer in model.layers:
+            _set_port(layer, port)
+        yield
+    finally:
+        for layer, (own, _) in zip(model.layers, former, strict=True):
+            _set_port(layer, own)
+
+
 def router_choice(output: Any, count: int) -> list[list[int]]:
     """The `count` best experts of each token, best first, from a router's output.
 
@@ -140,15 +153,23 @@ class RouterProbabilities:
 
 
 def _attach(layer: MoeLayer, port: ExpertsPort) -> list[RemovableHandle]:
+    _set_port(layer, port)
+    return [] if layer.router is None else _watch_router(layer.router, layer.experts)
+
+
+def _set_port(layer: MoeLayer, port: ExpertsPort) -> None:
     object.__setattr__(layer.experts, _PORT, (port, layer.index))
-    return [] if layer.router is None else _watch_router(layer.router, layer.index, port)
 
 
-def _watch_router(router: nn.Module, layer: int, port: ExpertsPort) -> list[RemovableHandle]:
+def _watch_router(router: nn.Module, experts: nn.Module) -> list[RemovableHandle]:
+    """Pass on what the router of these experts is called with, to the port that they have then."""
+
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        port, layer = port_of(experts)
         port.gate_entered(layer, arguments, keywords)
 
     def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        port, layer = port_of(experts)
         port.gate_left(layer, output)
 
     return [

@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.config.settings import EngineConfig
 from engine.errors import InfeasibleError
-from engine.facts.timings import ModelTimings, at, scaled
+from engine.facts.adjusted_timings import scaled
+from engine.facts.timings import ModelTimings, at
 from engine.measure.pass_through import Sequenced, run_pass
 from engine.measure.recording import TraceRecorder
 from engine.replay.simulate import replay

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
+from engine.facts.adjusted_timings import at_precision
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at_precision
+from engine.facts.timings import ModelTimings
 from engine.memory.plan import Resolved, resolve
 from engine.policy.batch_plan import host_fraction, with_host_ratios
 from engine.policy.context import PolicyContext

@@ -49,6 +49,7 @@ from engine.policy.context import PolicyContext
 from engine.policy.future import Future
 from engine.policy.learned import load_history, load_learned
 from engine.policy.registry import ORDERS, QUEUES, build_policy, build_pools
+from engine.run.captured_pass import CapturedPass, eager_reason
 from engine.run.host_rates import with_measured_rates
 from engine.run.moe_layers import ExpertsRuntime, expert_output
 from engine.run.time_split import PhaseClock
@@ -110,7 +111,10 @@ class LiveConfiguration:
         config, memory, device, model = self.config, self.memory, self._device, self._model
         opened.callback(gc.collect)  # views of the arena may be in reference cycles
         records = {bits: store.record for bits, store in self.stores.items()}
-        self.kv = KvCaches(model.model, device, config.kv)
+        wanted = config.compute.capture
+        self._eager_reason = eager_reason(model.model, device, config) if wanted else None
+        capturer = device.capturer if wanted and self._eager_reason is None else None
+        self.kv = KvCaches(model.model, device, config.kv, static=capturer is not None)
         opened.callback(self.kv.close)
         future = Future(facts.moe_layers)
         history, learned = load_history(config), load_learned(config, facts, cache_folder)
@@ -170,6 +174,10 @@ class LiveConfiguration:
         )
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
+        self.captured: CapturedPass | None = None
+        if capturer is not None:
+            self.captured = CapturedPass(model, self.runtime, capturer)
+            opened.callback(self.captured.close)
 
     def open_elastic(self, fraction: float) -> None:
         """Between two passes: give this fraction of the KV memory to elastic expert slots (0 to
@@ -209,6 +217,9 @@ class LiveConfiguration:
                 else "kv.placement = host: inactive, no layer of this model keeps plain keys and "
                 "values"
             )
+        eager = self._eager_reason if self.captured is None else self.captured.eager_reason
+        if eager is not None:
+            found.append(f"compute.capture = true: inactive, {eager}")
         if self.config.host.bytes and not self.tiers:
             found.append(
                 "host.bytes: inactive, the device is host memory itself"

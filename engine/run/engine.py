@@ -306,13 +306,14 @@ class Engine:
                 check_token_ids(batch.tokens, self.facts.vocabulary)
             batch.tokens = batch.tokens.to(self.device.torch_device)
             if batch.kv is None:
-                batch.kv = self.live.kv.make()
+                batch.kv = self.live.kv.make(len(batch.tokens))
         single = self._is_single_token(batches)
+        faster = self.live.captured or self.native_pass
         many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
         try:
             with torch.inference_mode(), single_token_products(single), all_cores(many):
                 return forward_together(
-                    self.model.model, batches, runtime, self.clock, consume, self.native_pass
+                    self.model.model, batches, runtime, self.clock, consume, faster
                 )
         except BaseException:
             self.release()  # a layer pass is incomplete: only a new configure is safe
@@ -364,8 +365,7 @@ class Engine:
         matrices = self.facts.non_expert_matrices if wanted.kernel != "dequantize" else ()
         where = dtype, self.device.torch_device, self.cache_folder, wanted.kernel
         kernels = non_expert_kernels(matrices, wanted.bits, wanted.group, *where)
-        crossover = self._crossover(wanted, wanted.bits)
-        return NonExpertQuantizer(wanted, kernels, crossover)
+        return NonExpertQuantizer(wanted, kernels, self._crossover(wanted, wanted.bits))
 
     def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
         return non_expert.crossover or self._crossovers(non_expert.activation_bits)[bits]
@@ -374,10 +374,8 @@ class Engine:
         return known_crossovers(self.cache_folder, self.device.torch_device, rounding)
 
     def _timings(self) -> ModelTimings | None:
-        machine = probe(self.cache_folder).fingerprint
-        return load_timings(
-            timings_path(self.cache_folder, machine, self.facts.fingerprint, self.device.name)
-        )
+        machine, model = probe(self.cache_folder).fingerprint, self.facts.fingerprint
+        return load_timings(timings_path(self.cache_folder, machine, model, self.device.name))
 
     def kernel_support(self, config: EngineConfig, bits: Bits | None = None) -> KernelSupport:
         """The packed kernels that work on this machine for this config's (or these) bits."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import greenlet
 import torch
 
 from engine.errors import ModelError
+from engine.kv_cache.static_rooms import StaticKv
 from engine.run.moe_layers import ExpertsCall, ExpertsRuntime
-from engine.run.native_pass import NativePass
 from engine.run.time_split import PhaseClock
 
 
@@ -30,6 +30,22 @@ class MicroBatch:
     tokens: torch.Tensor
     keep: int = 1
     kv: Any = None
+
+
+class DecodePass(Protocol):
+    """Decodes one token of each sequence faster than the model's own forward."""
+
+    def logits(
+        self,
+        tokens: Sequence[torch.Tensor],
+        caches: Sequence[Any],
+        runtime: ExpertsRuntime | None = None,
+    ) -> list[torch.Tensor] | None:
+        """Micro-batches [B, 1] -> logits [B, 1, V] of each, and their keys and values appended.
+        None: the model's own forward has to; nothing has changed.
+
+        runtime: the experts' if no other sequences wait for it.
+        """
 
 
 def check_token_ids(tokens: torch.Tensor, vocabulary: int) -> None:
@@ -50,31 +66,31 @@ def forward_together(
     runtime: ExpertsRuntime,
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None = None,
-    native: NativePass | None = None,
+    faster: DecodePass | None = None,
 ) -> list[Any]:
     """Run one forward of every micro-batch, sharing each expert load: together as one where all of
-    them decode a token natively, else each in a greenlet.
+    them decode a token that `faster` takes, else each in a greenlet.
 
     Returns the logits [B, keep, V] of each; with `consume`, the result of consume(number, logits),
-    called as soon as each is done, so that the logits of all need not be held together. native:
+    called as soon as each is done, so that the logits of all need not be held together. faster:
     runs instead of the model's own forward where it can.
     """
     runtime.begin_pass([batch.tokens for batch in batches])
     outermost = greenlet.getcurrent().parent is None
-    if outermost and native is not None and len(batches) > 1:
+    if outermost and faster is not None and len(batches) > 1:
         clock.switch("non_expert")
         tokens, caches = [batch.tokens for batch in batches], [batch.kv for batch in batches]
-        logits = native.logits(tokens, caches, runtime)
+        logits = faster.logits(tokens, caches, runtime)
         clock.switch("other")
         if logits is not None:
             runtime.end_pass()
             return logits if consume is None else list(map(consume, itertools.count(), logits))
     if outermost and len(batches) == 1:  # nothing to share
-        alone = [_forward(model, 0, batches[0], clock, consume, native, runtime)()]
+        alone = [_forward(model, 0, batches[0], clock, consume, faster, runtime)()]
         runtime.end_pass()
         return alone
     workers = [
-        greenlet.greenlet(_forward(model, number, batch, clock, consume, native))
+        greenlet.greenlet(_forward(model, number, batch, clock, consume, faster))
         for number, batch in enumerate(batches)
     ]
     results: list[Any] = [worker.switch() for worker in workers]
@@ -92,12 +108,14 @@ def _forward(
     batch: MicroBatch,
     clock: PhaseClock,
     consume: Callable[[int, torch.Tensor], Any] | None,
-    native: NativePass | None,
+    faster: DecodePass | None,
     alone: ExpertsRuntime | None = None,
 ) -> Callable[[], Any]:
     def run() -> Any:
         clock.switch("non_expert")
-        found = None if native is None else native.logits([batch.tokens], [batch.kv], alone)
+        if isinstance(batch.kv, StaticKv):
+            batch.kv.make_room(batch.tokens.shape[1])
+        found = None if faster is None else faster.logits([batch.tokens], [batch.kv], alone)
         if found is not None:
             (logits,) = found
         else:

@@ -27,7 +27,15 @@ def test_its_steps_run_and_the_report_names_them(tmp_path: Path):
     done = checkup(tmp_path)
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert done.returncode == 0, report
-    for step in ("machine and parity", "budgets", "profile", "bench", "demo study", "twin result"):
+    for step in (
+        "machine and parity",
+        "budgets",
+        "profile",
+        "bench",
+        "captured decoding",
+        "demo study",
+        "twin result",
+    ):
         assert f"## {step}: passed" in report
     assert "## tests: left out" in report
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from engine.config.settings import EngineConfig
 from engine.errors import EngineError
+from engine.facts.adjusted_timings import corrected, with_longer_waits
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, corrected, with_longer_waits
+from engine.facts.timings import ModelTimings
 from engine.precision.allocate import with_table
 from engine.replay.decisions import Decisions, decision_key
 from engine.replay.regroup import regroup

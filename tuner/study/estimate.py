@@ -15,10 +15,11 @@ from typing import Any
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
 from engine.errors import InfeasibleError
+from engine.facts.adjusted_timings import at_precision
 from engine.facts.estimated_timings import profiled_timings
 from engine.facts.machine import probe
 from engine.facts.model import ModelFacts
-from engine.facts.timings import ModelTimings, at, at_precision
+from engine.facts.timings import ModelTimings, at
 from engine.memory.plan import MemoryPlan
 from tuner.definition.study import StudyDefinition
 from tuner.definition.workload import summarize_workload

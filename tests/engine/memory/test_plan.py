@@ -199,3 +199,20 @@ def test_a_context_that_was_measured_takes_the_place_of_the_estimate() -> None:
     assert resolve(on_opened_device(opened, "cpu"), facts).memory.total_bytes == (
         resolve(free, facts).memory.total_bytes
     )
+
+
+def test_captured_decoding_takes_a_pool_for_each_micro_batch_of_an_accelerator() -> None:
+    def taken(device: str, count: int) -> int:
+        settings = {"device.name": device, "batch.count": count, "cache.expert_bytes": "50%"}
+        plans = (
+            resolve(EngineConfig().overlay({**settings, "compute.capture": on}), make_facts())
+            for on in (False, True)
+        )
+        eager, captured = (plan.memory.total_bytes for plan in plans)
+        return captured - eager
+
+    assert taken("cpu", 4) == 0
+    one, four = taken("cuda:0", 1), taken("cuda:0", 4)
+    pool = (four - one) // 3
+    assert 22 << 20 < pool < 24 << 20
+    assert one == pool + (32 << 20)

@@ -39,7 +39,7 @@ from engine.experts.kernels.triton_int4 import TritonInt4
 from engine.layout.prequantized import MXFP4_GROUP, PrequantizedFormat, prequantized_layout
 from engine.layout.record import Part, record_layout
 from engine.native.values import Activation, Gate, GateForm
-from engine.profile import model as calibration
+from engine.profile.experts import time_experts
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.moe_layers import ExpertsRuntime
@@ -348,7 +348,7 @@ def test_experts_that_are_launched_together_are_timed_so(
     engine.configure(EngineConfig().overlay({"precision.bits": 4, "kv.max_tokens": 64}))
     assert engine.live.grouped is not None
     launched.clear()
-    found = calibration._time_experts(engine)
+    found = time_experts(engine)
     engine.close()
     assert set(found) == {1, 4}
     assert all(seconds > 0 for seconds in found.values())

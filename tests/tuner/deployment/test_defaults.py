@@ -92,6 +92,7 @@ def test_the_pinned_defaults_are_todays():
     todays = EngineConfig().to_dict()
     assert todays["host"].pop("bytes") == "auto"
     assert todays["placement"].pop("options") == {}
+    assert todays["compute"].pop("capture") is False
     pinned = {name: dict(values) for name, values in pinned_defaults().items()}
     assert pinned["host"].pop("bytes") == 0
     assert pinned == todays

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from engine.config.settings import EngineConfig
+from engine.facts.adjusted_timings import corrected
 from engine.facts.emulated_machine import load_machine
 from engine.facts.estimated_timings import _read_speed, profiled_timings
 from engine.facts.machine import MachineProfile
-from engine.facts.timings import corrected
 from engine.memory.plan import resolve
 from tests.engine.policy.made import make_trace
 from tests.engine.replay import test_native_clock as small

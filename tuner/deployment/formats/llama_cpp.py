@@ -54,6 +54,7 @@ LEFT_OUT = {
     "io.": "the file is mapped or read whole; there are no reading threads to set",
     "kernel.": "llama.cpp has kernels of its own",
     "device.context_bytes": "it is of this engine's process; llama.cpp has a context of its own",
+    "compute.capture": "llama.cpp decides by itself when it captures CUDA graphs",
     "device.correction_bytes": "it is of this engine's memory; llama.cpp's was not measured",
     "cpu.": "llama.cpp counts the cores itself; --threads sets another number",
     "budget.": "llama.cpp keeps no budget: the options were computed so that it should fit one",

@@ -47,6 +47,7 @@ LEFT_OUT = {
     "kv.placement": "keys and values lie on the device",
     "io.": "nothing is read from the disk while it runs",
     "kernel.": "vLLM has kernels of its own",
+    "compute.capture": "vLLM captures CUDA graphs of its own",
     "cpu.": "vLLM counts the cores itself",
     "device.": "vLLM takes the accelerator it finds; CUDA_VISIBLE_DEVICES chooses one",
     "budget.": "vLLM knows no limit for host memory and disk",
