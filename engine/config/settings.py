@@ -85,8 +85,7 @@ class PrecisionConfig:
     resolving sets bits to theirs (16 if the checkpoint is not quantized). non_expert_bits: of the
     linear layers that are not experts. activation_bits: 8 rounds what codes of 8 bits and fewer are
     multiplied by, on the CPU. low_bits (0: none), low_bits_threshold, skip_threshold and low_mass
-    belong to the schemes that load some experts at lower precision; what such a run computes then
-    depends on its cache.
+    belong to the schemes that decide on a miss; what such a run computes depends on its cache.
 
     options.table: bits of each expert for the by_* schemes, or options.average_bits (and
     options.trace) to make one from. options.optimize: how the scales and zeros of 4, 3 and 2 bits

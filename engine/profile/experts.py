@@ -79,7 +79,8 @@ def with_rounded(
         return timings
     configure_plainly(engine, base, {"precision.bits": bits, "precision.activation_bits": 8})
     curve = time_experts(engine)
-    known, ready = timings.expert_s[bits], {}
+    known = timings.expert_s[bits]
+    ready: dict[int, dict[int, float]] = {}
     if timings.ready is not None:
         passed = timings.ready.expert_s[bits]
         ready = {bits: {n: seconds * passed[n] / known[n] for n, seconds in curve.items()}}

@@ -21,7 +21,7 @@ def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     """x [T, K], rounded in groups of this many columns, in x's dtype [T, K]. A group with a value
     that is infinite or no number becomes none."""
     columns = x.shape[1]
-    whole = functional.pad(x.float(), (0, -columns % group)).unflatten(1, (-1, group))  # [T, G, g]
+    whole = functional.pad(x.float(), (0, -columns % group)).view(len(x), -1, group)  # [T, G, g]
     most = whole.abs().amax(dim=2, keepdim=True)  # [T, G, 1]
     fraction, exponent = torch.frexp(most)
     exponent = exponent + (fraction >= _MOST).to(exponent.dtype) - 7

@@ -27,7 +27,7 @@ SEQUENCES = [
 def test_every_part_is_timed(
     device: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "EXPERT_TOKENS", (1, 4, 16, 128))
+    monkeypatch.setattr("engine.profile.experts.EXPERT_TOKENS", (1, 4, 16, 128))
     engine = Engine(tiny_folder, open_device(device), tmp_path / "cache")
     timings = calibrate(engine, SEQUENCES, EngineConfig().overlay({"kv.max_tokens": 256}), [16, 4])
     engine.close()

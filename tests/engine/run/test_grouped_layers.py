@@ -343,7 +343,7 @@ def test_experts_that_are_launched_together_are_timed_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calibration, "EXPERT_TOKENS", (1, 4))
+    monkeypatch.setattr("engine.profile.experts.EXPERT_TOKENS", (1, 4))
     engine = Engine(folders[2], CountedDevice(), tmp_path)
     engine.configure(EngineConfig().overlay({"precision.bits": 4, "kv.max_tokens": 64}))
     assert engine.live.grouped is not None
