@@ -50,7 +50,7 @@ class CudaCapturer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def rehearsal(self) -> Iterator[Capture]:
