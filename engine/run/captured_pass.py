@@ -111,10 +111,6 @@ class CapturedPass:
         found.last.replay()
         return [found.logits.clone()]
 
-    def close(self) -> None:
-        """Drop all that was captured."""
-        self._captured.clear()
-
     def _notify(self, part: _Part) -> None:
         """Tell of the router, which has run. What is read later than now is copied."""
         if part.entered is None:
@@ -184,7 +180,6 @@ class _Cutter:
         out = torch.empty_like(hidden)
         graph, entered, left = self._capture.end(), self._entered, self._left
         self.parts.append(_Part(layer, graph, entered, left, hidden, index, weights, out))
-        self._entered = self._left = None
         self._capture.begin()
         return out
 

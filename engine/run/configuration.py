@@ -174,10 +174,7 @@ class LiveConfiguration:
         )
         handles: list[Any] = list(attach(model, self.runtime))
         opened.callback(detach, model, handles)
-        self.captured: CapturedPass | None = None
-        if capturer is not None:
-            self.captured = CapturedPass(model, self.runtime, capturer)
-            opened.callback(self.captured.close)
+        self.captured = None if capturer is None else CapturedPass(model, self.runtime, capturer)
 
     def open_elastic(self, fraction: float) -> None:
         """Between two passes: give this fraction of the KV memory to elastic expert slots (0 to

@@ -48,13 +48,14 @@ NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias
 
 
 class RecordingCapturer:
-    """Implements Capturer. captures: how many forward passes were captured so far."""
+    """Implements Capturer. rehearsals, captures: how many forward passes were so far."""
 
     def __init__(self) -> None:
-        self.captures = 0
+        self.rehearsals = self.captures = 0
 
     @contextmanager
     def rehearsal(self) -> Iterator[Capture]:
+        self.rehearsals += 1
         with no_waits():
             yield Rehearsed()
 

