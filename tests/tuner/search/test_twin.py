@@ -110,7 +110,7 @@ def test_an_accelerator_gets_records_over_its_link():
         found = profiled_timings(profile, facts_of("m"), "cuda:0")
         source, disk = found.sources[16], found.disk_sources[16]
         assert (source.rate(2), source.sharing) == (rate, "queued")
-        assert (disk.rate(2), disk.sharing) == (2e9, "shared")
+        assert (disk.rate(2), disk.sharing) == (pytest.approx(2e9), "shared")
 
 
 def test_the_host_beside_an_accelerator_is_estimated_too():
@@ -141,9 +141,9 @@ def test_a_host_tier_is_predicted_as_large_as_this_machine_allows():
 
     def speed(host_bytes: int | None, ram_bytes: int = 0) -> float:
         twin = Twin(small.FACTS, trace, timings, 1, host_bytes=host_bytes)
-        found = twin.predict(config.overlay({"budget.ram_bytes": ram_bytes}))
+        found = twin._replayed(config.overlay({"budget.ram_bytes": ram_bytes}), timings)
         assert found is not None
-        return found["output_tps"]
+        return found["decode_tps"]
 
     assert speed(half) < speed(None) == speed(2 * half)
     assert speed(half, ram_bytes=10**12) == speed(None), "what --ram allows is not cut"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from engine.config.settings import EngineConfig
 from engine.contract.requests import Workload
@@ -27,12 +28,15 @@ class CardEngine(FakeEngine):
     """Holds what the memory equation says of a config on the card."""
 
     held: Any = None
+    simulated: ClassVar[Card]
     sources: ClassVar[set[str]] = set()
 
     def describe(self, *given: Any, **named: Any) -> dict[str, Any]:
         return {**super().describe(*given, **named), "device": "cuda:0"}
 
     def open(self, *given: Any, **named: Any) -> dict[str, Any]:
+        torch.accelerator.empty_cache()
+        self.simulated.has_context = False  # each opening is a process of its own
         self.card = AcceleratorDevice("cuda:0")
         device = {
             "device": self.card.name,
@@ -72,6 +76,7 @@ def test_it_runs_in_a_small_budget_beside_programs_that_hold_more(
     )
     monkeypatch.setattr(in_process, "FakeEngine", CardEngine)
     monkeypatch.setattr(CardEngine, "sources", set())
+    monkeypatch.setattr(CardEngine, "simulated", machine.cards[0], raising=False)
     done = tune(*WORDS, "--vram", "600MB", "--trials", "4")
     assert done.code == 0, done.err
     trials = done.document["trials"]
