@@ -26,6 +26,12 @@ from tuner.study import run
 WORK = Workload("w", ("a", "b"), sequences=4)
 
 
+@pytest.fixture(autouse=True)
+def no_products_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever processor this is."""
+    monkeypatch.setattr("tuner.search.space.multiplies_bytes", lambda: False)
+
+
 def space_of(
     facts: ModelFacts | None = None, vram_bytes: int = BUDGET_BYTES, **fields: Any
 ) -> SearchSpace:
@@ -68,6 +74,22 @@ def test_long_prompts_behind_a_link_are_read_in_long_chunks(
     space = build_space(definition, facts, work)
     assert choices(space).get("prefill.chunk_tokens") == searched
     assert space.config(space.default()).prefill.chunk_tokens == default
+
+
+def test_activations_of_8_bits_are_searched_where_bytes_are_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tuner.search.space.multiplies_bytes", lambda: True)
+    space = space_of()
+    assert choices(space)["precision.activation_bits"] == (16, 8)
+    assert space.default()["precision.activation_bits"] == 16
+    point = {**space.default(), "precision.activation_bits": 8}
+    assert space.resolve(point) == space.resolve(space.default()), "16 bits are no codes"
+    four = space.resolve({**point, "precision.bits": 4})
+    assert four.config.precision.activation_bits == 8
+    definition = StudyDefinition.model_validate({"model": "m", "budget": {"vram_bytes": 10**9}})
+    behind_a_link = build_space(definition, facts_of("m"), WORK, "cuda:0")
+    assert "precision.activation_bits" not in choices(behind_a_link)
 
 
 def test_a_study_has_room_beside_the_context_that_was_measured():
