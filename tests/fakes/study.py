@@ -16,6 +16,7 @@ from tests.fakes import FAKE_ENGINE
 from tests.fakes.fake_engine import facts_of
 from tuner.__main__ import run
 from tuner.cli import options
+from tuner.search import space
 
 ENGINE = f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE_ENGINE))}"
 WORKLOAD = "name: tiny\nprompts: [one, two, three, four]\nprompt_tokens: 8\noutput_tokens: 8\n"
@@ -76,6 +77,7 @@ def tune_in(folder: Path, *words: str, faults: str = "{}") -> str:
     with (
         _environment(folder, faults),
         mock.patch.object(options, "worker_factory", in_process.worker_factory),
+        mock.patch.object(space, "multiplies_bytes", return_value=False),  # on any processor
         contextlib.chdir(folder),
         contextlib.redirect_stdout(io.StringIO()) as printed,
     ):

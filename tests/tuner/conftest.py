@@ -14,6 +14,7 @@ from tests.fakes.study import ENGINE, make_study, write_definition
 from tuner.__main__ import run
 from tuner.cli import options
 from tuner.engine_client.session import worker_factory
+from tuner.search import space
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with study.yaml and workload.yaml."""
     monkeypatch.setenv("EXPERTUNE_ENGINE", ENGINE)
     monkeypatch.setattr(options, "worker_factory", in_process.worker_factory)
+    monkeypatch.setattr(space, "multiplies_bytes", lambda: False)  # on any processor
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("EXPERTUNE_FAKE", raising=False)

@@ -93,6 +93,8 @@ def test_the_pinned_defaults_are_todays():
     assert todays["host"].pop("bytes") == "auto"
     assert todays["placement"].pop("options") == {}
     assert todays["compute"].pop("capture") is False
+    assert todays["precision"].pop("activation_bits") == 16
+    assert todays["device"].pop("context_bytes") == 0
     pinned = {name: dict(values) for name, values in pinned_defaults().items()}
     assert pinned["host"].pop("bytes") == 0
     assert pinned == todays
