@@ -14,6 +14,7 @@ from tests.fakes.study import ENGINE, write_definition
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = """\
+engine: {precision.activation_bits: 16}
 space:
   cache.expert_bytes: ["25%", "50%", "75%"]
   prefetch.depth: [0, 1]
