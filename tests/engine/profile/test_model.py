@@ -59,14 +59,15 @@ def test_with_a_tier_of_some_records_link_and_disk_are_timed(
     device.name = "staged:0"  # no memory of the host's
     engine = Engine(tiny_folder, device, tmp_path)
     base = EngineConfig().overlay({"kv.max_tokens": 64, "host.bytes": held})
-    source, disk = calibration._time_sources(engine, base, 16)
-    assert source.sharing == sharing
-    assert source.rate(1) > 0
-    assert (disk is not None and disk.sharing == "shared") == bool(held)
+    engine.configure(base)
     if held:
         assert not engine.live.host_holds_all
         tier = engine.live.tiers[16]
         before = tier.misses
-        link_bandwidth(device, tier, 2)
+        assert link_bandwidth(device, tier, 2) > 0
         assert tier.misses == before, "no record was read from the disk meanwhile"
+    source, disk = calibration._time_sources(engine, base, 16)
+    assert source.sharing == sharing
+    assert source.rate(1) > 0
+    assert (disk is not None and disk.sharing == "shared") == bool(held)
     engine.close()
