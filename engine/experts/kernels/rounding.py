@@ -26,7 +26,7 @@ def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     fraction, exponent = torch.frexp(most)
     exponent = exponent + (fraction >= _MOST).to(exponent.dtype) - 7
     one = torch.ones_like(most)
-    rounded = torch.round(torch.ldexp(whole, -exponent)) * torch.ldexp(one, exponent)
-    rounded = torch.where(most < _LEAST, 0.0, rounded)
-    rounded = torch.where(most.isfinite(), rounded, torch.nan)
+    inverse = torch.ldexp(one, -exponent).masked_fill_(most < _LEAST, 0.0)
+    inverse.masked_fill_(~most.isfinite(), torch.nan)
+    rounded = (whole * inverse).round_().mul_(torch.ldexp(one, exponent))
     return rounded.flatten(1)[:, :columns].to(x.dtype).contiguous()  # [T, K]
