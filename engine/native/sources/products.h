@@ -43,7 +43,7 @@ struct PackedTile {
 
   template <int STEP, int R, int T>
   static EXPERTUNE_WHOLE void step(const W (&words)[R], Table codebook, const float* const (&x)[T],
-                          V (&sum)[R][T]) {
+                                   V (&sum)[R][T]) {
     constexpr int kNumber = STEP % 2 == 0 ? 4 + STEP / 2 : STEP / 2;
     V weight[R];
     EXPERTUNE_UNROLL
@@ -58,7 +58,7 @@ struct PackedTile {
 
   template <int R, int T>
   static EXPERTUNE_WHOLE void block(const uint8_t* const (&codes)[R], Table codebook,
-                           const float* const (&x)[T], V (&sum)[R][T]) {
+                                    const float* const (&x)[T], V (&sum)[R][T]) {
     W words[R];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) words[r] = kept(packed<BITS>(codes[r]));
@@ -76,8 +76,8 @@ struct PackedTile {
   // Two codes of a lane at once: these products add the upper of a pair first, then the lower, each
   // in one fused step. Codes 0 to 3 lie in the lower half of a lane.
   template <int STEP, int R, int T>
-  static EXPERTUNE_WHOLE void pair_step(const W (&words)[R], __m512i codebook, const uint16_t* const (&x)[T],
-                               V (&sum)[R][T]) {
+  static EXPERTUNE_WHOLE void pair_step(const W (&words)[R], __m512i codebook,
+                                        const uint16_t* const (&x)[T], V (&sum)[R][T]) {
     __m512i weight[R];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -95,7 +95,7 @@ struct PackedTile {
 
   template <int R, int T>
   static EXPERTUNE_WHOLE void block(const uint8_t* const (&codes)[R], __m512i codebook,
-                           const uint16_t* const (&x)[T], V (&sum)[R][T]) {
+                                    const uint16_t* const (&x)[T], V (&sum)[R][T]) {
     W words[R];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -125,8 +125,9 @@ struct PackedTile {
   // scales differ by token.
   template <int R, int T, int S, class X, class Codebook>
   static EXPERTUNE_WHOLE void add_block(const uint8_t* const (&codes)[R], Codebook codebook,
-                               const X* const (&x)[T], const Spread<kGroups> (&spread)[R][S],
-                               int number, V (&total)[R][T]) {
+                                        const X* const (&x)[T],
+                                        const Spread<kGroups> (&spread)[R][S], int number,
+                                        V (&total)[R][T]) {
     V sum[R][T];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -148,8 +149,8 @@ struct PackedTile {
   // A row's scales for tokens whose activations are rounded: times what one of their numbers counts,
   // which is a power of two.
   template <int T>
-  static EXPERTUNE_WHOLE void spread_steps(V scales, const Prepared& x, int64_t token, int64_t group,
-                                  Spread<kGroups> (&out)[T]) {
+  static EXPERTUNE_WHOLE void spread_steps(V scales, const Prepared& x, int64_t token,
+                                           int64_t group, Spread<kGroups> (&out)[T]) {
     EXPERTUNE_UNROLL
     for (int t = 0; t < T; ++t) {
       const float* steps = x.steps + x.at(token + t) * x.steps_width + group;
@@ -160,9 +161,9 @@ struct PackedTile {
   // X: float, or uint16_t for pairs of bf16. S: T if activations are rounded, else 1.
   template <int S, int R, int T, class X, class Codebook>
   static EXPERTUNE_WHOLE void sum_blocks(const Matrix& m, const uint8_t* (&codes)[R],
-                                const uint8_t* const (&own_scales)[R], Codebook codebook,
-                                const Prepared& prepared, int64_t token, const X* (&x)[T],
-                                V (&total)[R][T]) {
+                                         const uint8_t* const (&own_scales)[R], Codebook codebook,
+                                         const Prepared& prepared, int64_t token, const X* (&x)[T],
+                                         V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
     const int64_t whole = m.columns / kPackedColumns;
     int64_t number = 0;
@@ -200,10 +201,11 @@ struct PackedTile {
 
 #if defined(EXPERTUNE_BYTES)
   template <int R, int T>
-  static EXPERTUNE_WHOLE void add_byte_block(const uint8_t* const (&codes)[R], const int8_t* const (&x)[T],
-                                    const int32_t* const (&starts)[T],
-                                    const Spread<kGroups> (&spread)[R][T], int number,
-                                    V (&total)[R][T]) {
+  static EXPERTUNE_WHOLE void add_byte_block(const uint8_t* const (&codes)[R],
+                                             const int8_t* const (&x)[T],
+                                             const int32_t* const (&starts)[T],
+                                             const Spread<kGroups> (&spread)[R][T], int number,
+                                             V (&total)[R][T]) {
     W own[R][2];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) code_bytes<BITS, kE2m1>(codes[r], own[r]);
@@ -221,8 +223,8 @@ struct PackedTile {
   // As sum_blocks, for products of bytes.
   template <int R, int T>
   static EXPERTUNE_WHOLE void sum_bytes(const Matrix& m, const uint8_t* (&codes)[R],
-                               const uint8_t* const (&own_scales)[R], const Prepared& x,
-                               int64_t token, V (&total)[R][T]) {
+                                        const uint8_t* const (&own_scales)[R], const Prepared& x,
+                                        int64_t token, V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group), rest = m.columns % kPackedColumns;
     const int8_t* bytes[T];
     const int32_t* starts[T];
@@ -265,8 +267,8 @@ struct PackedTile {
 
   // The lanes of R rows times T tokens.
   template <int R, int T>
-  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[R][T]) {
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row,
+                                    const Prepared& x, int64_t token, V (&total)[R][T]) {
     const int64_t groups = m.columns / (kE2m1 ? 32 : m.group);
     const uint8_t *codes[R], *own_scales[R];
     EXPERTUNE_UNROLL
@@ -327,8 +329,8 @@ struct PackedTile {
 
 struct PairsTile {
   template <int R, int T>
-  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[R][T]) {
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row,
+                                    const Prepared& x, int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -389,8 +391,8 @@ struct NaturalTile {
   static constexpr int kBytes = FORMAT == Format::kFp16 ? 2 : 1;
 
   template <int R, int T>
-  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[R][T]) {
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row,
+                                    const Prepared& x, int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
     const float* scales[R] = {};
     EXPERTUNE_UNROLL
@@ -455,8 +457,8 @@ struct NaturalTile {
 // Codes of 8 bits times rounded activations: four neighbours a lane, whose sum is exact.
 struct QuadsTile {
   template <int R, int T>
-  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row, const Prepared& x,
-                           int64_t token, V (&total)[R][T]) {
+  static EXPERTUNE_WHOLE void lanes(const Matrix& m, const uint8_t* record, int64_t row,
+                                    const Prepared& x, int64_t token, V (&total)[R][T]) {
     const uint8_t* at[R];
     EXPERTUNE_UNROLL
     for (int r = 0; r < R; ++r) {
