@@ -2,8 +2,8 @@
 
     python -m experiments.run time_together MODEL --counts 4,16
 
-Both ways run in one process, in turn: the native pass of all sequences at once, and the pass of
-each sequence by itself, which shares only the experts. Prints tokens/s of all sequences, the median
+Both ways run in one process, in turn: one pass of all sequences, and the pass of each sequence by
+itself, which shares only the experts. Prints tokens/s of all sequences, the median
 over steps, for each round.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,7 +22,6 @@ from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.run.native_pass import decodes_together
 from tuner.folders import cache_folder
 
 STEPS, WARM_UP, TOKEN = 24, 4, 7
@@ -41,19 +41,24 @@ def main(
     print("| sequences | together, tokens/s | one after another | times as fast |")
     print("| --- | --- | --- | --- |")
     for count in map(int, counts.split(",")):
-        settings = {"precision.bits": bits, "precision.non_expert_bits": non_expert_bits}
+        settings: dict[str, Any] = {
+            "precision.bits": bits,
+            "precision.non_expert_bits": non_expert_bits,
+        }
         settings["precision.activation_bits"] = activation_bits
         settings |= {"cache.expert_bytes": cache, "batch.count": count, "kv.max_tokens": 256}
         engine.configure(EngineConfig().overlay(settings))
-        if engine.native_pass is None or not decodes_together(engine.native_pass):
+        joined, native = engine.passes, engine.passes.native
+        if not joined.together:
             raise SystemExit(f"{model}: its sequences do not decode together")
         for _ in range(rounds):
             found = []
-            for joins in (True, False):
-                engine.native_pass.joins = joins
+            for passes in (replace(joined, joined=None), joined):
+                engine.passes = passes
+                if native is not None:
+                    native.joins = passes is joined and joined.joined is None
                 found.append(_tokens_per_s(engine, count))
-            engine.native_pass.joins = True
-            print(f"| {count} | {found[0]:.1f} | {found[1]:.1f} | {found[0] / found[1]:.2f} |")
+            print(f"| {count} | {found[1]:.1f} | {found[0]:.1f} | {found[1] / found[0]:.2f} |")
     engine.close()
 
 

@@ -34,7 +34,6 @@ from engine.profile.experts import time_experts, with_host, with_rounded
 from engine.profile.fit import calibration_runs, configure_plainly, fit
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from engine.run.native_pass import decodes_together
 from engine.run.time_split import Activity
 from engine.types import Bits, Phase
 
@@ -231,7 +230,7 @@ def _from_passes(
         wake_s={bits: 0.0},
         restart_s={bits: 0.0},
         contention={bits: 1.0},
-        together=decodes_together(engine.native_pass),
+        together=engine.passes.together,
         ready=ready,
     )
 

@@ -21,7 +21,7 @@ from engine.device.base import Device
 from engine.errors import EngineError
 from engine.experts.encoding.codec import RecordFormat
 from engine.experts.kernels.crossover import Crossovers, known_crossovers
-from engine.experts.kernels.gemm import all_cores, single_token_products, widen_linears
+from engine.experts.kernels.gemm import all_cores, single_token_products
 from engine.experts.kernels.native import Native
 from engine.experts.kernels.probe import probe_support
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
@@ -43,10 +43,10 @@ from engine.policy.registry import PLANS
 from engine.precision.allocate import with_table
 from engine.precision.table import bits_table, run_bits
 from engine.run.configuration import LiveConfiguration, multiplier_of
+from engine.run.decode_passes import DecodePasses
 from engine.run.layer_by_layer import LayerWise
-from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together
+from engine.run.micro_batch import MicroBatch, check_token_ids, forward_together, single_tokens
 from engine.run.moe_layers import RoutingRecorder
-from engine.run.native_pass import NativePass, use_native
 from engine.run.non_expert import NonExpertSettings, place_weights, sixteen_dtype
 from engine.run.quantized_linear import NonExpertQuantizer, non_expert_kernels
 from engine.run.time_split import PhaseClock
@@ -83,7 +83,7 @@ class Engine:
         self._folder = folder
         self._trust = trust_remote_code
         self._loaded = NonExpertSettings("bfloat16")
-        self.native_pass: NativePass | None = None
+        self.passes = DecodePasses()
         self.model: LoadedModel = self._load(self._loaded)
         self.facts: ModelFacts = describe(self.model, model_id or str(folder), revision)
         self.planned: Planned | None = None
@@ -307,11 +307,16 @@ class Engine:
             batch.tokens = batch.tokens.to(self.device.torch_device)
             if batch.kv is None:
                 batch.kv = self.live.kv.make(len(batch.tokens))
-        single = self._is_single_token(batches)
-        faster = self.live.captured or self.native_pass
-        many = self._on_cpu and sum(batch.tokens.numel() for batch in batches) >= MANY_TOKENS
+        faster = self.live.captured or self.passes.of_batches(len(batches))
+        reduced = self._on_cpu and self.model.dtype != torch.float32
+        tokens = sum(batch.tokens.numel() for batch in batches)
+        few = self.passes.native_tokens if phase == "decode" else MANY_TOKENS - 1
         try:
-            with torch.inference_mode(), single_token_products(single), all_cores(many):
+            with (
+                torch.inference_mode(),
+                single_token_products(reduced and single_tokens(batches)),
+                all_cores(self._on_cpu and tokens > few),
+            ):
                 return forward_together(
                     self.model.model, batches, runtime, self.clock, consume, faster
                 )
@@ -322,10 +327,6 @@ class Engine:
     @property
     def _on_cpu(self) -> bool:
         return self.device.torch_device.type == "cpu"
-
-    def _is_single_token(self, batches: Sequence[MicroBatch]) -> bool:
-        reduced = self._on_cpu and self.model.dtype != torch.float32
-        return reduced and all(batch.tokens.numel() == 1 for batch in batches)
 
     def release(self) -> None:
         """Free everything of the present configuration except the non-expert weights."""
@@ -354,21 +355,19 @@ class Engine:
             trust_remote_code=self._trust,
             quantize=None if non_expert.bits == 16 else self._quantizer(non_expert, dtype),
         )
-        self.native_pass = None
         if self._on_cpu:
-            if non_expert.kernel in ("auto", "native"):
-                self.native_pass = use_native(model, self._crossover(non_expert, 16))
-            widen_linears(model.model)
+            crossovers = self._crossovers(non_expert.activation_bits)
+            self.passes = DecodePasses.on_cpu(model, non_expert, crossovers)
+        else:
+            self.passes = self.passes.on_accelerator(model)
         return model
 
     def _quantizer(self, wanted: NonExpertSettings, dtype: torch.dtype) -> NonExpertQuantizer:
         matrices = self.facts.non_expert_matrices if wanted.kernel != "dequantize" else ()
         where = dtype, self.device.torch_device, self.cache_folder, wanted.kernel
         kernels = non_expert_kernels(matrices, wanted.bits, wanted.group, *where)
-        return NonExpertQuantizer(wanted, kernels, self._crossover(wanted, wanted.bits))
-
-    def _crossover(self, non_expert: NonExpertSettings, bits: Bits) -> int:
-        return non_expert.crossover or self._crossovers(non_expert.activation_bits)[bits]
+        crossovers = self._crossovers(wanted.activation_bits)
+        return NonExpertQuantizer(wanted, kernels, wanted.crossover_of(wanted.bits, crossovers))
 
     def _crossovers(self, rounding: ActivationBits) -> Crossovers:
         return known_crossovers(self.cache_folder, self.device.torch_device, rounding)

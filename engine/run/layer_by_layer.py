@@ -31,8 +31,9 @@ from engine.model.loader import LoadedModel
 from engine.policy.pools import Pool
 from engine.policy.transfer_queue import FifoQueue
 from engine.precision.table import Table
+from engine.run.experts_call import ExpertsCall
 from engine.run.micro_batch import check_token_ids
-from engine.run.moe_layers import ExpertsCall, expert_output
+from engine.run.moe_layers import expert_output
 from engine.types import Bits, ExpertId
 
 Read = Callable[[int, int, int, torch.Tensor], None]

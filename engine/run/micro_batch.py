@@ -15,7 +15,8 @@ import torch
 
 from engine.errors import ModelError
 from engine.kv_cache.static_rooms import StaticKv
-from engine.run.moe_layers import ExpertsCall, ExpertsRuntime
+from engine.run.experts_call import ExpertsCall
+from engine.run.moe_layers import ExpertsRuntime
 from engine.run.time_split import PhaseClock
 
 
@@ -58,6 +59,11 @@ def check_token_ids(tokens: torch.Tensor, vocabulary: int) -> None:
             "belong to another model, or tokens were added to them alone; copy them from the "
             "checkpoint's source"
         )
+
+
+def single_tokens(batches: Sequence[MicroBatch]) -> bool:
+    """Whether each has no more than one sequence's next token."""
+    return all(batch.tokens.numel() == 1 for batch in batches)
 
 
 def forward_together(

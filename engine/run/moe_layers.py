@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import greenlet
@@ -34,21 +34,11 @@ from engine.model.loader import LoadedModel
 from engine.native.values import Experts
 from engine.policy.events import Need, PassStart, Routing
 from engine.policy.steps import Step
+from engine.run.experts_call import ExpertsCall, GateInput
 from engine.run.on_host import HostCopies, OnHost, Places, join_on_host
 from engine.run.time_split import PhaseClock
 from engine.trace.trace import LOOK_AHEAD_LAYERS
 from engine.types import Bits, Phase
-
-
-@dataclass
-class ExpertsCall:
-    """One micro-batch waiting in the experts hook of a layer. on_host: None if nobody asked."""
-
-    layer: int
-    hidden: torch.Tensor
-    index: torch.Tensor
-    weights: torch.Tensor
-    on_host: OnHost | None = None
 
 
 @dataclass(frozen=True)
@@ -218,29 +208,37 @@ class ExpertsRuntime:
     ) -> ExpertsCall:
         """What one micro-batch asks of a layer, routed at once: hidden [t, D]; index, weights
         [t, K]."""
-        self._clock.switch("policy")
-        on_host = self._route(layer, hidden, index, weights)
+        on_host = self._read(hidden, index, weights)
+        self._routed(layer, on_host)
         return ExpertsCall(layer, hidden, index, weights, on_host)
+
+    def joined(self, gate: GateInput, call: ExpertsCall) -> torch.Tensor:
+        """The experts of micro-batches that pass what surrounds them together, [T, D]; gate_left
+        was called for all of them. Each is told of and routed as if it had come alone, but the host
+        waits once for all."""
+        call.on_host = self._read(call.hidden, call.index, call.weights)
+        own = call.on_host.split(gate.sizes)
+        for entered, on_host in zip(gate.split(), own, strict=True):
+            if entered is not None:
+                self.gate_entered(call.layer, *entered)
+            self._clock.switch("policy")
+            self._routed(call.layer, on_host)
+        out = self._compute_joined([call])
+        self._clock.switch("non_expert")
+        return out
 
     # The hub -----------------------------------------------------------------------------------
 
     def compute(self, calls: Sequence[ExpertsCall]) -> list[torch.Tensor]:
         """Run the experts of a layer at which all micro-batches have arrived. Returns one output
         for each."""
-        out = self.compute_joined(calls)  # [T, D]
+        out = self._compute_joined(calls)  # [T, D]
         self._clock.switch("other")
         if len(calls) == 1:
             return [out]
         return list(torch.tensor_split(out, _ends(calls)))
 
-    def together(self, calls: Sequence[ExpertsCall]) -> torch.Tensor:
-        """As compute, for micro-batches that pass what surrounds the experts together; the outputs
-        of all, [T, D]."""
-        out = self.compute_joined(calls)
-        self._clock.switch("non_expert")
-        return out
-
-    def compute_joined(self, calls: Sequence[ExpertsCall]) -> torch.Tensor:
+    def _compute_joined(self, calls: Sequence[ExpertsCall]) -> torch.Tensor:
         """As compute; the outputs of all, [T, D]."""
         layer = calls[0].layer
         assert all(call.layer == layer for call in calls), "micro-batches diverged"
@@ -261,36 +259,36 @@ class ExpertsRuntime:
         self._needs: frozenset[Need] = self._residency.policy.needs | recorded
         self.watches_gate = bool(self._needs & {"top_experts", "gate_input"})
 
-    def _route(
-        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> OnHost:
-        """Notify the policy of the router's choice: hidden [t, D]; index, weights [t, K]. What is
-        needed of them on the host is read at once."""
+    def _read(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> OnHost:
+        """What the host needs of the router's choice, with one wait: hidden [T, D]; index, weights
+        [T, K]."""
+        self._clock.switch("policy")
         scores, self._scores = self._scores, None
-        needs_weights, may_compute = "weights" in self._needs, self._host is not None
-        wanted = [index]
-        if needs_weights:
-            wanted.append(weights)
-        if scores is not None:
-            wanted.append(scores)
-        if may_compute:
-            wanted.append(hidden)
-        copies = iter(self._copies.read(wanted))
-        on_host = OnHost(next(copies))
+        wanted = {
+            "index": index,
+            "weights": weights if "weights" in self._needs else None,
+            "scores": scores,
+            "hidden": hidden if self._host is not None else None,
+        }
+        asked = {name: tensor for name, tensor in wanted.items() if tensor is not None}
+        return OnHost(**dict(zip(asked, self._copies.read(list(asked.values())), strict=True)))
+
+    def _routed(self, layer: int, on_host: OnHost) -> None:
+        """Tell of the router's choice for one micro-batch."""
         choices: list[list[int]] = on_host.index.tolist()
         count = self._model.layers[layer].count
         if max(map(max, choices), default=0) >= count:
             choices = [[e for e in choice if e < count] for choice in choices]
+        weights, scores = on_host.weights, on_host.scores
         routing = Routing(
             choices,
-            as_traced(next(copies)) if needs_weights else None,
-            None if scores is None else self._probabilities(layer, next(copies)),
+            None if weights is None else as_traced(weights),
+            None if scores is None else self._probabilities(layer, scores),
         )
         if self._recorder is not None:
             self._recorder.routed(layer, self._arrived, routing)
         self._residency.routed(layer, self._arrived, routing)
         self._arrived += 1
-        return replace(on_host, hidden=next(copies)) if may_compute else on_host
 
     def _probabilities(self, layer: int, scores: torch.Tensor) -> Any:
         """scores: on the host, [t, E]."""

@@ -26,6 +26,7 @@ from engine.model.loader import LoadedModel, MoeLayer
 from engine.model.native_attention import epsilon_of, has_native_norm
 from engine.native import library
 from engine.native.values import Front
+from engine.run.experts_call import ExpertsCall, GateInput
 from engine.run.moe_layers import ExpertsRuntime
 from engine.run.native_buffers import Buffers
 from engine.run.native_linear import use_native_layers
@@ -59,11 +60,6 @@ def use_native(model: LoadedModel, most_tokens: int) -> NativePass | None:
     use_native_routers((layer.router for layer in model.layers), most_tokens)
     use_native_steps(model.model)
     return NativePass.of(model)
-
-
-def decodes_together(native: NativePass | None) -> bool:
-    """Whether several micro-batches, a token of each, pass what surrounds the experts together."""
-    return native is not None and native.joins
 
 
 class NativePass:
@@ -213,15 +209,11 @@ class NativePass:
         assert moe is not None
         assert router is not None
         _, own_number = port_of(moe.experts)
-        parts = (into.flat, into.logits, into.weights, into.index[number])
-        calls = []
-        for part in zip(*(torch.split(whole, sizes) for whole in parts), strict=True):
-            hidden, logits, weights, index = part
-            entered = hidden.clone() if runtime.watches_gate else hidden
-            runtime.gate_entered(own_number, (entered,), {})
-            runtime.gate_left(own_number, router.output(logits, weights, index))
-            calls.append(runtime.call(own_number, hidden, index, weights))
-        out = runtime.together(calls)
+        hidden, index = into.flat, into.index[number]
+        entered = hidden.clone() if runtime.watches_gate else hidden
+        runtime.gate_left(own_number, router.output(into.logits, into.weights, index))
+        call = ExpertsCall(own_number, hidden, index, into.weights)
+        out = runtime.joined(GateInput(sizes, ((entered,), {})), call)
         return out.view(into.normed.shape)
 
     def _is_room_for(self, sizes: Sequence[int], caches: Sequence[Any]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from engine.experts.kernels.native import NUMBERS
 from engine.kv_cache.growing_layer import GrowingLayer
+from engine.kv_cache.joined_kv import JoinedKv
 from engine.model.native_attention import epsilon_of
 from engine.native import library
 from engine.native.values import MOST_BLOCKS, Block, Linear, Step, Store
@@ -39,7 +41,8 @@ def use_native_steps(model: nn.Module) -> None:
     usual: list[Any] = [module for module in model.modules() if _looks_usual(module)]
     for module in usual:
         object.__setattr__(module, "_tried_widths", {})
-        if takes_width(module, module.head_dim) or takes_width(module, module.head_dim // 2):
+        taken = [takes_width(module, width) for width in (module.head_dim, module.head_dim // 2)]
+        if any(taken):
             object.__setattr__(module, "_whole_forward", module.forward)
             module.forward = types.MethodType(_forward, module)
 
@@ -54,15 +57,27 @@ def _forward(
 ) -> Any:
     """As the module's own forward."""
     if hidden_states.shape[1] == 1 and attention_mask is None and cache is not None:
-        layer = cache.layers[self.layer_idx]
-        if type(layer) is GrowingLayer and not rest.get("output_attentions"):
+        layers = _growing_layers(cache, self.layer_idx, len(hidden_states))
+        if layers and not rest.get("output_attentions"):
             cosine, sine = position_embeddings
-            alike = cosine.dtype == hidden_states.dtype and takes_width(self, cosine.shape[-1])
-            if alike and layer.sequences == len(hidden_states):
-                return _step(self, hidden_states, cosine, sine, layer), None
+            width = cosine.shape[-1]
+            # nothing can be tried while several micro-batches pass together
+            known = len(layers) == 1 or width in self._tried_widths
+            if cosine.dtype == hidden_states.dtype and known and takes_width(self, width):
+                return _step(self, hidden_states, cosine, sine, layers), None
     return self._whole_forward(
         hidden_states, position_embeddings, attention_mask, cache=cache, **rest
     )
+
+
+def _growing_layers(cache: Any, number: int, sequences: int) -> Sequence[GrowingLayer]:
+    """Where each micro-batch keeps this layer's keys and values; none if the call cannot write
+    there."""
+    joined = isinstance(cache, JoinedKv)
+    layers = cache.own_layers(number) if joined else [cache.layers[number]]
+    if any(type(layer) is not GrowingLayer for layer in layers):
+        return []
+    return layers if sum(layer.sequences for layer in layers) == sequences else []
 
 
 def takes_width(module: Any, width: int) -> bool:
@@ -80,16 +95,21 @@ def has_native_step(module: Any) -> bool:
 
 
 def _step(
-    module: Any, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, layer: GrowingLayer
+    module: Any,
+    hidden: torch.Tensor,
+    cosine: torch.Tensor,
+    sine: torch.Tensor,
+    layers: Sequence[GrowingLayer],
 ) -> torch.Tensor:
-    """hidden [B, 1, D], cosine and sine [B or 1, 1, d] -> [B, 1, D]."""
+    """hidden [B, 1, D], cosine and sine [B or 1, 1, d] -> [B, 1, D]. layers: of all B, in order."""
     made, step = module.__dict__.get("_native_step", (None, None))
     like = module.q_proj.first_address(), cosine.shape[-1]
     if made != like:
         step = described_step(module, cosine.shape[-1])
         object.__setattr__(module, "_native_step", (like, step))
-    stores = (Store * len(hidden))()
-    fill_stores(stores, 0, layer)
+    stores, end = (Store * len(hidden))(), 0
+    for layer in layers:
+        end = fill_stores(stores, end, layer)
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
     library.current().step(
@@ -102,7 +122,8 @@ def _step(
         stores,
         out.data_ptr(),
     )
-    layer.grown()
+    for layer in layers:
+        layer.grown()
     return out
 
 
@@ -209,7 +230,7 @@ def _agrees(module: Any, rotated: int) -> bool:
     try:
         with torch.inference_mode():
             expected = module(hidden, (cosine, sine), None, cache=caches[0])[0]
-            found = _step(module, hidden, cosine, sine, caches[1].layers[module.layer_idx])
+            found = _step(module, hidden, cosine, sine, [caches[1].layers[module.layer_idx]])
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
     plain, native = (cache.layers[module.layer_idx] for cache in caches)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.config.settings import EngineConfig
+from engine.experts.kernels.crossover import Crossovers
 from engine.model.loader import LoadedModel
 from engine.model.non_expert import HostEmbedding, can_keep_embeddings_on_host
 from engine.types import ActivationBits, Bits, EmbeddingsName, KernelName
@@ -41,6 +42,10 @@ class NonExpertSettings:
             embeddings,
             precision.activation_bits if on_cpu else 16,
         )
+
+    def crossover_of(self, bits: Bits, measured: Crossovers) -> int:
+        """Up to how many tokens a matrix of so many bits is multiplied by a kernel."""
+        return self.crossover or measured[bits]
 
 
 def place_weights(loaded: LoadedModel, embeddings: EmbeddingsName, device: torch.device) -> None:

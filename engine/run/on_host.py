@@ -1,6 +1,6 @@
 """What the host has to know of a layer: copied from the device with one wait, and looked up.
 
-Letters: T tokens, t of them in one micro-batch, K chosen experts, D hidden.
+Letters: T tokens, t of them in one micro-batch, K chosen experts, E experts, D hidden.
 """
 
 from __future__ import annotations
@@ -20,10 +20,22 @@ _ALIGN_BYTES = 64
 
 @dataclass(frozen=True)
 class OnHost:
-    """Of one micro-batch in a layer: index [t, K]; hidden [t, D], None unless the host computes."""
+    """Of a layer's tokens: index [t, K]; weights [t, K] and scores [t, E], None unless somebody
+    needs them; hidden [t, D], None unless the host computes."""
 
     index: torch.Tensor
+    weights: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list[OnHost]:
+        """Of micro-batches of these many tokens."""
+        whole = self.index, self.weights, self.scores, self.hidden
+        parts = [
+            itertools.repeat(None) if one is None else torch.split(one, list(sizes))
+            for one in whole
+        ]
+        return [OnHost(*own) for own in itertools.islice(zip(*parts, strict=False), len(sizes))]
 
 
 class HostCopies:
@@ -101,10 +113,11 @@ class Places:
 
 
 def join_on_host(known: Sequence[OnHost | None]) -> OnHost:
-    """All micro-batches together."""
+    """All micro-batches together, without what only the policy is told."""
     routed = [one for one in known if one is not None]
     assert len(routed) == len(known), "a call that was not routed"
     if len(routed) == 1:
         return routed[0]
     hidden = [one.hidden for one in routed if one.hidden is not None]
-    return OnHost(torch.cat([one.index for one in routed]), torch.cat(hidden) if hidden else None)
+    index = torch.cat([one.index for one in routed])
+    return OnHost(index, hidden=torch.cat(hidden) if hidden else None)

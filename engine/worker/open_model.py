@@ -12,7 +12,6 @@ from engine.facts.machine import probe
 from engine.model.description import check_description
 from engine.model.hub import locate
 from engine.run.engine import Engine
-from engine.run.native_pass import decodes_together
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Opened:
             "runtime_bytes": self.runtime_bytes,
             "device": self.engine.device.name,
             "context_bytes": self.engine.device.context_bytes,
-            "decodes_together": decodes_together(self.engine.native_pass),
+            "decodes_together": self.engine.passes.together,
             "card": self.engine.device.card,
         }
 

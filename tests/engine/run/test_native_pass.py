@@ -120,7 +120,7 @@ def test_every_family_decodes_the_same_bits(
     values = {"precision.bits": 8, "precision.non_expert_bits": 8}
     _, calls = both(monkeypatch, folder, tmp_path / "a", **values)
     assert (calls > 0) == (family in WITH_ROUTERS), f"{family}: {calls} calls"
-    passes = Engine(folder, CpuDevice(), tmp_path / "a").native_pass
+    passes = Engine(folder, CpuDevice(), tmp_path / "a").passes.native
     assert (passes is not None) == (family in WITH_ROUTERS + WITH_OWN_BLOCKS)
 
 
