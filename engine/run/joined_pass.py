@@ -57,12 +57,13 @@ class JoinedPass:
     @classmethod
     def of(cls, model: LoadedModel, *, exact: bool) -> JoinedPass | None:
         """The pass of this model; None if its micro-batches have to decode one after another.
-        exact: whether it has to give the bits of the model's own forward."""
+        exact: whether it has to give the bits of the model's own forward. What packs only rounds as
+        it does: a product for the tokens of all sequences is none of its own."""
         if not _looks_usual(model.model):
             return None
         for packs in (False, True):
             found = cls(model, packs=packs)
-            if found._agrees(0.0 if exact else _ROUNDING):
+            if found._agrees(0.0 if exact and not packs else _ROUNDING):
                 return found
         return None
 
