@@ -19,9 +19,13 @@ class ModelFacts:
     revision: the commit of a hub id, `local` for a folder; non_expert_bytes: all non-expert weights
     at 16 bits; parts: the parameters of one expert; record_bytes: padded bytes of one record, by
     bits (keys as text); expert_bytes: all experts together, by bits and, for a pre-quantized
-    checkpoint, as `prequantized`; kv_bytes_per_token: all layers at 16 bits, one sequence;
-    predictors: usable on this model; prequantized: the format of quantized experts;
-    non_expert_matrices: shapes of the non-expert weights that non_expert_bits quantizes;
+    checkpoint, as `prequantized`; kv_bytes_per_token: all layers at 16 bits, one sequence, as the
+    kv_cache holds them; kv_plain_bytes, kv_window_bytes: those of plain layers and of layers that
+    hold the newest kv_window_tokens only, 0 of all if that is unknown; kv_state_bytes: of one
+    sequence, whatever its length; kv_layer_bytes: of one token in the largest layer, as attention
+    reads it, 0: the mean of all; predictors: usable on this model; prequantized: the format of
+    quantized experts; non_expert_matrices: shapes of the non-expert weights that non_expert_bits
+    quantizes;
     embedding_bytes: at 16 bits, 0 if the head is the same tensor; kv_plain_layers: those to whose
     keys and values kv.bits, kv.keep_fraction and kv.placement apply; pieces_16: number of pieces of
     a 16-bit record in the checkpoint, each a separate read; has_chat_template: False only if it is
@@ -54,6 +58,11 @@ class ModelFacts:
     kv_plain_layers: int = 0
     pieces_16: int = 1
     has_chat_template: bool = True
+    kv_plain_bytes: int = 0
+    kv_window_bytes: int = 0
+    kv_window_tokens: int = 0
+    kv_state_bytes: int = 0
+    kv_layer_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -99,6 +108,10 @@ def _check_sizes(facts: ModelFacts) -> None:
         "pieces_16": (1, 1 << 16, [facts.pieces_16]),
     }
     for name in ("max_positions", "non_expert_bytes", "kv_bytes_per_token", "embedding_bytes"):
+        sizes[name] = (0, _MOST_BYTES, [getattr(facts, name)])
+    for name in ("kv_plain_bytes", "kv_window_bytes"):
+        sizes[name] = (0, facts.kv_bytes_per_token, [getattr(facts, name)])
+    for name in ("kv_window_tokens", "kv_state_bytes", "kv_layer_bytes"):
         sizes[name] = (0, _MOST_BYTES, [getattr(facts, name)])
     sizes["kv_plain_layers"] = (0, facts.layers, [facts.kv_plain_layers])
     for name, (least, most, given) in sizes.items():

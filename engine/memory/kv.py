@@ -107,28 +107,44 @@ def kv_host_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 def kv_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Bytes of keys and values on the device.
 
-    Unchanged layers, 16-bit windows, and rows: of all plain layers, or of the one in use and the
-    next. For merged layers, the kept positions, and one more while decoding.
+    States, sliding windows and other unchanged layers; of plain ones 16-bit windows, and rows: of
+    all, or of the one in use and the next. For merged layers, the kept positions, and one more
+    while decoding.
     """
-    token = _kv_layer_token_bytes(config, facts)
     plain, tokens = facts.kv_plain_layers, config.kv.max_tokens
+    token, fixed = _plain_token_bytes(config, facts), _fixed_bytes(config, facts)
+    others = _of_all(config, facts.kv_bytes_per_token - facts.kv_window_bytes) - token * plain
     if config.kv.keep_fraction != 1:
         kept = min(tokens, kept_tokens(config.kv.keep_fraction, tokens) + 1)
         marks = MARK_BYTES * config.batch.count * config.batch.size
-        return token * (facts.layers - plain) * tokens + (token + marks) * plain * kept
+        return fixed + others * tokens + (token + marks) * plain * kept
     moves = _kv_moves(config, facts)
     if config.kv.bits == 16 and not moves:
-        width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
-        return facts.kv_bytes_per_token * width // 2 * tokens * sequences
-    as_they_are = token * (facts.layers - plain) * tokens
+        return fixed + (others + token * plain) * tokens
     windows = token * plain * window_tokens(config.kv.bits, tokens)
     rows = _packed_layer_bytes(config, facts) * (min(2, plain) if moves else plain)
-    return as_they_are + windows + rows
+    return fixed + others * tokens + windows + rows
+
+
+def kv_growing_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """The part of kv_bytes that is proportional to a sequence's tokens, if all is kept at 16 bits
+    on the device."""
+    return kv_bytes(config, facts) - _fixed_bytes(config, facts)
+
+
+def _fixed_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """What does not grow with the tokens of long sequences: states, and windows, which hold a whole
+    chunk of a prompt until the next token."""
+    held = min(config.kv.max_tokens, facts.kv_window_tokens + config.prefill.chunk_tokens)
+    states = facts.kv_state_bytes * config.batch.count * config.batch.size
+    return states + _of_all(config, facts.kv_window_bytes) * held
 
 
 def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Bytes for a layer's keys and values while they are joined, merged, or dequantized."""
-    token = _kv_layer_token_bytes(config, facts)
+    """Bytes for a layer's keys and values while they are joined, merged, dequantized, or made from
+    compressed ones."""
+    layer = facts.kv_layer_bytes or facts.kv_bytes_per_token // max(1, facts.layers)
+    token = _of_all(config, layer)
     growth = token * config.kv.max_tokens * 2
     width = DTYPE_BYTES[config.compute.dtype]
     if config.kv.keep_fraction != 1:
@@ -136,7 +152,7 @@ def kv_growth_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     if config.kv.bits == 16:
         return growth
     slice_tokens = min(config.kv.max_tokens, _KV_SLICE_TOKENS) * config.batch.size
-    channels = facts.kv_bytes_per_token // 2 // max(1, facts.layers)
+    channels = _plain_layer_bytes(facts) // 2
     return growth + slice_tokens * channels // 2 * (_KV_SCRATCH_BYTES + width)
 
 
@@ -150,17 +166,29 @@ def _merge_bytes(config: EngineConfig, facts: ModelFacts, token_float_bytes: int
     return 3 * SCORE_SLICE_BYTES + token_float_bytes * tokens
 
 
-def _kv_layer_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
-    """Bytes of one token of all sequences in one layer, in the compute dtype."""
+def _of_all(config: EngineConfig, sixteen_bytes: int) -> int:
+    """Bytes in the compute dtype, for all sequences, of what one has at 16 bits."""
     width, sequences = DTYPE_BYTES[config.compute.dtype], config.batch.count * config.batch.size
-    return facts.kv_bytes_per_token * width // 2 * sequences // max(1, facts.layers)
+    return sixteen_bytes * width // 2 * sequences
+
+
+def _plain_layer_bytes(facts: ModelFacts) -> int:
+    """Bytes of one token in a plain layer at 16 bits, the mean of all."""
+    if facts.kv_plain_bytes:
+        return facts.kv_plain_bytes // max(1, facts.kv_plain_layers)
+    return facts.kv_bytes_per_token // max(1, facts.layers)
+
+
+def _plain_token_bytes(config: EngineConfig, facts: ModelFacts) -> int:
+    """Bytes of one token of all sequences in a plain layer, in the compute dtype."""
+    return _of_all(config, _plain_layer_bytes(facts))
 
 
 def _packed_layer_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """Bytes of the rows of one plain layer."""
     ratio = packed_ratio(config.kv.bits, DTYPE_BYTES[config.compute.dtype])
     tokens = packed_tokens(config.kv.bits, config.kv.max_tokens)
-    return int(_kv_layer_token_bytes(config, facts) * tokens * ratio)
+    return int(_plain_token_bytes(config, facts) * tokens * ratio)
 
 
 def _kv_moves(config: EngineConfig, facts: ModelFacts) -> bool:

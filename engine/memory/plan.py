@@ -26,6 +26,7 @@ from engine.memory.kv import (
     check_kv,
     check_prefix_cache,
     kv_bytes,
+    kv_growing_bytes,
     kv_growth_bytes,
     prefix_bytes,
 )
@@ -216,7 +217,7 @@ def _elastic_slots(config: EngineConfig, facts: ModelFacts, kind: _Kind, slots: 
     """The number of slots that fit into empty KV memory."""
     if not config.kv.elastic:
         return 0
-    return min(kv_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
+    return min(kv_growing_bytes(config, facts) // kind.record_bytes, kind.experts - slots)
 
 
 def _capacity(config: EngineConfig, kinds: Sequence[_Kind], free_bytes: int) -> int:

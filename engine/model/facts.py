@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import CheckpointError, FamilyError
@@ -10,6 +11,7 @@ from engine.layout.prequantized import prequantized_layout
 from engine.layout.record import record_bytes_table
 from engine.model.config_numbers import CHOSEN
 from engine.model.kv_layers import plain_kv_layers
+from engine.model.kv_shape import KvLayer
 from engine.model.loader import LoadedModel, is_sixteen_bit
 from engine.model.non_expert import can_keep_embeddings_on_host, non_expert_matrices
 from engine.model.tokenizer import has_chat_template, has_tokenizer
@@ -48,7 +50,6 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         parts=parts,
         record_bytes={str(bits): size for bits, size in table.items()},
         expert_bytes={name: size * total for name, size in sizes.items()},
-        kv_bytes_per_token=_kv_bytes_per_token(text),
         predictors=_predictors(model),
         has_tokenizer=has_tokenizer(model.folder),
         has_chat_template=has_chat_template(model.folder),
@@ -58,6 +59,7 @@ def describe(model: LoadedModel, model_id: str, revision: str) -> ModelFacts:
         embedding_bytes=_embedding_bytes(model),
         kv_plain_layers=len(plain_kv_layers(model.model)),
         pieces_16=_pieces_of_an_expert(model),
+        **_kv_sizes(model.kv_layers, text),
     )
 
 
@@ -87,16 +89,34 @@ def _embedding_bytes(model: LoadedModel) -> int:
     return int(model.model.get_input_embeddings().weight.numel()) * 2
 
 
-def _kv_bytes_per_token(text: Any) -> int:
-    """Bytes of keys and values of all layers for one token at 16 bits. An upper bound: layers
-    without attention and latent attention hold less."""
+def _kv_sizes(layers: Sequence[KvLayer], text: Any) -> dict[str, int]:
+    """The facts of keys and values; upper bounds where it is unknown what layers hold."""
+    attended = _attended_bytes(text)
+    if not layers:
+        return {"kv_bytes_per_token": text.num_hidden_layers * attended}
+    plain = [layer.token_elements for layer in layers if layer.plain]
+    windows = [layer for layer in layers if layer.window]
+    largest = max(layer.token_elements for layer in layers)
+    latent = getattr(text, "kv_lora_rank", None)
+    return {
+        "kv_bytes_per_token": 2 * sum(layer.token_elements for layer in layers),
+        "kv_plain_bytes": 2 * sum(plain),
+        "kv_window_bytes": 2 * sum(layer.token_elements for layer in windows),
+        "kv_window_tokens": max((layer.window for layer in windows), default=0),
+        "kv_state_bytes": sum(layer.state_bytes for layer in layers),
+        "kv_layer_bytes": max(2 * largest, attended if latent else 0),
+    }
+
+
+def _attended_bytes(text: Any) -> int:
+    """Bytes of one token's keys and values in one layer at 16 bits, as attention reads them."""
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    latent = getattr(text, "kv_lora_rank", None)
-    if latent:
+    if getattr(text, "kv_lora_rank", None):
         query = getattr(text, "qk_head_dim", None) or head
-        return int(text.num_hidden_layers * text.num_attention_heads * (query + head) * 2)
-    return int(text.num_hidden_layers * heads * head * 2 * 2)
+        value = getattr(text, "v_head_dim", None) or head
+        return int(text.num_attention_heads * (query + value) * 2)
+    return int(heads * head * 2 * 2)
 
 
 def _experts_per_token(model: LoadedModel, text: Any, experts: int) -> int:

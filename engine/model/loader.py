@@ -26,6 +26,7 @@ from engine.layout.prequantized import PrequantizedFormat, PrequantizedName
 from engine.layout.record import GROUP_CHOICES, Part
 from engine.model.checkpoint import Checkpoint
 from engine.model.description import build_meta_model, find_experts, read_config
+from engine.model.kv_shape import KvLayer, kv_layers
 from engine.model.non_expert import quantizable_linears
 from engine.model.safetensors_file import TensorEntry
 from engine.model.sources import ParameterSource, plan_sources
@@ -58,7 +59,8 @@ class LoadedModel:
     """A model without its experts.
 
     prequantized: the format of all experts, None if they are not pre-quantized, or not all alike;
-    linears: the layers that non_expert_bits quantizes, by name, before quantization.
+    linears: the layers that non_expert_bits quantizes, by name, before quantization; kv_layers:
+    what each layer's kv_cache holds, nothing if that is unknown.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class LoadedModel:
     dtype: torch.dtype
     prequantized: PrequantizedFormat | None
     linears: dict[str, nn.Linear]
+    kv_layers: tuple[KvLayer, ...] = ()
 
     def read_expert(self, expert: ExpertId) -> dict[str, torch.Tensor]:
         """One expert's parameters as the module stores them, in the checkpoint's dtype."""
@@ -124,6 +127,7 @@ def load_model(
         _detach_experts(index, name, module, model, sources, folder)
         for index, (name, module) in enumerate(shells)
     )
+    kv_held = kv_layers(model, [layer.experts for layer in layers])
     expert_names = {f"{layer.name}.{part.name}" for layer in layers for part in layer.parts}
     linears = quantizable_linears(model, [layer.router for layer in layers])
     if weights:
@@ -145,7 +149,8 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     prequantized = _prequantized_format(layers, checkpoint)
-    return LoadedModel(folder, checkpoint, config, model, layers, dtype, prequantized, linears)
+    found = folder, checkpoint, config, model, layers, dtype, prequantized, linears
+    return LoadedModel(*found, kv_held)
 
 
 def read_generation_config(model: Any, folder: Path) -> None:
