@@ -263,6 +263,12 @@ class Threads:
         """Each row of x [T, count] over its root mean square, times weight [count] -> out."""
         self._norm(self._context, number, x, weight, tokens, count, epsilon, out)
 
+    def round(
+        self, number: Number, x: int, tokens: int, columns: int, group: int, out: int
+    ) -> None:
+        """x [T, columns] -> out [T, columns], rounded to 8 bits in groups of so many columns."""
+        self._functions["round"](self._context, number, x, tokens, columns, group, out)
+
     def gate(self, gate: Gate, number: Number, g: int, u: int, out: int, count: int) -> None:
         """out[i] = the gate of g[i] and u[i], all float32, rounded to `number`."""
         self._functions["gate"](self._context, ctypes.byref(gate), number, g, u, out, count)

@@ -27,6 +27,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "combine": (None, (_POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 4, _POINTER)),
     "layers": (_LONG, (_POINTER, _POINTER)),
     "norm": (None, (_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, ctypes.c_double, _POINTER)),
+    "round": (None, (_POINTER, _LONG, _POINTER, *[_LONG] * 3, _POINTER)),
     "gate": (None, (_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _LONG)),
     "quantize": (None, (_POINTER, _POINTER, _LONG)),
     "read_seconds": (ctypes.c_double, (_POINTER, _POINTER, _LONG)),

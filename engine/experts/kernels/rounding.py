@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from engine.experts.kernels.native import NUMBERS
+from engine.native import library
+
 ROW_GROUP = 64
 """Columns that share an exponent where the codes have one scale a row."""
 
@@ -20,6 +23,16 @@ _MOST = 127.5 / 128  # a fraction of a power of two from which on 127 is exceede
 def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     """x [T, K], rounded in groups of this many columns, in x's dtype [T, K]. A group with a value
     that is infinite or no number becomes none."""
+    if x.device.type != "cpu" or x.dtype not in NUMBERS or not library.is_available():
+        return rounded_by_torch(x, group)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    library.current().round(NUMBERS[x.dtype], x.data_ptr(), *x.shape, group, out.data_ptr())
+    return out
+
+
+def rounded_by_torch(x: torch.Tensor, group: int) -> torch.Tensor:
+    """As rounded_activations, on any device: the oracle."""
     columns = x.shape[1]
     whole = functional.pad(x.float(), (0, -columns % group)).view(len(x), -1, group)  # [T, G, g]
     most = whole.abs().amax(dim=2, keepdim=True)  # [T, G, 1]

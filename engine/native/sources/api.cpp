@@ -162,6 +162,23 @@ void expertune_norm(void* context, int64_t number, const void* x, const void* we
             reinterpret_cast<uint64_t>(weight), tokens, count, epsilon, static_cast<char*>(out));
 }
 
+// x [T, columns] -> out [T, columns], both contiguous and of `number`: rounded to 8 bits in groups of
+// this many columns.
+void expertune_round(void* context, int64_t number, const void* x, int64_t tokens, int64_t columns,
+                     int64_t group, void* out) {
+  const Flush flush;
+  const int64_t width = columns * (number == 0 ? 4 : 2), step = std::max<int64_t>(1, 4096 / columns);
+  auto& own = *static_cast<Context*>(context);
+  own.pool.each((tokens + step - 1) / step, [&](int64_t item) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(2 * group);
+    for (int64_t token = item * step; token < std::min(tokens, (item + 1) * step); ++token) {
+      own.products.round(static_cast<Number>(number), static_cast<const char*>(x) + token * width,
+                         columns, group, scratch.data(), static_cast<char*>(out) + token * width);
+    }
+  });
+}
+
 // x [T, D] -> logits [T, E], weights [T, K], index [T, K].
 void expertune_route(void* context, const Router* router, const void* x, int64_t number,
                      int64_t tokens, void* logits, void* weights, int64_t* index) {

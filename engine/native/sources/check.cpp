@@ -38,6 +38,8 @@ void expertune_plain(void* context, const Matrix* matrix, const void* record, in
                      int64_t end, void* out, int64_t number);
 void expertune_attend(void* context, const Attention* a, const void* query, const void* keys,
                       const void* values, const float* mask, void* out);
+void expertune_round(void* context, int64_t number, const void* x, int64_t tokens, int64_t columns,
+                     int64_t group, void* out);
 void expertune_norm(void* context, int64_t number, const void* x, const void* weight, int64_t tokens,
                     int64_t count, double epsilon, void* out);
 void expertune_route(void* context, const Router* router, const void* x, int64_t number,
@@ -421,6 +423,21 @@ void check_norm(const Sides& sides, Number number, int64_t tokens, int64_t count
   });
 }
 
+void check_round(const Sides& sides, Number number, int64_t tokens, int64_t count, int64_t group) {
+  const Memory x = some_numbers(tokens * count, number);
+  Memory expected(x.size());
+  const auto kind = static_cast<int64_t>(number);
+  expertune_round(sides.reference, kind, x.at(), tokens, count, group, expected.at());
+  each_side(sides, [&](const Side& side) {
+    Memory found(x.size());
+    expertune_round(side.context, kind, x.at(), tokens, count, group, found.at());
+    int64_t where;
+    if (!same(expected, found, number, &where)) {
+      differs(side, std::string("rounding, ") + kNumberNames[kind], where);
+    }
+  });
+}
+
 // up [2F, D] or [F, D], down [D, F].
 void check_experts(const Sides& sides, int64_t format, int64_t group, int64_t hidden, int64_t width,
                    int64_t form, Number number, int64_t tokens) {
@@ -740,6 +757,7 @@ void check_all(const Sides& sides) {
       }
       for (int64_t tokens : {1, 7}) {
         if (is_next()) check_norm(sides, own, tokens, length);
+        if (is_next()) check_round(sides, own, tokens, length, 16 << below(4));
         if (is_next()) check_combine(sides, own, tokens, length);
         if (is_next()) check_route(sides, own, tokens, length);
       }

@@ -298,6 +298,10 @@ struct Products {
   // added one after the other in float32.
   void (*combine)(Number number, const void* y, const float* weights, int64_t count,
                   int64_t columns, void* out);
+  // x [columns] -> out [columns], both of `number`, rounded to 8 bits in groups of this many columns.
+  // scratch: 2 * group floats.
+  void (*round)(Number number, const void* x, int64_t columns, int64_t group, float* scratch,
+                void* out);
   // Rows first..end of a job. scratch: quantize_scratch(job) floats.
   void (*quantize)(const QuantizeJob& job, int64_t first, int64_t end, float* scratch);
 };

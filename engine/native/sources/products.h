@@ -2,6 +2,7 @@
 // sums that each of them keeps.
 #pragma once
 #include "gate.h"
+#include "rounding.h"
 #include "simd.h"
 
 namespace expertune {

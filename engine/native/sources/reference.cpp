@@ -10,6 +10,7 @@
 #include "fit.h"
 #include "gate.h"
 #include "matrix.h"
+#include "rounding.h"
 
 namespace expertune {
 namespace {
@@ -290,7 +291,7 @@ bool wants_bytes(const Matrix&) { return false; }
 const Products& reference_products() {
   static const Products products = {"reference", rows, wants_pairs, wants_bytes, plain,
                                     gate_rows,   attend, norm, rotate, combine,
-                                    quantize_reference};
+                                    round_row,   quantize_reference};
   return products;
 }
 

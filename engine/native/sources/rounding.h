@@ -27,6 +27,19 @@ static inline float round_group(const float* x, int64_t count, float* q) {
   return from_bits((exponent - 6) << 23);
 }
 
+// x [columns] -> out [columns], both of `number`, in groups of this many columns. scratch: 2 * group.
+static inline void round_row(Number number, const void* x, int64_t columns, int64_t group,
+                             float* scratch, void* out) {
+  float* const values = scratch + group;
+  for (int64_t first = 0; first < columns; first += group) {
+    const int64_t count = group < columns - first ? group : columns - first;
+    read_numbers(x, number, first, count, values);
+    const float scale = round_group(values, count, scratch);
+    for (int64_t i = 0; i < count; ++i) values[i] = scratch[i] * scale;
+    write_numbers(out, number, first, count, values);
+  }
+}
+
 // What is taken from a code before it meets an activation, in whole numbers that are not negative.
 static inline int32_t byte_offset(Format format) {
   return format == Format::kInt8 ? 128 : format == Format::kMxfp4 ? 12 : 8;

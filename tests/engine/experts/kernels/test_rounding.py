@@ -16,7 +16,7 @@ from engine.experts.encoding.codec import RecordFormat, encode, matrix_view
 from engine.experts.kernels.multiplier import Multiplier
 from engine.experts.kernels.native import GROUPS, linear, matrix_of
 from engine.experts.kernels.registry import NO_KERNELS, KernelSupport
-from engine.experts.kernels.rounding import ROW_GROUP, rounded_activations
+from engine.experts.kernels.rounding import ROW_GROUP, rounded_activations, rounded_by_torch
 from engine.layout.record import Part, record_layout
 from engine.memory.plan import complete
 from engine.native.library import is_available
@@ -36,6 +36,29 @@ def encoded(bits: Any, group: int, rows: int, columns: int) -> tuple[RecordForma
     part = Part("w", (rows, columns))
     record = RecordFormat((part,), record_layout((part,), bits, group), torch.bfloat16, "plain")
     return record, encode({"w": noise(1, rows, columns).bfloat16()}, record)
+
+
+@WITH_NATIVE
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    group=st.sampled_from((*GROUPS, ROW_GROUP, 300)),
+    columns=st.integers(1, 300),
+    tokens=st.integers(1, 40),
+    scale=st.integers(-80, 120),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_library_rounds_to_the_same_bits(
+    dtype: torch.dtype, group: int, columns: int, tokens: int, scale: int, seed: int
+) -> None:
+    x = (noise(seed, tokens, columns) * 2.0**scale).to(dtype)
+    x[seed % tokens, seed % columns] = (0.0, -0.0, torch.inf, torch.nan, 1.0)[seed % 5]
+    for given_x in (x, x.repeat(1, 2)[:, :columns]):  # rows that lie apart
+        expected, found = rounded_by_torch(given_x, group), rounded_activations(given_x, group)
+        assert found.is_contiguous()
+        assert found.dtype == dtype
+        assert torch.equal(expected.isnan(), found.isnan())
+        assert torch.equal(expected.nan_to_num(), found.nan_to_num())
 
 
 @given(
