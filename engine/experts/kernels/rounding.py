@@ -27,7 +27,9 @@ def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
         return rounded_by_torch(x, group)
     x = x.contiguous()
     out = torch.empty_like(x)
-    library.current().round(NUMBERS[x.dtype], x.data_ptr(), *x.shape, group, out.data_ptr())
+    tokens, columns = x.shape
+    where = x.data_ptr(), tokens, columns, group, out.data_ptr()
+    library.current().round(NUMBERS[x.dtype], *where)
     return out
 
 
