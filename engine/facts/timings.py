@@ -28,7 +28,7 @@ from engine.native.library import products_name
 
 TIMINGS = DerivedKind(
     "file of timings",
-    2,
+    3,
     "`tune profile --model` measures them again, else they are estimated",
 )
 
