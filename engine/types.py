@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Annotated, Literal, NamedTuple, get_args
 
 Bits = Literal[16, 8, 4, 3, 2]
@@ -97,7 +98,7 @@ def parse_size_bytes(text: str | int) -> int:
             f"'{shown(word)}' is not a size: write a positive number with a unit, "
             f"such as 8GB (10^9 bytes), 8GiB (2^30), 512MB or plain bytes{hint}"
         )
-    size = math.floor(float(match.group(1).replace("_", "")) * unit)
+    size = math.floor(Decimal(match.group(1).replace("_", "")) * unit)
     if size <= 0:
         raise ValueError(
             f"'{shown(word)}' is not a size: it must be above zero, such as 8GB or 512MB"
