@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from engine.model.joined_attention import Own, StructureError
+from engine.model.joined_attention import StructureError
 
 
 class JoinedKv(Cache):  # type: ignore[misc]
@@ -21,7 +21,7 @@ class JoinedKv(Cache):  # type: ignore[misc]
     packs: models of latent attention compute keys and values from what the cache gives them. They
     are given that of all sequences behind one another, as if it were one sequence. Others are given
     back what is new, and the caches are asked one after another while the module attends, so that
-    no more than one micro-batch's keys and values are decoded at a time.
+    keys and values in fewer bits are not decoded for all at once.
 
     Inherits because transformers' models ask for their cache's class. Lengths and kinds of layers
     are those of the first micro-batch.
@@ -30,7 +30,7 @@ class JoinedKv(Cache):  # type: ignore[misc]
     def __init__(self, caches: Sequence[Any], sizes: Sequence[int], *, packs: bool) -> None:
         super().__init__(layers=caches[0].layers)
         self._caches = caches
-        self._sizes = list(sizes)
+        self.sizes = list(sizes)
         self._packs = packs
         self._given: tuple[torch.Tensor, torch.Tensor] | None = None
         self._where: tuple[int, tuple[Any, ...], dict[str, Any]] = 0, (), {}
@@ -61,7 +61,9 @@ class JoinedKv(Cache):  # type: ignore[misc]
             self._given = keys, values
         return self._given
 
-    def each(self, key: torch.Tensor, value: torch.Tensor) -> Iterator[Own]:
+    def each(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """See OwnStates."""
         given, self._given = self._given, None
         if given is None:
@@ -71,25 +73,26 @@ class JoinedKv(Cache):  # type: ignore[misc]
             return
         if key is not given[0] or value is not given[1]:
             raise StructureError("attention changes what its cache has given")
-        for size, (keys, values) in zip(self._sizes, self._updated(key, value), strict=True):
-            yield Own(size, keys, values)
+        yield from self._updated(key, value)
 
     def _updated(
         self, key: torch.Tensor, value: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All keys and values of each micro-batch, with these new ones."""
         number, args, kwargs = self._where
-        parts = (torch.split(states, self._sizes) for states in (key, value))
+        parts = (torch.split(states, self.sizes) for states in (key, value))
         for cache, own_key, own_value in zip(self._caches, *parts, strict=True):
             yield cache.update(own_key, own_value, number, *args, **kwargs)
 
-    def _unpacked(self, key: torch.Tensor, value: torch.Tensor) -> Iterator[Own]:
-        counts = [size * length for size, length in zip(self._sizes, self._lengths, strict=True)]
+    def _unpacked(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        counts = [size * length for size, length in zip(self.sizes, self._lengths, strict=True)]
         if key.shape[2] != sum(counts) or value.shape[2] != sum(counts):
             raise StructureError("attention changes the number of keys that its cache has given")
         parts = (torch.split(states, counts, dim=2) for states in (key, value))
-        for size, own_key, own_value in zip(self._sizes, *parts, strict=True):
-            yield Own(size, _sequences(own_key, size), _sequences(own_value, size))
+        for size, own_key, own_value in zip(self.sizes, *parts, strict=True):
+            yield _sequences(own_key, size), _sequences(own_value, size)
 
 
 def _packed(states: Sequence[torch.Tensor]) -> torch.Tensor:

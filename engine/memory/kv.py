@@ -134,8 +134,11 @@ def kv_growing_bytes(config: EngineConfig, facts: ModelFacts) -> int:
 
 def _fixed_bytes(config: EngineConfig, facts: ModelFacts) -> int:
     """What does not grow with the tokens of long sequences: states, and windows, which hold a whole
-    chunk of a prompt until the next token."""
-    held = min(config.kv.max_tokens, facts.kv_window_tokens + config.prefill.chunk_tokens)
+    chunk of a prompt until the next token. With states a prompt passes in one piece."""
+    tokens = config.kv.max_tokens
+    held = tokens
+    if not facts.kv_state_bytes:
+        held = min(tokens, facts.kv_window_tokens + config.prefill.chunk_tokens)
     states = facts.kv_state_bytes * config.batch.count * config.batch.size
     return states + _of_all(config, facts.kv_window_bytes) * held
 

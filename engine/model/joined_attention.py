@@ -11,11 +11,12 @@ N keys, D head width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from engine.errors import EngineError
@@ -24,20 +25,19 @@ NAME = "expertune_joined"  # without a mask function of that name transformers m
 _PORT = "_expertune_joined"
 
 
-class Own(NamedTuple):
-    """Of one micro-batch: the number of its sequences, keys and values [B, H, N, D]."""
-
-    sequences: int
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
 class OwnStates(Protocol):
-    """Knows the keys and values of each micro-batch."""
+    """Knows the keys and values of each micro-batch. sizes: how many sequences each has."""
 
-    def each(self, key: torch.Tensor, value: torch.Tensor) -> Iterable[Own]:
-        """The micro-batches in their order. key, value: what the module attends to, made from what
-        the cache gave it last. Raises StructureError if that is not known to be theirs."""
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See above."""
+
+    def each(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values [B, H, N, D] of the micro-batches in their order. key, value: what the
+        module attends to, made from what the cache gave it last. Raises StructureError if that is
+        not known to be theirs."""
 
 
 class StructureError(EngineError):
@@ -61,13 +61,13 @@ class JoinedAttention:
         names = {id(c): name for c, name in zip(self._configs, former, strict=True)}
         for module in self._modules:
             object.__setattr__(module, _PORT, (states, names))
-        for config in self._configs:
-            config._attn_implementation = NAME
+        for config in self._configs:  # its setter would set those inside it too
+            config._attn_implementation_internal = NAME
         try:
             yield
         finally:
             for config, name in zip(self._configs, former, strict=True):
-                config._attn_implementation = name
+                config._attn_implementation_internal = name
             for module in self._modules:
                 module.__dict__.pop(_PORT, None)
 
@@ -85,12 +85,22 @@ def _attend(
         raise StructureError("attention is given a mask or a bias that holds for all sequences")
     states, names = module.__dict__[_PORT]
     attend = _attention_named(names[id(module.config)], module)
-    found, first = [], 0
-    for own in states.each(key, value):
-        rows = query[first : first + own.sequences]
-        found.append(attend(module, rows, own.keys, own.values, None, **named)[0])
-        first += own.sequences
+    given = {name: each_own(value, states.sizes) for name, value in named.items()}
+    found = []
+    each = zip(torch.split(query, list(states.sizes)), states.each(key, value), strict=True)
+    for number, (own_query, (own_keys, own_values)) in enumerate(each):
+        own = {name: values[number] for name, values in given.items()}
+        found.append(attend(module, own_query, own_keys, own_values, None, **own)[0])
     return torch.cat(found), None
+
+
+def each_own(value: Any, sizes: Sequence[int]) -> Sequence[Any]:
+    """What each micro-batch of so many rows has of an argument: its rows of a tensor that has one
+    for each of all, the whole of anything else, as of a bias of each expert."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
+        return [value for _ in sizes]
+    has_rows = value.dim() >= 2 and len(value) == sum(sizes)
+    return torch.split(value, list(sizes)) if has_rows else [value for _ in sizes]
 
 
 def _attention_named(name: str, module: Any) -> Callable[..., Any]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from engine.model.trial import TRIAL_FAILURES
+
 _TOKENS = (2, 3)
 _STATE_WIDTH = 4  # bytes: recurrent states are kept in float32
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def kv_layers(model: Any, experts: Sequence[nn.Module]) -> tuple[KvLayer, ...]:
     try:
         with torch.inference_mode(), _without(experts):
             short, long = ([_look(one) for one in _run(model, tokens)] for tokens in _TOKENS)
-    except _FAILURES:
+        return tuple(map(_grown, short, long))
+    except TRIAL_FAILURES:
         return ()
-    return tuple(short) if short == long else ()
 
 
 def _run(model: Any, tokens: int) -> Iterable[Any]:
@@ -60,11 +61,22 @@ def _run(model: Any, tokens: int) -> Iterable[Any]:
 
 def _look(layer: Any) -> KvLayer:
     states = [getattr(layer, name, None) for name in ("keys", "values")]
-    tokens = [one for one in states if isinstance(one, torch.Tensor) and one.dim() == 4]
+    tokens = [one for one in states if isinstance(one, torch.Tensor)]
+    if any(one.dim() != 4 for one in tokens):
+        raise TypeError("keys and values without heads")
     elements = sum(one.numel() // one.shape[2] for one in tokens)
     rest = [one for name, one in vars(layer).items() if name not in ("keys", "values")]
     window = int(layer.sliding_window) if getattr(layer, "is_sliding", False) else 0
     return KvLayer(elements, window, type(layer) is DynamicLayer, sum(map(_floats, rest)))
+
+
+def _grown(short: KvLayer, long: KvLayer) -> KvLayer:
+    """What a layer holds, of what it held after one token more: an index of keys grows too."""
+    more = (long.state_elements - short.state_elements) // (_TOKENS[1] - _TOKENS[0])
+    state = short.state_elements - more * _TOKENS[0]
+    if more < 0 or state < 0 or long.token_elements != short.token_elements:
+        raise ValueError("a cache that shrinks")
+    return replace(short, token_elements=short.token_elements + more, state_elements=state)
 
 
 def _floats(value: Any) -> int:

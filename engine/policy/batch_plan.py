@@ -144,7 +144,8 @@ def _layer_times(
         resident = memory.resident_fraction(facts.moe_layers * experts)
     missing = demanded * (1 - resident)
     each = max(1, round(tokens * chosen / max(1.0, demanded)))
-    passes, entering = (1, tokens) if timings.together else (count, size)
+    joined = timings.together and not config.compute.capture
+    passes, entering = (1, tokens) if joined else (count, size)
     non_expert = passes * (at(timings.non_expert_s, entering) + at(timings.router_s, entering))
     work = (
         non_expert + demanded * at(timings.expert_s[bits], each) + at(timings.layer_s[bits], tokens)

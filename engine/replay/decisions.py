@@ -50,6 +50,7 @@ def decision_key(resolved: Resolved, *, has_host: bool = False) -> str:
     sections = config.to_dict()
     read = {name: sections[name] for name in _READ}
     read["cache"] = {k: v for k, v in read["cache"].items() if k != "expert_bytes"}
+    read["compute"] = {"capture": config.compute.capture}  # micro-batches come in turn
     if config.precision.scheme != "uniform":
         read["precision"] = sections["precision"]
     slots = memory.slots_by_bits or memory.slots

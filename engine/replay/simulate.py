@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config.settings import EngineConfig
 from engine.errors import UsageError
@@ -110,6 +110,8 @@ def replay(
         )
     precision = resolved.config.precision
     profile = at_precision(profile, precision.non_expert_bits, precision.activation_bits)
+    if resolved.config.compute.capture:  # each micro-batch is replayed by itself
+        profile = replace(profile, together=False)
     run = _Run(resolved, facts, trace, profile, history, learned or {}, sorted(warm))
     if not native_clock.is_available():
         return run.timed()

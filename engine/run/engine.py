@@ -310,7 +310,8 @@ class Engine:
         faster = self.live.captured or self.passes.of_batches(len(batches))
         reduced = self._on_cpu and self.model.dtype != torch.float32
         tokens = sum(batch.tokens.numel() for batch in batches)
-        few = self.passes.native_tokens if phase == "decode" else MANY_TOKENS - 1
+        native = self.passes.native_tokens if phase == "decode" else 0
+        few = native or MANY_TOKENS - 1
         try:
             with (
                 torch.inference_mode(),

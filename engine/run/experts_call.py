@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.model.joined_attention import each_own
 from engine.run.on_host import OnHost
 
 
@@ -40,14 +41,7 @@ class GateInput:
             return [None for _ in self.sizes]
         arguments, keywords = self.called_with
         given, names = [*arguments, *keywords.values()], tuple(keywords)
-        columns = [_rows_of_each(value, self.sizes) for value in given]
+        columns = [each_own(value, self.sizes) for value in given]
         own = zip(*columns, strict=True) if given else [() for _ in self.sizes]
         count = len(arguments)
         return [(one[:count], dict(zip(names, one[count:], strict=True))) for one in own]
-
-
-def _rows_of_each(value: Any, sizes: Sequence[int]) -> Sequence[Any]:
-    """The rows of each micro-batch if this has one for each token, else itself."""
-    if isinstance(value, torch.Tensor) and value.dim() and len(value) == sum(sizes):
-        return torch.split(value, list(sizes))
-    return [value for _ in sizes]

@@ -21,27 +21,16 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from engine.experts.kernels.gemm import all_cores, single_token_products
 from engine.kv_cache.joined_kv import JoinedKv
-from engine.kv_cache.merged_layer import MergedLayer
 from engine.model.hook import ExpertsPort, answered_by, redirected
 from engine.model.joined_attention import JoinedAttention, StructureError
 from engine.model.loader import LoadedModel
+from engine.model.trial import TRIAL_FAILURES
 from engine.run.experts_call import ExpertsCall, GateInput
 from engine.run.moe_layers import ExpertsRuntime
 
 _SIZES, _PROMPTS = (1, 2), (3, 7)  # sequences of the trial's micro-batches, and their tokens
-_VARYING = ("dynamic", "longrope")  # angles that depend on how long the longest sequence is
 _KNOWN_LAYERS = ("full_attention", "sliding_attention")
 _ROUNDING = 0.1  # of a tensor's norm: products of more tokens add in another order
-_FAILURES = (
-    StructureError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-)
-
 logger = logging.getLogger(__name__)
 
 
@@ -61,11 +50,20 @@ class JoinedPass:
         it does: a product for the tokens of all sequences is none of its own."""
         if not _looks_usual(model.model):
             return None
-        for packs in (False, True):
-            found = cls(model, packs=packs)
-            if found._agrees(0.0 if exact and not packs else _ROUNDING):
-                return found
-        return None
+        try:
+            return cls._tried(model, 0.0 if exact else _ROUNDING)
+        except (StructureError, *TRIAL_FAILURES) as error:
+            logger.debug("sequences do not decode together: %s", error)
+            return None
+
+    @classmethod
+    def _tried(cls, model: LoadedModel, tolerance: float) -> JoinedPass | None:
+        try:
+            found = cls(model, packs=False)
+            return found if found._agrees(tolerance) else None
+        except StructureError:
+            found = cls(model, packs=True)
+            return found if found._agrees(_ROUNDING) else None
 
     def logits(
         self,
@@ -76,17 +74,13 @@ class JoinedPass:
         """See DecodePass."""
         if len(tokens) < 2 or runtime is None or any(batch.shape[1] != 1 for batch in tokens):
             return None
-        if any(cache is None for cache in caches) or not self._can_pack(caches[0]):
+        if any(cache is None for cache in caches):
             return None
         port = _JoinedPort(runtime, [len(batch) for batch in tokens])
         # what is packed has as many rows as there are tokens so far
         cores = all_cores(self._packs and tokens[0].device.type == "cpu")
         with redirected(self._model, port), single_token_products(False), cores:
             return self._forward(tokens, caches)
-
-    def _can_pack(self, cache: Any) -> bool:
-        """Merged layers watch the attention of what they gave last."""
-        return not self._packs or not any(type(one) is MergedLayer for one in cache.layers)
 
     def over(self, model: LoadedModel) -> JoinedPass:
         """The pass of the same model with other weights."""
@@ -113,22 +107,18 @@ class JoinedPass:
         same keys and values as the model's own forward of each micro-batch, within this part of
         each tensor's norm."""
         own, alone, together = self._model, _Listener(), _Listener()
-        try:
-            with torch.inference_mode():
-                caches = self._read_prompts()
-                ways = caches, copy.deepcopy(caches)
-                tokens = [torch.arange(5, 5 + size)[:, None] for size in _SIZES]
-                expected = []
-                with _answered(own, alone):
-                    for one, cache in zip(tokens, caches, strict=True):
-                        with single_token_products(len(one) == 1 and own.dtype != torch.float32):
-                            output = own.model(input_ids=one, cache=cache, use_cache=True)
-                        expected.append(output.logits)
-                with _answered(own, together):
-                    found = self._forward(tokens, ways[1])
-        except _FAILURES as error:
-            logger.debug("sequences do not decode together: %s", error)
-            return False
+        with torch.inference_mode():
+            caches = self._read_prompts()
+            ways = caches, copy.deepcopy(caches)
+            tokens = [torch.arange(5, 5 + size)[:, None] for size in _SIZES]
+            expected = []
+            with _answered(own, alone):
+                for one, cache in zip(tokens, caches, strict=True):
+                    with single_token_products(len(one) == 1 and own.dtype != torch.float32):
+                        output = own.model(input_ids=one, cache=cache, use_cache=True)
+                    expected.append(output.logits)
+            with _answered(own, together):
+                found = self._forward(tokens, ways[1])
         layers = len(together.asked)
         if not layers or len(alone.asked) != layers * len(_SIZES):
             return False
@@ -176,7 +166,9 @@ class _JoinedPort:
         """The experts of all micro-batches, [T, D]."""
         entered, self._entered = self._entered, None
         call = ExpertsCall(layer, hidden, index, weights)
-        return self._runtime.joined(GateInput(self._sizes, entered), call)
+        out = self._runtime.joined(GateInput(self._sizes, entered), call)
+        self._entered = None  # predictions ask routers too
+        return out
 
 
 class _Listener:
@@ -220,11 +212,19 @@ def _looks_usual(model: Any) -> bool:
     layers = DynamicCache(config=model.config).layers
     if any(type(one) not in (DynamicLayer, DynamicSlidingWindowLayer) for one in layers):
         return False
-    kinds_of_angles = (getattr(module, "rope_type", None) for module in model.modules())
-    return len(layers) > 0 and not any(kind in _VARYING for kind in kinds_of_angles)
+    return len(layers) > 0 and not any(map(_varies, model.modules()))
 
 
-def _alike(expected: torch.Tensor, found: torch.Tensor, tolerance: float) -> bool:
+def _varies(module: Any) -> bool:
+    """Whether its angles depend on how long the longest sequence is."""
+    found = getattr(module, "rope_type", None)
+    kinds = found.values() if isinstance(found, dict) else [found]  # of kinds of layers
+    return any("dynamic" in str(kind) or kind == "longrope" for kind in kinds)
+
+
+def _alike(expected: Any, found: Any, tolerance: float) -> bool:
+    if expected is None or found is None:  # a layer that is never asked
+        return expected is found
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return False
     if not tolerance:

@@ -1,4 +1,4 @@
-"""Micro-batches that pass the model at once: decoded tokens natively as one, others as greenlets.
+"""Micro-batches that pass the model at once: decoded tokens in one pass, others as greenlets.
 
 Each greenlet runs the model's own forward, and the hub computes their experts.
 """

@@ -24,6 +24,7 @@ from engine.kv_cache.growing_layer import GrowingLayer
 from engine.model.hook import answered_by, port_of
 from engine.model.loader import LoadedModel, MoeLayer
 from engine.model.native_attention import epsilon_of, has_native_norm
+from engine.model.trial import TRIAL_FAILURES
 from engine.native import library
 from engine.native.values import Front
 from engine.run.experts_call import ExpertsCall, GateInput
@@ -39,7 +40,6 @@ from engine.run.native_step import (
 
 _SEQUENCES, _CONTEXT_TOKENS = 2, 5  # of the trial
 _ANGLES = 64  # of positions that are computed at once
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class NativePass:
                     expected = own(input_ids=tokens, cache=caches[0], use_cache=True).logits
                 with _answered(model, ports[1]):
                     found = self.logits([tokens], [caches[1]])
-        except _FAILURES:
+        except TRIAL_FAILURES:
             return False
         states = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
         return _same(([expected], states[0], ports[0].asked), (found, states[1], ports[1].asked))

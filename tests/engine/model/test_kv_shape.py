@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.model.kv_shape import KvLayer, kv_layers
 from engine.model.loader import load_model
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
-from tests.engine.families import COMMON, each_family, save_tiny
+from tests.engine.families import COMMON, EXTRA, each_family, save_tiny
 
 PLAIN = KvLayer(64, plain=True)  # two heads of 16, keys and values
 WINDOW = KvLayer(64, window=8)
@@ -100,6 +101,21 @@ def test_only_what_grows_with_tokens_is_lent_to_experts(tmp_path: Path) -> None:
     config, _ = resolve(EngineConfig().overlay(settings), facts)
     assert kv_growing_bytes(config, facts) == 1000 * 64 * 2
     assert kv_bytes(config, facts) == (1000 + 2 * (8 + 16)) * 64 * 2
+
+
+def test_windows_beside_states_hold_a_whole_prompt(tmp_path: Path) -> None:
+    facts = describe(load_model(save_tiny("gpt_oss", tmp_path), torch.bfloat16), "m", "local")
+    facts = replace(facts, kv_state_bytes=100)
+    settings = {"kv.max_tokens": 1000, "prefill.chunk_tokens": 16}
+    config, _ = resolve(EngineConfig().overlay(settings), facts)
+    assert kv_bytes(config, facts) == 3 * 1000 * 64 * 2 + 100
+
+
+def test_an_index_of_keys_is_counted_with_them(tmp_path: Path) -> None:
+    sizes = {**EXTRA["deepseek_v3"], "index_topk": 8, "index_n_heads": 2, "index_head_dim": 16}
+    folder = save_tiny("deepseek_v32", tmp_path, **sizes)
+    model = load_model(folder, torch.bfloat16, weights=False)
+    assert {layer.token_elements for layer in model.kv_layers} == {16 + 8 + 16}
 
 
 def test_a_model_that_runs_only_with_numbers_is_unknown(tmp_path: Path) -> None:
