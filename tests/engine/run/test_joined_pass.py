@@ -303,7 +303,8 @@ def test_angles_of_one_kind_of_layers_that_depend_on_the_longest_sequence(tmp_pa
     usual = {"rope_type": "default", "rope_theta": 10000.0}
     varying = {**usual, "rope_type": "dynamic", "factor": 4.0}
     kinds = ["full_attention", "sliding_attention", "full_attention"]
-    sizes = {"num_experts": 8, "head_dim": 16, "sliding_window": 8, "layer_types": kinds}
+    sizes: dict[str, Any] = {"num_experts": 8, "head_dim": 16, "sliding_window": 8}
+    sizes["layer_types"] = kinds
     for full, joins in ((usual, True), (varying, False)):
         angles = {"full_attention": full, "sliding_attention": usual}
         folder = save_tiny("laguna", tmp_path / str(joins), **sizes, rope_parameters=angles)
