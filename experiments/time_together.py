@@ -19,7 +19,7 @@ import torch
 import typer
 
 from engine.config.settings import EngineConfig
-from engine.device.cpu import CpuDevice
+from engine.device.registry import open_device
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from tuner.folders import cache_folder
@@ -35,9 +35,10 @@ def main(
     activation_bits: int = 16,
     cache: Annotated[str, typer.Option(help="cache.expert_bytes")] = "100%",
     rounds: int = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0 or any device of torch")] = "cpu",
 ) -> None:
     """Compare."""
-    engine = Engine(model, CpuDevice(), cache_folder())
+    engine = Engine(model, open_device(device), cache_folder())
     print("| sequences | together, tokens/s | one after another | times as fast |")
     print("| --- | --- | --- | --- |")
     for count in map(int, counts.split(",")):

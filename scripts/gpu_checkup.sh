@@ -3,8 +3,8 @@
 #
 # It runs, on the device named by DEVICE (default cuda:0): parity with transformers, the budgets of the
 # hot path, the Triton programs against plain torch, the tests that need an accelerator, the same under
-# compute-sanitizer where that is installed, captured beside eager decoding (the tests compare their
-# logits), a study of the demo model and one of a twin with wider experts, each of at most STUDY_TIME
+# compute-sanitizer where that is installed, captured beside eager decoding and sequences together beside
+# one after another (the tests compare their logits), a study of the demo model and one of a twin with wider experts, each of at most STUDY_TIME
 # (default 10m). Everything it writes lies in FOLDER (default ./gpu-checkup); an earlier report there is
 # replaced. Takes about half an hour. A step that fails does not stop the others; the exit code is the
 # number of steps that failed.
@@ -91,6 +91,8 @@ step "demo verify" tune verify "$FOLDER/demo.yaml"
 twin=$FOLDER/twin
 [ -e "$twin/config.json" ] ||
   step "make twin" "$PYTHON" scripts/widen_model.py studies/demo/model "$twin" --hidden 8 --expert 8
+step "sequences together" "$PYTHON" -m experiments.run time_together "$twin" --device "$DEVICE" \
+  --counts 4,16 --non-expert-bits 16
 step "twin study" tune --model "$twin" --device "$DEVICE" --vram 2GB --timeout "$STUDY_TIME" \
   --study gpu-twin --output "$FOLDER/twin.yaml"
 step "twin result" tune show gpu-twin

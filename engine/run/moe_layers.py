@@ -130,6 +130,7 @@ class ExpertsRuntime:
 
     def end_pass(self) -> None:
         """End the forward pass."""
+        self._copies.pass_ended()
         self._residency.end_pass()
 
     # ExpertsPort -------------------------------------------------------------------------------

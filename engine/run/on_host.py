@@ -76,6 +76,13 @@ class HostCopies:
         if not self._device.is_host_memory:
             self._experts_done = self._device.timestamp()
 
+    def pass_ended(self) -> None:
+        """All of a pass is queued. Whoever reads its logits waits for the device anyway; here the
+        time is known to be the device's."""
+        if not self._device.is_host_memory:
+            self._wait(self._device.timestamp())
+            self._experts_done = None
+
     def _wait(self, copied: Event) -> None:
         before = self._clock.switch("non_expert")
         earlier_s = self._clock.seconds["non_expert"]

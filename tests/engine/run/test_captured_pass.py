@@ -202,7 +202,7 @@ def test_what_a_router_was_given_stays_readable(folder: Path, tmp_path: Path) ->
     assert all(map(np.array_equal, captured, eager))
 
 
-def test_a_token_runs_no_python_of_the_model_and_the_host_waits_once_a_layer(
+def test_a_token_runs_no_python_of_the_model_and_the_host_waits_once_a_layer_and_at_its_end(
     folder: Path, tmp_path: Path
 ) -> None:
     device = CapturingDevice(RecordingCapturer())
@@ -213,7 +213,7 @@ def test_a_token_runs_no_python_of_the_model_and_the_host_waits_once_a_layer(
         with mock.patch.object(engine.model.model, "forward", side_effect=AssertionError):
             batch.tokens = torch.tensor([[5]])
             engine.forward([batch], "decode")
-        assert device.waits == engine.facts.moe_layers
+        assert device.waits == engine.facts.moe_layers + 1  # and for the logits
 
 
 def test_a_length_that_the_host_knows_is_found(folder: Path, tmp_path: Path) -> None:

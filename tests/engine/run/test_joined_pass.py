@@ -15,6 +15,7 @@ from torch import nn
 from engine.config.settings import EngineConfig
 from engine.device.base import Device
 from engine.device.cpu import CpuDevice
+from engine.device.registry import open_device
 from engine.kv_cache.joined_kv import JoinedKv
 from engine.model.joined_attention import StructureError
 from engine.model.loader import load_model
@@ -231,6 +232,33 @@ def test_on_an_accelerator_the_host_waits_once_a_layer_for_all(
     layers = len(load_model(folder, torch.float32).layers)
     assert len(waits) == layers * (2 * 3 + len(TOKENS) * (1 + 3))
     assert same(pair, 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
+def test_on_a_card(
+    family: str,
+    dtype: str,
+    tolerance: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: list[int],
+) -> None:
+    folder = save_tiny(family, tmp_path / "model")
+    values: dict[str, Any] = {"compute.dtype": dtype, "kernel.name": "dequantize"}
+    pair = []
+    for joins in (True, False):
+        device = open_device("auto")
+        if device.torch_device.type == "cpu":
+            pytest.skip("there is no accelerator")
+        with monkeypatch.context() as patch:
+            if not joins:
+                patch.setattr(JoinedPass, "of", lambda model, exact: None)
+            found, _ = run(folder, tmp_path / "a", device=device, **values)
+        pair.append([one.float().cpu() for one in found])
+    assert calls.count(3) == len(TOKENS)
+    assert same(pair, tolerance)
 
 
 def test_it_is_known_before_a_study_and_a_profile(tmp_path: Path, on_card: None) -> None:
