@@ -97,8 +97,8 @@ void run_experts(Context& context, const Experts& spec, const uint64_t* records,
           gate = up;
         }
         context.products.gate(spec.gate, number, gate, up, h.data(), count);
-        read_numbers(h.data(), Number::kFloat32, 0, count, h.data());
-        scratch.hidden.put(expert.first + start + token, first, count, h.data());
+        scratch.hidden.put(context.products, expert.first + start + token, first, count, h.data(),
+                           Number::kFloat32, 0);
       }
     }
   });

@@ -268,6 +268,20 @@ static inline void write_numbers(void* at, Number number, int64_t index, int64_t
   }
 }
 
+// Where one token's activations go.
+struct Arranged {
+  Order order;
+  int64_t rounded;  // columns that are rounded together; 0: none are
+  bool nibbles;     // two codes lie in a byte
+  int32_t offset;   // byte_offset of the codes
+  float* values;    // null if there are pairs or bytes
+  uint16_t* pairs;
+  int8_t* bytes;
+  int32_t* starts;
+  float* steps;
+  float* eights;    // sums of eight columns; null: nobody needs them
+};
+
 // The products of one instruction set.
 struct Products {
   const char* name;
@@ -298,6 +312,10 @@ struct Products {
   // added one after the other in float32.
   void (*combine)(Number number, const void* y, const float* weights, int64_t count,
                   int64_t columns, void* out);
+  // count numbers of x from `index` on become the columns from `first` on: a multiple of 8, and of the
+  // columns that are rounded together. So is count, but at the end of a row.
+  void (*arrange)(const Arranged& to, Number number, const void* x, int64_t index, int64_t first,
+                  int64_t count);
   // x [columns] -> out [columns], both of `number`, rounded to 8 bits in groups of this many columns.
   // scratch: 2 * group floats.
   void (*round)(Number number, const void* x, int64_t columns, int64_t group, float* scratch,

@@ -2,8 +2,9 @@
 // sums that each of them keeps.
 #pragma once
 #include "gate.h"
-#include "rounding.h"
 #include "simd.h"
+
+#include "arrange.h"
 
 namespace expertune {
 namespace {

@@ -11,7 +11,7 @@ namespace expertune {
 const Products* avx512_products() {
 #if defined(EXPERTUNE_AVX512)
   static const Products products = {"avx512", rows, wants_pairs, wants_bytes, plain, gate_rows, attend,
-                                    norm, rotate, combine, round_row, quantize};
+                                    norm, rotate, combine, arrange, round_row, quantize};
   return &products;
 #else
   return nullptr;

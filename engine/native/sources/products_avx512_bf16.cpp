@@ -12,7 +12,7 @@ namespace expertune {
 const Products* avx512_bf16_products() {
 #if defined(EXPERTUNE_BF16)
   static const Products products = {"avx512_bf16", rows, wants_pairs, wants_bytes, plain, gate_rows, attend,
-                                    norm, rotate, combine, round_row, quantize};
+                                    norm, rotate, combine, arrange, round_row, quantize};
   return &products;
 #else
   return nullptr;

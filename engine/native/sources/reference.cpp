@@ -7,10 +7,10 @@
 #include <cmath>
 #include <vector>
 
+#include "arrange.h"
 #include "fit.h"
 #include "gate.h"
 #include "matrix.h"
-#include "rounding.h"
 
 namespace expertune {
 namespace {
@@ -291,7 +291,7 @@ bool wants_bytes(const Matrix&) { return false; }
 const Products& reference_products() {
   static const Products products = {"reference", rows, wants_pairs, wants_bytes, plain,
                                     gate_rows,   attend, norm, rotate, combine,
-                                    round_row,   quantize_reference};
+                                    arrange,     round_row, quantize_reference};
   return products;
 }
 

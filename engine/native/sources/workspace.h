@@ -1,6 +1,7 @@
 // Threads with an instruction set, activations prepared for its products, and what they share.
 #pragma once
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "matrix.h"
@@ -9,6 +10,23 @@
 
 namespace expertune {
 namespace {
+
+// Numbers that begin with a cache line: what lies over two is loaded twice.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* at, size_t) { ::operator delete(at, kLine); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+
+template <class T>
+using Lines = std::vector<T, LineAllocator<T>>;
 
 struct Context {
   Context(int threads, int spin_us, const Products& chosen) : pool(threads, spin_us), products(chosen) {}
@@ -88,133 +106,43 @@ class Workspace {
 
   const Prepared& prepared() const { return prepared_; }
 
-  // Columns first..first + count of a token. first: a multiple of 8, and of the columns that are
-  // rounded together; so is count, but at the end.
-  void put(int64_t token, int64_t first, int64_t count, const float* x) {
-    if (rounded_ == 0) {
-      if (group_ != 0) put_eights(token, first, count, x);
-      return put_values(token, first, count, x);
-    }
-    float q[kMostRounded], rounded[kMostRounded];
-    for (int64_t start = 0; start < count; start += rounded_) {
-      const int64_t own = std::min(rounded_, count - start);
-      const float step = round_group(x + start, own, q);
-      steps_[token * prepared_.steps_width + (first + start) / rounded_] = step;
-      for (int64_t i = 0; i < own; ++i) rounded[i] = q[i] * step;
-      if (group_ != 0) put_eights(token, first + start, own, rounded);
-      if (prepared_.bytes != nullptr) put_bytes(token, first + start, own, q);
-      else put_values(token, first + start, own, q);
-    }
+  // count numbers of x from `index` on, as the columns of a token from `first` on: see
+  // Products::arrange.
+  void put(const Products& products, int64_t token, int64_t first, int64_t count, const void* x,
+           Number number, int64_t index) {
+    const int64_t at = token * prepared_.width;
+    const Arranged to = {order_, rounded_, nibbles_, offset_,
+                         prepared_.values ? values_.data() + at : nullptr,
+                         prepared_.pairs ? pairs_.data() + at : nullptr,
+                         prepared_.bytes ? bytes_.data() + at : nullptr,
+                         prepared_.bytes ? starts_.data() + token * prepared_.blocks * kLanes : nullptr,
+                         steps_.data() + token * prepared_.steps_width,
+                         group_ != 0 ? eights_.data() + at / 8 : nullptr};
+    products.arrange(to, number, x, index, first, count);
   }
 
  private:
-  static constexpr int64_t kMostRounded = 128;
-
-  // Bytes of a lane's columns: of 8 those with even numbers, then the others, where two codes lie in
-  // a byte, else the first four, then the others; of 4 as they come.
-  void put_bytes(int64_t token, int64_t first, int64_t count, const float* q) {
-    if (order_ == Order::kQuads64) put_lanes<4, false>(token, first, count, q);
-    else if (nibbles_) put_lanes<8, true>(token, first, count, q);
-    else put_lanes<8, false>(token, first, count, q);
-  }
-
-  template <int EACH, bool NIBBLES>
-  void put_lanes(int64_t token, int64_t first, int64_t count, const float* q) {
-    int8_t* bytes = bytes_.data() + token * prepared_.width;
-    int32_t* starts = starts_.data() + token * prepared_.blocks * kLanes;
-    for (int64_t start = 0; start < count; start += EACH) {
-      const int64_t lane = (first + start) / EACH;
-      int8_t* into = bytes + lane / kLanes * EACH * kLanes + lane % kLanes * 4;
-      int32_t own[EACH] = {}, sum = 0;
-      for (int i = 0; i < EACH && start + i < count; ++i) own[i] = static_cast<int32_t>(q[start + i]);
-      for (int i = 0; i < EACH; ++i) {
-        const int half = NIBBLES ? i % 2 : i / 4, place = NIBBLES ? i / 2 : i % 4;
-        into[half * 64 + place] = static_cast<int8_t>(own[i]);
-        sum += own[i];
-      }
-      starts[lane] = -offset_ * sum;
-    }
-  }
-
-  void put_values(int64_t token, int64_t first, int64_t count, const float* x) {
-    float* values = prepared_.pairs ? nullptr : values_.data() + token * prepared_.width;
-    uint16_t* pairs = prepared_.pairs ? pairs_.data() + token * prepared_.width : nullptr;
-    switch (order_) {
-      case Order::kPacked128: return put_packed(first, count, x, values, pairs);
-      case Order::kQuads64:
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t column = first + i, within = column % 64;
-          values[column - within + within % 4 * kLanes + within / 4] = x[i];
-        }
-        return;
-      case Order::kPairs32:
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t column = first + i, within = column % 32;
-          if (pairs) pairs[column] = to_bf16(x[i]);
-          else values[column - within + (1 - within % 2) * kLanes + within / 2] = x[i];
-        }
-        return;
-      default: std::copy(x, x + count, values + first);
-    }
-  }
-
-  // Sums of eight columns, which groups are made of.
-  void put_eights(int64_t token, int64_t first, int64_t count, const float* x) {
-    for (int64_t start = 0; start < count; start += 8) {
-      float sum = 0;
-      for (int step = 0; step < 8; ++step) {
-        const int64_t i = start + kStepOfPacked[step];
-        sum += i < count ? x[i] : 0.0f;
-      }
-      eights_[(token * prepared_.width + first + start) / 8] = sum;
-    }
-  }
-
-  static void put_packed(int64_t first, int64_t count, const float* x, float* values,
-                         uint16_t* pairs) {
-    for (int64_t start = 0; start < count; start += 8) {
-      float eight[8] = {};
-      std::copy(x + start, x + std::min(start + 8, count), eight);
-      const int64_t column = first + start, block = column / kPackedColumns;
-      const int64_t lane = column % kPackedColumns / 8, base = block * kPackedColumns;
-      if (pairs) {  // products of pairs read nothing else
-        for (int code = 0; code < 4; ++code) {
-          uint16_t* pair = pairs + base + code * 2 * kLanes + 2 * lane;
-          pair[0] = to_bf16(eight[code]);
-          pair[1] = to_bf16(eight[code + 4]);
-        }
-        continue;
-      }
-      for (int step = 0; step < 8; ++step) {
-        values[base + step * kLanes + lane] = eight[kStepOfPacked[step]];
-      }
-    }
-  }
-
   Order order_ = Order::kPlain;
   int64_t columns_ = 0;
   Prepared prepared_ = {};
-  std::vector<float> values_;
-  std::vector<uint16_t> pairs_;
+  Lines<float> values_;
+  Lines<uint16_t> pairs_;
   int64_t group_ = 0;
-  std::vector<float> eights_;  // sums of eight columns
-  std::vector<float> sums_;
+  Lines<float> eights_;  // sums of eight columns
+  Lines<float> sums_;
   int64_t rounded_ = 0;
   int32_t offset_ = 0;
   bool nibbles_ = false;
-  std::vector<int8_t> bytes_;
-  std::vector<int32_t> starts_;
-  std::vector<float> steps_;
+  Lines<int8_t> bytes_;
+  Lines<int32_t> starts_;
+  Lines<float> steps_;
 };
 
 void fill(Context& context, Workspace& into, const Matrix& matrix, const void* x, Number number,
           int64_t tokens, int64_t stride) {
   into.shape(context.products, matrix, number, tokens);
   auto one = [&](int64_t token) {
-    thread_local std::vector<float> row;
-    row.resize(matrix.columns);
-    read_numbers(x, number, token * stride, matrix.columns, row.data());
-    into.put(token, 0, matrix.columns, row.data());
+    into.put(context.products, token, 0, matrix.columns, x, number, token * stride);
     into.sum_groups(token);
   };
   if (tokens < 4) {
