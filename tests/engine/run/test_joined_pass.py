@@ -20,7 +20,7 @@ from engine.kv_cache.joined_kv import JoinedKv
 from engine.model.joined_attention import StructureError
 from engine.model.loader import load_model
 from engine.native import library
-from engine.policy.events import Need, PassStart, Routing
+from engine.policy.events import Need
 from engine.run.engine import Engine
 from engine.run.joined_pass import JoinedPass
 from engine.run.micro_batch import MicroBatch
@@ -28,35 +28,13 @@ from engine.run.native_pass import NativePass
 from engine.run.on_host import HostCopies
 from tests.engine.families import EXTRA, each_family, save_tiny
 from tests.fakes.checked_device import CheckedDevice
+from tests.fakes.listener import Listener
 
 LATENT = ("deepseek_v2", "deepseek_v3")  # keys and values of all sequences from one product
 ROUNDED = 0.04  # bf16
 NOT_JOINED = ("granitemoehybrid", "jamba", "minimax", "qwen3_next")  # recurrent states
 TOKENS = (5, 9, 11, 3)
 LENGTHS = (12, 7, 3)
-
-
-class Listener:
-    """Records every event as values."""
-
-    def __init__(self, needs: frozenset[Need] = frozenset()) -> None:
-        self.needs = needs
-        self.events: list[Any] = []
-
-    def begin_sequences(self) -> None:
-        self.events.append("sequences")
-
-    def begin_pass(self, start: PassStart) -> None:
-        self.events.append((start.phase, start.tokens))
-
-    def gate_entered(self, layer: int, micro_batch: int, view: Any) -> None:
-        self.events.append((layer, micro_batch, view.gate_input().tolist()))
-
-    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        values = [
-            None if v is None else v.tolist() for v in (routing.weights, routing.probabilities)
-        ]
-        self.events.append((layer, micro_batch, routing.experts, *values))
 
 
 def run(

@@ -16,11 +16,12 @@ from engine.config.settings import EngineConfig
 from engine.device.cpu import CpuDevice
 from engine.native.library import Threads
 from engine.native.values import Layers
-from engine.policy.events import Need, PassStart, Routing
+from engine.policy.events import Need
 from engine.run.engine import Engine
 from engine.run.micro_batch import MicroBatch
 from engine.run.native_pass import NativePass
 from tests.engine.families import COMMON, each_family, save_tiny
+from tests.fakes.listener import Listener
 from tests.requirements import require_native
 
 require_native()
@@ -29,29 +30,6 @@ WITH_ROUTERS = ("mixtral", "olmoe", "qwen3_moe")
 WITH_OWN_BLOCKS = ("dots1", "glm4_moe", "qwen2_moe")  # shared experts, other routers
 RECORD_BYTES = 12288  # of an expert at 4 bits
 TOKENS = (5, 9, 11, 3, 60, 2)
-
-
-class Listener:
-    """Records every event as values."""
-
-    def __init__(self, needs: frozenset[Need] = frozenset()) -> None:
-        self.needs = needs
-        self.events: list[Any] = []
-
-    def begin_sequences(self) -> None:
-        self.events.append("sequences")
-
-    def begin_pass(self, start: PassStart) -> None:
-        self.events.append((start.phase, start.tokens))
-
-    def gate_entered(self, layer: int, micro_batch: int, view: Any) -> None:
-        self.events.append((layer, micro_batch, view.gate_input().tolist()))
-
-    def routed(self, layer: int, micro_batch: int, routing: Routing) -> None:
-        values = [
-            None if v is None else v.tolist() for v in (routing.weights, routing.probabilities)
-        ]
-        self.events.append((layer, micro_batch, routing.experts, *values))
 
 
 def run(
