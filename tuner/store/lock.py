@@ -97,11 +97,13 @@ class _AdvisoryLock:
         self._engine = sa.create_engine(parsed, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
         self._session = self._connection.execute(sa.text(_OWN)).one()
+        self._holds = False
 
     def take(self) -> bool:
         """Whether this connection holds the lock now."""
         taking = sa.text("SELECT pg_try_advisory_lock(:key)")
-        return bool(self._connection.scalar(taking, {"key": self._key}))
+        self._holds = bool(self._connection.scalar(taking, {"key": self._key}))
+        return self._holds
 
     def is_kept(self) -> bool:
         """Whether the lock is still held, or could be taken again over a new connection."""
@@ -112,7 +114,11 @@ class _AdvisoryLock:
         return True
 
     def close(self) -> None:
-        """Gives the lock back; one whose connection is gone is given back already."""
+        """Gives the lock back at once, where a closed connection's is given back some time later;
+        one whose connection is gone is given back already."""
+        if self._holds:
+            with contextlib.suppress(exc.SQLAlchemyError):
+                self._connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
         with contextlib.suppress(exc.SQLAlchemyError):
             self._connection.close()
 
