@@ -118,7 +118,7 @@ class _AdvisoryLock:
         one whose connection is gone is given back already."""
         if self._holds:
             with contextlib.suppress(exc.SQLAlchemyError):
-                self._connection.execute(sa.text("SELECT pg_advisory_unlock_all()"))
+                self._connection.scalar(sa.text("SELECT pg_advisory_unlock_all()"))
         with contextlib.suppress(exc.SQLAlchemyError):
             self._connection.close()
 
